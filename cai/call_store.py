@@ -1,0 +1,169 @@
+"""The call store: every model call's result, keyed by its content, committed to SQLite as it arrives.
+
+This is the only progress state of a run. Calls are keyed by a hash of the model's fingerprint and the full request (text, sampling,
+the item's own seed), so to resume is to run again, and an edited principle repeats only the calls whose text changed. One store
+serves a whole workspace; any number of processes may share it (WAL).
+
+Commits are grouped: replies that arrive together (one model batch) become one transaction, and `put` returns when it is on disk.
+That is also what makes a resumed run identical to a calm one: the local model forms batches from what is pending when nothing
+else can move, so the batches depend only on which calls are in the store, and a batch is in the store whole or not at all.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cai.errors import StoreError
+
+T = TypeVar("T")
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 60.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+    key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL,
+    request BLOB NOT NULL, reply BLOB NOT NULL, seconds REAL NOT NULL, at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+) WITHOUT ROWID
+"""
+
+
+_INSERT = "INSERT OR REPLACE INTO calls (key, stage, model, request, reply, seconds) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+class CallStore:
+    """A persistent map from call key to reply. Use from one event loop; open one per process.
+
+    Args:
+        path: the SQLite file, made if missing. `None` keeps calls in memory, for tests and one-off commands.
+
+    Raises:
+        StoreError: the file is corrupt, of another schema version, locked, or the disk is full.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pending: list[tuple[bytes, str, str, bytes, bytes, float]] = []
+        self._flush: asyncio.Future[None] | None = None
+        self._encoder = msgspec.json.Encoder()
+        self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+        with self._explained():
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise StoreError(
+                    f"{path}: call store of version {version}, this cai reads {SCHEMA_VERSION}. Use the cai that made it, or move it away."
+                )
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def get(self, key: str, reply_type: type[T]) -> T | None:
+        """Return the stored reply, or None. Raises `StoreError`."""
+        with self._explained():
+            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (bytes.fromhex(key),)).fetchone()
+        if row is None:
+            return None
+        decoder = self._decoders.get(reply_type)
+        if decoder is None:
+            decoder = self._decoders[reply_type] = msgspec.json.Decoder(reply_type)
+        try:
+            return decoder.decode(row[0])  # type: ignore[no-any-return]
+        except msgspec.DecodeError as e:
+            raise StoreError(self._corrupt(str(e))) from e
+
+    async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
+        """Store a reply; return when it is committed. Calls put in the same turn of the event loop share one transaction.
+
+        Args:
+            key: 64 hex characters.
+            stage: what asked, for `cai status` and costs.
+            model: the engine's name, for people.
+            request: the full request, kept so that a store explains itself.
+            reply: what came back.
+            seconds: wall time from request to reply.
+
+        Raises:
+            StoreError: the disk is full or the store can't be written; the reply is not lost to the caller's retry.
+        """
+        row = (bytes.fromhex(key), stage, model, self._encoder.encode(request), self._encoder.encode(reply), seconds)
+        self._pending.append(row)
+        if self._flush is None:
+            loop = asyncio.get_running_loop()
+            self._flush = loop.create_future()
+            loop.call_soon(loop.call_soon, self._commit)  # two turns: everyone woken by the same batch gets in
+        await asyncio.shield(self._flush)
+
+    def _commit(self) -> None:
+        rows, self._pending = self._pending, []
+        flush, self._flush = self._flush, None
+        assert flush is not None
+        try:
+            with self._explained():
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    self._db.executemany(_INSERT, rows)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+        except Exception as e:  # noqa: BLE001 - handed to every waiter, who raises it
+            flush.set_exception(e)
+            flush.exception()  # marks it as seen: every waiter may have been cancelled
+        else:
+            flush.set_result(None)
+
+    def stage_totals(self) -> dict[str, tuple[int, float]]:
+        """Return calls and seconds per stage. Raises `StoreError`."""
+        with self._explained():
+            rows = self._db.execute("SELECT stage, COUNT(*), SUM(seconds) FROM calls GROUP BY stage").fetchall()
+        return {stage: (n, seconds) for stage, n, seconds in rows}
+
+    def __len__(self) -> int:
+        with self._explained():
+            return int(self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file. What was put is already committed."""
+        self._db.close()
+
+    def __enter__(self) -> "CallStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into ones that say what to do."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as e:
+            if isinstance(e, StoreError):
+                raise
+            text = str(e).lower()
+            if "full" in text:
+                fix = "the disk is full. Free some space and run again: every finished call is kept."
+            elif "locked" in text or "busy" in text:
+                fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
+            elif "malformed" in text or "not a database" in text or "corrupt" in text:
+                fix = self._corrupt(str(e))
+            elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
+                fix = "can't be written or opened. Give the folder write permission, or use another workspace."
+            else:
+                fix = str(e)
+            raise StoreError(fix if fix.startswith(str(self.path)) else f"{self.path}: {fix}") from e
+
+    def _corrupt(self, found: str) -> str:
+        return (
+            f"{self.path}: the call store is damaged ({found}). It was left as it is. Save what is readable with\n"
+            f"  sqlite3 {self.path} .recover | sqlite3 recovered.sqlite\n"
+            "and put that file in its place, or move it away to start afresh."
+        )

@@ -1,0 +1,73 @@
+"""Content hashes, per-item seeds and rendezvous hashing: the three ways `cai` turns identity into numbers.
+
+Nothing here depends on the order in which items are met, so a run that is interrupted, filtered or edited gives the untouched
+items the same ids, seeds and principles as before.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+def content_hash(value: Any, length: int = 16) -> str:
+    """Return the hex SHA-256 of a value's canonical JSON, shortened to `length` characters.
+
+    Args:
+        value: anything `msgspec` encodes: records, tuples, mappings, strings, numbers.
+        length: hex characters to keep, 1 to 64; 16 (64 bits) names an item, 64 keys the call store.
+
+    >>> content_hash({"b": 1, "a": 2}) == content_hash({"a": 2, "b": 1})
+    True
+    """
+    return hashlib.sha256(_ENCODER.encode(value)).hexdigest()[:length]
+
+
+def derive_seed(run_seed: int, *parts: str | int) -> int:
+    """Return a seed in [0, 2**31) for one call, from the run's seed and what the call is for (item id, stage, attempt).
+
+    >>> derive_seed(0, "prompt-1", "respond", 0) == derive_seed(0, "prompt-1", "respond", 0)
+    True
+    >>> derive_seed(0, "prompt-1", "respond", 0) == derive_seed(0, "prompt-1", "respond", 1)
+    False
+    """
+    digest = hashlib.sha256(_ENCODER.encode((run_seed, parts))).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _uniform(*parts: str | int) -> float:
+    """Return a number in (0, 1) that is a hash of `parts`."""
+    digest = hashlib.sha256(_ENCODER.encode(parts)).digest()
+    return (int.from_bytes(digest[:8], "big") + 0.5) / 2.0**64
+
+
+def rendezvous_order(item_id: str, weights: Iterable[tuple[str, float]], salt: str | int = 0) -> list[str]:
+    """Rank candidates for an item by weighted rendezvous hashing (highest random weight, Thaler & Ravishankar 1998).
+
+    Each candidate's score depends only on the item and the candidate, so adding, editing or removing one candidate moves only the
+    items that it wins or had won. A candidate comes first with probability proportional to its weight.
+
+    Args:
+        item_id: what is being assigned.
+        weights: pairs of candidate id and weight; a weight of 0 or less leaves the candidate out.
+        salt: gives an independent ranking of the same item (a run's seed, say).
+
+    Returns:
+        Candidate ids, best first.
+    """
+    scored = [(-w / math.log(_uniform(salt, item_id, cid)), cid) for cid, w in weights if w > 0]
+    return [cid for _, cid in sorted(scored, reverse=True)]
+
+
+def split_fraction(item_id: str, salt: str) -> float:
+    """Return a stable number in (0, 1) for an item, for splits that don't move when rows are added."""
+    return _uniform(salt, item_id)
+
+
+def combine_hashes(parts: Sequence[str]) -> str:
+    """Return one content hash for several."""
+    return content_hash(list(parts))

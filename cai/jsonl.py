@@ -1,0 +1,132 @@
+"""Typed records on disk: read with the line number in every complaint, write atomically.
+
+A `.gz` suffix is read compressed. A torn last line (a killed writer) is an error here, because every file `cai` writes appears
+whole or not at all; only `failures.jsonl` and `metrics.jsonl` are appended to, and their readers ask for `torn_tail="drop"`.
+"""
+
+import contextlib
+import errno
+import gzip
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from cai.errors import DataError, StoreError
+
+T = TypeVar("T")
+MAX_LINE_BYTES = 32 * 1024 * 1024
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the number (from 1) and bytes of each non-blank line of a plain or gzip file.
+
+    Raises:
+        DataError: the file is missing, unreadable, not valid gzip, or has a line over 32 MiB.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as f:
+            number = 0
+            while line := f.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(f"{path}:{number}: line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (gzip.BadGzipFile, EOFError) as e:
+        raise DataError(f"{path}: not a whole gzip file ({e})") from e
+    except OSError as e:
+        raise DataError(f"{path}: can't be read ({e.strerror or e})") from e
+
+
+def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "drop"] = "error") -> Iterator[T]:
+    """Yield the records of a JSONL file.
+
+    Args:
+        path: plain or `.gz` file.
+        record_type: what every line must be; checked field by field.
+        torn_tail: what to do with a last line that has no newline and doesn't parse.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
+    decoder = msgspec.json.Decoder(record_type)
+    for number, line in read_lines(path):
+        try:
+            yield decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            if torn_tail == "drop" and not line.endswith(b"\n"):
+                return
+            raise DataError(f"{path}:{number}: not a {record_type.__name__} record: {e}") from e
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and move it there, synced, if the block succeeds; remove it if not.
+
+    Raises:
+        StoreError: the disk is full or the folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise disk_error(e, path) from e
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as e:
+        raise disk_error(e, path) from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_records(path: Path, records: Iterable[Any]) -> int:
+    """Write records to a JSONL file that appears whole or not at all; return how many.
+
+    Raises:
+        StoreError: the disk is full or the folder can't be written.
+    """
+    encoder = msgspec.json.Encoder()
+    count = 0
+    with atomic_file(path) as temporary, temporary.open("wb") as f:
+        for record in records:
+            f.write(encoder.encode(record) + b"\n")
+            count += 1
+    return count
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all. Raises `StoreError` as `write_records` does."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_record(path: Path, record: Any) -> None:
+    """Add one record to a log file in one write, so that a killed process tears at most the last line."""
+    line = msgspec.json.encode(record) + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as f:
+            f.write(line)
+    except OSError as e:
+        raise disk_error(e, path) from e
+
+
+def disk_error(e: OSError, path: Path) -> StoreError:
+    """Turn an operating-system error on a write into one that says what to do."""
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"{path}: the disk is full. Free some space and run the same command again: finished calls are kept.")
+    if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return StoreError(f"{path}: not writable ({e.strerror}). Give the folder write permission, or use another workspace.")
+    return StoreError(f"{path}: can't be written ({e.strerror or e})")

@@ -1,0 +1,199 @@
+"""What a stage sees of a model: `TextModel`, three awaitable questions over any engine, with every answer kept in the call store.
+
+    text   = (await model.complete(messages, sampling, seed)).text
+    lp     = (await model.choices(messages, ("Yes", "No"))).logprobs
+    nats   = (await model.score(messages, "Paris.")).total
+
+An `Engine` does the work: the local model, a server, a scripted fake. It takes requests one at a time and batches or pipelines
+them as it likes. `TextModel` looks each request up in the call store first, lets identical requests in flight share one call, and
+hands a reply on only when it is committed, so that nothing that has been used can be lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cai.call_store import CallStore
+from cai.errors import ReplyError
+from cai.ids import content_hash
+from cai.records import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw a completion. `temperature` 0 is greedy, and then `top_p` and the seed are without effect."""
+
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteRequest:
+    """Continue the conversation with an assistant turn. `prefill` is text that the assistant's turn starts with."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicesRequest:
+    """Log-probability of each choice as the assistant's whole next words, e.g. `("Yes", "No")`.
+
+    A choice's log-probability is the sum over its tokens given the conversation, the assistant header and `prefill`. Choices need
+    not exhaust the distribution; callers normalise over them.
+    """
+
+    messages: tuple[Message, ...]
+    choices: tuple[str, ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Log-probability of `text` as the assistant's answer to the conversation (end-of-turn token not counted)."""
+
+    messages: tuple[Message, ...]
+    text: str
+
+
+Request = CompleteRequest | ChoicesRequest | ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion without the prefill. `truncated`: it hit `max_tokens` before the model ended its turn."""
+
+    text: str
+    truncated: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceLogprobs:
+    """Natural-log probabilities, in the order of the request's choices."""
+
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprob:
+    """Natural-log probability of a text, summed over its tokens. `tokens` ≥ 1."""
+
+    total: float
+    tokens: int
+    prompt_tokens: int
+
+
+Reply = Completion | ChoiceLogprobs | TextLogprob
+REPLY_TYPES: dict[type, type] = {CompleteRequest: Completion, ChoicesRequest: ChoiceLogprobs, ScoreRequest: TextLogprob}
+
+
+class Engine(Protocol):
+    """Answers requests. Implementations: `LocalEngine`, `ServerEngine`, `ScriptedEngine`."""
+
+    name: str
+    """For people: `embedded`, a path or Hub id, a URL and model name."""
+    fingerprint: str
+    """Changes whenever the same request could get another answer: weights, adapter, tokenizer and chat template, precision."""
+
+    async def submit(self, request: Request) -> Reply:
+        """Answer one request; many may be awaited at once.
+
+        Raises:
+            ReplyError: this request can't be answered (empty, too long, refused); others can.
+            ModelError: the engine can't go on.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release the model or connections."""
+        ...
+
+
+@dataclass
+class Usage:
+    """What a stage asked of a model. `made` calls ran, `reused` ones came from the call store."""
+
+    made: int = 0
+    reused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass
+class TextModel:
+    """An engine with a memory. One instance serves one stage: `stage` labels its calls in the store, `usage` counts them."""
+
+    engine: Engine
+    store: CallStore
+    stage: str
+    usage: Usage = field(default_factory=Usage)
+    _in_flight: dict[str, "asyncio.Future[Reply]"] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """The engine's fingerprint: what goes into a record's provenance."""
+        return self.engine.fingerprint
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, seed: int, prefill: str = "") -> Completion:
+        """Sample one assistant turn.
+
+        Args:
+            messages: the conversation, ending with what the model should answer.
+            sampling: length and temperature.
+            seed: this item's own, from `cai.ids.derive_seed`.
+            prefill: text that the turn starts with; not repeated in the completion.
+
+        Raises:
+            ReplyError: the model gave nothing usable for this item.
+            ModelError: the engine can't go on.
+        """
+        reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill))
+        assert isinstance(reply, Completion)
+        return reply
+
+    async def choices(self, messages: Sequence[Message], choices: Sequence[str], prefill: str = "") -> ChoiceLogprobs:
+        """Return the log-probability of each choice as the assistant's next words. Raises as `complete` does."""
+        reply = await self.call(ChoicesRequest(tuple(messages), tuple(choices), prefill))
+        assert isinstance(reply, ChoiceLogprobs)
+        return reply
+
+    async def score(self, messages: Sequence[Message], text: str) -> TextLogprob:
+        """Return the log-probability of a text as the assistant's answer. Raises as `complete` does."""
+        reply = await self.call(ScoreRequest(tuple(messages), text))
+        assert isinstance(reply, TextLogprob)
+        return reply
+
+    async def call(self, request: Request) -> Reply:
+        """Answer a request from the store, from an identical call in flight, or from the engine, committed before it is returned."""
+        key = content_hash((self.engine.fingerprint, type(request).__name__, request), length=64)
+        if (stored := self.store.get(key, REPLY_TYPES[type(request)])) is not None:
+            self.usage.reused += 1
+            return stored
+        if (shared := self._in_flight.get(key)) is not None:
+            self.usage.reused += 1
+            return await asyncio.shield(shared)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._in_flight[key] = future
+        started = time.monotonic()
+        try:
+            reply = await self.engine.submit(request)
+            await self.store.put(key, self.stage, self.engine.name, request, reply, time.monotonic() - started)
+        except BaseException as e:
+            future.set_exception(e if isinstance(e, Exception) else ReplyError("cancelled"))
+            future.exception()  # marks it as seen: nobody else may be waiting
+            raise
+        finally:
+            del self._in_flight[key]
+        future.set_result(reply)
+        self.usage.made += 1
+        self.usage.prompt_tokens += reply.prompt_tokens
+        self.usage.completion_tokens += reply.completion_tokens if isinstance(reply, Completion) else 0
+        return reply

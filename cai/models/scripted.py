@@ -1,0 +1,58 @@
+"""A deterministic fake model: instant, offline, seeded by the request. A first-class engine, used by tests, drills and dry runs.
+
+Its answers depend only on the request and on the script, so two runs, in any order and batch, agree byte for byte.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from cai.ids import content_hash, derive_seed
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, TextLogprob
+
+_WORDS = tuple(
+    "I can help with that by looking at what matters here first then choosing a safe and honest next step you should talk to someone "
+    "who knows your case well before you act on it because small details change the answer and good advice is specific kind clear".split()
+)
+
+
+def default_script(request: Request) -> Reply:
+    """Answer any request with text or log-probabilities hashed from it."""
+    number = int(content_hash(request), 16)
+    if isinstance(request, CompleteRequest):
+        length = min(request.sampling.max_tokens, 8 + number % 24)
+        words = [_WORDS[derive_seed(number % 2**31, i) % len(_WORDS)] for i in range(length)]
+        return Completion(" ".join(words).capitalize() + ".", False, sum(len(m.content.split()) for m in request.messages), length)
+    prompt_tokens = sum(len(m.content.split()) for m in request.messages)
+    if isinstance(request, ChoicesRequest):
+        weights = [1 + derive_seed(number % 2**31, choice) % 97 for choice in request.choices]
+        return ChoiceLogprobs(tuple(math.log(w / (sum(weights) + 1)) for w in weights), prompt_tokens)
+    tokens = max(1, len(request.text.split()))
+    return TextLogprob(-tokens * (1 + (number % 1000) / 500), tokens, prompt_tokens)
+
+
+class ScriptedEngine:
+    """An engine that answers from a function.
+
+    Args:
+        script: request to reply; may raise `ReplyError`. It must be deterministic.
+        name: part of the fingerprint: two scripts need two names.
+        delay_seconds: simulated time per call, slept without blocking others.
+    """
+
+    def __init__(self, script: Callable[[Request], Reply] = default_script, name: str = "scripted", delay_seconds: float = 0.0) -> None:
+        self.name = name
+        self.fingerprint = f"scripted:{name}"
+        self.calls: int = 0
+        self._script = script
+        self._delay_seconds = delay_seconds
+
+    async def submit(self, request: Request) -> Reply:
+        """Answer one request from the script."""
+        self.calls += 1
+        if self._delay_seconds:
+            await asyncio.sleep(self._delay_seconds)
+        return self._script(request)
+
+    async def close(self) -> None:
+        """Nothing to release."""

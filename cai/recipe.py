@@ -1,0 +1,286 @@
+"""A recipe: everything that decides a run, as one YAML file checked in full before anything starts.
+
+The types below are the only place where a default lives; the JSON Schema that checks a recipe is made from them, so an unknown key,
+a wrong type and a number out of range are all reported at once, each with its line. `--set critique.rounds=2` changes one value.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from cai.errors import RecipeError
+from cai.ids import content_hash
+from cai.records import PromptKind
+from cai.yaml_source import YamlSource, load_yaml, schema_problems
+
+Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(gt=0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Precision = Literal["float32", "bfloat16", "nf4"]
+ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One block of a recipe; unknown keys are errors."""
+
+
+class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model to use and how to load or reach it."""
+
+    path: str = "embedded"
+    """`embedded` (the small model that `cai` brings), a folder or Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server."""
+    name: str | None = None
+    """For a URL: the model's name on the server."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to put on top; for a URL, the adapter's name on the server."""
+    precision: Precision = "bfloat16"
+    batch_size: Positive = 64
+    """Sequences that the local model runs at once."""
+    max_length: Positive = 2048
+    """Longest prompt plus completion, in tokens; a longer prompt is a counted failure."""
+    concurrency: Positive = 64
+    """For a URL: requests in flight."""
+    timeout_seconds: Rate = 120.0
+    trust_remote_code: bool = False
+    api_key_env: str = "CAI_API_KEY"
+    """For a URL: the environment variable that holds the key. The key itself never goes into a recipe."""
+
+
+class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file or Hub dataset of prompts."""
+
+    path: str
+    """JSONL, CSV or text file (from the workspace), a glob, or `hub:OWNER/NAME`."""
+    format: Literal["auto", "cai", "hh", "jsonl", "csv", "text", "hub"] = "auto"
+    kind: PromptKind | None = None
+    """For rows that don't say it themselves."""
+    limit: Positive | None = None
+    """Take this many, chosen by hash of the run's seed and the prompt's id, so that a higher limit only adds."""
+    split: str = "train"
+    field: str = "prompt"
+
+
+class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    train: tuple[PromptSource, ...] = (PromptSource(path="prompts/harmful.jsonl"), PromptSource(path="prompts/helpful.jsonl"))
+    evaluate: tuple[PromptSource, ...] = (
+        PromptSource(path="prompts/eval_harmful.jsonl"),
+        PromptSource(path="prompts/eval_borderline.jsonl"),
+        PromptSource(path="prompts/eval_helpful.jsonl"),
+    )
+
+
+class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_tokens: Positive = 128
+    temperature: Annotated[float, Meta(ge=0, le=5)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
+class SteadySampling(SamplingSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling a little colder than the model's own distribution."""
+
+    temperature: Annotated[float, Meta(ge=0, le=5)] = 0.7
+
+
+class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """First responses of the model, to be critiqued."""
+
+    sampling: SamplingSpec = SamplingSpec()
+
+
+class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Critique and revision (Bai et al. 2022, §3)."""
+
+    rounds: Positive = 1
+    sampling: SteadySampling = SteadySampling()
+    train_on: Literal["final", "every"] = "final"
+    """Which revisions become SFT data; the paper leaves it open."""
+    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
+    """Prompts of these kinds are critiqued; the others' first responses are imitated as they are."""
+    min_p_revised: Fraction = 0.5
+    """Drop a revision that the judge finds better than the response with a lower probability than this. 0 keeps all."""
+    drop_refusals: bool = True
+    """Drop revisions in which the model refused the revision request itself, or refuses a prompt that isn't harmful."""
+
+
+class LoraSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: Fraction = 0.0
+    target_modules: str = "all-linear"
+
+
+class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What SFT, reward and DPO training share."""
+
+    precision: Precision = "bfloat16"
+    epochs: Annotated[float, Meta(gt=0)] = 1.0
+    learning_rate: Rate = 2e-4
+    batch_size: Positive = 8
+    """Examples per step and process, before accumulation."""
+    gradient_accumulation: Positive = 1
+    max_length: Positive = 512
+    warmup_fraction: Fraction = 0.1
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    gradient_checkpointing: bool = False
+    save_steps: Positive = 50
+    lora: LoraSpec = LoraSpec()
+
+
+class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Supervised fine-tuning on revisions, the prompt masked."""
+
+
+class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Response pairs sampled from the SFT policy."""
+
+    per_prompt: Positive = 1
+    sampling: SamplingSpec = SamplingSpec()
+    contrast: bool = False
+    """Also make RLCD pairs (arXiv 2307.12950): one answer asked for under the principle, one against it, labelled by construction."""
+    contrast_p: Annotated[float, Meta(ge=0.5, le=1)] = 0.9
+    """Label of a contrast pair."""
+
+
+class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AI feedback: who judges, how, and under which principles."""
+
+    protocol: ProtocolName = "pointwise-contrast"
+    judge: ModelSpec | None = None
+    """None: the run's base model judges."""
+    principles: Literal["sample", "ensemble"] = "ensemble"
+    """Per label: some principles drawn by the pair's id, or all that apply, averaged by weight."""
+    per_label: Positive = 1
+    """With `sample`: principles per label."""
+    cot_clamp: tuple[Fraction, Fraction] | None = (0.4, 0.6)
+    """For `pairwise-cot`: clamp probabilities, as the paper does (§4.1)."""
+    cot_max_tokens: Positive = 256
+    bench_pairs: str | None = "prompts/probe_pairs.jsonl"
+    """Human-labelled pairs on which the judge is measured before it labels; None skips it, and the run says so."""
+    bench_limit: Positive = 400
+
+
+class HumanSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    path: str
+    weight: Annotated[float, Meta(ge=0)] = 1.0
+    limit: Positive | None = None
+    kind: PromptKind | None = None
+
+
+class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Mixing judged pairs and human labels into training and held-out sets, split by prompt."""
+
+    human: tuple[HumanSource, ...] = ()
+    ai_weight: Annotated[float, Meta(ge=0)] = 1.0
+    revision_weight: Annotated[float, Meta(ge=0)] = 1.0
+    contrast_weight: Annotated[float, Meta(ge=0)] = 1.0
+    min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    """Drop pairs whose |p − ½| is below this."""
+    held_out_fraction: Fraction = 0.1
+
+
+class RewardConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bradley–Terry reward model: a scalar head and a LoRA adapter."""
+
+    learning_rate: Rate = 5e-4
+    center: Annotated[float, Meta(ge=0)] = 0.01
+    """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
+
+
+class PolicyConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The policy, trained from the SFT adapter with it as the reference."""
+
+    learning_rate: Rate = 5e-5
+    method: Literal["dpo"] = "dpo"
+    beta: Rate = 0.1
+
+
+class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    sampling: SteadySampling = SteadySampling()
+    samples: Positive = 24
+    """Before-and-after examples kept for the report."""
+
+
+class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole run."""
+
+    name: Name
+    description: str = ""
+    seed: Count = 0
+    constitution: str = "constitution/general.yaml"
+    templates: str = "prompts/templates"
+    model: ModelSpec = ModelSpec()
+    prompts: Prompts = Prompts()
+    respond: Respond = Respond()
+    critique: CritiqueConfig = CritiqueConfig()
+    sft: SFTConfig = SFTConfig()
+    pairs: PairsConfig = PairsConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    reward: RewardConfig = RewardConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    window: Positive = 512
+    """Items in flight per stage: bounds memory, not results."""
+    max_failure_fraction: Fraction = 0.2
+    """A stage stops when more of its items than this have failed."""
+
+    @property
+    def hash(self) -> str:
+        """Content hash of every setting but the name and description."""
+        return content_hash({**msgspec.to_builtins(self), "name": "", "description": ""})
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe."""
+    return msgspec.json.schema(Recipe)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> Recipe:
+    """Read, check and freeze a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value`, the value read as YAML.
+        name: replaces the recipe's name, and so the run directory.
+
+    Raises:
+        RecipeError: listing every problem, with file, line and YAML path.
+    """
+    source = load_yaml(path, RecipeError)
+    if not isinstance(source.data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of settings; found {type(source.data).__name__}")
+    source.data.setdefault("name", path.stem)
+    if name is not None:
+        source.data["name"] = name
+    for override in overrides:
+        _override(source, override)
+    problems = schema_problems(source, recipe_schema())
+    if not problems:
+        try:
+            return msgspec.convert(source.data, Recipe)
+        except msgspec.ValidationError as e:
+            problems = [f"{path}: {e}"]
+    raise RecipeError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _override(source: YamlSource, text: str) -> None:
+    import yaml
+
+    key, eq, value = text.partition("=")
+    if not eq or not key:
+        raise RecipeError(f"--set {text}: expected key.path=value, for example --set critique.rounds=2")
+    *parents, last = key.split(".")
+    node = source.data
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"--set {text}: {parent!r} is not a block of settings")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"--set {text}: the value is not valid YAML ({e})") from e
