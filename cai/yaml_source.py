@@ -96,7 +96,7 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
     class _Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
-                line = self.peek_event().start_mark.line + 1
+                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
                 raise error(f"{path}:{line}: aliases (*name) are not read here; write the value out")
             return super().compose_node(parent, index)
 
