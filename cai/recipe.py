@@ -46,6 +46,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     concurrency: Positive = 64
     """For a URL: requests in flight."""
     timeout_seconds: Rate = 120.0
+    prompt_price: Annotated[float, Meta(ge=0)] = 0.0
+    """US dollars per million prompt tokens; 0 for a model of your own."""
+    completion_price: Annotated[float, Meta(ge=0)] = 0.0
     trust_remote_code: bool = False
     api_key_env: str = "CAI_API_KEY"
     """For a URL: the environment variable that holds the key. The key itself never goes into a recipe."""

@@ -1,0 +1,117 @@
+"""What a run shows while it works: stage lines, progress with rate and time left, warnings. One interface, silent or rich.
+
+A terminal gets live bars; a pipe or log file gets one line per stage and one per tenth of its progress.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+
+class Reporter:
+    """Says nothing. The base of every reporter, and the one that tests use."""
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+
+    def warn(self, text: str) -> None:
+        """Show something that the reader must not miss."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Mark the stage that the block runs."""
+        yield
+
+    def progress(self, done: int, total: int | None, unit: str = "items") -> None:
+        """Report how far the current stage is. `total` None: not known."""
+
+
+class RichReporter(Reporter):
+    """Shows a run on a terminal or in a log, and leaves `progress.json` in the run directory for `cai status`.
+
+    Args:
+        console: where to write; standard error, so that `--json` keeps standard output to itself.
+        progress_file: rewritten at most every two seconds.
+    """
+
+    def __init__(self, console: "Console", progress_file: Path | None = None) -> None:
+        self.console = console
+        self.progress_file = progress_file
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._unit = ""
+        self._started = 0.0
+        self._saved = 0.0
+        self._tenth = 0
+
+    def say(self, text: str) -> None:
+        """Show one line, between bars."""
+        self.console.print(text, highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Show a line that stands out."""
+        from rich.panel import Panel
+        from rich.text import Text
+
+        self.console.print(Panel(Text(text), title="warning", border_style="yellow", expand=False))
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show a bar while the block runs; drop it after."""
+        self._stage, self._unit, self._started, self._tenth = name, "", time.monotonic(), 0
+        try:
+            yield
+        finally:
+            self._stop_bar()
+            if self.progress_file is not None:
+                self.progress_file.unlink(missing_ok=True)
+
+    def progress(self, done: int, total: int | None, unit: str = "items") -> None:
+        """Move the bar; a change of unit starts a new one, because it counts something else."""
+        if unit != self._unit:
+            self._stop_bar()
+            self._unit, self._started, self._tenth = unit, time.monotonic(), 0
+        if self.console.is_terminal:
+            self._show(done, total, unit)
+        elif total and done * 10 // total > self._tenth:
+            self._tenth = done * 10 // total
+            rate = done / max(time.monotonic() - self._started, 1e-9)
+            self.say(f"  {self._stage}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+        if self.progress_file is not None and time.monotonic() - self._saved > 2:
+            self._saved = time.monotonic()
+            with contextlib.suppress(OSError):  # only a courtesy to `cai status`: the run itself must not fail for it
+                self.progress_file.write_text(json.dumps({"stage": self._stage, "done": done, "total": total, "unit": unit}))
+
+    def _show(self, done: int, total: int | None, unit: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(f"{self._stage} ({unit})", total=total, rate="")
+            self._bar.start()
+        assert self._task is not None
+        rate = done / max(time.monotonic() - self._started, 1e-9)
+        self._bar.update(self._task, completed=done, total=total, rate=f"{rate:.1f}/s")
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None

@@ -1,0 +1,53 @@
+"""From a recipe's `ModelSpec` to an engine, without paying for weights that nobody asks anything."""
+
+import asyncio
+
+from cai.models.base import Engine, Reply, Request
+from cai.models.scripted import ScriptedEngine
+from cai.recipe import ModelSpec
+
+
+class LazyEngine:
+    """The local model, loaded at its first request: a run whose calls are all in the store never loads it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        from cai.models.loading import model_fingerprint
+
+        self.spec = spec
+        self.name = spec.path if spec.adapter is None else f"{spec.path}+{spec.adapter}"
+        self.fingerprint = model_fingerprint(spec)
+        self._engine: Engine | None = None
+        self._loading: asyncio.Lock | None = None
+
+    async def submit(self, request: Request) -> Reply:
+        """Answer one request, loading the model first if this is the first."""
+        if self._engine is None:
+            if self._loading is None:
+                self._loading = asyncio.Lock()
+            async with self._loading:
+                if self._engine is None:
+                    from cai.models.local import LocalEngine
+
+                    self._engine = LocalEngine.load(self.spec)
+        return await self._engine.submit(request)
+
+    async def close(self) -> None:
+        """Release the model, if it was loaded."""
+        if self._engine is not None:
+            await self._engine.close()
+            self._engine = None
+
+
+async def open_engine(spec: ModelSpec) -> Engine:
+    """Return the engine for a spec: `scripted`, a server URL, or a local model.
+
+    Raises:
+        ModelError: the model isn't there, or the server doesn't answer.
+    """
+    if spec.path == "scripted":
+        return ScriptedEngine(name=spec.name or "scripted")
+    if spec.path.startswith(("http://", "https://")):
+        from cai.models.server import ServerEngine
+
+        return await ServerEngine.connect(spec)
+    return LazyEngine(spec)
