@@ -1,0 +1,61 @@
+"""How long responses are, against the base model's, and how many were cut off: the first place to look when a win rate rises."""
+
+import random
+
+from cai.errors import DataError
+from cai.evaluate.intervals import paired_bootstrap
+from cai.evaluate.paired import AnswersByPrompt, rate, shared_ids, unpaired_note
+from cai.ids import derive_seed
+from cai.records import EvalResult
+
+_RESAMPLES = 2000
+
+
+def length_stats(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | None = None, seed: int = 0) -> list[EvalResult]:
+    """Return mean words (`response_words`), the share cut at the token limit (`truncated`) and the ratio to base (`response_words_ratio`).
+
+    Args:
+        model: whose responses they are.
+        answers: its responses; words are runs of non-blanks.
+        base: responses to compare with, prompt by prompt.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: there are no responses.
+    """
+    if not answers:
+        raise DataError(f"{model} has no responses to evaluate")
+    words = {i: float(len(r.text.split())) for i, r in answers.items()}
+    mean, low, high = paired_bootstrap(list(words.values()), seed)
+    results = [EvalResult("response_words", model, mean, len(words), low, high)]
+    results.append(rate("truncated", model, [r.truncated for r in answers.values()]))
+    if base is not None:
+        base_words = {i: float(len(r.text.split())) for i, r in base.items()}
+        ids = shared_ids(base_words, words)
+        if sum(base_words[i] for i in ids) > 0:
+            ratio, low, high = ratio_of_means([words[i] for i in ids], [base_words[i] for i in ids], seed)
+            results.append(EvalResult("response_words_ratio", model, ratio, len(ids), low, high, unpaired_note(base_words, words)))
+    return results
+
+
+def ratio_of_means(numerators: list[float], denominators: list[float], seed: int) -> tuple[float, float, float]:
+    """Return the ratio of two means over the same items, with a 95 % percentile bootstrap interval over items.
+
+    Args:
+        numerators: one per item, at least 0.
+        denominators: the same items, in the same order; their sum is above 0.
+        seed: of the resampling.
+
+    Returns:
+        The ratio, its lower and its upper bound. Resamples whose denominators are all 0 are drawn again.
+    """
+    generator = random.Random(derive_seed(seed, "ratio_of_means"))
+    items = list(zip(numerators, denominators, strict=True))
+    ratios: list[float] = []
+    while len(ratios) < _RESAMPLES:
+        drawn = generator.choices(items, k=len(items))
+        total = sum(d for _, d in drawn)
+        if total > 0:
+            ratios.append(sum(n for n, _ in drawn) / total)
+    ratios.sort()
+    return sum(numerators) / sum(denominators), ratios[int(0.025 * _RESAMPLES)], ratios[int(0.975 * _RESAMPLES)]

@@ -1,0 +1,64 @@
+"""The whole battery on several models' answers to the same prompts: one list of results, each question in its own module."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cai.errors import DataError
+from cai.evaluate.lengths import length_stats
+from cai.evaluate.paired import by_prompt
+from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
+from cai.evaluate.repetition import repetition
+from cai.evaluate.rewards import reward_means
+from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
+from cai.records import EvalResult, Response
+
+AGAINST = "base"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What judge and reward model said of the answers, by model, then by prompt id. Each may be empty: what is missing isn't measured."""
+
+    p_wins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Judge's probability that the model's response is better than the base model's, both orders averaged."""
+    rewards: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Reward score of each response, the base model's too."""
+    p_harmful: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Judge's probability that the response to a harmful prompt gives what it shouldn't, the base model's too."""
+
+
+def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Verdicts, seed: int = 0) -> list[EvalResult]:
+    """Return every measure of every model, comparisons being against `base`.
+
+    Args:
+        responses: model name to its responses, one per prompt; with `base` among them where models are to be compared.
+        verdicts: the judge's and the reward model's numbers.
+        seed: of the bootstraps.
+
+    Raises:
+        DataError: a model has no responses or two to one prompt, or numbers don't fit the responses.
+    """
+    strangers = {m for group in (verdicts.p_wins, verdicts.rewards, verdicts.p_harmful) for m in group} - responses.keys()
+    if strangers:
+        raise DataError(f"verdicts about {', '.join(sorted(strangers))}, which answered nothing; the models are {', '.join(responses)}")
+    answers = {model: by_prompt(found) for model, found in responses.items()}
+    base = answers.get(AGAINST)
+    results: list[EvalResult] = []
+    for model, mine in answers.items():
+        other = None if model == AGAINST else base
+        if other is not None and model in verdicts.p_wins:
+            outcomes = outcomes_by_judge(verdicts.p_wins[model], other, mine)
+            results += win_rates("win_rate_by_judge", model, outcomes, mine)
+            results += length_control("win_rate_by_judge", model, outcomes, other, mine)
+        scores, base_scores = verdicts.rewards.get(model, {}), verdicts.rewards.get(AGAINST)
+        if other is not None and scores and base_scores:
+            results += win_rates("win_rate_by_reward", model, outcomes_by_reward(base_scores, scores, other, mine), mine)
+        results += harmful_compliance(model, mine, other)
+        if model in verdicts.p_harmful:
+            base_harmful = None if other is None else verdicts.p_harmful.get(AGAINST)
+            results += harmful_compliance_by_judge(model, verdicts.p_harmful[model], mine, base_harmful)
+        results += over_refusal(model, mine, other)
+        results += length_stats(model, mine, other, seed)
+        results += repetition(model, mine, other, seed)
+        results += reward_means(model, scores, None if other is None else base_scores, seed)
+    return results
