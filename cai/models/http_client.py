@@ -1,0 +1,254 @@
+"""JSON over HTTP to a model server: bounded concurrency, patient retries, and errors that say what to do.
+
+It knows status codes and back-off, nothing of models: `cai.models.server` says what to ask and how to read the reply.
+
+Retried: lost connections, time-outs, 408, 409, 425, 429, 5xx, and replies that can't be read. Waits double from one second, spread by
+a hash of the request (no global random numbers), and give way to the server's `Retry-After`. A slot stays taken while its request waits,
+so a server in trouble sees less traffic. What is left after the last try is the item's fault (`ReplyError`) if the server answered others
+meanwhile, and the server's (`ModelError`) otherwise. The API key is read once from the environment and cut out of every message.
+"""
+
+import asyncio
+import email.utils
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from cai.errors import ModelError, ReplyError
+from cai.ids import content_hash, split_fraction
+from cai.recipe import ModelSpec
+
+T = TypeVar("T")
+TRIES = 6
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+_CONNECT_SECONDS = 10.0
+_RETRIED = {408, 409, 425, 429}
+_KEPT = "Finished calls are kept: run the same command again."
+_TOO_LONG = (
+    "context length",
+    "context_length",
+    "context size",
+    "context window",
+    "maximum model length",
+    "max_model_len",
+    "too long",
+    "is too large",
+)
+
+
+class MalformedError(ValueError):
+    """A reply that doesn't have the shape it must have; worth another try."""
+
+
+class NotServedError(ModelError):
+    """The server has no such address, or no such model."""
+
+
+def retry_after_seconds(headers: httpx.Headers, now: float) -> float | None:
+    """Return how long the server asks to wait, from 0 to `LONGEST_WAIT_SECONDS`; None where it doesn't say so legibly (RFC 9110 §10.2.3).
+
+    A date is read against the server's own `Date`, so that neither a wrong clock here nor one that jumps makes the wait wrong.
+
+    Args:
+        headers: of the reply.
+        now: seconds since the epoch, used where the reply has no `Date`.
+    """
+    value = headers.get("retry-after", "").strip()
+    try:
+        today = _http_date(headers["date"]) if "date" in headers else now
+        seconds = _http_date(value) - today if value.endswith("GMT") else float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return None if math.isnan(seconds) else min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+
+
+def _http_date(text: str) -> float:
+    parsed = email.utils.parsedate_to_datetime(text)
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+
+
+def back_off_seconds(request_hash: str, attempt: int) -> float:
+    """Return the wait after failed try `attempt` (from 0): doubling, between half and all of it, the same for the same request.
+
+    >>> back_off_seconds("a", 3) == back_off_seconds("a", 3) != back_off_seconds("b", 3)
+    True
+    """
+    longest = min(FIRST_WAIT_SECONDS * 2.0**attempt, LONGEST_WAIT_SECONDS)
+    return longest * (0.5 + 0.5 * split_fraction(f"{request_hash}:{attempt}", "back-off"))
+
+
+def check_url(url: str) -> str:
+    """Return a base URL without its last slash.
+
+    Raises:
+        ModelError: it isn't plain `http(s)://host[:port]/path`, or has a password or query in it, which would end up in records.
+    """
+    try:
+        parts = urlsplit(url)
+        httpx.URL(url)
+        _ = parts.port
+    except (ValueError, httpx.InvalidURL) as e:
+        raise ModelError(f"model.path: not a URL ({e}). Expected for example http://127.0.0.1:8000/v1") from e
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ModelError(
+            f"model.path: the URL of {parts.hostname} has a user, password or query in it, and it would be kept in the call store. "
+            "Put the key into the environment variable that api_key_env names."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ModelError(f"model.path: {url!r} is not an http(s) URL. Expected for example http://127.0.0.1:8000/v1")
+    return url.rstrip("/")
+
+
+def read_key(variable: str) -> str | None:
+    """Return the API key in an environment variable, or None. Raises `ModelError` where it can't be a header's value."""
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ModelError(f"${variable}: an API key is plain ASCII in one line; this one isn't (not shown). Set it again.")
+    return key or None
+
+
+class JsonClient:
+    """Posts JSON and reads typed replies, for one server.
+
+    Args:
+        spec: uses `path`, `concurrency`, `timeout_seconds`, `api_key_env`.
+        transport: replaces the network, for tests.
+        sleep: replaces `asyncio.sleep`, for tests.
+
+    Raises:
+        ModelError: the URL or key can't be used.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.url = check_url(spec.path)
+        self._spec = spec
+        self._key = read_key(spec.api_key_env)
+        self._sleep = sleep
+        self._slots = asyncio.Semaphore(spec.concurrency)
+        self._answered = 0
+        self._client = httpx.AsyncClient(
+            transport=transport,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(spec.timeout_seconds, connect=min(_CONNECT_SECONDS, spec.timeout_seconds), pool=None),
+            limits=httpx.Limits(max_connections=spec.concurrency, max_keepalive_connections=spec.concurrency),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def ask(self, path: str, body: dict[str, Any] | None, shape: type[T], check: Callable[[T], None] = lambda _: None) -> T:
+        """Post a body (or get, where it is None) and return the reply, read as `shape`.
+
+        Args:
+            path: added to the base URL; one that starts with `//` is added to the server's root, without `/v1`.
+            body: the JSON to post.
+            shape: what the reply must be; fields it doesn't name are ignored.
+            check: raises `MalformedError` for a reply of the right shape that still can't be right.
+
+        Raises:
+            ReplyError: this request can't be answered: `prompt_too_long`, `refused_by_server`, `malformed_reply`, `server_error` or
+                `timeout`.
+            NotServedError: 404 or 405.
+            ModelError: the server can't be reached, refuses the key, or fails on everything.
+        """
+        url = f"{self.url.removesuffix('/v1')}{path[1:]}" if path.startswith("//") else f"{self.url}{path}"
+        request_hash = content_hash((path, body))
+        async with self._slots:
+            answered_before = self._answered
+            for attempt in range(TRIES):
+                wait = back_off_seconds(request_hash, attempt)
+                try:
+                    response = await self._client.request("GET" if body is None else "POST", url, json=body)
+                    if response.is_success:
+                        reply = msgspec.json.decode(response.content, type=shape)
+                        check(reply)
+                        self._answered += 1
+                        return reply
+                    failure = self._failure(response)
+                    if response.status_code in _RETRIED and not isinstance(failure, ReplyError):
+                        wait = retry_after_seconds(response.headers, time.time()) or wait
+                    elif response.status_code >= 500:
+                        wait = retry_after_seconds(response.headers, time.time()) or wait
+                        if self._answered > answered_before:
+                            failure = ReplyError("server_error", str(failure))
+                    else:
+                        raise failure
+                except (msgspec.DecodeError, MalformedError, UnicodeDecodeError) as e:
+                    failure = ReplyError("malformed_reply", f"{e}: {self.excerpt(response.text)}")
+                except httpx.DecodingError as e:
+                    failure = ReplyError("malformed_reply", self.excerpt(str(e)))
+                except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as e:
+                    raise ModelError(f"{self.url}: can't be asked ({self.excerpt(str(e))})") from None
+                except httpx.TransportError as e:
+                    failure = self._lost(e, alive=self._answered > answered_before)
+                if attempt + 1 < TRIES:
+                    await self._sleep(wait)
+            raise failure
+
+    def excerpt(self, text: str, length: int = 300) -> str:
+        """Return the start of a server's words, printable, in one line, and without the key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
+        return line if len(line) <= length else line[:length] + "…"
+
+    def _lost(self, e: httpx.TransportError, alive: bool) -> ModelError:
+        if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
+            text = f"no reply within {self._spec.timeout_seconds:g} s, {TRIES} times"
+            if alive:
+                return ReplyError("timeout", text)
+            return ModelError(f"{self.url}: {text}. Raise timeout_seconds, lower concurrency, or restart the server. {_KEPT}")
+        text = self.excerpt(str(e)) or type(e).__name__
+        if alive and not isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+            return ReplyError("server_error", f"connection lost: {text}")
+        port = urlsplit(self.url).port
+        start = f"vllm serve {self._spec.name or 'MODEL'}{f' --port {port}' if port else ''}"
+        return ModelError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
+
+    def _failure(self, response: httpx.Response) -> ModelError:
+        """Return the error for a status that isn't a success."""
+        status, said = response.status_code, self.excerpt(_message(response))
+        where = f"{self.url} answered {status}" + (f": {said}" if said else "")
+        if status in (401, 403):
+            held = "is refused" if self._key else "is not set"
+            return ModelError(
+                f"{where}\nThe key in ${self._spec.api_key_env} {held}. Put a valid one there (export {self._spec.api_key_env}=…)."
+            )
+        if status in (404, 405):
+            return NotServedError(f"{where}\nCheck model.path (most servers want it to end in /v1) and model.name.")
+        if status == 429:
+            return ModelError(f"{where}\nThe server limits how fast it is asked. Lower model.concurrency, or wait. {_KEPT}")
+        if status in _RETRIED or status >= 500:
+            return ModelError(f"{where}\nThe server failed {TRIES} times. See its log, and restart it. {_KEPT}")
+        if status < 400:
+            return ModelError(
+                f"{where}\nIt redirects to {self.excerpt(response.headers.get('location', 'nowhere'))}. Put the right URL into model.path."
+            )
+        reason = "prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server"
+        return ReplyError(reason, f"{status}: {said}")
+
+
+def _message(response: httpx.Response) -> str:
+    """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others, else the body."""
+    try:
+        body = msgspec.json.decode(response.content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return response.text
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return error if isinstance(error, str) else msgspec.json.encode(error).decode()
