@@ -68,6 +68,17 @@ class RunDirectory:
         """Folder of a trained adapter: `models/NAME`."""
         return self.path / "models" / name
 
+    def in_use(self) -> bool:
+        """Whether a process is running this recipe now."""
+        try:
+            with (self.path / ".lock").open("r+") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run directory for one process. The lock goes with the process, however it ends.

@@ -1,0 +1,64 @@
+"""The command line. Each command parses, calls one function of a lower floor and shows what it returned; there is no logic here.
+
+Everything heavy is imported inside the commands, so that help and checks answer at once.
+"""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from cai.errors import CaiError
+
+app = typer.Typer(
+    name="cai",
+    help="Align a language model with a written constitution.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """Write any record or mapping to standard output as JSON."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from cai import __version__
+
+        typer.echo(f"cai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False) -> None:
+    """Align a language model with a written constitution."""
+
+
+def main() -> None:
+    """Run the command line: exit 0 on success, 2 with a short panel on a user's error, 130 on Ctrl-C; only a bug shows a traceback."""
+    from cai.cli import constitutions, models, runs  # noqa: F401 - importing registers their commands
+
+    try:
+        app()
+    except CaiError as e:
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        Console(stderr=True).print(Panel(Text(str(e)), title=type(e).__name__, border_style="red", expand=False))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped. Every finished call and checkpoint is kept: the same command goes on from here.\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,99 @@
+"""Commands about models and judges: judge bench, evaluate, chat."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cai.cli import Json, app, print_json
+
+judge = typer.Typer(name="judge", help="Measure AI judges against people.", no_args_is_help=True)
+app.add_typer(judge)
+ModelName = Annotated[
+    str, typer.Argument(help="embedded, a folder or Hub id, an adapter's folder, or a server's URL#MODEL", metavar="MODEL", show_default=False)
+]
+Against = Annotated[str | None, typer.Option(help="A second model, to compare with", metavar="MODEL")]
+ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The constitution whose principles are asked")]
+
+
+@judge.command()
+def bench(
+    pairs: Annotated[Path, typer.Option(help="Human-labelled pairs: TRL, hh-rlhf, HHH or UltraFeedback rows; .gz is read", show_default=False)],
+    protocol: Annotated[str, typer.Option(help="One protocol, several with commas, or all")] = "all",
+    model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
+    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
+    per_label: Annotated[int, typer.Option(min=1)] = 1,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Agreement of each judging protocol with human labels, beside the trivial baselines, with n and 95 % intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cai.benching import bench_judge
+    from cai.console import RichReporter
+
+    errors = Console(stderr=True)
+    result = bench_judge(pairs, protocol, model, constitution, format, limit, principles, per_label, seed, RichReporter(errors))
+    if json:
+        print_json(result)
+        return
+    table = Table(title=f"agreement with {pairs}, n = {result.pairs}", title_justify="left")
+    for column in ("protocol", "accuracy", "95 % interval", "n", "position bias", "failures", "beats baselines"):
+        table.add_column(column, justify="left" if column == "protocol" else "right")
+    for group in (result.protocols, result.baselines):
+        for r in group:
+            bias = "" if r.position_bias is None else f"{r.position_bias:+.3f}"
+            beats = "" if r.beats_baselines is None else "yes" if r.beats_baselines else "no"
+            table.add_row(r.name, f"{r.accuracy:.1%}", f"{r.low:.1%} – {r.high:.1%}", str(r.n), bias, str(r.failures), beats)
+        table.add_section()
+    Console().print(table)
+    if not any(r.beats_baselines for r in result.protocols):
+        errors.print("[yellow]No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.[/yellow]")
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    against: Against = None,
+    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    reward: Annotated[Path | None, typer.Option(help="A reward model's folder, to score with")] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts per set", min=1)] = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cai.benching import evaluate_models
+    from cai.console import RichReporter
+
+    results = evaluate_models(model, against, constitution, reward, limit, seed, RichReporter(Console(stderr=True)))
+    if json:
+        print_json({"results": results})
+        return
+    table = Table()
+    for column in ("measure", "model", "value", "95 % interval", "n", "note"):
+        table.add_column(column, justify="right" if column in ("value", "n") else "left")
+    for r in results:
+        table.add_row(r.name, r.model, f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), r.note)
+    Console().print(table)
+
+
+@app.command()
+def chat(
+    model: ModelName,
+    against: Against = None,
+    system: Annotated[str | None, typer.Option(help="A system message to start with")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
+    seed: int = 0,
+) -> None:
+    """Talk to one model, or to two side by side. /reset starts again, /exit or Ctrl-D leaves."""
+    from cai.chat import chat_loop
+
+    chat_loop(model, against, system, max_tokens, temperature, seed)

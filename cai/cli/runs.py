@@ -1,0 +1,196 @@
+"""Commands about runs: init, run, plan, status, label, report, export."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cai.cli import Json, app, print_json
+
+RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
+RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: --set critique.rounds=2", metavar="KEY=VALUE")]
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+@app.command()
+def init(directory: Annotated[Path, typer.Argument(help="The new workspace", show_default=False)], json: Json = False) -> None:
+    """Make a workspace: constitution/, prompts/ and runs/, yours to edit."""
+    from cai.workspace import init_workspace
+
+    made = init_workspace(directory)
+    if json:
+        print_json([str(p) for p in made])
+        return
+    typer.echo(f"{directory}: {len(made)} files. Next:\n  cd {shlex.quote(str(directory))}\n  cai run runs/quickstart.yaml")
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    only: Annotated[str | None, typer.Option(help="Run these stages only: respond,critique", metavar="STAGE,...")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE")] = None,
+    name: Annotated[str | None, typer.Option(help="Run under another name (another directory)")] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.pipeline import run_recipe
+    from cai.recipe import load_recipe
+    from cai.stages import STAGES
+    from cai.workspace import find_workspace
+
+    loaded = load_recipe(recipe, overrides or (), name)
+    workspace = find_workspace(recipe.parent)
+    console = Console(stderr=True, quiet=False)
+    reporter = RichReporter(console, workspace.run(loaded.name).path / "progress.json")
+    command = shlex.join(["cai", *sys.argv[1:]])
+    summary = run_recipe(loaded, workspace, STAGES, reporter, only=_split(only), start=start, command=command)
+    for warning in summary.warnings:
+        reporter.warn(warning)
+    if json:
+        print_json(summary)
+    elif summary.report:
+        typer.echo(f"report: {summary.report}")
+
+
+@app.command()
+def label(run_name: RunName, json: Json = False) -> None:
+    """Make AI-feedback labels for a run's pairs: its feedback and preferences stages."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.pipeline import run_recipe
+    from cai.recipe import load_recipe
+    from cai.stages import STAGES
+    from cai.workspace import find_workspace
+
+    workspace = find_workspace(Path.cwd())
+    directory = workspace.run(run_name)
+    reporter = RichReporter(Console(stderr=True), directory.path / "progress.json")
+    recipe = load_recipe(directory.path / "recipe.yaml")
+    summary = run_recipe(recipe, workspace, STAGES, reporter, only=("feedback", "preferences"), command=f"cai label {run_name}")
+    for warning in summary.warnings:
+        reporter.warn(warning)
+    if json:
+        print_json(summary)
+    else:
+        typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+    """Show calls, tokens, time, memory and money per stage, before anything runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cai.plan import plan_recipe
+    from cai.recipe import load_recipe
+    from cai.workspace import find_workspace
+
+    loaded = load_recipe(recipe, overrides or ())
+    planned = plan_recipe(loaded, find_workspace(recipe.parent))
+    if json:
+        print_json(planned)
+        return
+    table = Table(title=f"{loaded.name}: at most", title_justify="left")
+    for column in ("stage", "calls", "prompt tokens", "new tokens", "train steps", "time", "memory", "US$"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for s in planned.stages:
+        table.add_row(
+            s.name,
+            f"{s.calls:,}" if s.calls else "",
+            f"{s.prompt_tokens:,}" if s.prompt_tokens else "",
+            f"{s.completion_tokens:,}" if s.completion_tokens else "",
+            f"{s.train_steps:,}" if s.train_steps else "",
+            _duration(s.seconds),
+            f"{s.memory_bytes / 2**30:.1f} GiB" if s.memory_bytes else "",
+            f"{s.cost:.2f}" if s.cost else "",
+        )
+    table.add_section()
+    table.add_row(
+        "all", f"{planned.calls:,}", "", "", "", _duration(planned.seconds), f"{planned.memory_bytes / 2**30:.1f} GiB", f"{planned.cost:.2f}"
+    )
+    console = Console()
+    console.print(table)
+    console.print(planned.basis, style="dim", highlight=False)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+@app.command()
+def status(run_name: RunName, json: Json = False) -> None:
+    """Show a run's stages: progress, failures, and how many calls came from the store."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cai.status import run_status
+    from cai.workspace import find_workspace
+
+    found = run_status(find_workspace(Path.cwd()).run(run_name))
+    if json:
+        print_json(found)
+        return
+    table = Table(title=f"{found.run}  {found.path}", title_justify="left")
+    for column in ("stage", "state", "time", "calls made", "reused", "failures", "counts"):
+        table.add_column(column, justify="right" if column in ("time", "calls made", "reused", "failures") else "left")
+    for s in found.stages:
+        counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in s.counts.items())
+        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", str(s.calls_made or ""), str(s.calls_reused or ""), str(s.failures or ""), counts)
+    console = Console()
+    console.print(table)
+    for line in found.notes:
+        console.print(line, highlight=False)
+
+
+@app.command()
+def report(run_name: RunName, json: Json = False) -> None:
+    """Write a run's report.html again, from its records."""
+    from cai.jsonl import write_text
+    from cai.report.collect import collect_report
+    from cai.report.page import render_report
+    from cai.workspace import find_workspace
+
+    directory = find_workspace(Path.cwd()).run(run_name)
+    write_text(directory.report, render_report(collect_report(directory.path)))
+    if json:
+        print_json({"report": str(directory.report)})
+    else:
+        typer.echo(f"report: {directory.report}")
+
+
+@app.command()
+def export(
+    run_name: RunName,
+    format: Annotated[str, typer.Option("--format", help="trl, hh, cai-conversation, ultrafeedback or label-studio")] = "trl",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/NAME/export/FORMAT if not given")] = None,
+    push_to_hub: Annotated[str | None, typer.Option("--push-to-hub", help="Upload to this dataset repository", metavar="REPO")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the uploaded dataset public; it is private otherwise")] = False,
+    json: Json = False,
+) -> None:
+    """Write a run's preferences and SFT data in the columns that other tools read, with a dataset card."""
+    from cai.exporting import export_run
+    from cai.workspace import find_workspace
+
+    directory = find_workspace(Path.cwd()).run(run_name)
+    result = export_run(directory, format, out, push_to_hub, private=not public)
+    if json:
+        print_json(result)
+        return
+    for path in result.files:
+        typer.echo(path)
+    if result.url:
+        typer.echo(f"pushed: {result.url}")

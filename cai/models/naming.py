@@ -1,0 +1,33 @@
+"""From a model's name on the command line to a `ModelSpec`."""
+
+from pathlib import Path
+
+from cai.errors import ModelError
+from cai.recipe import ModelSpec
+
+
+def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
+    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, or a server's `URL#MODEL`.
+
+    An adapter's folder names its base model itself (`adapter_config.json`); `base` gives the other settings.
+
+    >>> spec_from_name("http://127.0.0.1:8000/v1#llama").name
+    'llama'
+
+    Raises:
+        ModelError: an adapter whose configuration can't be read.
+    """
+    from msgspec.structs import replace
+
+    spec = base or ModelSpec()
+    if name.startswith(("http://", "https://")):
+        url, _, model = name.partition("#")
+        return replace(spec, path=url, name=model or None, adapter=None)
+    config = Path(name) / "adapter_config.json"
+    if config.exists():
+        from cai.models.loading import adapter_base
+
+        return replace(spec, path=adapter_base(Path(name)), adapter=name)
+    if name.startswith(("./", "/", "runs/")) and not Path(name).is_dir():
+        raise ModelError(f"{name}: no such model folder")
+    return replace(spec, path=name, adapter=None)

@@ -1,0 +1,285 @@
+"""The driver: ordered stages, each skipped when it is already done, each leaving an entry in the manifest.
+
+A stage is done when its fingerprint (its settings, the hashes of what it reads, the models, templates and constitution it uses) and its
+outputs are what the manifest says. Otherwise it runs; calls it has made before are hits in the call store. What a stage does is in
+`cai.stages`; this module knows only order, fingerprints, locks and bookkeeping.
+"""
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from cai import __version__
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.errors import CaiError, DataError, RecipeError
+from cai.ids import content_hash
+from cai.jsonl import write_text
+from cai.manifest import (
+    Manifest,
+    StageEntry,
+    describe_constitution,
+    git_state,
+    installed_versions,
+    machine_facts,
+    peak_memory_bytes,
+    read_manifest,
+    write_manifest,
+)
+from cai.models.base import Engine, TextModel
+from cai.models.opening import open_engine
+from cai.recipe import ModelSpec, Recipe
+from cai.records import Constitution, Failure
+from cai.templates import Templates
+from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_records
+
+
+@dataclass
+class Context:
+    """What a stage is given: the recipe, where things are, and models that remember."""
+
+    recipe: Recipe
+    workspace: Workspace
+    run: RunDirectory
+    store: CallStore
+    constitution: Constitution
+    templates: Templates
+    manifest: Manifest
+    reporter: Reporter
+    stage: str = ""
+    settings_hash: str = ""
+    """Hash of what decides the current stage, for records' provenance."""
+    models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    async def model(self, spec: ModelSpec) -> TextModel:
+        """Return a model whose calls are counted for the current stage. The same spec shares one engine."""
+        key = content_hash(spec)
+        if key not in self._engines:
+            self._engines[key] = await open_engine(spec)
+        model = TextModel(self._engines[key], self.store, self.stage)
+        self.models.append((model, spec))
+        return model
+
+    def adapted(self, name: str) -> ModelSpec:
+        """Return the spec of the run's model with one of the run's own adapters on it."""
+        return replace_spec(self.recipe.model, adapter=str(self.run.model(name)))
+
+    async def release(self) -> None:
+        """Close every engine and free its memory."""
+        for engine in self._engines.values():
+            await engine.close()
+        self._engines.clear()
+        self.models.clear()
+        gc.collect()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    `run` returns its counts. `reads` and `writes` are paths from the run directory. `settings` picks what of the recipe decides the
+    outcome. `sources` gives workspace files that it reads.
+    """
+
+    name: str
+    run: Callable[[Context], Awaitable[dict[str, int]]]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    settings: Callable[[Recipe], Any]
+    uses_constitution: bool = False
+    uses_templates: bool = False
+    sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    always: bool = False
+    """Run even when nothing changed: for what reads the manifest itself."""
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What became of a stage in this call of `run_recipe`."""
+
+    name: str
+    reused: bool
+    seconds: float
+    calls_made: int
+    calls_reused: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a call of `run_recipe` did."""
+
+    run: str
+    stages: tuple[StageSummary, ...]
+    warnings: tuple[str, ...]
+    report: str | None
+
+
+def replace_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """Return a model spec with some fields changed."""
+    import msgspec
+
+    return msgspec.structs.replace(spec, **changes)
+
+
+def fingerprint(stage: Stage, context: Context) -> str:
+    """Hash everything that decides a stage's outputs. Raises `DataError` if an input is missing."""
+    missing = [path for path in stage.reads if not (context.run.path / path).exists()]
+    if missing:
+        raise DataError(
+            f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
+            "Run the earlier stages first: leave out --only/--from."
+        )
+    recipe = context.recipe
+    return content_hash(
+        {
+            "stage": stage.name,
+            "version": __version__,
+            "settings": stage.settings(recipe),
+            "seed": recipe.seed,
+            "model": context.manifest.model_fingerprint,
+            "inputs": {path: file_hash(context.run.path / path) for path in stage.reads},
+            "sources": {path: file_hash(context.workspace.root / path) for path in stage.sources(recipe)},
+            "constitution": context.constitution.hash if stage.uses_constitution else "",
+            "templates": context.templates.hash if stage.uses_templates else "",
+        }
+    )
+
+
+def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirectory) -> bool:
+    """Whether a stage's outputs stand, untouched, for this fingerprint."""
+    if entry is None or entry.status != "done" or entry.fingerprint != wanted:
+        return False
+    return all((run.path / path).exists() and file_hash(run.path / path) == digest for path, digest in entry.outputs.items())
+
+
+def choose_stages(stages: Sequence[Stage], only: Sequence[str], start: str | None) -> list[Stage]:
+    """Return the stages to run, in order. Raises `RecipeError` naming unknown ones."""
+    names = [s.name for s in stages]
+    unknown = [n for n in (*only, *([start] if start else [])) if n not in names]
+    if unknown:
+        raise RecipeError(f"no stage {', '.join(map(repr, unknown))}; the stages are: {' '.join(names)}")
+    chosen = [s for s in stages if not only or s.name in only]
+    return [s for s in chosen if start is None or names.index(s.name) >= names.index(start)]
+
+
+def run_recipe(
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Sequence[Stage],
+    reporter: Reporter,
+    *,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    command: str = "",
+) -> RunSummary:
+    """Run a recipe's stages, or those asked for, reusing what is done.
+
+    Args:
+        recipe: what to run.
+        workspace: where its files are.
+        stages: all stages in order.
+        reporter: shows progress.
+        only: names of the stages to run; empty runs all.
+        start: the first stage to run.
+        command: how it was called, for the report.
+
+    Raises:
+        CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
+    """
+    from cai.setup_check import check_setup
+
+    chosen = choose_stages(stages, only, start)
+    run = workspace.run(recipe.name)
+    with run.locked(), CallStore(workspace.store_path) as store:
+        constitution, templates, model_fingerprint = check_setup(recipe, workspace)
+        manifest = read_manifest(run.manifest) or Manifest(recipe.name)
+        manifest = replace(
+            manifest,
+            recipe_hash=recipe.hash,
+            command=command,
+            cai_version=__version__,
+            versions=installed_versions(),
+            git=git_state(workspace.root),
+            machine=machine_facts(),
+            constitution=describe_constitution(constitution),
+            model=recipe.model.path,
+            model_fingerprint=model_fingerprint,
+        )
+        write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter)
+        done = [_run_stage(stage, context) for stage in chosen]
+        report = str(run.report) if run.report.exists() else None
+        return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
+
+
+def _run_stage(stage: Stage, context: Context) -> StageSummary:
+    wanted = fingerprint(stage, context)
+    entry = context.manifest.stage(stage.name)
+    if not stage.always and is_done(stage, entry, wanted, context.run):
+        assert entry is not None
+        context.reporter.say(f"[dim]{stage.name:<12} done before, nothing changed[/dim]")
+        return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
+    entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
+    context.stage, context.failures = stage.name, []
+    context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
+    context.manifest.put(entry)
+    write_manifest(context.run.manifest, context.manifest)
+    started = time.monotonic()
+
+    async def run_and_release() -> dict[str, int]:
+        try:
+            return await stage.run(context)
+        finally:
+            for model, spec in context.models:
+                usage = model.usage
+                entry.calls_made += usage.made
+                entry.calls_reused += usage.reused
+                entry.prompt_tokens += usage.prompt_tokens
+                entry.completion_tokens += usage.completion_tokens
+                entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
+            await context.release()
+
+    try:
+        with context.reporter.stage(stage.name):
+            entry.counts = asyncio.run(run_and_release())
+        entry.status = "done"
+    except BaseException as e:
+        entry.status = "failed"
+        entry.message = str(e) if isinstance(e, CaiError) else type(e).__name__
+        raise
+    finally:
+        entry.seconds = time.monotonic() - started
+        if entry.status == "done":
+            entry.outputs = {path: file_hash(context.run.path / path) for path in stage.writes if (context.run.path / path).exists()}
+        context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
+        replace_stage_records(context.run.failures, Failure, stage.name, context.failures)
+        write_manifest(context.run.manifest, context.manifest)
+    context.reporter.say(_stage_line(entry))
+    return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
+
+
+def _stage_line(entry: StageEntry) -> str:
+    calls = f", {entry.calls_made} calls made, {entry.calls_reused} reused" if entry.calls_made or entry.calls_reused else ""
+    counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in entry.counts.items())
+    return f"[bold]{entry.name:<12}[/bold] {entry.seconds:6.1f} s{calls}{'; ' if counts else ''}{counts}"
+
+
+def _warnings(manifest: Manifest) -> list[str]:
+    judge = manifest.judge
+    if judge is None or (judge.measured and judge.beats_baselines):
+        return []
+    return [judge.note]
+
+
+def _resolved_yaml(recipe: Recipe) -> str:
+    import msgspec
+    import yaml
+
+    return yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=True, width=120)
