@@ -9,6 +9,7 @@ import errno
 import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -38,7 +39,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (gzip.BadGzipFile, EOFError) as e:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise DataError(f"{path}: not a whole gzip file ({e})") from e
     except OSError as e:
         raise DataError(f"{path}: can't be read ({e.strerror or e})") from e

@@ -1,0 +1,153 @@
+r"""From the ways in which datasets write a conversation to `Message`s, and back: message lists, ShareGPT turns, hh-rlhf transcripts.
+
+A transcript is hh-rlhf's text form: turns that open with `\n\nHuman:` or `\n\nAssistant:`. A turn opens only after a blank line (or at
+the very start), so the same words inside a line stay text. It leaves reading files to `rows` and deciding what a row is to its callers.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cai.errors import DataError
+from cai.records import Message, Role
+
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_TRANSCRIPT_ROLE: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+_TRANSCRIPT_NAME: dict[Role, str] = {role: name for name, role in _TRANSCRIPT_ROLE.items()}
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+def is_transcript(text: str) -> bool:
+    r"""Tell whether a text is an hh-rlhf transcript: it opens with a human turn, set off by blank lines or answered by one.
+
+    >>> is_transcript("\n\nHuman: Hi\n\nAssistant: Hello"), is_transcript("Human: what are you?")
+    (True, False)
+    """
+    opening = text.replace("\r\n", "\n")
+    return opening.startswith("\n\nHuman:") or (opening.lstrip().startswith("Human:") and "\n\nAssistant:" in opening)
+
+
+def parse_transcript(text: str) -> tuple[Message, ...]:
+    r"""Split an hh-rlhf transcript into turns; each text is stripped, and turns of the same speaker in a row become one.
+
+    The last assistant turn always stands alone: it is the response, whatever comes before it.
+
+    Args:
+        text: opens with `Human:` or `Assistant:`.
+
+    Raises:
+        RowFault: there is text before the first turn, or no turn.
+
+    >>> [m.content for m in parse_transcript("\n\nHuman: Say: Human: hi\n\nAssistant: Human: hi")]
+    ['Say: Human: hi', 'Human: hi']
+    """
+    before, *pieces = _TURN.split(text.replace("\r\n", "\n"))
+    if before.strip() or not pieces:
+        raise RowFault("not_a_transcript", f"expected text that opens with '\\n\\nHuman:', found {_short(text)}")
+    turns: list[Message] = []
+    last = len(pieces) // 2 - 1
+    for number, (name, content) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        role = _TRANSCRIPT_ROLE[name]
+        if turns and turns[-1].role == role and not (number == last and role == "assistant"):
+            turns[-1] = Message(role, f"{turns[-1].content}\n\n{content.strip()}".strip())
+        else:
+            turns.append(Message(role, content.strip()))
+    return tuple(turns)
+
+
+def render_transcript(messages: Sequence[Message]) -> str:
+    r"""Write a conversation as an hh-rlhf transcript.
+
+    Raises:
+        RowFault: the format can't hold it: it has no system turns, and a blank line before `Human:` in a text would open a turn.
+
+    >>> render_transcript([Message("user", "Hi"), Message("assistant", "Hello")])
+    '\n\nHuman: Hi\n\nAssistant: Hello'
+    """
+    if any(m.role == "system" for m in messages):
+        raise RowFault("not_representable", "hh-rlhf transcripts have no system turn")
+    text = "".join(f"\n\n{_TRANSCRIPT_NAME[m.role]}: {m.content.strip()}" for m in messages)
+    if parse_transcript(text) != tuple(Message(m.role, m.content.strip()) for m in messages):
+        raise RowFault("not_representable", "a turn's text would read as another turn in an hh-rlhf transcript")
+    return text
+
+
+def messages_of(value: Any) -> tuple[Message, ...]:
+    """Read a conversation from a string, a transcript, one message, or a list of messages (`role`/`content` or `from`/`value`).
+
+    Raises:
+        RowFault: it is none of these, or a turn has an unknown role or content that isn't text.
+    """
+    if isinstance(value, str):
+        return parse_transcript(value) if is_transcript(value) else (Message("user", value),)
+    if isinstance(value, dict):
+        return (_message(value),)
+    if isinstance(value, list) and value:
+        return tuple(_message(item) for item in value)
+    raise RowFault("not_a_conversation", f"expected text or a list of messages, found {_short(value)}")
+
+
+def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return a conversation that waits for an answer, without an empty assistant turn at its end (hh-rlhf's `Assistant:`).
+
+    Raises:
+        RowFault: it doesn't end with a user's turn, or that turn is empty.
+    """
+    ends_open = bool(messages) and messages[-1].role == "assistant" and not messages[-1].content.strip()
+    prompt = tuple(messages[:-1] if ends_open else messages)
+    if not prompt or prompt[-1].role != "user":
+        raise RowFault("no_user_turn", "a prompt must end with a user's turn")
+    if not prompt[-1].content.strip():
+        raise RowFault("empty", "the user's last turn is empty")
+    return prompt
+
+
+def prompt_part(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the prompt of a conversation: all of it, or all before its last turn where that is the assistant's.
+
+    Raises:
+        RowFault: what is left is no prompt (see `as_prompt`).
+    """
+    return as_prompt(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
+
+
+def split_last_turn(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
+    """Split a whole conversation into its prompt and the assistant's last turn, stripped.
+
+    Raises:
+        RowFault: it doesn't end with an assistant's turn.
+    """
+    if not messages or messages[-1].role != "assistant":
+        raise RowFault("no_response", "the conversation doesn't end with an assistant's turn")
+    return tuple(messages[:-1]), messages[-1].content.strip()
+
+
+def _message(item: Any) -> Message:
+    if not isinstance(item, dict):
+        raise RowFault("not_a_conversation", f"a message must be a mapping with role and content, found {_short(item)}")
+    name = item["role"] if "role" in item else item.get("from")
+    role = _ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise RowFault("unknown_role", f"role {_short(name)}; expected system, user or assistant")
+    content = item["content"] if "content" in item else item.get("value")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise RowFault("not_text", f"a message's content must be text, found {_short(content)}")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise RowFault("not_text", f"a message's content must be text, found {_short(content)}")
+    return Message(role, content)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class RowFault(DataError):
+    """One row is unusable. Its loader turns it into a counted `Failure`; it never stops a file."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

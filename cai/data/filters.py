@@ -1,0 +1,139 @@
+"""What keeps data clean: one key for texts that say the same, near-duplicates, splits that don't leak, and length statistics."""
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cai.ids import content_hash, split_fraction
+from cai.records import Message, Preference, Prompt
+
+T = TypeVar("T")
+
+
+def normalise(text: str) -> str:
+    """Return a text without differences of case, Unicode form and white space. Punctuation stays: `3-2` is not `3+2`.
+
+    >>> normalise("  What IS\\n 3-2? ")
+    'what is 3-2?'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def conversation_key(messages: Sequence[Message]) -> str:
+    """Return the same short hash for conversations whose normalised turns are the same."""
+    return content_hash([(m.role, normalise(m.content)) for m in messages])
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """Return the key under which two prompts count as the same, whatever their ids and sources."""
+    return conversation_key(prompt.messages)
+
+
+def shingles(text: str, words: int = 5) -> frozenset[int]:
+    """Return 64-bit hashes of all runs of `words` words of the normalised text; of the whole text where it is shorter."""
+    tokens = normalise(text).split()
+    runs = [tokens[i : i + words] for i in range(max(1, len(tokens) - words + 1))]
+    return frozenset(int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big") for run in runs)
+
+
+def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: float = 0.8) -> tuple[list[T], list[tuple[T, T]]]:
+    """Keep the first of every group of items whose texts share most of their five-word runs.
+
+    Exact Jaccard similarity on shingles. Candidates come from an index of the lowest shingles of every kept text: two sets that share
+    a fraction s of their members must share one of their first (1-s)·size + 1 in any common order (prefix filtering, Chaudhuri et al.
+    2006), so none is missed and nothing is random.
+
+    Args:
+        items: in order of preference.
+        texts: one per item.
+        threshold: Jaccard similarity in (0, 1] from which two texts are near-duplicates; 1 drops only the same set of runs.
+
+    Returns:
+        The kept items in order, and each dropped item with the kept one that it repeats.
+    """
+    sets = [shingles(text) for text in texts]
+    kept: list[int] = []
+    dropped: list[tuple[T, T]] = []
+    index: dict[int, list[int]] = {}
+    for i, mine in enumerate(sets):
+        prefix = sorted(mine)[: len(mine) - _at_least(threshold, len(mine)) + 1]
+        candidates = dict.fromkeys(k for s in prefix for k in index.get(s, ()))
+        twin = next((k for k in candidates if len(mine & sets[k]) >= threshold * len(mine | sets[k])), None)
+        if twin is not None:
+            dropped.append((items[i], items[twin]))
+            continue
+        kept.append(i)
+        for s in prefix:
+            index.setdefault(s, []).append(i)
+    return [items[i] for i in kept], dropped
+
+
+def first_of_each(items: Iterable[T], keys: Iterable[Hashable]) -> tuple[list[T], int]:
+    """Keep the first item of every key; return them and how many were dropped."""
+    seen: set[Hashable] = set()
+    kept: list[T] = []
+    dropped = 0
+    for item, key in zip(items, keys, strict=True):
+        if key in seen:
+            dropped += 1
+        else:
+            seen.add(key)
+            kept.append(item)
+    return kept, dropped
+
+
+def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:
+    """Split into training and held-out preferences by a hash of the prompt's normalised text.
+
+    All preferences of a prompt go to the same side, and adding rows moves no other row.
+
+    Args:
+        preferences: from any source.
+        held_out_fraction: expected share of prompts, not of rows, to hold out; 0 to 1.
+        salt: another salt, another split.
+
+    Returns:
+        Training and held-out preferences, each in the order given.
+    """
+    train: list[Preference] = []
+    held_out: list[Preference] = []
+    for p in preferences:
+        (held_out if split_fraction(prompt_key(p.prompt), salt) < held_out_fraction else train).append(p)
+    return train, held_out
+
+
+def length_stats(preferences: Sequence[Preference]) -> "LengthStats":
+    """Return mean lengths of the chosen and rejected responses, and how often the chosen one is longer. All 0 where there are none."""
+    n = len(preferences)
+    if n == 0:
+        return LengthStats(0, 0.0, 0.0, 0.0)
+    return LengthStats(
+        n=n,
+        mean_chosen_characters=sum(len(p.chosen) for p in preferences) / n,
+        mean_rejected_characters=sum(len(p.rejected) for p in preferences) / n,
+        chosen_longer_fraction=sum(_longer(p) for p in preferences) / n,
+    )
+
+
+def _at_least(threshold: float, size: int) -> int:
+    """Members that a set of this size shares with any set of at least this similarity: the least integer ≥ threshold × size."""
+    return math.ceil(threshold * size - 1e-9)
+
+
+def _longer(preference: Preference) -> float:
+    difference = len(preference.chosen) - len(preference.rejected)
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthStats:
+    """How long the two sides of preferences are: the first thing that a reward model learns by mistake."""
+
+    n: int
+    mean_chosen_characters: float
+    mean_rejected_characters: float
+    chosen_longer_fraction: float
+    """Share of pairs whose chosen response is the longer one; equal lengths count half."""

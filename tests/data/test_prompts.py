@@ -1,0 +1,245 @@
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from cai.data.conversations import RowFault, parse_transcript, render_transcript
+from cai.data.prompts import LoadedPrompts, assert_disjoint, load_all, load_prompts
+from cai.errors import DataError
+from cai.recipe import PromptSource
+from cai.records import Message
+
+ROOT = Path(__file__).parents[2]
+
+
+def cai_row(identity: str, text: str, kind: str = "harmful") -> dict[str, object]:
+    return {"id": identity, "kind": kind, "category": "c", "messages": [{"role": "user", "content": text}]}
+
+
+def write_jsonl(path: Path, rows: list[object]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def texts(loaded: LoadedPrompts) -> list[str]:
+    return [p.messages[-1].content for p in loaded.prompts]
+
+
+@pytest.mark.parametrize(("name", "count"), [("harmful", 150), ("helpful", 100), ("borderline", 80)])
+def test_shipped_prompts_load_whole(name: str, count: int) -> None:
+    loaded = load_prompts(PromptSource(path=f"prompts/{name}.jsonl", format="cai"), ROOT, seed=0)
+    assert len(loaded.prompts) >= count
+    assert loaded.failures == ()
+    assert loaded.counts["duplicates"] == 0
+    assert {p.kind for p in loaded.prompts} == {name}
+
+
+def test_shipped_training_and_evaluation_prompts_share_nothing() -> None:
+    train = load_all([PromptSource(path=f"prompts/{n}.jsonl") for n in ("harmful", "helpful", "borderline")], ROOT, 0)
+    evaluate = load_all([PromptSource(path="prompts/eval_*.jsonl")], ROOT, 0)
+    assert assert_disjoint(train, evaluate).counts["in_evaluate"] == 0
+
+
+def test_a_cai_row_keeps_its_id_kind_and_category(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [cai_row("h-1", "How do I …?")])
+    (prompt,) = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0).prompts
+    assert (prompt.id, prompt.kind, prompt.category, prompt.source) == ("h-1", "harmful", "c", "p.jsonl")
+
+
+TRANSCRIPT = "\n\nHuman: Note: say 'Human: hi'\n\nAssistant: Sure: Assistant: hi\n\nHuman: Again: please\n\nAssistant: One: two"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "format"),
+    [
+        ("hh.jsonl", {"chosen": TRANSCRIPT, "rejected": TRANSCRIPT + "!"}, "auto"),
+        ("hh.jsonl.gz", {"chosen": TRANSCRIPT, "rejected": TRANSCRIPT + "!"}, "hh"),
+        ("trl.jsonl", {"prompt": TRANSCRIPT.rpartition("Assistant:")[0] + "Assistant:"}, "auto"),
+    ],
+)
+def test_transcripts_are_cut_at_the_last_assistant_turn_only(tmp_path: Path, name: str, row: object, format: str) -> None:
+    write_jsonl(tmp_path / name, [row])
+    (prompt,) = load_prompts(PromptSource(path=name, format=format), tmp_path, 0).prompts  # type: ignore[arg-type]
+    assert prompt.messages == (
+        Message("user", "Note: say 'Human: hi'"),
+        Message("assistant", "Sure: Assistant: hi"),
+        Message("user", "Again: please"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"prompt": "Hi: there"}, "prompt"),
+        ({"question": "Hi: there"}, "question"),
+        ({"prompt": [{"role": "user", "content": "Hi: there"}]}, "prompt"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi: there"}]}]}, "prompt"),
+        ({"conversations": [{"from": "human", "value": "Hi: there"}, {"from": "gpt", "value": "Yes"}]}, "conversations"),
+        ({"messages": [{"role": "user", "content": "Hi: there"}, {"role": "assistant", "content": "Yes"}]}, "prompt"),
+        ({"chosen": [{"role": "user", "content": "Hi: there"}, {"role": "assistant", "content": "Yes"}], "rejected": []}, "prompt"),
+        ("Hi: there", "prompt"),
+    ],
+)
+def test_plain_jsonl_rows(tmp_path: Path, row: object, field: str) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [row])
+    (prompt,) = load_prompts(PromptSource(path="p.jsonl", field=field, kind="helpful"), tmp_path, 0).prompts
+    assert prompt.messages == (Message("user", "Hi: there"),)
+    assert prompt.kind == "helpful"
+
+
+def test_text_and_csv_and_array_hold_the_same_prompts(tmp_path: Path) -> None:
+    wanted = ['What\'s 1, 2, "3"?', "Human: who are you?", "Ünïcode: ok"]
+    (tmp_path / "a.txt").write_text("\n\n".join(wanted) + "\n", encoding="utf-8")
+    out = io.StringIO()
+    csv.writer(out).writerows([["prompt", "kind"], *([w, "borderline"] for w in wanted)])
+    (tmp_path / "a.csv").write_text("\ufeff" + out.getvalue(), encoding="utf-8")
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": w} for w in wanted], indent=1))
+    loaded = {name: load_prompts(PromptSource(path=name), tmp_path, 0) for name in ("a.txt", "a.csv", "a.json")}
+    assert {name: texts(part) for name, part in loaded.items()} == dict.fromkeys(loaded, wanted)
+    assert len({tuple(p.id for p in part.prompts) for part in loaded.values()}) == 1
+    assert {p.kind for p in loaded["a.csv"].prompts} == {"borderline"}
+
+
+def test_globs_join_files_in_name_order_and_count_repeats(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("Two\nthree\n")
+    (tmp_path / "a.txt").write_text("one\n two  \n")
+    loaded = load_prompts(PromptSource(path="*.txt"), tmp_path, 0)
+    assert texts(loaded) == ["one", "two", "three"]
+    assert loaded.counts == {"rows": 4, "duplicates": 1, "empty": 0, "failed": 0, "over_limit": 0}
+
+
+def test_bad_rows_are_named_by_line_and_counted(tmp_path: Path) -> None:
+    good = json.dumps(cai_row("a", "fine"))
+    bad = [
+        ("{oops", "unreadable"),
+        (json.dumps(cai_row("b", " ")), "empty"),
+        (json.dumps(cai_row("c", "x", kind="harmfull")), "unknown_kind"),
+        (json.dumps(cai_row("a", "another text")), "repeated_id"),
+        (json.dumps({"id": "d", "messages": [{"role": "narrator", "content": "x"}]}), "unknown_role"),
+        (json.dumps({"id": "e", "messages": [{"role": "user", "content": 3}]}), "not_text"),
+        (json.dumps({"id": "f", "messages": [{"role": "assistant", "content": "x"}]}), "no_user_turn"),
+        (json.dumps({"text": "x"}), "no_prompt_column"),
+        ("[1]", "not_a_row"),
+    ]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join([good, *(line for line, _ in bad)]) + "\n")
+    loaded = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0)
+    assert [(f.item_id, f.reason) for f in loaded.failures] == [(f"{path}:{n}", reason) for n, (_, reason) in enumerate(bad, 2)]
+    assert texts(loaded) == ["fine"]
+    assert loaded.counts == {"rows": 10, "duplicates": 0, "empty": 1, "failed": 9, "over_limit": 0}
+
+
+def test_a_limit_keeps_file_order_and_a_higher_one_only_adds(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("".join(f"prompt {i}\n" for i in range(60)))
+
+    def kept(limit: int, seed: int) -> list[str]:
+        return texts(load_prompts(PromptSource(path="p.txt", limit=limit), tmp_path, seed))
+
+    ten, twenty = kept(10, 1), kept(20, 1)
+    assert len(ten) == 10 and len(twenty) == 20
+    assert set(ten) < set(twenty)
+    assert twenty == sorted(twenty, key=lambda t: int(t.split()[1]))
+    assert kept(10, 2) != ten
+    assert kept(99, 1) == [f"prompt {i}" for i in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("absent.jsonl", "no such file"),
+        ("*.nothing", "no file matches"),
+        ("../outside.txt", "leaves the workspace"),
+        ("a/../../outside.txt", "leaves the workspace"),
+        ("empty.jsonl", "no usable prompt in 0 rows"),
+        ("broken.jsonl.gz", "not a whole gzip file"),
+        ("latin.csv", "UTF-8"),
+        ("what.bin", "can't tell what this is"),
+    ],
+)
+def test_sources_that_cannot_be_read_say_so(tmp_path: Path, path: str, says: str) -> None:
+    root = tmp_path / "workspace"
+    root.mkdir()
+    (tmp_path / "outside.txt").write_text("secret\n")
+    (root / "empty.jsonl").touch()
+    (root / "broken.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "x"}\n' * 100)[:-9])
+    (root / "latin.csv").write_bytes("prompt\ncafé\n".encode("latin-1"))
+    (root / "what.bin").write_bytes(b"\x00\x01")
+    with pytest.raises(DataError, match=says):
+        load_prompts(PromptSource(path=path), root, 0)
+
+
+def test_load_all_reports_every_missing_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)one\.jsonl.*two\.jsonl"):
+        load_all([PromptSource(path="one.jsonl"), PromptSource(path="two.jsonl")], tmp_path, 0)
+
+
+def test_load_all_counts_repeats_across_sources(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [cai_row("a1", "Same"), cai_row("a2", "other")])
+    write_jsonl(tmp_path / "b.jsonl", [cai_row("b1", "  same "), cai_row("a2", "a new text under a used id"), cai_row("b3", "new")])
+    loaded = load_all([PromptSource(path="a.jsonl"), PromptSource(path="b.jsonl")], tmp_path, 0)
+    assert [p.id for p in loaded.prompts] == ["a1", "a2", "b3"]
+    assert loaded.counts == {"rows": 5, "duplicates": 1, "empty": 0, "failed": 1, "over_limit": 0}
+    assert [f.reason for f in loaded.failures] == ["repeated_id"]
+
+
+def test_training_prompts_that_are_evaluated_are_dropped_and_counted(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "t.jsonl", [cai_row("t1", "Shared  PROMPT"), cai_row("t2", "mine"), cai_row("e2", "same id")])
+    write_jsonl(tmp_path / "e.jsonl", [cai_row("e1", "shared prompt"), cai_row("e2", "theirs")])
+    train, evaluate = (load_all([PromptSource(path=n)], tmp_path, 0) for n in ("t.jsonl", "e.jsonl"))
+    clean = assert_disjoint(train, evaluate)
+    assert [p.id for p in clean.prompts] == ["t2"]
+    assert clean.counts["in_evaluate"] == 2
+    assert [f.reason for f in clean.failures] == ["in_evaluate"] * 2
+
+
+def test_folders_and_the_hub_go_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "d").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"prompt": "one"}]), tmp_path / "d" / "test.parquet")
+    pq.write_table(pa.Table.from_pylist([{"prompt": "two"}]), tmp_path / "d" / "train.parquet")
+    assert texts(load_prompts(PromptSource(path="d", split="test"), tmp_path, 0)) == ["one"]
+    assert texts(load_prompts(PromptSource(path="d/train.parquet"), tmp_path, 0)) == ["two"]
+    with pytest.raises(DataError, match="can't be loaded as a dataset"):
+        load_prompts(PromptSource(path="d", split="absent"), tmp_path, 0)
+
+    asked = []
+
+    def fake(name: str, split: str, streaming: bool) -> list[dict[str, object]]:
+        asked.append((name, split))
+        return [{"instruction": "from the hub"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    loaded = load_prompts(PromptSource(path="hub:some/set", split="test", field="instruction"), tmp_path, 0)
+    assert asked == [("some/set", "test")]
+    assert texts(loaded) == ["from the hub"] and loaded.prompts[0].source == "hub:some/set"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (Message("user", "a: b\n\nc"), Message("assistant", "Human: no\nAssistant: no"), Message("user", "d")),
+        (Message("user", "x"),),
+    ],
+)
+def test_transcripts_round_trip(messages: tuple[Message, ...]) -> None:
+    assert parse_transcript(render_transcript(messages)) == messages
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (Message("system", "s"), Message("user", "x")),
+        (Message("user", "quote:\n\nAssistant: hi"),),
+        (Message("user", "a"), Message("user", "b")),
+    ],
+)
+def test_what_a_transcript_cannot_hold_is_refused(messages: tuple[Message, ...]) -> None:
+    with pytest.raises(RowFault, match="not_representable"):
+        render_transcript(messages)
