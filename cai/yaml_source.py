@@ -45,7 +45,9 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
         while e.context:  # anyOf: show the branch that came closest
             e = max(e.context, key=lambda c: len(c.absolute_path))
         path = tuple(e.absolute_path)
-        message = e.message
+        message = e.message if len(e.message) <= 300 else f"{e.message[:200]} ... {e.message[-80:]}"
+        if e.validator == "pattern" and "description" in e.schema:
+            message = f"{str(e.instance)[:80]!r} is not {e.schema['description']}"
         if e.validator == "additionalProperties":
             known = sorted(e.schema.get("properties", {}))
             extra = [k for k in e.instance if k not in known]
@@ -84,6 +86,8 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
                 key = key_node.value
                 if not isinstance(key_node, yaml.ScalarNode):
                     raise error(f"{path}:{line}: a key must be plain text")
+                if not key.isprintable():
+                    raise error(f"{path}:{line}: key {key!r} has characters that can't be shown")
                 if key in result:
                     raise error(f"{path}:{line}: key {key!r} stands twice (first on line {lines[(*at, key)]})")
                 lines[(*at, key)] = line
@@ -91,7 +95,13 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
             return result
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*at, i)) for i, child in enumerate(node.value)]
-        return constructor.construct_object(node)
+        try:
+            value = constructor.construct_object(node)
+            if isinstance(value, str):
+                value.encode()  # half a surrogate pair can be written in YAML, and nowhere else
+        except (ValueError, LookupError, AttributeError, OverflowError) as e:  # what PyYAML's constructors let through
+            raise error(f"{path}:{node.start_mark.line + 1}: not a valid value: {str(node.value)[:80]!r} ({e})") from e
+        return value
 
     class _Loader(yaml.SafeLoader):
         def compose_node(self, parent: Any, index: Any) -> Any:
@@ -110,7 +120,7 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         raise error(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {e.problem}") from e
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:
         if isinstance(e, CaiError):
             raise
         raise error(f"{path}: not valid YAML: {e}") from e

@@ -1,0 +1,84 @@
+"""Reads a constitution from YAML, and reports everything that breaks its schema at once. Whether it is a good one, `lint` says."""
+
+import json
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cai.errors import ConstitutionError
+from cai.records import Constitution, Principle
+from cai.yaml_source import YamlSource, load_yaml, schema_problems
+
+R = TypeVar("R", Constitution, Principle)
+SCHEMA_PATH = Path(__file__).with_name("schema.json")
+"""The schema. Workspaces hold a copy beside their constitutions, where editors look for it."""
+
+
+@cache
+def constitution_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a constitution file."""
+    schema: dict[str, Any] = json.loads(SCHEMA_PATH.read_text(encoding="utf-8"))
+    return schema
+
+
+def load_constitution(path: Path) -> Constitution:
+    """Read and check a constitution. White space around a text is not part of it, so YAML block style changes nothing.
+
+    Raises:
+        ConstitutionError: listing every problem, each with file, line and YAML path.
+    """
+    source = load_yaml(path, ConstitutionError)
+    problems = source_problems(source)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConstitutionError(f"{path}: not a valid constitution: {count}\n" + "\n".join(f"  {p}" for p in problems))
+    constitution = read_fields(source.data, Constitution)
+    if constitution is None:  # only if the schema and the record have come apart
+        raise ConstitutionError(f"{path}: passes schema.json but is not a Constitution; schema.json and cai/records.py disagree")
+    return constitution
+
+
+def source_problems(source: YamlSource) -> list[str]:
+    """Return what breaks the schema, and what no schema can say: ids that stand twice, weights that are not finite."""
+    if not isinstance(source.data, dict):
+        found = "nothing" if source.data is None else type(source.data).__name__
+        return [f"{source.path}:1: expected a mapping with id, name, description and principles; found {found}"]
+    problems = schema_problems(source, constitution_schema())
+    first: dict[str, int] = {}
+    for i, entry in enumerate(entries(source)):
+        if not isinstance(entry, dict):
+            continue
+        principle_id, weight = entry.get("id"), entry.get("weight")
+        if isinstance(principle_id, str):
+            j = first.setdefault(principle_id.strip(), i)
+            if j != i:
+                line = source.lines[("principles", j, "id")]
+                problems.append(f"{source.where(('principles', i, 'id'))}: {principle_id.strip()!r} is taken (first on line {line})")
+        if isinstance(weight, float) and not math.isfinite(weight):
+            problems.append(f"{source.where(('principles', i, 'weight'))}: {weight} is not a finite number above 0")
+    return problems
+
+
+def entries(source: YamlSource) -> list[Any]:
+    """Return the items under `principles`, whatever they are; none where there is no such list."""
+    found = source.data.get("principles") if isinstance(source.data, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def read_fields(data: Any, record_type: type[R]) -> R | None:
+    """Return plain YAML data as a record, its texts stripped of white space at both ends; None where it doesn't fit."""
+    try:
+        return msgspec.convert(_stripped(data), record_type)
+    except msgspec.ValidationError:
+        return None
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _stripped(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_stripped(v) for v in value]
+    return value.strip() if isinstance(value, str) else value

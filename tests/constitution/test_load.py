@@ -1,0 +1,193 @@
+"""Loading: the schema, every problem reported with its line, and nothing but ConstitutionError for any input."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cai.constitution.load import SCHEMA_PATH, constitution_schema, load_constitution
+from cai.errors import ConstitutionError
+from cai.records import PROMPT_KINDS
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+# yaml-language-server: $schema=schema.json
+id: small
+name: Small
+description: For tests.
+principles:
+  - id: no-fabrication
+    statement: Never invent facts.
+    critique: >-
+      Point out what is invented
+      in your last response.
+    revision: |
+      Rewrite your last response without it.
+    ask_positive: Are the facts in the response real?
+    ask_negative: Does the response contain made-up facts?
+    compare: Which response has fewer made-up facts?
+    applies_to: [helpful]
+    weight: 2
+  - id: answer-the-question
+    statement: Answer the question.
+    critique: Say what your last response missed.
+    revision: Rewrite your last response so that it answers.
+    ask_positive: Does the response answer the question?
+    ask_negative: Does the response leave the question open?
+    compare: Which response answers the question better?
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems_of(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConstitutionError) as caught:
+        load_constitution(write(tmp_path, text))
+    return str(caught.value)
+
+
+def test_good_file_loads_with_defaults_and_without_the_white_space_of_yaml_blocks(tmp_path):
+    constitution = load_constitution(write(tmp_path, GOOD))
+    first, second = constitution.principles
+    assert (constitution.id, constitution.name) == ("small", "Small")
+    assert first.critique == "Point out what is invented in your last response."
+    assert first.revision == "Rewrite your last response without it."
+    assert (first.applies_to, first.weight) == (("helpful",), 2.0)
+    assert (second.applies_to, second.weight, second.source) == (("harmful", "borderline", "helpful"), 1.0, "")
+
+
+def test_schema_is_valid_explains_every_field_and_knows_the_kinds():
+    schema = constitution_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    principle = schema["$defs"]["principle"]
+    fields = {**schema["properties"], **principle["properties"]}
+    assert len(fields) == 13
+    assert all(f["title"] and f["description"] for f in fields.values())
+    assert set(principle["properties"]["applies_to"]["items"]["enum"]) == set(PROMPT_KINDS) - {"other"}
+
+
+def test_schema_beside_the_constitutions_is_the_packaged_one():
+    assert (ROOT / "constitution" / "schema.json").read_text() == SCHEMA_PATH.read_text()
+    assert json.loads(SCHEMA_PATH.read_text()) == constitution_schema()
+
+
+def test_every_problem_is_listed_with_file_line_and_path(tmp_path):
+    text = (
+        GOOD.replace("id: answer-the-question", "id: no-fabrication")
+        .replace("[helpful]", "[helpfull]")
+        .replace("weight: 2", "weight: .nan")
+    )
+    text = text.replace("    compare: Which response answers the question better?\n", "    comparison: Which?\n").replace(
+        "id: small", "id: Small One"
+    )
+    message = problems_of(tmp_path, text)
+    path = tmp_path / "c.yaml"
+    assert "6 problems" in message
+    assert f"{path}:2: id: 'Small One' is not lowercase kebab case" in message
+    assert f"{path}:16: principles[0].applies_to[0]: 'helpfull' is not one of" in message
+    assert f"{path}:17: principles[0].weight: nan is not a finite number" in message
+    assert f"{path}:18: principles[1]: 'compare' is a required property" in message
+    assert f"{path}:18: principles[1].id: 'no-fabrication' is taken (first on line 6)" in message
+    assert f"{path}:24: principles[1].comparison: unknown key 'comparison'; known: applies_to, ask_negative" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("weight: 2", "weight: 0", ":17: principles[0].weight: 0 is less than or equal to the minimum"),
+        ("weight: 2", "weight: yes", ":17: principles[0].weight: True is not of type 'number'"),
+        ("[helpful]", "[]", ":16: principles[0].applies_to: [] should be non-empty"),
+        ("[helpful]", "[other]", ":16: principles[0].applies_to[0]: 'other' is not one of"),
+        ("Never invent facts.", "' '", ":7: principles[0].statement: ' ' is not a text"),
+        ("Never invent facts.", "42", ":7: principles[0].statement: 42 is not of type 'string'"),
+        ("weight: 2", "weight: *w", ":17: aliases"),
+        ("weight: 2", "weight: 2\n    weight: 3", ":18: key 'weight' stands twice (first on line 17)"),
+        ("For tests.", '"\\uD800"', ":4: not a valid value"),
+        ("For tests.", "!!timestamp x", ":4: not a valid value"),
+    ],
+)
+def test_fault_is_named_where_it_stands(tmp_path, old, new, expected):
+    assert GOOD.count(old) == 1
+    assert f"{tmp_path / 'c.yaml'}{expected}" in problems_of(tmp_path, GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("- a", "list"), ("hello", "str"), ("# only a comment", "nothing")])
+def test_file_that_is_no_mapping(tmp_path, text, found):
+    assert f"expected a mapping with id, name, description and principles; found {found}" in problems_of(tmp_path, text)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ConstitutionError, match="can't be read"):
+        load_constitution(tmp_path / "absent.yaml")
+    with pytest.raises(ConstitutionError, match="can't be read"):
+        load_constitution(tmp_path)
+
+
+def test_long_text_is_refused_without_repeating_all_of_it(tmp_path):
+    message = problems_of(tmp_path, GOOD.replace("Never invent facts.", "x" * 5000))
+    assert ":7: principles[0].statement:" in message and "too long" in message and len(message) < 600
+
+
+# Pieces that YAML treats specially, spliced into a valid file or standing alone.
+PIECES = [
+    "!!timestamp x",
+    "!!bool x",
+    '!!int ""',
+    '"\\UFFFFFFFF"',
+    "&a [*a]",
+    "<<: 1",
+    "? [a]\n: b",
+    "\t- b",
+    "%YAML 9.9",
+    "---",
+    "...",
+    "2001-99-99",
+]
+PIECES += [
+    "0x",
+    "1_000",
+    "1e999",
+    ".nan",
+    "-.inf",
+    "~",
+    "[[",
+    "}",
+    "!!set {a}",
+    "!!binary x",
+    "|2\n",
+    "\x00",
+    "\ufeff",
+    "\u2028",
+    "\x85",
+    "9" * 5000,
+]
+pieces = st.sampled_from(PIECES)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")), pieces.map(str.encode)))
+def test_any_bytes_give_a_constitution_error(tmp_path, raw):
+    path = tmp_path / "fuzz.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(ConstitutionError):
+        load_constitution(path)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, len(GOOD)), st.integers(0, 30), st.one_of(pieces, st.text(max_size=20)))
+def test_damaged_file_loads_or_gives_a_constitution_error(tmp_path, at, cut, piece):
+    path = tmp_path / "fuzz.yaml"
+    path.write_bytes((GOOD[:at] + piece + GOOD[at + cut :]).encode("utf-8", "surrogatepass"))
+    try:
+        constitution = load_constitution(path)
+    except ConstitutionError as e:
+        assert str(path) in str(e)
+    else:
+        assert constitution.principles and constitution.hash
