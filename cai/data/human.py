@@ -4,7 +4,7 @@ Serves `cai judge bench --pairs`, human labels in a mixture, and reading back wh
 first row that can be read, then every row is held to it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,9 +13,10 @@ import msgspec
 
 from cai.data.conversations import RowFault, as_prompt, is_transcript, messages_of, parse_transcript, split_last_turn
 from cai.data.filters import conversation_key, normalise
-from cai.data.rows import Row, read_rows
+from cai.data.rows import Row, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
+from cai.recipe import HumanSource
 from cai.records import PROMPT_KINDS, Failure, Message, Preference, Prompt, PromptKind, Provenance
 
 PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "label-studio"]
@@ -63,6 +64,31 @@ def load_pairs(
         order = sorted(range(len(preferences)), key=lambda i: (split_fraction(preferences[i].id, f"limit:{seed}"), i))
         preferences = [preferences[i] for i in sorted(order[:limit])]
     return LoadedPairs(tuple(preferences), tuple(failures), found)
+
+
+def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
+    """Load the human labels of a recipe, each source's weight put on its preferences.
+
+    Returns:
+        The preferences and the rows that are none.
+
+    Raises:
+        DataError: listing every source that can't be loaded.
+    """
+    preferences: list[Preference] = []
+    failures: list[Failure] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            for path in source_files(source.path, root):
+                loaded = load_pairs(path, kind=source.kind, limit=source.limit, seed=seed)
+                preferences.extend(replace(p, weight=p.weight * source.weight) for p in loaded.preferences)
+                failures.extend(loaded.failures)
+        except DataError as e:
+            problems.append(str(e))
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(preferences), tuple(failures)
 
 
 def _mapping(row: Row) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""Judged pairs and human labels into one training and one held-out set of preferences.
+
+Every pair that comes in is either in the mixture or in `dropped`, by reason. A person's label of a pair outranks an AI's of the same
+texts; two people who disagree both stay, and the loss averages them. It judges nothing itself.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from cai.data.filters import LengthStats, length_stats, normalise, prompt_key, split_by_prompt
+from cai.errors import DataError
+from cai.recipe import PreferencesConfig
+from cai.records import Failure, Judgment, Preference, Prompt, ResponsePair
+
+STAGE = "preferences"
+_REASONS = {
+    "not_judged": "no judgment of this pair",
+    "judge_failed": "the judge gave no usable answer",
+    "tie": "the judge finds both equally good",
+    "small_margin": "|p - 0.5| is below min_margin",
+    "identical": "both responses are the same text",
+    "empty": "a response is empty",
+    "zero_weight": "its source has weight 0",
+    "duplicate": "the same pair is there already",
+    "human_labelled": "a person labelled the same two texts",
+    "in_evaluate": "its prompt is an evaluation prompt",
+}
+
+
+def mix(
+    config: PreferencesConfig,
+    pairs: Iterable[ResponsePair],
+    judgments: Iterable[Judgment],
+    human: Sequence[Preference] = (),
+    seed: int = 0,
+    evaluate: Iterable[Prompt] = (),
+) -> "Mixture":
+    """Turn pairs and their judgments into preferences, add human labels, and split by prompt.
+
+    A pair labelled by construction (`contrast`) keeps that label and needs no judgment. An exact tie says nothing about which response
+    to prefer, so it is dropped rather than called `chosen` by position.
+
+    Args:
+        config: weights, margin and held-out fraction.
+        pairs: from every source.
+        judgments: matched to pairs by `pair_id`, in any order; one usable judgment for a pair at most.
+        human: as `load_human` gives them, weights applied.
+        seed: salts the split.
+        evaluate: prompts that must not be trained on.
+
+    Raises:
+        DataError: a pair has two different judgments, or nothing is left to train on.
+    """
+    by_pair = _by_pair(judgments)
+    excluded = {prompt_key(p) for p in evaluate}
+    labelled_texts = {_texts(p) for p in human if p.source.startswith("human:")}
+    seen: set[tuple[str, str, str]] = set()
+    kept: list[Preference] = []
+    dropped: list[Failure] = []
+
+    def consider(item_id: str, made: Preference | Failure) -> None:
+        reason = made if isinstance(made, Failure) else None
+        if isinstance(made, Preference):
+            direction = (prompt_key(made.prompt), normalise(made.chosen), normalise(made.rejected))
+            if problem := _problem(made, config, excluded):
+                reason = _drop(item_id, problem)
+            elif not made.source.startswith("human:") and _texts(made) in labelled_texts:
+                reason = _drop(item_id, "human_labelled")
+            elif direction in seen:
+                reason = _drop(item_id, "duplicate")
+            else:
+                seen.add(direction)
+                kept.append(made)
+        if reason is not None:
+            dropped.append(reason)
+
+    for preference in human:
+        consider(preference.id, preference)
+    for pair in pairs:
+        consider(pair.id, _preference(pair, by_pair.get(pair.id), config))
+
+    train, held_out = split_by_prompt(kept, config.held_out_fraction, f"held-out:{seed}")
+    reasons = Counter(f.reason for f in dropped)
+    if not train:
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none came in"
+        raise DataError(f"no preference is left to train on: {len(held_out)} held out; dropped: {why}")
+    counts = {"train": len(train), "held_out": len(held_out), "dropped": len(dropped), **{f"dropped_{r}": n for r, n in reasons.items()}}
+    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), _by_source(train, held_out))
+
+
+def source_of(pair: ResponsePair, protocol: str | None) -> str:
+    """Return a preference's `source`: how its pair was made and who judged it.
+
+    >>> from cai.records import Prompt, Provenance
+    >>> pair = ResponsePair(Prompt("p", "other", (), ""), "a", "b", "sampled", Provenance("m"))
+    >>> source_of(pair, "pairwise")
+    'ai:pairwise'
+    """
+    if protocol is None:
+        return pair.source
+    return f"{'revision' if pair.source == 'revision' else 'ai'}:{protocol}"
+
+
+def _by_pair(judgments: Iterable[Judgment]) -> dict[str, Judgment]:
+    found: dict[str, Judgment] = {}
+    for judgment in judgments:
+        before = found.get(judgment.pair_id)
+        if before is None or before.p_a is None:
+            found[judgment.pair_id] = judgment
+        elif judgment.p_a is not None and (judgment.p_a, judgment.protocol) != (before.p_a, before.protocol):
+            raise DataError(
+                f"pair {judgment.pair_id} has two judgments: {before.protocol} says {before.p_a}, {judgment.protocol} says {judgment.p_a}. "
+                "Mix the labels of one judge at a time."
+            )
+    return found
+
+
+def _preference(pair: ResponsePair, judgment: Judgment | None, config: PreferencesConfig) -> Preference | Failure:
+    p_a, protocol, principle_ids, provenance = pair.p_a, None, pair.provenance.principle_ids, pair.provenance
+    if p_a is None:
+        if judgment is None:
+            return _drop(pair.id, "not_judged")
+        if judgment.p_a is None:
+            return _drop(pair.id, "judge_failed", judgment.failure or "")
+        p_a, protocol, principle_ids, provenance = judgment.p_a, judgment.protocol, judgment.principle_ids, judgment.provenance
+    weights = {"contrast": config.contrast_weight, "revision": config.revision_weight}
+    told_as_a = Preference(
+        prompt=pair.prompt,
+        chosen=pair.response_a,
+        rejected=pair.response_b,
+        p_chosen=p_a,
+        weight=weights.get(pair.source, config.ai_weight),
+        source=source_of(pair, protocol),
+        principle_ids=principle_ids,
+        provenance=replace(provenance, principle_ids=principle_ids),
+    )
+    return told_as_a if p_a >= 0.5 else told_as_a.swapped()
+
+
+def _problem(preference: Preference, config: PreferencesConfig, excluded: set[str]) -> str | None:
+    """Name the first rule that keeps a preference out, or None."""
+    if not preference.chosen.strip() or not preference.rejected.strip():
+        return "empty"
+    if normalise(preference.chosen) == normalise(preference.rejected):
+        return "identical"
+    if preference.weight == 0:
+        return "zero_weight"
+    if preference.p_chosen == 0.5:
+        return "tie"
+    # One part in 10⁹ of slack: 0.6 - 0.5 is a little less than 0.1 in floating point.
+    if abs(preference.p_chosen - 0.5) < config.min_margin - 1e-9:
+        return "small_margin"
+    return "in_evaluate" if prompt_key(preference.prompt) in excluded else None
+
+
+def _drop(item_id: str, reason: str, detail: str = "") -> Failure:
+    return Failure(STAGE, item_id, reason, f"{_REASONS[reason]}: {detail}" if detail else _REASONS[reason])
+
+
+def _texts(preference: Preference) -> tuple[str, frozenset[str]]:
+    """Return what makes two labels be about the same two texts, in either order."""
+    return prompt_key(preference.prompt), frozenset((normalise(preference.chosen), normalise(preference.rejected)))
+
+
+def _by_source(train: Sequence[Preference], held_out: Sequence[Preference]) -> tuple["SourceSummary", ...]:
+    every = [*train, *held_out]
+    rows = []
+    for source in sorted({p.source for p in every}):
+        mine = [p for p in every if p.source == source]
+        rows.append(
+            SourceSummary(
+                source=source,
+                train=sum(p.source == source for p in train),
+                held_out=sum(p.source == source for p in held_out),
+                mean_p_chosen=sum(p.p_chosen for p in mine) / len(mine),
+                mean_weight=sum(p.weight for p in mine) / len(mine),
+                lengths=length_stats(mine),
+            )
+        )
+    return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """What one source put into a mixture."""
+
+    source: str
+    train: int
+    held_out: int
+    mean_p_chosen: float
+    mean_weight: float
+    lengths: LengthStats
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Preferences to train on, preferences to check on, and what became of the rest."""
+
+    train: tuple[Preference, ...]
+    held_out: tuple[Preference, ...]
+    """No prompt of these, by normalised text, is in `train`."""
+    counts: dict[str, int]
+    """`train`, `held_out`, `dropped`, and `dropped_REASON`."""
+    dropped: tuple[Failure, ...]
+    sources: tuple[SourceSummary, ...]

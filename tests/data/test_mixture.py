@@ -1,0 +1,145 @@
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cai.data.filters import prompt_key
+from cai.data.human import load_human
+from cai.data.mixture import Mixture, mix
+from cai.errors import DataError
+from cai.recipe import HumanSource, PreferencesConfig
+from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
+
+ALL = PreferencesConfig(held_out_fraction=0.0)
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(f"id-{text}", "harmful", (Message("user", text),), "s")
+
+
+def pair(text: str = "q", a: str = "good", b: str = "bad", source: str = "sampled", p_a: float | None = None) -> ResponsePair:
+    return ResponsePair(prompt(text), a, b, source, Provenance("policy", ("made-under",)), p_a)
+
+
+def judged(p: ResponsePair, p_a: float | None, protocol: str = "pairwise") -> Judgment:
+    failure = "no_verdict" if p_a is None else None
+    return Judgment(p.id, ("kind", "honest"), protocol, p_a, p_a, p_a, failure, Provenance("judge", template_hash="t"))
+
+
+def human(text: str, chosen: str, rejected: str, weight: float = 2.0) -> Preference:
+    return Preference(prompt(text), chosen, rejected, 1.0, weight, "human:f.jsonl", (), Provenance(""))
+
+
+def reasons(mixture: Mixture) -> list[str]:
+    return [f.reason for f in mixture.dropped]
+
+
+def test_the_judges_favourite_is_chosen_whichever_side_it_is_on() -> None:
+    first, second = pair("q1"), pair("q2")
+    mixture = mix(ALL, [first, second], [judged(second, 0.2), judged(first, 0.9)])
+    assert [(p.chosen, p.rejected, p.p_chosen) for p in mixture.train] == [("good", "bad", 0.9), ("bad", "good", 0.8)]
+    one = mixture.train[0]
+    assert (one.source, one.principle_ids, one.provenance.model, one.provenance.template_hash) == (
+        "ai:pairwise",
+        ("kind", "honest"),
+        "judge",
+        "t",
+    )
+
+
+def test_swapping_every_pair_and_its_judgment_changes_no_preference() -> None:
+    rng = random.Random(0)
+    pairs = [pair(f"q{i}", f"a{i}", f"b{i}", source=rng.choice(["sampled", "revision"])) for i in range(50)]
+    p_a = [rng.choice([0.1, 0.3, 0.7, 0.95]) for _ in pairs]
+    swapped = [p.swapped() for p in pairs]
+    straight = mix(ALL, pairs, [judged(p, x) for p, x in zip(pairs, p_a, strict=True)])
+    turned = mix(ALL, swapped, [judged(p, 1.0 - x) for p, x in zip(swapped, p_a, strict=True)])
+    assert [(p.chosen, p.rejected, p.source) for p in straight.train] == [(p.chosen, p.rejected, p.source) for p in turned.train]
+    assert [p.p_chosen for p in straight.train] == pytest.approx([p.p_chosen for p in turned.train])
+
+
+def test_sources_and_weights_follow_how_the_pair_was_made() -> None:
+    config = PreferencesConfig(held_out_fraction=0.0, ai_weight=0.5, revision_weight=0.25, contrast_weight=3.0)
+    sampled, revised, contrast = pair("q1"), pair("q2", source="revision"), pair("q3", source="contrast", p_a=0.1)
+    mixture = mix(config, [sampled, revised, contrast], [judged(sampled, 0.9), judged(revised, 0.9, "pointwise")], [human("q4", "x", "y")])
+    assert {p.source: p.weight for p in mixture.train} == {
+        "ai:pairwise": 0.5,
+        "revision:pointwise": 0.25,
+        "contrast": 3.0,
+        "human:f.jsonl": 2.0,
+    }
+    (by_construction,) = [p for p in mixture.train if p.source == "contrast"]
+    assert (by_construction.chosen, by_construction.p_chosen, by_construction.principle_ids) == ("bad", 0.9, ("made-under",))
+
+
+def test_what_is_not_a_preference_is_dropped_by_name() -> None:
+    ok = pair("ok")
+    cases = [
+        (pair("a"), None, "not_judged"),
+        (pair("b"), judged(pair("b"), None), "judge_failed"),
+        (pair("c"), judged(pair("c"), 0.5), "tie"),
+        (pair("d", b=" GOOD "), judged(pair("d", b=" GOOD "), 0.9), "identical"),
+        (pair("e", b=""), judged(pair("e", b=""), 0.9), "empty"),
+        (pair("f"), judged(pair("f"), 0.55), "small_margin"),
+        (replace(ok), judged(ok, 0.9), "duplicate"),
+        (pair("h", source="revision"), judged(pair("h", source="revision"), 0.9), "zero_weight"),
+        (pair("held"), judged(pair("held"), 0.9), "in_evaluate"),
+    ]
+    config = PreferencesConfig(held_out_fraction=0.0, min_margin=0.1, revision_weight=0.0)
+    pairs = [ok, pair("edge"), *(p for p, _, _ in cases)]
+    judgments = [judged(ok, 0.9), judged(pair("edge"), 0.6), *(j for _, j, _ in cases if j)]
+    mixture = mix(config, pairs, judgments, evaluate=[prompt(" HELD ")])
+    assert [p.prompt.messages[0].content for p in mixture.train] == ["ok", "edge"]
+    assert reasons(mixture) == [reason for _, _, reason in cases]
+    assert mixture.counts["dropped"] == len(cases) and mixture.counts["dropped_tie"] == 1
+    assert mixture.counts["train"] + mixture.counts["held_out"] + mixture.counts["dropped"] == len(pairs)
+
+
+def test_people_outrank_the_judge_on_the_same_texts_and_may_disagree_with_each_other() -> None:
+    same = pair("q", "x", "y")
+    mixture = mix(ALL, [same], [judged(same, 0.9)], [human("q", "y", "x"), human("q", "x", "y"), human(" Q ", "y", "x")])
+    assert [(p.chosen, p.source) for p in mixture.train] == [("y", "human:f.jsonl"), ("x", "human:f.jsonl")]
+    assert reasons(mixture) == ["duplicate", "human_labelled"]
+
+
+def test_a_retried_judgment_replaces_a_failure_and_a_second_opinion_is_refused() -> None:
+    p = pair()
+    assert mix(ALL, [p], [judged(p, None), judged(p, 0.8), judged(p, None)]).train[0].p_chosen == 0.8
+    with pytest.raises(DataError, match="two judgments"):
+        mix(ALL, [p], [judged(p, 0.8), judged(p, 0.2)])
+
+
+def test_held_out_prompts_are_never_trained_on() -> None:
+    pairs = [pair(text, f"a{i}", f"b{i}") for i in range(150) for text in (f"q{i}", f" Q{i}")]
+    mixture = mix(PreferencesConfig(held_out_fraction=0.3), pairs, [judged(p, 0.9) for p in pairs], seed=1)
+    assert mixture.train and mixture.held_out
+    assert not {prompt_key(p.prompt) for p in mixture.train} & {prompt_key(p.prompt) for p in mixture.held_out}
+    again = mix(PreferencesConfig(held_out_fraction=0.3), pairs[::-1], [judged(p, 0.9) for p in pairs], seed=1)
+    assert {prompt_key(p.prompt) for p in again.held_out} == {prompt_key(p.prompt) for p in mixture.held_out}
+
+
+def test_each_source_shows_its_size_and_length_bias() -> None:
+    pairs = [pair("q1", "a long answer", "short"), pair("q2", "long again!", "tiny"), pair("q3", "no", "a longer one")]
+    mixture = mix(ALL, pairs, [judged(p, 0.75) for p in pairs], [human("q4", "x", "yy")])
+    ai, person = mixture.sources
+    assert (ai.source, ai.train, ai.held_out, ai.mean_p_chosen) == ("ai:pairwise", 3, 0, 0.75)
+    assert ai.lengths.chosen_longer_fraction == pytest.approx(2 / 3)
+    assert (person.source, person.mean_weight, person.lengths.chosen_longer_fraction) == ("human:f.jsonl", 2.0, 0.0)
+
+
+def test_nothing_left_says_why() -> None:
+    pairs = [pair(f"q{i}") for i in range(3)]
+    with pytest.raises(DataError, match="2 tie, 1 judge_failed"):
+        mix(ALL, pairs, [judged(pairs[0], 0.5), judged(pairs[1], 0.5), judged(pairs[2], None)])
+
+
+def test_human_sources_bring_their_weight_and_limit(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": "x", "rejected": "y"} for i in range(9)]
+    (tmp_path / "h.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"prompt": "t", "chosen": "x", "rejected": "x"}]))
+    preferences, failures = load_human([HumanSource(path="h.jsonl", weight=4.0, limit=5, kind="harmful")], tmp_path, 0)
+    assert len(preferences) == 5 and {p.weight for p in preferences} == {4.0} and {p.prompt.kind for p in preferences} == {"harmful"}
+    assert [f.reason for f in failures] == ["identical"]
+    with pytest.raises(DataError, match=r"(?s)one\.jsonl.*two\.jsonl"):
+        load_human([HumanSource(path="one.jsonl"), HumanSource(path="two.jsonl")], tmp_path, 0)
