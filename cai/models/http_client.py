@@ -179,14 +179,11 @@ class JsonClient:
                         self._answered += 1
                         return reply
                     failure = self._failure(response)
-                    if response.status_code in _RETRIED and not isinstance(failure, ReplyError):
-                        wait = retry_after_seconds(response.headers, time.time()) or wait
-                    elif response.status_code >= 500:
-                        wait = retry_after_seconds(response.headers, time.time()) or wait
-                        if self._answered > answered_before:
-                            failure = ReplyError("server_error", str(failure))
-                    else:
+                    if response.status_code < 500 and response.status_code not in _RETRIED:
                         raise failure
+                    if response.status_code >= 500 and self._answered > answered_before:
+                        failure = ReplyError("server_error", str(failure))
+                    wait = retry_after_seconds(response.headers, time.time()) or wait
                 except (msgspec.DecodeError, MalformedError, UnicodeDecodeError) as e:
                     failure = ReplyError("malformed_reply", f"{e}: {self.excerpt(response.text)}")
                 except httpx.DecodingError as e:

@@ -1,0 +1,612 @@
+"""The server engine against a vLLM in memory: what it asks, what it reads, and what it says when the server misbehaves."""
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from cai.errors import ModelError, ReplyError
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
+from cai.models.http_client import TRIES, back_off_seconds, retry_after_seconds
+from cai.models.server import ServerEngine
+from cai.recipe import ModelSpec
+from cai.records import Message
+from tests.models.fake_vllm import VOCAB, FakeVllm, Hook, logprob, render, tokenize, total
+
+URL = "http://fake.test:8000/v1"
+ASK = (Message("system", "Be good."), Message("user", "Is it?"))
+OPEN = render([{"role": m.role, "content": m.content} for m in ASK], open_end=False)
+COMPLETE = CompleteRequest(ASK, Sampling(max_tokens=16, temperature=0.7, top_p=0.9), seed=7)
+CHOICES = ChoicesRequest(ASK, ("Yes", "No"))
+
+
+class Sleeper:
+    """Virtual time: notes the waits and takes none."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await asyncio.sleep(0)
+
+
+def ask(server: FakeVllm, *requests: Request, sleep: Sleeper | None = None, **spec: Any) -> list[Any]:
+    """Connect, submit the requests at once, and return replies and exceptions in order."""
+
+    async def run() -> list[Any]:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec), server.transport, sleep or Sleeper())
+        try:
+            return await asyncio.gather(*(engine.submit(r) for r in requests), return_exceptions=True)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def ask_one(server: FakeVllm, request: Request, sleep: Sleeper | None = None, **spec: Any) -> Reply:
+    """Submit one request; raise what it raises."""
+    (reply,) = ask(server, request, sleep=sleep, **spec)
+    if isinstance(reply, BaseException):
+        raise reply
+    return reply  # type: ignore[no-any-return]
+
+
+def connect(server: FakeVllm, **spec: Any) -> tuple[str, str]:
+    """Return name and fingerprint of a connected engine."""
+
+    async def run() -> tuple[str, str]:
+        engine = await ServerEngine.connect(ModelSpec(**({"path": URL} | spec)), server.transport, Sleeper())
+        await engine.close()
+        return engine.name, engine.fingerprint
+
+    return asyncio.run(run())
+
+
+def on(path: str, respond: Callable[[int], httpx.Response | None]) -> Hook:
+    """A hook that answers the n-th request (from 0) to a path."""
+    count = iter(range(1000))
+    return lambda request, _: respond(next(count)) if request.url.path == path else None
+
+
+def chat(message: dict[str, Any], finish: str | None = "stop", usage: Any = None) -> httpx.Response:
+    return httpx.Response(200, json={"choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage})
+
+
+def always_chat(response: Callable[[], httpx.Response]) -> FakeVllm:
+    return FakeVllm([on("/v1/chat/completions", lambda _: response())])
+
+
+# --- connecting ---
+
+
+def test_the_only_model_is_taken_and_named() -> None:
+    name, fingerprint = connect(FakeVllm())
+    assert name == f"{URL} toy"
+    assert fingerprint.startswith("server:")
+
+
+def test_several_models_need_a_name_and_are_listed() -> None:
+    server = FakeVllm()
+    server.cards.append(server.cards[0] | {"id": "other"})
+    with pytest.raises(ModelError, match=r"serves 2 models: toy, other\. Set model\.name"):
+        connect(server)
+    assert connect(server, name="other")[0].endswith(" other")
+
+
+def test_an_adapter_is_no_second_model_and_replaces_the_name() -> None:
+    server = FakeVllm()
+    server.cards.append(server.cards[0] | {"id": "tuned", "root": "/adapters/tuned", "parent": "toy"})
+    assert connect(server)[0].endswith(" toy")
+    ask_one(server, COMPLETE, adapter="tuned")
+    assert server.bodies("/v1/chat/completions")[0]["model"] == "tuned"
+    assert connect(server)[1] != connect(server, adapter="tuned")[1]
+
+
+@pytest.mark.parametrize(("spec", "fix"), [({"name": "gone"}, "correct model.name"), ({"adapter": "gone"}, "--lora-modules NAME=FOLDER")])
+def test_a_model_that_is_not_served(spec: dict[str, str], fix: str) -> None:
+    with pytest.raises(ModelError, match=r"doesn't serve 'gone'; it serves: toy") as e:
+        connect(FakeVllm(), **spec)
+    assert fix in str(e.value)
+
+
+def test_moving_the_server_keeps_the_fingerprint_and_other_weights_change_it() -> None:
+    here = connect(FakeVllm())[1]
+    assert connect(FakeVllm(created=2), path="https://elsewhere.test/v1")[1] == here
+    assert connect(FakeVllm(root="/models/toy-2"))[1] != here
+    assert connect(FakeVllm(max_model_len=1024))[1] != here
+    assert connect(FakeVllm(id="toy-2"))[1] != here
+
+
+def test_another_chat_template_changes_the_fingerprint_and_another_day_does_not() -> None:
+    def strings(*tokens: str) -> FakeVllm:
+        reply = {"tokens": [1], "token_strs": list(tokens)}
+        return FakeVllm([lambda request, _: httpx.Response(200, json=reply) if request.url.path == "/tokenize" else None])
+
+    monday = connect(strings("Today", " Date", ": ", "23", " Nov", " 2026", "<user>", "Hi"))[1]
+    assert connect(strings("Today", " Date", ": ", "24", " Nov", " 2026", "<user>", "Hi"))[1] == monday
+    assert connect(strings("Today", " Date", ": ", "23", " Nov", " 2026", "[INST]", "Hi"))[1] != monday
+
+
+def test_a_hosted_api_without_a_model_list_is_taken_at_its_word() -> None:
+    server = FakeVllm([on("/v1/models", lambda _: httpx.Response(404))])
+    assert connect(server, name="big")[0].endswith(" big")
+    with pytest.raises(ModelError, match=r"answered 404.*\n.*end in /v1"):
+        connect(server)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://user:s3cret@fake.test/v1",
+        "http://fake.test/v1?key=s3cret",
+        "http://fake.test/v1#s3cret",
+        "http://[::1/v1",
+        "http://fake.test:99999/v1",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_showing_its_secret(path: str) -> None:
+    with pytest.raises(ModelError, match=r"model\.path") as e:
+        connect(FakeVllm(), path=path)
+    assert "s3cret" not in str(e.value)
+
+
+# --- completions ---
+
+
+def test_a_completion_sends_its_whole_sampling_and_reads_text_and_counts() -> None:
+    server = FakeVllm()
+    assert ask_one(server, COMPLETE) == Completion("Hello.", False, len(tokenize(OPEN)), 1)
+    (body,) = server.bodies("/v1/chat/completions")
+    assert body == {
+        "model": "toy",
+        "messages": [{"role": "system", "content": "Be good."}, {"role": "user", "content": "Is it?"}],
+        "max_tokens": 16,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 7,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+
+
+@pytest.mark.parametrize(("owner", "extra"), [("openai", set()), ("llamacpp", {"top_k", "min_p", "repeat_penalty"})])
+def test_sampling_extras_go_only_where_they_are_known(owner: str, extra: set[str]) -> None:
+    server = FakeVllm(owned_by=owner)
+    ask_one(server, COMPLETE)
+    assert set(server.bodies("/v1/chat/completions")[0]) - {"model", "messages", "max_tokens", "temperature", "top_p", "seed"} == extra
+
+
+def test_a_prefill_leaves_the_last_turn_open() -> None:
+    server = FakeVllm()
+    ask_one(server, CompleteRequest(ASK, Sampling(), 0, prefill="Sure:"))
+    (body,) = server.bodies("/v1/chat/completions")
+    assert body["messages"][-1] == {"role": "assistant", "content": "Sure:"}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+def test_a_reply_that_hit_the_limit_is_truncated_and_absent_usage_counts_as_nothing() -> None:
+    assert ask_one(always_chat(lambda: chat({"content": "So"}, "length")), COMPLETE) == Completion("So", True, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "finish", "reason"),
+    [
+        ({"content": None}, "stop", "empty_reply"),
+        ({"content": ""}, "stop", "empty_reply"),
+        ({"content": None, "reasoning": "Hmm"}, "length", "empty_reply"),
+        ({"content": None, "refusal": "I can't."}, "stop", "refused_by_server"),
+        ({"content": "Well"}, "content_filter", "content_filter"),
+    ],
+)
+def test_a_reply_without_text_is_this_items_failure(message: dict[str, Any], finish: str, reason: str) -> None:
+    server = always_chat(lambda: chat(message, finish))
+    with pytest.raises(ReplyError) as e:
+        ask_one(server, COMPLETE)
+    assert e.value.reason == reason
+    assert len(server.bodies("/v1/chat/completions")) == 1
+
+
+# --- choices ---
+
+
+def test_single_token_choices_cost_one_question_and_are_exact() -> None:
+    server = FakeVllm()
+    reply = ask_one(server, CHOICES)
+    assert reply == ChoiceLogprobs((pytest.approx(total(OPEN, "Yes")), pytest.approx(total(OPEN, "No"))), len(tokenize(OPEN)))
+    assert len(server.bodies("/v1/completions")) == 1
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("prefill", ["", "Answer:"])
+def test_choices_of_several_tokens_share_prefixes_and_sum_exactly(old: bool, prefill: str) -> None:
+    server = FakeVllm(old=old)
+    choices = ("Not sure", "Not", "No way", " Yes", "Yes", "zq")
+    reply = ask_one(server, ChoicesRequest(ASK, choices, prefill))
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == pytest.approx([total(OPEN + prefill, c) for c in choices])
+    if not old:
+        branches = {tuple(tokenize(c)[:i]) for c in choices for i in range(len(tokenize(c)))}
+        assert len(server.bodies("/v1/completions")) == len(branches) < sum(len(tokenize(c)) for c in choices)
+
+
+def test_a_choice_equals_the_score_of_the_same_words() -> None:
+    choices, score = ask(FakeVllm(), ChoicesRequest(ASK, ("Not sure",)), ScoreRequest(ASK, "Not sure"))
+    assert choices.logprobs[0] == pytest.approx(score.total)
+    assert score.tokens == 2
+
+
+def test_a_choice_that_would_merge_with_the_prefill_is_tokenized_alone() -> None:
+    reply = ask_one(FakeVllm(), ChoicesRequest(ASK, ("b",), prefill="a"))
+    prompt = tokenize(f"{OPEN}a")
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == (pytest.approx(logprob(prompt, tokenize("b")[0])),)
+
+
+def test_choices_are_tokenized_once_for_all_items() -> None:
+    server = FakeVllm()
+    items = [ChoicesRequest((Message("user", str(i)),), ("Yes", "No")) for i in range(5)]
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL), server.transport, Sleeper())
+        for item in items:
+            await engine.submit(item)
+        await engine.close()
+
+    asyncio.run(run())
+    assert len(server.bodies("/tokenize")) == 1 + 2 + 5  # the fingerprint's probe, two choices, five prompts
+
+
+def test_logits_instead_of_log_probabilities_are_noticed() -> None:
+    reply = {"choices": [{"logprobs": {"top_logprobs": [{f"token_id:{tokenize(c)[0]}": 17.5 for c in ("Yes", "No")}]}}]}
+    with pytest.raises(ModelError, match="--logprobs-mode raw_logprobs"):
+        ask_one(FakeVllm([on("/v1/completions", lambda _: httpx.Response(200, json=reply))]), CHOICES)
+
+
+def hosted(*tops: tuple[str, float]) -> FakeVllm:
+    top = [{"token": t, "logprob": v} for t, v in tops]
+    reply = {
+        "choices": [{"message": {"content": "x"}, "finish_reason": "length", "logprobs": {"content": [top[0] | {"top_logprobs": top}]}}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 1},
+    }
+    return FakeVllm([on("/v1/chat/completions", lambda _: httpx.Response(200, json=reply))], owned_by="openai")
+
+
+def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
+    server = hosted(("Yes", -0.5), (" No", -1.5), ("Yesterday", -2.0), ("yes", -3.0))
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    (body,) = server.bodies("/v1/chat/completions")
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
+    assert not server.bodies("/tokenize")
+
+
+def test_the_exact_token_wins_over_the_one_with_a_space() -> None:
+    reply = ask_one(hosted((" Yes", -0.1), ("Yes", -2.5)), ChoicesRequest(ASK, ("Yes", " Yes")))
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == (-2.5, -0.1)
+
+
+def test_a_choice_that_is_not_among_the_likeliest_is_a_failure_never_a_guess() -> None:
+    with pytest.raises(ReplyError, match=r"'No' is not one of the 2 likeliest next tokens \('Yes', 'Noway'") as e:
+        ask_one(hosted(("Yes", -0.5), ("Noway", -1.5)), CHOICES)
+    assert e.value.reason == "choice_not_likely"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx.Response(200, json={"choices": [{"message": {"content": "Yes"}, "finish_reason": "length"}]}),
+        httpx.Response(200, json={"choices": [{"message": {"content": "Yes"}, "finish_reason": "length", "logprobs": {"content": []}}]}),
+        httpx.Response(400, json={"error": {"message": "logprobs are not supported with this model"}}),
+    ],
+)
+def test_a_server_without_log_probabilities_says_what_needs_none(reply: httpx.Response) -> None:
+    server = FakeVllm([on("/v1/chat/completions", lambda _: reply)], owned_by="openai")
+    with pytest.raises(ModelError, match=r"vllm serve MODEL.*pairwise-cot") as e:
+        ask_one(server, CHOICES)
+    assert not isinstance(e.value, ReplyError)
+
+
+# --- scores ---
+
+
+@pytest.mark.parametrize("text", ["Yes", "Not sure", "It is good.", " Yes", "ab a b"])
+def test_a_score_sums_exactly_the_texts_tokens(text: str) -> None:
+    expected = TextLogprob(pytest.approx(total(OPEN, text)), len(tokenize(text)), len(tokenize(OPEN)))
+    assert ask_one(FakeVllm(), ScoreRequest(ASK, text)) == expected
+
+
+def test_an_empty_text_has_no_score() -> None:
+    with pytest.raises(ReplyError, match="empty_text"):
+        ask_one(FakeVllm(), ScoreRequest(ASK, ""))
+
+
+@pytest.mark.parametrize("server", [FakeVllm(owned_by="openai"), FakeVllm([on("/tokenize", lambda _: httpx.Response(404))])])
+def test_a_score_needs_vllm(server: FakeVllm) -> None:
+    with pytest.raises(ModelError, match="likelihood"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+def test_log_probabilities_of_other_tokens_are_malformed() -> None:
+    rows = [None, *({"1": {"logprob": -1.0}} for _ in tokenize(f"{OPEN}Yes")[1:])]
+    server = FakeVllm([on("/v1/completions", lambda _: httpx.Response(200, json={"choices": [{"prompt_logprobs": rows}]}))])
+    with pytest.raises(ReplyError, match="other tokens than were sent"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+def test_too_few_log_probabilities_are_malformed() -> None:
+    server = FakeVllm([on("/v1/completions", lambda _: httpx.Response(200, json={"choices": [{"prompt_logprobs": [None]}]}))])
+    with pytest.raises(ReplyError, match=r"log-probabilities of 1 tokens; \d+ were sent"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+# --- trouble ---
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504])
+def test_passing_trouble_is_waited_out(status: int) -> None:
+    sleep = Sleeper()
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx.Response(status, text="busy") if n < 3 else None)])
+    assert isinstance(ask_one(server, COMPLETE, sleep), Completion)
+    assert len(sleep.waits) == 3
+    assert all(0.5 * 2**i <= wait <= 2**i for i, wait in enumerate(sleep.waits))
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout])
+def test_lost_connections_are_tried_again(error: type[httpx.TransportError]) -> None:
+    def respond(n: int) -> None:
+        if n < TRIES - 1:
+            raise error("lost")
+
+    server = FakeVllm([on("/v1/chat/completions", respond)])
+    assert isinstance(ask_one(server, COMPLETE), Completion)
+
+
+def test_waits_differ_by_request_and_repeat_with_it() -> None:
+    def waits(request: Request) -> list[float]:
+        sleep = Sleeper()
+        ask(FakeVllm([on("/v1/chat/completions", lambda _: httpx.Response(503))]), request, sleep=sleep)
+        return sleep.waits
+
+    other = CompleteRequest(ASK, COMPLETE.sampling, seed=8)
+    assert waits(COMPLETE) == waits(COMPLETE) != waits(other)
+    assert max(back_off_seconds("x", attempt) for attempt in range(60)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "99999999"}, 60.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "inf"}, 60.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "Mon, 99 Foo 2026 10:00:30 GMT"}, None),
+        ({}, None),
+        ({"retry-after": "Mon, 23 Nov 2026 10:00:30 GMT", "date": "Mon, 23 Nov 2026 10:00:00 GMT"}, 30.0),
+        ({"retry-after": "Mon, 23 Nov 2026 09:00:00 GMT", "date": "Mon, 23 Nov 2026 10:00:00 GMT"}, 0.0),
+        ({"retry-after": "Mon, 23 Nov 2076 10:00:30 GMT"}, 60.0),
+    ],
+)
+@pytest.mark.parametrize("clock", [0.0, 1.8e9])
+def test_retry_after_is_read_whatever_the_clock_here_says(headers: dict[str, str], seconds: float | None, clock: float) -> None:
+    assert retry_after_seconds(httpx.Headers(headers), now=clock) == seconds
+
+
+def test_the_servers_wait_is_honoured() -> None:
+    sleep = Sleeper()
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx.Response(429, headers={"Retry-After": "11"}) if n == 0 else None)])
+    ask_one(server, COMPLETE, sleep)
+    assert sleep.waits == [11.0]
+
+
+BROKEN = [
+    b"",
+    b'{"choices": [{"message": {"content": "cut',
+    b"<html>Bad gateway</html>",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b'{"choices": []}',
+    b'{"choices": [{"message": {"content": 5}, "finish_reason": "stop"}]}',
+    b'{"choices": [{"message": {"content": "x"}}]}',
+    b'{"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}',
+    b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": -1}}',
+    b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": "many"}}',
+    b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 999}}',
+    b'{"error": {"message": "oops"}}',
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_reply_that_makes_no_sense_is_tried_again_then_this_items_failure(content: bytes) -> None:
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx.Response(200, content=content) if n < 2 else None)])
+    assert isinstance(ask_one(server, COMPLETE), Completion)
+    server = always_chat(lambda: httpx.Response(200, content=content))
+    with pytest.raises(ReplyError) as e:
+        ask_one(server, COMPLETE)
+    assert e.value.reason == "malformed_reply"
+    assert len(server.bodies("/v1/chat/completions")) == TRIES
+
+
+def test_a_log_probability_that_is_not_a_number_is_malformed() -> None:
+    for number in ("NaN", "-Infinity", "null", '"-1"'):
+        content = f'{{"choices": [{{"logprobs": {{"top_logprobs": [{{"token_id:4": {number}}}]}}}}]}}'.encode()
+        with pytest.raises(ReplyError, match="malformed_reply"):
+            ask_one(FakeVllm([on("/v1/completions", lambda _, c=content: httpx.Response(200, content=c))]), CHOICES)
+
+
+def test_a_broken_encoding_is_malformed() -> None:
+    server = always_chat(lambda: httpx.Response(200, headers={"content-encoding": "gzip"}, content=b"not gzip", request=None))
+    with pytest.raises(ReplyError, match="malformed_reply"):
+        ask_one(server, COMPLETE)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 512 tokens. However, you requested 900 tokens.",
+        "The decoder prompt (length 900) is longer than the maximum model length of 512.",
+        "the request exceeds the available context size",
+        "'max_tokens' or 'max_completion_tokens' is too large: 900.",
+    ],
+)
+def test_a_prompt_that_is_too_long_is_this_items_failure_and_not_tried_again(said: str) -> None:
+    server = always_chat(lambda: httpx.Response(400, json={"error": {"message": said, "code": 400}}))
+    with pytest.raises(ReplyError) as e:
+        ask_one(server, COMPLETE)
+    assert (e.value.reason, e.value.detail) == ("prompt_too_long", f"400: {said}")
+    assert len(server.bodies("/v1/chat/completions")) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(400, {"message": "bad role"}), (413, "big"), (422, {"detail": [{"loc": ["seed"]}]}), (451, {})]
+)
+def test_other_refusals_are_this_items_failure(status: int, body: Any) -> None:
+    with pytest.raises(ReplyError) as e:
+        ask_one(always_chat(lambda: httpx.Response(status, json=body)), COMPLETE)
+    assert e.value.reason == "refused_by_server"
+    assert e.value.detail.startswith(str(status))
+
+
+@pytest.mark.parametrize(
+    ("status", "fix"),
+    [
+        (401, r"\$CAI_API_KEY is not set"),
+        (403, "export CAI_API_KEY="),
+        (404, r"end in /v1.*model\.name"),
+        (308, "right URL into model.path"),
+    ],
+)
+def test_what_is_wrong_for_every_item_stops_the_run_with_its_fix(status: int, fix: str) -> None:
+    server = always_chat(lambda: httpx.Response(status, json={"error": {"message": "no"}}))
+    with pytest.raises(ModelError, match=fix) as e:
+        ask_one(server, COMPLETE)
+    assert not isinstance(e.value, ReplyError)
+    assert len(server.bodies("/v1/chat/completions")) == 1
+
+
+def raising(error: Exception) -> Callable[[int], httpx.Response | None]:
+    def respond(_: int) -> httpx.Response | None:
+        raise error
+
+    return respond
+
+
+def test_a_dead_server_says_how_to_start_it_and_that_nothing_is_lost() -> None:
+    server = FakeVllm([on("/v1/models", raising(httpx.ConnectError("Connection refused")))])
+    sleep = Sleeper()
+
+    async def run() -> None:
+        await ServerEngine.connect(ModelSpec(path=URL, name="org/model"), server.transport, sleep)
+
+    with pytest.raises(
+        ModelError, match=r"can't reach http://fake\.test:8000/v1 \(Connection refused\): .*`vllm serve org/model --port 8000`"
+    ) as e:
+        asyncio.run(run())
+    assert "Finished calls are kept: run the same command again." in str(e.value)
+    assert len(sleep.waits) == TRIES - 1
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut"), 500])
+def test_what_fails_for_one_item_while_others_pass_is_that_items_failure(failure: Exception | int) -> None:
+    def hook(request: httpx.Request, body: Any) -> httpx.Response | None:
+        if request.url.path.endswith("/chat/completions") and body["seed"] == 666:
+            if isinstance(failure, Exception):
+                raise failure
+            return httpx.Response(failure, text="CUDA error")
+        return None
+
+    poison = CompleteRequest(ASK, Sampling(), seed=666)
+    alone, *_ = ask(FakeVllm([hook]), poison)
+    assert isinstance(alone, ModelError) and not isinstance(alone, ReplyError)
+    item, *others = ask(FakeVllm([hook]), poison, *(CompleteRequest(ASK, Sampling(), seed=i) for i in range(3)))
+    assert isinstance(item, ReplyError)
+    assert item.reason == ("timeout" if isinstance(failure, httpx.ReadTimeout) else "server_error")
+    assert all(isinstance(o, Completion) for o in others)
+
+
+def test_requests_in_flight_are_bounded() -> None:
+    server, now, most = FakeVllm(), 0, 0
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        now -= 1
+        return server.transport.handler(request)  # type: ignore[return-value]
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, concurrency=4), httpx.MockTransport(slow), Sleeper())
+        await asyncio.gather(*(engine.submit(CompleteRequest(ASK, Sampling(), seed=i)) for i in range(40)))
+        await engine.close()
+
+    asyncio.run(run())
+    assert most == 4
+
+
+def test_a_cancelled_request_gives_its_slot_back() -> None:
+    server = FakeVllm()
+
+    async def hang(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/chat/completions") and json.loads(request.content)["seed"] == 1:
+            await asyncio.Event().wait()
+        return server.transport.handler(request)  # type: ignore[return-value]
+
+    async def run() -> Reply:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, concurrency=1), httpx.MockTransport(hang), Sleeper())
+        stuck = asyncio.create_task(engine.submit(CompleteRequest(ASK, Sampling(), seed=1)))
+        await asyncio.sleep(0.01)
+        stuck.cancel()
+        reply = await engine.submit(COMPLETE)
+        await engine.close()
+        return reply
+
+    assert isinstance(asyncio.run(run()), Completion)
+
+
+# --- the key ---
+
+
+def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("OTHER_KEY", " sk-verysecret\n")
+    caplog.set_level(logging.DEBUG)
+    plain = connect(FakeVllm())
+    server = FakeVllm()
+    assert connect(server, api_key_env="OTHER_KEY") == plain
+    assert {h["authorization"] for h in server.headers} == {"Bearer sk-verysecret"}
+    for status in (400, 401, 404, 429, 500, 200):
+        with pytest.raises(ModelError) as e:
+            ask_one(always_chat(lambda s=status: httpx.Response(s, text="bad key sk-verysecret")), COMPLETE, api_key_env="OTHER_KEY")
+        assert "sk-verysecret" not in f"{e.value!r} {e.value} {e.value.__dict__}"
+        assert "***" in str(e.value)
+    assert "sk-verysecret" not in caplog.text
+
+
+def test_without_a_key_no_header_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAI_API_KEY", raising=False)
+    server = FakeVllm()
+    connect(server)
+    assert all("authorization" not in h for h in server.headers)
+
+
+def test_a_key_that_is_no_header_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-vérysecret")
+    with pytest.raises(ModelError, match=r"\$CAI_API_KEY") as e:
+        connect(FakeVllm())
+    assert "vérysecret" not in str(e.value)
+
+
+def test_the_fake_is_a_distribution() -> None:
+    ids = tokenize(OPEN)
+    assert math.fsum(math.exp(logprob(ids, t)) for t in range(len(VOCAB))) == pytest.approx(1.0)
