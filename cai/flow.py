@@ -1,0 +1,121 @@
+"""Items through an async stage: bounded, in order, each fault counted. The only loop over items that stages have.
+
+It decides which items are active; forming batches is the model's business, and what to do with a result is the caller's. Exactly the
+first `window` unfinished items are active, so what is pending at any moment depends only on what is finished: that is what lets a
+resumed run form the same batches as a calm one. Memory stays flat: no item is taken in more than a few windows ahead of the last result
+handed over.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from operator import attrgetter
+from typing import TypeVar
+
+from cai.errors import ModelError, ReplyError
+from cai.records import Failure
+
+T = TypeVar("T")
+R = TypeVar("R")
+EARLY_CHECK = 20
+"""Finished items after which a stage may stop for its failures before all items are done."""
+WINDOWS_AHEAD = 8
+
+
+async def run_items(
+    items: Iterable[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    window: int,
+    max_failure_fraction: float,
+    stage: str,
+    failures: list[Failure],
+    item_id: Callable[[T], str] = attrgetter("id"),
+    failure_of: Callable[[R], str | None] = lambda result: None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> AsyncIterator[R]:
+    """Yield each item's result, in the order of the items; an item that fails is left out and added to `failures`.
+
+    Args:
+        items: taken one at a time, as there is room.
+        work: what to do with one; raises `ReplyError` where the item can't be done.
+        window: items active at once.
+        max_failure_fraction: in [0, 1]; the stage stops when more than this part of its items has failed, looked at from
+            `EARLY_CHECK` finished items on, and at the end.
+        stage: name for the failures.
+        failures: gets one record for every failed item, in the order of the items.
+        item_id: names an item in its failure.
+        failure_of: why a result counts as failed though there is one (a judgement that names its own failure); it is yielded all the same.
+        on_progress: told how many items are finished, whenever results are handed over.
+
+    Raises:
+        ModelError: too many items failed, with the commonest reasons; or the model can't go on.
+        CaiError: whatever else `work` raises. All other items are cancelled first.
+    """
+    source = enumerate(items)
+    finished: dict[int, tuple[list[R], Failure | None]] = {}
+    handed_over = 0
+    reasons: Counter[str] = Counter()
+    done = 0
+    news = asyncio.Event()
+    room = asyncio.Event()
+
+    async def worker() -> None:
+        nonlocal done
+        for index, item in source:  # shared: whoever is free takes the next, at once
+            while index >= handed_over + WINDOWS_AHEAD * window:
+                room.clear()
+                await room.wait()
+            try:
+                result = await work(item)
+                reason = failure_of(result)
+                failure = None if reason is None else Failure(stage, item_id(item), reason)
+                finished[index] = ([result], failure)
+            except ReplyError as e:
+                failure = Failure(stage, item_id(item), e.reason, e.detail)
+                finished[index] = ([], failure)
+            done += 1
+            if failure is not None:
+                reasons[failure.reason] += 1
+                if done >= EARLY_CHECK:
+                    _check(stage, reasons, done, max_failure_fraction)
+            news.set()
+
+    tasks = [asyncio.create_task(worker()) for _ in range(window)]
+    everyone = asyncio.gather(*tasks)
+    everyone.add_done_callback(lambda _: news.set())
+    try:
+        while True:
+            await news.wait()
+            news.clear()
+            if everyone.done():
+                everyone.result()  # raises what a worker raised
+            while handed_over in finished:
+                results, failure = finished.pop(handed_over)
+                handed_over += 1
+                if failure is not None:
+                    failures.append(failure)
+                for result in results:
+                    yield result
+            room.set()
+            on_progress(done)
+            if everyone.done() and not finished:
+                break
+        if done:
+            _check(stage, reasons, done, max_failure_fraction)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(everyone, *tasks, return_exceptions=True)
+        failures += [failure for _, (_, failure) in sorted(finished.items()) if failure is not None]
+
+
+def _check(stage: str, reasons: Counter[str], done: int, limit: float) -> None:
+    failed = reasons.total()
+    if failed <= limit * done:
+        return
+    listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(3))
+    raise ModelError(
+        f"stage {stage}: {failed} of {done} items failed, more than max_failure_fraction {limit:g} allows. Commonest reasons: {listed}. "
+        "Each is in failures.jsonl; mend the cause, or raise max_failure_fraction if the loss is acceptable."
+    )
