@@ -3,7 +3,7 @@
 import hashlib
 import math
 import unicodedata
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,20 +69,6 @@ def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: fl
         for s in prefix:
             index.setdefault(s, []).append(i)
     return [items[i] for i in kept], dropped
-
-
-def first_of_each(items: Iterable[T], keys: Iterable[Hashable]) -> tuple[list[T], int]:
-    """Keep the first item of every key; return them and how many were dropped."""
-    seen: set[Hashable] = set()
-    kept: list[T] = []
-    dropped = 0
-    for item, key in zip(items, keys, strict=True):
-        if key in seen:
-            dropped += 1
-        else:
-            seen.add(key)
-            kept.append(item)
-    return kept, dropped
 
 
 def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:

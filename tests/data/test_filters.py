@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.data.filters import drop_near_duplicates, first_of_each, length_stats, normalise, prompt_key, shingles, split_by_prompt
+from cai.data.filters import drop_near_duplicates, length_stats, normalise, prompt_key, shingles, split_by_prompt
 from cai.records import Message, Preference, Prompt, Provenance
 
 
@@ -49,10 +49,6 @@ def test_near_duplicates_name_what_they_repeat() -> None:
     items = ["a", "b", "c"]
     kept, dropped = drop_near_duplicates(items, [base, base + " today", "quite another question about the weather in spring"])
     assert kept == ["a", "c"] and dropped == [("b", "a")]
-
-
-def test_first_of_each_counts_what_it_drops() -> None:
-    assert first_of_each("abcABd", "abcabd") == (["a", "b", "c", "d"], 2)
 
 
 def test_length_statistics_count_equal_lengths_as_half() -> None:

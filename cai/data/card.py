@@ -1,0 +1,161 @@
+"""The dataset card (README.md) of an export: what the data is, how it was made, how its labels look, and what not to trust in it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import yaml
+
+from cai import __version__
+from cai.data.export import LAYOUT, Exported, ExportFormat, RunData
+from cai.data.filters import length_stats
+from cai.manifest import JudgeCard
+from cai.records import Preference
+
+_ABOUT: dict[ExportFormat, str] = {
+    "trl": "TRL columns. `p_chosen` is the probability that `chosen` is the better response, `weight` multiplies an example's loss, "
+    "`source` says who judged. The `sft` table masks its prompt when trained with TRL; `sft-messages` has the same conversations whole.",
+    "hh": "hh-rlhf transcripts: the prompt is everything before the last `Assistant:`. The format holds no probabilities.",
+    "cai-conversation": "The columns of HuggingFaceH4/cai-conversation-harmless, one row per trace, of its last round. Unlike there, "
+    "`chosen` is the text that the judge preferred; where nobody judged it is null and the row is in the SFT splits only.",
+    "ultrafeedback": "The columns of UltraFeedback-binarized. Scores are ten times the probability that the response is the better one.",
+    "label-studio": "Pairwise tasks for Label Studio (`tasks.json`, `labeling_config.xml`). Sides are drawn by hash and labels withheld.",
+}
+
+
+def dataset_card(
+    data: RunData, exported: Exported, name: str, model: str = "", judge: JudgeCard | None = None, license: str = "other"
+) -> str:
+    """Return the text of README.md, with the YAML front matter that the Hub and `datasets.load_dataset` read.
+
+    Args:
+        data: what was exported.
+        exported: what `export` says it wrote.
+        name: the dataset's name.
+        model: the model whose responses these are.
+        judge: what is known of the judge; None where no label came from one.
+        license: the Hub's identifier; `other` until its owner decides.
+    """
+    preferences = [*data.train, *data.held_out]
+    sections = [
+        f"---\n{yaml.safe_dump(_front_matter(exported, name, license), sort_keys=False, allow_unicode=True)}---",
+        f"# {name}",
+        _made(data, model),
+        f"## Files\n\n{_ABOUT[exported.format]}\n\n{_table(('table', 'rows'), exported.tables.items())}{_left_out(exported)}",
+        _labels(data, preferences),
+        _judge(preferences, judge),
+        _principles(data, preferences),
+        _limits(preferences, judge),
+    ]
+    return "\n\n".join(s for s in sections if s) + "\n"
+
+
+def _front_matter(exported: Exported, name: str, license: str) -> dict[str, Any]:
+    rows = sum(exported.tables.values())
+    matter: dict[str, Any] = {
+        "license": license,
+        "pretty_name": name,
+        "task_categories": ["text-generation"],
+        "tags": ["constitutional-ai", "rlaif", "preference", "alignment", *(["trl"] if exported.format == "trl" else [])],
+        "size_categories": [next(label for limit, label in _SIZES if rows < limit)],
+    }
+    configs: dict[str, list[dict[str, str]]] = {}
+    for table in exported.tables if LAYOUT[exported.format] else ():
+        config, _, split = table.rpartition("/")
+        configs.setdefault(config or "default", []).append({"split": split, "path": f"{table}.parquet"})
+    if configs:
+        matter["configs"] = [{"config_name": config, "data_files": files} for config, files in configs.items()]
+    return matter
+
+
+_SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (float("inf"), "n>1M"))
+
+
+def _made(data: RunData, model: str) -> str:
+    text = f"Made with `cai` {__version__}"
+    text += f" from responses of `{model}`" if model else ""
+    if data.constitution:
+        c = data.constitution
+        text += f" under the constitution *{c.name}* (`{c.id}`, {len(c.principles)} principles, hash `{c.hash}`)"
+    return (
+        f"## How it was made\n\n{text}. Responses were critiqued and revised under principles of the constitution, pairs of responses were "
+        "judged, and preferences were split into training and held-out sets by prompt: no prompt text is in both."
+    )
+
+
+def _left_out(exported: Exported) -> str:
+    if not exported.failures:
+        return ""
+    reasons = Counter(f.reason for f in exported.failures).most_common()
+    return "\n\nLeft out, because the format can't hold them: " + ", ".join(f"{n} × {reason}" for reason, n in reasons) + "."
+
+
+def _labels(data: RunData, preferences: Sequence[Preference]) -> str:
+    if not preferences:
+        return ""
+    held_out = Counter(p.source for p in data.held_out)
+    by_source = []
+    for source, n in sorted(Counter(p.source for p in preferences).items()):
+        stats = length_stats([p for p in preferences if p.source == source])
+        lengths = (f"{stats.mean_chosen_characters:.0f}", f"{stats.mean_rejected_characters:.0f}", f"{stats.chosen_longer_fraction:.0%}")
+        by_source.append((f"`{source}`", n - held_out[source], held_out[source], *lengths))
+    bins = Counter(min(int(max(p.p_chosen, 1.0 - p.p_chosen) * 10 + 1e-9), 9) for p in preferences)
+    spread = [(f"{b / 10:.1f} to {(b + 1) / 10:.1f}", bins[b], f"{bins[b] / len(preferences):.0%}") for b in range(5, 10)]
+    kinds = sorted(Counter(p.prompt.kind for p in preferences).items())
+    return "\n\n".join(
+        [
+            "## Labels",
+            _table(("source", "train", "held out", "chosen, characters", "rejected, characters", "chosen is longer"), by_source),
+            "How sure the labels are, by the probability of the better response:",
+            _table(("probability", "preferences", "share"), spread),
+            _table(("kind of prompt", "preferences"), kinds),
+        ]
+    )
+
+
+def _judge(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
+    if not any(p.source.startswith(("ai:", "revision:")) for p in preferences):
+        return ""
+    if judge is None or not judge.measured:
+        note = f" {judge.note}" if judge and judge.note else ""
+        return f"## The judge\n\n**Nobody has measured how well this judge agrees with people.** Treat its labels as unverified.{note}"
+    verdict = "beats" if judge.beats_baselines else "**does not beat**"
+    return (
+        f"## The judge\n\nThe `{judge.protocol}` protocol agrees with human labels on {judge.accuracy:.1%} of {judge.n} pairs of "
+        f"`{judge.pairs}` (95 % interval {judge.low:.1%} to {judge.high:.1%}). It {verdict} the best trivial baseline"
+        f"{f' ({judge.best_baseline})' if judge.best_baseline else ''}.{f' {judge.note}' if judge.note else ''}"
+    )
+
+
+def _principles(data: RunData, preferences: Sequence[Preference]) -> str:
+    """Count labels per principle; where a run has only SFT data, examples per principle."""
+    used = [p.principle_ids for p in preferences] or [e.principle_ids for e in data.sft]
+    counts = Counter(i for ids in used for i in ids)
+    if not counts:
+        return ""
+    statements = {p.id: p.statement for p in data.constitution.principles} if data.constitution else {}
+    rows = [(f"`{i}`", n, statements.get(i, "")) for i, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return "## Principles\n\n" + _table(("principle", "preferences" if preferences else "examples", "statement"), rows)
+
+
+def _limits(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
+    limits = [
+        "Prompts, rejected responses and first responses may be harmful or offensive; they are here so that models learn to avoid them.",
+        "Responses are a model's own and may be wrong. A revision is better under a principle in its judge's eyes, not true.",
+    ]
+    if any(not p.source.startswith("human:") for p in preferences):
+        limits.append("AI labels inherit the judge's biases (length, position, style) and its blind spots.")
+    if any(p.source == "contrast" for p in preferences):
+        limits.append("`contrast` labels come from how the pair was made; nobody judged whether it worked.")
+    if judge and judge.measured and not judge.beats_baselines:
+        limits.append("Its judge is no better than a trivial rule on human labels: don't train on the AI labels alone.")
+    longer = length_stats(preferences).chosen_longer_fraction
+    if preferences and abs(longer - 0.5) > 0.1:
+        side = "longer" if longer > 0.5 else "shorter"
+        limits.append(f"The chosen response is the {side} one in {max(longer, 1 - longer):.0%} of pairs: a model can learn that instead.")
+    return "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in line) + " |" for line in lines)

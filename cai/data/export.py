@@ -1,0 +1,343 @@
+"""A run's data in the columns that other tools read: TRL, hh-rlhf, cai-conversation, UltraFeedback-binarized, Label Studio.
+
+Each table is written as JSON Lines and Parquet. What a format can't hold is a counted failure; nothing is bent to fit. The dataset
+card is `card`'s, uploading is `hub`'s.
+
+Departures from the datasets whose columns these are: (1) in `cai-conversation`, `chosen` is the text that the judge prefers, and rows
+that nobody judged are in the SFT splits only, while the original calls every revision chosen; (2) in `ultrafeedback`, scores are ten times
+the probability that the response is the better of the two.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cai.data.conversations import RowFault, render_transcript
+from cai.data.filters import prompt_key
+from cai.errors import DataError
+from cai.ids import split_fraction
+from cai.jsonl import atomic_file, disk_error, write_records, write_text
+from cai.records import Constitution, Failure, Message, Preference, Prompt, RevisionTrace, SFTExample
+
+ExportFormat = Literal["trl", "hh", "cai-conversation", "ultrafeedback", "label-studio"]
+Rows = list[dict[str, Any]]
+Column = Literal["text", "number", "integer", "message", "messages", "texts"]
+STAGE = "export"
+_PREFERENCE: dict[str, Column] = {
+    "id": "text",
+    "prompt": "messages",
+    "chosen": "messages",
+    "rejected": "messages",
+    "p_chosen": "number",
+    "weight": "number",
+    "source": "text",
+    "kind": "text",
+    "category": "text",
+    "principle_ids": "texts",
+}
+_SFT: dict[str, Column] = {
+    "prompt": "messages",
+    "completion": "messages",
+    "source": "text",
+    "kind": "text",
+    "principle_ids": "texts",
+}
+_HH: dict[str, Column] = {"chosen": "text", "rejected": "text"}
+_CAI_CONVERSATION: dict[str, Column] = {
+    "index": "integer",
+    "prompt": "text",
+    "init_prompt": "message",
+    "init_response": "message",
+    "critic_prompt": "message",
+    "critic_response": "message",
+    "revision_prompt": "message",
+    "revision_response": "message",
+    "messages": "messages",
+    "chosen": "messages",
+    "rejected": "messages",
+}
+_ULTRAFEEDBACK: dict[str, Column] = {
+    "prompt": "text",
+    "prompt_id": "text",
+    "chosen": "messages",
+    "rejected": "messages",
+    "messages": "messages",
+    "score_chosen": "number",
+    "score_rejected": "number",
+}
+LAYOUT: dict[ExportFormat, dict[str, dict[str, Column]]] = {
+    "trl": {
+        "preferences/train": _PREFERENCE,
+        "preferences/test": _PREFERENCE,
+        "sft/train": _SFT,
+        "sft-messages/train": {"messages": "messages"},
+    },
+    "hh": {"train": _HH, "test": _HH},
+    "cai-conversation": dict.fromkeys(("train_sft", "train_prefs", "test_sft", "test_prefs"), _CAI_CONVERSATION),
+    "ultrafeedback": {"train_prefs": _ULTRAFEEDBACK, "test_prefs": _ULTRAFEEDBACK},
+    "label-studio": {},
+}
+"""Every table that a format can have, without suffix, and its columns."""
+LABEL_STUDIO_CONFIG = """<View>
+  <Text name="prompt" value="$prompt"/>
+  <Header value="Which response is better?"/>
+  <Pairwise name="better" toName="response_a,response_b"/>
+  <View style="display: flex; gap: 1em">
+    <Text name="response_a" value="$response_a"/>
+    <Text name="response_b" value="$response_b"/>
+  </View>
+</View>
+"""
+
+
+def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
+    """Write a run's data in one format; tables of an earlier export that are empty now are removed.
+
+    Args:
+        data: what the run made.
+        format: whose columns to write.
+        folder: where; made if absent.
+
+    Raises:
+        DataError: the format is unknown, or the run has nothing that it can hold.
+        StoreError: the folder can't be written.
+    """
+    if format not in get_args(ExportFormat):
+        raise DataError(f"unknown export format {format!r}; expected {', '.join(get_args(ExportFormat))}")
+    failures: list[Failure] = []
+    if format == "label-studio":
+        return _write_tasks(_label_studio(data), folder)
+    makers = {"trl": _trl, "hh": _hh, "cai-conversation": _cai_conversation, "ultrafeedback": _ultrafeedback}
+    tables = {name: rows for name, rows in makers[format](data, failures).items() if rows}
+    if not tables:
+        why = f"; {len(failures)} rows don't fit it, the first: {failures[0].detail}" if failures else ""
+        raise DataError(f"nothing to export as {format}: the run has no data of its kind yet{why}")
+    for name, columns in LAYOUT[format].items():
+        for suffix, write in ((".jsonl", _write_jsonl), (".parquet", _write_parquet)):
+            path = folder / f"{name}{suffix}"
+            if name in tables:
+                write(path, tables[name], columns)
+            else:
+                _remove(path)
+    return Exported(format, folder, {name: len(rows) for name, rows in tables.items()}, tuple(failures))
+
+
+def _trl(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
+    """TRL's conversational preference, prompt-completion and language-modelling types, with the label's extra columns."""
+    return {
+        "preferences/train": [_trl_preference(p) for p in _directed(data.train, failures)],
+        "preferences/test": [_trl_preference(p) for p in _directed(data.held_out, failures)],
+        "sft/train": [
+            {
+                "prompt": _dicts(e.prompt.messages),
+                "completion": [_assistant(e.completion)],
+                "source": e.source,
+                "kind": e.prompt.kind,
+                "principle_ids": list(e.principle_ids),
+            }
+            for e in data.sft
+        ],
+        "sft-messages/train": [{"messages": _conversation(e.prompt, e.completion)} for e in data.sft],
+    }
+
+
+def _trl_preference(p: Preference) -> dict[str, Any]:
+    return {
+        "id": p.id,
+        "prompt": _dicts(p.prompt.messages),
+        "chosen": [_assistant(p.chosen)],
+        "rejected": [_assistant(p.rejected)],
+        "p_chosen": p.p_chosen,
+        "weight": p.weight,
+        "source": p.source,
+        "kind": p.prompt.kind,
+        "category": p.prompt.category,
+        "principle_ids": list(p.principle_ids),
+    }
+
+
+def _hh(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
+    def rows(preferences: Iterable[Preference]) -> Iterator[dict[str, Any]]:
+        for p in _directed(preferences, failures):
+            try:
+                sides = [render_transcript((*p.prompt.messages, Message("assistant", text))) for text in (p.chosen, p.rejected)]
+            except RowFault as e:
+                failures.append(Failure(STAGE, p.id, e.reason, e.detail))
+            else:
+                yield {"chosen": sides[0], "rejected": sides[1]}
+
+    return {"train": list(rows(data.train)), "test": list(rows(data.held_out))}
+
+
+def _cai_conversation(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
+    """One row per trace, of its last round: `init_response` is the text that this round started from."""
+    held_out = {prompt_key(p.prompt) for p in data.held_out}
+    tables: dict[str, Rows] = {name: [] for name in LAYOUT["cai-conversation"]}
+    for trace in data.traces:
+        side = "test" if prompt_key(trace.prompt) in held_out else "train"
+        try:
+            row = _cai_row(trace, data.constitution)
+        except RowFault as e:
+            failures.append(Failure(STAGE, trace.id, e.reason, e.detail))
+            continue
+        if trace.dropped is None:
+            tables[f"{side}_sft"].append(row)
+        if row["chosen"] is not None:
+            tables[f"{side}_prefs"].append(row)
+    for rows in tables.values():
+        rows[:] = [{"index": i, **row} for i, row in enumerate(rows)]
+    return tables
+
+
+def _cai_row(trace: RevisionTrace, constitution: Constitution | None) -> dict[str, Any]:
+    if not trace.rounds:
+        raise RowFault("not_revised", "the trace has no critique")
+    if constitution is None:
+        raise RowFault("no_constitution", "the run's constitution is needed for the critique and revision requests")
+    last = trace.rounds[-1]
+    try:
+        critique_request = constitution.principle(last.critique.principle_id).critique
+        revision_request = constitution.principle(last.revision.principle_id).revision
+    except KeyError as e:
+        raise RowFault("unknown_principle", f"the constitution has no principle {e.args[0]!r}") from e
+    asked = trace.prompt.messages[-1].content
+    chosen = rejected = None
+    if trace.p_revised is not None and trace.p_revised != 0.5 and trace.final != trace.response:
+        better, worse = (trace.final, trace.response) if trace.p_revised > 0.5 else (trace.response, trace.final)
+        chosen, rejected = _conversation(trace.prompt, better), _conversation(trace.prompt, worse)
+    return {
+        "prompt": asked,
+        "init_prompt": {"content": asked, "role": "user"},
+        "init_response": _assistant(trace.rounds[-2].revision.text if len(trace.rounds) > 1 else trace.response),
+        "critic_prompt": {"content": critique_request, "role": "user"},
+        "critic_response": _assistant(last.critique.text),
+        "revision_prompt": {"content": revision_request, "role": "user"},
+        "revision_response": _assistant(last.revision.text),
+        "messages": _conversation(trace.prompt, trace.final),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def _ultrafeedback(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
+    def row(p: Preference) -> dict[str, Any]:
+        chosen = _conversation(p.prompt, p.chosen)
+        return {
+            "prompt": p.prompt.messages[-1].content,
+            "prompt_id": p.prompt.id,
+            "chosen": chosen,
+            "rejected": _conversation(p.prompt, p.rejected),
+            "messages": chosen,
+            "score_chosen": 10.0 * p.p_chosen,
+            "score_rejected": 10.0 * (1.0 - p.p_chosen),
+        }
+
+    return {
+        "train_prefs": [row(p) for p in _directed(data.train, failures)],
+        "test_prefs": [row(p) for p in _directed(data.held_out, failures)],
+    }
+
+
+def _label_studio(data: "RunData") -> Rows:
+    """Tasks for people: sides drawn by hash, no label shown, two texts asked about once however many labels they have."""
+    tasks: dict[tuple[str, frozenset[str]], dict[str, Any]] = {}
+    for p in (*data.train, *data.held_out):
+        key = (prompt_key(p.prompt), frozenset((p.chosen, p.rejected)))
+        first, second = sorted((p.chosen, p.rejected))
+        if split_fraction(f"{p.prompt.id}\n{first}\n{second}", STAGE) < 0.5:
+            first, second = second, first
+        if key not in tasks:
+            tasks[key] = {
+                "data": {
+                    "prompt": "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in p.prompt.messages),
+                    "messages": _dicts(p.prompt.messages),
+                    "response_a": first,
+                    "response_b": second,
+                    "kind": p.prompt.kind,
+                }
+            }
+    return list(tasks.values())
+
+
+def _directed(preferences: Iterable[Preference], failures: list[Failure]) -> Iterator[Preference]:
+    """Yield preferences with the better response as `chosen`; ties are failures."""
+    for p in preferences:
+        if p.p_chosen == 0.5:
+            failures.append(Failure(STAGE, p.id, "tie", "p_chosen is 0.5: neither response can be called chosen"))
+        else:
+            yield p if p.p_chosen > 0.5 else p.swapped()
+
+
+def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"content": m.content, "role": m.role} for m in messages]
+
+
+def _assistant(text: str) -> dict[str, str]:
+    return {"content": text, "role": "assistant"}
+
+
+def _conversation(prompt: Prompt, answer: str) -> list[dict[str, str]]:
+    return [*_dicts(prompt.messages), _assistant(answer)]
+
+
+def _write_jsonl(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
+    write_records(path, rows)
+
+
+def _write_parquet(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    message = pa.struct([("content", pa.string()), ("role", pa.string())])
+    types = {
+        "text": pa.string(),
+        "number": pa.float64(),
+        "integer": pa.int64(),
+        "message": message,
+        "messages": pa.list_(message),
+        "texts": pa.list_(pa.string()),
+    }
+    # A schema, because Parquet would otherwise take a column of empty lists or nulls for one without a type.
+    table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types[column]) for name, column in columns.items()]))
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _write_tasks(tasks: Rows, folder: Path) -> "Exported":
+    import msgspec
+
+    if not tasks:
+        raise DataError("nothing to export as label-studio: the run has no preferences yet")
+    write_text(folder / "tasks.json", msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
+    write_text(folder / "labeling_config.xml", LABEL_STUDIO_CONFIG)
+    return Exported("label-studio", folder, {"tasks": len(tasks)}, ())
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise disk_error(e, path) from e
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run made, as far as it got."""
+
+    train: Sequence[Preference] = ()
+    held_out: Sequence[Preference] = ()
+    sft: Sequence[SFTExample] = ()
+    traces: Sequence[RevisionTrace] = ()
+    constitution: Constitution | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    format: ExportFormat
+    folder: Path
+    tables: dict[str, int]
+    """Table (file without suffix, from the folder) to rows."""
+    failures: tuple[Failure, ...]
