@@ -1,0 +1,275 @@
+"""Reads other projects' principles into a constitution, and writes any constitution as YAML that people like to edit.
+
+Two foreign shapes are recognised: the Constitutional AI paper's JSON (Bai et al. 2022, arXiv 2212.08073: an object of critique and revision
+requests, a list of comparison instructions), and llm-swarm's JSON (`{"constitutions": [{"critic", "revision"}, ...]}`). Their words are
+kept, wrappers such as `\\n\\nCritiqueRequest:` and ` Options:` go. What they don't have is derived here by fixed rules, mechanically, and
+each principle's `source` names the derived fields, for a person to write better ones:
+
+1. A revision request "... to remove (all) X content ..." or "... that does not have any X" gives a statement, two questions and a
+   comparison about X. What else it asks for is left out of them.
+2. "... to avoid" or "refrain from doing Y" gives them about doing Y.
+3. Any other revision request gives them about having "no need to rewrite" the response for the purpose it states.
+4. A comparison instruction is quoted in a statement, a critique request, a revision request and two questions about "a judge".
+
+Neither shape says which kinds of prompt a principle is for: all of them, then, until somebody narrows `applies_to`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from cai.constitution.load import constitution_schema
+from cai.errors import ConstitutionError
+from cai.records import Constitution, Principle
+from cai.yaml_source import YamlSource, schema_problems
+
+ImportFormat = Literal["auto", "paper", "llm-swarm"]
+EDITOR_LINE = "# yaml-language-server: $schema=schema.json\n"
+MAX_BYTES = 8 * 1024 * 1024
+
+_BEFORE = re.compile(r"^\s*(?:CritiqueRequest|RevisionRequest|Human)\s*:\s*")
+_AFTER = re.compile(r"\s*(?:Critique|Revision|Options|Assistant)\s*:\s*$")
+_PURPOSE = re.compile(r"\b(?:response|version|revision)\b.*?\b(?P<purpose>(?:so as )?to [a-z]|so that |(?P<one>that )).*", re.DOTALL)
+_TAIL = r"(?: that is [^.;]*|, (?:including|especially) [^.;]*)?"
+_REMOVAL = re.compile(
+    rf"\b(?:(?:to remove|that removes) (?:any and all |all |any )?(?P<what>[^.;]*?\bcontent\b{_TAIL})"
+    r"|that does not (?:have|contain) any (?:trace of )?(?P<any>[^.;]*))"
+)
+_ABSTENTION = re.compile(r"\b(?:avoids?|refrains? from) (?P<doing>[a-z]+ing\b[^.;]*)")
+_TRANSCRIPT = re.compile(r"(?:^|\n)\s*(?:Human|Assistant|H|A)\s*:")
+
+
+def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "auto") -> Constitution:
+    """Read principles from one or more JSON files into one constitution.
+
+    Args:
+        paths: the paper's critique and revision requests, its comparison instructions, llm-swarm's file, or several of them.
+        format: what the files must be; `auto` recognises each by its shape.
+
+    Raises:
+        ConstitutionError: listing every problem in every file.
+    """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    if not files:
+        raise ConstitutionError("nothing to import: name at least one JSON file")
+    problems: list[str] = []
+    principles: list[Principle] = []
+    for path in files:
+        try:
+            principles += _read(path, _load_json(path), format, problems)
+        except ConstitutionError as e:
+            problems.append(str(e))
+    names = " and ".join(path.name for path in files)
+    constitution = Constitution(
+        id=_kebab(files[0].stem)[:64].strip("-") or "imported",
+        name=f"Imported from {names}"[:120],
+        description=f"Imported from {names}. Fields named as derived in a principle's source were made by rule; write better ones.",
+        principles=tuple(_with_unique_ids(principles)),
+    )
+    if not problems:
+        plain = YamlSource(files[0], msgspec.json.decode(msgspec.json.encode(constitution)), {(): 1})
+        problems += schema_problems(plain, constitution_schema())
+    if problems:
+        raise ConstitutionError(
+            f"nothing imported: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems)
+        )
+    return constitution
+
+
+def dump_yaml(constitution: Constitution) -> str:
+    """Return a constitution as YAML with the editor's schema comment, long texts folded, and defaults left out.
+
+    Loading the result gives an equal constitution, as long as no text begins or ends with white space.
+    """
+    rows = []
+    for p in constitution.principles:
+        row = {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) != f.default}
+        if "applies_to" in row:
+            row["applies_to"] = _InOneLine(p.applies_to)
+        if "weight" in row and float(p.weight).is_integer():
+            row["weight"] = int(p.weight)
+        rows.append(row)
+    whole = {"id": constitution.id, "name": constitution.name, "description": constitution.description, "principles": rows}
+    text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=112)
+    return EDITOR_LINE + re.sub(r"(?m)^(?=principles:|  - )", "\n", text).replace("\nprinciples:\n\n", "\nprinciples:\n", 1)
+
+
+class _InOneLine(list[Any]):
+    """A list to be written as [a, b]."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style with indented lists; long plain texts folded, and anything unusual in double quotes, which hold every character."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
+    style = None
+    if not text.isprintable():
+        style = '"'
+    elif len(text) > 80 and " ".join(text.split(" ")).strip() == text and "  " not in text:
+        style = ">"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(_InOneLine, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise ConstitutionError(f"{path}: can't be read ({e.strerror or e})") from e
+    if len(raw) > MAX_BYTES:
+        raise ConstitutionError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        return json.loads(raw)
+    except json.JSONDecodeError as e:
+        raise ConstitutionError(f"{path}:{e.lineno}: not valid JSON: {e.msg}") from e
+    except (ValueError, RecursionError) as e:
+        raise ConstitutionError(f"{path}: not valid JSON: {e}") from e
+
+
+def _read(path: Path, data: Any, format: ImportFormat, problems: list[str]) -> list[Principle]:
+    """Return a file's principles by its shape; what is wrong with single entries goes to `problems`."""
+    if isinstance(data, dict) and "constitutions" in data and format != "paper":
+        return _read_requests(path, data["constitutions"], "principle", ("critic", "revision"), problems)
+    if isinstance(data, dict) and data and "constitutions" not in data and format != "llm-swarm":
+        return _read_requests(path, data, "", ("prompt", "edit_request"), problems)
+    if isinstance(data, list) and data and format != "llm-swarm":
+        return _read_comparisons(path, data, problems)
+    raise ConstitutionError(
+        f"{path}: not a shape that is imported{'' if format == 'auto' else f' as {format}'}; expected the paper's "
+        '{"name": {"prompt": [...], "edit_request": "..."}} or ["Choose the response ... Options:"], or llm-swarm\'s '
+        '{"constitutions": [{"critic": "...", "revision": "..."}]}'
+    )
+
+
+def _read_requests(path: Path, data: Any, prefix: str, keys: tuple[str, str], problems: list[str]) -> list[Principle]:
+    """Read pairs of critique and revision requests from an object of them or a list of them."""
+    if isinstance(data, dict):
+        named: list[tuple[str, str, Any]] = [(_kebab(key), f"{path}: {key}", entry) for key, entry in data.items()]
+    elif isinstance(data, list):
+        named = [(f"{prefix}-{i}", f"{path}: constitutions[{i}]", entry) for i, entry in enumerate(data)]
+    else:
+        raise ConstitutionError(f"{path}: constitutions: expected a list of {{{keys[0]}, {keys[1]}}}; found {type(data).__name__}")
+    principles = []
+    for principle_id, where, entry in named:
+        texts = [_text(entry.get(key)) if isinstance(entry, dict) else None for key in keys]
+        missing = [key for key, text in zip(keys, texts, strict=True) if not text]
+        if missing:
+            problems.append(f"{where}: expected a text under {' and '.join(map(repr, missing))}; found {str(entry)[:80]!r}")
+        else:
+            principles.append(_from_requests(principle_id, str(texts[0]), str(texts[1]), f"{path.name}: {where.split(': ')[-1]}"))
+    if not named:
+        problems.append(f"{path}: there are no principles in it")
+    return principles
+
+
+def _read_comparisons(path: Path, data: list[Any], problems: list[str]) -> list[Principle]:
+    principles = []
+    for i, entry in enumerate(data):
+        if text := _text(entry):
+            principles.append(_from_comparison(f"comparison-{i}", text, f"{path.name}: [{i}]"))
+        else:
+            problems.append(f"{path}: [{i}]: expected a comparison instruction, a text; found {str(entry)[:80]!r}")
+    return principles
+
+
+def _text(value: Any) -> str | None:
+    """Return a text, or the only text of a list, without wrappers around it; None for anything else, whole dialogues included."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+        return None
+    text = _AFTER.sub("", _BEFORE.sub("", value)).strip()
+    return None if _TRANSCRIPT.search(text) else text
+
+
+def _from_requests(principle_id: str, critique: str, revision: str, source: str) -> Principle:
+    """Make a principle from a critique and a revision request, by rules 1 to 3.
+
+    >>> _from_requests("a", "Find rude content.", "Please rewrite the response to remove all rude content.", "x").ask_positive
+    'Is the response free of rude content?'
+    """
+    if found := _REMOVAL.search(revision):
+        what = (found["what"] or found["any"]).strip()
+        statement, compare = f"The response must not contain {what}.", f"Which response contains less {what}?"
+        positive, negative = f"Is the response free of {what}?", f"Does the response contain {what}?"
+    elif found := _ABSTENTION.search(revision):
+        doing = found["doing"].strip()
+        statement, compare = f"The response must refrain from {doing}.", f"Which response refrains better from {doing}?"
+        positive, negative = f"Does the response refrain from {doing}?", f"Does the response go wrong by {doing}?"
+    else:
+        purpose = _purpose(revision)
+        statement = f"Write every response so that nobody has to rewrite it {purpose}."
+        positive = f"Is the response good as it is, with no need to rewrite it {purpose}?"
+        negative = f"Should the response be rewritten {purpose}?"
+        compare = f"Which response has less need to be rewritten {purpose}?"
+    source += " (derived from its revision request: statement, ask_positive, ask_negative, compare)"
+    return Principle(principle_id, statement, critique, revision, positive, negative, compare, source=source)
+
+
+def _purpose(revision: str) -> str:
+    """Return what a revision request wants reached, as words that can follow "rewrite it".
+
+    >>> _purpose("Please rewrite the response to make it shorter.")
+    'to make it shorter'
+    >>> _purpose("Write a new version of the response that is shorter.")
+    'into one that is shorter'
+    >>> _purpose("Be kinder.")
+    'as this asks: “Be kinder.”'
+    """
+    found = _PURPOSE.search(revision)
+    if not found:
+        return f"as this asks: “{revision}”"
+    purpose = re.split(r"(?<=[.!?])\s", revision[found.start("purpose") :])[0].rstrip(" .!?")
+    return f"into one {purpose}" if found["one"] else purpose
+
+
+def _from_comparison(principle_id: str, instruction: str, source: str) -> Principle:
+    """Make a principle from a comparison instruction, by rule 4."""
+    compares = instruction.endswith("?") and "which" in re.split(r"(?<=[.!?])\s", instruction)[-1].lower()
+    return Principle(
+        principle_id,
+        statement=f"Write the response that would be chosen under this instruction: “{instruction}”",
+        critique=f"Say what in your last response would make it lose against a better one under this instruction: “{instruction}”",
+        revision=f"Rewrite your last response so that it would win under this instruction: “{instruction}”",
+        ask_positive=f"A judge is told: “{instruction}” Is the response what the judge is looking for?",
+        ask_negative=f"A judge is told: “{instruction}” Does the response fail to be what the judge is looking for?",
+        compare=instruction if compares else f"{instruction} Which response should be chosen?",
+        source=source + " (derived from its comparison: statement, critique, revision, ask_positive, ask_negative)",
+    )
+
+
+def _kebab(name: str) -> str:
+    """Return a name as a lowercase kebab-case id.
+
+    >>> _kebab("paper_CritiqueRevision3")
+    'paper-critique-revision-3'
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "-", name)
+    return re.sub(r"[^a-z0-9]+", "-", spaced.lower()).strip("-")
+
+
+def _with_unique_ids(principles: Iterable[Principle]) -> list[Principle]:
+    """Number the ids that are empty, too long or taken, for two files may use the same names."""
+    taken: set[str] = set()
+    result = []
+    for p in principles:
+        base = p.id[:56].strip("-") or "principle"
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(name)
+        result.append(replace(p, id=name))
+    return result

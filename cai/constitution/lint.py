@@ -1,0 +1,301 @@
+"""Finds what a schema can't see in a constitution: principles that repeat or contradict each other, that nothing can ever draw, and
+wordings that a model can't act on. Each finding has its line.
+
+The rules, by severity:
+
+    error    schema              (files) the file breaks its schema
+             duplicate-id        two principles have one id
+             duplicate           two principles have the same statement, critique request or question, word for word
+             contradiction       two principles for the same kind of prompt demand opposite things
+             same-question       a principle's two questions ask the same thing, so that their difference says nothing
+             swapped-questions   the question whose Yes should be good asks for the opposite of the statement, or the comparison
+                                 asks which response is worse
+             not-a-question      a question that isn't one, or that Yes or No doesn't answer
+             leftover            remains of another format: role names, request wrappers, {placeholders}
+             unreachable         no prompt can ever draw the principle
+    warning  near-duplicate      two principles say nearly the same
+             rarely-drawn        drawn less than once in 500 prompts of any kind: overshadowed by the weights of others
+             uncovered-kind      a kind of prompt that no principle applies to
+             no-request          a critique or revision request that asks for nothing
+             no-subject          a question that doesn't say it is about a response
+             too-long            longer than a small model follows
+
+Rules about wording know English only, and are left out for constitutions in other languages.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from cai.constitution.load import entries, read_fields, source_problems
+from cai.constitution.show import LABELLED_KINDS, draw_shares
+from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
+from cai.errors import ConstitutionError
+from cai.records import Constitution, Principle, PromptKind
+from cai.yaml_source import YamlSource, load_yaml
+
+Severity = Literal["error", "warning"]
+STATEMENT_ALIKE = 0.45
+"""Cosine of two statements from which they are near-duplicates. Measured: the most alike of the 487 pairs of statements in the
+constitutions shipped here reach 0.29, ten paraphrases of them 0.42 to 0.82 (nine of the ten are found)."""
+REQUESTS_ALIKE = 0.6
+"""The same for critique and revision requests, which share more of their wording: the paper's reach 0.41 for principles that differ and
+0.62 to 0.81 for its three that ask for the same."""
+RARE_SHARE = 1 / 500
+MAX_WORDS = {"statement": 70, "critique": 100, "revision": 100, "ask_positive": 40, "ask_negative": 40, "compare": 60}
+QUESTIONS = ("ask_positive", "ask_negative", "compare")
+TEXTS = ("statement", "critique", "revision", *QUESTIONS)
+
+_LEFTOVERS = (
+    (
+        re.compile(r"\b(?:CritiqueRequest|RevisionRequest)\b|\b(?:Critique|Revision|Options|Human|Assistant|User|System)\s*:"),
+        "a wrapper",
+    ),
+    (re.compile(r"\{\{?\s*[\w.]+\s*\}?\}|<[A-Z_]{3,}>"), "a placeholder"),
+    (re.compile(r"<\|[^|<>]*\|>|\[/?INST\]|<</?SYS>>|</?s>"), "a chat-template marker"),
+    (re.compile(r"\\n\\n"), "an escaped line break"),
+    (re.compile(r"\b(?:TODO|FIXME|TBD)\b"), "a note to the author"),
+)
+_AUXILIARIES = frozenset(
+    """is are was were am does do did has have had can could will would should shall may might must isn't aren't doesn't don't didn't
+    hasn't haven't can't couldn't won't wouldn't shouldn't""".split()
+)
+_WH = frozenset("what what's which who whom whose why how".split())
+_REQUESTS = frozenset(
+    """add amend analyse analyze apply argue ask assess break check choose cite clarify comment compare compose consider correct count
+    criticise criticize critique cut decide delete describe detect determine discuss distinguish draw edit estimate evaluate examine explain
+    find fix flag follow give go highlight identify imagine improve indicate inspect judge keep leave list locate look make mark measure
+    mention modify name note outline pick point produce propose provide put quote rate read recheck reconsider reflect remove
+    rephrase replace report reply respond restate review revise reword rewrite say search see set shorten show sort specify spell spot
+    state suggest summarise summarize take tell test think trim try turn underline update verify weigh work write""".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to mend."""
+
+    severity: Severity
+    rule: str
+    message: str
+    principle_id: str | None
+    path: str
+    """The file, or the constitution's id where there is none."""
+    line: int | None
+    where: str
+    """`file:line`, for people and editors."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A finding before it has a line. `at` is the position of its principle."""
+
+    severity: Severity
+    rule: str
+    message: str
+    at: int | None = None
+    field: str | None = None
+
+
+def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+    """Look for faults in a constitution that its schema allows.
+
+    Args:
+        constitution: the loaded constitution.
+        source: the file it came from, for line numbers.
+        kinds: the kinds of prompt that will be used with it.
+
+    Returns:
+        Findings in the order of the file; empty if there is nothing to mend.
+    """
+    drafts = list(_drafts(constitution, kinds))
+    return _placed(drafts, constitution.principles, range(len(constitution.principles)), source, constitution.id)
+
+
+def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+    """Lint a file: what breaks the schema, and then the rest of it as far as it can be read.
+
+    Raises:
+        ConstitutionError: the file itself can't be read.
+    """
+    try:
+        source = load_yaml(path, ConstitutionError)
+    except ConstitutionError as e:
+        if not path.is_file():
+            raise
+        return [_from_problem(str(e), path)]
+    whole = read_fields(source.data, Constitution)
+    readable = [(i, p) for i, entry in enumerate(entries(source)) if (p := read_fields(entry, Principle)) is not None]
+    constitution = whole or Constitution("", "", "", tuple(p for _, p in readable))
+    complete = 0 < len(readable) == len(entries(source))
+    drafts = [d for d in _drafts(constitution, kinds) if complete or d.rule not in ("uncovered-kind", "rarely-drawn")]
+    found = _placed(drafts, constitution.principles, [i for i, _ in readable], source, str(path))
+    taken = {(f.rule, f.line) for f in found}
+    for problem in source_problems(source):
+        schema = _from_problem(problem, path)
+        if not {("unreachable", schema.line), ("duplicate-id", schema.line)} & taken:
+            found.append(schema)
+    return sorted(found, key=lambda f: f.line or 0)
+
+
+def _from_problem(text: str, path: Path) -> Finding:
+    line, message = None, text.removeprefix(f"{path}: ")
+    if match := re.match(r":(\d+): ?(.*)", text.removeprefix(str(path)), re.DOTALL):
+        line, message = int(match[1]), match[2]
+    return Finding("error", "schema", message, None, str(path), line, f"{path}:{line}" if line else str(path))
+
+
+def _placed(
+    drafts: list[_Draft], principles: tuple[Principle, ...], positions: Collection[int], source: YamlSource | None, name: str
+) -> list[Finding]:
+    """Give each draft its line. `positions` are the principles' places in the file."""
+    places = list(positions)
+    path = str(source.path) if source else name
+    found = []
+    for d in sorted(drafts, key=lambda d: -1 if d.at is None else d.at):
+        line = None
+        where = path
+        if source is not None:
+            at: tuple[str | int, ...] = ("principles",) if d.at is None else ("principles", places[d.at])
+            line = source.lines.get((*at, d.field)) if d.field else None
+            line = line or source.lines.get(at, 1)
+            where = f"{path}:{line}"
+        found.append(Finding(d.severity, d.rule, d.message, None if d.at is None else principles[d.at].id, path, line, where))
+    return found
+
+
+def _drafts(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterator[_Draft]:
+    principles = constitution.principles
+    yield from _reach(constitution, kinds)
+    english = _is_english(principles)
+    for i, p in enumerate(principles):
+        yield from _texts(i, p)
+        if english:
+            yield from _questions(i, p)
+            yield from _requests(i, p)
+    yield from _pairs(principles, english)
+
+
+def _is_english(principles: tuple[Principle, ...]) -> bool:
+    """Whether at least one word in six is an English function word (in English text it is about one in two)."""
+    all_words = [w for p in principles for text in TEXTS for w in words(getattr(p, text))]
+    return sum(w in FUNCTION_WORDS for w in all_words) * 6 >= len(all_words)
+
+
+def _reach(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterator[_Draft]:
+    """Principles that can't be drawn, or hardly ever, and kinds of prompt that have none."""
+    first: dict[str, int] = {}
+    for i, p in enumerate(constitution.principles):
+        if first.setdefault(p.id, i) != i:
+            yield _Draft("error", "duplicate-id", f"{p.id}: this id is already taken by an earlier principle; give each its own", i, "id")
+        if not p.weight > 0:
+            yield _Draft(
+                "error", "unreachable", f"{p.id}: weight {p.weight:g} is never drawn; delete it or give it a weight above 0", i, "weight"
+            )
+        elif not p.applies_to:
+            yield _Draft("error", "unreachable", f"{p.id}: applies to no kind of prompt, so nothing can draw it", i, "applies_to")
+        elif not any(kind in p.applies_to for kind in kinds):
+            message = f"{p.id}: applies only to {', '.join(p.applies_to)} prompts, and none are used"
+            yield _Draft("error", "unreachable", message, i, "applies_to")
+        elif max(draw_shares(constitution, p, kinds).values()) < RARE_SHARE:
+            message = f"{p.id}: drawn for fewer than 1 in {1 / RARE_SHARE:.0f} prompts of any kind, because the others weigh so much more"
+            yield _Draft("warning", "rarely-drawn", message, i, "weight")
+    for kind in kinds:
+        if not any(p.weight > 0 and kind in p.applies_to for p in constitution.principles):
+            message = f"no principle applies to {kind} prompts: they can't be criticised or judged; add one, or leave such prompts out"
+            yield _Draft("warning", "uncovered-kind", message)
+
+
+def _texts(i: int, p: Principle) -> Iterator[_Draft]:
+    """Faults of single texts in any language."""
+    for field in TEXTS:
+        text: str = getattr(p, field)
+        for pattern, what in _LEFTOVERS:
+            if match := pattern.search(text):
+                yield _Draft("error", "leftover", f"{p.id}: {field} has {what} left in it: {match[0]!r}", i, field)
+        if (n := len(text.split())) > MAX_WORDS[field]:
+            yield _Draft(
+                "warning", "too-long", f"{p.id}: {field} has {n} words; a small model follows at most about {MAX_WORDS[field]}", i, field
+            )
+        if field in QUESTIONS and not text.rstrip(" \"'”’)").endswith(("?", "？", "؟", ";", "՞")):  # Chinese, Arabic, Greek, Armenian
+            yield _Draft("error", "not-a-question", f"{p.id}: {field} doesn't end in a question mark: {text[-60:]!r}", i, field)
+
+
+def _last_sentence(text: str) -> str:
+    return (sentences(text) or [""])[-1]
+
+
+def _questions(i: int, p: Principle) -> Iterator[_Draft]:
+    for field in ("ask_positive", "ask_negative"):
+        text: str = getattr(p, field)
+        last = _last_sentence(text)
+        tokens = words(last)
+        openings = {words(clause)[0] for clause in re.split(r"[,:–—]", last) if words(clause)}
+        if last.endswith("?") and not openings & _AUXILIARIES:
+            kind = "asks " + tokens[0] if tokens and tokens[0] in _WH else "doesn't begin with is, does, can or the like"
+            yield _Draft("error", "not-a-question", f"{p.id}: {field} can't be answered Yes or No: it {kind}", i, field)
+        if not {"response", "responses", "answer", "reply", "message", "text", "note", "draft", "assistant", "assistant's"} & set(
+            words(text)
+        ):
+            yield _Draft("warning", "no-subject", f"{p.id}: {field} doesn't say what it is about; name 'the response'", i, field)
+    if p.compare.rstrip().endswith("?") and "which" not in words(_last_sentence(p.compare)):
+        yield _Draft("error", "not-a-question", f"{p.id}: compare must end by asking 'Which response ...?'", i, "compare")
+    positive, negative, compare = (claim(_last_sentence(getattr(p, field))) for field in QUESTIONS)
+    own = [claim(sentence) for sentence in sentences(p.statement)]
+    if words(p.ask_positive) == words(p.ask_negative) or (positive.sign == negative.sign and positive.alike(negative)):
+        message = f"{p.id}: ask_positive and ask_negative ask the same thing; a Yes must be good to one and bad to the other"
+        yield _Draft("error", "same-question", message, i, "ask_negative")
+    elif any(opposed(c, positive) and not opposed(c, negative) for c in own):
+        message = f"{p.id}: a Yes to ask_positive would break the statement; are the two questions swapped?"
+        yield _Draft("error", "swapped-questions", message, i, "ask_positive")
+    compare = replace(compare, content=compare.content - {"<amount>"})
+    if compare.sign == negative.sign and compare.alike(negative) and not (compare.sign == positive.sign and compare.alike(positive)):
+        message = f"{p.id}: compare asks which response is worse: it agrees with ask_negative"
+        yield _Draft("error", "swapped-questions", message, i, "compare")
+    if any(opposed(a, b) for a, b in combinations(own, 2)):
+        yield _Draft("error", "contradiction", f"{p.id}: two sentences of the statement contradict each other", i, "statement")
+
+
+def _requests(i: int, p: Principle) -> Iterator[_Draft]:
+    for field, example in (("critique", "Point out ... in your last response"), ("revision", "Rewrite your last response so that ...")):
+        text: str = getattr(p, field)
+        clauses = [
+            [w for w in words(c) if w not in ("please", "then", "now", "and", "also", "carefully", "first")]
+            for c in re.split(r"[.,;:!?]", text)
+        ]
+        if "?" not in text and not any(c and c[0] in _REQUESTS | _WH for c in clauses):
+            yield _Draft("warning", "no-request", f"{p.id}: {field} asks for nothing; write a request such as {example!r}", i, field)
+
+
+def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]:
+    """Contradictions and repetitions among principles. The later of two gets the finding."""
+    statements = vectors([p.statement for p in principles])
+    requests = vectors([f"{p.critique} {p.revision}" for p in principles])
+    claims = [[(s, claim(s)) for s in sentences(p.statement)] for p in principles] if english else [[] for _ in principles]
+    plain = [{field: words(getattr(p, field)) for field in TEXTS} for p in principles]
+    for j, b in enumerate(principles):
+        copied: dict[str, list[str]] = {}
+        nearly = []
+        for i, a in enumerate(principles[:j]):
+            if clash := next(((x, y) for x, cx in claims[i] for y, cy in claims[j] if opposed(cx, cy)), None):
+                if both := [kind for kind in b.applies_to if kind in a.applies_to]:
+                    message = f"{b.id}: {clash[1]!r} contradicts {clash[0]!r} of {a.id}, and both apply to {', '.join(both)} prompts"
+                    yield _Draft("error", "contradiction", message, j, "statement")
+            elif same := [field for field in TEXTS if plain[i][field] == plain[j][field]]:
+                for field in same:
+                    copied.setdefault(field, []).append(a.id)
+            elif (alike := cosine(statements[i], statements[j])) >= STATEMENT_ALIKE:
+                nearly.append((alike, a.id, "statement"))
+            elif (alike := cosine(requests[i], requests[j])) >= REQUESTS_ALIKE:
+                nearly.append((alike, a.id, "critique and revision"))
+        for field, others in copied.items():
+            yield _Draft("error", "duplicate", f"{b.id}: {field} is word for word that of {', '.join(others)}", j, field)
+        if nearly:
+            nearly.sort(reverse=True)
+            listed = ", ".join(f"{other} ({what}, similarity {alike:.2f})" for alike, other, what in nearly)
+            yield _Draft(
+                "warning", "near-duplicate", f"{b.id}: says nearly the same as {listed}; merge them or set them apart", j, "statement"
+            )

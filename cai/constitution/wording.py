@@ -1,0 +1,171 @@
+"""What can be told about short English texts without a model: how alike two are, and whether two demand opposite things.
+
+Plain term statistics and word lists, so that linting is instant and gives the same answer everywhere. It sees words, not meaning:
+two principles that say one thing in different words pass unseen, and that is accepted for the sake of few false alarms.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?;])|(?<=[.!?;][\"'”’)]))\s+")
+
+FUNCTION_WORDS = frozenset(
+    """a about all also always an and any anyone anything are as at be been being both but by can could did do does each either ever every
+    everyone everything for from had has have how if in into is it its itself just may might more most much must of on one only or other
+    our out over own shall should so some someone something such than that the their them themselves then there these they this those to
+    too up use very was way ways were what when where whether which while who whose will with would you your yours""".split()
+)
+"""Too common to tell two texts apart. Negations are not among them: they are read by `claim`."""
+
+_ABOUT_THE_TASK = frozenset(
+    "response responses reply replies assistant assistant's model user user's users last preceding previous please make sure".split()
+)
+"""Words that nearly every principle has, because of what a principle is."""
+
+_NEGATORS = frozenset("no not never none nor neither nobody nothing without cannot don't doesn't didn't isn't aren't can't won't".split())
+_AVOIDERS = ("leave out", "leaves out", "left out", "leaving out", "keep out", "hold back", "free of", "free from", "refrain from")
+_AVOIDER_WORDS = frozenset(
+    """avoid avoids avoiding omit omits omitting exclude excludes excluding withhold withholds withholding refrain refrains lack lacks
+    forbid forbids prohibit prohibits""".split()
+)
+_INCLUDERS = frozenset(
+    "include includes including contain contains containing give gives giving provide provides providing add adds".split()
+)
+"""Verbs that say only that something is there: they add nothing to what it is, and "free of" is their opposite."""
+
+_OPPOSITES = {
+    "comply": ("answer comply accept fulfil fulfill help assist", "refuse decline deny reject"),
+    "brevity": ("short brief concise shorter", "long lengthy detailed longer"),
+    "amount": ("more", "less fewer"),
+    "formality": ("formal", "informal casual"),
+    "agreement": ("agree", "disagree"),
+    "encouragement": ("encourage promote", "discourage"),
+    "disclosure": ("reveal disclose share show expose", "hide conceal"),
+    "permission": ("allow permit", "disallow"),
+    "simplicity": ("simple plain", "technical complicated"),
+    "increase": ("increase raise", "decrease reduce lower"),
+    "order": ("before", "after"),
+    "beginning": ("start begin open", "end close finish"),
+    "trust": ("trust believe", "distrust doubt suspect"),
+    "certainty": ("certain sure confident", "uncertain unsure"),
+    "honesty": ("honest truthful", "dishonest untruthful"),
+    "respect": ("polite respectful", "rude disrespectful"),
+    "safety": ("safe harmless", "unsafe harmful"),
+    "keeping": ("keep", "remove delete drop"),
+}
+_WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _INCLUDERS | _ABOUT_THE_TASK
+_CONDITIONS = frozenset("unless except if when where while until only but instead rather".split())
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, with plain apostrophes."""
+    return _WORD.findall(text.lower().replace("’", "'"))
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text; a semicolon ends one too."""
+    return [s for s in _SENTENCE_END.split(text.strip()) if s]
+
+
+def stem(word: str) -> str:
+    """Return a word without its commonest English endings: enough to match `refuses` with `refusing`, no more.
+
+    >>> stem("refuses") == stem("refusing") == stem("refuse")
+    True
+    """
+    for ending in ("'s", "ations", "ation", "ings", "ing", "ies", "ied", "edly", "ed", "es", "s", "ly", "e", "y"):
+        if word.endswith(ending) and not (ending == "s" and word.endswith("ss")) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
+            break
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] in "bdgmnprt" else word
+
+
+_SIDE_OF = {
+    stem(word): (f"<{name}>", sign)
+    for name, sides in _OPPOSITES.items()
+    for side, sign in zip(sides, (1, -1), strict=True)
+    for word in side.split()
+}
+
+
+def vectors(texts: Sequence[str]) -> list[dict[str, float]]:
+    """Return unit TF-IDF vectors over the 3- and 4-letter pieces of each text's content words.
+
+    Pieces of words rather than words, so that `invent`, `invents` and `invented` meet; inverse document frequency over these texts, so
+    that what they all share counts least.
+    """
+    counts = []
+    for text in texts:
+        content = [w for w in words(text) if w not in FUNCTION_WORDS and w not in _ABOUT_THE_TASK] or words(text)
+        counts.append(Counter(f" {w} "[i : i + n] for w in content for n in (3, 4) for i in range(len(w) + 3 - n)))
+    frequency = Counter(piece for c in counts for piece in c)
+    result = []
+    for c in counts:
+        v = {piece: (1 + math.log(k)) * (1 + math.log((1 + len(texts)) / (1 + frequency[piece]))) for piece, k in c.items()}
+        norm = math.sqrt(sum(x * x for x in v.values())) or 1.0
+        result.append({piece: x / norm for piece, x in v.items()})
+    return result
+
+
+def cosine(a: dict[str, float], b: dict[str, float]) -> float:
+    """Return the cosine of two unit vectors, in [0, 1]; 1 means the same pieces in the same proportions."""
+    if len(a) > len(b):
+        a, b = b, a
+    return min(1.0, sum(x * b[piece] for piece, x in a.items() if piece in b))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one sentence is about, and whether it is for or against it."""
+
+    content: frozenset[str]
+    """Stems of its content words, with antonyms folded into one."""
+    sign: int
+    """+1 or −1: the product of its negation, its avoidance ("leave out", "free of") and the sides of its antonyms."""
+    conditional: bool
+
+    def alike(self, other: "Claim") -> bool:
+        """Whether both are about the same thing: one's words contain the other's, and at least 4 in 5 are shared."""
+        shared = len(self.content & other.content)
+        return shared > 0 and shared == min(len(self.content), len(other.content)) and shared >= 0.8 * len(self.content | other.content)
+
+
+def claim(sentence: str) -> Claim:
+    """Read one English sentence or question as a claim.
+
+    Each kind of negation counts once however often it stands ("no ingredients, no steps" is one negation), two kinds cancel ("do not
+    leave out"), and an antonym pair with both its sides in the sentence ("too long or too short") takes no side, save that
+    "refuse to answer" refuses.
+    """
+    text = " ".join(words(sentence))
+    sign = 1
+    padded = f" {text} "
+    for phrase in _AVOIDERS:
+        padded = padded.replace(f" {phrase} ", " avoid ")
+    found = padded.split()
+    if any(w in _NEGATORS for w in found):
+        sign = -sign
+    if any(w in _AVOIDER_WORDS for w in found):
+        sign = -sign
+    sides: dict[str, set[int]] = {}
+    content = set()
+    for word in found:
+        if word in _WITHOUT_CONTENT:
+            continue
+        folded, side = _SIDE_OF.get(stem(word), (stem(word), 0))
+        content.add(folded)
+        if side:
+            sides.setdefault(folded, set()).add(side)
+    for folded, stood in sides.items():
+        if stood == {-1} or (folded == "<comply>" and -1 in stood):
+            sign = -sign
+    return Claim(frozenset(content), sign, any(w in _CONDITIONS for w in found))
+
+
+def opposed(a: Claim, b: Claim) -> bool:
+    """Whether two claims about the same thing take opposite sides. A condition in only one of them makes room for both."""
+    return a.sign != b.sign and a.conditional == b.conditional and a.alike(b)
