@@ -110,6 +110,23 @@ async def run_items(
         failures += [failure for _, (_, failure) in sorted(finished.items()) if failure is not None]
 
 
+async def together(calls: Iterable[Awaitable[R]]) -> list[R]:
+    """Await several calls of one item at once; return their results in order.
+
+    Unlike a bare `asyncio.gather`, no call outlives the item: all of them end before an error is raised.
+
+    Raises:
+        Exception: the first, in the order of the calls, that one of them raised.
+    """
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    kept: list[R] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        kept.append(result)
+    return kept
+
+
 def _check(stage: str, reasons: Counter[str], done: int, limit: float) -> None:
     failed = reasons.total()
     if failed <= limit * done:

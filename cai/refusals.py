@@ -23,13 +23,16 @@ _WILL_NOT = rf" (?:{_NO}|could not|couldn't|shouldn't|should not|don't wish to|d
 _DECLINE = r" (?:(?:must|have to|need to|will have to|will|'ll have to|am going to) )?(?:\w+ly )?(?:decline|refuse)\b"
 _RATHER = r"(?:'d rather not|'d prefer not to| would rather not| would prefer not to| prefer not to)"
 _ADVERBS = r"(?: (?:\w+ly|just|also|in good conscience|be able to|be willing to|to))*"
+_PLAIN_ACTS = (
+    "accept accommodate advise aid allow answer assist comply complete compose condone continue contribute cooperate describe disclose draft "
+    "edit encourage endorse explain facilitate generate grant guide handle instruct offer participate proceed process produce promote respond "
+    "reveal revise rewrite role-?play satisfy suggest support teach"
+)
 _ACT = (
     r" (?:help(?! (?:but|feeling|thinking|laughing))|tell you (?!how (?:much|happy|glad|sorry|often))|recommend(?!.{0,60}\benough\b)"
-    r"|do (?:that|this|it|so)|make that|say that|show you|walk you|talk about|agree to|go along|take part|be (?:a )?part|be used"
-    r"|be involved|be of (?:any )?help|have (?:this|that) conversation|provid(?:e|ing)|giv(?:e|ing)|shar(?:e|ing)|engag(?:e|ing)|writ(?:e|ing)"
-    r"|discuss(?:ing)?|creat(?:e|ing)|fulfill?|role-?play|accept|accommodate|advise|aid|allow|answer|assist|carry out|comply|complete"
-    r"|compose|condone|continue|contribute|cooperate|describe|disclose|draft|edit|encourage|endorse|explain|facilitate|generate|grant|guide|handle"
-    r"|instruct|offer|participate|proceed|process|produce|promote|respond|reveal|revise|rewrite|satisfy|suggest|support|teach)\b"
+    r"|do (?:that|this|it|so)|make that|say that|show you|walk you|talk about|agree to|carry out|go along|take part|be (?:a )?part|be used"
+    r"|be involved|be of (?:any )?help|have (?:this|that) conversation|provid(?:e|ing)|giv(?:e|ing)|shar(?:e|ing)|engag(?:e|ing)"
+    rf"|writ(?:e|ing)|discuss(?:ing)?|creat(?:e|ing)|fulfill?|{'|'.join(_PLAIN_ACTS.split())})\b"
 )
 _PATTERNS = tuple(
     re.compile(pattern)
@@ -41,7 +44,8 @@ _PATTERNS = tuple(
         rf"\bi(?:'m| am) (?:sorry|afraid),?(?: but)? (?:that|this|it)(?:'s| is) (?:not|against|outside|beyond|something i {_NO})",
         rf"\b(?:is|isn't|'s)(?: not)? (?:something|a (?:topic|request|task)) (?:that )?i(?:'m| am| can| will| would| {_NO})\b",
         r"\bagainst (?:my|our) (?:programming|guidelines|principles|polic(?:y|ies)|values|ethic(?:al|s)|terms|rules|code)\b",
-        r"\bmy (?:programming|guidelines|purpose|principles|ethic(?:s|al guidelines)|polic(?:y|ies)) (?:prohibit|prevent|forbid|do)",
+        r"\bmy (?:programming|guidelines|purpose|principles|ethic(?:s|al guidelines)|polic(?:y|ies))"
+        r" (?:prohibit|prevent|forbid|does not|doesn't|do not|don't)",
         rf"\b(?:{_NO}|unable to|not able to) (?:help|assist)(?: you)?(?: with)? (?:that|this|your request|such|anything)\b",
         r"^(?:no|nope)[,.!] (?:i(?:'m sorry)?|that|sorry)\b|\bthere(?:'s| is) no way i(?:'m|'ll| am| can| will)\b",
         r"\bthis (?:request|conversation) (?:violates|goes against|is against|cannot be|can't be)\b",
