@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from cai.errors import RecipeError
 from cai.ids import content_hash
 from cai.records import PromptKind
-from cai.yaml_source import YamlSource, load_yaml, schema_problems
+from cai.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -115,6 +115,9 @@ class LoraSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     alpha: Positive = 32
     dropout: Fraction = 0.0
     target_modules: str = "all-linear"
+    """`all-linear`, or names with commas between: `q_proj,v_proj`."""
+    layers: Positive | None = None
+    """Adapt only the last so many layers, which saves the others' backward pass; None: all."""
 
 
 class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -272,8 +275,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
 
 
 def _override(source: YamlSource, text: str) -> None:
-    import yaml
-
     key, eq, value = text.partition("=")
     if not eq or not key:
         raise RecipeError(f"--set {text}: expected key.path=value, for example --set critique.rounds=2")
@@ -283,7 +284,4 @@ def _override(source: YamlSource, text: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise RecipeError(f"--set {text}: {parent!r} is not a block of settings")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise RecipeError(f"--set {text}: the value is not valid YAML ({e})") from e
+    node[last] = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data

@@ -1,9 +1,12 @@
 """YAML that people edit: loaded safely, with the line of every value, so that each complaint can say where.
 
-Refused with a clear error: custom tags, duplicate keys, aliases (nothing `cai` reads needs them, and they make YAML bombs), files over
-1 MiB, nesting deeper than 32.
+Refused with a clear error: tags, duplicate keys, aliases (nothing `cai` reads needs them, and they make YAML bombs), files over 1 MiB,
+nesting deeper than 32. Plain scalars are read by the core schema of YAML 1.2, not by PyYAML's 1.1: `2e-4` is a number; `yes`, `No` and
+dates are text; `.nan` is text too, and so no number anywhere.
 """
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,8 @@ from cai.errors import CaiError
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
+_TAG = "tag:yaml.org,2002:"
+_MAX_MESSAGE = 300
 YamlPath = tuple[str | int, ...]
 
 
@@ -71,57 +76,113 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
         raw = path.read_bytes()
     except OSError as e:
         raise error(f"{path}: can't be read ({e.strerror or e})") from e
+    return parse_yaml(raw, path, error)
+
+
+def parse_yaml(raw: bytes, path: Path, error: type[CaiError]) -> YamlSource:
+    """Parse YAML that is already in memory; `path` is what complaints call it. Raises as `load_yaml` does."""
     if len(raw) > MAX_BYTES:
         raise error(f"{path}: larger than {MAX_BYTES // 1024} KiB")
     lines: dict[YamlPath, int] = {(): 1}
 
     def build(node: yaml.Node, at: YamlPath) -> Any:
-        if len(at) > MAX_DEPTH:
-            raise error(f"{path}:{node.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
-        lines.setdefault(at, node.start_mark.line + 1)
+        lines.setdefault(at, _line(node))
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
             for key_node, value_node in node.value:
-                line = key_node.start_mark.line + 1
+                line = _line(key_node)
                 key = key_node.value
                 if not isinstance(key_node, yaml.ScalarNode):
-                    raise error(f"{path}:{line}: a key must be plain text")
+                    raise _RefusedError(line, "a key must be plain text")
                 if not key.isprintable():
-                    raise error(f"{path}:{line}: key {key!r} has characters that can't be shown")
+                    raise _RefusedError(line, f"key {key!r} has characters that can't be shown")
                 if key in result:
-                    raise error(f"{path}:{line}: key {key!r} stands twice (first on line {lines[(*at, key)]})")
+                    raise _RefusedError(line, f"key {key!r} stands twice (first on line {lines[(*at, key)]})")
                 lines[(*at, key)] = line
                 result[key] = build(value_node, (*at, key))
             return result
         if isinstance(node, yaml.SequenceNode):
             return [build(child, (*at, i)) for i, child in enumerate(node.value)]
-        try:
-            value = constructor.construct_object(node)
-            if isinstance(value, str):
-                value.encode()  # half a surrogate pair can be written in YAML, and nowhere else
-        except (ValueError, LookupError, AttributeError, OverflowError) as e:  # what PyYAML's constructors let through
-            raise error(f"{path}:{node.start_mark.line + 1}: not a valid value: {str(node.value)[:80]!r} ({e})") from e
-        return value
-
-    class _Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
-                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-                raise error(f"{path}:{line}: aliases (*name) are not read here; write the value out")
-            return super().compose_node(parent, index)
+        return _scalar(node)
 
     try:
-        constructor = _Loader(raw)
+        loader = _Loader(raw)
         try:
-            node = constructor.get_single_node()
+            node = loader.get_single_node()
             data = None if node is None else build(node, ())
         finally:
-            constructor.dispose()
+            loader.dispose()
+    except _RefusedError as e:
+        raise error(f"{path}:{e.line}: {e.text}") from None
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark or e.context_mark
         raise error(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {e.problem}") from e
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:
-        if isinstance(e, CaiError):
-            raise
+    except yaml.reader.ReaderError as e:
+        raise error(f"{path}: not text ({e.reason} at character {e.position})") from e
+    except (yaml.YAMLError, ValueError, OverflowError) as e:
         raise error(f"{path}: not valid YAML: {e}") from e
     return YamlSource(path, data, lines)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """Return the value of a plain or quoted scalar."""
+    kind, text = node.tag.removeprefix(_TAG), node.value
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text.lower() == "true"
+    try:
+        if kind == "int":
+            return int(text)
+        if kind == "float":
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError("too large")
+            return number
+        text.encode()  # half a surrogate pair can be written in YAML, and nowhere else
+    except ValueError as e:
+        raise _RefusedError(_line(node), f"not a valid value: {text[:80]!r} ({e})") from e
+    return text
+
+
+class _RefusedError(Exception):
+    """Valid YAML that isn't read here."""
+
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+        self.text = text
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, and refuses what makes YAML dangerous where it first shows."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - add_implicit_resolver fills the class's own
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.events.AliasEvent):
+            raise _RefusedError(line, "aliases (*name) are not read here; write the value out")
+        if event.tag is not None:
+            raise _RefusedError(line, f"tags ({event.tag[:60]}) are not read here; write the plain value")
+        if self.depth > MAX_DEPTH:
+            raise _RefusedError(line, f"nested deeper than {MAX_DEPTH} levels")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)\.[0-9]*([eE][-+]?[0-9]+)?|(0|[1-9][0-9]*)[eE][-+]?[0-9]+)", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), list(_first))

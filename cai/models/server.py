@@ -213,7 +213,6 @@ class ServerEngine:
             "max_tokens": 1,
             "temperature": 1.0,
             "top_p": 1.0,
-            "seed": 0,
             "logprobs": True,
             "top_logprobs": _TOP,
         }
@@ -268,13 +267,13 @@ class ServerEngine:
 
     async def _next_token(self, prompt: Tokens, wanted: list[int]) -> dict[int, float]:
         """Return log-probabilities of tokens that may come next: those wanted, or on an old server the likeliest ones."""
+        # No seed: what is sampled is ignored, and vLLM's CPU build dies of a seeded request whose prompt it takes in two steps.
         body = {
             "model": self._model,
             "prompt": list(prompt),
             "max_tokens": 1,
             "temperature": 1.0,
             "top_p": 1.0,
-            "seed": 0,
             "logprobs": _TOP,
             "logprob_token_ids": wanted,
             "return_tokens_as_token_ids": True,
@@ -289,7 +288,6 @@ class ServerEngine:
     async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens) -> float:
         """Return the log-probability of tokens after a prompt."""
         ids = prompt + tokens
-        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "seed": 0, "prompt_logprobs": 0}
 
         def check(reply: TextReply) -> None:
             rows = reply.choices[0].prompt_logprobs
