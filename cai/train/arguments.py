@@ -1,0 +1,99 @@
+"""From a recipe's training block to what TRL and PEFT take. Every default is the recipe's; what is fixed here says why."""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from cai.recipe import LoraSpec, TrainSpec
+
+
+def total_steps(config: TrainSpec, examples: int, processes: int = 1) -> int:
+    """Return the number of optimizer steps, counted as `transformers.Trainer` counts them.
+
+    Args:
+        config: epochs, batch size and accumulation.
+        examples: how many there are; above 0.
+        processes: data-parallel processes.
+    """
+    batches = math.ceil(examples / (config.batch_size * processes))
+    return math.ceil(config.epochs * max(1, math.ceil(batches / config.gradient_accumulation)))
+
+
+def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed: int) -> dict[str, Any]:
+    """Return the arguments that SFT, reward and DPO training share.
+
+    bfloat16 means: base weights in bfloat16, trained weights and their optimizer state in float32, the forward pass under autocast.
+    The trained weights move by less than bfloat16 can tell apart. nf4 is the same over a 4-bit base.
+
+    Args:
+        config: the recipe's block.
+        examples: how many there are after filtering; above 0.
+        checkpoints: where they go.
+        seed: decides the adapter's initial weights and the order of the data.
+    """
+    import torch
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "num_train_epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": int(config.warmup_fraction * total_steps(config, examples, processes)),
+        "optim": config.optimizer,
+        "weight_decay": 0.0,
+        "bf16": config.precision != "float32",
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_steps": config.save_steps,
+        "save_total_limit": 2,  # one may be torn
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "report_to": "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # the rows are already what the trainer needs, and the collators of pairs read columns that `forward` doesn't name
+        "remove_unused_columns": False,
+    }
+
+
+def lora_config(lora: LoraSpec, model: Any, *, scorer: bool = False) -> Any:
+    """Return PEFT's configuration of a new adapter.
+
+    Args:
+        lora: the recipe's block.
+        model: what it goes on.
+        scorer: the adapter of a reward model, whose scalar head is trained whole and saved with it.
+    """
+    from peft import LoraConfig
+
+    layers = model.config.get_text_config().num_hidden_layers
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=_linear_names(model) if lora.target_modules == "all-linear" else lora.target_modules.replace(",", " ").split(),
+        layers_to_transform=None if lora.layers is None else list(range(max(0, layers - lora.layers), layers)),
+        bias="none",
+        task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
+        modules_to_save=["score"] if scorer else None,
+    )
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Return the names that the linear modules of a model's layers have. PEFT's own `all-linear` can't be limited to some layers."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    numbered = re.compile(r"\.\d+\.")  # model.layers.3.mlp.up_proj; the heads at the top have no number
+    return sorted(
+        {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, Linear | Conv1D) and numbered.search(name)}
+    )

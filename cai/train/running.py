@@ -1,0 +1,163 @@
+"""One training from start to finish, whatever it trains: quiet, resumable, checked, saved so that the finish is all or nothing.
+
+What is trained, on which rows and under which loss is the business of `sft`, `reward` and `dpo`.
+"""
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.errors import TrainingError
+from cai.ids import content_hash
+from cai.jsonl import write_records
+from cai.recipe import ModelSpec, TrainSpec
+from cai.train.checkpoints import TrainResult, last_checkpoint, mark_finished, remove_checkpoints
+
+OnLog = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with its number (from 1), the total, and what was measured."""
+HISTORY = "training_log.jsonl"
+"""One line a step, in the output folder."""
+
+
+def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: Sequence[Any], seed: int, start: Any = None) -> str:
+    """Return a hash of everything that decides what a training makes.
+
+    Args:
+        kind: `sft`, `reward` or `policy`.
+        config: the recipe's block.
+        model: the base model; its weights count, not its place.
+        rows: token ids and labels.
+        seed: the training's.
+        start: fingerprint of the adapter it starts from, if any.
+    """
+    from cai.models.loading import model_fingerprint
+
+    weights = model_fingerprint(replace(model, precision=config.precision))
+    return content_hash((kind, config, weights, content_hash(list(rows), 64), seed, start))
+
+
+def train_and_save(
+    trainer: Any, tokenizer: Any, out: Path, *, fingerprint: str, on_log: OnLog | None, dropped: dict[str, int]
+) -> TrainResult:
+    """Train from the last whole checkpoint, or from the start, and save adapter, tokenizer and log. Leaves the finish to `finish`.
+
+    Raises:
+        TrainingError: nothing is trainable, the processes don't see each other, the loss isn't finite, or memory ran out.
+        StoreError: the disk is full.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    from cai.train.trainers import ProgressCallback
+
+    _check(trainer)
+    trainer.fingerprint = fingerprint
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressCallback(on_log, trainer.args.learning_rate))
+    if trainer.is_world_process_zero():
+        last_checkpoint(out, fingerprint)  # removes what can't be used
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = last_checkpoint(out, fingerprint)
+    started = time.monotonic()
+    try:
+        with quiet_training():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except torch.OutOfMemoryError as e:
+        raise TrainingError(
+            f"out of memory on the accelerator ({str(e).splitlines()[0]}).\n"
+            "Fix: halve batch_size and double gradient_accumulation, set gradient_checkpointing: true, lower max_length, or use "
+            "precision: nf4"
+        ) from e
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, selected_adapters=["default"])
+        tokenizer.save_pretrained(out)
+        write_records(out / HISTORY, history)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        examples=len(trainer.train_dataset),
+        dropped=dropped,
+        metrics={**_last(history), "mean_loss": sum(h["loss"] for h in history) / len(history)},
+        seconds=time.monotonic() - started,
+        resumed_from=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+    )
+
+
+def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
+    """Mark `out` as finished, in the first process only. Nothing is written to it afterwards."""
+    if is_first_process():
+        mark_finished(out, fingerprint, result)
+
+
+def prepare(out: Path) -> None:
+    """Make the output folder, and let each process use its own GPU."""
+    import torch
+
+    out.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def float_trained_weights(model: Any) -> Any:
+    """Make every trained weight float32, whatever loaded or rounded it. Returns the model."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+    return model
+
+
+@contextlib.contextmanager
+def quiet_training() -> Iterator[None]:
+    """Keep the libraries' progress, advice and deprecations, none of which a user can act on, off the terminal for the block."""
+    import datasets
+
+    from cai.models.loading import quiet_transformers
+
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _check(trainer: Any) -> None:
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if trained == 0:
+        raise TrainingError(
+            "no weight of the model is trainable, so training would change nothing.\n"
+            "Fix: check lora.target_modules and lora.layers against the model's layers"
+        )
+    wanted, seen = int(os.environ.get("WORLD_SIZE", "1")), trainer.args.world_size
+    if wanted != seen:
+        raise TrainingError(
+            f"{wanted} processes were started and training sees {seen}: each would train alone.\n"
+            "Fix: start it with `torchrun --nproc_per_node N`; on CPUs set ACCELERATE_USE_CPU=1"
+        )
+
+
+def _last(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the last step's numbers."""
+    return {k: float(v) for k, v in history[-1].items() if k not in ("epoch", "step")}
+
+
+def forget(out: Path) -> None:
+    """Remove the checkpoints that a finished training may have left when it was killed just after its finish."""
+    if is_first_process():
+        remove_checkpoints(out)

@@ -1,0 +1,89 @@
+"""Supervised fine-tuning on revisions (Bai et al. 2022, §3.1): a LoRA adapter that imitates completions, the prompt masked.
+
+TRL's `SFTTrainer` does the work. The paper fine-tunes all weights; an adapter is what fits a small machine, and its base stays as
+the reference.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.recipe import ModelSpec, SFTConfig
+from cai.records import SFTExample
+from cai.train.arguments import lora_config, training_arguments
+from cai.train.cards import CardFacts, write_card
+from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.encode import sft_rows
+from cai.train.running import OnLog, finish, float_trained_weights, forget, prepare, quiet_training, train_and_save, training_fingerprint
+
+
+def train_sft(
+    config: SFTConfig, model: ModelSpec, examples: Sequence[SFTExample], out: Path, seed: int, on_log: OnLog | None = None
+) -> TrainResult:
+    """Train an adapter to imitate the completions, and save it in `out` with tokenizer, model card and log.
+
+    Run again after a kill it goes on from the last whole checkpoint; run again after its finish it returns the result at once.
+
+    Args:
+        config: the recipe's `sft` block.
+        model: the base model. Where it has an adapter, training goes on from that one, and `config.lora` is without effect.
+        examples: at least one that fits `config.max_length`.
+        out: folder for the adapter.
+        seed: decides initial weights and order; the same seed on the same machine gives the same weights.
+        on_log: called after each step.
+
+    Raises:
+        TrainingError: no example is left, or training diverges.
+        ModelError: the model can't be loaded.
+    """
+    from cai.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    rows, dropped = sft_rows(tokenizer, examples, config.max_length)
+    fingerprint = training_fingerprint("sft", config, model, rows, seed)
+    if (done := finished_result(out, fingerprint)) is not None:
+        forget(out)
+        return done
+    prepare(out)
+    with quiet_training():
+        trainer = sft_trainer(config, model, tokenizer, rows, out, seed)
+    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+    facts = CardFacts("sft", model.path, "completions imitated, prompts masked", _sources(examples), config, result, seed)
+    write_card(out, facts)
+    finish(out, fingerprint, result)
+    return result
+
+
+def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
+    """Return TRL's trainer with model, adapter and rows in place, ready to train."""
+    from datasets import Dataset
+    from peft import PeftModel, get_peft_model
+    from transformers import set_seed
+    from trl import SFTConfig as SFTArguments
+
+    from cai.models.loading import load_causal_lm
+    from cai.train.trainers import SFTRun
+
+    set_seed(seed)  # the adapter's initial weights
+    base = load_causal_lm(replace(model, adapter=None, precision=config.precision), trainable=True)
+    if model.adapter is None:
+        policy = get_peft_model(base, lora_config(config.lora, base))
+    else:
+        policy = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
+    arguments = SFTArguments(
+        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        max_length=None,  # too long rows are already out
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SFTRun(model=policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    float_trained_weights(trainer.model)
+    return trainer
+
+
+def _sources(examples: Sequence[SFTExample]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for example in examples:
+        counts[example.source] = counts.get(example.source, 0) + 1
+    return counts
