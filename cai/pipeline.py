@@ -35,7 +35,7 @@ from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.templates import Templates
-from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_records
+from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 
 
 @dataclass
@@ -55,6 +55,8 @@ class Context:
     """Hash of what decides the current stage, for records' provenance."""
     models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Training steps of the current stage, for metrics.jsonl."""
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     async def model(self, spec: ModelSpec) -> TextModel:
@@ -70,12 +72,11 @@ class Context:
         """Return the spec of the run's model with one of the run's own adapters on it."""
         return replace_spec(self.recipe.model, adapter=str(self.run.model(name)))
 
-    async def release(self) -> None:
-        """Close every engine and free its memory."""
+    async def release_engines(self) -> None:
+        """Close every engine and free its memory; what they were asked stays counted."""
         for engine in self._engines.values():
             await engine.close()
         self._engines.clear()
-        self.models.clear()
         gc.collect()
 
 
@@ -227,7 +228,7 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
         context.reporter.say(f"[dim]{stage.name:<12} done before, nothing changed[/dim]")
         return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
-    context.stage, context.failures = stage.name, []
+    context.stage, context.failures, context.metrics = stage.name, [], []
     context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
@@ -244,7 +245,8 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
                 entry.prompt_tokens += usage.prompt_tokens
                 entry.completion_tokens += usage.completion_tokens
                 entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
-            await context.release()
+            context.models.clear()
+            await context.release_engines()
 
     try:
         with context.reporter.stage(stage.name):
@@ -259,7 +261,7 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
         if entry.status == "done":
             entry.outputs = {path: file_hash(context.run.path / path) for path in stage.writes if (context.run.path / path).exists()}
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
-        replace_stage_records(context.run.failures, Failure, stage.name, context.failures)
+        replace_stage_rows(context.run.failures, stage.name, context.failures)
         write_manifest(context.run.manifest, context.manifest)
     context.reporter.say(_stage_line(entry))
     return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)

@@ -100,6 +100,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     sampled = MEAN_FILL * recipe.pairs.sampling.max_tokens
     evaluated = MEAN_FILL * recipe.evaluate.sampling.max_tokens
     rounds = recipe.critique.rounds
+    kept_rounds = rounds if recipe.critique.train_on == "every" else 1
     pairs = len(train) * recipe.pairs.per_prompt
     contrast = len(train) if recipe.pairs.contrast else 0
     judge = recipe.feedback.judge or recipe.model
@@ -110,7 +111,9 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
             _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + 60, revised),
             _calls("critique", judge, judging * len(critiqued), prompt + revised + QUESTION_TOKENS, 0),
         ),
-        _training("sft", recipe.sft, recipe.model, len(train) * (rounds if recipe.critique.train_on == "every" else 1), prompt + revised, 1),
+        _training(
+            "sft", recipe.sft, recipe.model, len(train) * (rounds if recipe.critique.train_on == "every" else 1), prompt + revised, 1
+        ),
         _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
         _calls("feedback", judge, judging * (pairs + len(critiqued)), prompt + sampled + QUESTION_TOKENS, 0),
         StagePlan("preferences"),

@@ -9,12 +9,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from cai.errors import DataError, RecipeError, StoreError
 from cai.jsonl import disk_error, read_records, write_records
 
-R = TypeVar("R")
 FOLDERS = ("constitution", "prompts", "runs")
 _RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
@@ -172,7 +171,13 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def replace_stage_records(path: Path, record_type: type[R], stage: str, records: Iterable[R]) -> None:
-    """Rewrite one stage's rows in a file that all stages share (`failures.jsonl`, `metrics.jsonl`); the others' stay."""
-    kept = [r for r in read_records(path, record_type, torn_tail="drop") if r.stage != stage] if path.exists() else []  # type: ignore[attr-defined]
-    write_records(path, [*kept, *records])
+def replace_stage_rows(path: Path, stage: str, rows: Iterable[Any]) -> None:
+    """Rewrite one stage's rows in a file that all stages share (`failures.jsonl`, `metrics.jsonl`); the others' stay.
+
+    Args:
+        path: the shared file; every row has a `stage`.
+        stage: whose rows to replace.
+        rows: records or mappings.
+    """
+    kept = [r for r in read_records(path, dict[str, Any], torn_tail="drop") if r.get("stage") != stage] if path.exists() else []
+    write_records(path, [*kept, *rows])

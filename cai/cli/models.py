@@ -10,7 +10,8 @@ from cai.cli import Json, app, print_json
 judge = typer.Typer(name="judge", help="Measure AI judges against people.", no_args_is_help=True)
 app.add_typer(judge)
 ModelName = Annotated[
-    str, typer.Argument(help="embedded, a folder or Hub id, an adapter's folder, or a server's URL#MODEL", metavar="MODEL", show_default=False)
+    str,
+    typer.Argument(help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL", metavar="MODEL", show_default=False),
 ]
 Against = Annotated[str | None, typer.Option(help="A second model, to compare with", metavar="MODEL")]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The constitution whose principles are asked")]
@@ -18,7 +19,7 @@ ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The cons
 
 @judge.command()
 def bench(
-    pairs: Annotated[Path, typer.Option(help="Human-labelled pairs: TRL, hh-rlhf, HHH or UltraFeedback rows; .gz is read", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs: TRL, hh-rlhf, HHH or UltraFeedback; .gz is read", show_default=False)],
     protocol: Annotated[str, typer.Option(help="One protocol, several with commas, or all")] = "all",
     model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
@@ -35,9 +36,14 @@ def bench(
 
     from cai.benching import bench_judge
     from cai.console import RichReporter
+    from cai.errors import RecipeError
+    from cai.recipe import FeedbackConfig
 
     errors = Console(stderr=True)
-    result = bench_judge(pairs, protocol, model, constitution, format, limit, principles, per_label, seed, RichReporter(errors))
+    if principles not in ("ensemble", "sample"):
+        raise RecipeError(f"--principles {principles}: expected ensemble or sample")
+    config = FeedbackConfig(principles="sample" if principles == "sample" else "ensemble", per_label=per_label)
+    result = bench_judge(pairs, protocol, model, constitution, format, limit, config, seed, RichReporter(errors))
     if json:
         print_json(result)
         return
@@ -52,7 +58,9 @@ def bench(
         table.add_section()
     Console().print(table)
     if not any(r.beats_baselines for r in result.protocols):
-        errors.print("[yellow]No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.[/yellow]")
+        errors.print(
+            "[yellow]No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.[/yellow]"
+        )
 
 
 @app.command()

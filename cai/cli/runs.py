@@ -117,7 +117,14 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
         )
     table.add_section()
     table.add_row(
-        "all", f"{planned.calls:,}", "", "", "", _duration(planned.seconds), f"{planned.memory_bytes / 2**30:.1f} GiB", f"{planned.cost:.2f}"
+        "all",
+        f"{planned.calls:,}",
+        "",
+        "",
+        "",
+        _duration(planned.seconds),
+        f"{planned.memory_bytes / 2**30:.1f} GiB",
+        f"{planned.cost:.2f}",
     )
     console = Console()
     console.print(table)
@@ -149,7 +156,8 @@ def status(run_name: RunName, json: Json = False) -> None:
         table.add_column(column, justify="right" if column in ("time", "calls made", "reused", "failures") else "left")
     for s in found.stages:
         counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in s.counts.items())
-        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", str(s.calls_made or ""), str(s.calls_reused or ""), str(s.failures or ""), counts)
+        numbers = (str(n or "") for n in (s.calls_made, s.calls_reused, s.failures))
+        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *numbers, counts)
     console = Console()
     console.print(table)
     for line in found.notes:

@@ -1,0 +1,135 @@
+"""`cai judge bench` and `cai evaluate MODEL`: measurements without a run, over the workspace's call store."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from msgspec.structs import replace
+
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.constitution.load import load_constitution
+from cai.data.human import PairFormat, load_pairs
+from cai.data.prompts import load_all
+from cai.errors import DataError, RecipeError
+from cai.evaluate.judge_bench import JudgeBench, judge_bench
+from cai.evaluation import answer_all, measure_answers
+from cai.feedback.judge import Judge
+from cai.models.base import TextModel
+from cai.models.naming import spec_from_name
+from cai.models.opening import open_engine
+from cai.recipe import FeedbackConfig, ProtocolName, Recipe
+from cai.records import EvalResult, Failure, Response
+from cai.templates import load_templates
+from cai.workspace import Workspace, find_workspace
+
+
+def chosen_protocols(text: str) -> list[ProtocolName]:
+    """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
+    known: tuple[ProtocolName, ...] = get_args(ProtocolName)
+    if text == "all":
+        return list(known)
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [w for w in wanted if w not in known]
+    if unknown or not wanted:
+        raise RecipeError(f"--protocol {text}: unknown {', '.join(unknown) or 'protocol'}; expected all or some of {', '.join(known)}")
+    return [k for k in known if k in wanted]
+
+
+def bench_judge(
+    pairs: Path,
+    protocols: str,
+    model: str,
+    constitution: Path,
+    pair_format: str,
+    limit: int | None,
+    config: FeedbackConfig,
+    seed: int,
+    reporter: Reporter,
+) -> JudgeBench:
+    """Measure a judge on human-labelled pairs.
+
+    Raises:
+        CaiError: the pairs, the constitution or the model can't be read.
+    """
+    names = chosen_protocols(protocols)
+    workspace = find_workspace(constitution.parent)
+    if pair_format not in ("auto", *get_args(PairFormat)):
+        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
+    loaded = load_pairs(pairs, pair_format, limit=limit, seed=seed)  # type: ignore[arg-type]
+    if loaded.failures:
+        reporter.warn(
+            f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {loaded.failures[0].item_id}: {loaded.failures[0].reason}"
+        )
+    principles = load_constitution(constitution)
+    templates = load_templates(workspace.root / Recipe(name="bench").templates)
+
+    async def measure() -> JudgeBench:
+        with CallStore(workspace.store_path) as store:
+            engine = await open_engine(spec_from_name(model))
+            try:
+                return await judge_bench(
+                    loaded.preferences,
+                    names,
+                    TextModel(engine, store, "judge bench"),
+                    templates,
+                    principles,
+                    config,
+                    seed,
+                    window=Recipe(name="bench").window,
+                    on_progress=lambda done, total, name: reporter.progress(done, total, f"pairs by {name}"),
+                )
+            finally:
+                await engine.close()
+
+    with reporter.stage("bench"):
+        return asyncio.run(measure())
+
+
+def evaluate_models(
+    model: str, against: str | None, constitution: Path, reward: Path | None, limit: int | None, seed: int, reporter: Reporter
+) -> Sequence[EvalResult]:
+    """Measure a model on the shipped evaluation prompts, compared with another (called `base`) if one is given.
+
+    Raises:
+        CaiError: a model, the prompts or the constitution can't be read.
+    """
+    workspace: Workspace = find_workspace(constitution.parent)
+    recipe = Recipe(name="evaluate", seed=seed)
+    sources = tuple(replace(s, limit=limit) for s in recipe.prompts.evaluate)
+    prompts = load_all(sources, workspace.root, seed).prompts
+    templates = load_templates(workspace.root / recipe.templates)
+    principles = load_constitution(constitution)
+    names = {"model": model} if against is None else {"base": against, "model": model}
+    failures: list[Failure] = []
+
+    async def measure() -> Sequence[EvalResult]:
+        answers: dict[str, list[Response]] = {}
+        with CallStore(workspace.store_path) as store:
+            for label, name in names.items():
+                engine = await open_engine(spec_from_name(name))
+                try:
+                    answers[label] = await answer_all(
+                        prompts,
+                        TextModel(engine, store, "evaluate"),
+                        templates,
+                        recipe,
+                        "",
+                        failures,
+                        lambda done, shown=name: reporter.progress(done, len(prompts), f"answers of {shown}"),  # type: ignore[misc]
+                    )
+                finally:
+                    await engine.close()
+            engine = await open_engine(recipe.model)
+            try:
+                judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed)
+                return (await measure_answers(answers, judge, reward, recipe, failures, reporter)).results
+            finally:
+                await engine.close()
+
+    with reporter.stage("evaluate"):
+        results = asyncio.run(measure())
+    if failures:
+        reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")
+    return results

@@ -1,0 +1,311 @@
+"""The ten stages of a run, in order. Each reads like the paper: take items, await the model, write records.
+
+Stages meet only through files in the run directory, so any one can be run, replaced, inspected or resumed alone. No stage batches:
+that is the model's business. Numbers in brackets are sections of Bai et al. 2022 (arXiv 2212.08073).
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
+from cai.data.human import load_human
+from cai.data.mixture import mix
+from cai.data.prompts import assert_disjoint, load_all
+from cai.evaluation import answer_all, measure_answers
+from cai.feedback.judge import Judge
+from cai.flow import run_items
+from cai.jsonl import read_records, write_records, write_text
+from cai.judge_card import measure_judge
+from cai.pairs import contrast_pair, pair_tasks, sample_pair
+from cai.pipeline import Context, Stage
+from cai.recipe import ModelSpec, Recipe
+from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
+from cai.workspace import replace_stage_rows
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def respond_stage(c: Context) -> dict[str, int]:
+    """Load the prompts, and answer each with the model as it is [§3.1]."""
+    evaluate = load_all(c.recipe.prompts.evaluate, c.workspace.root, c.recipe.seed)
+    train = assert_disjoint(load_all(c.recipe.prompts.train, c.workspace.root, c.recipe.seed), evaluate)
+    c.failures += [*train.failures, *evaluate.failures]
+    write_records(c.run.data("prompts"), train.prompts)
+    write_records(c.run.data("eval_prompts"), evaluate.prompts)
+    model = await c.model(c.recipe.model)
+
+    async def work(prompt: Prompt) -> Response:
+        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
+
+    responses = await write_all(c, "responses", each(c, train.prompts, work))
+    return {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts), "responses": responses}
+
+
+async def critique_stage(c: Context) -> dict[str, int]:
+    """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
+    config = c.recipe.critique
+    model = await c.model(c.recipe.model)
+    judge = Judge(c.recipe.feedback, c.constitution, await c.model(judge_spec(c.recipe)), c.templates, c.recipe.seed, c.settings_hash)
+    ask = judge if config.min_p_revised > 0 else None
+
+    async def work(response: Response) -> RevisionTrace:
+        return await critique_and_revise(
+            response, c.constitution, model, c.templates, config, c.recipe.seed, judge=ask, recipe_hash=c.settings_hash
+        )
+
+    traces = [t async for t in each(c, read(c, "responses", Response), work, item_id=lambda r: r.prompt.id)]
+    sft = [example for trace in traces for example in sft_examples(trace, config)]
+    write_records(c.run.data("traces"), traces)
+    write_records(c.run.data("sft"), sft)
+    pairs = [revision_pair(t) for t in traces if t.rounds and t.dropped in (None, "worse_by_judge")]
+    write_records(c.run.data("revision_pairs"), pairs)
+    dropped = Counter(f"dropped_{t.dropped}" for t in traces if t.dropped)
+    return {"traces": len(traces), "sft_examples": len(sft), "revision_pairs": len(pairs), **dict(sorted(dropped.items()))}
+
+
+async def sft_stage(c: Context) -> dict[str, int]:
+    """Fine-tune the model on the revisions, which gives the SL-CAI policy [§3.2]."""
+    from cai.train.sft import train_sft
+
+    examples = list(read(c, "sft", SFTExample))
+    return trained(train_sft(c.recipe.sft, c.recipe.model, examples, c.run.model("sft"), c.recipe.seed, training_log(c)), c)
+
+
+async def pairs_stage(c: Context) -> dict[str, int]:
+    """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
+    config = c.recipe.pairs
+    prompts = list(read(c, "prompts", Prompt))
+    policy = await c.model(c.adapted("sft"))
+    sampled = [
+        pair
+        async for pair in each(
+            c, pair_tasks(prompts, config.per_prompt), lambda t: sample_pair(t, policy, c.templates, config, c.recipe.seed, c.settings_hash)
+        )
+    ]
+    made = []
+    if config.contrast:
+        base = await c.model(c.recipe.model)
+        made = [
+            pair
+            async for pair in each(
+                c,
+                pair_tasks(prompts, config.per_prompt),
+                lambda t: contrast_pair(t, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash),
+            )
+        ]
+    write_records(c.run.data("pairs"), [*sampled, *made])
+    return {"sampled": len(sampled), "contrast": len(made)}
+
+
+async def feedback_stage(c: Context) -> dict[str, int]:
+    """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
+    model = await c.model(judge_spec(c.recipe))
+    bench = c.run.data("judge_bench")
+    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, c.constitution, model, c.templates, bench, c.reporter)
+    if not c.manifest.judge.beats_baselines:
+        c.reporter.warn(c.manifest.judge.note)
+    judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash)
+    pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair) if p.p_a is None]
+    unique = list({p.id: p for p in pairs}.values())
+    judgments = await write_all(c, "judgments", each(c, unique, judge, failure_of=lambda j: j.failure))
+    return {"judged": judgments, "failed": len(c.failures)}
+
+
+async def preferences_stage(c: Context) -> dict[str, int]:
+    """Mix AI, revision, contrast and human labels into preferences, split by prompt so that nothing leaks."""
+    config = c.recipe.preferences
+    human, failures = load_human(config.human, c.workspace.root, c.recipe.seed)
+    pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
+    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, read(c, "eval_prompts", Prompt))
+    c.failures += [*failures, *mixture.dropped]
+    write_records(c.run.data("preferences"), mixture.train)
+    write_records(c.run.data("preferences_heldout"), mixture.held_out)
+    return {k: v for k, v in mixture.counts.items() if v}
+
+
+async def reward_stage(c: Context) -> dict[str, int]:
+    """Train the reward model (the preference model of the paper) on soft labels [§4.1], and measure it on held-out rows."""
+    from cai.train.reward import train_reward
+
+    train, held_out = list(read(c, "preferences", Preference)), list(read(c, "preferences_heldout", Preference))
+    result = train_reward(c.recipe.reward, c.recipe.model, train, held_out, c.run.model("reward-0"), c.recipe.seed, training_log(c))
+    return trained(result, c)
+
+
+async def policy_stage(c: Context) -> dict[str, int]:
+    """Train the policy from the SFT adapter, which is also its reference, by DPO on soft labels (arXiv 2305.18290)."""
+    from cai.train.dpo import train_dpo
+
+    train = list(read(c, "preferences", Preference))
+    sft, out = c.run.model("sft"), c.run.model("policy")
+    return trained(train_dpo(c.recipe.policy, c.recipe.model, sft, train, out, c.recipe.seed, training_log(c)), c)
+
+
+async def evaluate_stage(c: Context) -> dict[str, int]:
+    """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
+    prompts = list(read(c, "eval_prompts", Prompt))
+    specs: dict[str, ModelSpec] = {"base": c.recipe.model, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
+    answers: dict[str, list[Response]] = {}
+    for name, spec in specs.items():
+
+        def progress(done: int, shown: str = name) -> None:
+            c.reporter.progress(done, len(prompts), f"answers of {shown}")
+
+        model = await c.model(spec)
+        answers[name] = await answer_all(
+            prompts,
+            model,
+            c.templates,
+            c.recipe,
+            c.settings_hash,
+            c.failures,
+            progress,
+        )
+        await c.release_engines()
+    judge_model = await c.model(judge_spec(c.recipe))
+    judge = Judge(c.recipe.feedback, c.constitution, judge_model, c.templates, c.recipe.seed, c.settings_hash)
+    reward = c.run.model("reward-0")
+    measured = await measure_answers(answers, judge, reward, c.recipe, c.failures, c.reporter)
+    write_records(c.run.data("evaluation"), measured.results)
+    write_records(c.run.data("samples"), measured.samples)
+    return {"prompts": len(prompts), "measures": len(measured.results)}
+
+
+async def report_stage(c: Context) -> dict[str, int]:
+    """Write report.html."""
+    from cai.report.collect import collect_report
+    from cai.report.page import render_report
+
+    write_text(c.run.report, render_report(collect_report(c.run.path)))
+    return {}
+
+
+def read(c: Context, name: str, record_type: type[T]) -> Iterator[T]:
+    """Yield the records of one of the run's files."""
+    return read_records(c.run.data(name), record_type)
+
+
+def each(
+    c: Context,
+    items: Iterable[T],
+    work: Callable[[T], Awaitable[R]],
+    *,
+    item_id: Callable[[T], str] | None = None,
+    failure_of: Callable[[R], str | None] = lambda result: None,
+) -> AsyncIterator[R]:
+    """Run items through the current stage with the recipe's limits, and show progress."""
+    items = list(items)
+    named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
+    return run_items(
+        items,
+        work,
+        window=c.recipe.window,
+        max_failure_fraction=c.recipe.max_failure_fraction,
+        stage=c.stage,
+        failures=c.failures,
+        failure_of=failure_of,
+        on_progress=lambda done: c.reporter.progress(done, len(items)),
+        **named,
+    )
+
+
+async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
+    """Write results to one of the run's files; it appears whole when the last has come."""
+    return write_records(c.run.data(name), [r async for r in results])
+
+
+def judge_spec(recipe: Recipe) -> ModelSpec:
+    """Return the model that judges: the recipe's judge, or the run's own model."""
+    return recipe.feedback.judge or recipe.model
+
+
+def training_log(c: Context) -> Callable[[int, int, dict[str, float]], None]:
+    """Return a callback that shows training steps and keeps them for metrics.jsonl."""
+
+    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
+        c.reporter.progress(step, total, "steps")
+        c.metrics.append({"stage": c.stage, "step": step, **metrics})
+
+    return on_log
+
+
+def trained(result: Any, c: Context) -> dict[str, int]:
+    """Return a training's counts, and leave its log in metrics.jsonl."""
+    if c.metrics:
+        replace_stage_rows(c.run.metrics, c.stage, c.metrics)
+    return {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
+
+
+def prompt_files(recipe: Recipe) -> Sequence[str]:
+    """Return the workspace files that prompts come from."""
+    return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not s.path.startswith("hub:")]
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "respond",
+        respond_stage,
+        reads=(),
+        writes=("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
+        settings=lambda r: (r.prompts, r.respond),
+        uses_templates=True,
+        sources=prompt_files,
+    ),
+    Stage(
+        "critique",
+        critique_stage,
+        reads=("data/responses.jsonl",),
+        writes=("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
+        settings=lambda r: (r.critique, r.feedback),
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage("sft", sft_stage, reads=("data/sft.jsonl",), writes=("models/sft",), settings=lambda r: r.sft),
+    Stage(
+        "pairs",
+        pairs_stage,
+        reads=("data/prompts.jsonl", "models/sft"),
+        writes=("data/pairs.jsonl",),
+        settings=lambda r: r.pairs,
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage(
+        "feedback",
+        feedback_stage,
+        reads=("data/pairs.jsonl", "data/revision_pairs.jsonl"),
+        writes=("data/judgments.jsonl", "data/judge_bench.jsonl"),
+        settings=lambda r: r.feedback,
+        uses_constitution=True,
+        uses_templates=True,
+        sources=lambda r: [r.feedback.bench_pairs] if r.feedback.bench_pairs else [],
+    ),
+    Stage(
+        "preferences",
+        preferences_stage,
+        reads=("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
+        writes=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
+        settings=lambda r: r.preferences,
+        sources=lambda r: [h.path for h in r.preferences.human],
+    ),
+    Stage(
+        "reward",
+        reward_stage,
+        reads=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
+        writes=("models/reward-0",),
+        settings=lambda r: r.reward,
+    ),
+    Stage("policy", policy_stage, reads=("data/preferences.jsonl", "models/sft"), writes=("models/policy",), settings=lambda r: r.policy),
+    Stage(
+        "evaluate",
+        evaluate_stage,
+        reads=("data/eval_prompts.jsonl", "models/sft", "models/reward-0", "models/policy"),
+        writes=("data/evaluation.jsonl", "data/samples.jsonl"),
+        settings=lambda r: (r.evaluate, r.feedback),
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage("report", report_stage, reads=(), writes=("report.html",), settings=lambda r: None, always=True),
+)
