@@ -1,0 +1,342 @@
+"""Reads a run directory into what a report shows. Big files are streamed: counts cover all records, texts only as many as people read.
+
+A file that isn't there means a stage that hasn't run; a file that can't be read is named in the report, because a report about a broken
+run is what its owner needs then.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cai.errors import CaiError
+from cai.jsonl import read_records
+from cai.manifest import Manifest, read_manifest
+from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample
+
+T = TypeVar("T")
+TRACES_SHOWN = 60
+SAMPLES_SHOWN = 60
+EXAMPLES_PER_REASON = 3
+BINS = 20
+_MODEL_FILES = ("training.json", "metrics.json")
+
+
+class BenchRow(msgspec.Struct, frozen=True):
+    """One judge protocol measured against people's labels."""
+
+    name: str
+    accuracy: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    position_bias: float | None = None
+    """Share of pairs, or of probability, that went to the response shown first only because it was first."""
+    failures: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """The preferences of one source."""
+
+    source: str
+    n: int
+    mean_p: float
+    near_even: int
+    """Preferences whose probability is within 0.05 of a half: they teach next to nothing."""
+    bins: tuple[int, ...]
+    """Counts of `p_chosen` over [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the judge said and what became training data."""
+
+    judgments: int = 0
+    judge_bins: tuple[int, ...] = ()
+    """Counts of `p_a` over [0, 1]."""
+    both_orders: int = 0
+    flipped: int = 0
+    """Judgments, of those made in both orders, whose winner changed with the order."""
+    sources: tuple[LabelSource, ...] = ()
+    held_out: int | None = None
+
+
+@dataclass(frozen=True)
+class PrincipleUse:
+    """How often a principle was used: critiques in the traces, labels among the judgments."""
+
+    id: str
+    statement: str
+    critiques: int
+    labels: int
+
+
+@dataclass(frozen=True)
+class Trail:
+    """A prompt's way from first response to label."""
+
+    trace: RevisionTrace
+    labels: tuple[Preference, ...]
+    """Preferences about the same prompt."""
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Items of one stage that failed for one reason, with a few examples."""
+
+    stage: str
+    reason: str
+    count: int
+    examples: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number of one training stage, step by step."""
+
+    stage: str
+    metric: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Held-out preferences that the reward model was about equally sure of: what it said, and how often it was right."""
+
+    predicted: float
+    observed: float
+    n: int
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report shows."""
+
+    name: str
+    path: str
+    manifest: Manifest | None
+    recipe_text: str
+    evaluation: tuple[EvalResult, ...] | None
+    """None where the stage has not run, here and below."""
+    samples: tuple[Sample, ...] | None
+    trails: tuple[Trail, ...] | None
+    traces: int
+    dropped: tuple[tuple[str, int], ...]
+    """Rule that kept a trace out of the training data, and how many it kept out."""
+    sft_examples: int | None
+    pairs: tuple[tuple[str, int], ...] | None
+    """Response pairs by how they were made."""
+    principles: tuple[PrincipleUse, ...]
+    labels: Labels | None
+    bench: tuple[BenchRow, ...] | None
+    curves: tuple[Curve, ...]
+    model_metrics: dict[str, dict[str, float | str]]
+    """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
+    reliability: tuple[Reliability, ...]
+    failures: tuple[FailureGroup, ...]
+    problems: tuple[str, ...] = ()
+    """Files that couldn't be read, and why."""
+
+
+@dataclass
+class _Reader:
+    """Reads the files of one run directory, collecting what is wrong with them."""
+
+    run_dir: Path
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except (CaiError, OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
+            self.problems.append(str(e))
+            return otherwise
+
+    def stream(self, name: str, record_type: type[T], log: bool = False) -> Iterator[T]:
+        path = self.run_dir / name
+        if not path.exists():
+            return
+        try:
+            yield from read_records(path, record_type, torn_tail="drop" if log else "error")
+        except CaiError as e:
+            self.problems.append(str(e))
+
+    def has(self, name: str) -> bool:
+        return (self.run_dir / name).exists()
+
+    def all(self, name: str, record_type: type[T]) -> tuple[T, ...] | None:
+        return tuple(self.stream(name, record_type)) if self.has(name) else None
+
+    def json(self, name: str) -> dict[str, Any]:
+        path = self.run_dir / name
+        if not path.exists():
+            return {}
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError) as e:
+            self.problems.append(f"{path}: {e}")
+            return {}
+
+
+def collect_report(run_dir: Path) -> ReportData:
+    """Read a run directory, finished or not.
+
+    Args:
+        run_dir: `runs/NAME`.
+
+    Returns:
+        Everything the report shows; what isn't there yet is None or empty, what can't be read is in `problems`.
+    """
+    reader = _Reader(run_dir)
+    manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None)
+    recipe = run_dir / "recipe.yaml"
+    traces, dropped, critiques, shown = _read_traces(reader)
+    labels, label_use, by_prompt = _read_labels(reader, {t.prompt.id for t in shown})
+    known = manifest.constitution.principles if manifest is not None and manifest.constitution is not None else ()
+    samples = reader.all("data/samples.jsonl", Sample)
+    models = {
+        p.name: {k: v for f in _MODEL_FILES for k, v in reader.json(f"models/{p.name}/{f}").items()}
+        for p in sorted(run_dir.glob("models/*"))
+    }
+    pair_sources = Counter(p.source for p in reader.stream("data/pairs.jsonl", ResponsePair))
+    return ReportData(
+        name=manifest.name if manifest is not None else run_dir.name,
+        path=str(run_dir),
+        manifest=manifest,
+        recipe_text=reader.attempt(lambda: recipe.read_text(encoding="utf-8"), "") if recipe.exists() else "",
+        evaluation=reader.all("data/evaluation.jsonl", EvalResult),
+        samples=None if samples is None else samples[:SAMPLES_SHOWN],
+        trails=tuple(Trail(t, tuple(by_prompt[t.prompt.id])) for t in shown) if reader.has("data/traces.jsonl") else None,
+        traces=traces,
+        dropped=tuple(dropped.most_common()),
+        sft_examples=sum(1 for _ in reader.stream("data/sft.jsonl", SFTExample)) if reader.has("data/sft.jsonl") else None,
+        pairs=tuple(pair_sources.most_common()) if reader.has("data/pairs.jsonl") else None,
+        principles=_principle_uses(known, critiques, label_use),
+        labels=labels,
+        bench=reader.all("data/judge_bench.jsonl", BenchRow),
+        curves=_read_curves(reader),
+        model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
+        reliability=_read_reliability(reader, models),
+        failures=_read_failures(reader),
+        problems=tuple(reader.problems),
+    )
+
+
+def _read_traces(reader: _Reader) -> tuple[int, Counter[str], Counter[str], list[RevisionTrace]]:
+    """Count all traces; keep some of every principle, so that each can be looked at."""
+    count, dropped, critiques = 0, Counter[str](), Counter[str]()
+    kept: dict[str, list[RevisionTrace]] = defaultdict(list)
+    for trace in reader.stream("data/traces.jsonl", RevisionTrace):
+        count += 1
+        critiques.update(r.critique.principle_id for r in trace.rounds)
+        if trace.dropped is not None:
+            dropped[trace.dropped] += 1
+        group = kept[trace.rounds[0].critique.principle_id if trace.rounds else ""]
+        if len(group) < TRACES_SHOWN:
+            group.append(trace)
+    deepest = max((len(g) for g in kept.values()), default=0)
+    spread = [kept[key][i] for i in range(deepest) for key in sorted(kept) if i < len(kept[key])]
+    return count, dropped, critiques, spread[:TRACES_SHOWN]
+
+
+def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, Counter[str], dict[str, list[Preference]]]:
+    """Count judgments and preferences; keep the preferences about some prompts."""
+    use, judge_bins = Counter[str](), [0] * BINS
+    judgments = both = flipped = 0
+    for j in reader.stream("data/judgments.jsonl", Judgment):
+        judgments += 1
+        if j.p_a is None:
+            continue
+        use.update(j.principle_ids)
+        judge_bins[_bin(j.p_a)] += 1
+        if j.p_a_first is not None and j.p_a_second is not None:
+            both += 1
+            flipped += (j.p_a_first - 0.5) * (j.p_a_second - 0.5) < 0
+    by_prompt: dict[str, list[Preference]] = defaultdict(list)
+    groups: dict[str, list[float]] = {}
+    bins: dict[str, list[int]] = {}
+    for name in ("data/preferences.jsonl", "data/preferences_heldout.jsonl"):
+        for p in reader.stream(name, Preference):
+            n_total_near = groups.setdefault(p.source, [0, 0.0, 0])
+            n_total_near[0] += 1
+            n_total_near[1] += p.p_chosen
+            n_total_near[2] += abs(p.p_chosen - 0.5) <= 0.05
+            bins.setdefault(p.source, [0] * BINS)[_bin(p.p_chosen)] += 1
+            if p.prompt.id in prompt_ids:
+                by_prompt[p.prompt.id].append(p)
+    if not any(reader.has(f"data/{n}.jsonl") for n in ("judgments", "preferences")):
+        return None, use, by_prompt
+    held_out = (
+        sum(1 for _ in reader.stream("data/preferences_heldout.jsonl", Preference))
+        if reader.has("data/preferences_heldout.jsonl")
+        else None
+    )
+    sources = [LabelSource(s, int(n), total / n, int(near), tuple(bins[s])) for s, (n, total, near) in groups.items()]
+    sources.sort(key=lambda s: (-s.n, s.source))
+    return Labels(judgments, tuple(judge_bins) if judgments else (), both, flipped, tuple(sources), held_out), use, by_prompt
+
+
+def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:
+    counts, examples = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[Failure]](list)
+    for f in reader.stream("failures.jsonl", Failure, log=True):
+        key = (f.stage, f.reason)
+        counts[key] += 1
+        if len(examples[key]) < EXAMPLES_PER_REASON:
+            examples[key].append(f)
+    return tuple(FailureGroup(stage, reason, n, tuple(examples[stage, reason])) for (stage, reason), n in counts.most_common())
+
+
+def _read_curves(reader: _Reader) -> tuple[Curve, ...]:
+    """Read every number that training logged against its step: from the run's log, else from the log in a model's own folder."""
+    points: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in reader.stream("metrics.jsonl", dict[str, Any], log=True):
+        _add_points(points, str(row.get("stage", "")), row)
+    logged = {stage for stage, _ in points}
+    for path in sorted(reader.run_dir.glob("models/*/training_log.jsonl")):
+        stage = path.parent.name.partition("-")[0]
+        if stage not in logged:
+            for row in reader.stream(str(path.relative_to(reader.run_dir)), dict[str, Any], log=True):
+                _add_points(points, stage, row)
+    return tuple(Curve(stage, metric, tuple(sorted(found))) for (stage, metric), found in points.items())
+
+
+def _add_points(points: dict[tuple[str, str], list[tuple[float, float]]], stage: str, row: dict[str, Any]) -> None:
+    step = row.get("step")
+    if isinstance(step, int | float):
+        for key, value in _flat(row).items():
+            if key not in ("step", "stage") and isinstance(value, float):
+                points[stage, key.rpartition(".")[2]].append((float(step), value))
+
+
+def _read_reliability(reader: _Reader, models: dict[str, dict[str, Any]]) -> tuple[Reliability, ...]:
+    found: Any = next((m["reliability"] for m in models.values() if "reliability" in m), [])
+    return reader.attempt(lambda: msgspec.convert(found, tuple[Reliability, ...]), ())
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Return nested numbers and words under dotted names; lists and empty values are left out."""
+    found: dict[str, float | str] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = float(value)
+        elif isinstance(value, str) and value:
+            found[prefix + key] = value
+    return found
+
+
+def _principle_uses(known: tuple[Principle, ...], critiques: Counter[str], labels: Counter[str]) -> tuple[PrincipleUse, ...]:
+    """Join use with wording: the constitution's principles in its order, then ids that are no longer in it."""
+    statements = {p.id: p.statement for p in known}
+    strangers = sorted((critiques.keys() | labels.keys()) - statements.keys())
+    return tuple(PrincipleUse(i, statements.get(i, ""), critiques[i], labels[i]) for i in (*statements, *strangers))
+
+
+def _bin(p: float) -> int:
+    return min(BINS - 1, max(0, int(p * BINS)))

@@ -1,0 +1,111 @@
+"""Numbers and foreign text as people read them. Escaping is the template engine's; here text is only made safe to look at."""
+
+import math
+import re
+
+from cai.records import EvalResult
+
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Controls that HTML can't hold, that reorder what is around them, or that hide text from a reader."""
+
+
+def visible(text: str) -> str:
+    r"""Return text in which controls, direction overrides and half characters are shown, not obeyed.
+
+    >>> visible("a\x00b\u202ec\r\nd")
+    'a␀b⟨U+202E⟩c\nd'
+    """
+    return _INVISIBLE.sub(_name_character, text.replace("\r\n", "\n"))
+
+
+def percent(value: float) -> str:
+    """Return a fraction as a percentage.
+
+    >>> percent(0.1264), percent(0.004), percent(-0.2), percent(0.0)
+    ('13%', '0.4%', '−20%', '0%')
+    """
+    hundredths = 100 * value
+    digits = 1 if 0 < abs(hundredths) < 1 else 0
+    return f"{hundredths:.{digits}f}%".replace("-0%", "0%").replace("-", "−")
+
+
+def number(value: float) -> str:
+    """Return a number with as many digits as it deserves.
+
+    >>> number(12345), number(12.34), number(0.01234), number(-3.0), number(0), number(2e-5)
+    ('12,345', '12.3', '0.0123', '−3', '0', '2e−05')
+    """
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", "−")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def is_fraction(name: str) -> bool:
+    """Whether results of this name are shares, shown as percentages."""
+    plain = name.partition(":")[0].removesuffix("_change")
+    return plain not in ("response_words", "response_words_ratio", "reward")
+
+
+def quantity(value: float, name: str) -> str:
+    """Return a result's value in its own unit."""
+    if name == "response_words_ratio":
+        return f"{value:.2f}×"
+    return percent(value) if is_fraction(name) else number(value)
+
+
+def interval(result: EvalResult) -> str:
+    """Return the 95 % interval of a result.
+
+    >>> interval(EvalResult("over_refusal", "policy", 0.2, 50, 0.11, 0.33))
+    '11% to 33%'
+    """
+    return f"{quantity(result.low, result.name)} to {quantity(result.high, result.name)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span.
+
+    >>> duration(0.4), duration(75), duration(7384)
+    ('0.4 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def signed(value: float) -> str:
+    """Return a score with its sign.
+
+    >>> signed(1.5), signed(-0.126)
+    ('+1.50', '−0.13')
+    """
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def plural(count: int, thing: str) -> str:
+    """Return a count with its noun.
+
+    >>> plural(1, "prompt"), plural(1200, "prompt"), plural(2, "reply")
+    ('1 prompt', '1,200 prompts', '2 replies')
+    """
+    if count == 1:
+        return f"1 {thing}"
+    many = f"{thing[:-1]}ies" if thing.endswith("y") and thing[-2] not in "aeiou" else f"{thing}s"
+    return f"{count:,} {many}"
+
+
+def _name_character(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"

@@ -1,0 +1,70 @@
+"""Renders a report as one HTML file that opens anywhere: no network, no script, all foreign text escaped.
+
+What is shown is decided in `sections` and `verdict`, how it looks in `templates/`. The content security policy forbids everything but the
+page's own styles, so text that got past the escaping still couldn't load or run anything.
+"""
+
+from importlib import resources
+
+from jinja2 import DictLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
+
+from cai.report import sections
+from cai.report.collect import ReportData
+from cai.report.formatting import duration, number, percent, plural, signed, visible
+from cai.report.verdict import reach_verdict
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+CLIP_CHARACTERS = 700
+CLIP_LINES = 12
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as a self-contained HTML document."""
+    trails, trail_principles = sections.trail_views(data)
+    environment = _environment()
+    return environment.get_template("report.html.j2").render(
+        policy=POLICY,
+        style=Markup(_read("style.css")),
+        data=data,
+        manifest=data.manifest,
+        verdict=reach_verdict(data),
+        stages=sections.stage_rows(data),
+        judge_plots=sections.judge_plots(data),
+        sft_plots=sections.curve_plots(data.curves, "sft"),
+        reward_plots=sections.reward_plots(data),
+        policy_plots=sections.policy_plots(data),
+        policy_curves=sections.curve_plots(data.curves, "policy"),
+        results=sections.result_rows(data.evaluation or ()),
+        samples=sections.sample_views(data),
+        trails=trails,
+        trail_principles=trail_principles,
+        principles=sections.principle_lookup(data),
+        principle_plots=sections.principle_plots(data.principles),
+        label_plots=sections.label_plots(data),
+    )
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is folded at first. It is all there, and one click shows it."""
+    return len(text) > CLIP_CHARACTERS or text.count("\n") >= CLIP_LINES
+
+
+def _environment() -> SandboxedEnvironment:
+    names = [f.name for f in resources.files(__package__).joinpath("templates").iterdir() if f.name.endswith(".j2")]
+    environment = SandboxedEnvironment(
+        loader=DictLoader({name: _read(name) for name in names}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "duration": duration, "plural": plural, "signed": signed}
+    environment.tests |= {"long": is_long}
+    return environment
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath("templates", name).read_text(encoding="utf-8")

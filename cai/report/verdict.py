@@ -1,0 +1,223 @@
+"""What the numbers say, in words: did the policy win, refuse what it should, answer what it should, or just get longer?
+
+A claim is made only where a 95 % interval excludes no difference; otherwise the text says that nothing was shown, which is not the same as
+no difference.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.manifest import JudgeCard
+from cai.records import EvalResult
+from cai.report.collect import ReportData
+from cai.report.formatting import interval, percent, plural, quantity
+
+Tone = Literal["good", "bad", "unclear", "missing"]
+TRAINED = ("policy", "sft")
+SMALL = 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question, its answer in a word, and the numbers behind it."""
+
+    question: str
+    answer: str
+    tone: Tone
+    figure: str
+    """The number to show large."""
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The report's first paragraph."""
+
+    headline: str
+    sentences: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    warning: str
+    """Why the labels behind this run can't be trusted yet; empty where they were shown to be good."""
+
+
+def find(data: ReportData, name: str, model: str) -> EvalResult | None:
+    """Return a model's result of that name, if it was measured."""
+    return next((r for r in data.evaluation or () if r.name == name and r.model == model), None)
+
+
+def reach_verdict(data: ReportData) -> Verdict:
+    """Turn a run's results into findings, sentences and, where the judge wasn't shown to be better than trivial rules, a warning."""
+    warning = judge_warning(data)
+    results = data.evaluation or ()
+    model = next((m for m in TRAINED if any(r.model == m for r in results)), None)
+    if model is None:
+        state = (
+            "This run has not been evaluated yet." if data.evaluation is None else "The evaluation holds no result about a trained model."
+        )
+        return Verdict(state, ("Everything below is what the finished stages left behind.",), (), warning)
+    compliance = _change(data, model, "harmful_compliance", "Complies with harmful requests", "fewer", "more", good_when="lower")
+    refusal = _change(data, model, "over_refusal", "Refuses requests that are fine", "fewer", "more", good_when="lower")
+    win = _win(data, model)
+    length = _length(data, model)
+    loops = _change(data, model, "looping", "Answers that loop", "fewer", "more", good_when="lower")
+    who = "The policy" if model == "policy" else "The SFT model (no policy has been trained yet)"
+    sentences = [
+        _win_sentence(data, model, who),
+        _change_sentence(compliance, "complies with", "harmful requests", find(data, "harmful_compliance_change", model)),
+        _change_sentence(refusal, "refuses", "requests that deserve an answer", find(data, "over_refusal_change", model)),
+        _length_sentence(data, model),
+    ]
+    if loops.tone in ("bad", "good"):
+        sentences.append(f"{'More' if loops.tone == 'bad' else 'Fewer'} of its answers go round in circles: {loops.detail}.")
+    shown = [compliance, refusal, win, length]
+    if loops.tone == "bad":
+        shown.append(loops)
+    smallest = min((r.n for r in results if r.model == model and r.name in ("harmful_compliance", "over_refusal")), default=0)
+    if 0 < smallest < SMALL:
+        sentences.append(
+            f"The smallest of these measures rests on only {plural(smallest, 'prompt')}: only large changes could have been seen."
+        )
+    return Verdict(_headline(who, compliance, refusal, loops), tuple(s for s in sentences if s), tuple(shown), warning)
+
+
+def judge_warning(data: ReportData) -> str:
+    """Say what is wrong with the judge's standing; empty where it beat the trivial baselines on people's labels, or labelled nothing."""
+    card = data.manifest.judge if data.manifest is not None else None
+    if card is None:
+        sources = [s.source for s in data.labels.sources] if data.labels is not None else []
+        if any(s.startswith(("ai:", "revision:")) for s in sources):
+            return "The labels of this run come from a judge that was never measured against people's labels."
+        return ""
+    if not card.measured:
+        return f"The judge ({card.protocol}) was not measured against people's labels. {card.note}".strip()
+    if not card.beats_baselines:
+        rule = f" ({card.best_baseline})" if card.best_baseline else ""
+        return f"{_judge_numbers(card)} It was not shown to beat the best trivial rule{rule}. {card.note}".strip()
+    return ""
+
+
+def _judge_numbers(card: JudgeCard) -> str:
+    return (
+        f"The judge ({card.protocol}) agrees with people on {percent(card.accuracy)} of {plural(card.n, 'pair')} "
+        f"(95% interval {percent(card.low)} to {percent(card.high)})."
+    )
+
+
+def _change(data: ReportData, model: str, name: str, question: str, down: str, up: str, good_when: Literal["lower"]) -> Finding:
+    before, after, moved = find(data, name, "base"), find(data, name, model), find(data, f"{name}_change", model)
+    if after is None:
+        return Finding(question, "not measured", "missing", "–", "no prompts of this kind were evaluated")
+    if before is None or moved is None:
+        return Finding(question, "nothing to compare with", "missing", percent(after.value), f"{interval(after)}, n\u00a0=\u00a0{after.n}")
+    figure = f"{percent(before.value)} → {percent(after.value)}"
+    detail = f"change {_points(moved.value)} points (95% interval {_points(moved.low)} to {_points(moved.high)}, n\u00a0=\u00a0{moved.n})"
+    if moved.high < 0:
+        return Finding(question, down, "good", figure, detail)
+    if moved.low > 0:
+        return Finding(question, up, "bad", figure, detail)
+    return Finding(question, "no clear change", "unclear", figure, detail)
+
+
+def _points(x: float) -> str:
+    """Return a difference of shares in points, with a digit more where it would otherwise look like none."""
+    digits = 1 if 0 < abs(x) < 0.01 else 0
+    return f"{100 * x:+.{digits}f}".replace("-", "−") if x else "0"
+
+
+def _win(data: ReportData, model: str) -> Finding:
+    question = "Preferred to the base model"
+    found = [(by, find(data, f"win_rate_by_{by}", model)) for by in ("judge", "reward")]
+    known = [(by, r) for by, r in found if r is not None]
+    if not known:
+        return Finding(question, "not measured", "missing", "–", "neither judge nor reward model compared them")
+    figure = " · ".join(percent(r.value) for _, r in known)
+    names = {"judge": "judge", "reward": "reward model"}
+    detail = "; ".join(f"{names[by]} {percent(r.value)} ({interval(r)}, n\u00a0=\u00a0{r.n})" for by, r in known)
+    tones = {_side(r) for _, r in known}
+    if tones == {"above"}:
+        return Finding(question, "more often", "good", figure, detail)
+    if tones == {"below"}:
+        return Finding(question, "less often", "bad", figure, detail)
+    return Finding(question, "they disagree" if {"above", "below"} <= tones else "not shown", "unclear", figure, detail)
+
+
+def _side(r: EvalResult, middle: float = 0.5) -> Literal["above", "below", "neither"]:
+    return "above" if r.low > middle else "below" if r.high < middle else "neither"
+
+
+def _win_sentence(data: ReportData, model: str, who: str) -> str:
+    words = {
+        "above": "beats the base model beyond chance",
+        "below": "loses to the base model beyond chance",
+        "neither": "can't be told from the base model",
+    }
+    parts = []
+    for by, name in (("judge", "the judge"), ("reward", "the reward model")):
+        r = find(data, f"win_rate_by_{by}", model)
+        if r is not None:
+            parts.append(f"by {name} it {words[_side(r)]} ({percent(r.value)} of {plural(r.n, 'prompt')}, {interval(r)})")
+    if not parts:
+        return f"{who} was not compared with the base model by a judge or reward model."
+    independence = "Judge and reward model are no independent witnesses: it was trained to please them."
+    return f"{who}, compared with the base model: {'; '.join(parts)}. {independence}"
+
+
+def _change_sentence(finding: Finding, verb: str, things: str, moved: EvalResult | None) -> str:
+    if finding.tone == "missing":
+        return ""
+    if finding.tone == "unclear":
+        return f"There is no clear change in how often it {verb} {things}: {finding.figure}, {finding.detail}."
+    return f"It {verb} {finding.answer} {things}: {finding.figure}, {finding.detail}."
+
+
+def _length(data: ReportData, model: str) -> Finding:
+    question = "Length of its answers"
+    mine, ratio = find(data, "response_words", model), find(data, "response_words_ratio", model)
+    base = find(data, "response_words", "base")
+    if mine is None:
+        return Finding(question, "not measured", "missing", "–", "")
+    if ratio is None or base is None:
+        return Finding(question, "nothing to compare with", "missing", f"{mine.value:.0f} words", f"n\u00a0=\u00a0{mine.n}")
+    figure = f"{base.value:.0f} → {mine.value:.0f} words"
+    detail = f"{quantity(ratio.value, ratio.name)} the base model's (95% interval {interval(ratio)})"
+    side = _side(ratio, 1.0)
+    answer = {"above": "longer", "below": "shorter", "neither": "about the same"}[side]
+    return Finding(question, answer, "unclear", figure, detail)
+
+
+def _length_sentence(data: ReportData, model: str) -> str:
+    ratio, longer = find(data, "response_words_ratio", model), find(data, "longer_wins", model)
+    like = find(data, "win_rate_by_judge:like_length", model)
+    if ratio is None:
+        return ""
+    side = _side(ratio, 1.0)
+    words = {"above": "longer than", "below": "shorter than", "neither": "about as long as"}[side]
+    text = f"Its answers are {words} the base model's ({quantity(ratio.value, ratio.name)}, {interval(ratio)})"
+    if longer is not None and _side(longer) != "neither":
+        taste = "longer" if _side(longer) == "above" else "shorter"
+        text += f", and the judge has a taste for the {taste} one ({percent(longer.value)} of wins went to the longer answer)"
+    win = find(data, "win_rate_by_judge", model)
+    if side == "above" and win is not None and win.low > 0.5:
+        held = like is not None and like.low > 0.5
+        text += "; the wins hold at like length" if held else "; the wins may be length alone: at like length they were not shown to hold"
+    return f"{text}."
+
+
+def _headline(who: str, compliance: Finding, refusal: Finding, loops: Finding) -> str:
+    if compliance.tone == "missing" and refusal.tone == "missing":
+        return "Neither harmful compliance nor over-refusal was compared with the base model."
+    broken = " Its answers loop more." if loops.tone == "bad" else ""
+    first = {
+        "good": f"{who} complies with fewer harmful requests than the base model",
+        "bad": f"{who} complies with more harmful requests than the base model",
+        "unclear": f"{who} was not shown to comply with fewer harmful requests than the base model",
+        "missing": f"{who} was not compared on harmful requests",
+    }[compliance.tone]
+    joint = "and" if (compliance.tone == "good") == (refusal.tone == "good") else "but"
+    second = {
+        "good": f", {joint} refuses fewer that are fine.",
+        "bad": f", {'but' if compliance.tone == 'good' else 'and'} refuses more that are fine.",
+        "unclear": ", with no clear change in how many fine ones it refuses.",
+        "missing": ".",
+    }[refusal.tone]
+    return first + second + broken

@@ -1,0 +1,213 @@
+"""The report as a page: complete, self-contained, and unmoved by whatever models and people have written."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cai.jsonl import write_records
+from cai.report.collect import collect_report
+from cai.report.page import POLICY, render_report
+from tests.report.run_directory import write_run
+
+SECTIONS = ("verdict", "policy", "samples", "trails", "principles", "judge", "labels", "reward", "pipeline", "failures", "reproduce")
+HOSTILE = {
+    "script": "</p></details><script>alert(1)</script><img src=x onerror=alert(1)>",
+    "template": "{{ 7 * 7 }}{% for x in y %}{{ config }}",
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "style": "</style><style>body{display:none}</style>",
+    "comment": "<!-- ]]> --!> <svg onload=alert(1)>",
+    "controls": "a\x00b\x07c\x1b[31md\x7fe\x85f\ufefff\ufffeg",
+    "right to left": "\u202egpj.exe \u2066hidden\u2069 \u05e9\u05dc\u05d5\u05dd",
+    "empty": "",
+    "blank": " \n\t ",
+    "emoji": "👩‍👩‍👧 fine \U000e0041 \U0001f600",
+}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.misnested: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "input", "br", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.misnested.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for found, attrs in self.tags if found == tag]
+
+
+def render(run_dir: Path) -> str:
+    return render_report(collect_report(run_dir))
+
+
+def test_a_finished_run_fills_every_section(tmp_path: Path) -> None:
+    html = render(write_run(tmp_path / "run"))
+    page = Page(html)
+    assert [s["id"] for s in page.named("section")] == list(SECTIONS)
+    assert "has not run" not in html
+    assert "couldn't be read" not in html
+    assert len(page.named("figure")) >= 8
+    assert page.misnested == []
+    assert page.open == []
+
+
+def test_the_file_is_complete_in_itself(tmp_path: Path) -> None:
+    page = Page(render(write_run(tmp_path / "run", "See https://example.com/x.png")))
+    assert page.named("meta")[1] == {"http-equiv": "Content-Security-Policy", "content": POLICY}
+    assert POLICY.startswith("default-src 'none'")
+    assert "script" not in POLICY
+    tags = {tag for tag, _ in page.tags}
+    assert tags.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "form", "base", "video", "use", "image"})
+    assert all(a["href"] is not None and a["href"].startswith("#") for a in page.named("a"))
+    assert not any(name in ("src", "srcset", "action", "style") or name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_foreign_text_is_shown_and_never_obeyed(tmp_path: Path, text: str) -> None:
+    plain, hostile = (Page(render(write_run(tmp_path / name, t))) for name, t in (("plain", "Plain words."), ("hostile", text)))
+    assert hostile.misnested == []
+    assert {t for t, _ in hostile.tags} <= {t for t, _ in plain.tags}
+    assert len(hostile.named("section")) == len(plain.named("section"))
+    assert not any(name.startswith("on") for _, attrs in hostile.tags for name in attrs)
+    shown = "".join(hostile.text)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\ud800-\udfff\U000e0041]", shown)
+    if text.strip() and text.isascii() and text.isprintable():
+        assert text in shown
+
+
+def test_what_a_reader_could_not_see_is_named(tmp_path: Path) -> None:
+    html = render(write_run(tmp_path / "run", "a\x00b\u202ec"))
+    assert "a␀b⟨U+202E⟩c" in html
+    html.encode("utf-8")
+
+
+def test_long_texts_are_folded_and_not_cut(tmp_path: Path) -> None:
+    text = "word " * 20_000 + "the very end"
+    html = render(write_run(tmp_path / "run", text, traces=1))
+    assert text in html
+    assert "Show all 20,003 words" in html
+    assert len(html) < 40 * len(text)
+
+
+def test_a_text_without_words_says_so(tmp_path: Path) -> None:
+    assert "(empty)" in render(write_run(tmp_path / "run", "\n"))
+
+
+def test_it_can_be_read_without_seeing_or_a_mouse(tmp_path: Path) -> None:
+    page = Page(render(write_run(tmp_path / "run", traces=8)))
+    assert page.named("html")[0]["lang"] == "en"
+    assert len(page.named("h1")) == 1
+    assert len(page.named("main")) == 1
+    assert all("scope" in th for th in page.named("th"))
+    images = [svg for svg in page.named("svg") if svg.get("role") == "img"]
+    assert len(images) == len(page.named("figure")) > 0
+    assert all(svg["aria-label"] for svg in images)
+    assert len(page.named("desc")) == len(images)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {a["href"] for a in page.named("a")} <= {f"#{i}" for i in ids}
+    assert {s["aria-labelledby"] for s in page.named("section")} <= set(ids)
+
+
+def test_a_folder_with_nothing_in_it_still_makes_a_report(tmp_path: Path) -> None:
+    html = render(tmp_path)
+    page = Page(html)
+    assert [s["id"] for s in page.named("section")] == list(SECTIONS)
+    assert html.count("has not run") >= 4
+    assert "has not been evaluated yet" in html
+    assert page.misnested == []
+
+
+def test_stages_that_have_not_run_say_so(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    for name in ("evaluation", "samples"):
+        (run_dir / "data" / f"{name}.jsonl").unlink()
+    html = render(run_dir)
+    assert html.count("The <code>evaluate</code> stage has not run") == 2
+    assert "Critique 1" in html
+
+
+def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    (run_dir / "data" / "traces.jsonl").write_text('{"prompt": 1}\n')
+    (run_dir / "manifest.json").write_text("{")
+    html = render(run_dir)
+    assert "couldn&#39;t be read" in html or "couldn't be read" in html
+    assert "traces.jsonl:1: not a RevisionTrace record" in html
+    assert "manifest.json" in html
+    assert "Before and after" in html
+
+
+def test_a_failure_log_torn_by_a_kill_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    with (run_dir / "failures.jsonl").open("a") as f:
+        f.write('{"stage": "crit')
+    data = collect_report(run_dir)
+    assert data.problems == ()
+    assert data.failures[0].count == 5
+    assert len(data.failures[0].examples) == 3
+
+
+def test_trails_can_be_filtered_by_each_principle_that_occurs(tmp_path: Path) -> None:
+    html = render(write_run(tmp_path / "run", traces=8))
+    filters = re.findall(r"#trails:has\(#(tp\d+):checked\) \.trail:not\(\.\1\) \{ display: none; \}", html)
+    classes = [c.split() for c in re.findall(r'<details class="trail ([^"]*)">', html)]
+    assert filters == ["tp0", "tp1"]
+    assert len(classes) == 8
+    assert {mark for found in classes for mark in found} == set(filters)
+
+
+def test_many_traces_are_all_counted_and_some_of_every_principle_shown(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", traces=300)
+    data = collect_report(run_dir)
+    assert data.traces == 300
+    assert data.trails is not None
+    assert len(data.trails) == 60
+    first = [t.trace.rounds[0].critique.principle_id for t in data.trails]
+    assert first.count("kind") == first.count("frank") == 30
+    assert {u.id: u.critiques for u in data.principles} == {"kind": 150, "unused": 0, "frank": 300}
+
+
+def test_labels_are_joined_to_trails_and_counted_by_source(tmp_path: Path) -> None:
+    data = collect_report(write_run(tmp_path / "run"))
+    assert data.labels is not None
+    assert (data.labels.judgments, data.labels.both_orders, data.labels.flipped, data.labels.held_out) == (2, 1, 1, 1)
+    assert [(s.source, s.n) for s in data.labels.sources] == [("ai:Plain words.", 1), ("human:file", 1)]
+    assert data.trails is not None
+    assert [len(t.labels) for t in data.trails if t.trace.prompt.id == "p1"] == [1]
+    assert [u.labels for u in data.principles if u.id == "kind"] == [1]  # the failed judgment is no label
+
+
+def test_training_logs_in_model_folders_are_used_where_the_run_has_none(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    write_records(run_dir / "models" / "reward-0" / "training_log.jsonl", [{"step": 1, "loss": 9.0}])
+    assert {c.points[0] for c in collect_report(run_dir).curves if c.metric == "loss"} == {(1.0, 1.0)}
+    (run_dir / "metrics.jsonl").unlink()
+    curves = collect_report(run_dir).curves
+    assert [(c.stage, c.metric, c.points) for c in curves] == [("reward", "loss", ((1.0, 9.0),))]
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", traces=9)
+    assert render(run_dir) == render(run_dir)
