@@ -14,10 +14,11 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?;])|(?<=[.!?;][\"'”’)]))\s+")
 
 FUNCTION_WORDS = frozenset(
-    """a about all also always an and any anyone anything are as at be been being both but by can could did do does each either ever every
-    everyone everything for from had has have how if in into is it its itself just may might more most much must of on one only or other
-    our out over own shall should so some someone something such than that the their them themselves then there these they this those to
-    too up use very was way ways were what when where whether which while who whose will with would you your yours""".split()
+    """a about all also always an and any anyone anything are as at be been being both but by can could did do does each either even
+    ever every everyone everything for from had has have how if in into is it its itself just may might more most much must of
+    on one only or other our out over own shall should so some someone something such than that the their them themselves then
+    there these they this those to too up use very was way ways were what when where whether which while who whose will with
+    would you your yours""".split()
 )
 """Too common to tell two texts apart. Negations are not among them: they are read by `claim`."""
 
@@ -55,7 +56,6 @@ _OPPOSITES = {
     "honesty": ("honest truthful", "dishonest untruthful"),
     "respect": ("polite respectful", "rude disrespectful"),
     "safety": ("safe harmless", "unsafe harmful"),
-    "keeping": ("keep", "remove delete drop"),
 }
 _WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _INCLUDERS | _ABOUT_THE_TASK
 _CONDITIONS = frozenset("unless except if when where while until only but instead rather".split())
