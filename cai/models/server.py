@@ -288,6 +288,7 @@ class ServerEngine:
     async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens) -> float:
         """Return the log-probability of tokens after a prompt."""
         ids = prompt + tokens
+        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
 
         def check(reply: TextReply) -> None:
             rows = reply.choices[0].prompt_logprobs

@@ -220,7 +220,8 @@ def test_single_token_choices_cost_one_question_and_are_exact() -> None:
     server = FakeVllm()
     reply = ask_one(server, CHOICES)
     assert reply == ChoiceLogprobs((pytest.approx(total(OPEN, "Yes")), pytest.approx(total(OPEN, "No"))), len(tokenize(OPEN)))
-    assert len(server.bodies("/v1/completions")) == 1
+    (body,) = server.bodies("/v1/completions")
+    assert "seed" not in body  # vLLM's CPU build dies of a seeded request whose prompt is taken in two steps
 
 
 @pytest.mark.parametrize("old", [False, True])
