@@ -1,0 +1,89 @@
+"""Draw next tokens, each row from its own seed: what a row draws depends on its logits, its seed and its step, and on nothing else.
+
+One uniform number per row and step, a hash of (seed, step), is put through the inverse of the row's cumulative distribution. A
+global generator would make each draw depend on which rows happen to share a batch.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_BLOCK = 256
+_NUCLEUS = 256
+"""Tokens looked at first for `top_p`; rows whose nucleus is larger are sorted in full."""
+
+
+def uniforms(seeds: NDArray[np.uint64], step: int) -> NDArray[np.float64]:
+    """Return a number in (0, 1) for each seed at a step: two rounds of SplitMix64 (Steele, Lea & Flood 2014).
+
+    Args:
+        seeds: one per row.
+        step: which token of the completion, from 0.
+    """
+    with np.errstate(over="ignore"):
+        bits = _mix(_mix(seeds.astype(np.uint64)) + np.uint64(step + 1) * np.uint64(0x9E3779B97F4A7C15))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = z + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return one token id per row.
+
+    Args:
+        logits_BV: in any floating-point type.
+        temperature_B: divides the logits; 0 takes the likeliest token.
+        top_p_B: keep the fewest likeliest tokens that hold this share of the probability; 1 keeps all.
+        uniform_B: in (0, 1), one per row.
+    """
+    greedy_B = temperature_B <= 0
+    if bool(greedy_B.all()):
+        return logits_BV.argmax(-1)
+    scaled_BV = logits_BV.float() / torch.where(greedy_B, torch.ones_like(temperature_B), temperature_B)[:, None]
+    probs_BV = torch.softmax(scaled_BV, -1)
+    if bool((top_p_B < 1).any()):
+        tokens_B = _draw_nucleus(probs_BV, top_p_B, uniform_B)
+        full_B = top_p_B >= 1
+        if bool(full_B.any()):
+            tokens_B[full_B] = _draw_all(probs_BV[full_B], uniform_B[full_B])
+    else:
+        tokens_B = _draw_all(probs_BV, uniform_B)
+    return torch.where(greedy_B, logits_BV.argmax(-1), tokens_B) if bool(greedy_B.any()) else tokens_B
+
+
+def _draw_all(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Invert the cumulative distribution in two steps, block then token: a running sum over the whole vocabulary is slow."""
+    rows, vocabulary = probs_BV.shape
+    padded = torch.nn.functional.pad(probs_BV, (0, -vocabulary % _BLOCK)) if vocabulary % _BLOCK else probs_BV
+    blocks = padded.view(rows, -1, _BLOCK)
+    block_B, rest_B = _invert(blocks.sum(-1), uniform_B * probs_BV.sum(-1))
+    inside = blocks[torch.arange(rows, device=probs_BV.device), block_B]
+    token_B, _ = _invert(inside, rest_B)
+    return block_B * _BLOCK + token_B
+
+
+def _invert(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first entry whose running sum passes the target and has any mass, and what of the target is left before it."""
+    sums = mass_BN.double().cumsum(-1)
+    passed = (sums > target_B[:, None]) & (mass_BN > 0)
+    last = (mass_BN > 0).int().cumsum(-1).argmax(-1)  # rounding may put the target past the end: the last entry with mass
+    index = torch.where(passed.any(-1), passed.int().argmax(-1), last)
+    before = sums.gather(1, index[:, None])[:, 0] - mass_BN.gather(1, index[:, None])[:, 0].double()
+    return index, target_B - before
+
+
+def _draw_nucleus(probs_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
+    count = min(_NUCLEUS, probs_BV.shape[-1])
+    mass, index = probs_BV.topk(count, dim=-1)
+    if bool((mass.sum(-1) < top_p_B).logical_and(top_p_B < 1).any()):
+        mass, index = probs_BV.sort(dim=-1, descending=True, stable=True)
+    before = mass.double().cumsum(-1) - mass
+    kept = torch.where(before < top_p_B[:, None], mass, torch.zeros_like(mass))
+    chosen, _ = _invert(kept, uniform_B * kept.double().sum(-1))
+    return index.gather(1, chosen[:, None])[:, 0]
