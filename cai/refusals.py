@@ -25,8 +25,8 @@ _RATHER = r"(?:'d rather not|'d prefer not to| would rather not| would prefer no
 _ADVERBS = r"(?: (?:\w+ly|just|also|in good conscience|be able to|be willing to|to))*"
 _PLAIN_ACTS = (
     "accept accommodate advise aid allow answer assist comply complete compose condone continue contribute cooperate describe disclose "
-    "draft edit encourage endorse explain facilitate generate grant guide handle instruct offer participate proceed process produce promote "
-    "respond reveal revise rewrite role-?play satisfy suggest support teach"
+    "draft edit encourage endorse explain facilitate generate grant guide handle instruct offer participate proceed process produce "
+    "promote respond reveal revise rewrite role-?play satisfy suggest support teach"
 )
 _ACT = (
     r" (?:help(?! (?:but|feeling|thinking|laughing))|tell you (?!how (?:much|happy|glad|sorry|often))|recommend(?!.{0,60}\benough\b)"

@@ -1,0 +1,119 @@
+"""The judge: a protocol, a model and the principles it judges by, put together from a recipe.
+
+`judgment = await judge(pair)` never raises for one pair's sake: what can't be judged is a `Judgment` that names its failure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cai.errors import ConstitutionError, RecipeError, ReplyError
+from cai.feedback.likelihood import ask_likelihood
+from cai.feedback.opinions import Asking, Opinion, Protocol, pool, probability
+from cai.feedback.pairwise import ask_pairwise, ask_pairwise_cot
+from cai.feedback.pointwise import ask_pointwise, ask_pointwise_contrast
+from cai.flow import together
+from cai.ids import combine_hashes, content_hash, rendezvous_order
+from cai.models.base import TextModel
+from cai.recipe import FeedbackConfig, ProtocolName
+from cai.records import Constitution, Judgment, Principle, Provenance, ResponsePair
+from cai.templates import Templates
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "pairwise": Protocol("pairwise", ask_pairwise, lambda t: (t.judge_pairwise,)),
+    "pairwise-cot": Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,)),
+    "pointwise": Protocol("pointwise", ask_pointwise, lambda t: (t.judge_pointwise,)),
+    "pointwise-contrast": Protocol("pointwise-contrast", ask_pointwise_contrast, lambda t: (t.judge_pointwise,)),
+    "likelihood": Protocol("likelihood", ask_likelihood, lambda t: (t.likelihood_good, t.likelihood_bad)),
+}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges pairs by a constitution.
+
+    Args:
+        config: protocol, and which principles.
+        constitution: principles that apply to a prompt's kind are asked; every one for an ensemble, or `per_label` drawn by a hash of the
+            prompt and the two texts, whatever their order.
+        model: answers the questions.
+        templates: how they are put.
+        run_seed: of the draw and of reasoning.
+        recipe_hash: for the provenance.
+
+    Raises:
+        RecipeError: `cot_clamp` isn't symmetric around ½, so that swapping a pair would change its label.
+    """
+
+    config: FeedbackConfig
+    constitution: Constitution
+    model: TextModel
+    templates: Templates
+    run_seed: int
+    recipe_hash: str = ""
+
+    def __post_init__(self) -> None:
+        clamp = self.config.cot_clamp
+        if clamp is not None and (abs(clamp[0] + clamp[1] - 1) > 1e-9 or clamp[0] > clamp[1]):
+            raise RecipeError(
+                f"feedback.cot_clamp: {list(clamp)} is not symmetric around 0.5, so swapping two responses would change their label; "
+                f"for example [{clamp[0]:g}, {1 - clamp[0]:g}], or null for none"
+            )
+
+    async def __call__(self, pair: ResponsePair) -> Judgment:
+        """Judge a pair.
+
+        Raises:
+            ConstitutionError: no principle applies to the prompt's kind.
+            ModelError: the model can't go on.
+        """
+        principles = self.principles(pair)
+        protocol = PROTOCOLS[self.config.protocol]
+        try:
+            return self._judgment(pair, principles, await judge_pair(pair, principles, protocol, self._asking), None)
+        except ReplyError as e:
+            return self._judgment(pair, principles, Opinion(0.0, detail=e.detail), e.reason)
+
+    def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
+        """Return the principles that this pair is judged by. Raises `ConstitutionError` where none applies."""
+        applying = self.constitution.for_kind(pair.prompt.kind)
+        if not applying:
+            raise ConstitutionError(
+                f"constitution {self.constitution.id}: no principle applies to {pair.prompt.kind} prompts such as {pair.prompt.id}"
+            )
+        if self.config.principles == "ensemble":
+            return applying
+        unordered = content_hash((pair.prompt.id, sorted((pair.response_a, pair.response_b))))
+        order = rendezvous_order(unordered, [(p.id, p.weight) for p in applying], self.run_seed)
+        return tuple(self.constitution.principle(i) for i in order[: self.config.per_label])
+
+    @property
+    def _asking(self) -> Asking:
+        return Asking(self.model, self.templates, self.config, self.run_seed)
+
+    def _judgment(self, pair: ResponsePair, principles: Sequence[Principle], opinion: Opinion, failure: str | None) -> Judgment:
+        ids = tuple(p.id for p in principles)
+        template_hash = combine_hashes([t.hash for t in PROTOCOLS[self.config.protocol].templates(self.templates)])
+        return Judgment(
+            pair.id,
+            ids,
+            self.config.protocol,
+            None if failure else probability(opinion.log_odds),
+            None if failure or opinion.first is None else probability(opinion.first),
+            None if failure or opinion.second is None else probability(opinion.second),
+            failure,
+            Provenance(self.model.fingerprint, ids, template_hash, self.run_seed, self.recipe_hash),
+            opinion.detail,
+        )
+
+
+async def judge_pair(pair: ResponsePair, principles: Sequence[Principle], protocol: Protocol, asking: Asking) -> Opinion:
+    """Ask about a pair under every principle, and pool the answers by the principles' weights.
+
+    Drawn principles have had their weight in the draw, so they count equally; see `Judge.principles`.
+
+    Raises:
+        ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
+    """
+    opinions = await together(protocol.ask(pair, principle, asking) for principle in principles)
+    drawn = asking.config.principles == "sample"
+    return pool(opinions, [1.0 if drawn else p.weight for p in principles])
