@@ -41,7 +41,7 @@ def render_report(data: ReportData) -> str:
         trails=trails,
         trail_principles=trail_principles,
         principles=sections.principle_lookup(data),
-        principle_plots=sections.principle_plots(data.principles),
+        uses=sections.use_rows(data.principles),
         label_plots=sections.label_plots(data),
     )
 

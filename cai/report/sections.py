@@ -88,6 +88,15 @@ class SampleView:
 
 
 @dataclass(frozen=True)
+class UseRow:
+    """A principle's use; shares are of the most used principle's count: the lengths of the bars."""
+
+    use: PrincipleUse
+    critique_share: float
+    label_share: float
+
+
+@dataclass(frozen=True)
 class TrailView:
     """A trail with its principles looked up. `marks` are the classes that the filter uses."""
 
@@ -162,7 +171,7 @@ def judge_plots(data: ReportData) -> list[Markup]:
 def reward_plots(data: ReportData) -> list[Markup]:
     """Draw the reward model's held-out accuracy, calibration and training."""
     plots = []
-    accuracy = [r for r in data.evaluation or () if r.name == "reward_accuracy"]
+    accuracy = [r for r in data.evaluation or () if r.name == "reward_accuracy"] or _held_out_accuracy(data)
     if accuracy:
         rows = [Row(r.model + (f", {r.note}" if r.note else ""), r.value, r.low, r.high, f"n = {r.n}") for r in accuracy]
         plots.append(rows_plot(NAMES["reward_accuracy"], rows, reference=0.5, reference_label="a coin", bars=False))
@@ -249,15 +258,11 @@ def principle_lookup(data: ReportData) -> dict[str, Principle]:
     return {p.id: p for p in card.principles} if card is not None else {}
 
 
-def principle_plots(uses: Sequence[PrincipleUse]) -> list[Markup]:
-    """Draw how often each principle was behind a critique and behind a label, the most used first."""
-    plots = []
-    for title, tone, pick in (("Critiques per principle", "sft", "critiques"), ("Labels per principle", "policy", "labels")):
-        counts = [(u.id, int(getattr(u, pick))) for u in uses]
-        if any(n for _, n in counts):
-            ordered = sorted(counts, key=lambda c: -c[1])
-            plots.append(rows_plot(title, [Row(i, n, tone=tone) for i, n in ordered], fraction=False))
-    return plots
+def use_rows(uses: Sequence[PrincipleUse]) -> list[UseRow]:
+    """Return each principle's use with its share of the most used one's, the most used first."""
+    most = (max((u.critiques for u in uses), default=0) or 1, max((u.labels for u in uses), default=0) or 1)
+    rows = [UseRow(u, u.critiques / most[0], u.labels / most[1]) for u in uses]
+    return sorted(rows, key=lambda r: -(r.critique_share + r.label_share))
 
 
 def label_plots(data: ReportData) -> list[Markup]:
@@ -279,6 +284,17 @@ def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Mar
         return Markup("")
     rows = [Row(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
     return rows_plot(name_of(name), rows, fraction=name not in ("reward", "response_words"), bars=name != "reward", caption=caption)
+
+
+def _held_out_accuracy(data: ReportData) -> list[EvalResult]:
+    """Take the accuracy from what reward training wrote itself, where the evaluation has not run yet."""
+    found = []
+    for model, values in data.model_metrics.items():
+        numbers = [values.get(key) for key in ("accuracy", "n", "low", "high")]
+        if model.startswith("reward") and all(isinstance(x, float) for x in numbers):
+            accuracy, n, low, high = (float(x) for x in numbers if x is not None)
+            found.append(EvalResult("reward_accuracy", model, accuracy, int(n), low, high, "held-out preferences"))
+    return found
 
 
 def _source_plot(source: LabelSource) -> Markup:
