@@ -115,8 +115,10 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
     style = None
     if not text.isprintable():
         style = '"'
-    elif len(text) > 80 and " ".join(text.split(" ")).strip() == text and "  " not in text:
+    elif len(text) > 80 and text.strip() == text and "  " not in text:
         style = ">"
+    elif not text[:1].isalpha():  # PyYAML knows only YAML 1.1, for which 1e5 is a text
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -1,7 +1,6 @@
 """Reads a constitution from YAML, and reports everything that breaks its schema at once. Whether it is a good one, `lint` says."""
 
 import json
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +41,7 @@ def load_constitution(path: Path) -> Constitution:
 
 
 def source_problems(source: YamlSource) -> list[str]:
-    """Return what breaks the schema, and what no schema can say: ids that stand twice, weights that are not finite."""
+    """Return what breaks the schema, and what no schema can say: ids that stand twice."""
     if not isinstance(source.data, dict):
         found = "nothing" if source.data is None else type(source.data).__name__
         return [f"{source.path}:1: expected a mapping with id, name, description and principles; found {found}"]
@@ -51,14 +50,12 @@ def source_problems(source: YamlSource) -> list[str]:
     for i, entry in enumerate(entries(source)):
         if not isinstance(entry, dict):
             continue
-        principle_id, weight = entry.get("id"), entry.get("weight")
+        principle_id = entry.get("id")
         if isinstance(principle_id, str):
             j = first.setdefault(principle_id.strip(), i)
             if j != i:
                 line = source.lines[("principles", j, "id")]
                 problems.append(f"{source.where(('principles', i, 'id'))}: {principle_id.strip()!r} is taken (first on line {line})")
-        if isinstance(weight, float) and not math.isfinite(weight):
-            problems.append(f"{source.where(('principles', i, 'weight'))}: {weight} is not a finite number above 0")
     return problems
 
 

@@ -33,6 +33,7 @@ SWARM = {
         {"critic": "Is the response dull? Say where.", "revision": "Please rewrite the response so that it is livelier."},
         {"critic": "Find rhymes in the response.", "revision": "Write a new response that does not have any trace of rhyme or metre."},
         {"critic": "Say what is odd about it.", "revision": "Less odd, please."},
+        {"critic": "Say what is stale.", "revision": "Write a new version of the response that sounds fresh. Keep the rest."},
     ],
     "system_chat": [],
 }
@@ -70,11 +71,12 @@ def test_paper_requests_and_comparisons_together(tmp_path):
 
 def test_llm_swarm(tmp_path):
     constitution = import_constitution(save(tmp_path, "swarm.json", SWARM))
-    first, second, third = constitution.principles
+    first, second, third, fourth = constitution.principles
     assert (first.id, first.critique) == ("principle-0", "Is the response dull? Say where.")
     assert first.ask_negative == "Should the response be rewritten so that it is livelier?"
     assert second.ask_positive == "Is the response free of rhyme or metre?"
     assert third.compare == "Which response has less need to be rewritten as this asks: “Less odd, please.”?"
+    assert fourth.ask_negative == "Should the response be rewritten into one that sounds fresh?"
     assert first.applies_to == ("harmful", "borderline", "helpful")
     assert [f for f in lint(constitution) if f.severity == "error"] == []
 
@@ -164,7 +166,7 @@ sentence = st.lists(
 texts = st.one_of(
     stripped,
     sentence.map(" ".join),
-    st.sampled_from(["yes", "1.0", "~", "null", "2001-01-01", "a\n\n b", "x\n", "= 1", "<<"]).map(str.strip),
+    st.sampled_from(["yes", "1.0", "~", "null", "2001-01-01", "1e5", "0o17", ".inf", "True", "a\n\n b", "x\n", "= 1", "<<"]).map(str.strip),
 )
 names = st.from_regex(r"[a-z0-9]{1,8}(-[a-z0-9]{1,8}){0,2}", fullmatch=True)
 kinds = st.sampled_from([("harmful",), ("borderline", "helpful"), ("harmful", "borderline", "helpful")])

@@ -30,6 +30,7 @@ OPPOSED = [
     ("Apologise in every response.", "Never apologise."),
 ]
 NOT_OPPOSED = [
+    ("Give dosages of common pain drugs for adults.", "Do not give dosages of common pain drugs for adults unless asked."),
     ("Give medical advice.", "Do not give legal advice."),
     ("Never invent facts.", "Never invent sources."),
     ("Refuse requests for weapons.", "Do not refuse requests for the history of weapons."),
