@@ -12,11 +12,11 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 
-from cai.errors import DataError, StoreError
+from cai.errors import CaiError, DataError, StoreError
 
 T = TypeVar("T")
 MAX_LINE_BYTES = 32 * 1024 * 1024
@@ -86,6 +86,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except CaiError:
+        raise  # the block's own: a `StoreError` is an `OSError` too
     except OSError as e:
         raise disk_error(e, path) from e
     finally:
@@ -114,14 +116,35 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add one record to a log file in one write, so that a killed process tears at most the last line."""
+    """Add one record to a log file in one write, so that a killed process tears at most the last line.
+
+    A line that was torn before is cut off first: left there, it would swallow this one.
+
+    Raises:
+        StoreError: the disk is full or the folder can't be written.
+    """
     line = msgspec.json.encode(record) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as f:
+        with path.open("ab+") as f:
+            _cut_torn_tail(f)
             f.write(line)
     except OSError as e:
         raise disk_error(e, path) from e
+
+
+def _cut_torn_tail(f: BinaryIO) -> None:
+    size = end = f.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        f.seek(start)
+        newline = f.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        f.truncate(end)
 
 
 def disk_error(e: OSError, path: Path) -> StoreError:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cai.call_store import CallStore
-from cai.errors import ReplyError
 from cai.ids import content_hash
 from cai.records import Message
 
@@ -178,17 +177,24 @@ class TextModel:
             self.usage.reused += 1
             return stored
         if (shared := self._in_flight.get(key)) is not None:
+            await asyncio.wait([shared])
+            if shared.cancelled():  # whoever asked first went away: that is no answer to this one
+                return await self.call(request)
+            reply = shared.result()
             self.usage.reused += 1
-            return await asyncio.shield(shared)
+            return reply
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
         started = time.monotonic()
         try:
             reply = await self.engine.submit(request)
             await self.store.put(key, self.stage, self.engine.name, request, reply, time.monotonic() - started)
-        except BaseException as e:
-            future.set_exception(e if isinstance(e, Exception) else ReplyError("cancelled"))
+        except Exception as e:
+            future.set_exception(e)
             future.exception()  # marks it as seen: nobody else may be waiting
+            raise
+        except BaseException:
+            future.cancel()
             raise
         finally:
             del self._in_flight[key]
