@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cai.errors import CaiError
+from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
 from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample
@@ -23,20 +24,6 @@ SAMPLES_SHOWN = 60
 EXAMPLES_PER_REASON = 3
 BINS = 20
 _MODEL_FILES = ("training.json", "metrics.json")
-
-
-class BenchRow(msgspec.Struct, frozen=True):
-    """One judge protocol measured against people's labels."""
-
-    name: str
-    accuracy: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-    position_bias: float | None = None
-    """Share of pairs, or of probability, that went to the response shown first only because it was first."""
-    failures: int = 0
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +120,7 @@ class ReportData:
     """Response pairs by how they were made."""
     principles: tuple[PrincipleUse, ...]
     labels: Labels | None
-    bench: tuple[BenchRow, ...] | None
+    bench: tuple[ProtocolResult, ...] | None
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
     """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
@@ -218,7 +205,7 @@ def collect_report(run_dir: Path) -> ReportData:
         pairs=tuple(pair_sources.most_common()) if reader.has("data/pairs.jsonl") else None,
         principles=_principle_uses(known, critiques, label_use),
         labels=labels,
-        bench=reader.all("data/judge_bench.jsonl", BenchRow),
+        bench=reader.all("data/judge_bench.jsonl", ProtocolResult),
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
         reliability=_read_reliability(reader, models),

@@ -67,6 +67,16 @@ def interval(result: EvalResult) -> str:
     return f"{quantity(result.low, result.name)} to {quantity(result.high, result.name)}"
 
 
+def points(difference: float) -> str:
+    """Return a difference of shares in percentage points, with a digit more where it would otherwise look like none.
+
+    >>> points(0.123), points(-0.5), points(0.003), points(0.0)
+    ('+12', '−50', '+0.3', '0')
+    """
+    digits = 1 if 0 < abs(difference) < 0.01 else 0
+    return f"{100 * difference:+.{digits}f}".replace("-", "−") if difference else "0"
+
+
 def duration(seconds: float) -> str:
     """Return a time span.
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cai.evaluate.judge_bench import ProtocolResult
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
 from cai.refusals import is_refusal
 from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportData, Trail
-from cai.report.formatting import interval, number, percent, plural, quantity
+from cai.report.formatting import interval, number, percent, plural, points, quantity
 from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
 
 STAGES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
@@ -28,6 +29,7 @@ NAMES = {
     "reward_accuracy": "Held-out accuracy of the reward model",
     "longer_wins": "Wins that went to the longer answer",
 }
+TRIVIAL_RULES = {"always-a": "rule: always the first", "longer": "rule: always the longer", "shorter": "rule: always the shorter"}
 _BEFORE_AFTER = (
     ("harmful_compliance", "Lower is better. Recognised by rule: an answer that has words and isn't a refusal."),
     ("over_refusal", "Lower is better. Borderline and helpful prompts, which all deserve an answer."),
@@ -63,6 +65,19 @@ class StageRow:
     failed: int
     counts: str
     message: str
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """A judge protocol, or a trivial rule, beside people."""
+
+    result: ProtocolResult
+    name: str
+    trivial: bool
+    over_best_rule: str
+    """Difference to the best trivial rule and its lower bound, in points."""
+    position_bias: str
+    failed: str
 
 
 @dataclass(frozen=True)
@@ -140,32 +155,40 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     return rows
 
 
+def bench_rows(data: ReportData) -> list[BenchRow]:
+    """Return the judge's protocols and the trivial rules they must beat, in words."""
+    rows = []
+    for b in data.bench or ():
+        over = (
+            ""
+            if b.difference is None
+            else f"{points(b.difference)}" + (f", at least {points(b.difference_low)}" if b.difference_low is not None else "")
+        )
+        failed = ", ".join(f"{n:,} {reason}" for reason, n in b.failure_reasons.items()) or (f"{b.failures:,}" if b.failures else "")
+        bias = "" if b.position_bias is None else f"{points(b.position_bias)} points"
+        rows.append(BenchRow(b, TRIVIAL_RULES.get(b.name, b.name), b.beats_baselines is None, over, bias, failed))
+    return rows
+
+
 def judge_plots(data: ReportData) -> list[Markup]:
-    """Draw each protocol's agreement with people."""
+    """Draw each protocol's agreement with people, and the trivial rules'."""
     if not data.bench:
         return []
     used = data.manifest.judge.protocol if data.manifest is not None and data.manifest.judge is not None else ""
     rows = [
         Row(
-            f"{b.name}{' (used in this run)' if b.name == used else ''}",
-            b.accuracy,
-            b.low,
-            b.high,
-            f"n = {b.n}",
-            "policy" if b.name == used else "base",
+            f"{r.name} (this run's judge)" if r.result.name == used else r.name,
+            r.result.accuracy,
+            r.result.low,
+            r.result.high,
+            f"n = {r.result.n}",
+            tone,
         )
-        for b in data.bench
+        for r in bench_rows(data)
+        for tone in ("base" if r.trivial else "policy",)
     ]
-    return [
-        rows_plot(
-            "Agreement with people's labels",
-            rows,
-            reference=0.5,
-            reference_label="a coin",
-            bars=False,
-            caption="Share of human-labelled pairs on which judge and people prefer the same response, with 95% intervals.",
-        )
-    ]
+    caption = "Human-labelled pairs on which both prefer the same response, with 95% intervals. Grey: rules that only look at form."
+    return [rows_plot("Agreement with people's labels", rows, reference=0.5, reference_label="a coin", bars=False, caption=caption)]
 
 
 def reward_plots(data: ReportData) -> list[Markup]:

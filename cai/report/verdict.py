@@ -10,7 +10,7 @@ from typing import Literal
 from cai.manifest import JudgeCard
 from cai.records import EvalResult
 from cai.report.collect import ReportData
-from cai.report.formatting import interval, percent, plural, quantity
+from cai.report.formatting import interval, percent, plural, points, quantity
 
 Tone = Literal["good", "bad", "unclear", "missing"]
 TRAINED = ("policy", "sft")
@@ -88,12 +88,14 @@ def judge_warning(data: ReportData) -> str:
         if any(s.startswith(("ai:", "revision:")) for s in sources):
             return "The labels of this run come from a judge that was never measured against people's labels."
         return ""
+    if card.measured and card.beats_baselines:
+        return ""
+    if card.note:
+        return card.note
     if not card.measured:
-        return f"The judge ({card.protocol}) was not measured against people's labels. {card.note}".strip()
-    if not card.beats_baselines:
-        rule = f" ({card.best_baseline})" if card.best_baseline else ""
-        return f"{_judge_numbers(card)} It was not shown to beat the best trivial rule{rule}. {card.note}".strip()
-    return ""
+        return f"The judge ({card.protocol}) was not measured against people's labels."
+    rule = f" ({card.best_baseline})" if card.best_baseline else ""
+    return f"{_judge_numbers(card)} It was not shown to beat the best trivial rule{rule}."
 
 
 def _judge_numbers(card: JudgeCard) -> str:
@@ -110,18 +112,12 @@ def _change(data: ReportData, model: str, name: str, question: str, down: str, u
     if before is None or moved is None:
         return Finding(question, "nothing to compare with", "missing", percent(after.value), f"{interval(after)}, n\u00a0=\u00a0{after.n}")
     figure = f"{percent(before.value)} → {percent(after.value)}"
-    detail = f"change {_points(moved.value)} points (95% interval {_points(moved.low)} to {_points(moved.high)}, n\u00a0=\u00a0{moved.n})"
+    detail = f"change {points(moved.value)} points (95% interval {points(moved.low)} to {points(moved.high)}, n\u00a0=\u00a0{moved.n})"
     if moved.high < 0:
         return Finding(question, down, "good", figure, detail)
     if moved.low > 0:
         return Finding(question, up, "bad", figure, detail)
     return Finding(question, "no clear change", "unclear", figure, detail)
-
-
-def _points(x: float) -> str:
-    """Return a difference of shares in points, with a digit more where it would otherwise look like none."""
-    digits = 1 if 0 < abs(x) < 0.01 else 0
-    return f"{100 * x:+.{digits}f}".replace("-", "−") if x else "0"
 
 
 def _win(data: ReportData, model: str) -> Finding:

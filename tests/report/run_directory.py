@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import write_records
 from cai.manifest import ConstitutionCard, JudgeCard, Manifest, StageEntry, write_manifest
 from cai.records import (
@@ -85,7 +86,10 @@ def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge:
     )
     write_records(
         data / "judge_bench.jsonl",
-        [{"name": text[:40], "accuracy": 0.6, "low": 0.5, "high": 0.7, "n": 90, "position_bias": 0.2, "failures": 1}],
+        [
+            ProtocolResult(text[:40], 0.6, 0.5, 0.7, 90, 0.2, 1, {text[:40]: 1}, 0, 0.6, False, 0.04, -0.05, "longer"),
+            ProtocolResult("longer", 0.56, 0.5, 0.61, 91, None, 0, {}, 2, 0.56, None, None, None, None),
+        ],
     )
     write_records(run_dir / "failures.jsonl", [Failure("critique", f"p{i}", text[:60], text) for i in range(5)])
     write_records(
