@@ -57,8 +57,8 @@ _OPPOSITES = {
     "respect": ("polite respectful", "rude disrespectful"),
     "safety": ("safe harmless", "unsafe harmful"),
 }
-_WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _INCLUDERS | _ABOUT_THE_TASK
 _CONDITIONS = frozenset("unless except if when where while until only but instead rather".split())
+_WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _INCLUDERS | _ABOUT_THE_TASK | _CONDITIONS
 
 
 def words(text: str) -> list[str]:
