@@ -1,0 +1,171 @@
+"""The floors of the house: a module imports only lower floors or its own folder, and heavy libraries load only when they are used."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    0: "errors ids records jsonl yaml_source console flow refusals endings",
+    1: "constitution/ templates recipe workspace call_store manifest",
+    2: "models/",
+    3: "data/ feedback/ critique revision_rules pairs setup_check",
+    4: "train/ evaluate/ plan status",
+    5: "report/ studio/ evaluation judge_card exporting",
+    6: "pipeline stages benching chat",
+    7: "cli/",
+}
+"""Rooms by floor; a room with a slash is a folder. The loose modules of one floor count as one folder."""
+FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
+LIGHT_FLOORS = (0, 1, 3)
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "bitsandbytes",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "pyarrow",
+)
+
+
+def imports(tree: ast.AST, top_level_only: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of everything imported; `from cai import x` yields `cai.x`."""
+    for node in ast.iter_child_nodes(tree) if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "cai" else [module]
+            yield from ((node.lineno, name) for name in names)
+        elif top_level_only and isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
+            yield from imports(node, top_level_only=True)
+
+
+def room_of(dotted: str) -> str:
+    """The room of a module below `cai`: `models/` for `models.server`, `jsonl` for `jsonl`."""
+    first = dotted.split(".")[0]
+    return f"{first}/" if f"{first}/" in FLOOR_OF else first
+
+
+def dotted_name(package: Path, path: Path) -> str:
+    return ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def faults(package: Path) -> list[str]:
+    """Every import that breaks the floors, every module without one, and every heavy import where there may be none."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = dotted_name(package, path)
+        if not name:
+            continue
+        room = room_of(name)
+        if room not in FLOOR_OF:
+            found.append(f"{name}: stands on no floor; put it into FLOORS")
+            continue
+        floor = FLOOR_OF[room]
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for line, imported in imports(tree):
+            if imported.startswith("."):
+                found.append(f"{name}:{line}: relative import")
+            if not imported.startswith("cai.") or imported == "cai.__version__":
+                continue
+            other = room_of(imported.removeprefix("cai."))
+            if other not in FLOOR_OF:
+                found.append(f"{name}:{line}: imports {imported}, which stands on no floor")
+            elif FLOOR_OF[other] > floor or (FLOOR_OF[other] == floor and other != room and "/" in room + other):
+                found.append(f"{name}:{line}: floor {floor} imports {imported} of floor {FLOOR_OF[other]}")
+        if floor in LIGHT_FLOORS:
+            top = imports(tree, top_level_only=True)
+            found += [f"{name}:{line}: imports {imported} at once" for line, imported in top if imported.split(".")[0] in HEAVY]
+    return found
+
+
+def test_every_module_stands_on_a_floor_and_imports_only_lower_ones() -> None:
+    assert len(list((ROOT / "cai").rglob("*.py"))) > 30
+    assert faults(ROOT / "cai") == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    package = ROOT / "cai"
+    graph = {
+        dotted_name(package, path): {
+            name.removeprefix("cai.") for _, name in imports(ast.parse(path.read_text(encoding="utf-8")), True) if name.startswith("cai.")
+        }
+        for path in package.rglob("*.py")
+    }
+    while leaves := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert graph == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "fault"),
+    [
+        ("jsonl.py", "from cai.recipe import Recipe", "jsonl:1: floor 0 imports cai.recipe of floor 1"),
+        ("jsonl.py", "def f():\n    import cai.models.local", "jsonl:2: floor 0 imports cai.models.local of floor 2"),
+        ("jsonl.py", "from cai import cli", "jsonl:1: floor 0 imports cai.cli of floor 7"),
+        ("data/rows.py", "from cai.feedback.judge import x", "data.rows:1: floor 3 imports cai.feedback.judge of floor 3"),
+        ("critique.py", "from cai.data.rows import x", "critique:1: floor 3 imports cai.data.rows of floor 3"),
+        ("models/local.py", "from . import base", "models.local:1: relative import"),
+        ("utils.py", "", "utils: stands on no floor; put it into FLOORS"),
+        ("jsonl.py", "from cai.utils import x", "jsonl:1: imports cai.utils, which stands on no floor"),
+        ("critique.py", "try:\n    import torch.nn\nexcept ImportError:\n    pass", "critique:2: imports torch.nn at once"),
+    ],
+)
+def test_a_broken_floor_is_noticed(tmp_path: Path, file: str, text: str, fault: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert faults(tmp_path) == [fault]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("models/local.py", "from cai.models.base import x\nimport torch"),
+        ("pairs.py", "from cai.critique import x\n\ndef f():\n    import torch"),
+        ("manifest.py", "from cai import __version__"),
+        ("pipeline.py", "from cai.errors import x"),
+    ],
+)
+def test_what_the_floors_allow(tmp_path: Path, file: str, text: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert faults(tmp_path) == []
+
+
+def loaded_by(modules: list[str]) -> list[str]:
+    """The heavy libraries that a fresh interpreter has loaded after importing modules."""
+    code = f"import {', '.join(modules)}\nimport sys\nprint(*(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_light_floors_load_nothing_heavy() -> None:
+    package = ROOT / "cai"
+    names = sorted(filter(None, (dotted_name(package, p) for p in package.rglob("*.py"))))
+    light = [f"cai.{name}" for name in names if FLOOR_OF.get(room_of(name)) in LIGHT_FLOORS]
+    assert len(light) > 15
+    assert loaded_by(light) == []
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    if not (ROOT / "cai" / "cli").exists():
+        pytest.skip("no command line yet")
+    assert loaded_by(["cai.cli", "cai.pipeline"]) == []
+
+
+def test_the_check_for_heavy_libraries_can_fail() -> None:
+    assert "scipy" in loaded_by(["scipy"])
