@@ -129,7 +129,8 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
     xs = [x for s in drawn for x, _ in s.points]
     ticks = _ticks(min(y for s in drawn for _, y in s.points), max(y for s in drawn for _, y in s.points), 4)
     start, end = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
-    parts = [_grid([(_place(t, ticks[0], ticks[-1]), number(t)) for t in ticks], top, floor)]
+    heights = [_place(t, ticks[0], ticks[-1]) for t in ticks]
+    parts = [_grid(list(zip(heights, _tick_labels(ticks), strict=True)), top, floor)]
     for s in drawn:
         places = [(_place(x, start, end), _place(y, ticks[0], ticks[-1])) for x, y in s.points]
         if len(places) == 1:
@@ -145,8 +146,10 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
                 _pct(_GUTTER), top, _pct(100 - _GUTTER), floor - top, lines
             )
         )
-    inner = [t for t in _ticks(start, end, 5) if start <= t <= end]
-    parts.append(_x_axis([(_inside(_place(t, start, end)), number(t)) for t in inner], floor + 17))
+    whole = all(x == int(x) for s in series for x, _ in s.points)
+    inner = [t for t in _ticks(start, end, 5) if start <= t <= end and (t == int(t) or not whole)]
+    places_x = [_inside(_place(t, start, end)) for t in inner]
+    parts.append(_x_axis(list(zip(places_x, _tick_labels(inner), strict=True)), floor + 17))
     parts.append(_x_label(x_label, height))
     words = "; ".join(f"{s.label}: {number(s.points[0][1])} at first, {number(s.points[-1][1])} at last" for s in drawn)
     legend = [(s.label, s.tone) for s in drawn] if len(drawn) > 1 else []
@@ -243,6 +246,16 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Return labels with just enough digits to tell the ticks apart."""
+    labels = [number(t) for t in ticks]
+    for digits in range(1, 12):
+        if len(set(labels)) == len(labels):
+            break
+        labels = [f"{t:.{digits}f}".replace("-", "−") for t in ticks]
+    return labels
 
 
 def _place(value: float, start: float, end: float) -> float:

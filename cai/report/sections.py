@@ -295,7 +295,7 @@ def label_plots(data: ReportData) -> list[Markup]:
         return []
     plots = []
     if labels.judge_bins:
-        caption = "Near a half the judge has no opinion. Both ends equally high: it doesn't favour the first response of a pair."
+        caption = "Near a half the judge has no opinion; towards the ends it is sure."
         plots.append(histogram("What the judge said", labels.judge_bins, 0, 1, "probability that response A is better", caption))
     plots += [_source_plot(s) for s in labels.sources]
     return plots

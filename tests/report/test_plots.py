@@ -43,6 +43,14 @@ def test_histogram_is_in_proportion() -> None:
     assert heights[2] == pytest.approx(2 * heights[1])
 
 
+def test_axis_labels_tell_their_ticks_apart_and_steps_are_whole() -> None:
+    figure = line_plot("Loss", [Series("policy", [(1, 0.69310), (2, 0.69318)])], "step")
+    labels = re.findall(r'class="tick"[^>]*>([^<]+)<', figure)
+    assert len(labels) == len(set(labels))
+    assert labels[-2:] == ["1", "2"]
+    assert labels[0] == "0.69310"
+
+
 def test_values_that_are_not_finite_are_left_out_and_said_to_be() -> None:
     figure = line_plot("Loss", [Series("sft", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)])], "step")
     assert "2 values that aren&#39;t finite numbers are left out" in figure
