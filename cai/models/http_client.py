@@ -150,7 +150,14 @@ class JsonClient:
         """Close the connections."""
         await self._client.aclose()
 
-    async def ask(self, path: str, body: dict[str, Any] | None, shape: type[T], check: Callable[[T], None] = lambda _: None) -> T:
+    async def ask(
+        self,
+        path: str,
+        body: dict[str, Any] | None,
+        shape: type[T],
+        check: Callable[[T], None] = lambda _: None,
+        tries: int = TRIES,
+    ) -> T:
         """Post a body (or get, where it is None) and return the reply, read as `shape`.
 
         Args:
@@ -158,6 +165,7 @@ class JsonClient:
             body: the JSON to post.
             shape: what the reply must be; fields it doesn't name are ignored.
             check: raises `MalformedError` for a reply of the right shape that still can't be right.
+            tries: how often to ask before giving up.
 
         Raises:
             ReplyError: this request can't be answered: `prompt_too_long`, `refused_by_server`, `malformed_reply`, `server_error` or
@@ -169,7 +177,7 @@ class JsonClient:
         request_hash = content_hash((path, body))
         async with self._slots:
             answered_before = self._answered
-            for attempt in range(TRIES):
+            for attempt in range(tries):
                 wait = back_off_seconds(request_hash, attempt)
                 try:
                     response = await self._client.request("GET" if body is None else "POST", url, json=body)
@@ -192,7 +200,7 @@ class JsonClient:
                     raise ModelError(f"{self.url}: can't be asked ({self.excerpt(str(e))})") from None
                 except httpx.TransportError as e:
                     failure = self._lost(e, alive=self._answered > answered_before)
-                if attempt + 1 < TRIES:
+                if attempt + 1 < tries:
                     await self._sleep(wait)
             raise failure
 
@@ -205,7 +213,7 @@ class JsonClient:
 
     def _lost(self, e: httpx.TransportError, alive: bool) -> ModelError:
         if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
-            text = f"no reply within {self._spec.timeout_seconds:g} s, {TRIES} times"
+            text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
             if alive:
                 return ReplyError("timeout", text)
             return ModelError(f"{self.url}: {text}. Raise timeout_seconds, lower concurrency, or restart the server. {_KEPT}")
@@ -230,7 +238,7 @@ class JsonClient:
         if status == 429:
             return ModelError(f"{where}\nThe server limits how fast it is asked. Lower model.concurrency, or wait. {_KEPT}")
         if status in _RETRIED or status >= 500:
-            return ModelError(f"{where}\nThe server failed {TRIES} times. See its log, and restart it. {_KEPT}")
+            return ModelError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
         if status < 400:
             return ModelError(
                 f"{where}\nIt redirects to {self.excerpt(response.headers.get('location', 'nowhere'))}. Put the right URL into model.path."

@@ -38,6 +38,7 @@ from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
+_FIRST_TRIES = 3  # a wrong address should be told in seconds; a server that dies later gets half a minute to come back
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
 _PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
 _DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
@@ -115,7 +116,7 @@ class ServerEngine:
 
     async def _identify(self) -> None:
         try:
-            cards = {card.id: card for card in (await self._http.ask("/models", None, ModelList)).data}
+            cards = {card.id: card for card in (await self._http.ask("/models", None, ModelList, tries=_FIRST_TRIES)).data}
         except NotServedError:
             if self._spec.name is None and self._spec.adapter is None:
                 raise

@@ -514,7 +514,16 @@ def test_a_dead_server_says_how_to_start_it_and_that_nothing_is_lost() -> None:
     ) as e:
         asyncio.run(run())
     assert "Finished calls are kept: run the same command again." in str(e.value)
+    assert sum(sleep.waits) < 4  # a wrong address is told in seconds
+
+
+def test_a_server_that_dies_later_gets_half_a_minute_to_come_back() -> None:
+    sleep = Sleeper()
+    server = FakeVllm([on("/v1/chat/completions", raising(httpx.ConnectError("Connection refused")))])
+    with pytest.raises(ModelError, match="can't reach"):
+        ask_one(server, COMPLETE, sleep)
     assert len(sleep.waits) == TRIES - 1
+    assert 15 <= sum(sleep.waits) <= 31
 
 
 @pytest.mark.parametrize("failure", [httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut"), 500])
