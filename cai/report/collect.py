@@ -21,6 +21,7 @@ from cai.records import EvalResult, Failure, Judgment, Preference, Principle, Re
 T = TypeVar("T")
 TRACES_SHOWN = 60
 SAMPLES_SHOWN = 60
+LABELS_PER_TRAIL = 4
 EXAMPLES_PER_REASON = 3
 BINS = 20
 _MODEL_FILES = ("training.json", "metrics.json")
@@ -69,7 +70,8 @@ class Trail:
 
     trace: RevisionTrace
     labels: tuple[Preference, ...]
-    """Preferences about the same prompt."""
+    """Preferences about the same prompt: the first few."""
+    label_count: int
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def collect_report(run_dir: Path) -> ReportData:
     manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None)
     recipe = run_dir / "recipe.yaml"
     traces, dropped, critiques, shown = _read_traces(reader)
-    labels, label_use, by_prompt = _read_labels(reader, {t.prompt.id for t in shown})
+    labels, label_use, by_prompt, label_counts = _read_labels(reader, {t.prompt.id for t in shown})
     known = manifest.constitution.principles if manifest is not None and manifest.constitution is not None else ()
     samples = reader.all("data/samples.jsonl", Sample)
     models = {
@@ -198,7 +200,9 @@ def collect_report(run_dir: Path) -> ReportData:
         recipe_text=reader.attempt(lambda: recipe.read_text(encoding="utf-8"), "") if recipe.exists() else "",
         evaluation=reader.all("data/evaluation.jsonl", EvalResult),
         samples=None if samples is None else samples[:SAMPLES_SHOWN],
-        trails=tuple(Trail(t, tuple(by_prompt[t.prompt.id])) for t in shown) if reader.has("data/traces.jsonl") else None,
+        trails=tuple(Trail(t, tuple(by_prompt[t.prompt.id]), label_counts[t.prompt.id]) for t in shown)
+        if reader.has("data/traces.jsonl")
+        else None,
         traces=traces,
         dropped=tuple(dropped.most_common()),
         sft_examples=sum(1 for _ in reader.stream("data/sft.jsonl", SFTExample)) if reader.has("data/sft.jsonl") else None,
@@ -231,8 +235,8 @@ def _read_traces(reader: _Reader) -> tuple[int, Counter[str], Counter[str], list
     return count, dropped, critiques, spread[:TRACES_SHOWN]
 
 
-def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, Counter[str], dict[str, list[Preference]]]:
-    """Count judgments and preferences; keep the preferences about some prompts."""
+def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, Counter[str], dict[str, list[Preference]], Counter[str]]:
+    """Count judgments and preferences; keep a few preferences about some prompts, and say how many there are."""
     use, judge_bins = Counter[str](), [0] * BINS
     judgments = both = flipped = 0
     for j in reader.stream("data/judgments.jsonl", Judgment):
@@ -245,6 +249,7 @@ def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, 
             both += 1
             flipped += (j.p_a_first - 0.5) * (j.p_a_second - 0.5) < 0
     by_prompt: dict[str, list[Preference]] = defaultdict(list)
+    label_counts = Counter[str]()
     groups: dict[str, list[float]] = {}
     bins: dict[str, list[int]] = {}
     for name in ("data/preferences.jsonl", "data/preferences_heldout.jsonl"):
@@ -255,9 +260,11 @@ def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, 
             n_total_near[2] += abs(p.p_chosen - 0.5) <= 0.05
             bins.setdefault(p.source, [0] * BINS)[_bin(p.p_chosen)] += 1
             if p.prompt.id in prompt_ids:
-                by_prompt[p.prompt.id].append(p)
+                label_counts[p.prompt.id] += 1
+                if label_counts[p.prompt.id] <= LABELS_PER_TRAIL:
+                    by_prompt[p.prompt.id].append(p)
     if not any(reader.has(f"data/{n}.jsonl") for n in ("judgments", "preferences")):
-        return None, use, by_prompt
+        return None, use, by_prompt, label_counts
     held_out = (
         sum(1 for _ in reader.stream("data/preferences_heldout.jsonl", Preference))
         if reader.has("data/preferences_heldout.jsonl")
@@ -265,7 +272,7 @@ def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, 
     )
     sources = [LabelSource(s, int(n), total / n, int(near), tuple(bins[s])) for s, (n, total, near) in groups.items()]
     sources.sort(key=lambda s: (-s.n, s.source))
-    return Labels(judgments, tuple(judge_bins) if judgments else (), both, flipped, tuple(sources), held_out), use, by_prompt
+    return Labels(judgments, tuple(judge_bins) if judgments else (), both, flipped, tuple(sources), held_out), use, by_prompt, label_counts
 
 
 def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:

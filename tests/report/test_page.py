@@ -199,6 +199,16 @@ def test_labels_are_joined_to_trails_and_counted_by_source(tmp_path: Path) -> No
     assert [u.labels for u in data.principles if u.id == "kind"] == [1]  # the failed judgment is no label
 
 
+def test_of_many_labels_about_one_prompt_a_few_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run")
+    path = run_dir / "data" / "preferences.jsonl"
+    path.write_bytes(path.read_bytes() * 9)
+    data = collect_report(run_dir)
+    assert data.trails is not None
+    assert {(len(t.labels), t.label_count) for t in data.trails if t.trace.prompt.id == "p1"} == {(4, 9)}
+    assert "5 more labels about this prompt" in render(run_dir)
+
+
 def test_training_logs_in_model_folders_are_used_where_the_run_has_none(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run")
     write_records(run_dir / "models" / "reward-0" / "training_log.jsonl", [{"step": 1, "loss": 9.0}])
