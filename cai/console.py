@@ -32,6 +32,9 @@ class Reporter:
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
         """Report how far the current stage is. `total` None: not known."""
 
+    def call(self) -> None:
+        """Report one model call answered: items take several, so calls show life long before the first item is done."""
+
 
 class RichReporter(Reporter):
     """Shows a run on a terminal or in a log, and leaves `progress.json` in the run directory for `cai status`.
@@ -51,10 +54,12 @@ class RichReporter(Reporter):
         self._started = 0.0
         self._saved = 0.0
         self._tenth = 0
+        self._calls = 0
+        self._shown = (0, 0)
 
     def say(self, text: str) -> None:
         """Show one line, between bars."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show a line that stands out."""
@@ -66,7 +71,7 @@ class RichReporter(Reporter):
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show a bar while the block runs; drop it after."""
-        self._stage, self._unit, self._started, self._tenth = name, "", time.monotonic(), 0
+        self._stage, self._unit, self._started, self._tenth, self._calls = name, "", time.monotonic(), 0, 0
         try:
             yield
         finally:
@@ -78,38 +83,55 @@ class RichReporter(Reporter):
         """Move the bar; a change of unit starts a new one, because it counts something else."""
         if unit != self._unit:
             self._stop_bar()
-            self._unit, self._started, self._tenth = unit, time.monotonic(), 0
+            self._unit, self._started, self._tenth, self._calls = unit, time.monotonic(), 0, 0
+        self._shown = (done, total or 0)
         if self.console.is_terminal:
-            self._show(done, total, unit)
+            self._show()
         elif total and done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
             rate = done / max(time.monotonic() - self._started, 1e-9)
-            self.say(f"  {self._stage}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
-        if self.progress_file is not None and time.monotonic() - self._saved > 2:
-            self._saved = time.monotonic()
-            with contextlib.suppress(OSError):  # only a courtesy to `cai status`: the run itself must not fail for it
-                self.progress_file.write_text(json.dumps({"stage": self._stage, "done": done, "total": total, "unit": unit}))
+            calls = f" ({self._calls} calls)" if self._calls else ""
+            self.say(f"  {self._stage}: {done}/{total} {unit}{calls}, {rate:.2g}/s, {(total - done) / rate:.0f} s left")
+        self._save()
 
-    def _show(self, done: int, total: int | None, unit: str) -> None:
+    def call(self) -> None:
+        """Count a call, and show it in the bar."""
+        self._calls += 1
+        if self._bar is not None:
+            self._show()
+        self._save()
+
+    def _show(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        done, total = self._shown
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("  {task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[unit]}{task.fields[calls]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(elapsed_when_finished=False),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(f"{self._stage} ({unit})", total=total, rate="")
+            self._task = self._bar.add_task(self._stage, total=total or None, unit=self._unit, calls="")
             self._bar.start()
         assert self._task is not None
-        rate = done / max(time.monotonic() - self._started, 1e-9)
-        self._bar.update(self._task, completed=done, total=total, rate=f"{rate:.1f}/s")
+        rate = self._calls / max(time.monotonic() - self._started, 1e-9)
+        calls = f" · {self._calls} calls, {rate:.1f}/s" if self._calls else ""
+        self._bar.update(self._task, completed=done, total=total or None, calls=calls)
+
+    def _save(self) -> None:
+        if self.progress_file is None or time.monotonic() - self._saved < 2:
+            return
+        self._saved = time.monotonic()
+        done, total = self._shown
+        state = {"stage": self._stage, "done": done, "total": total or None, "unit": self._unit, "calls": self._calls}
+        with contextlib.suppress(OSError):  # only a courtesy to `cai status`: the run itself must not fail for it
+            self.progress_file.write_text(json.dumps(state))
 
     def _stop_bar(self) -> None:
         if self._bar is not None:

@@ -38,6 +38,8 @@ class StageEntry:
     """Path from the run directory to content hash."""
     counts: dict[str, int] = field(default_factory=dict)
     message: str = ""
+    peak_memory_bytes: int = 0
+    """Highest resident memory of the process so far, when the stage ended."""
 
 
 @dataclass

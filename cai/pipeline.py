@@ -64,7 +64,7 @@ class Context:
         key = content_hash(spec)
         if key not in self._engines:
             self._engines[key] = await open_engine(spec)
-        model = TextModel(self._engines[key], self.store, self.stage)
+        model = TextModel(self._engines[key], self.store, self.stage, on_reply=self.reporter.call)
         self.models.append((model, spec))
         return model
 
@@ -260,6 +260,7 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
         entry.seconds = time.monotonic() - started
         if entry.status == "done":
             entry.outputs = {path: file_hash(context.run.path / path) for path in stage.writes if (context.run.path / path).exists()}
+        entry.peak_memory_bytes = peak_memory_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
         replace_stage_rows(context.run.failures, stage.name, context.failures)
         write_manifest(context.run.manifest, context.manifest)

@@ -111,9 +111,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
             _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + 60, revised),
             _calls("critique", judge, judging * len(critiqued), prompt + revised + QUESTION_TOKENS, 0),
         ),
-        _training(
-            "sft", recipe.sft, recipe.model, len(train) * (rounds if recipe.critique.train_on == "every" else 1), prompt + revised, 1
-        ),
+        _training("sft", recipe.sft, recipe.model, len(train) * kept_rounds, prompt + revised, 1),
         _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
         _calls("feedback", judge, judging * (pairs + len(critiqued)), prompt + sampled + QUESTION_TOKENS, 0),
         StagePlan("preferences"),

@@ -197,6 +197,7 @@ def each(
 ) -> AsyncIterator[R]:
     """Run items through the current stage with the recipe's limits, and show progress."""
     items = list(items)
+    c.reporter.progress(0, len(items))
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
     return run_items(
         items,

@@ -61,7 +61,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     if alive and progress.exists():
         try:
             now = json.loads(progress.read_text())
-            notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}")
+            notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls")
         except (ValueError, KeyError, OSError):
             notes.append("now: working")
     if manifest.judge is not None:

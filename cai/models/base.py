@@ -11,7 +11,7 @@ hands a reply on only when it is committed, so that nothing that has been used c
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -134,6 +134,8 @@ class TextModel:
     store: CallStore
     stage: str
     usage: Usage = field(default_factory=Usage)
+    on_reply: Callable[[], None] = lambda: None
+    """Told of every reply, made or reused: for progress."""
     _in_flight: dict[str, "asyncio.Future[Reply]"] = field(default_factory=dict)
 
     @property
@@ -172,6 +174,11 @@ class TextModel:
 
     async def call(self, request: Request) -> Reply:
         """Answer a request from the store, from an identical call in flight, or from the engine, committed before it is returned."""
+        reply = await self._answer(request)
+        self.on_reply()
+        return reply
+
+    async def _answer(self, request: Request) -> Reply:
         key = content_hash((self.engine.fingerprint, type(request).__name__, request), length=64)
         if (stored := self.store.get(key, REPLY_TYPES[type(request)])) is not None:
             self.usage.reused += 1
@@ -179,7 +186,7 @@ class TextModel:
         if (shared := self._in_flight.get(key)) is not None:
             await asyncio.wait([shared])
             if shared.cancelled():  # whoever asked first went away: that is no answer to this one
-                return await self.call(request)
+                return await self._answer(request)
             reply = shared.result()
             self.usage.reused += 1
             return reply
