@@ -7,6 +7,7 @@ The first step (which allocates) is not counted.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
@@ -76,7 +77,7 @@ def main() -> None:
                 sft = Path(folder) / "sft"
                 train_dpo(PolicyConfig(**common), model, sft if sft.exists() else None, pairs, out, 0, note)
             report[kind] = {
-                "seconds_per_step": round(statistics.median(b - a for a, b in zip(times, times[1:], strict=False)), 3),
+                "seconds_per_step": round(statistics.median(b - a for a, b in itertools.pairwise(times)), 3),
                 "seconds_all": round(time.monotonic() - started, 1),
             }
     report["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cai.errors import TrainingError
 from cai.recipe import LoraSpec, TrainSpec
 
 
@@ -65,18 +66,21 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
     }
 
 
-def lora_config(lora: LoraSpec, model: Any, *, scorer: bool = False) -> Any:
-    """Return PEFT's configuration of a new adapter.
+def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False) -> Any:
+    """Return the model with a new adapter on it, the only thing that trains.
 
     Args:
+        model: the base.
         lora: the recipe's block.
-        model: what it goes on.
         scorer: the adapter of a reward model, whose scalar head is trained whole and saved with it.
+
+    Raises:
+        TrainingError: no module has a name that `lora.target_modules` gives.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
 
     layers = model.config.get_text_config().num_hidden_layers
-    return LoraConfig(
+    config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -86,6 +90,13 @@ def lora_config(lora: LoraSpec, model: Any, *, scorer: bool = False) -> Any:
         task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
         modules_to_save=["score"] if scorer else None,
     )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as e:
+        raise TrainingError(
+            f"lora.target_modules: {lora.target_modules!r} fits no module of the model ({e}).\n"
+            f"Fix: all-linear, or some of: {' '.join(_linear_names(model))}"
+        ) from e
 
 
 def _linear_names(model: Any) -> list[str]:

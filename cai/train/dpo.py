@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
-from cai.train.arguments import lora_config, training_arguments
+from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import dpo_rows
@@ -68,7 +68,7 @@ def train_dpo(
 def dpo_trainer(config: PolicyConfig, start: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
     """Return TRL's trainer with policy, reference and rows in place, ready to train."""
     from datasets import Dataset
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
     from transformers import set_seed
     from trl import DPOConfig as DPOArguments
 
@@ -78,7 +78,7 @@ def dpo_trainer(config: PolicyConfig, start: ModelSpec, tokenizer: Any, rows: li
     set_seed(seed)  # a new adapter's initial weights
     base = load_causal_lm(replace(start, adapter=None), trainable=True)
     if start.adapter is None:
-        policy = get_peft_model(base, lora_config(config.lora, base))
+        policy = with_new_adapter(base, config.lora)
     else:  # without is_trainable nothing would train, and nothing complain
         policy = PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
     arguments = DPOArguments(

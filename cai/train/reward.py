@@ -16,7 +16,7 @@ from cai.errors import TrainingError
 from cai.jsonl import write_text
 from cai.recipe import ModelSpec, RewardConfig
 from cai.records import Message, Preference
-from cai.train.arguments import lora_config, training_arguments
+from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import encode_turn, reward_rows
@@ -110,7 +110,6 @@ def train_reward(
 def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
     """Return TRL's trainer with model, adapter, head and rows in place, ready to train."""
     from datasets import Dataset
-    from peft import get_peft_model
     from transformers import set_seed
     from trl import RewardConfig as RewardArguments
 
@@ -125,7 +124,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
         max_length=None,  # cut already
     )
     trainer = SoftRewardRun(
-        model=get_peft_model(scorer, lora_config(config.lora, scorer, scorer=True)),
+        model=with_new_adapter(scorer, config.lora, scorer=True),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

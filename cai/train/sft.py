@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cai.recipe import ModelSpec, SFTConfig
 from cai.records import SFTExample
-from cai.train.arguments import lora_config, training_arguments
+from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import sft_rows
@@ -59,7 +59,7 @@ def train_sft(
 def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
     """Return TRL's trainer with model, adapter and rows in place, ready to train."""
     from datasets import Dataset
-    from peft import PeftModel, get_peft_model
+    from peft import PeftModel
     from transformers import set_seed
     from trl import SFTConfig as SFTArguments
 
@@ -69,7 +69,7 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     set_seed(seed)  # the adapter's initial weights
     base = load_causal_lm(replace(model, adapter=None, precision=config.precision), trainable=True)
     if model.adapter is None:
-        policy = get_peft_model(base, lora_config(config.lora, base))
+        policy = with_new_adapter(base, config.lora)
     else:
         policy = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
     arguments = SFTArguments(

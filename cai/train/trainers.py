@@ -152,6 +152,11 @@ class SoftDPOCollator(DPOCollator):  # type: ignore[misc]
 class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO with soft labels and weights: the sigmoid loss only, the reference an adapter or the bare base."""
 
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        # TRL's LM head also reckons entropy, mean logit and top-1 over the whole vocabulary for its log; nothing here reads them
+        trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 

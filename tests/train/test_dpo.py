@@ -1,0 +1,206 @@
+"""DPO on a tiny model: the reference, soft labels, weights, and TRL's own loss as the yardstick."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cai.errors import TrainingError
+from cai.models.loading import load_tokenizer
+from cai.recipe import ModelSpec
+from cai.train.checkpoints import FINISHED
+from cai.train.dpo import dpo_trainer, train_dpo
+from cai.train.encode import dpo_rows
+from cai.train.running import quiet_training
+from cai.train.sft import train_sft
+from cai.train.trainers import completion_positions_only
+from tests.train.builders import (
+    adapter,
+    assert_same_weights,
+    dpo_config,
+    examples,
+    model_at,
+    preference,
+    preferences,
+    sft_config,
+)
+from tests.train.test_sft import Killed, kill_at
+
+
+@pytest.fixture(scope="module")
+def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an SFT adapter."""
+    folder = tmp_path_factory.mktemp("sft")
+    train_sft(sft_config(), model_at(tiny_model_dir), examples(4), folder, 0)
+    return folder
+
+
+def trainer_for(tiny: Path, sft: Path | None, pairs: list[Any], out: Path, **changes: Any) -> Any:
+    start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision=changes.get("precision", "float32"))
+    tokenizer = load_tokenizer(start)
+    rows, _ = dpo_rows(tokenizer, pairs, 512)
+    with quiet_training():
+        return dpo_trainer(dpo_config(batch_size=len(pairs), **changes), start, tokenizer, rows, out, 0)
+
+
+def moved(trainer: Any) -> Any:
+    """Move the policy away from its reference, so that there is a loss to speak of."""
+    generator = torch.Generator().manual_seed(0)
+    for p in trainer.model.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    trainer.state.global_step = 1
+    return trainer
+
+
+def our_loss(trainer: Any, batch: dict[str, Any], count: int | None = None) -> float:
+    with quiet_training():
+        return float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=None if count is None else torch.tensor(count)))
+
+
+@pytest.mark.parametrize("with_sft", [True, False])
+def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, sft: Path, tmp_path: Path, with_sft: bool) -> None:
+    from trl import DPOTrainer
+    from trl.trainer.utils import add_fused_lm_head
+
+    trainer = moved(trainer_for(tiny_model_dir, sft if with_sft else None, preferences(4), tmp_path))
+    batch = next(iter(trainer.get_train_dataloader()))
+    ours = our_loss(trainer, batch)
+    add_fused_lm_head(trainer.model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    plain = {k: v for k, v in batch.items() if k not in ("p_chosen", "weight")}
+    with quiet_training():
+        theirs = float(DPOTrainer.compute_loss(trainer, trainer.model, plain))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert abs(ours - math.log(2.0)) > 1e-3
+
+
+def test_scoring_only_completions_changes_no_log_probability_and_no_gradient(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = moved(trainer_for(tiny_model_dir, sft, [preference(i) for i in (0, 10, 100)], tmp_path))
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    found = []
+    for only_completions in (True, False):
+        trainer.model.zero_grad()
+        arguments = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels, "fused_lm_head": True}
+        if only_completions:
+            with completion_positions_only():
+                log_probs = trainer.model(**arguments).log_probs
+        else:
+            log_probs = trainer.model(**arguments).log_probs
+        log_probs.sum().backward()
+        found.append((log_probs.detach(), [p.grad.clone() for p in trainer.model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_policy_moves_whole_and_base_and_reference_stay(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(tiny_model_dir, sft, preferences(4), tmp_path, epochs=3.0)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with quiet_training():
+        trainer.train()
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    reference = {n.replace(".ref.", "."): p for n, p in trainer.model.named_parameters() if ".ref." in n}
+    saved = adapter(sft)
+    assert len(reference) == len(saved)
+    for name, tensor in saved.items():
+        assert torch.equal(reference[name], tensor), name
+    first, *_, last = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert (first["rewards/margins"], first["loss"]) == (0.0, pytest.approx(math.log(2.0)))
+    assert last["rewards/margins"] > 0.1
+    assert last["rewards/accuracies"] == 1.0
+
+
+def test_only_the_policy_is_saved(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    result = train_dpo(dpo_config(), model_at(tiny_model_dir), sft, preferences(4), tmp_path, 0)
+    assert result.steps == 1
+    assert not (tmp_path / "ref").exists()
+    assert adapter(tmp_path).keys() == adapter(sft).keys()
+    assert "reference: the SFT adapter" in (tmp_path / "README.md").read_text()
+
+
+def test_a_label_of_a_half_does_not_move_the_policy_and_a_lower_one_turns_it(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    for name, p in (("half", 0.5), ("tenth", 0.1)):
+        train_dpo(dpo_config(), model_at(tiny_model_dir), sft, preferences(4, p), tmp_path / name, 0)
+    # weight decay is 0 and the gradient at the reference is σ(0) − ½ = 0 up to rounding, which Adam would blow up if it were not 0
+    assert_same_weights(tmp_path / "half", sft)
+    swapped = [p.swapped() for p in preferences(4, 0.1)]
+    train_dpo(dpo_config(), model_at(tiny_model_dir), sft, swapped, tmp_path / "swapped", 0)
+    assert_same_weights(tmp_path / "tenth", tmp_path / "swapped", rtol=1e-3, atol=2e-5)
+
+
+def test_weight_zero_is_as_if_the_pair_had_no_label(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    for name, p in (("a", 0.0), ("b", 1.0)):
+        pairs = [*preferences(3), preference(9, p, weight=0.0)]
+        train_dpo(dpo_config(epochs=2.0), model_at(tiny_model_dir), sft, pairs, tmp_path / name, 0)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_soft_weighted_loss_by_hand(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = moved(trainer_for(tiny_model_dir, sft, [preference(0, 0.8, 0.5)], tmp_path))
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = our_loss(trainer, batch, count=1)
+    x = trainer._metrics["train"]["rewards/margins"][-1]
+    assert loss == pytest.approx(0.5 * (0.8 * math.log1p(math.exp(-x)) + 0.2 * math.log1p(math.exp(x))), rel=1e-5)
+
+
+def test_batch_and_accumulation_are_interchangeable(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    pairs = [preference(i, p, w) for i, (p, w) in enumerate([(1.0, 1.0), (0.7, 0.5), (0.9, 2.0), (0.6, 1.0), (0.2, 1.0), (0.9, 0.1)])]
+    for name, batch, accumulation in (("whole", 6, 1), ("parts", 1, 6), ("ragged", 4, 2)):
+        config = dpo_config(batch_size=batch, gradient_accumulation=accumulation, learning_rate=1e-3)
+        assert train_dpo(config, model_at(tiny_model_dir), sft, pairs, tmp_path / name, 0).steps == 1
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=1e-3, atol=2e-5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "ragged", rtol=1e-3, atol=2e-5)
+
+
+def test_resuming_gives_the_same_policy(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    config, model = dpo_config(save_steps=1), model_at(tiny_model_dir)
+    whole = train_dpo(config, model, sft, preferences(12), tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train_dpo(config, model, sft, preferences(12), tmp_path / "cut", 0, kill_at(3))
+    resumed = train_dpo(config, model, sft, preferences(12), tmp_path / "cut", 0)
+    assert (whole.steps, resumed.resumed_from) == (3, 2)
+    assert resumed.metrics == whole.metrics
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_another_sft_adapter_is_another_training(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    model, steps = model_at(tiny_model_dir), []
+    other = tmp_path / "other"
+    train_sft(sft_config(), model, examples(3), other, 1)
+    for start in (sft, sft, other):
+        train_dpo(dpo_config(), model, start, preferences(2), tmp_path / "policy", 0, lambda *a: steps.append(a))
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
+def test_low_precision_starts_at_the_reference(tiny_model_dir: Path, sft: Path, tmp_path: Path, precision: Any) -> None:
+    logs: list[dict[str, float]] = []
+    config = dpo_config(precision=precision, epochs=2.0)
+    train_dpo(config, model_at(tiny_model_dir), sft, preferences(4), tmp_path, 0, lambda *a: logs.append(a[2]))
+    assert logs[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert logs[1]["rewards/margins"] != 0.0
+    assert {t.dtype for t in adapter(tmp_path).values()} == {torch.float32}
+
+
+def test_a_policy_that_is_not_its_reference_is_refused(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(tiny_model_dir, sft, preferences(4), tmp_path)
+    moved(trainer)
+    trainer.state.global_step = 0
+    with pytest.raises(TrainingError, match="differs from its reference"):
+        our_loss(trainer, next(iter(trainer.get_train_dataloader())))
+
+
+def test_a_diverging_training_is_not_finished(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in sft.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    save_file({name: torch.full_like(t, float("nan")) for name, t in adapter(sft).items()}, broken / "adapter_model.safetensors")
+    with pytest.raises(TrainingError, match="training diverged: loss is nan at step 1 of 1"):
+        train_dpo(dpo_config(), model_at(tiny_model_dir), broken, preferences(2), tmp_path / "policy", 0)
+    assert not (tmp_path / "policy" / FINISHED).exists()

@@ -1,0 +1,168 @@
+"""Reward training on a tiny model: soft labels, weights, what is saved, and what is measured."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from cai.errors import TrainingError
+from cai.models.loading import load_tokenizer
+from cai.recipe import LoraSpec, ModelSpec
+from cai.train.checkpoints import checkpoint_folder
+from cai.train.encode import reward_rows
+from cai.train.reward import (
+    METRICS,
+    HeldOutMetrics,
+    calibration_error,
+    load_reward_model,
+    measure_reward,
+    reward_trainer,
+    scoring_tokenizer,
+    train_reward,
+)
+from cai.train.running import quiet_training
+from tests.train.builders import adapter, assert_same_weights, model_at, preference, preferences, prompt, reward_config
+from tests.train.test_sft import Killed, kill_at
+
+
+def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) -> tuple[float, Any, dict[str, Any]]:
+    """Return our loss on one batch of pairs, the trainer and the batch."""
+    config = reward_config(batch_size=len(pairs), **changes)
+    tokenizer = scoring_tokenizer(load_tokenizer(model), 512)
+    rows, _ = reward_rows(tokenizer, pairs, 512)
+    with quiet_training():
+        trainer = reward_trainer(config, model, tokenizer, rows, tmp_path, 0)
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer.model.eval()
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(len(pairs))).item()
+    return loss, trainer, batch
+
+
+def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from trl import RewardTrainer
+
+    ours, trainer, batch = loss_of(model_at(tiny_model_dir), preferences(4), tmp_path, center=0.03)
+    plain = {k: v for k, v in batch.items() if k not in ("p_chosen", "weight")}
+    theirs = RewardTrainer.compute_loss(trainer, trainer.model, plain).item()
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert ours != pytest.approx(math.log(2.0), abs=1e-4)
+
+
+def test_every_trained_weight_moves_head_included_and_the_base_does_not(tiny_model_dir: Path, tmp_path: Path) -> None:
+    _, trainer, _ = loss_of(model_at(tiny_model_dir), preferences(4), tmp_path, epochs=3.0)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    with quiet_training():
+        trainer.train()
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    assert any("score.modules_to_save" in name and p.requires_grad for name, p in trainer.model.named_parameters())
+
+
+def test_it_learns_measures_and_saves(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    held_out = [preference(i) for i in range(20, 26)] + [preference(30).swapped(), preference(31, p=0.5)]
+    result = train_reward(reward_config(epochs=5.0), model, preferences(8), held_out, tmp_path, 0)
+    metrics = msgspec.json.decode((tmp_path / METRICS).read_bytes(), type=HeldOutMetrics)
+    assert (metrics.accuracy, metrics.n) == (1.0, 7), "the pair labelled a half favours no side"
+    assert (round(metrics.low, 4), metrics.high) == (0.6457, 1.0), "Wilson, 7 of 7"
+    assert metrics.mean_margin > 0.5
+    assert result.metrics["held_out_accuracy"] == 1.0
+    assert "100.0% (95 % interval 64.6% to 100.0%, n = 7)" in (tmp_path / "README.md").read_text()
+    assert not checkpoint_folder(tmp_path).exists()
+
+
+def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_at(tiny_model_dir)
+    train_reward(reward_config(epochs=3.0), model, preferences(4), (), tmp_path, 0)
+    scorer = load_reward_model(tmp_path, model)
+    items = [(prompt(i).messages, "word " * (i % 5) + "end") for i in range(9)]
+    together = scorer.score(items)
+    assert len(set(together)) == 9
+    assert scorer.score(items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
+    monkeypatch.setattr("cai.train.reward.SCORE_TOKENS", 1)
+    assert scorer.score(items) == pytest.approx(together, abs=1e-5)
+    assert scorer.score([]) == []
+    rounded = load_reward_model(tmp_path).score(items)
+    assert rounded == pytest.approx(together, abs=0.3)
+
+
+def test_scores_of_the_saved_model_are_those_of_the_trained_one(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    _, trainer, batch = loss_of(model, preferences(4), tmp_path, epochs=3.0)
+    with quiet_training():
+        trainer.train()
+        trainer.model.eval().save_pretrained(tmp_path / "saved")
+        trainer.processing_class.save_pretrained(tmp_path / "saved")
+    with torch.inference_mode():
+        direct = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).tolist()
+    texts = trainer.processing_class.batch_decode(batch["input_ids"])
+    scorer = load_reward_model(tmp_path / "saved", model)
+    by_text = {f"{p.prompt.messages[0].content}{t}": (p.prompt.messages, t) for p in preferences(4) for t in (p.chosen, p.rejected)}
+    for text, score in zip(texts, direct, strict=True):
+        [item] = [item for item in by_text.values() if item[0][0].content in text and item[1] in text]
+        assert scorer.score([item]) == pytest.approx([score], abs=1e-4)
+
+
+def test_padding_is_not_the_end_token_and_the_end_is_kept(tiny_model_dir: Path) -> None:
+    tokenizer = scoring_tokenizer(load_tokenizer(model_at(tiny_model_dir)), 64)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert (tokenizer.model_max_length, tokenizer.truncation_side) == (64, "left")
+
+
+def test_a_label_of_a_half_pulls_scores_together(tiny_model_dir: Path, tmp_path: Path) -> None:
+    apart, trainer, _ = loss_of(model_at(tiny_model_dir), preferences(4, p=0.5), tmp_path, epochs=20.0, center=0.0)
+    with quiet_training():
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] == pytest.approx(math.log(2.0), abs=2e-3)
+    assert losses[-1] < apart
+
+
+def test_weight_zero_is_as_if_the_pair_had_no_label(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    pairs = preferences(3)
+    for name, flipped in (("a", 0.0), ("b", 1.0)):
+        silent = preference(9, p=flipped, weight=0.0)
+        train_reward(reward_config(epochs=2.0), model, [*pairs, silent], (), tmp_path / name, 0)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_batch_and_accumulation_are_interchangeable(tiny_model_dir: Path, tmp_path: Path) -> None:
+    pairs = [preference(i, p, w) for i, (p, w) in enumerate([(1.0, 1.0), (0.7, 0.5), (0.9, 2.0), (0.6, 1.0), (0.2, 1.0), (0.5, 0.1)])]
+    for name, batch, accumulation in (("whole", 6, 1), ("parts", 1, 6), ("ragged", 4, 2)):
+        config = reward_config(batch_size=batch, gradient_accumulation=accumulation, learning_rate=1e-3)
+        assert train_reward(config, model_at(tiny_model_dir), pairs, (), tmp_path / name, 0).steps == 1
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=1e-3, atol=2e-5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "ragged", rtol=1e-3, atol=2e-5)
+
+
+def test_resuming_gives_the_same_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config, model = reward_config(save_steps=1), model_at(tiny_model_dir)
+    train_reward(config, model, preferences(12), (), tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train_reward(config, model, preferences(12), (), tmp_path / "cut", 0, kill_at(3))
+    assert train_reward(config, model, preferences(12), (), tmp_path / "cut", 0).resumed_from == 2
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
+def test_low_precision_trains_and_scores(tiny_model_dir: Path, tmp_path: Path, precision: Any) -> None:
+    config = reward_config(precision=precision, lora=LoraSpec(rank=4, layers=1), epochs=3.0)
+    result = train_reward(config, model_at(tiny_model_dir), preferences(4), preferences(4), tmp_path, 0)
+    assert math.isfinite(result.metrics["held_out_mean_margin"])
+    weights = adapter(tmp_path)
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+    assert not any("layers.0." in name for name in weights)
+
+
+def test_measuring_needs_a_label_that_favours_a_side(tiny_model_dir: Path) -> None:
+    with pytest.raises(TrainingError, match="nothing to measure on: none of 2"):
+        measure_reward(None, preferences(2, p=0.5))  # type: ignore[arg-type]
+
+
+def test_calibration_error_by_hand() -> None:
+    # bin 9: predicted 0.95 twice, one right: |1.9 − 1|; bin 1: predicted 0.15, wrong: 0.15. Over 3.
+    assert calibration_error([0.95, 0.95, 0.15], [1.0, 0.0, 0.0]) == pytest.approx((0.9 + 0.15) / 3)

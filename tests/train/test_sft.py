@@ -1,0 +1,177 @@
+"""SFT on a tiny model: what moves, what doesn't, and that a kill costs nothing."""
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cai.errors import TrainingError
+from cai.models.loading import load_causal_lm, load_tokenizer
+from cai.recipe import LoraSpec
+from cai.train.arguments import total_steps
+from cai.train.checkpoints import FINISHED, checkpoint_folder
+from cai.train.encode import sft_rows
+from cai.train.running import quiet_training
+from cai.train.sft import sft_trainer, train_sft
+from tests.train.builders import adapter, assert_same_weights, examples, model_at, sft_config
+
+
+class Killed(Exception):
+    """Stands for the process's end."""
+
+
+def kill_at(step: int) -> Any:
+    def note(at: int, total: int, metrics: dict[str, float]) -> None:
+        if at == step:
+            raise Killed
+
+    return note
+
+
+def test_every_adapter_weight_moves_and_the_base_does_not(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config, model = sft_config(), model_at(tiny_model_dir)
+    tokenizer = load_tokenizer(model)
+    rows, _ = sft_rows(tokenizer, examples(6), 512)
+    with quiet_training():
+        trainer = sft_trainer(config, model, tokenizer, rows, tmp_path, 0)
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        trainer.train()
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+    assert sum("lora_" in name for name in before) == 2 * 2 * 7, "two matrices on each of seven linear modules in both layers"
+    base = load_file(tiny_model_dir / "model.safetensors")
+    inside = {n.replace("base_model.model.", "").replace("base_layer.", ""): p for n, p in trainer.model.named_parameters()}
+    for name, tensor in base.items():
+        assert torch.equal(tensor, inside[name]), name
+
+
+def test_labels_in_a_batch_are_the_completions(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    tokenizer = load_tokenizer(model)
+    rows, _ = sft_rows(tokenizer, examples(3), 512)
+    with quiet_training():
+        batch = next(iter(sft_trainer(sft_config(), model, tokenizer, rows, tmp_path, 0).get_train_dataloader()))
+    decoded = sorted(tokenizer.decode(row[row != -100]) for row in batch["labels"])
+    assert decoded == [f"answer {i}.<|im_end|>" for i in range(3)]
+
+
+def test_training_leaves_a_loadable_adapter_a_card_and_a_log(tiny_model_dir: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    result = train_sft(
+        sft_config(epochs=6.0), model_at(tiny_model_dir), examples(5), tmp_path, 0, lambda step, total, metrics: seen.append((step, total))
+    )
+    assert seen == [(i, 12) for i in range(1, 13)]
+    assert (result.steps, result.examples, result.resumed_from) == (12, 5, 0)
+    assert result.metrics["loss"] < 3.0 < 5.0 < math.log(259)
+    assert len((tmp_path / "training_log.jsonl").read_text().splitlines()) == 12
+    card = (tmp_path / "README.md").read_text()
+    assert "- revision: 5" in card
+    assert "| lora.rank | 4 |" in card
+    assert not checkpoint_folder(tmp_path).exists()
+    spec = type(model_at(tiny_model_dir))(path=str(tiny_model_dir), adapter=str(tmp_path), precision="float32")
+    tokenizer = load_tokenizer(spec)
+    ids = tokenizer("<|im_start|>user\nquestion 3?<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt")
+    with quiet_training(), torch.inference_mode():
+        logits = load_causal_lm(spec)(**ids).logits[0, -1]
+    assert tokenizer.decode(logits.argmax()) == "a", "the first letter of every completion"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train_sft(sft_config(), model_at(tiny_model_dir), examples(6), tmp_path / name, seed)
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_a_kill_costs_nothing_but_the_steps_since_the_last_checkpoint(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config, model = sft_config(epochs=2.0, save_steps=2), model_at(tiny_model_dir)
+    whole = train_sft(config, model, examples(10), tmp_path / "whole", 0)
+    with pytest.raises(Killed):
+        train_sft(config, model, examples(10), tmp_path / "cut", 0, kill_at(5))
+    saved = checkpoint_folder(tmp_path / "cut")
+    torn = saved / "checkpoint-5"
+    shutil.copytree(saved / "checkpoint-4", torn)
+    (torn / "cai_checkpoint.json").unlink()  # killed while saving
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    resumed = train_sft(config, model, examples(10), tmp_path / "cut", 0)
+    assert (whole.steps, resumed.steps, resumed.resumed_from) == (6, 6, 4)
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert len((tmp_path / "cut" / "training_log.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_finished_training_is_not_repeated_and_a_changed_one_is(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, steps = model_at(tiny_model_dir), []
+    first = train_sft(sft_config(), model, examples(4), tmp_path, 0, lambda *a: steps.append(a))
+    again = train_sft(sft_config(), model, examples(4), tmp_path, 0, lambda *a: steps.append(a))
+    assert first == again
+    assert len(steps) == 1
+    changed = train_sft(sft_config(), model, examples(5), tmp_path, 0, lambda *a: steps.append(a))
+    assert (changed.examples, changed.steps, len(steps)) == (5, 2, 3)
+
+
+def test_another_trainings_checkpoint_is_not_gone_on_from(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    with pytest.raises(Killed):
+        train_sft(sft_config(save_steps=1), model, examples(12), tmp_path, 0, kill_at(2))
+    result = train_sft(sft_config(save_steps=1), model, examples(11), tmp_path, 0)
+    assert result.resumed_from == 0
+    assert (tmp_path / FINISHED).exists()
+
+
+def test_batch_and_accumulation_are_interchangeable(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name, batch, accumulation in (("whole", 6, 1), ("parts", 1, 6), ("ragged", 4, 2)):
+        config = sft_config(batch_size=batch, gradient_accumulation=accumulation, learning_rate=1e-3)
+        assert train_sft(config, model_at(tiny_model_dir), examples(6), tmp_path / name, 0).steps == 1
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts", rtol=1e-3, atol=2e-5)
+    assert_same_weights(tmp_path / "whole", tmp_path / "ragged", rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
+def test_low_precision_trains_float32_adapters(tiny_model_dir: Path, tmp_path: Path, precision: Any) -> None:
+    result = train_sft(sft_config(precision=precision), model_at(tiny_model_dir), examples(2), tmp_path, 0)
+    assert math.isfinite(result.metrics["loss"])
+    assert {t.dtype for t in adapter(tmp_path).values()} == {torch.float32}
+
+
+def test_options_that_a_recipe_may_choose(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = sft_config(
+        optimizer="adamw_8bit", gradient_checkpointing=True, lora=LoraSpec(rank=2, layers=1, target_modules="q_proj,v_proj")
+    )
+    train_sft(config, model_at(tiny_model_dir), examples(1), tmp_path, 0)
+    names = {name.split("layers.")[1].rsplit(".", 2)[0] for name in adapter(tmp_path)}
+    assert names == {"1.self_attn.q_proj", "1.self_attn.v_proj"}
+
+
+def test_training_goes_on_from_the_specs_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    first = train_sft(sft_config(epochs=8.0), model, examples(4), tmp_path / "first", 0)
+    spec = type(model)(path=model.path, adapter=str(tmp_path / "first"), precision="float32")
+    second = train_sft(sft_config(learning_rate=1e-6), spec, examples(4), tmp_path / "second", 0)
+    assert second.metrics["loss"] <= first.metrics["loss"] + 0.05
+
+
+def test_a_diverging_training_stops_and_says_what_to_do(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"training diverged[\s\S]*lower learning_rate"):
+        train_sft(sft_config(learning_rate=1e30, epochs=8.0), model_at(tiny_model_dir), examples(4), tmp_path, 0)
+    assert not (tmp_path / FINISHED).exists()
+
+
+def test_an_adapter_on_nothing_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"target_modules"):
+        train_sft(sft_config(lora=LoraSpec(target_modules="no_such_module")), model_at(tiny_model_dir), examples(1), tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "epochs", "n", "steps"), [(8, 1, 1, 1, 1), (8, 1, 1, 9, 2), (4, 2, 1, 9, 2), (4, 3, 2, 9, 2)]
+)
+def test_steps_are_counted_as_the_trainer_counts(
+    tiny_model_dir: Path, tmp_path: Path, batch: int, accumulation: int, epochs: int, n: int, steps: int
+) -> None:
+    config = sft_config(batch_size=batch, gradient_accumulation=accumulation, epochs=float(epochs))
+    assert total_steps(config, n) == steps
+    assert train_sft(config, model_at(tiny_model_dir), examples(n), tmp_path, 0).steps == steps
