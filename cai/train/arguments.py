@@ -60,6 +60,7 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
         "disable_tqdm": True,
         "push_to_hub": False,
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         # the rows are already what the trainer needs, and the collators of pairs read columns that `forward` doesn't name
         "remove_unused_columns": False,

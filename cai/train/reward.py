@@ -5,7 +5,7 @@ that are too long lose their beginning rather than the pair; the score is taken 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from cai.train.running import (
 
 METRICS = "metrics.json"
 CALIBRATION_BINS = 10
+NO_LIMIT = 10**9
 SCORE_TOKENS = 16_384
 """Padded tokens that `RewardModel` runs at once; bounds memory."""
 
@@ -84,7 +85,7 @@ def train_reward(
     from cai.models.loading import load_tokenizer
 
     base = replace(model, adapter=None, precision=config.precision)
-    tokenizer = scoring_tokenizer(load_tokenizer(base), config.max_length)
+    tokenizer = scoring_tokenizer(load_tokenizer(base))
     rows, dropped = reward_rows(tokenizer, preferences, config.max_length)
     fingerprint = training_fingerprint("reward", config, base, rows, seed, [(p.id, p.p_chosen) for p in held_out])
     if (done := finished_result(out, fingerprint)) is not None:
@@ -93,6 +94,7 @@ def train_reward(
     prepare(out)
     with quiet_training():
         trainer = reward_trainer(config, base, tokenizer, rows, out, seed)
+    tokenizer.model_max_length = config.max_length  # saved with it, so that scoring cuts where training did
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     del trainer
     measured = {}
@@ -134,15 +136,14 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
     return trainer
 
 
-def scoring_tokenizer(tokenizer: Any, max_length: int) -> Any:
+def scoring_tokenizer(tokenizer: Any) -> Any:
     """Return the tokenizer set for scoring: its own idea of padding is often the end token, which would hide the end from the head.
 
-    The head reads the last token that isn't padding. Also sets `model_max_length` and the side to cut, which are saved with it.
+    The head reads the last token that isn't padding.
     """
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         others = (t for t in (tokenizer.unk_token, tokenizer.bos_token) if t is not None and t != tokenizer.eos_token)
         tokenizer.pad_token = next(others, tokenizer.eos_token)
-    tokenizer.model_max_length = max_length
     tokenizer.truncation_side = "left"
     tokenizer.padding_side = "right"
     return tokenizer
@@ -183,7 +184,6 @@ class RewardModel:
     tokenizer: Any
     max_length: int
     """Tokens; a longer conversation loses its beginning."""
-    name: str = field(default="")
 
     def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
         """Return one score for each conversation and response, in order. Runs in length-sorted batches.
@@ -243,7 +243,8 @@ def load_reward_model(folder: Path, base: ModelSpec | None = None) -> RewardMode
             model = model.to(torch.float32 if spec.precision == "float32" else torch.bfloat16)
     score = model.score if merge else model.base_model.model.score
     score.float().register_forward_pre_hook(lambda module, inputs: tuple(x.float() for x in inputs))  # 8 bits are few for a score
-    return RewardModel(model.eval(), tokenizer, tokenizer.model_max_length, str(folder))
+    max_length, tokenizer.model_max_length = tokenizer.model_max_length, NO_LIMIT  # we cut, and need no advice
+    return RewardModel(model.eval(), tokenizer, max_length)
 
 
 def measure_reward(model: RewardModel, preferences: Sequence[Preference]) -> HeldOutMetrics:

@@ -4,6 +4,7 @@ What is trained, on which rows and under which loss is the business of `sft`, `r
 """
 
 import contextlib
+import logging
 import os
 import time
 import warnings
@@ -79,6 +80,7 @@ def train_and_save(
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, selected_adapters=["default"])
         tokenizer.save_pretrained(out)
         write_records(out / HISTORY, history)
+    trainer.accelerator.wait_for_everyone()
     return TrainResult(
         steps=trainer.state.global_step,
         examples=len(trainer.train_dataset),
@@ -90,9 +92,12 @@ def train_and_save(
 
 
 def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
-    """Mark `out` as finished, in the first process only. Nothing is written to it afterwards."""
+    """Mark `out` as finished. Nothing is written to it afterwards. The other processes wait for the first, which does it."""
+    from accelerate import PartialState
+
     if is_first_process():
         mark_finished(out, fingerprint, result)
+    PartialState().wait_for_everyone()
 
 
 def prepare(out: Path) -> None:
@@ -126,14 +131,20 @@ def quiet_training() -> Iterator[None]:
 
     from cai.models.loading import quiet_transformers
 
-    bars = datasets.are_progress_bars_disabled()
+    hidden = datasets.are_progress_bars_disabled()
+    chatty = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate", "trl", "peft")]
+    levels = [logger.level for logger in chatty]
     datasets.disable_progress_bars()
+    for logger in chatty:
+        logger.setLevel(logging.ERROR)
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        if not bars:
+        for logger, level in zip(chatty, levels, strict=True):
+            logger.setLevel(level)
+        if not hidden:
             datasets.enable_progress_bars()
 
 

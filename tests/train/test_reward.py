@@ -31,7 +31,7 @@ from tests.train.test_sft import Killed, kill_at
 def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) -> tuple[float, Any, dict[str, Any]]:
     """Return our loss on one batch of pairs, the trainer and the batch."""
     config = reward_config(batch_size=len(pairs), **changes)
-    tokenizer = scoring_tokenizer(load_tokenizer(model), 512)
+    tokenizer = scoring_tokenizer(load_tokenizer(model))
     rows, _ = reward_rows(tokenizer, pairs, 512)
     with quiet_training():
         trainer = reward_trainer(config, model, tokenizer, rows, tmp_path, 0)
@@ -107,9 +107,18 @@ def test_scores_of_the_saved_model_are_those_of_the_trained_one(tiny_model_dir: 
 
 
 def test_padding_is_not_the_end_token_and_the_end_is_kept(tiny_model_dir: Path) -> None:
-    tokenizer = scoring_tokenizer(load_tokenizer(model_at(tiny_model_dir)), 64)
+    tokenizer = scoring_tokenizer(load_tokenizer(model_at(tiny_model_dir)))
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert (tokenizer.model_max_length, tokenizer.truncation_side) == (64, "left")
+    assert tokenizer.truncation_side == "left"
+
+
+def test_scoring_cuts_where_training_did(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    train_reward(reward_config(max_length=16), model, preferences(2), (), tmp_path, 0)
+    scorer = load_reward_model(tmp_path, model)
+    assert scorer.max_length == 16
+    short, long, other = scorer.score([(prompt(i).messages, text) for i, text in ((0, "x" * 20), (1, "y" + "x" * 20), (2, "x" * 8))])
+    assert short == long != other
 
 
 def test_a_label_of_a_half_pulls_scores_together(tiny_model_dir: Path, tmp_path: Path) -> None:
