@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from cai.critique import as_sampling, kept_text, principles_in_turn
 from cai.errors import ReplyError
 from cai.flow import together
-from cai.flow import together
 from cai.ids import combine_hashes, derive_seed, split_fraction
 from cai.models.base import TextModel
 from cai.recipe import PairsConfig

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from cai import __version__
 from cai.call_store import CallStore
 from cai.console import Reporter
@@ -69,8 +71,8 @@ class Context:
         return model
 
     def adapted(self, name: str) -> ModelSpec:
-        """Return the spec of the run's model with one of the run's own adapters on it."""
-        return replace_spec(self.recipe.model, adapter=str(self.run.model(name)))
+        """Return the spec of the trained model with one of the run's own adapters on it."""
+        return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
 
     async def release_engines(self) -> None:
         """Close every engine and free its memory; what they were asked stays counted."""
@@ -96,6 +98,8 @@ class Stage:
     uses_constitution: bool = False
     uses_templates: bool = False
     sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    trains: bool = False
+    """Trains, or samples from what was trained."""
     always: bool = False
     """Run even when nothing changed: for what reads the manifest itself."""
 
@@ -120,13 +124,6 @@ class RunSummary:
     stages: tuple[StageSummary, ...]
     warnings: tuple[str, ...]
     report: str | None
-
-
-def replace_spec(spec: ModelSpec, **changes: Any) -> ModelSpec:
-    """Return a model spec with some fields changed."""
-    import msgspec
-
-    return msgspec.structs.replace(spec, **changes)
 
 
 def fingerprint(stage: Stage, context: Context) -> str:
@@ -199,7 +196,7 @@ def run_recipe(
     chosen = choose_stages(stages, only, start)
     run = workspace.run(recipe.name)
     with run.locked(), CallStore(workspace.store_path) as store:
-        constitution, templates, model_fingerprint = check_setup(recipe, workspace)
+        constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -282,7 +279,6 @@ def _warnings(manifest: Manifest) -> list[str]:
 
 
 def _resolved_yaml(recipe: Recipe) -> str:
-    import msgspec
     import yaml
 
     return yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=True, width=120)

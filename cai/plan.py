@@ -7,12 +7,15 @@ with the embedded model, scaled by parameters: rough, and said so.
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cai.constitution.load import load_constitution
+from cai.data.human import load_pairs
 from cai.data.prompts import load_all
-from cai.manifest import Manifest, read_manifest
-from cai.recipe import FeedbackConfig, ModelSpec, Recipe, TrainSpec
+from cai.errors import CaiError
+from cai.manifest import read_manifest
+from cai.recipe import FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
 from cai.records import Prompt
 from cai.setup_check import check_setup
 from cai.workspace import Workspace
@@ -27,6 +30,7 @@ EMBEDDED_COMPLETION_RATE = 330.0
 EMBEDDED_PROMPT_RATE = 2000.0
 EMBEDDED_TRAIN_RATE = 900.0
 """Tokens a second of the embedded model on two cores, bf16, from docs/log.md."""
+LOADING_SECONDS = 3.0
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.6}
 
 
@@ -89,42 +93,9 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
         RecipeError: the recipe can't run as it stands.
         DataError: a prompt file can't be read.
     """
-    constitution, _, model_fingerprint = check_setup(recipe, workspace)
-    train = list(load_all(recipe.prompts.train, workspace.root, recipe.seed).prompts)
-    evaluate = list(load_all(recipe.prompts.evaluate, workspace.root, recipe.seed).prompts)
-    critiqued = [p for p in train if p.kind in recipe.critique.kinds]
-    judged_principles = sum(len(constitution.for_kind(p.kind)) for p in train) / max(1, len(train))
-    judging = judge_calls(recipe.feedback, round(judged_principles))
-    prompt, answer = _tokens(train), MEAN_FILL * recipe.respond.sampling.max_tokens
-    revised = MEAN_FILL * recipe.critique.sampling.max_tokens
-    sampled = MEAN_FILL * recipe.pairs.sampling.max_tokens
-    evaluated = MEAN_FILL * recipe.evaluate.sampling.max_tokens
-    rounds = recipe.critique.rounds
-    kept_rounds = rounds if recipe.critique.train_on == "every" else 1
-    pairs = len(train) * recipe.pairs.per_prompt
-    contrast = len(train) if recipe.pairs.contrast else 0
-    judge = recipe.feedback.judge or recipe.model
-
-    drafts = [
-        _calls("respond", recipe.model, len(train), prompt, answer),
-        _add(
-            _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + 60, revised),
-            _calls("critique", judge, judging * len(critiqued), prompt + revised + QUESTION_TOKENS, 0),
-        ),
-        _training("sft", recipe.sft, recipe.model, len(train) * kept_rounds, prompt + revised, 1),
-        _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
-        _calls("feedback", judge, judging * (pairs + len(critiqued)), prompt + sampled + QUESTION_TOKENS, 0),
-        StagePlan("preferences"),
-        _training("reward", recipe.reward, recipe.model, pairs + contrast + len(critiqued), prompt + sampled, 2),
-        _training("policy", recipe.policy, recipe.model, pairs + contrast + len(critiqued), prompt + sampled, 4),
-        _add(
-            _calls("evaluate", recipe.model, 3 * len(evaluate), _tokens(evaluate), evaluated),
-            _calls("evaluate", judge, 2 * judging * len(evaluate), _tokens(evaluate) + evaluated + QUESTION_TOKENS, 0),
-        ),
-        StagePlan("report", seconds=1.0),
-    ]
-    measured = _measured_rates(workspace, model_fingerprint)
-    stages = tuple(_timed(s, recipe, measured) for s in drafts)
+    _, _, model_fingerprint = check_setup(recipe, workspace)
+    scales = _measured_scales(workspace, model_fingerprint)
+    stages = tuple(_scaled(s, scales.get(s.name)) for s in draft(recipe, workspace))
     known = [s.seconds for s in stages if s.seconds is not None]
     return Plan(
         stages,
@@ -132,9 +103,52 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
         sum(known) if len(known) == len(stages) else None,
         max(s.memory_bytes for s in stages),
         sum(s.cost for s in stages),
-        f"times: {'as measured in earlier runs of this model here' if measured else 'rough, scaled from two CPU cores'}; "
+        f"times: {'as measured in earlier runs of this model here' if scales else 'rough, scaled from two CPU cores'}; "
         "calls and tokens: upper bounds, with nothing reused or dropped",
     )
+
+
+def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
+    """Return every stage's cost at the built-in rates."""
+    constitution = load_constitution(workspace.root / recipe.constitution)
+    train = list(load_all(recipe.prompts.train, workspace.root, recipe.seed).prompts)
+    evaluate = list(load_all(recipe.prompts.evaluate, workspace.root, recipe.seed).prompts)
+    critiqued = [p for p in train if p.kind in recipe.critique.kinds]
+    applying = sum(len(constitution.for_kind(p.kind)) for p in train) / max(1, len(train))
+    judge, rounds, judged = recipe.feedback.judge or recipe.model, recipe.critique.rounds, recipe.critique.min_p_revised > 0
+    prompt, answer = _tokens(train), MEAN_FILL * recipe.respond.sampling.max_tokens
+    revised, sampled = MEAN_FILL * recipe.critique.sampling.max_tokens, MEAN_FILL * recipe.pairs.sampling.max_tokens
+    evaluated = MEAN_FILL * recipe.evaluate.sampling.max_tokens
+    pairs = len(train) * recipe.pairs.per_prompt
+    contrast = pairs if recipe.pairs.contrast else 0
+    bench = recipe.feedback.bench_limit if recipe.feedback.bench_pairs else 0
+    if recipe.feedback.bench_pairs:
+        found = load_pairs(workspace.root / recipe.feedback.bench_pairs, limit=recipe.feedback.bench_limit, seed=recipe.seed)
+        bench = len(found.preferences)
+
+    def judging(name: str, judged_pairs: int, response: float) -> StagePlan:
+        return _judging(name, judge, judged_pairs, judge_calls(recipe.feedback, round(applying)), prompt + response)
+
+    examples = len(critiqued) * (rounds if recipe.critique.train_on == "every" else 1) + len(train) - len(critiqued)
+    preferences = pairs + contrast + len(critiqued)
+    return [
+        _calls("respond", recipe.model, len(train), prompt, answer),
+        _add(
+            _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + QUESTION_TOKENS, revised),
+            judging("critique", len(critiqued) if judged else 0, revised),
+        ),
+        _training("sft", recipe.sft, recipe.model, examples, prompt + revised, 1),
+        _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
+        judging("feedback", pairs + len(critiqued) + bench, sampled),
+        StagePlan("preferences"),
+        _training("reward", recipe.reward, recipe.model, preferences, prompt + sampled, 2),
+        _training("policy", recipe.policy, recipe.model, preferences, prompt + sampled, 4),
+        _add(
+            _calls("evaluate", recipe.model, 3 * len(evaluate), _tokens(evaluate), evaluated),
+            judging("evaluate", 2 * len(evaluate), evaluated),
+        ),
+        StagePlan("report", seconds=1.0),
+    ]
 
 
 def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, completion_tokens: float) -> StagePlan:
@@ -143,9 +157,9 @@ def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, complet
     parameters = parameter_count(spec) or 0.0
     memory = parameters * BYTES[spec.precision] + spec.batch_size * (prompt_tokens + completion_tokens) * 0.3e-3 * parameters
     seconds = None
-    if not spec.path.startswith("http"):
+    if not spec.is_server:
         scale = parameters / EMBEDDED_PARAMETERS
-        seconds = scale * (prompt / EMBEDDED_PROMPT_RATE + completion / EMBEDDED_COMPLETION_RATE)
+        seconds = LOADING_SECONDS + scale * (prompt / EMBEDDED_PROMPT_RATE + completion / EMBEDDED_COMPLETION_RATE)
     return StagePlan(name, calls, prompt, completion, 0, seconds, round(memory) + 2**29 if parameters else 0, cost)
 
 
@@ -174,25 +188,33 @@ def _add(a: StagePlan, b: StagePlan) -> StagePlan:
     )
 
 
-def _measured_rates(workspace: Workspace, model_fingerprint: str) -> dict[str, float]:
-    """Return seconds per call, or per thousand training examples' steps, of the newest finished stages of this model."""
-    rates: dict[str, float] = {}
-    manifests = sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime)
-    for path in manifests:
-        manifest: Manifest | None = read_manifest(path)
+def _judging(name: str, spec: ModelSpec, pairs: int, calls: int, text_tokens: float) -> StagePlan:
+    """Every question is billed with its whole text; the local model computes a text once for all questions about it."""
+    billed = _calls(name, spec, pairs * calls, text_tokens + QUESTION_TOKENS, 0)
+    if billed.seconds is None:
+        return billed
+    computed = pairs * (2 * text_tokens + calls * QUESTION_TOKENS)
+    return replace(billed, seconds=billed.seconds * computed / max(1, billed.prompt_tokens))
+
+
+def _measured_scales(workspace: Workspace, model_fingerprint: str) -> dict[str, float]:
+    """Return, per stage, measured seconds over planned ones in the newest run of this model that made its calls itself."""
+    scales: dict[str, float] = {}
+    for path in sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
+        manifest = read_manifest(path)
         if manifest is None or manifest.model_fingerprint != model_fingerprint:
             continue
-        for entry in manifest.stages:
-            steps = entry.counts.get("steps", 0)
-            work = entry.calls_made if entry.calls_made else steps
-            if entry.status == "done" and work >= 8 and entry.calls_reused <= entry.calls_made / 10:
-                rates[entry.name] = entry.seconds / work
-    return rates
+        try:
+            planned = draft(load_recipe(path.parent / "recipe.yaml"), workspace)
+        except CaiError:  # its prompts or constitution are gone: it can't be compared
+            continue
+        for stage in planned:
+            entry = manifest.stage(stage.name)
+            mostly_made = entry is not None and entry.calls_reused <= entry.calls_made / 10
+            if entry is not None and entry.status == "done" and mostly_made and stage.seconds and stage.name != "report":
+                scales[stage.name] = entry.seconds / stage.seconds
+    return scales
 
 
-def _timed(stage: StagePlan, recipe: Recipe, rates: dict[str, float]) -> StagePlan:
-    from dataclasses import replace
-
-    rate = rates.get(stage.name)
-    work = stage.calls or stage.train_steps
-    return stage if rate is None or not work else replace(stage, seconds=rate * work)
+def _scaled(stage: StagePlan, scale: float | None) -> StagePlan:
+    return stage if scale is None or stage.seconds is None else replace(stage, seconds=stage.seconds * scale)

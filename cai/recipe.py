@@ -53,6 +53,11 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_key_env: str = "CAI_API_KEY"
     """For a URL: the environment variable that holds the key. The key itself never goes into a recipe."""
 
+    @property
+    def is_server(self) -> bool:
+        """Whether `path` is the URL of a server."""
+        return self.path.startswith(("http://", "https://"))
+
 
 class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file or Hub dataset of prompts."""
@@ -220,6 +225,9 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     constitution: str = "constitution/general.yaml"
     templates: str = "prompts/templates"
     model: ModelSpec = ModelSpec()
+    """Answers, critiques and revises; also judges, unless `feedback.judge` names another."""
+    weights: ModelSpec | None = None
+    """What is trained, and sampled from once it is; None: `model`. Needed where `model` is a server, which has no weights here."""
     prompts: Prompts = Prompts()
     respond: Respond = Respond()
     critique: CritiqueConfig = CritiqueConfig()
@@ -234,6 +242,11 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Items in flight per stage: bounds memory, not results."""
     max_failure_fraction: Fraction = 0.2
     """A stage stops when more of its items than this have failed."""
+
+    @property
+    def trained(self) -> ModelSpec:
+        """The model that is trained."""
+        return self.weights or self.model
 
     @property
     def hash(self) -> str:

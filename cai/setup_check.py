@@ -10,15 +10,20 @@ from cai.workspace import Workspace
 
 def spec_fingerprint(spec: ModelSpec) -> str:
     """Return what identifies a model before it is opened. A server is known by name here; its engine asks it for the rest."""
-    if spec.path == "scripted" or spec.path.startswith(("http://", "https://")):
+    if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
     from cai.models.loading import model_fingerprint
 
     return model_fingerprint(spec)
 
 
-def check_setup(recipe: Recipe, workspace: Workspace) -> tuple[Constitution, Templates, str]:
+def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, Templates, str]:
     """Load what is small and look for what is large.
+
+    Args:
+        recipe: what is to run.
+        workspace: where its files are.
+        trains: whether weights are needed here.
 
     Returns:
         The constitution, the templates and the model's fingerprint.
@@ -38,12 +43,17 @@ def check_setup(recipe: Recipe, workspace: Workspace) -> tuple[Constitution, Tem
         templates = load_templates(workspace.root / recipe.templates)
     except CaiError as e:
         problems.append(str(e))
-    for spec in (recipe.model, *([recipe.feedback.judge] if recipe.feedback.judge else [])):
+    for spec in (recipe.model, *(s for s in (recipe.feedback.judge, recipe.weights) if s is not None)):
         try:
             found = spec_fingerprint(spec)
             model = model or found
         except CaiError as e:
             problems.append(str(e))
+    if trains and recipe.trained.is_server:
+        problems.append(
+            f"model: {recipe.trained.path} is a server, and there is nothing here to train. Name the weights (weights: {{path: …}}), "
+            "or run only the stages that need none: --only respond,critique"
+        )
     files = [(s.path, "prompts") for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not s.path.startswith("hub:")]
     files += [(h.path, "preferences.human") for h in recipe.preferences.human]
     files += [(recipe.feedback.bench_pairs, "feedback.bench_pairs")] if recipe.feedback.bench_pairs else []

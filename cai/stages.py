@@ -70,7 +70,7 @@ async def sft_stage(c: Context) -> dict[str, int]:
     from cai.train.sft import train_sft
 
     examples = list(read(c, "sft", SFTExample))
-    return trained(train_sft(c.recipe.sft, c.recipe.model, examples, c.run.model("sft"), c.recipe.seed, training_log(c)), c)
+    return trained(train_sft(c.recipe.sft, c.recipe.trained, examples, c.run.model("sft"), c.recipe.seed, training_log(c)), c)
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
@@ -130,7 +130,7 @@ async def reward_stage(c: Context) -> dict[str, int]:
     from cai.train.reward import train_reward
 
     train, held_out = list(read(c, "preferences", Preference)), list(read(c, "preferences_heldout", Preference))
-    result = train_reward(c.recipe.reward, c.recipe.model, train, held_out, c.run.model("reward-0"), c.recipe.seed, training_log(c))
+    result = train_reward(c.recipe.reward, c.recipe.trained, train, held_out, c.run.model("reward-0"), c.recipe.seed, training_log(c))
     return trained(result, c)
 
 
@@ -140,13 +140,13 @@ async def policy_stage(c: Context) -> dict[str, int]:
 
     train = list(read(c, "preferences", Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
-    return trained(train_dpo(c.recipe.policy, c.recipe.model, sft, train, out, c.recipe.seed, training_log(c)), c)
+    return trained(train_dpo(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
     """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
     prompts = list(read(c, "eval_prompts", Prompt))
-    specs: dict[str, ModelSpec] = {"base": c.recipe.model, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
+    specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
     answers: dict[str, list[Response]] = {}
     for name, spec in specs.items():
 
@@ -263,13 +263,14 @@ STAGES: tuple[Stage, ...] = (
         uses_constitution=True,
         uses_templates=True,
     ),
-    Stage("sft", sft_stage, reads=("data/sft.jsonl",), writes=("models/sft",), settings=lambda r: r.sft),
+    Stage("sft", sft_stage, reads=("data/sft.jsonl",), writes=("models/sft",), settings=lambda r: (r.sft, r.weights), trains=True),
     Stage(
         "pairs",
         pairs_stage,
         reads=("data/prompts.jsonl", "models/sft"),
         writes=("data/pairs.jsonl",),
-        settings=lambda r: r.pairs,
+        settings=lambda r: (r.pairs, r.weights),
+        trains=True,
         uses_constitution=True,
         uses_templates=True,
     ),
@@ -296,15 +297,24 @@ STAGES: tuple[Stage, ...] = (
         reward_stage,
         reads=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
         writes=("models/reward-0",),
-        settings=lambda r: r.reward,
+        settings=lambda r: (r.reward, r.weights),
+        trains=True,
     ),
-    Stage("policy", policy_stage, reads=("data/preferences.jsonl", "models/sft"), writes=("models/policy",), settings=lambda r: r.policy),
+    Stage(
+        "policy",
+        policy_stage,
+        reads=("data/preferences.jsonl", "models/sft"),
+        writes=("models/policy",),
+        settings=lambda r: (r.policy, r.weights),
+        trains=True,
+    ),
     Stage(
         "evaluate",
         evaluate_stage,
         reads=("data/eval_prompts.jsonl", "models/sft", "models/reward-0", "models/policy"),
         writes=("data/evaluation.jsonl", "data/samples.jsonl"),
-        settings=lambda r: (r.evaluate, r.feedback),
+        settings=lambda r: (r.evaluate, r.feedback, r.weights),
+        trains=True,
         uses_constitution=True,
         uses_templates=True,
     ),

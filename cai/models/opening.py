@@ -46,7 +46,7 @@ async def open_engine(spec: ModelSpec) -> Engine:
     """
     if spec.path == "scripted":
         return ScriptedEngine(name=spec.name or "scripted")
-    if spec.path.startswith(("http://", "https://")):
+    if spec.is_server:
         from cai.models.server import ServerEngine
 
         return await ServerEngine.connect(spec)
