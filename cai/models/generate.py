@@ -4,7 +4,8 @@ The decode loop is our own, because `generate` draws from one global generator, 
 its cache at every step. Greedy, in float32, it gives what `generate` gives.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,14 @@ from torch import Tensor
 from cai.models.prefix import run_prompts
 from cai.models.sampling import draw, uniforms
 
+_ROOM = 32
+"""Columns that the memory grows by: attention reads unwritten ones too, and growing copies the written ones."""
 _KEEP_FRACTION = 0.8
 """Ended rows are dropped once the running ones are fewer than this share; each drop copies what is kept."""
 _SCORE_POSITIONS = 512
 """Positions whose logits exist at one time."""
+_VOCABULARY_PART = 8192
+"""Rows of the output layer that are made float32 at one time."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def complete(
         The new tokens of each row, and whether it was cut at `max_tokens`.
     """
     device = model.device
-    logits, slots = run_prompts(model, [r.prompt for r in rows], room=max(r.max_tokens for r in rows))
+    logits, slots = run_prompts(model, [r.prompt for r in rows], room=_ROOM)
     assert slots is not None
     done: list[list[int]] = [[] for _ in rows]
     truncated = [False] * len(rows)
@@ -87,9 +92,9 @@ def complete(
                 live.remove(row)
         if not live:
             break
-        if len(live) < _KEEP_FRACTION * len(running):
+        if len(live) < _KEEP_FRACTION * len(running) or slots.length == slots.capacity:
             kept = torch.tensor([i for i, row in enumerate(running) if row in live], device=device)
-            slots = slots.take(kept, slots.capacity - slots.length)
+            slots = slots.take(kept, _ROOM)
             tokens = tokens[kept]
             running = [row for row in running if row in live]
         logits = slots.forward(tokens[:, None], torch.ones(len(running), 1, dtype=torch.bool, device=device))[:, -1]
@@ -111,7 +116,8 @@ def compare(model: Any, questions: Sequence[Question]) -> list[tuple[float, ...]
                 prompts.append([*question.prompt, *choice[:-1]])
                 reads.append([(q, c, choice)])
     keep = max(len(tokens) for row in reads for _, _, tokens in row)
-    logits, _ = run_prompts(model, prompts, keep=keep)
+    with float_logits(model):
+        logits, _ = run_prompts(model, prompts, keep=keep)
     normalizers = logits.float().logsumexp(-1).cpu()
     found = [[0.0] * len(question.choices) for question in questions]
     for row, wanted in enumerate(reads):
@@ -119,6 +125,35 @@ def compare(model: Any, questions: Sequence[Question]) -> list[tuple[float, ...]
             at = torch.arange(keep - len(tokens), keep)
             found[q][c] = float((logits[row, at, torch.tensor(tokens)].cpu().float() - normalizers[row, at]).double().sum())
     return [tuple(f) for f in found]
+
+
+@contextmanager
+def float_logits(model: Any) -> Iterator[None]:
+    """Compute logits in float32 inside the block.
+
+    In bfloat16 a logit of 20 comes in steps of 1/8, so two choices often tie exactly and a judge seems to have no opinion where it has
+    a weak one. Few positions are asked for, so the price is small; the vocabulary is taken in parts to keep memory flat.
+    """
+    head = model.get_output_embeddings()
+    weight = getattr(head, "plain_weight", None)
+    weight = getattr(head, "weight", None) if weight is None else weight
+    if weight is None or weight.dtype not in (torch.bfloat16, torch.float16) or weight.layout != torch.strided:
+        yield
+        return
+    bias = head.bias
+
+    def in_float(hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        parts = [wide @ part.float().T for part in weight.split(_VOCABULARY_PART)]
+        logits = torch.cat(parts, dim=-1)
+        return logits if bias is None else logits + bias.float()
+
+    plain = head.forward
+    head.forward = in_float
+    try:
+        yield
+    finally:
+        head.forward = plain
 
 
 @torch.inference_mode()
