@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from msgspec.structs import replace
 
@@ -57,7 +57,7 @@ def bench_judge(
     workspace = find_workspace(constitution.parent)
     if pair_format not in ("auto", *get_args(PairFormat)):
         raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    loaded = load_pairs(pairs, pair_format, limit=limit, seed=seed)  # type: ignore[arg-type]
+    loaded = load_pairs(pairs, cast(PairFormat, pair_format), limit=limit, seed=seed)
     if loaded.failures:
         reporter.warn(
             f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {loaded.failures[0].item_id}: {loaded.failures[0].reason}"

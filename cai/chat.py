@@ -1,15 +1,21 @@
 """Talk to one model, or to two side by side, in the terminal. The conversation is kept per model, so each sees its own answers."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai.call_store import CallStore
+from cai.console import plain
 from cai.errors import ReplyError
 from cai.ids import derive_seed
 from cai.models.base import Sampling, TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
 from cai.records import Message
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def chat_loop(model: str, against: str | None, system: str | None, max_tokens: int, temperature: float, seed: int) -> None:
@@ -21,45 +27,54 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
     from rich.columns import Columns
     from rich.console import Console
     from rich.panel import Panel
-    from rich.text import Text
 
     console = Console()
     names = [model] if against is None else [model, against]
     opening = (Message("system", system),) if system else ()
     sampling = Sampling(max_tokens, temperature)
+    width = max(20, console.width // len(names) - 1)
 
-    async def talk() -> None:
-        with CallStore(None) as store:
-            models = [TextModel(await open_engine(spec_from_name(name)), store, "chat") for name in names]
+    async def answer(m: TextModel, messages: tuple[Message, ...], turn_seed: int) -> str | ReplyError:
+        try:
+            return (await m.complete(messages, sampling, turn_seed)).text
+        except ReplyError as e:
+            return e
+
+    # Lines are read outside the event loop: inside it, Ctrl-C would wait for the line to end.
+    with asyncio.Runner() as runner, CallStore(None) as store:
+        models = [TextModel(runner.run(open_engine(spec_from_name(name))), store, "chat") for name in names]
+        try:
             histories = [opening for _ in models]
-            turn = 0
-            while True:
-                try:
-                    line = (await asyncio.to_thread(console.input, "[bold]you:[/bold] ")).strip()
-                except EOFError:
-                    break
-                if line in ("/exit", "/quit"):
-                    break
+            for turn, line in enumerate(_lines(console), 1):
                 if line == "/reset":
                     histories = [opening for _ in models]
                     console.print("[dim]started again[/dim]")
                     continue
-                if not line:
-                    continue
-                turn += 1
-                asked = [(*history, Message("user", line)) for history in histories]
+                panels = []
                 with console.status("thinking"):
-                    answers = [await answer(m, messages, derive_seed(seed, turn)) for m, messages in zip(models, asked, strict=True)]
-                histories = [(*messages, Message("assistant", text)) for messages, text in zip(asked, answers, strict=True)]
-                width = max(20, console.width // len(names) - 1)
-                console.print(Columns([Panel(Text(t), title=Text(Path(n).name), width=width) for n, t in zip(names, answers, strict=True)]))
+                    for i, (name, m) in enumerate(zip(names, models, strict=True)):
+                        asked = (*histories[i], Message("user", line))
+                        said = runner.run(answer(m, asked, derive_seed(seed, turn)))
+                        if isinstance(said, str):  # what got no answer is not remembered
+                            histories[i] = (*asked, Message("assistant", said))
+                        shown = said if isinstance(said, str) else f"[no answer: {said}]"
+                        panels.append(Panel(plain(shown), title=plain(Path(name).name), width=width))
+                console.print(Columns(panels))
+        except KeyboardInterrupt:
+            console.print()
+        finally:
             for m in models:
-                await m.engine.close()
+                runner.run(m.engine.close())
 
-    async def answer(m: TextModel, messages: tuple[Message, ...], turn_seed: int) -> str:
+
+def _lines(console: "Console") -> Iterator[str]:
+    """Yield what is typed, until /exit or the end of input."""
+    while True:
         try:
-            return (await m.complete(messages, sampling, turn_seed)).text
-        except ReplyError as e:
-            return f"[no answer: {e}]"
-
-    asyncio.run(talk())
+            line = console.input("[bold]you:[/bold] ").strip()
+        except EOFError:
+            return
+        if line in ("/exit", "/quit"):
+            return
+        if line:
+            yield line

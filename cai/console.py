@@ -1,24 +1,69 @@
 """What a run shows while it works: stage lines, progress with rate and time left, warnings. One interface, silent or rich.
 
-A terminal gets live bars; a pipe or log file gets one line per stage and one per tenth of its progress.
+A terminal gets live bars; a pipe or log file gets one line per stage and one per tenth of its progress. Texts that models or files gave
+are shown as they are: no markup is read in them, and what would steer the terminal is made visible.
 """
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.table import Table
+    from rich.text import Text
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """Return a text whose control characters, which could move the cursor or restyle the terminal, are written out.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return text.translate(_CONTROLS)
+
+
+def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> "Table":
+    """Return an empty table without boxes, so that it fits 80 columns; cells fold instead of being cut.
+
+    Args:
+        columns: headings; the cells of those in `right` are numbers.
+        right: as above.
+        title: over the table.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=plain(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def plain(text: str, style: str = "") -> "Text":
+    """Return a text for `rich` to show as it stands."""
+    from rich.text import Text
+
+    return Text(printable(text), style)
+
+
+def panel(text: str, title: str, colour: str) -> "RenderableType":
+    """Return a text in a coloured frame."""
+    from rich.panel import Panel
+
+    return Panel(plain(text), title=plain(title), border_style=colour, expand=False)
 
 
 class Reporter:
     """Says nothing. The base of every reporter, and the one that tests use."""
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """Show one line."""
 
     def warn(self, text: str) -> None:
@@ -51,27 +96,24 @@ class RichReporter(Reporter):
         self._task: TaskID | None = None
         self._stage = ""
         self._unit = ""
-        self._started = 0.0
+        self._started = self._moved = 0.0
         self._saved = 0.0
         self._tenth = 0
         self._calls = 0
         self._shown = (0, 0)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """Show one line, between bars."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(plain(text, style), highlight=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Show a line that stands out."""
-        from rich.panel import Panel
-        from rich.text import Text
-
-        self.console.print(Panel(Text(text), title="warning", border_style="yellow", expand=False))
+        self.console.print(panel(text, "warning", "yellow"))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show a bar while the block runs; drop it after."""
-        self._stage, self._unit, self._started, self._tenth, self._calls = name, "", time.monotonic(), 0, 0
+        self._stage, self._unit, self._moved = name, "", time.monotonic()
         try:
             yield
         finally:
@@ -83,7 +125,8 @@ class RichReporter(Reporter):
         """Move the bar; a change of unit starts a new one, because it counts something else."""
         if unit != self._unit:
             self._stop_bar()
-            self._unit, self._started, self._tenth, self._calls = unit, time.monotonic(), 0, 0
+            self._unit, self._started, self._tenth, self._calls = unit, self._moved, 0, 0
+        self._moved = time.monotonic()
         self._shown = (done, total or 0)
         if self.console.is_terminal:
             self._show()
@@ -107,17 +150,17 @@ class RichReporter(Reporter):
         done, total = self._shown
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("  {task.description}"),
-                BarColumn(bar_width=24),
+                TextColumn("  {task.description}", markup=False),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}{task.fields[calls]}"),
+                TextColumn("{task.fields[unit]}{task.fields[calls]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(self._stage, total=total or None, unit=self._unit, calls="")
+            self._task = self._bar.add_task(self._stage, total=total or None, unit=printable(self._unit), calls="")
             self._bar.start()
         assert self._task is not None
         rate = self._calls / max(time.monotonic() - self._started, 1e-9)

@@ -9,7 +9,7 @@ from cai.data.export import ExportFormat, RunData, export
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
 from cai.jsonl import read_records, write_text
-from cai.manifest import read_manifest
+from cai.manifest import Manifest, read_manifest
 from cai.records import Constitution, Preference, RevisionTrace, SFTExample
 from cai.workspace import RunDirectory
 
@@ -28,16 +28,13 @@ class ExportResult:
     url: str | None
 
 
-def read_run_data(run: RunDirectory) -> RunData:
+def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
     """Read what a run made, as far as it got. Raises `DataError` if a file can't be read."""
 
     def rows(name: str, record_type: type[T]) -> list[T]:
         path = run.data(name)
         return list(read_records(path, record_type)) if path.exists() else []
 
-    manifest = read_manifest(run.manifest)
-    if manifest is None:
-        raise DataError(f"{run.path}: no such run. `cai run RECIPE` makes one.")
     card = manifest.constitution
     constitution = Constitution(card.id, card.name, "", card.principles) if card is not None else None
     return RunData(
@@ -63,9 +60,10 @@ def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | 
         DataError: nothing to export, an unknown format, or the Hub refuses.
         StoreError: the folder can't be written.
     """
-    data = read_run_data(run)
     manifest = read_manifest(run.manifest)
-    assert manifest is not None
+    if manifest is None:
+        raise DataError(f"{run.path}: no such run. `cai run RECIPE` makes one.")
+    data = read_run_data(run, manifest)
     folder = out or run.path / "export" / format
     exported = export(data, cast(ExportFormat, format), folder)
     write_text(folder / "README.md", dataset_card(data, exported, run.path.name, manifest.model, manifest.judge))

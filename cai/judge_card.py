@@ -27,6 +27,7 @@ async def measure_judge(
         write_records(out, [])
         return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol))
     pairs = load_pairs(root / config.bench_pairs, limit=config.bench_limit, seed=recipe.seed).preferences
+    reporter.progress(0, len(pairs), "bench pairs")
     bench = await judge_bench(
         pairs,
         [config.protocol],

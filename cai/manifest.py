@@ -15,7 +15,7 @@ from cai.errors import StoreError
 from cai.jsonl import write_text
 from cai.records import Constitution, Principle
 
-StageStatus = Literal["running", "done", "failed"]
+StageStatus = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 

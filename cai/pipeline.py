@@ -7,6 +7,8 @@ outputs are what the manifest says. Otherwise it runs; calls it has made before 
 
 import asyncio
 import gc
+import inspect
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ import msgspec
 from cai import __version__
 from cai.call_store import CallStore
 from cai.console import Reporter
+from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
 from cai.jsonl import write_text
@@ -36,6 +39,7 @@ from cai.models.base import Engine, TextModel
 from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
+from cai.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.templates import Templates
 from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 
@@ -86,18 +90,21 @@ class Context:
 class Stage:
     """One step of a run.
 
-    `run` returns its counts. `reads` and `writes` are paths from the run directory. `settings` picks what of the recipe decides the
-    outcome. `sources` gives workspace files that it reads.
+    `run` returns its counts; one that asks no model is a plain function, so that Ctrl-C stops it at once (an event loop would hold the
+    signal back until the next `await`). `reads` and `writes` are paths from the run directory. `settings` picks what of the recipe
+    decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads, globs too.
     """
 
     name: str
-    run: Callable[[Context], Awaitable[dict[str, int]]]
+    run: Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     settings: Callable[[Recipe], Any]
     uses_constitution: bool = False
     uses_templates: bool = False
+    models: Callable[[Recipe], Sequence[ModelSpec]] = lambda recipe: ()
     sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    uses_prompts: bool = False
     trains: bool = False
     """Trains, or samples from what was trained."""
     always: bool = False
@@ -134,16 +141,18 @@ def fingerprint(stage: Stage, context: Context) -> str:
             f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
             "Run the earlier stages first: leave out --only/--from."
         )
-    recipe = context.recipe
+    recipe, root = context.recipe, context.workspace.root
+    patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
+    sources = {os.path.relpath(file, root): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
     return content_hash(
         {
             "stage": stage.name,
             "version": __version__,
             "settings": stage.settings(recipe),
             "seed": recipe.seed,
-            "model": context.manifest.model_fingerprint,
+            "models": [(spec_fingerprint(spec), spec.max_length) for spec in stage.models(recipe)],
             "inputs": {path: file_hash(context.run.path / path) for path in stage.reads},
-            "sources": {path: file_hash(context.workspace.root / path) for path in stage.sources(recipe)},
+            "sources": sources,
             "constitution": context.constitution.hash if stage.uses_constitution else "",
             "templates": context.templates.hash if stage.uses_templates else "",
         }
@@ -191,12 +200,10 @@ def run_recipe(
     Raises:
         CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
     """
-    from cai.setup_check import check_setup
-
     chosen = choose_stages(stages, only, start)
     run = workspace.run(recipe.name)
+    constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with run.locked(), CallStore(workspace.store_path) as store:
-        constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -222,7 +229,7 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
     entry = context.manifest.stage(stage.name)
     if not stage.always and is_done(stage, entry, wanted, context.run):
         assert entry is not None
-        context.reporter.say(f"[dim]{stage.name:<12} done before, nothing changed[/dim]")
+        context.reporter.say(f"{stage.name:<12} done before, nothing changed", "dim")
         return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
     context.stage, context.failures, context.metrics = stage.name, [], []
@@ -231,9 +238,9 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
     write_manifest(context.run.manifest, context.manifest)
     started = time.monotonic()
 
-    async def run_and_release() -> dict[str, int]:
+    async def ask(answer: Awaitable[dict[str, int]]) -> dict[str, int]:
         try:
-            return await stage.run(context)
+            return await answer
         finally:
             for model, spec in context.models:
                 usage = model.usage
@@ -247,8 +254,12 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
 
     try:
         with context.reporter.stage(stage.name):
-            entry.counts = asyncio.run(run_and_release())
+            made = stage.run(context)
+            entry.counts = asyncio.run(ask(made)) if inspect.isawaitable(made) else made
         entry.status = "done"
+    except KeyboardInterrupt:
+        entry.status = "stopped"
+        raise
     except BaseException as e:
         entry.status = "failed"
         entry.message = str(e) if isinstance(e, CaiError) else type(e).__name__
@@ -259,7 +270,8 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
             entry.outputs = {path: file_hash(context.run.path / path) for path in stage.writes if (context.run.path / path).exists()}
         entry.peak_memory_bytes = peak_memory_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
-        replace_stage_rows(context.run.failures, stage.name, context.failures)
+        # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
+        replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])
         write_manifest(context.run.manifest, context.manifest)
     context.reporter.say(_stage_line(entry))
     return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
@@ -268,14 +280,12 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
 def _stage_line(entry: StageEntry) -> str:
     calls = f", {entry.calls_made} calls made, {entry.calls_reused} reused" if entry.calls_made or entry.calls_reused else ""
     counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in entry.counts.items())
-    return f"[bold]{entry.name:<12}[/bold] {entry.seconds:6.1f} s{calls}{'; ' if counts else ''}{counts}"
+    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if counts else ''}{counts}"
 
 
 def _warnings(manifest: Manifest) -> list[str]:
     judge = manifest.judge
-    if judge is None or (judge.measured and judge.beats_baselines):
-        return []
-    return [judge.note]
+    return [] if judge is None or judge.beats_baselines else [judge.note]
 
 
 def _resolved_yaml(recipe: Recipe) -> str:

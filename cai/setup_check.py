@@ -1,6 +1,11 @@
 """Everything that can be known to be wrong before any weights load, found and reported together."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from cai.constitution.load import load_constitution
+from cai.data.prompts import is_hub
+from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution
@@ -15,6 +20,11 @@ def spec_fingerprint(spec: ModelSpec) -> str:
     from cai.models.loading import model_fingerprint
 
     return model_fingerprint(spec)
+
+
+def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
+    """Return the paths and globs of the prompts that lie on this disk."""
+    return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not is_hub(s, root)]
 
 
 def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, Templates, str]:
@@ -54,12 +64,14 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             f"model: {recipe.trained.path} is a server, and there is nothing here to train. Name the weights (weights: {{path: …}}), "
             "or run only the stages that need none: --only respond,critique"
         )
-    files = [(s.path, "prompts") for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not s.path.startswith("hub:")]
-    files += [(h.path, "preferences.human") for h in recipe.preferences.human]
-    files += [(recipe.feedback.bench_pairs, "feedback.bench_pairs")] if recipe.feedback.bench_pairs else []
-    for path, key in files:
-        if not any(workspace.root.glob(path)) if "*" in path else not (workspace.root / path).exists():
-            problems.append(f"{key}: {workspace.root / path} is not there")
+    files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
+    files += [("preferences.human", human.path) for human in recipe.preferences.human]
+    files += [("feedback.bench_pairs", recipe.feedback.bench_pairs)] if recipe.feedback.bench_pairs else []
+    for key, path in files:
+        try:
+            source_files(path, workspace.root)
+        except CaiError as e:
+            problems.append(f"{key}: {e}")
     if constitution is not None:
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:

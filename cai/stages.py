@@ -5,7 +5,7 @@ that is the model's business. Numbers in brackets are sections of Bai et al. 202
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
@@ -65,7 +65,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
     return {"traces": len(traces), "sft_examples": len(sft), "revision_pairs": len(pairs), **dict(sorted(dropped.items()))}
 
 
-async def sft_stage(c: Context) -> dict[str, int]:
+def sft_stage(c: Context) -> dict[str, int]:
     """Fine-tune the model on the revisions, which gives the SL-CAI policy [§3.2]."""
     from cai.train.sft import train_sft
 
@@ -113,7 +113,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     return {"judged": judgments, "failed": len(c.failures)}
 
 
-async def preferences_stage(c: Context) -> dict[str, int]:
+def preferences_stage(c: Context) -> dict[str, int]:
     """Mix AI, revision, contrast and human labels into preferences, split by prompt so that nothing leaks."""
     config = c.recipe.preferences
     human, failures = load_human(config.human, c.workspace.root, c.recipe.seed)
@@ -125,7 +125,7 @@ async def preferences_stage(c: Context) -> dict[str, int]:
     return {k: v for k, v in mixture.counts.items() if v}
 
 
-async def reward_stage(c: Context) -> dict[str, int]:
+def reward_stage(c: Context) -> dict[str, int]:
     """Train the reward model (the preference model of the paper) on soft labels [§4.1], and measure it on held-out rows."""
     from cai.train.reward import train_reward
 
@@ -134,7 +134,7 @@ async def reward_stage(c: Context) -> dict[str, int]:
     return trained(result, c)
 
 
-async def policy_stage(c: Context) -> dict[str, int]:
+def policy_stage(c: Context) -> dict[str, int]:
     """Train the policy from the SFT adapter, which is also its reference, by DPO on soft labels (arXiv 2305.18290)."""
     from cai.train.dpo import train_dpo
 
@@ -173,7 +173,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     return {"prompts": len(prompts), "measures": len(measured.results)}
 
 
-async def report_stage(c: Context) -> dict[str, int]:
+def report_stage(c: Context) -> dict[str, int]:
     """Write report.html."""
     from cai.report.collect import collect_report
     from cai.report.page import render_report
@@ -239,11 +239,6 @@ def trained(result: Any, c: Context) -> dict[str, int]:
     return {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
 
 
-def prompt_files(recipe: Recipe) -> Sequence[str]:
-    """Return the workspace files that prompts come from."""
-    return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not s.path.startswith("hub:")]
-
-
 STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",
@@ -251,8 +246,9 @@ STAGES: tuple[Stage, ...] = (
         reads=(),
         writes=("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
         settings=lambda r: (r.prompts, r.respond),
+        models=lambda r: (r.model,),
         uses_templates=True,
-        sources=prompt_files,
+        uses_prompts=True,
     ),
     Stage(
         "critique",
@@ -260,16 +256,26 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/responses.jsonl",),
         writes=("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
+        models=lambda r: (r.model, judge_spec(r)),
         uses_constitution=True,
         uses_templates=True,
     ),
-    Stage("sft", sft_stage, reads=("data/sft.jsonl",), writes=("models/sft",), settings=lambda r: (r.sft, r.weights), trains=True),
+    Stage(
+        "sft",
+        sft_stage,
+        reads=("data/sft.jsonl",),
+        writes=("models/sft",),
+        settings=lambda r: r.sft,
+        models=lambda r: (r.trained,),
+        trains=True,
+    ),
     Stage(
         "pairs",
         pairs_stage,
         reads=("data/prompts.jsonl", "models/sft"),
         writes=("data/pairs.jsonl",),
-        settings=lambda r: (r.pairs, r.weights),
+        settings=lambda r: r.pairs,
+        models=lambda r: (r.model, r.trained),
         trains=True,
         uses_constitution=True,
         uses_templates=True,
@@ -280,6 +286,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("data/pairs.jsonl", "data/revision_pairs.jsonl"),
         writes=("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,
+        models=lambda r: (judge_spec(r),),
         uses_constitution=True,
         uses_templates=True,
         sources=lambda r: [r.feedback.bench_pairs] if r.feedback.bench_pairs else [],
@@ -297,7 +304,8 @@ STAGES: tuple[Stage, ...] = (
         reward_stage,
         reads=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
         writes=("models/reward-0",),
-        settings=lambda r: (r.reward, r.weights),
+        settings=lambda r: r.reward,
+        models=lambda r: (r.trained,),
         trains=True,
     ),
     Stage(
@@ -305,7 +313,8 @@ STAGES: tuple[Stage, ...] = (
         policy_stage,
         reads=("data/preferences.jsonl", "models/sft"),
         writes=("models/policy",),
-        settings=lambda r: (r.policy, r.weights),
+        settings=lambda r: r.policy,
+        models=lambda r: (r.trained,),
         trains=True,
     ),
     Stage(
@@ -313,7 +322,8 @@ STAGES: tuple[Stage, ...] = (
         evaluate_stage,
         reads=("data/eval_prompts.jsonl", "models/sft", "models/reward-0", "models/policy"),
         writes=("data/evaluation.jsonl", "data/samples.jsonl"),
-        settings=lambda r: (r.evaluate, r.feedback, r.weights),
+        settings=lambda r: (r.evaluate, r.feedback),
+        models=lambda r: (r.trained, judge_spec(r)),
         trains=True,
         uses_constitution=True,
         uses_templates=True,

@@ -6,15 +6,17 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cai.errors import DataError, RecipeError, StoreError
 from cai.jsonl import disk_error, read_records, write_records
 
 FOLDERS = ("constitution", "prompts", "runs")
+_LOCK_TRIES = 10
 _RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
@@ -30,8 +32,7 @@ class Workspace:
         return self.root / "runs" / "calls.sqlite"
 
     def run(self, name: str) -> "RunDirectory":
-        """Return the run directory of that name (or of a path that ends in it). Raises `RecipeError` on an unsafe name."""
-        name = Path(name).name if name.startswith(("runs/", "./", "/")) else name
+        """Return the run directory of that name. Raises `RecipeError` on an unsafe one."""
         if not _RUN_NAME.match(name):
             raise RecipeError(f"run name {name!r}: letters, digits, dot, dash and underscore only, at most 64")
         return RunDirectory(self.root / "runs" / name)
@@ -70,12 +71,12 @@ class RunDirectory:
     def in_use(self) -> bool:
         """Whether a process is running this recipe now."""
         try:
-            with (self.path / ".lock").open("r+") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+            with (self.path / ".lock").open() as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        except OSError:  # no lock file yet, or one that isn't ours to read
+            return False
         return False
 
     @contextlib.contextmanager
@@ -85,26 +86,40 @@ class RunDirectory:
         Raises:
             StoreError: another process holds it; the message names its id.
         """
-        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = lock.open("a+")
+            handle = (self.path / ".lock").open("a+")
         except OSError as e:
             raise disk_error(e, self.path) from e
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                mine = _flock(handle)
+                if mine:
+                    handle.truncate(0)
+                    handle.write(str(os.getpid()))
+                    handle.flush()
+            except OSError as e:
+                raise disk_error(e, self.path) from e
+            if not mine:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 raise StoreError(
                     f"{self.path}: another process (pid {holder}) is running this recipe. Wait for it, stop it, or give this run "
                     "another directory with --name."
-                ) from None
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+                )
             yield
+
+
+def _flock(handle: TextIO) -> bool:
+    """Take the lock; a short wait, because `cai status` holds it for an instant when it looks."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False
 
 
 def find_workspace(start: Path) -> Workspace:
@@ -118,6 +133,17 @@ def find_workspace(start: Path) -> Workspace:
         if (folder / "constitution").is_dir() and (folder / "prompts").is_dir():
             return Workspace(folder)
     raise RecipeError(f"{start}: not in a workspace (a folder with constitution/ and prompts/). Make one with: cai init DIR")
+
+
+def find_run(name: str) -> RunDirectory:
+    """Return the directory of a run: NAME or runs/NAME in the workspace around the current folder, or a path into any workspace.
+
+    Raises:
+        RecipeError: the name is unsafe, or there is no workspace.
+    """
+    path = Path(name)
+    around = path.parent if path.parent.name == "runs" and path.parent.is_dir() else Path.cwd()
+    return find_workspace(around).run(path.name)
 
 
 def shipped_workspace() -> Path:

@@ -3,7 +3,6 @@
 Everything heavy is imported inside the commands, so that help and checks answer at once.
 """
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -19,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
+"""What typer exits with on Ctrl-C, and what shells give a process that a signal of that kind ended."""
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 
 
@@ -53,14 +54,12 @@ def main() -> None:
         app()
     except CaiError as e:
         from rich.console import Console
-        from rich.panel import Panel
-        from rich.text import Text
 
-        Console(stderr=True).print(Panel(Text(str(e)), title=type(e).__name__, border_style="red", expand=False))
+        from cai.console import panel
+
+        Console(stderr=True).print(panel(str(e), type(e).__name__, "red"))
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nStopped. Every finished call and checkpoint is kept: the same command goes on from here.\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit as e:
+        if e.code == INTERRUPTED:
+            sys.stderr.write("\nStopped. Every finished call and checkpoint is kept: the same command goes on from here.\n")
+        raise

@@ -17,7 +17,9 @@ File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_de
 def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML files", show_default=False)], json: Json = False) -> None:
     """Find schema errors, near-duplicates, contradictions, unreachable principles and kinds of prompt that nothing covers."""
     from rich.console import Console
+    from rich.text import Text
 
+    from cai.console import plain
     from cai.constitution.lint import lint_file
 
     found = {str(f): lint_file(f) for f in files}
@@ -28,10 +30,10 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
         console = Console()
         for path, findings in found.items():
             for x in findings:
-                console.print(f"{x.where}: [{'red' if x.severity == 'error' else 'yellow'}]{x.severity}[/]: ", end="", highlight=False)
-                console.print(x.message, markup=False, highlight=False)
+                colour = "red" if x.severity == "error" else "yellow"
+                console.print(Text.assemble(plain(f"{x.where}: "), (f"{x.severity}: ", colour), plain(x.message)))
             if not findings:
-                console.print(f"{path}: [green]clean[/green]", highlight=False)
+                console.print(Text.assemble(plain(f"{path}: "), ("clean", "green")))
     if errors:
         raise typer.Exit(2)
 
@@ -40,9 +42,8 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
 def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show every wording")] = False, json: Json = False) -> None:
     """Show a constitution's principles: kinds, weights, and the share of prompts that each is drawn for."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
+    from cai.console import plain, plain_table
     from cai.constitution.load import load_constitution
     from cai.constitution.show import constitution_rows
 
@@ -51,20 +52,18 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
         print_json(loaded)
         return
     console = Console()
-    console.print(Text(f"{loaded.name}  ({loaded.id}, {len(loaded.principles)} principles, hash {loaded.hash})", style="bold"))
-    console.print(Text(loaded.description.strip()))
-    table = Table()
-    for column in ("principle", "statement", "weight", "drawn for"):
-        table.add_column(column)
+    console.print(plain(f"{loaded.name}  ({loaded.id}, {len(loaded.principles)} principles, hash {loaded.hash})", "bold"))
+    console.print(plain(loaded.description.strip()))
+    table = plain_table("principle", "statement", "weight", "drawn for", right=("weight",))
     for row in constitution_rows(loaded):
-        shares = ", ".join(f"{share:.0%} of {kind}" for kind, share in row.shares)
-        table.add_row(Text(row.id), Text(row.statement), f"{row.weight:g}", shares)
+        shares = "\n".join(f"{share:.0%} of {kind}" for kind, share in row.shares)
+        table.add_row(plain(row.id), plain(row.statement), f"{row.weight:g}", shares)
     console.print(table)
     if full:
         for p in loaded.principles:
-            console.print(Text(f"\n{p.id}", style="bold"))
+            console.print(plain(f"\n{p.id}", "bold"))
             for field in ("statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "source"):
-                console.print(Text(f"  {field}: {getattr(p, field)}"))
+                console.print(plain(f"  {field}: {getattr(p, field)}"))
 
 
 @constitution.command("import")

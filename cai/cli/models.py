@@ -32,10 +32,9 @@ def bench(
 ) -> None:
     """Agreement of each judging protocol with human labels, beside the trivial baselines, with n and 95 % intervals."""
     from rich.console import Console
-    from rich.table import Table
 
     from cai.benching import bench_judge
-    from cai.console import RichReporter
+    from cai.console import RichReporter, plain_table
     from cai.errors import RecipeError
     from cai.recipe import FeedbackConfig
 
@@ -47,9 +46,8 @@ def bench(
     if json:
         print_json(result)
         return
-    table = Table(title=f"agreement with {pairs}, n = {result.pairs}", title_justify="left")
-    for column in ("protocol", "accuracy", "95 % interval", "n", "position bias", "failures", "beats baselines"):
-        table.add_column(column, justify="left" if column == "protocol" else "right")
+    numbers = ("agrees", "95 % interval", "n", "position bias", "failed")
+    table = plain_table("protocol", *numbers, "beats baselines", right=numbers, title=f"agreement with {pairs}, n = {result.pairs}")
     for group in (result.protocols, result.baselines):
         for r in group:
             bias = "" if r.position_bias is None else f"{r.position_bias:+.3f}"
@@ -59,7 +57,7 @@ def bench(
     Console().print(table)
     if not any(r.beats_baselines for r in result.protocols):
         errors.print(
-            "[yellow]No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.[/yellow]"
+            "No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.", style="yellow"
         )
 
 
@@ -75,21 +73,21 @@ def evaluate(
 ) -> None:
     """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
     from rich.console import Console
-    from rich.table import Table
 
     from cai.benching import evaluate_models
-    from cai.console import RichReporter
+    from cai.console import RichReporter, plain, plain_table
 
     results = evaluate_models(model, against, constitution, reward, limit, seed, RichReporter(Console(stderr=True)))
     if json:
         print_json({"results": results})
         return
-    table = Table()
-    for column in ("measure", "model", "value", "95 % interval", "n", "note"):
-        table.add_column(column, justify="right" if column in ("value", "n") else "left")
+    table = plain_table("measure", "model", "value", "95 % interval", "n", right=("value", "n"))
     for r in results:
-        table.add_row(r.name, r.model, f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), r.note)
-    Console().print(table)
+        table.add_row(r.name, r.model, f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n))
+    console = Console()
+    console.print(table)
+    for name, note in {r.name: r.note for r in results if r.note}.items():
+        console.print(plain(f"{name}: {note}"))
 
 
 @app.command()

@@ -3,11 +3,16 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cai.cli import Json, app, print_json
+
+if TYPE_CHECKING:
+    from cai.pipeline import RunSummary
+    from cai.recipe import Recipe
+    from cai.workspace import Workspace
 
 RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
 RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
@@ -40,22 +45,10 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
-    from rich.console import Console
-
-    from cai.console import RichReporter
-    from cai.pipeline import run_recipe
     from cai.recipe import load_recipe
-    from cai.stages import STAGES
     from cai.workspace import find_workspace
 
-    loaded = load_recipe(recipe, overrides or (), name)
-    workspace = find_workspace(recipe.parent)
-    console = Console(stderr=True, quiet=False)
-    reporter = RichReporter(console, workspace.run(loaded.name).path / "progress.json")
-    command = shlex.join(["cai", *sys.argv[1:]])
-    summary = run_recipe(loaded, workspace, STAGES, reporter, only=_split(only), start=start, command=command)
-    for warning in summary.warnings:
-        reporter.warn(warning)
+    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start)
     if json:
         print_json(summary)
     elif summary.report:
@@ -65,33 +58,40 @@ def run(
 @app.command()
 def label(run_name: RunName, json: Json = False) -> None:
     """Make AI-feedback labels for a run's pairs: its feedback and preferences stages."""
-    from rich.console import Console
-
-    from cai.console import RichReporter
-    from cai.pipeline import run_recipe
     from cai.recipe import load_recipe
-    from cai.stages import STAGES
-    from cai.workspace import find_workspace
+    from cai.workspace import find_run, find_workspace
 
-    workspace = find_workspace(Path.cwd())
-    directory = workspace.run(run_name)
-    reporter = RichReporter(Console(stderr=True), directory.path / "progress.json")
-    recipe = load_recipe(directory.path / "recipe.yaml")
-    summary = run_recipe(recipe, workspace, STAGES, reporter, only=("feedback", "preferences"), command=f"cai label {run_name}")
-    for warning in summary.warnings:
-        reporter.warn(warning)
+    directory = find_run(run_name)
+    recipe = load_recipe(directory.path / "recipe.yaml", name=directory.path.name)
+    summary = _run(recipe, find_workspace(directory.path), ["feedback", "preferences"])
     if json:
         print_json(summary)
     else:
         typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
 
 
+def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
+    """Run stages with progress on standard error, and end with the warnings."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.pipeline import run_recipe
+    from cai.stages import STAGES
+
+    reporter = RichReporter(Console(stderr=True), workspace.run(recipe.name).path / "progress.json")
+    command = shlex.join(["cai", *sys.argv[1:]])
+    summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, command=command)
+    for warning in summary.warnings:
+        reporter.warn(warning)
+    return summary
+
+
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
     """Show calls, tokens, time, memory and money per stage, before anything runs."""
     from rich.console import Console
-    from rich.table import Table
 
+    from cai.console import plain, plain_table
     from cai.plan import plan_recipe
     from cai.recipe import load_recipe
     from cai.workspace import find_workspace
@@ -101,9 +101,8 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     if json:
         print_json(planned)
         return
-    table = Table(title=f"{loaded.name}: at most", title_justify="left")
-    for column in ("stage", "calls", "prompt tokens", "new tokens", "train steps", "time", "memory", "US$"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    numbers = ("calls", "tokens in", "tokens out", "steps", "time", "memory", "US$")
+    table = plain_table("stage", *numbers, right=numbers, title=f"{loaded.name}: at most")
     for s in planned.stages:
         table.add_row(
             s.name,
@@ -128,7 +127,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     )
     console = Console()
     console.print(table)
-    console.print(planned.basis, style="dim", highlight=False)
+    console.print(plain(planned.basis, "dim"))
 
 
 def _duration(seconds: float | None) -> str:
@@ -142,26 +141,25 @@ def _duration(seconds: float | None) -> str:
 def status(run_name: RunName, json: Json = False) -> None:
     """Show a run's stages: progress, failures, and how many calls came from the store."""
     from rich.console import Console
-    from rich.table import Table
 
+    from cai.console import plain, plain_table
     from cai.status import run_status
-    from cai.workspace import find_workspace
+    from cai.workspace import find_run
 
-    found = run_status(find_workspace(Path.cwd()).run(run_name))
+    found = run_status(find_run(run_name))
     if json:
         print_json(found)
         return
-    table = Table(title=f"{found.run}  {found.path}", title_justify="left")
-    for column in ("stage", "state", "time", "calls made", "reused", "failures", "counts"):
-        table.add_column(column, justify="right" if column in ("time", "calls made", "reused", "failures") else "left")
+    numbers = ("time", "calls", "reused", "failed")
+    table = plain_table("stage", "state", *numbers, "counts", right=numbers, title=f"{found.run}  {found.path}")
     for s in found.stages:
         counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in s.counts.items())
-        numbers = (str(n or "") for n in (s.calls_made, s.calls_reused, s.failures))
-        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *numbers, counts)
+        cells = (str(n or "") for n in (s.calls_made, s.calls_reused, s.failures))
+        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *cells, plain(counts))
     console = Console()
     console.print(table)
     for line in found.notes:
-        console.print(line, highlight=False)
+        console.print(plain(line))
 
 
 @app.command()
@@ -170,9 +168,9 @@ def report(run_name: RunName, json: Json = False) -> None:
     from cai.jsonl import write_text
     from cai.report.collect import collect_report
     from cai.report.page import render_report
-    from cai.workspace import find_workspace
+    from cai.workspace import find_run
 
-    directory = find_workspace(Path.cwd()).run(run_name)
+    directory = find_run(run_name)
     write_text(directory.report, render_report(collect_report(directory.path)))
     if json:
         print_json({"report": str(directory.report)})
@@ -191,10 +189,9 @@ def export(
 ) -> None:
     """Write a run's preferences and SFT data in the columns that other tools read, with a dataset card."""
     from cai.exporting import export_run
-    from cai.workspace import find_workspace
+    from cai.workspace import find_run
 
-    directory = find_workspace(Path.cwd()).run(run_name)
-    result = export_run(directory, format, out, push_to_hub, private=not public)
+    result = export_run(find_run(run_name), format, out, push_to_hub, private=not public)
     if json:
         print_json(result)
         return

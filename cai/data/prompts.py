@@ -79,9 +79,14 @@ def assert_disjoint(train: "LoadedPrompts", evaluate: "LoadedPrompts") -> "Loade
     return LoadedPrompts(kept, train.failures + failures, {**train.counts, "in_evaluate": len(leaked)})
 
 
+def is_hub(source: PromptSource, root: Path) -> bool:
+    """Whether a source is a dataset on the Hub, not files here."""
+    return source.path.startswith("hub:") or (source.format == "hub" and not (root / source.path).is_dir())
+
+
 def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
     """Yield each row of a source with the name to put into its prompt's `source`."""
-    if source.path.startswith("hub:") or (source.format == "hub" and not (root / source.path).is_dir()):
+    if is_hub(source, root):
         yield from ((row, source.path) for row in _dataset_rows(source.path.removeprefix("hub:"), source))
         return
     for path in source_files(source.path, root):
