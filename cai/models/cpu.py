@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 _NAME = "cai_grouped_sdpa"
+_MOST_SCORES = 8_000_000
+"""Attention scores to hold at once; above this, the flash kernel, which holds none, is as fast."""
 
 
 def speed_up(model: Any) -> Any:
@@ -26,10 +28,11 @@ def speed_up(model: Any) -> Any:
         _register()
         model.set_attn_implementation(_NAME)
     if _can_pack():
+        head = model.get_output_embeddings()
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
-                    setattr(module, name, PackedLinear(child))
+                    setattr(module, name, PackedLinear(child, keep_plain=child is head))
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if _is_gated(child):
@@ -47,10 +50,14 @@ def _can_pack() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is kept in the layout that oneDNN computes in."""
+    """A linear layer whose weight is kept in the layout that oneDNN computes in.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    `plain_weight` is the weight as it was, kept only where something else needs it: that of the output layer.
+    """
+
+    def __init__(self, linear: nn.Linear, keep_plain: bool = False) -> None:
         super().__init__()
+        self.plain_weight = linear.weight.detach() if keep_plain else None
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
 
@@ -112,10 +119,11 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     rows, heads, queries, size = query.shape
-    if queries > 1 or attention_mask is None or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None:
+    odd = attention_mask is None or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
+    if odd or rows * heads * queries * key.shape[2] > _MOST_SCORES:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
-    grouped = query.reshape(rows, key.shape[1], -1, size)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float()
-    scores.mul_(size**-0.5 if scaling is None else scaling).add_(attention_mask)
-    mixed = torch.matmul(torch.softmax(scores, -1).to(value.dtype), value)
-    return mixed.reshape(rows, heads, queries, value.shape[-1]).transpose(1, 2).contiguous(), None
+    grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, key.shape[1], -1, size)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(rows, heads, queries, -1).add_(attention_mask)
+    weights = torch.softmax(scores, -1).view(rows, key.shape[1], -1, key.shape[2])
+    mixed = torch.matmul(weights, value).view(rows, heads, queries, value.shape[-1])
+    return mixed.transpose(1, 2).contiguous(), None

@@ -29,18 +29,19 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate, now that heads, dtype and device are known."""
-        self.keys = key_states.new_empty(*key_states.shape[:2], self.capacity, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], self.capacity, value_states.shape[3])
+        self.keys = key_states.new_zeros(*key_states.shape[:2], self.capacity, key_states.shape[3])
+        self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[3])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new columns; return all that are written."""
+        """Write new columns; return all that are written, or for a single one all there are: a whole buffer is quicker to multiply."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        end = self.capacity if key_states.shape[2] == 1 else self.length
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def take(self, rows: Tensor, first_column: int, capacity: int) -> "_Layer":
         """Return a layer of the given rows (repeats allowed), without the columns before `first_column`."""
@@ -51,6 +52,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
                 old = getattr(self, name)
                 new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
                 torch.index_select(old[:, :, first_column : self.length], 0, rows, out=new[:, :, : taken.length])
+                new[:, :, taken.length :] = 0
                 setattr(taken, name, new)
             taken.is_initialized = True
         return taken
@@ -99,7 +101,11 @@ class Slots:
         self.valid = torch.cat([self.valid if self.length else valid_BQ[:, :0], valid_BQ], dim=1)
         positions_BT = (self.valid.long().cumsum(1) - 1).clamp(min=0)
         positions_BQ = positions_BT[:, -ids_BQ.shape[1] :]
-        mask = self._masks(positions_BQ, positions_BT)
+        seen = self.valid
+        if ids_BQ.shape[1] == 1 and self.length < self.capacity:  # the layers return their whole buffers: hide what is not written
+            unwritten = (0, self.capacity - self.length)
+            seen, positions_BT = torch.nn.functional.pad(seen, unwritten), torch.nn.functional.pad(positions_BT, unwritten)
+        mask = self._masks(seen, positions_BQ, positions_BT)
         out = self.model(
             input_ids=ids_BQ,
             attention_mask=mask,
@@ -124,10 +130,10 @@ class Slots:
         taken.cache = Cache(layers=[layer.take(rows, first, taken.capacity) for layer in self.cache.layers])
         return taken
 
-    def _masks(self, positions_BQ: Tensor, positions_BT: Tensor) -> Any:
+    def _masks(self, seen_BT: Tensor, positions_BQ: Tensor, positions_BT: Tensor) -> Any:
         """Return additive masks `[B, 1, Q, T]`: 0 where a query sees a column, a large negative number elsewhere."""
         dtype = self.model.dtype
-        visible = self.valid[:, None, :] & (positions_BT[:, None, :] <= positions_BQ[:, :, None])
+        visible = seen_BT[:, None, :] & (positions_BT[:, None, :] <= positions_BQ[:, :, None])
         near = visible
         if self.window.size is not None:
             near = visible & (positions_BT[:, None, :] > positions_BQ[:, :, None] - self.window.size)
