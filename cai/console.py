@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> "Table":
-    """Return an empty table without boxes, so that it fits 80 columns; cells fold instead of being cut.
+    """Return an empty table without boxes, so that it fits 80 columns; the first column stays whole, the other cells fold.
 
     Args:
         columns: headings; the cells of those in `right` are numbers.
@@ -42,7 +42,7 @@ def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = No
 
     table = Table(title=plain(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column == columns[0])
     return table
 
 
