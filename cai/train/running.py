@@ -4,6 +4,7 @@ What is trained, on which rows and under which loss is the business of `sft`, `r
 """
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -14,11 +15,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from cai.errors import TrainingError
+from cai.errors import StoreError, TrainingError
 from cai.ids import content_hash
-from cai.jsonl import write_records
+from cai.jsonl import disk_error, write_records
 from cai.recipe import ModelSpec, TrainSpec
-from cai.train.checkpoints import TrainResult, last_checkpoint, mark_finished, remove_checkpoints
+from cai.train.checkpoints import FINISHED, TrainResult, last_checkpoint, mark_finished, remove_checkpoints
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 """Called after each step with its number (from 1), the total, and what was measured."""
@@ -52,7 +53,6 @@ def train_and_save(
         TrainingError: nothing is trainable, the processes don't see each other, the loss isn't finite, or memory ran out.
         StoreError: the disk is full.
     """
-    import torch
     from transformers import PrinterCallback
 
     from cai.train.trainers import ProgressCallback
@@ -66,20 +66,13 @@ def train_and_save(
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(out, fingerprint)
     started = time.monotonic()
-    try:
-        with quiet_training():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except torch.OutOfMemoryError as e:
-        raise TrainingError(
-            f"out of memory on the accelerator ({str(e).splitlines()[0]}).\n"
-            "Fix: halve batch_size and double gradient_accumulation, set gradient_checkpointing: true, lower max_length, or use "
-            "precision: nf4"
-        ) from e
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, selected_adapters=["default"])
-        tokenizer.save_pretrained(out)
-        write_records(out / HISTORY, history)
+    with quiet_training(), _explained(out):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        if trainer.is_world_process_zero():
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, selected_adapters=["default"])
+            tokenizer.save_pretrained(out)
+            write_records(out / HISTORY, history)
     trainer.accelerator.wait_for_everyone()
     return TrainResult(
         steps=trainer.state.global_step,
@@ -101,10 +94,15 @@ def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
 
 
 def prepare(out: Path) -> None:
-    """Make the output folder, and let each process use its own GPU."""
+    """Make the output folder, say that what is in it is no longer finished, and let each process use its own GPU."""
     import torch
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if is_first_process():
+            (out / FINISHED).unlink(missing_ok=True)
+    except OSError as e:
+        raise disk_error(e, out) from e
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -146,6 +144,29 @@ def quiet_training() -> Iterator[None]:
             logger.setLevel(level)
         if not hidden:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Turn what a full disk or a full accelerator raises, in whatever library, into an error that says what to do."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise TrainingError(
+            f"out of memory on the accelerator ({str(e).splitlines()[0]}).\n"
+            "Fix: halve batch_size and double gradient_accumulation, set gradient_checkpointing: true, lower max_length, or use "
+            "precision: nf4"
+        ) from e
+    except StoreError:
+        raise
+    except OSError as e:
+        raise disk_error(e, out) from e
+    except Exception as e:  # torch and safetensors write with their own exception types
+        if any(sign in str(e) for sign in ("No space left", "PytorchStreamWriter failed", "unexpected pos")):
+            raise disk_error(OSError(errno.ENOSPC, "no space left"), out) from e
+        raise
 
 
 def _check(trainer: Any) -> None:

@@ -50,8 +50,8 @@ def dpo_config(**changes: Any) -> PolicyConfig:
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the saved weights of an adapter."""
-    return load_file(folder / "adapter_model.safetensors")
+    """Return the saved weights of an adapter; copied, because the file is mapped into memory and may be overwritten."""
+    return {name: tensor.clone() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
 
 
 def assert_same_weights(a: Path, b: Path, **tolerance: float) -> None:

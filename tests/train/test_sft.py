@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cai.errors import TrainingError
+from cai.errors import StoreError, TrainingError
 from cai.models.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec
 from cai.train.arguments import total_steps
@@ -112,6 +112,36 @@ def test_a_finished_training_is_not_repeated_and_a_changed_one_is(tiny_model_dir
     assert len(steps) == 1
     changed = train_sft(sft_config(), model, examples(5), tmp_path, 0, lambda *a: steps.append(a))
     assert (changed.examples, changed.steps, len(steps)) == (5, 2, 3)
+
+
+def test_weights_of_a_killed_change_are_not_taken_for_the_old_result(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    train_sft(sft_config(), model, examples(4), tmp_path, 0)
+    before = adapter(tmp_path)
+    with pytest.raises(Killed):
+        train_sft(sft_config(save_steps=1), model, examples(12), tmp_path, 0, kill_at(2))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"of the change, saved just before its finish")
+    train_sft(sft_config(), model, examples(4), tmp_path, 0)
+    assert all(torch.equal(t, before[name]) for name, t in adapter(tmp_path).items())
+
+
+def test_a_full_disk_is_a_users_error_that_keeps_the_checkpoint(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch as library
+
+    save = library.save
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if "checkpoint-2" in str(args[1]):
+            raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/0: file write failed")
+        save(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "save", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            train_sft(sft_config(save_steps=1), model_at(tiny_model_dir), examples(12), tmp_path, 0)
+    assert train_sft(sft_config(save_steps=1), model_at(tiny_model_dir), examples(12), tmp_path, 0).resumed_from == 1
 
 
 def test_another_trainings_checkpoint_is_not_gone_on_from(tiny_model_dir: Path, tmp_path: Path) -> None:
