@@ -177,10 +177,17 @@ def test_another_sft_adapter_is_another_training(tiny_model_dir: Path, sft: Path
     assert len(steps) == 2
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
-def test_low_precision_starts_at_the_reference(tiny_model_dir: Path, sft: Path, tmp_path: Path, precision: Any) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "nf4"},
+        {"precision": "nf4", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"},
+    ],
+)
+def test_low_precision_starts_at_the_reference(tiny_model_dir: Path, sft: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     logs: list[dict[str, float]] = []
-    config = dpo_config(precision=precision, epochs=2.0)
+    config = dpo_config(**changes, epochs=2.0)
     train_dpo(config, model_at(tiny_model_dir), sft, preferences(4), tmp_path, 0, lambda *a: logs.append(a[2]))
     assert logs[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
     assert logs[1]["rewards/margins"] != 0.0

@@ -157,9 +157,16 @@ def test_resuming_gives_the_same_model(tiny_model_dir: Path, tmp_path: Path) -> 
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "nf4"])
-def test_low_precision_trains_and_scores(tiny_model_dir: Path, tmp_path: Path, precision: Any) -> None:
-    config = reward_config(precision=precision, lora=LoraSpec(rank=4, layers=1), epochs=3.0)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "nf4"},
+        {"precision": "nf4", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"},
+    ],
+)
+def test_low_precision_trains_and_scores(tiny_model_dir: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = reward_config(**changes, lora=LoraSpec(rank=4, layers=1), epochs=3.0)
     result = train_reward(config, model_at(tiny_model_dir), preferences(4), preferences(4), tmp_path, 0)
     assert math.isfinite(result.metrics["held_out_mean_margin"])
     weights = adapter(tmp_path)
