@@ -1,4 +1,4 @@
-"""Puts the shipped constitutions, prompts and recipes into the wheel, as `cai/_workspace`, for `cai init`. All else is in pyproject.toml."""
+"""Puts the shipped constitutions, prompts and recipes into the wheel, as `cai/_workspace`, for `cai init`. The rest is pyproject.toml."""
 
 import shutil
 from pathlib import Path
