@@ -145,16 +145,15 @@ class RichReporter(Reporter):
         self._save()
 
     def _show(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         done, total = self._shown
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("  {task.description}", markup=False),
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=14),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}{task.fields[calls]}", markup=False),
-                TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
                 console=self.console,
@@ -164,7 +163,7 @@ class RichReporter(Reporter):
             self._bar.start()
         assert self._task is not None
         rate = self._calls / max(time.monotonic() - self._started, 1e-9)
-        calls = f" · {self._calls} calls, {rate:.1f}/s" if self._calls else ""
+        calls = f" · {self._calls} calls, {rate:.{1 if rate < 10 else 0}f}/s" if self._calls else ""
         self._bar.update(self._task, completed=done, total=total or None, calls=calls)
 
     def _save(self) -> None:

@@ -1,0 +1,301 @@
+"""Every command as people call it: what it prints, its JSON, its exit codes."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.cli import main
+from cai.workspace import Workspace
+from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data
+
+CONSTITUTION = "constitution/general.yaml"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with a run of the data stages; tests must leave it as it is."""
+    workspace = make_workspace(tmp_path_factory.mktemp("commands") / "w")
+    run_data(workspace)
+    return workspace
+
+
+class Called:
+    """What a command in this process printed, and its exit code."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capsys = capsys
+        self.monkeypatch = monkeypatch
+        self.out = self.err = ""
+
+    def __call__(self, folder: Path, *args: str) -> int:
+        self.monkeypatch.chdir(folder)
+        self.monkeypatch.setenv("COLUMNS", "80")
+        self.monkeypatch.setattr("sys.argv", ["cai", *args])
+        with pytest.raises(SystemExit) as e:
+            main()
+        self.out, self.err = self.capsys.readouterr()
+        return int(e.value.code or 0)
+
+    @property
+    def told(self) -> str:
+        """Standard error without frames and line breaks."""
+        return " ".join(self.err.replace("│", " ").split())
+
+    def json(self, folder: Path, *args: str) -> Any:
+        assert self(folder, *args, "--json") == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Called:
+    return Called(capsys, monkeypatch)
+
+
+def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
+    done = cai(tmp_path, "--version")
+    assert done.returncode == 0 and re.fullmatch(r"cai \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+def test_help_names_every_command_of_the_contract(tmp_path: Path, call: Called) -> None:
+    assert call(tmp_path, "--help") == 0
+    for command in ("init", "run", "plan", "status", "constitution", "judge", "label", "evaluate", "report", "chat", "export"):
+        assert re.search(rf"\b{command}\b", call.out), command
+
+
+@pytest.mark.parametrize("args", [("nonsense",), ("run",), ("run", "--nonsense"), ("chat", "scripted", "--max-tokens", "0")])
+def test_wrong_usage_exits_2(tmp_path: Path, call: Called, args: tuple[str, ...]) -> None:
+    assert call(tmp_path, *args) == 2
+    assert "Traceback" not in call.err
+
+
+def test_init_makes_a_workspace_and_never_overwrites(tmp_path: Path, call: Called) -> None:
+    made = call.json(tmp_path, "init", "w")
+    assert len(made) > 20 and all((tmp_path / path).is_file() for path in made)
+    recipe = tmp_path / "w" / "runs" / "quickstart.yaml"
+    recipe.write_text("mine")
+    assert call(tmp_path, "init", "w") == 2
+    assert "already has constitution/, prompts/, runs/" in call.told
+    assert recipe.read_text() == "mine"
+
+
+def test_a_run_says_what_it_did(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    arguments = ("run", "runs/s.yaml", "--only", ",".join(DATA_STAGES), "--set", "respond.sampling.max_tokens=9", "--name", "named")
+    workspace.run("named").model("sft").mkdir(parents=True)
+    first = call.json(workspace.root, *arguments)
+    assert first["run"] == "named" and first["report"] is None
+    assert [s["name"] for s in first["stages"]] == list(DATA_STAGES)
+    assert first["stages"][0].keys() == {"name", "reused", "seconds", "calls_made", "calls_reused", "counts"}
+    assert "NOT SHOWN TO BEAT" in first["warnings"][0] and "NOT SHOWN TO BEAT" in call.err
+    assert "max_tokens: 9" in (workspace.run("named").path / "recipe.yaml").read_text()
+    again = call.json(workspace.root, *arguments)
+    assert all(s["reused"] for s in again["stages"]) and again["warnings"] == first["warnings"]
+    assert "done before, nothing changed" in call.err and "NOT SHOWN TO BEAT" in call.err
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--only", "respond,critic"), "no stage 'critic'; the stages are: respond critique sft"),
+        (("--from", "nowhere"), "no stage 'nowhere'"),
+        (("--only", "critique"), "stage critique reads data/responses.jsonl"),
+        (("--set", "critique.round=2"), "round"),
+        (("--set", "critique.rounds"), "expected key.path=value"),
+        (("--name", "../out"), "name"),
+        (("--name", "[red]x[/red]"), "[red]x[/red]"),
+        (("--set", "constitution=none.yaml", "--set", "templates=none"), "2 thing(s) to mend"),
+    ],
+)
+def test_what_a_user_can_mend_is_a_panel_and_exit_code_2(tmp_path: Path, call: Called, args: tuple[str, ...], told: str) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    assert call(workspace.root, "run", "runs/s.yaml", *args) == 2
+    assert told in call.told
+    assert "╭" in call.err and "Error" in call.err and "Traceback" not in call.err
+    assert call.out == ""
+
+
+def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    code = "import cai.stages as s\ns.load_all = lambda *a: 1 / 0\nfrom cai.cli import main\nmain()"
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "runs/s.yaml", "--only", "respond"],
+        cwd=workspace.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_outside_a_workspace_the_way_in_is_shown(tmp_path: Path, call: Called) -> None:
+    for args in (("status", "s"), ("report", "s"), ("export", "s"), ("label", "s")):
+        assert call(tmp_path, *args) == 2
+        assert "cai init DIR" in call.told
+
+
+def test_status_shows_stages_and_fits_80_columns(shared: Workspace, call: Called) -> None:
+    assert call(shared.root, "status", "s") == 0
+    lines = call.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert re.search(r"respond +done .* 12 .*12 prompts", call.out) and re.search(r"policy +waiting", call.out)
+    found = call.json(shared.root, "status", "runs/s")
+    assert found["run"] == "s" and [s["state"] for s in found["stages"][:3]] == ["done", "done", "waiting"]
+    assert found["stages"][0].keys() == {"name", "state", "seconds", "calls_made", "calls_reused", "failures", "counts"}
+    assert any("NOT SHOWN TO BEAT" in note for note in found["notes"])
+    assert call.json(shared.root.parent, "status", str(shared.run("s").path)) == found, "a path works from anywhere"
+    assert call(shared.root, "status", "nowhere") == 2
+    assert "There are: s" in call.told
+
+
+def test_plan_fits_80_columns(shared: Workspace, call: Called) -> None:
+    assert call(shared.root, "plan", "runs/s.yaml") == 0
+    assert max(map(len, call.out.splitlines())) <= 80
+    assert "respond" in call.out and "…" not in call.out
+    assert {s["name"] for s in call.json(shared.root, "plan", "runs/s.yaml")["stages"]} >= set(DATA_STAGES)
+
+
+def test_label_makes_labels_again_for_a_run(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace, "seed=3")
+    workspace.run("s").data("judgments").unlink()
+    found = call.json(workspace.root, "label", "s")
+    assert [(s["name"], s["reused"]) for s in found["stages"]] == [("feedback", False), ("preferences", True)]
+    assert found["stages"][0]["calls_made"] == 0, "the run's own recipe, seed and all"
+
+
+def test_report_carries_the_warning(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = call.json(shared.root, "report", "s")
+    page = Path(found["report"]).read_text()
+    assert "NOT SHOWN TO BEAT THE TRIVIAL BASELINES" in re.sub(r"\s+", " ", page)
+    assert 'src="http' not in page
+    Path(found["report"]).unlink()
+
+
+@pytest.mark.parametrize("format", ["trl", "hh", "cai-conversation", "ultrafeedback", "label-studio"])
+def test_export_writes_every_format(shared: Workspace, call: Called, tmp_path: Path, format: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("not of this export")
+    found = call.json(shared.root, "export", "s", "--format", format, "--out", str(out))
+    assert found["url"] is None and found["folder"] == str(out) and sum(found["rows"].values()) > 0
+    assert all(Path(f).is_file() for f in found["files"])
+    assert str(out / "README.md") in found["files"]
+    assert (out / "README.md").read_text().startswith("---\n") or format == "label-studio"
+
+
+def test_export_refuses_what_it_does_not_know(shared: Workspace, call: Called, tmp_path: Path) -> None:
+    assert call(shared.root, "export", "s", "--format", "xml", "--out", str(tmp_path / "out")) == 2
+    assert "trl" in call.err and not (tmp_path / "out").exists()
+    assert call(shared.root, "export", "nowhere") == 2
+
+
+def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> None:
+    arguments = ("judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--model", "scripted", "--limit", "10", "--principles", "sample")
+    found = call.json(shared.root, *arguments)
+    assert [p["name"] for p in found["protocols"]] == ["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+    for protocol in found["protocols"]:
+        assert {"name", "accuracy", "low", "high", "n", "position_bias", "failures"} <= protocol.keys()
+        assert protocol["n"] + protocol["failures"] == 10
+    assert {b["name"] for b in found["baselines"]} == {"always-a", "longer", "shorter"}
+    assert call(shared.root, *arguments, "--protocol", "pointwise-contrast,pairwise") == 0
+    assert max(map(len, call.out.splitlines())) <= 80
+    assert re.search(r"^ *pointwise-contrast .*%", call.out, re.M) and "likelihood" not in call.out
+    assert "should not train a model" in call.told
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--protocol", "vibes"), "unknown vibes"),
+        (("--format", "xml"), "expected auto, cai"),
+        (("--principles", "some"), "expected ensemble or sample"),
+        (("--constitution", "constitution/none.yaml"), "none.yaml"),
+    ],
+)
+def test_judge_bench_refuses_what_it_does_not_know(shared: Workspace, call: Called, args: tuple[str, ...], told: str) -> None:
+    assert call(shared.root, "judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--model", "scripted", *args) == 2
+    assert told in call.told
+
+
+def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cai.recipe import ModelSpec, Recipe
+
+    monkeypatch.setattr("cai.benching.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
+    alone = call.json(shared.root, "evaluate", "scripted", "--limit", "3")["results"]
+    assert {r["model"] for r in alone} == {"model"} and all(r["low"] <= r["value"] <= r["high"] and r["n"] > 0 for r in alone)
+    both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3")["results"]
+    assert {r["model"] for r in both} == {"base", "model"}
+    assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
+    assert call(shared.root, "evaluate", "scripted", "--limit", "3") == 0
+    assert max(map(len, call.out.splitlines())) <= 80
+
+
+def test_constitutions_are_linted_shown_and_imported(shared: Workspace, call: Called, tmp_path: Path) -> None:
+    assert call(shared.root, "constitution", "lint", CONSTITUTION) == 0
+    assert call.out == f"{CONSTITUTION}: clean\n"
+    assert call.json(shared.root, "constitution", "lint", CONSTITUTION) == {CONSTITUTION: []}
+    broken = tmp_path / "broken.yaml"
+    broken.write_text((shared.root / CONSTITUTION).read_text().replace("statement:", "statment:", 1))
+    assert call(shared.root, "constitution", "lint", str(broken), "--json") == 2
+    assert json.loads(call.out)[str(broken)][0]["severity"] == "error"
+    assert call(shared.root, "constitution", "show", CONSTITUTION, "--full") == 0
+    assert max(map(len, call.out.splitlines())) <= 80 and "ask_negative:" in call.out
+    shown = call.json(shared.root, "constitution", "show", CONSTITUTION)
+    assert len(shown["principles"]) >= 16
+    paper = tmp_path / "paper.json"
+    paper.write_text(json.dumps({"a": {"prompt": "", "edit_request": "Rewrite it kindly.", "critique_request": "What is unkind in it?"}}))
+    assert call(shared.root, "constitution", "import", str(paper), "-o", str(tmp_path / "paper.yaml")) in (0, 2)
+
+
+NASTY = "[red]stop[/red] \\e[2J\\a"
+"""As YAML writes it between double quotes: markup, an escape sequence and a bell."""
+
+
+def test_markup_and_control_characters_are_shown_not_obeyed(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    file = workspace.root / "constitution" / "nasty.yaml"
+    fields = "".join(f'    {key}: "{NASTY}"\n' for key in ("statement", "critique", "revision", "ask_positive", "ask_negative", "compare"))
+    file.write_text(f'id: nasty\nname: "{NASTY}"\ndescription: "{NASTY}"\nprinciples:\n  - id: first\n{fields}')
+    assert call(workspace.root, "constitution", "show", str(file), "--full") == 0
+    assert "\x1b[2J" not in call.out and "\x07" not in call.out
+    assert call.out.count("[red]stop[/red] \\x1b[2J\\x07") >= 9
+    call(workspace.root, "constitution", "lint", str(file))
+    assert "\x1b[2J" not in call.out and "[red]" in call.out
+    assert call(workspace.root, "run", "runs/s.yaml", "--set", 'constitution="\\e[2J[red]none"') == 2
+    assert "\x1b[2J" not in call.err and "\\x1b[2J[red]none" in call.told.replace(" ", "")
+
+
+def test_chat_answers_lines_from_its_input(tmp_path: Path) -> None:
+    done = cai(tmp_path, "chat", "scripted", stdin="hello\n\n/reset\nhello\n/exit\nnever read\n")
+    assert done.returncode == 0, done.stderr
+    answers = re.findall(r"╭.*?╰", done.stdout, re.S)
+    assert len(answers) == 2 and answers[0] != answers[1], "each turn has its own seed"
+    assert "started again" in done.stdout
+    side_by_side = cai(tmp_path, "chat", "scripted", "--against", "scripted", "--system", "Be kind.", stdin="hello\n")
+    assert side_by_side.returncode == 0 and side_by_side.stdout.count("╭") == 2
+
+
+def test_help_is_quick_because_nothing_heavy_is_loaded(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    heavy = ("torch", "transformers", "pandas", "scipy", "numpy", "trl", "peft", "datasets", "rich.progress")
+    code = f"import sys\nfrom cai.cli import app, constitutions, models, runs\nprint([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout == "[]\n"
+
+
+def test_failures_appear_in_the_status(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w", RECIPE)
+    source = workspace.root / "prompts" / "harmful.jsonl"
+    source.write_text(source.read_text() + "not json\n")
+    run_data(workspace, only=("respond",))
+    assert call.json(workspace.root, "status", "s")["stages"][0]["failures"] == 1 == len(rows(workspace.run("s").failures))

@@ -1,0 +1,111 @@
+"""Real processes, really killed: nothing that was finished is asked again, and the outputs are those of a calm run."""
+
+import contextlib
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.workspace import Workspace
+from tests.workspaces import DATA_STAGES, RECIPE, cai, data_bytes, make_workspace, start_cai
+
+ITEMS = 300
+MANY = RECIPE.replace("prompts/harmful.jsonl, limit: 8", "prompts/many.jsonl, kind: harmful")
+RUN = ("run", "runs/s.yaml", "--only", ",".join(DATA_STAGES))
+
+
+def many_workspace(folder: Path) -> Workspace:
+    workspace = make_workspace(folder, MANY)
+    lines = (json.dumps({"prompt": f"How would I do harm number {i}?"}) for i in range(ITEMS))
+    (folder / "prompts" / "many.jsonl").write_text("\n".join(lines) + "\n")
+    return workspace
+
+
+def calls_kept(workspace: Workspace) -> int:
+    if not workspace.store_path.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{workspace.store_path}?mode=ro", uri=True)) as store:
+        try:
+            return int(store.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
+        except sqlite3.OperationalError:  # its table isn't made yet
+            return 0
+
+
+def wait_for_calls(process: "subprocess.Popen[str]", workspace: Workspace, wanted: int) -> None:
+    deadline = time.monotonic() + 60
+    while calls_kept(workspace) < wanted:
+        assert process.poll() is None, f"ended before its {wanted}th call: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def summary(workspace: Workspace) -> dict[str, Any]:
+    done = cai(workspace.root, *RUN, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, bytes]]:
+    """Calls and outputs of a run that nobody disturbed."""
+    workspace = many_workspace(tmp_path_factory.mktemp("calm") / "w")
+    made = sum(s["calls_made"] for s in summary(workspace)["stages"])
+    assert made == calls_kept(workspace) > 2 * ITEMS
+    return made, data_bytes(workspace.run("s"))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_twice_at_random_ends_as_a_calm_one(tmp_path: Path, calm: tuple[int, dict[str, bytes]], seed: int) -> None:
+    total, outputs = calm
+    workspace = many_workspace(tmp_path / "w")
+    for wanted in sorted(random.Random(seed).sample(range(1, int(0.8 * total)), 2)):
+        process = start_cai(workspace.root, *RUN)
+        wait_for_calls(process, workspace, wanted)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    kept = calls_kept(workspace)
+    assert 0 < kept < total
+    assert not workspace.run("s").in_use(), "the lock goes with its process"
+    assert sum(s["calls_made"] for s in summary(workspace)["stages"]) == total - kept
+    assert data_bytes(workspace.run("s")) == outputs
+
+
+def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path, calm: tuple[int, dict[str, bytes]]) -> None:
+    workspace = many_workspace(tmp_path / "w")
+    process = start_cai(workspace.root, *RUN)
+    wait_for_calls(process, workspace, 100)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped. Every finished call and checkpoint is kept: the same command goes on from here." in err
+    assert "Traceback" not in err
+    shown = cai(workspace.root, "status", "s", "--json")
+    states = {s["name"]: s["state"] for s in json.loads(shown.stdout)["stages"]}
+    assert "stopped" in states.values() and "failed" not in states.values()
+    assert sum(s["calls_made"] for s in summary(workspace)["stages"]) < calm[0]
+    assert data_bytes(workspace.run("s")) == calm[1]
+
+
+def test_two_runs_at_once_are_refused_by_name_of_process(tmp_path: Path) -> None:
+    workspace = many_workspace(tmp_path / "w")
+    process = start_cai(workspace.root, *RUN)
+    wait_for_calls(process, workspace, 1)
+    process.send_signal(signal.SIGSTOP)  # holds its lock for as long as this test needs
+    try:
+        second = cai(workspace.root, "run", "runs/s.yaml", "--only", "respond", "--set", "prompts.train=[]")
+        other = cai(workspace.root, "run", "runs/s.yaml", "--only", "respond", "--name", "other", "--set", "model.name=other")
+        shown = cai(workspace.root, "status", "s", "--json")
+    finally:
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2 and f"pid {process.pid}" in second.stderr and "StoreError" in second.stderr
+    assert other.returncode == 0, other.stderr
+    assert "running" in {s["state"] for s in json.loads(shown.stdout)["stages"]}

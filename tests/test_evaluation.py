@@ -1,0 +1,87 @@
+"""Answers gathered, judged against the base model's, and put side by side. The measures are tested in evaluate/."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from cai.benching import chosen_protocols
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.constitution.load import load_constitution
+from cai.errors import RecipeError, ReplyError
+from cai.evaluation import Measured, answer_all, measure_answers
+from cai.feedback.judge import Judge
+from cai.models.base import CompleteRequest, Reply, Request, TextModel
+from cai.models.scripted import ScriptedEngine, default_script
+from cai.recipe import FeedbackConfig, Recipe
+from cai.records import Failure, Message, Prompt, Provenance, Response
+from cai.templates import load_templates
+from tests.workspaces import ROOT
+
+PROMPTS = [Prompt(f"p{i}", "harmful", (Message("user", f"Question {i}?"),), "test") for i in range(6)]
+RECIPE = Recipe(name="r", max_failure_fraction=0.5, feedback=FeedbackConfig(principles="sample"))
+
+
+def response(prompt: Prompt, text: str) -> Response:
+    return Response(prompt, text, False, Provenance("test"))
+
+
+def measured(answers: dict[str, list[Response]], failures: list[Failure]) -> Measured:
+    async def measure() -> Measured:
+        with CallStore(None) as store:
+            constitution = load_constitution(ROOT / "constitution" / "general.yaml")
+            model = TextModel(ScriptedEngine(), store, "evaluate")
+            judge = Judge(RECIPE.feedback, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
+            return await measure_answers(answers, judge, None, RECIPE, failures, Reporter())
+
+    return asyncio.run(measure())
+
+
+def test_the_same_answers_win_half_without_a_judgement() -> None:
+    base = [response(p, "The same.") for p in PROMPTS]
+    failures: list[Failure] = []
+    found = measured({"base": base, "policy": list(base)}, failures)
+    rates = [r for r in found.results if r.name == "win_rate_by_judge"]
+    assert [(r.model, r.value, r.n) for r in rates] == [("policy", 0.5, 6)] and failures == []
+
+
+def test_samples_hold_what_every_model_answered() -> None:
+    base = [response(p, "One answer.") for p in PROMPTS]
+    policy = [response(p, f"Another answer {p.id}.") for p in PROMPTS[1:]]
+    found = measured({"base": base, "policy": policy}, [])
+    assert [s.prompt.id for s in found.samples] == ["p1", "p2", "p3", "p4", "p5"]
+    assert found.samples[0].responses == {"base": "One answer.", "policy": "Another answer p1."} and found.samples[0].scores == {}
+    assert {r.n for r in found.results if r.name == "win_rate_by_judge"} == {5}
+
+
+def test_one_model_alone_is_measured_without_wins() -> None:
+    found = measured({"model": [response(p, "I can't help with that.") for p in PROMPTS]}, [])
+    assert {r.model for r in found.results} == {"model"}
+    assert not any(r.name.startswith("win_rate") for r in found.results)
+
+
+def test_prompts_without_an_answer_are_counted() -> None:
+    def sometimes(request: Request) -> Reply:
+        if isinstance(request, CompleteRequest) and "Question 3" in request.messages[-1].content:
+            raise ReplyError("refused")
+        return default_script(request)
+
+    failures: list[Failure] = []
+
+    async def answers() -> list[Response]:
+        with CallStore(None) as store:
+            model = TextModel(ScriptedEngine(sometimes), store, "evaluate")
+            templates = load_templates(Path(ROOT / "prompts" / "templates"))
+            return await answer_all(PROMPTS, model, templates, RECIPE, "", failures, lambda done: None)
+
+    assert [r.prompt.id for r in asyncio.run(answers())] == ["p0", "p1", "p2", "p4", "p5"]
+    assert [(f.stage, f.item_id, f.reason) for f in failures] == [("evaluate", "p3", "refused")]
+
+
+def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
+    assert len(chosen_protocols("all")) == 5
+    assert chosen_protocols("likelihood, pairwise") == ["pairwise", "likelihood"]
+    for wrong in ("", ",", "pairwise,best"):
+        with pytest.raises(RecipeError, match="expected all or some of pairwise"):
+            chosen_protocols(wrong)
