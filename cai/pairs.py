@@ -89,7 +89,7 @@ async def contrast_pair(
 
 async def _answer(template: Template, values: Mapping[str, Value], model: TextModel, config: PairsConfig, seed: int) -> str:
     asked = template.render(values)
-    return kept_text(await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill))
+    return kept_text(await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill), asked.prefill)
 
 
 def _check_distinct(one: str, two: str) -> None:

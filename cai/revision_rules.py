@@ -2,7 +2,7 @@
 
     empty              nothing is left
     truncated          the revision hit the token limit before its middle
-    leaked_meta        it talks about the revision ("I have removed …") instead of being one
+    leaked_meta        it talks about the revision ("I have removed …"), or plays other turns, instead of being one
     repeated_critique  it says the critique again
     repetitive         it loops
     refused_request    the model refused to revise
@@ -41,13 +41,15 @@ _HEADING = re.compile(
 _ANYWHERE = re.compile(
     r"\b(?:the |my )?(?:assistant's|assistant’s) (?:last |previous |preceding |original |first )?(?:response|answer|reply|message)\b"
     r"|\bthe (?:critique|revision request|revised response|rewritten response|original response|previous response)\b"
-    r"|\b(?:rewrite|revise) the (?:assistant'?s? |previous |last |original )?(?:response|answer)\b",
+    r"|\b(?:rewrite|revise) the (?:assistant'?s? |previous |last |original )?(?:response|answer)\b"
+    r"|(?:^|\n)[\s*_]*(?:human|user|assistant|system)[\s*_]*:",
     re.IGNORECASE,
 )
 _AT_THE_EDGES = re.compile(
     rf"\bi(?:'ve|’ve| have)? (?:also )?(?:revised|rewritten|rewrote|rephrased|edited|modified|reworded|removed)\b"
     rf"[^.\n]{{0,60}}\b(?:{_THING}|(?:it|this) to)\b"
     rf"|\b(?:this|my) {_BETTER} {_THING}\b|\bthe {_BETTER} (?:response|answer|reply|revision)\b"
+    rf"|\byour (?:last |previous |first )?(?:response|revision|draft)\b"
     rf"|\bth(?:is|e) (?:response|revision|rewrite|version)"
     rf" (?:is|was|has|should|could|removes|avoids|addresses|acknowledges|provides|follows|does|shows|still|now)\b",
     re.IGNORECASE,

@@ -15,6 +15,7 @@ from tests.feedback.judging import CONSTITUTION, TEMPLATES, principle
 PROMPT = Prompt("p1", "helpful", (Message("user", "How do I stop a quarrel with my neighbour?"),), "test")
 RESPONSE = Response(PROMPT, "Shout louder than she does.", False, Provenance("m"))
 CRITIQUE = "Shouting makes it worse."
+KEPT_CRITIQUE = f"{TEMPLATES.critique.sections[-1].text} {CRITIQUE}"  # with what the template makes it start with
 REVISIONS = ("Invite her for coffee and listen.", "Bring cake, then say sorry.", "Mend the fence together on a Sunday.")
 
 
@@ -74,8 +75,9 @@ def test_every_round_has_its_own_principle_and_builds_on_the_last_text(rounds):
     ids = [r.critique.principle_id for r in trace.rounds]
     assert len(set(ids)) == rounds and ids == [r.revision.principle_id for r in trace.rounds]
     assert [r.revision.text for r in trace.rounds] == list(REVISIONS[:rounds]) and trace.final == REVISIONS[rounds - 1]
-    assert all(r.critique.text == CRITIQUE for r in trace.rounds)
+    assert all(r.critique.text == KEPT_CRITIQUE for r in trace.rounds)
     assert trace.provenance.principle_ids == tuple(ids)
+    assert TEMPLATES.critique.sections[-1].role is None  # a prefill
     shown = [request.messages[-2].content for request in seen[::2]]
     assert shown == [RESPONSE.text, *REVISIONS[: rounds - 1]]
     assert len({request.seed for request in seen}) == 2 * rounds
@@ -105,6 +107,17 @@ def test_only_principles_that_apply_are_used():
         revise(talking(), constitution=replace(mixed, principles=mixed.principles[:1]))
 
 
+def test_the_revision_sees_text_critique_and_request_and_answers_the_prompt():
+    seen = []
+    trace = revise(talking(seen=seen))
+    request = seen[1]
+    told = request.messages[0]
+    wanted = CONSTITUTION.principle(trace.rounds[0].critique.principle_id)
+    assert told.role == "system" and request.messages[1:] == PROMPT.messages
+    for text in (RESPONSE.text, KEPT_CRITIQUE, wanted.revision, wanted.statement):
+        assert text in told.content
+
+
 def test_a_kind_that_is_not_critiqued_keeps_its_response():
     trace = revise(talking(), kinds=("harmful",))
     assert trace.rounds == () and trace.dropped is None and trace.final == RESPONSE.text
@@ -126,7 +139,7 @@ def test_a_kind_that_is_not_critiqued_keeps_its_response():
 def test_drop_rules_are_named_and_the_texts_kept(revision, dropped):
     trace = revise(talking([revision]))
     assert trace.dropped == dropped
-    assert len(trace.rounds) == 1 and trace.rounds[0].critique.text == CRITIQUE
+    assert len(trace.rounds) == 1 and trace.rounds[0].critique.text == KEPT_CRITIQUE
     assert sft_examples(trace, CritiqueConfig()) == []
 
 

@@ -57,6 +57,9 @@ def test_other_openings_stay(text):
         "The critique is right. " + BODY,
         "To rewrite the assistant's response, remove the insults.",
         "This revised version is kinder. " + BODY,
+        "Your last response was too long. " + BODY,
+        "Human: How do I stop a quarrel?",
+        BODY + "\n\nAssistant: " + BODY,
     ],
 )
 def test_talk_about_the_revision_is_dropped(text):
@@ -71,6 +74,7 @@ def test_talk_about_the_revision_is_dropped(text):
         "I rewrote my will last year; it took a day. A lawyer can help.",
         "An immune response is what your body does to a virus.",
         "He read the letter twice before he answered.",
+        "Every human: a story of bones. The user: a story of clicks.",
     ],
 )
 def test_ordinary_text_is_not_talk_about_the_revision(text):

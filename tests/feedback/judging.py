@@ -53,7 +53,7 @@ def prefers_text(request):
         return log_odds_reply(yes + 3.0)
     told_good = "good assistant" in request.messages[0].content
     tokens = len(request.text.split())
-    return TextLogprob(-2.0 * tokens + (1.0 if ("GOOD" in request.text) == told_good else 0.0) * tokens, tokens, 10)
+    return TextLogprob(-2.0 * tokens + (0.1 if ("GOOD" in request.text) == told_good else 0.0) * tokens, tokens, 10)
 
 
 def always_first(request):
