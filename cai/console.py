@@ -104,7 +104,7 @@ class RichReporter(Reporter):
 
     def say(self, text: str, style: str = "") -> None:
         """Show one line, between bars."""
-        self.console.print(plain(text, style), highlight=False, soft_wrap=True)
+        self.console.print(plain(text, style), highlight=False, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
         """Show a line that stands out."""

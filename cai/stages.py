@@ -105,7 +105,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     bench = c.run.data("judge_bench")
     c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, c.constitution, model, c.templates, bench, c.reporter)
     if not c.manifest.judge.beats_baselines:
-        c.reporter.warn(c.manifest.judge.note)
+        c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
     judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair) if p.p_a is None]
     unique = list({p.id: p for p in pairs}.values())
