@@ -119,8 +119,8 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     rows, heads, queries, size = query.shape
-    odd = attention_mask is None or kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
-    if odd or rows * heads * queries * key.shape[2] > _MOST_SCORES:
+    odd = kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
+    if odd or attention_mask is None or rows * heads * queries * key.shape[2] > _MOST_SCORES:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
     grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, key.shape[1], -1, size)
     scores = torch.matmul(grouped, key.transpose(2, 3)).view(rows, heads, queries, -1).add_(attention_mask)

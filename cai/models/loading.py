@@ -226,7 +226,8 @@ def _with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
     for warning in heard:
         if "missing adapter keys" in str(warning.message):
             raise ModelError(f"{wrong} (some of its layers have no weights).\n{fix}")
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if not issubclass(warning.category, FutureWarning):  # between the two libraries, nothing a user can act on
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return model
 
 

@@ -107,6 +107,7 @@ class LocalEngine:
         self._pending.append(job)
         self._arrivals += 1
         if self._dispatcher is None or self._dispatcher.done():
+            self._stop = threading.Event()
             self._dispatcher = asyncio.create_task(self._dispatch())
         return await job.reply
 
@@ -153,18 +154,19 @@ class LocalEngine:
                 for job, reply in zip(batch, replies, strict=True):
                     if not job.reply.done():
                         job.reply.set_result(reply)
-        except BaseException as e:
-            if isinstance(e, asyncio.CancelledError):
-                self._stop.set()
-            failed, self._pending = [*batch, *self._pending], []
-            for job in failed:
-                if not job.reply.done():
-                    job.reply.set_exception(
-                        e if isinstance(e, ModelError) else ModelError(f"{self.name}: stopped ({type(e).__name__}: {e})")
-                    )
-                    job.reply.exception()  # marks it as seen: the waiter may be gone
-            if not isinstance(e, ModelError):
-                raise
+        except Exception as e:  # noqa: BLE001 - handed to everyone who waits, who raises it
+            self._fail([*batch, *self._pending], e)
+        except BaseException:  # cancelled, or the process is going down
+            self._stop.set()
+            self._fail([*batch, *self._pending], ModelError(f"{self.name}: stopped before it had answered"))
+            raise
+
+    def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
+        self._pending = []
+        for job in jobs:
+            if not job.reply.done():
+                job.reply.set_exception(error)
+                job.reply.exception()  # marks it as seen: the waiter may be gone
 
     async def _rest(self) -> None:
         """Return when no request has arrived for a while of turns, so that all who could ask have asked."""

@@ -135,7 +135,7 @@ def _run_heads(model: Any, heads: list[list[int]]) -> Slots:
     parts, order = [], []
     for rows in _sub_batches([len(h) for h in heads], _token_budget(model)):
         slots = Slots(model, max(1, max(len(heads[i]) for i in rows)))
-        slots.forward(*_left_padded([heads[i] for i in rows], model), keep=1)
+        slots.forward(*_left_padded([heads[i] for i in rows], model), keep=0)
         parts.append(slots)
         order += rows
     return parts[0] if len(parts) == 1 and order == sorted(order) else join(parts, torch.tensor(order, device=model.device), 0)

@@ -96,7 +96,7 @@ class Slots:
         Args:
             ids_BQ: token ids; anything where not valid.
             valid_BQ: which of them are real.
-            keep: logits cost more than the layers below them, so only these are computed.
+            keep: logits cost more than the layers below them, so only these are computed; 0 runs the layers for their memory alone.
         """
         self.valid = torch.cat([self.valid if self.length else valid_BQ[:, :0], valid_BQ], dim=1)
         positions_BT = (self.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -106,15 +106,18 @@ class Slots:
             unwritten = (0, self.capacity - self.length)
             seen, positions_BT = torch.nn.functional.pad(seen, unwritten), torch.nn.functional.pad(positions_BT, unwritten)
         mask = self._masks(seen, positions_BQ, positions_BT)
-        out = self.model(
-            input_ids=ids_BQ,
-            attention_mask=mask,
-            position_ids=positions_BQ,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        return out.logits  # type: ignore[no-any-return]
+        inputs = {
+            "input_ids": ids_BQ,
+            "attention_mask": mask,
+            "position_ids": positions_BQ,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if keep == 0:
+            hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
+            return hidden[:, :0]
+        logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits
+        return logits
 
     def take(self, rows: Tensor, room: int) -> "Slots":
         """Return the memory of the given rows (repeats allowed), without leading columns that none of them uses.

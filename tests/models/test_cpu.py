@@ -1,0 +1,47 @@
+"""The quick routes give what the plain ones give, to the precision of the numbers."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cai.models import cpu
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
+
+
+def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM) -> None:
+    if not cpu._can_pack():
+        pytest.skip("this PyTorch has no packed linear layers for this processor")
+    ids = torch.randint(3, 320, (4, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        plain = model(ids).logits.float()
+        quick = cpu.speed_up(model)(ids).logits.float()
+    assert any(isinstance(m, cpu.GatedMLP) for m in model.modules())
+    assert any(isinstance(m, cpu.PackedLinear) for m in model.modules())
+    torch.testing.assert_close(quick, plain, atol=0.02, rtol=0.05)
+
+
+def test_float32_models_keep_their_layers(model: LlamaForCausalLM) -> None:
+    cpu.speed_up(model.float())
+    assert not any(isinstance(m, cpu.PackedLinear) for m in model.modules())
+
+
+@pytest.mark.parametrize(("queries", "most_scores"), [(1, 10**6), (7, 10**6), (7, 0)])
+def test_attention_agrees_with_the_definition(queries: int, most_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_MOST_SCORES", most_scores)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, queries, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 8)
+    mask = torch.zeros(3, 1, queries, 11).masked_fill(torch.rand(3, 1, queries, 11) < 0.3, torch.finfo(torch.float32).min)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2
+    found, _ = cpu.attend(module, query, key, value, mask, scaling=0.3)
+    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3 + mask
+    wanted = torch.softmax(scores, -1) @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(found, wanted.transpose(1, 2), atol=1e-5, rtol=1e-5)

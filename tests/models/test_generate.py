@@ -1,0 +1,152 @@
+"""The decode loop, choices and scores against what `transformers` gives, over several kinds of attention."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from cai.errors import ModelError
+from cai.models.cpu import speed_up
+from cai.models.generate import Question, Row, compare, complete, score
+from cai.models.prefix import run_prompts
+from cai.models.slots import Slots, attention_windows
+
+SIZES = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, {}),
+    "qwen2, sliding": (hf.Qwen2Config, hf.Qwen2ForCausalLM, {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
+    "mistral, sliding": (hf.MistralConfig, hf.MistralForCausalLM, {"sliding_window": 12}),
+    "gemma3, mixed": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, {"sliding_window": 12, "head_dim": 16}),
+}
+STOP = 2
+
+
+def tiny(kind: str) -> Any:
+    config, model, extra = KINDS[kind]
+    torch.manual_seed(0)
+    made = model._from_config(config(**{**SIZES, **extra}), attn_implementation="sdpa").eval().requires_grad_(False)
+    for p in made.parameters():
+        if p.dim() > 1:
+            p.mul_(3)  # sharper than a fresh model, so that greedy choices are not ties
+    return made
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def model(request: pytest.FixtureRequest) -> Any:
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return tiny("llama")
+
+
+def prompts(count: int = 9, seed: int = 0) -> list[list[int]]:
+    """Prompts of 2 to 65 tokens; every second one starts with the same 25."""
+    r = random.Random(seed)
+    shared = [r.randrange(3, 300) for _ in range(25)]
+    return [(shared if i % 2 else []) + [r.randrange(3, 300) for _ in range(r.randrange(2, 40))] for i in range(count)]
+
+
+def generated(model: Any, prompt: list[int], tokens: int) -> list[int]:
+    out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=tokens)
+    new: list[int] = out[0, len(prompt) :].tolist()
+    return new[: new.index(STOP)] if STOP in new else new
+
+
+def logprob(model: Any, prompt: list[int], text: list[int]) -> float:
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + text])).logits[0, len(prompt) - 1 : -1].float()
+    return float(torch.log_softmax(logits, -1).gather(1, torch.tensor(text)[:, None]).sum())
+
+
+def test_greedy_completions_are_those_of_generate(model: Any) -> None:
+    rows = [Row(p, 6 + 5 * i, 0.0, 1.0, i) for i, p in enumerate(prompts())]
+    for row, (ids, truncated) in zip(rows, complete(model, rows, frozenset([STOP])), strict=True):
+        assert ids == generated(model, list(row.prompt), row.max_tokens)
+        assert truncated == (len(ids) == row.max_tokens)
+
+
+def test_the_quick_attention_changes_nothing(model: Any) -> None:
+    rows = [Row(p, 12, 0.0, 1.0, i) for i, p in enumerate(prompts())]
+    plain = complete(model, rows, frozenset([STOP]))
+    speed_up(model)
+    assert model.config._attn_implementation != "sdpa"
+    assert complete(model, rows, frozenset([STOP])) == plain
+    model.set_attn_implementation("sdpa")
+
+
+def test_choices_match_the_unshared_path(model: Any) -> None:
+    questions = [Question(p, [[5], [7], [9, 10, 11]]) for p in prompts()]
+    for question, found in zip(questions, compare(model, questions), strict=True):
+        assert found == pytest.approx([logprob(model, list(question.prompt), list(c)) for c in question.choices], abs=1e-4)
+
+
+def test_scores_match_one_forward_pass(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.models.generate._SCORE_POSITIONS", 20)  # several chunks
+    items = [(p, [9, 10, 11, *[i + 5] * 3 * i]) for i, p in enumerate(prompts())]
+    assert score(model, items) == pytest.approx([logprob(model, p, t) for p, t in items], abs=1e-4)
+
+
+def test_sampled_rows_do_not_depend_on_company_or_order(llama: Any) -> None:
+    rows = [Row(p, 20, 1.0, 1.0 if i % 2 else 0.9, 100 + i) for i, p in enumerate(prompts(8))]
+    together = complete(llama, rows, frozenset([STOP]))
+    assert complete(llama, rows[::-1], frozenset([STOP])) == together[::-1]
+    assert [complete(llama, [row], frozenset([STOP]))[0] for row in rows] == together
+    other_seeds = complete(llama, [Row(r.prompt, 20, 1.0, r.top_p, r.seed + 50) for r in rows], frozenset([STOP]))
+    assert all(a != b for a, b in zip(together, other_seeds, strict=True))
+
+
+def test_rows_that_end_are_dropped_from_the_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    forward = Slots.forward
+
+    def watched(self: Slots, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        widths.append(len(ids))
+        return forward(self, ids, valid, keep)
+
+    monkeypatch.setattr(Slots, "forward", watched)
+    complete(llama, [Row(p, 2 if i < 6 else 20, 0.0, 1.0, i) for i, p in enumerate(prompts())], frozenset())
+    assert widths[-18:] == [3] * 18
+
+
+def test_a_shared_text_is_computed_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = 0
+    forward = Slots.forward
+
+    def watched(self: Slots, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
+        nonlocal computed
+        computed += ids.numel()
+        return forward(self, ids, valid, keep)
+
+    monkeypatch.setattr(Slots, "forward", watched)
+    r = random.Random(1)
+    texts = [[r.randrange(3, 300) for _ in range(100)] for _ in range(2)]
+    compare(llama, [Question([*text, q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
+    assert computed == 2 * 100 + 32 * 3
+
+
+def test_memory_asked_for_holds_the_prompts(llama: Any) -> None:
+    """What follows a prompt run in parts equals what follows it run whole."""
+    some = prompts()
+    logits, slots = run_prompts(llama, some, room=4)
+    assert slots is not None
+    step = torch.full((len(some), 1), 17)
+    after = slots.forward(step, torch.ones_like(step, dtype=torch.bool))[:, -1]
+    with torch.inference_mode():
+        for i, prompt in enumerate(some):
+            whole = llama(torch.tensor([[*prompt, 17]])).logits[0].float()
+            torch.testing.assert_close(logits[i, -1], whole[-2], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(after[i], whole[-1], atol=1e-4, rtol=1e-4)
+
+
+def test_layers_without_attention_are_refused_by_name() -> None:
+    config = hf.LlamaConfig(num_hidden_layers=2)
+    config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ModelError, match="linear_attention"):
+        attention_windows(config)

@@ -1,0 +1,57 @@
+"""Draws: the right distribution, and each row's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from cai.models.sampling import _mix, draw, uniforms
+
+
+def test_a_number_per_seed_and_step_that_never_changes() -> None:
+    seeds = np.array([0, 1, 2**31 - 1], dtype=np.uint64)
+    first = uniforms(seeds, 0)
+    assert first.tolist() == uniforms(seeds, 0).tolist()
+    assert uniforms(seeds[::-1], 0).tolist() == first.tolist()[::-1]
+    assert len({*first.tolist(), *uniforms(seeds, 1).tolist()}) == 6
+    assert int(_mix(np.zeros(1, dtype=np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's first output for the state 0
+
+
+def test_numbers_are_even_over_steps_and_seeds() -> None:
+    many = np.concatenate([uniforms(np.arange(200, dtype=np.uint64), step) for step in range(200)])
+    counts, _ = np.histogram(many, bins=20, range=(0, 1))
+    assert abs(counts - len(many) / 20).max() < 5 * np.sqrt(len(many) / 20)
+    assert abs(np.corrcoef(many[:-200], many[200:])[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.8), (2.0, 0.95)])
+def test_frequencies_match_the_softmax(temperature: float, top_p: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(700) * 3
+    probs = torch.softmax(logits / temperature, -1)
+    if top_p < 1:
+        order = probs.argsort(descending=True)
+        before = probs[order].cumsum(0) - probs[order]
+        probs[order[before >= top_p]] = 0
+        probs /= probs.sum()
+    n = 20_000
+    tokens = draw(logits.expand(n, -1), torch.full((n,), temperature), torch.full((n,), top_p), (torch.arange(n) + 0.5).double() / n)
+    frequencies = torch.bincount(tokens, minlength=700) / n
+    assert (frequencies - probs).abs().max() < 2 / n  # evenly spaced numbers leave at most a rounding at each edge
+    assert frequencies[probs == 0].sum() == 0
+
+
+def test_a_row_draws_the_same_in_any_company() -> None:
+    torch.manual_seed(0)
+    logits, noise = torch.randn(5, 1000), torch.rand(5).double()
+    temperature, top_p = torch.tensor([1.0, 0.0, 0.7, 1.0, 0.3]), torch.tensor([1.0, 1.0, 0.9, 0.5, 1.0])
+    together = draw(logits, temperature, top_p, noise)
+    for i in range(5):
+        alone = draw(logits[i : i + 1], temperature[i : i + 1], top_p[i : i + 1], noise[i : i + 1])
+        assert alone[0] == together[i]
+    assert together[1] == logits[1].argmax()
+
+
+def test_a_wide_nucleus_is_drawn_in_full() -> None:
+    n = 4000
+    tokens = draw(torch.zeros(n, 2000), torch.ones(n), torch.full((n,), 0.9), (torch.arange(n) + 0.5).double() / n)
+    assert 1795 <= len(tokens.unique()) <= 1805
