@@ -40,6 +40,17 @@ SCORE_TOKENS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Pairs that the model was about equally sure of."""
+
+    predicted: float
+    """Mean probability that it gave to the side it favours, in [0.5, 1]."""
+    observed: float
+    """Mean label of that side, in [0, 1]."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeldOutMetrics:
     """How a reward model did on pairs that it was not trained on."""
 
@@ -51,7 +62,8 @@ class HeldOutMetrics:
     high: float
     """95 % Wilson interval of the accuracy."""
     calibration_error: float
-    """Expected calibration error of σ(score difference): mean |predicted − observed| over 10 equal bins, weighted by their counts."""
+    """Expected calibration error of σ(score difference): mean |predicted − observed| over 10 equal bins, weighted by their counts, each
+    pair told both ways round: told one way, a file whose `chosen` always wins would make every doubt an error."""
     mean_margin: float
     """Mean of chosen minus rejected score."""
 
@@ -263,20 +275,43 @@ def measure_reward(model: RewardModel, preferences: Sequence[Preference]) -> Hel
     margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
     right = sum((m > 0) if p.p_chosen > 0.5 else (m < 0) for m, p in zip(margins, sided, strict=True))
     interval = binomtest(right, len(sided)).proportion_ci(0.95, method="wilson")
-    error = calibration_error([float(expit(m)) for m in margins], [p.p_chosen for p in sided])
-    return HeldOutMetrics(right / len(sided), len(sided), float(interval.low), float(interval.high), error, sum(margins) / len(margins))
+    both_ways = [(float(expit(sign * m)), 0.5 + sign * (p.p_chosen - 0.5)) for sign in (1, -1) for m, p in zip(margins, sided, strict=True)]
+    favoured = [p.p_chosen if m >= 0 else 1 - p.p_chosen for m, p in zip(margins, sided, strict=True)]
+    bins = reliability_bins([float(expit(abs(m))) for m in margins], favoured)
+    return HeldOutMetrics(
+        right / len(sided),
+        len(sided),
+        float(interval.low),
+        float(interval.high),
+        calibration_error(bins),
+        sum(margins) / len(margins),
+        bins,
+    )
 
 
-def calibration_error(predicted: Sequence[float], labels: Sequence[float]) -> float:
-    """Return the expected calibration error over 10 equal bins of the predicted probability.
+def reliability_bins(predicted: Sequence[float], labels: Sequence[float]) -> tuple[ReliabilityBin, ...]:
+    """Group predictions into `CALIBRATION_BINS` equal bins of [0.5, 1], and compare each with its labels.
 
-    >>> calibration_error([0.75, 0.75, 0.75, 0.75], [1.0, 1.0, 1.0, 0.0])
-    0.0
+    A pair is looked at from the side that the model favours: all pairs told from the chosen side would have the label 1, and calm
+    predictions would look wrong however right they are.
+
+    Args:
+        predicted: probability of the favoured side, in [0.5, 1].
+        labels: label of that side, in [0, 1].
     """
     bins: dict[int, list[tuple[float, float]]] = {}
     for p, y in zip(predicted, labels, strict=True):
-        bins.setdefault(min(int(p * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append((p, y))
-    return sum(abs(sum(p for p, _ in b) - sum(y for _, y in b)) for b in bins.values()) / max(1, len(predicted))
+        bins.setdefault(min(int((2 * p - 1) * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append((p, y))
+    return tuple(ReliabilityBin(sum(p for p, _ in b) / len(b), sum(y for _, y in b) / len(b), len(b)) for _, b in sorted(bins.items()))
+
+
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Return the expected calibration error: the bins' mean |predicted − observed|, weighted by their counts (Guo et al. 2017).
+
+    >>> calibration_error(reliability_bins([0.75, 0.75, 0.75, 0.75], [1.0, 1.0, 1.0, 0.0]))
+    0.0
+    """
+    return sum(b.n * abs(b.predicted - b.observed) for b in bins) / max(1, sum(b.n for b in bins))
 
 
 def _as_text(metrics: HeldOutMetrics) -> dict[str, str]:

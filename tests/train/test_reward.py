@@ -11,6 +11,7 @@ import torch
 from cai.errors import TrainingError
 from cai.models.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
+from cai.records import Preference
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
 from cai.train.reward import (
@@ -19,12 +20,13 @@ from cai.train.reward import (
     calibration_error,
     load_reward_model,
     measure_reward,
+    reliability_bins,
     reward_trainer,
     scoring_tokenizer,
     train_reward,
 )
 from cai.train.running import quiet_training
-from tests.train.builders import adapter, assert_same_weights, model_at, preference, preferences, prompt, reward_config
+from tests.train.builders import BY, adapter, assert_same_weights, model_at, preference, preferences, prompt, reward_config
 from tests.train.test_sft import Killed, kill_at
 
 
@@ -174,6 +176,24 @@ def test_low_precision_trains_and_scores(tiny_model_dir: Path, tmp_path: Path, c
     assert not any("layers.0." in name for name in weights)
 
 
+class FixedScores:
+    """Scores a response by the number that it is."""
+
+    def score(self, items: Any) -> list[float]:
+        return [float(text) for _, text in items]
+
+
+def test_measures_do_not_depend_on_which_side_is_called_chosen() -> None:
+    # differences log 3 (right, right, right) and −log 3 (wrong): says ¾, and three of four are: calibrated
+    texts = [("1.0986123", "0"), ("2.0986123", "1"), ("1.0986123", "0"), ("0", "1.0986123")]
+    pairs = [Preference(prompt(i), a, b, 1.0, 1.0, "t", (), BY) for i, (a, b) in enumerate(texts)]
+    there = measure_reward(FixedScores(), pairs)  # type: ignore[arg-type]
+    back = measure_reward(FixedScores(), [p.swapped() for p in pairs])  # type: ignore[arg-type]
+    assert (there.accuracy, there.n) == (back.accuracy, back.n) == (0.75, 4)
+    assert there.calibration_error == pytest.approx(0.0, abs=1e-6)
+    assert back.calibration_error == pytest.approx(0.0, abs=1e-6)
+
+
 def test_measuring_needs_a_label_that_favours_a_side(tiny_model_dir: Path) -> None:
     with pytest.raises(TrainingError, match="nothing to measure on: none of 2"):
         measure_reward(None, preferences(2, p=0.5))  # type: ignore[arg-type]
@@ -181,4 +201,6 @@ def test_measuring_needs_a_label_that_favours_a_side(tiny_model_dir: Path) -> No
 
 def test_calibration_error_by_hand() -> None:
     # bin 9: predicted 0.95 twice, one right: |1.9 − 1|; bin 1: predicted 0.15, wrong: 0.15. Over 3.
-    assert calibration_error([0.95, 0.95, 0.15], [1.0, 0.0, 0.0]) == pytest.approx((0.9 + 0.15) / 3)
+    bins = reliability_bins([0.97, 0.97, 0.58], [1.0, 0.0, 0.0])
+    assert [b.n for b in bins] == [1, 2]
+    assert calibration_error(bins) == pytest.approx((2 * 0.47 + 0.58) / 3)
