@@ -62,10 +62,12 @@ class HeldOutMetrics:
     high: float
     """95 % Wilson interval of the accuracy."""
     calibration_error: float
-    """Expected calibration error of σ(score difference): mean |predicted − observed| over 10 equal bins, weighted by their counts, each
-    pair told both ways round: told one way, a file whose `chosen` always wins would make every doubt an error."""
+    """Expected calibration error of σ(|score difference|), the probability that the model gives to the side it favours: mean
+    |predicted − observed| over equal bins of it, weighted by their counts. Observed is the label of that side."""
     mean_margin: float
     """Mean of chosen minus rejected score."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """The bins that hold any pair, in order."""
 
 
 def train_reward(
@@ -275,7 +277,6 @@ def measure_reward(model: RewardModel, preferences: Sequence[Preference]) -> Hel
     margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
     right = sum((m > 0) if p.p_chosen > 0.5 else (m < 0) for m, p in zip(margins, sided, strict=True))
     interval = binomtest(right, len(sided)).proportion_ci(0.95, method="wilson")
-    both_ways = [(float(expit(sign * m)), 0.5 + sign * (p.p_chosen - 0.5)) for sign in (1, -1) for m, p in zip(margins, sided, strict=True)]
     favoured = [p.p_chosen if m >= 0 else 1 - p.p_chosen for m, p in zip(margins, sided, strict=True)]
     bins = reliability_bins([float(expit(abs(m))) for m in margins], favoured)
     return HeldOutMetrics(
@@ -325,4 +326,5 @@ def _as_text(metrics: HeldOutMetrics) -> dict[str, str]:
 def _with_metrics(result: TrainResult, metrics: HeldOutMetrics) -> TrainResult:
     from dataclasses import asdict, replace
 
-    return replace(result, metrics={**result.metrics, **{f"held_out_{k}": float(v) for k, v in asdict(metrics).items()}})
+    numbers = {f"held_out_{k}": float(v) for k, v in asdict(metrics).items() if k != "reliability"}
+    return replace(result, metrics={**result.metrics, **numbers})
