@@ -27,7 +27,7 @@ prompts:
   evaluate: [{{ path: prompts/eval_harmful.jsonl, limit: 3 }}, {{ path: prompts/eval_borderline.jsonl, limit: 3 }}]
 constitution: constitution/short.yaml
 respond: {{ sampling: {{ max_tokens: 12 }} }}
-critique: {{ sampling: {{ max_tokens: 12 }}, min_p_revised: 0.0, drop_refusals: false }}
+critique: {{ sampling: {{ max_tokens: 12 }}, min_p_revised: 0.0, kinds: [harmful] }}
 sft: {{ max_length: 512, batch_size: 4, lora: {{ rank: 4 }} }}
 pairs: {{ sampling: {{ max_tokens: 12 }}, contrast: true }}
 feedback: {{ principles: sample, bench_pairs: prompts/short.jsonl }}
