@@ -29,6 +29,8 @@ _TOKENIZER_FILES = (
 )
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ARITHMETIC = 1
+"""Raise this with every change of the local engine's code that can change an answer, so that the call store asks again."""
 
 
 def resolve_model_path(spec: ModelSpec) -> str:
@@ -116,7 +118,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def model_fingerprint(spec: ModelSpec) -> str:
-    """Return a content hash of all that decides a local model's answers: weights, adapter, tokenizer, chat template, precision.
+    """Return a content hash of all that decides a local model's answers: weights, adapter, tokenizer, chat template, precision, code.
 
     Where the files lie is not in it, so a model that is moved or copied keeps its stored calls. The embedded model is known by the
     file it comes from, and need not have been converted yet.
@@ -124,7 +126,7 @@ def model_fingerprint(spec: ModelSpec) -> str:
     Raises:
         ModelError: as `resolve_model_path` and `adapter_base` do.
     """
-    parts: list[Any] = [spec.precision]
+    parts: list[Any] = [ARITHMETIC, spec.precision]
     parts.append(embedded_fingerprint() if spec.path == EMBEDDED else _files_hash(Path(resolve_model_path(spec)), spec.trust_remote_code))
     if spec.adapter is not None:
         _adapter_config(Path(spec.adapter))
