@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def measure(count: int, loop_count: int, repeats: int, max_tokens: int) -> dict[
         row["ratio"] = row["cai_prompts_per_s"] / row["loop_prompts_per_s"]
         row["ratio_tokens"] = row["cai_tokens_per_s"] / row["loop_tokens_per_s"]
         rows.append(row)
+        print({key: round(value, 3) for key, value in row.items()}, file=sys.stderr, flush=True)
     asyncio.run(engine.close())
     spread = {key: [round(f([r[key] for r in rows]), 3) for f in (min, statistics.median, max)] for key in rows[0]}
     return {"prompts": count, "loop_prompts": loop_count, "max_tokens": max_tokens, "repeats": repeats, "min_median_max": spread}
