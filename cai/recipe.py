@@ -212,8 +212,6 @@ class PolicyConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sampling: SteadySampling = SteadySampling()
-    samples: Positive = 24
-    """Before-and-after examples kept for the report."""
 
 
 class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
