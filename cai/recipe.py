@@ -202,12 +202,29 @@ class RewardConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
 
 
+class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Watching for over-optimisation: is gold reward falling while the reward that the policy is trained on rises?"""
+
+    action: Literal["off", "warn", "stop"] = "warn"
+    """What happens once it does: nothing is looked at, a warning, or training ends there."""
+    every_steps: Positive = 20
+    prompts: Positive = 64
+    """At most this many of the evaluation prompts, chosen by hash."""
+    patience: Positive = 2
+    """Looks in a row that must find it."""
+    min_drop: Annotated[float, Meta(ge=0)] = 1.0
+    """How far gold must have fallen from its best, in half-widths of the 95 % interval of that change."""
+    select: Literal["best", "last"] = "best"
+    """Which weights become the policy: those of the look with the highest gold reward, or the last."""
+
+
 class PolicyConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
     method: Literal["dpo"] = "dpo"
     beta: Rate = 0.1
+    watch: WatchConfig = WatchConfig()
 
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -254,6 +254,40 @@ class EvalResult:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchPoint:
+    """One look at a policy in training, on fixed held-out prompts. Changes are against the best look before it, by gold."""
+
+    step: int
+    kl: float
+    """Nats per sequence to the reference."""
+    proxy: float
+    """Mean of the reward that the policy is trained on."""
+    proxy_std: float
+    """Its standard deviation over prompts."""
+    disagreement: float | None
+    """Mean standard deviation over an ensemble's members; None for a single reward."""
+    gold: float
+    """Mean of a reward that the policy is not trained on, with its 95 % interval."""
+    gold_low: float
+    gold_high: float
+    gold_change: float
+    """Mean change of gold per prompt, with its 95 % interval."""
+    gold_change_low: float
+    gold_change_high: float
+    proxy_change: float
+    words: float
+    """Mean length of the responses."""
+    refusal_rate: float
+    repetition: float
+    """Mean share of four-word runs that are repeats."""
+    n: int
+    """Prompts."""
+    proxy_scores: tuple[float, ...] = ()
+    """By prompt, in the prompts' order."""
+    gold_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """The same prompt answered by several models, for people to read."""
 
