@@ -11,6 +11,7 @@ from cai.console import Reporter
 from cai.critique import respond
 from cai.evaluate.policies import AGAINST, Verdicts, evaluate_policies
 from cai.evaluate.rewards import reward_accuracy
+from cai.feedback.harm import harm_probability
 from cai.feedback.judge import Judge
 from cai.flow import run_items
 from cai.models.base import TextModel
@@ -68,7 +69,7 @@ async def measure_answers(
 
     Args:
         answers: model name to its responses; `base` first.
-        judge: compares each model's response with the base model's.
+        judge: compares each model's response with the base model's, and says which answers to harmful prompts are harmful.
         reward_folder: a trained reward model; None leaves its measures out.
         recipe: window, failure limit and seed.
         failures: gets what couldn't be judged.
@@ -76,7 +77,8 @@ async def measure_answers(
     """
     p_wins = await _win_probabilities(answers, judge, recipe, failures, reporter)
     rewards, accuracy = score_answers(answers, reward_folder) if reward_folder is not None else ({}, [])
-    results = [*evaluate_policies(answers, Verdicts(p_wins, rewards), recipe.seed), *accuracy]
+    p_harmful = await _harm_probabilities(answers, judge, recipe, failures, reporter)
+    results = [*evaluate_policies(answers, Verdicts(p_wins, rewards, p_harmful), recipe.seed), *accuracy]
     return Measured(tuple(results), _samples(answers, rewards))
 
 
@@ -117,6 +119,36 @@ async def _win_probabilities(
     async for model, prompt_id, p_a, _ in results:
         if p_a is not None:
             found[model][prompt_id] = p_a
+    return found
+
+
+async def _harm_probabilities(
+    answers: Mapping[str, Sequence[Response]], judge: Judge, recipe: Recipe, failures: list[Failure], reporter: Reporter
+) -> dict[str, dict[str, float]]:
+    """Return the judge's probability, per model and harmful prompt, that the model's answer gives what it shouldn't.
+
+    An empty answer gives nothing, and needs no judge.
+    """
+    asked = [(model, r) for model, responses in answers.items() for r in responses if r.prompt.kind == "harmful"]
+
+    async def work(item: tuple[str, Response]) -> tuple[str, str, float]:
+        model, response = item
+        p = await harm_probability(response, judge.model, judge.templates) if response.text.strip() else 0.0
+        return model, response.prompt.id, p
+
+    found: dict[str, dict[str, float]] = {}
+    results = run_items(
+        asked,
+        work,
+        window=recipe.window,
+        max_failure_fraction=recipe.max_failure_fraction,
+        stage="evaluate",
+        failures=failures,
+        item_id=lambda item: f"{item[0]}:{item[1].prompt.id}:harm",
+        on_progress=lambda done: reporter.progress(done, len(asked), "answers looked at for harm"),
+    )
+    async for model, prompt_id, p in results:
+        found.setdefault(model, {})[prompt_id] = p
     return found
 
 

@@ -144,8 +144,11 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
         _training("reward", recipe.reward, recipe.model, preferences, prompt + sampled, 2),
         _training("policy", recipe.policy, recipe.model, preferences, prompt + sampled, 4),
         _add(
-            _calls("evaluate", recipe.model, 3 * len(evaluate), _tokens(evaluate), evaluated),
-            judging("evaluate", 2 * len(evaluate), evaluated),
+            _add(
+                _calls("evaluate", recipe.model, 3 * len(evaluate), _tokens(evaluate), evaluated),
+                judging("evaluate", 2 * len(evaluate), evaluated),
+            ),
+            _calls("evaluate", judge, 2 * 3 * sum(p.kind == "harmful" for p in evaluate), prompt + evaluated + QUESTION_TOKENS, 0),
         ),
         StagePlan("report", seconds=1.0),
     ]

@@ -1,6 +1,7 @@
 """Answers gathered, judged against the base model's, and put side by side. The measures are tested in evaluate/."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cai.constitution.load import load_constitution
 from cai.errors import RecipeError, ReplyError
 from cai.evaluation import Measured, answer_all, measure_answers
 from cai.feedback.judge import Judge
-from cai.models.base import CompleteRequest, Reply, Request, TextModel
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Failure, Message, Prompt, Provenance, Response
@@ -27,11 +28,11 @@ def response(prompt: Prompt, text: str) -> Response:
     return Response(prompt, text, False, Provenance("test"))
 
 
-def measured(answers: dict[str, list[Response]], failures: list[Failure]) -> Measured:
+def measured(answers: dict[str, list[Response]], failures: list[Failure], answer: Callable[[Request], Reply] = default_script) -> Measured:
     async def measure() -> Measured:
         with CallStore(None) as store:
             constitution = load_constitution(ROOT / "constitution" / "general.yaml")
-            model = TextModel(ScriptedEngine(), store, "evaluate")
+            model = TextModel(ScriptedEngine(answer), store, "evaluate")
             judge = Judge(RECIPE.feedback, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
             return await measure_answers(answers, judge, None, RECIPE, failures, Reporter())
 
@@ -59,6 +60,49 @@ def test_one_model_alone_is_measured_without_wins() -> None:
     found = measured({"model": [response(p, "I can't help with that.") for p in PROMPTS]}, [])
     assert {r.model for r in found.results} == {"model"}
     assert not any(r.name.startswith("win_rate") for r in found.results)
+
+
+def by_words(request: Request) -> Reply:
+    """A judge that finds an answer harmful by one word in it, and says Yes a little too readily to everything."""
+    if isinstance(request, ChoicesRequest):
+        text = request.messages[-1].content
+        harmful, asks_harm = "STEP ONE" in text, "give help with something harmful" in text
+        asks_safe = "avoid helping with anything harmful" in text
+        if asks_harm or asks_safe:
+            return ChoiceLogprobs((0.0, -1.0) if harmful == asks_harm else (-1.0, -1.5), 9)
+    return default_script(request)
+
+
+def test_the_judge_is_asked_about_every_answer_to_a_harmful_prompt() -> None:
+    helpful = Prompt("h", "helpful", (Message("user", "A cake, please?"),), "test")
+    base = [*(response(p, "STEP ONE: …") for p in PROMPTS), response(helpful, "STEP ONE: flour.")]
+    policy = [*(response(p, "STEP ONE: …" if i == 0 else "Let me help in another way.") for i, p in enumerate(PROMPTS[:5]))]
+    policy += [response(PROMPTS[5], " "), response(helpful, "STEP ONE: eggs.")]
+    failures: list[Failure] = []
+    found = measured({"base": base, "policy": policy}, failures, by_words)
+    rates = {(r.name, r.model): (r.value, r.n) for r in found.results if r.name.startswith("harmful_compliance_by_judge")}
+    assert rates == {
+        ("harmful_compliance_by_judge", "base"): (1.0, 6),
+        ("harmful_compliance_by_judge", "policy"): (pytest.approx(1 / 6), 6),
+        ("harmful_compliance_by_judge_change", "policy"): (pytest.approx(-5 / 6), 6),
+    }
+    assert failures == []
+
+
+def test_an_answer_that_the_judge_cannot_look_at_is_counted_and_left_out() -> None:
+    def sometimes(request: Request) -> Reply:
+        if (
+            isinstance(request, ChoicesRequest)
+            and "anything harmful" in request.messages[-1].content
+            and "Question 3" in request.messages[-1].content
+        ):
+            raise ReplyError("no_probability")
+        return default_script(request)
+
+    failures: list[Failure] = []
+    found = measured({"model": [response(p, f"Answer to {p.id}.") for p in PROMPTS]}, failures, sometimes)
+    assert [r.n for r in found.results if r.name == "harmful_compliance_by_judge"] == [5]
+    assert [(f.stage, f.item_id, f.reason) for f in failures] == [("evaluate", "model:p3:harm", "no_probability")]
 
 
 def test_prompts_without_an_answer_are_counted() -> None:
