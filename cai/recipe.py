@@ -80,6 +80,9 @@ class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         PromptSource(path="prompts/eval_borderline.jsonl"),
         PromptSource(path="prompts/eval_helpful.jsonl"),
     )
+    near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = 0.8
+    """Drop a training prompt that shares at least this part of its five-word runs (Jaccard) with an evaluation prompt or an earlier
+    training prompt; None keeps all but exact repeats."""
 
 
 class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

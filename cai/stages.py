@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human
 from cai.data.mixture import mix
-from cai.data.prompts import assert_disjoint, load_all
+from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
 from cai.evaluation import answer_all, measure_answers
 from cai.feedback.judge import Judge
 from cai.flow import run_items
@@ -31,6 +31,7 @@ async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
     evaluate = load_all(c.recipe.prompts.evaluate, c.workspace.root, c.recipe.seed)
     train = assert_disjoint(load_all(c.recipe.prompts.train, c.workspace.root, c.recipe.seed), evaluate)
+    train = drop_near_repeats(train, evaluate, c.recipe.prompts.near_duplicates)
     c.failures += [*train.failures, *evaluate.failures]
     write_records(c.run.data("prompts"), train.prompts)
     write_records(c.run.data("eval_prompts"), evaluate.prompts)
@@ -40,7 +41,8 @@ async def respond_stage(c: Context) -> dict[str, int]:
         return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
 
     responses = await write_all(c, "responses", each(c, train.prompts, work))
-    return {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts), "responses": responses}
+    near = {"near_duplicates": n} if (n := train.counts.get("near_duplicates")) else {}
+    return {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts), "responses": responses, **near}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:

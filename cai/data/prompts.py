@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
-from cai.data.filters import prompt_key
+from cai.data.filters import drop_near_duplicates, prompt_key
 from cai.data.rows import FileKind, Row, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
@@ -77,6 +77,31 @@ def assert_disjoint(train: "LoadedPrompts", evaluate: "LoadedPrompts") -> "Loade
     kept = tuple(p for p in train.prompts if p.id not in leaked)
     failures = tuple(Failure(STAGE, p.id, "in_evaluate", f"{p.source}: also an evaluation prompt") for p in train.prompts if p.id in leaked)
     return LoadedPrompts(kept, train.failures + failures, {**train.counts, "in_evaluate": len(leaked)})
+
+
+def drop_near_repeats(train: "LoadedPrompts", evaluate: "LoadedPrompts", similarity: float | None) -> "LoadedPrompts":
+    """Return `train` without prompts that say almost what an evaluation prompt or an earlier training prompt says.
+
+    Args:
+        train: training prompts.
+        evaluate: prompts that training must not come near.
+        similarity: Jaccard similarity of five-word runs, in (0, 1], from which two prompts are near-duplicates; None drops nothing.
+
+    Returns:
+        The remaining training prompts, with `counts["near_duplicates"]` and one failure, naming the twin, for each that was dropped.
+    """
+    if similarity is None:
+        return train
+    both = [*((False, p) for p in evaluate.prompts), *((True, p) for p in train.prompts)]
+    texts = ["\n".join(m.content for m in p.messages) for _, p in both]
+    kept, dropped = drop_near_duplicates(both, texts, similarity)
+    failures = tuple(
+        Failure(STAGE, p.id, "near_duplicate", f"{p.source}: repeats {'' if trained else 'evaluation '}prompt {twin.id} of {twin.source}")
+        for (mine, p), (trained, twin) in dropped
+        if mine
+    )
+    counts = {**train.counts, "near_duplicates": len(failures)}
+    return LoadedPrompts(tuple(p for mine, p in kept if mine), train.failures + failures, counts)
 
 
 def is_hub(source: PromptSource, root: Path) -> bool:

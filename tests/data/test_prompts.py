@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cai.data.conversations import RowFault, parse_transcript, render_transcript
-from cai.data.prompts import LoadedPrompts, assert_disjoint, load_all, load_prompts
+from cai.data.prompts import LoadedPrompts, assert_disjoint, drop_near_repeats, load_all, load_prompts
 from cai.errors import DataError
 from cai.recipe import PromptSource
 from cai.records import Message
@@ -42,6 +42,7 @@ def test_shipped_training_and_evaluation_prompts_share_nothing() -> None:
     train = load_all([PromptSource(path=f"prompts/{n}.jsonl") for n in ("harmful", "helpful", "borderline")], ROOT, 0)
     evaluate = load_all([PromptSource(path="prompts/eval_*.jsonl")], ROOT, 0)
     assert assert_disjoint(train, evaluate).counts["in_evaluate"] == 0
+    assert drop_near_repeats(train, evaluate, 0.8).counts["near_duplicates"] == 0
 
 
 def test_a_cai_row_keeps_its_id_kind_and_category(tmp_path: Path) -> None:
@@ -243,3 +244,18 @@ def test_transcripts_round_trip(messages: tuple[Message, ...]) -> None:
 def test_what_a_transcript_cannot_hold_is_refused(messages: tuple[Message, ...]) -> None:
     with pytest.raises(RowFault, match="not_representable"):
         render_transcript(messages)
+
+
+def test_near_repeats_of_evaluation_and_of_earlier_training_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
+    ask = "please tell me in plain words how one would go about opening the lock of a bicycle that belongs to somebody else without a key"
+    other = "what would a cook do with two old onions, a handful of rice and the rest of last night's soup when nobody is home"
+    rows = [cai_row("near-evaluate", f"{ask} today"), cai_row("first", other), cai_row("again", f"{other} now"), cai_row("far", "hello")]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    write_jsonl(tmp_path / "e.jsonl", [cai_row("e1", ask)])
+    train, evaluate = (load_all([PromptSource(path=n)], tmp_path, 0) for n in ("t.jsonl", "e.jsonl"))
+    clean = drop_near_repeats(train, evaluate, 0.8)
+    assert [p.id for p in clean.prompts] == ["first", "far"]
+    assert clean.counts["near_duplicates"] == 2
+    assert [(f.item_id, f.reason) for f in clean.failures] == [("near-evaluate", "near_duplicate"), ("again", "near_duplicate")]
+    assert "repeats evaluation prompt e1" in clean.failures[0].detail and "repeats prompt first" in clean.failures[1].detail
+    assert drop_near_repeats(train, evaluate, 1.0).prompts == drop_near_repeats(train, evaluate, None).prompts == train.prompts
