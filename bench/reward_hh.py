@@ -19,7 +19,8 @@ from cai.models.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec, RewardConfig
 from cai.records import Preference
 from cai.train.encode import encode_turn
-from cai.train.reward import load_reward_model, measure_reward, train_reward
+from cai.train.ensemble import load_ensemble
+from cai.train.reward import measure_reward, train_reward
 
 
 def length_baseline(model: ModelSpec, pairs: tuple[Preference, ...]) -> float:
@@ -74,7 +75,7 @@ def main() -> None:
         out = given.out or Path(folder)
         result = train_reward(config, model, train, (), out, given.seed, note)
         trained = time.monotonic()
-        metrics = measure_reward(load_reward_model(out), test)
+        metrics = measure_reward(load_ensemble([out]), test)
     report = {
         "accuracy": metrics.accuracy,
         "low": metrics.low,

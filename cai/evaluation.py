@@ -160,11 +160,15 @@ def score_answers(answers: Mapping[str, Sequence[Response]], folder: Path) -> tu
     """
     import msgspec
 
-    from cai.train.reward import METRICS, HeldOutMetrics, load_reward_model
+    from cai.train.ensemble import load_ensemble
+    from cai.train.reward import METRICS, HeldOutMetrics
 
-    model = load_reward_model(folder)
+    model = load_ensemble([folder])
     scores = {
-        name: dict(zip([r.prompt.id for r in responses], model.score([(r.prompt.messages, r.text) for r in responses]), strict=True))
+        name: {
+            r.prompt.id: score.value
+            for r, score in zip(responses, model.score([(r.prompt.messages, r.text) for r in responses]), strict=True)
+        }
         for name, responses in answers.items()
     }
     metrics = folder / METRICS

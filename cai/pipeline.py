@@ -91,14 +91,15 @@ class Stage:
     """One step of a run.
 
     `run` returns its counts; one that asks no model is a plain function, so that Ctrl-C stops it at once (an event loop would hold the
-    signal back until the next `await`). `reads` and `writes` are paths from the run directory. `settings` picks what of the recipe
-    decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads, globs too.
+    signal back until the next `await`). `reads` and `writes` are paths from the run directory, which may hang on the recipe. `settings`
+    picks what of the recipe decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads,
+    globs too.
     """
 
     name: str
     run: Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+    reads: Callable[[Recipe], tuple[str, ...]]
+    writes: Callable[[Recipe], tuple[str, ...]]
     settings: Callable[[Recipe], Any]
     uses_constitution: bool = False
     uses_templates: bool = False
@@ -135,7 +136,7 @@ class RunSummary:
 
 def fingerprint(stage: Stage, context: Context) -> str:
     """Hash everything that decides a stage's outputs. Raises `DataError` if an input is missing."""
-    missing = [path for path in stage.reads if not (context.run.path / path).exists()]
+    missing = [path for path in stage.reads(context.recipe) if not (context.run.path / path).exists()]
     if missing:
         raise DataError(
             f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
@@ -151,7 +152,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "settings": stage.settings(recipe),
             "seed": recipe.seed,
             "models": [(spec_fingerprint(spec), spec.max_length) for spec in stage.models(recipe)],
-            "inputs": {path: file_hash(context.run.path / path) for path in stage.reads},
+            "inputs": {path: file_hash(context.run.path / path) for path in stage.reads(recipe)},
             "sources": sources,
             "constitution": context.constitution.hash if stage.uses_constitution else "",
             "templates": context.templates.hash if stage.uses_templates else "",
@@ -267,7 +268,8 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
     finally:
         entry.seconds = time.monotonic() - started
         if entry.status == "done":
-            entry.outputs = {path: file_hash(context.run.path / path) for path in stage.writes if (context.run.path / path).exists()}
+            written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
+            entry.outputs = {path: file_hash(context.run.path / path) for path in written}
         entry.peak_memory_bytes = peak_memory_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
         # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.

@@ -22,6 +22,8 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Precision = Literal["float32", "bfloat16", "nf4"]
+Slices = Literal["all", "folds", "bootstrap", "source", "principle"]
+Aggregate = Literal["mean", "min", "uncertainty"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
 
 
@@ -198,11 +200,26 @@ class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RewardConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bradley–Terry reward model: a scalar head and a LoRA adapter."""
+    """Bradley–Terry reward models: each a scalar head and a LoRA adapter; together an ensemble over one base."""
 
     learning_rate: Rate = 5e-4
     center: Annotated[float, Meta(ge=0)] = 0.01
     """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
+    members: Positive = 1
+    """Reward models in the ensemble."""
+    slices: Slices = "all"
+    """What each member is trained on. `all`: everything, so members differ by seed. `folds`: everything but its own fold of the prompts.
+    `bootstrap`: as many prompts as there are, drawn with replacement. `source`, `principle`: the labels of some sources or principles,
+    which are dealt out to the members."""
+    aggregate: Aggregate = "mean"
+    """How members' scores become one: `mean`, `min` (the worst case), or `uncertainty`: mean − penalty × std."""
+    uncertainty_penalty: Annotated[float, Meta(ge=0)] = 1.0
+    """Standard deviations of the members' scores that `uncertainty` takes off the mean."""
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members, and of their folders under `models/`."""
+        return tuple(f"reward-{i}" for i in range(self.members))
 
 
 class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -240,6 +240,18 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardScore:
+    """What a reward ensemble says of one response. Only differences between responses to the same prompt mean anything."""
+
+    value: float
+    """The members' scores as one number: higher is better, 0 is an average response of the training pairs."""
+    std: float
+    """Disagreement: standard deviation of the members' scores; 0 where there is one member."""
+    members: tuple[float, ...]
+    """Each member's score, in the ensemble's order."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """One measured number: `low` and `high` bound its 95 % interval, `n` is how many items it rests on."""
 

@@ -224,6 +224,11 @@ def judge_spec(recipe: Recipe) -> ModelSpec:
     return recipe.feedback.judge or recipe.model
 
 
+def reward_models(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folders of the reward ensemble's members, from the run directory."""
+    return tuple(f"models/{name}" for name in recipe.reward.member_names)
+
+
 def training_log(c: Context) -> Callable[[int, int, dict[str, float]], None]:
     """Return a callback that shows training steps and keeps them for metrics.jsonl."""
 
@@ -245,8 +250,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",
         respond_stage,
-        reads=(),
-        writes=("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
+        reads=lambda r: (),
+        writes=lambda r: ("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
         settings=lambda r: (r.prompts, r.respond),
         models=lambda r: (r.model,),
         uses_templates=True,
@@ -255,8 +260,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "critique",
         critique_stage,
-        reads=("data/responses.jsonl",),
-        writes=("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
+        reads=lambda r: ("data/responses.jsonl",),
+        writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
         models=lambda r: (r.model, judge_spec(r)),
         uses_constitution=True,
@@ -265,8 +270,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "sft",
         sft_stage,
-        reads=("data/sft.jsonl",),
-        writes=("models/sft",),
+        reads=lambda r: ("data/sft.jsonl",),
+        writes=lambda r: ("models/sft",),
         settings=lambda r: r.sft,
         models=lambda r: (r.trained,),
         trains=True,
@@ -274,8 +279,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pairs",
         pairs_stage,
-        reads=("data/prompts.jsonl", "models/sft"),
-        writes=("data/pairs.jsonl",),
+        reads=lambda r: ("data/prompts.jsonl", "models/sft"),
+        writes=lambda r: ("data/pairs.jsonl",),
         settings=lambda r: r.pairs,
         models=lambda r: (r.model, r.trained),
         trains=True,
@@ -285,8 +290,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "feedback",
         feedback_stage,
-        reads=("data/pairs.jsonl", "data/revision_pairs.jsonl"),
-        writes=("data/judgments.jsonl", "data/judge_bench.jsonl"),
+        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
+        writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,
         models=lambda r: (judge_spec(r),),
         uses_constitution=True,
@@ -296,16 +301,16 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "preferences",
         preferences_stage,
-        reads=("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
-        writes=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
+        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
+        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
         settings=lambda r: r.preferences,
         sources=lambda r: [h.path for h in r.preferences.human],
     ),
     Stage(
         "reward",
         reward_stage,
-        reads=("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
-        writes=("models/reward-0",),
+        reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
+        writes=reward_models,
         settings=lambda r: r.reward,
         models=lambda r: (r.trained,),
         trains=True,
@@ -313,8 +318,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "policy",
         policy_stage,
-        reads=("data/preferences.jsonl", "models/sft"),
-        writes=("models/policy",),
+        reads=lambda r: ("data/preferences.jsonl", "models/sft"),
+        writes=lambda r: ("models/policy",),
         settings=lambda r: r.policy,
         models=lambda r: (r.trained,),
         trains=True,
@@ -322,13 +327,13 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         evaluate_stage,
-        reads=("data/eval_prompts.jsonl", "models/sft", "models/reward-0", "models/policy"),
-        writes=("data/evaluation.jsonl", "data/samples.jsonl"),
+        reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "models/policy"),
+        writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (r.evaluate, r.feedback),
         models=lambda r: (r.trained, judge_spec(r)),
         trains=True,
         uses_constitution=True,
         uses_templates=True,
     ),
-    Stage("report", report_stage, reads=(), writes=("report.html",), settings=lambda r: None, always=True),
+    Stage("report", report_stage, reads=lambda r: (), writes=lambda r: ("report.html",), settings=lambda r: None, always=True),
 )

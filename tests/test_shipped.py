@@ -12,7 +12,7 @@ from cai.constitution.lint import lint_file
 from cai.constitution.load import load_constitution
 from cai.errors import ModelError
 from cai.pipeline import Stage
-from cai.recipe import load_recipe
+from cai.recipe import Recipe, RewardConfig, load_recipe
 from cai.records import PROMPT_KINDS
 from cai.setup_check import check_setup
 from cai.stages import STAGES
@@ -68,11 +68,12 @@ def test_a_shipped_recipe_can_run_as_it_stands(path: Path, tmp_path: Path) -> No
 
 
 def test_stages_write_what_later_ones_read() -> None:
+    recipe = Recipe(name="r", reward=RewardConfig(members=3))
     written: set[str] = set()
     for stage in STAGES:
-        assert isinstance(stage, Stage) and set(stage.reads) <= written, stage.name
-        written |= set(stage.writes)
-    assert {"data/preferences.jsonl", "models/policy", "report.html"} <= written
+        assert isinstance(stage, Stage) and set(stage.reads(recipe)) <= written, stage.name
+        written |= set(stage.writes(recipe))
+    assert {"data/preferences.jsonl", "models/reward-2", "models/policy", "report.html"} <= written
     assert Reporter.__doc__
 
 

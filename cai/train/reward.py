@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from cai.errors import TrainingError
 from cai.jsonl import write_text
 from cai.recipe import ModelSpec, RewardConfig
-from cai.records import Message, Preference
+from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
-from cai.train.encode import encode_turn, reward_rows
+from cai.train.encode import reward_rows
+from cai.train.ensemble import RewardEnsemble, load_ensemble, load_scorer, scoring_tokenizer
 from cai.train.running import (
     OnLog,
     finish,
@@ -34,9 +35,6 @@ from cai.train.running import (
 
 METRICS = "metrics.json"
 CALIBRATION_BINS = 10
-NO_LIMIT = 10**9
-SCORE_TOKENS = 16_384
-"""Padded tokens that `RewardModel` runs at once; bounds memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def train_reward(
     del trainer
     measured = {}
     if any(p.p_chosen != 0.5 for p in held_out) and is_first_process():
-        metrics = measure_reward(load_reward_model(out, base), held_out)
+        metrics = measure_reward(load_ensemble([out], base), held_out)
         write_text(out / METRICS, msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
         measured = _as_text(metrics)
         result = _with_metrics(result, metrics)
@@ -150,119 +148,8 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
     return trainer
 
 
-def scoring_tokenizer(tokenizer: Any) -> Any:
-    """Return the tokenizer set for scoring: its own idea of padding is often the end token, which would hide the end from the head.
-
-    The head reads the last token that isn't padding.
-    """
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        others = (t for t in (tokenizer.unk_token, tokenizer.bos_token) if t is not None and t != tokenizer.eos_token)
-        tokenizer.pad_token = next(others, tokenizer.eos_token)
-    tokenizer.truncation_side = "left"
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
-def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
-    """Return the base model with a new scalar head in place of the language-model head. Raises `ModelError`."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
-
-    from cai.models.loading import quiet_transformers, resolve_model_path
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "num_labels": 1}
-    if spec.precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["score"],
-        )
-        options["device_map"] = {"": device}
-    with quiet_transformers():
-        model = AutoModelForSequenceClassification.from_pretrained(
-            resolve_model_path(spec), trust_remote_code=spec.trust_remote_code, **options
-        )
-    model.config.get_text_config().pad_token_id = pad_token_id
-    return model if spec.precision == "nf4" else model.to(device)
-
-
-@dataclass
-class RewardModel:
-    """Scores responses. Higher is better; only differences between responses to the same prompt mean anything."""
-
-    model: Any
-    tokenizer: Any
-    max_length: int
-    """Tokens; a longer conversation loses its beginning."""
-
-    def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        """Return one score for each conversation and response, in order. Runs in length-sorted batches.
-
-        Args:
-            items: the conversation up to the response, and the response.
-        """
-        ids = []
-        for messages, response in items:
-            prompt_ids, response_ids = encode_turn(self.tokenizer, messages, response)
-            ids.append((prompt_ids + response_ids)[-self.max_length :])
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        scores = [0.0] * len(ids)
-        while order:
-            size = max(1, SCORE_TOKENS // len(ids[order[0]]))
-            batch, order = order[:size], order[size:]
-            for i, score in zip(batch, self._score_batch([ids[i] for i in batch]), strict=True):
-                scores[i] = score
-        return scores
-
-    def _score_batch(self, ids: list[list[int]]) -> list[float]:
-        import torch
-
-        width = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id
-        tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=self.model.device)
-        mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.model.device)
-        with torch.inference_mode():
-            logits_B1 = self.model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False).logits
-        return [float(x) for x in logits_B1.squeeze(-1).float()]
-
-
-def load_reward_model(folder: Path, base: ModelSpec | None = None) -> RewardModel:
-    """Load what `train_reward` saved.
-
-    Args:
-        folder: its output folder.
-        base: how to load the base model; None takes the path that the adapter names, in bfloat16.
-
-    Raises:
-        ModelError: the folder holds no adapter, or the base can't be loaded.
-    """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    from cai.models.loading import adapter_base, quiet_transformers
-
-    spec = ModelSpec(path=adapter_base(folder)) if base is None else replace(base, adapter=None)
-    with quiet_training(), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-        merge = spec.precision != "nf4"
-        model = load_scorer(replace(spec, precision="float32") if merge else spec, tokenizer.pad_token_id)
-        model = PeftModel.from_pretrained(model, str(folder), use_safetensors=True)
-        if merge:
-            model = model.merge_and_unload()
-            model = model.to(torch.float32 if spec.precision == "float32" else torch.bfloat16)
-    score = model.score if merge else model.base_model.model.score
-    score.float().register_forward_pre_hook(lambda module, inputs: tuple(x.float() for x in inputs))  # 8 bits are few for a score
-    max_length, tokenizer.model_max_length = tokenizer.model_max_length, NO_LIMIT  # we cut, and need no advice
-    return RewardModel(model.eval(), tokenizer, max_length)
-
-
-def measure_reward(model: RewardModel, preferences: Sequence[Preference]) -> HeldOutMetrics:
-    """Return how well a reward model predicts labels. Pairs labelled exactly ½ favour no side and are left out.
+def measure_reward(model: RewardEnsemble, preferences: Sequence[Preference]) -> HeldOutMetrics:
+    """Return how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out.
 
     Raises:
         TrainingError: no pair favours a side.
@@ -273,7 +160,7 @@ def measure_reward(model: RewardModel, preferences: Sequence[Preference]) -> Hel
     sided = [p for p in preferences if p.p_chosen != 0.5]
     if not sided:
         raise TrainingError(f"nothing to measure on: none of {len(preferences)} held-out pairs has a label that favours a side")
-    scores = model.score([(p.prompt.messages, text) for p in sided for text in (p.chosen, p.rejected)])
+    scores = [s.value for s in model.score([(p.prompt.messages, text) for p in sided for text in (p.chosen, p.rejected)])]
     margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
     right = sum((m > 0) if p.p_chosen > 0.5 else (m < 0) for m, p in zip(margins, sided, strict=True))
     interval = binomtest(right, len(sided)).proportion_ci(0.95, method="wilson")

@@ -11,18 +11,17 @@ import torch
 from cai.errors import TrainingError
 from cai.models.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
-from cai.records import Preference
+from cai.records import Preference, RewardScore
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
+from cai.train.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
 from cai.train.reward import (
     METRICS,
     HeldOutMetrics,
     calibration_error,
-    load_reward_model,
     measure_reward,
     reliability_bins,
     reward_trainer,
-    scoring_tokenizer,
     train_reward,
 )
 from cai.train.running import quiet_training
@@ -41,6 +40,11 @@ def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) 
         trainer.model.eval()
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(len(pairs))).item()
     return loss, trainer, batch
+
+
+def values(scorer: RewardEnsemble, items: Any) -> list[float]:
+    """Return the aggregated scores alone."""
+    return [s.value for s in scorer.score(items)]
 
 
 def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -79,15 +83,15 @@ def test_it_learns_measures_and_saves(tiny_model_dir: Path, tmp_path: Path) -> N
 def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_at(tiny_model_dir)
     train_reward(reward_config(epochs=3.0), model, preferences(4), (), tmp_path, 0)
-    scorer = load_reward_model(tmp_path, model)
+    scorer = load_ensemble([tmp_path], model)
     items = [(prompt(i).messages, "word " * (i % 5) + "end") for i in range(9)]
-    together = scorer.score(items)
+    together = values(scorer, items)
     assert len(set(together)) == 9
-    assert scorer.score(items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.reward.SCORE_TOKENS", 1)
-    assert scorer.score(items) == pytest.approx(together, abs=1e-5)
+    assert values(scorer, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
+    monkeypatch.setattr("cai.train.ensemble.SCORE_TOKENS", 1)
+    assert values(scorer, items) == pytest.approx(together, abs=1e-5)
     assert scorer.score([]) == []
-    rounded = load_reward_model(tmp_path).score(items)
+    rounded = values(load_ensemble([tmp_path]), items)
     assert rounded == pytest.approx(together, abs=0.3)
 
 
@@ -101,11 +105,11 @@ def test_scores_of_the_saved_model_are_those_of_the_trained_one(tiny_model_dir: 
     with torch.inference_mode():
         direct = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1).tolist()
     texts = trainer.processing_class.batch_decode(batch["input_ids"])
-    scorer = load_reward_model(tmp_path / "saved", model)
+    scorer = load_ensemble([tmp_path / "saved"], model)
     by_text = {f"{p.prompt.messages[0].content}{t}": (p.prompt.messages, t) for p in preferences(4) for t in (p.chosen, p.rejected)}
     for text, score in zip(texts, direct, strict=True):
         [item] = [item for item in by_text.values() if item[0][0].content in text and item[1] in text]
-        assert scorer.score([item]) == pytest.approx([score], abs=1e-4)
+        assert values(scorer, [item]) == pytest.approx([score], abs=1e-4)
 
 
 def test_padding_is_not_the_end_token_and_the_end_is_kept(tiny_model_dir: Path) -> None:
@@ -117,9 +121,9 @@ def test_padding_is_not_the_end_token_and_the_end_is_kept(tiny_model_dir: Path) 
 def test_scoring_cuts_where_training_did(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = model_at(tiny_model_dir)
     train_reward(reward_config(max_length=16), model, preferences(2), (), tmp_path, 0)
-    scorer = load_reward_model(tmp_path, model)
-    assert scorer.max_length == 16
-    short, long, other = scorer.score([(prompt(i).messages, text) for i, text in ((0, "x" * 20), (1, "y" + "x" * 20), (2, "x" * 8))])
+    scorer = load_ensemble([tmp_path], model)
+    assert scorer.members[0].max_length == 16
+    short, long, other = values(scorer, [(prompt(i).messages, text) for i, text in ((0, "x" * 20), (1, "y" + "x" * 20), (2, "x" * 8))])
     assert short == long != other
 
 
@@ -179,8 +183,8 @@ def test_low_precision_trains_and_scores(tiny_model_dir: Path, tmp_path: Path, c
 class FixedScores:
     """Scores a response by the number that it is."""
 
-    def score(self, items: Any) -> list[float]:
-        return [float(text) for _, text in items]
+    def score(self, items: Any) -> list[RewardScore]:
+        return [aggregate_scores([float(text)]) for _, text in items]
 
 
 def test_measures_do_not_depend_on_which_side_is_called_chosen() -> None:
