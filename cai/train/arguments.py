@@ -67,13 +67,14 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
     }
 
 
-def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False) -> Any:
+def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: str = "default") -> Any:
     """Return the model with a new adapter on it, the only thing that trains.
 
     Args:
         model: the base.
         lora: the recipe's block.
         scorer: the adapter of a reward model, whose scalar head is trained whole and saved with it.
+        name: what to call the adapter, where several share a base.
 
     Raises:
         TrainingError: no module has a name that `lora.target_modules` gives.
@@ -92,7 +93,7 @@ def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False) -> Any
         modules_to_save=["score"] if scorer else None,
     )
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, adapter_name=name)
     except ValueError as e:
         raise TrainingError(
             f"lora.target_modules: {lora.target_modules!r} fits no module of the model ({e}).\n"

@@ -1,0 +1,201 @@
+"""The arithmetic of PPO on responses: plain tensors, no model, no state.
+
+Shapes: B is responses, T their tokens, padded on the right; `mask_BT` is True on a response's own tokens, its end token included, and
+False after it. Log-probabilities are in nats.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KlEstimator = Literal["k1", "k3"]
+KL_ERROR_LIMIT = 0.2
+"""How far off target the adaptive controller believes the KL to be at most, as a share of the target (Ziegler et al. 2019, §2.2)."""
+
+
+def masked_mean(values_BT: "Tensor", mask_BT: "Tensor", count: "Tensor | float | None" = None) -> "Tensor":
+    """Return the mean over the positions in the mask, or their sum over `count`.
+
+    Args:
+        values_BT: (B, T); entries outside the mask may be anything but NaN.
+        mask_BT: (B, T).
+        count: divides the sum; None takes the positions in the mask. A micro-batch gives the count of its whole minibatch, so that the
+            gradients of its micro-batches add up to the minibatch's.
+    """
+    return (values_BT * mask_BT).sum() / (mask_BT.sum() if count is None else count)
+
+
+def whiten(values_BT: "Tensor", mask_BT: "Tensor", *, shift_mean: bool = True) -> "Tensor":
+    """Return values with variance 1 over the mask, and mean 0 or, without `shift_mean`, the mean that they had; 0 outside the mask.
+
+    Args:
+        values_BT: (B, T).
+        mask_BT: (B, T), with at least two positions.
+        shift_mean: False for rewards: a shift would move what the policy is paid for a response's length.
+    """
+    mean = masked_mean(values_BT, mask_BT)
+    variance = masked_mean((values_BT - mean) ** 2, mask_BT, mask_BT.sum() - 1)
+    whitened_BT = (values_BT - mean) * (variance + 1e-8).rsqrt()
+    return (whitened_BT if shift_mean else whitened_BT + mean) * mask_BT
+
+
+def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor", estimator: KlEstimator = "k1") -> "Tensor":
+    """Return an estimate of KL(policy ‖ reference) at each sampled token (Schulman 2020, joschu.net/blog/kl-approx).
+
+    Args:
+        logps_BT: under the policy that sampled the tokens, (B, T).
+        ref_logps_BT: under the reference, (B, T).
+        estimator: `k1` is log π/π_ref: without bias, and of either sign. `k3` is π_ref/π − 1 − log π_ref/π: without bias too, at least
+            0, and of less variance where the two are close.
+    """
+    log_ratio_BT = logps_BT - ref_logps_BT
+    return log_ratio_BT if estimator == "k1" else (-log_ratio_BT).expm1() + log_ratio_BT
+
+
+def final_scores(scores_B: "Tensor", ended_B: "Tensor", *, clip: float | None, missing_eos_penalty: float | None) -> "Tensor":
+    """Return what each response is paid at its last token.
+
+    Args:
+        scores_B: of the reward models, (B,).
+        ended_B: whether the response came to its end token, (B,).
+        clip: keep scores in ±clip; None leaves them.
+        missing_eos_penalty: taken off where the response was cut at its limit, after clipping; None takes nothing.
+    """
+    clipped_B = scores_B if clip is None else scores_B.clamp(-clip, clip)
+    return clipped_B if missing_eos_penalty is None else clipped_B - missing_eos_penalty * (~ended_B)
+
+
+def token_rewards(final_B: "Tensor", kl_BT: "Tensor", mask_BT: "Tensor", kl_coef: float) -> "Tensor":
+    """Return the reward of each token: −kl_coef·KL, and the response's score at its last token (Ziegler et al. 2019, eq. 2).
+
+    Args:
+        final_B: from `final_scores`, (B,).
+        kl_BT: from `token_kl`, (B, T).
+        mask_BT: (B, T), with at least one token in each row, all of them at the row's start.
+        kl_coef: at least 0.
+    """
+    rewards_BT = -kl_coef * kl_BT * mask_BT
+    last_B1 = mask_BT.sum(1, keepdim=True) - 1
+    return rewards_BT.scatter_add(1, last_B1, final_B[:, None].to(rewards_BT.dtype))
+
+
+def advantages_and_returns(
+    rewards_BT: "Tensor", values_BT: "Tensor", mask_BT: "Tensor", *, gamma: float, lam: float
+) -> tuple["Tensor", "Tensor"]:
+    """Return advantages by generalised advantage estimation (arXiv 1506.02438, eq. 16), and returns, both 0 after the end.
+
+    Args:
+        rewards_BT: (B, T).
+        values_BT: the value of the state before each token, (B, T). After the last token the value is 0: the episode has ended there,
+            for a response that was cut too.
+        mask_BT: (B, T).
+        gamma: discount, in [0, 1]; 1 for responses.
+        lam: in [0, 1]; 1 gives Monte-Carlo advantages (low bias, high variance), 0 one-step ones.
+    """
+    import torch
+
+    rewards_BT, values_BT = rewards_BT * mask_BT, values_BT * mask_BT
+    columns: list[torch.Tensor] = []
+    advantage_B = torch.zeros_like(rewards_BT[:, 0])
+    next_value_B = torch.zeros_like(advantage_B)
+    for t in range(rewards_BT.shape[1] - 1, -1, -1):
+        delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
+        advantage_B = delta_B + gamma * lam * advantage_B
+        next_value_B = values_BT[:, t]
+        columns.append(advantage_B)
+    advantages_BT = torch.stack(columns[::-1], 1) * mask_BT
+    return advantages_BT, advantages_BT + values_BT
+
+
+def policy_loss(
+    logps_BT: "Tensor", old_logps_BT: "Tensor", advantages_BT: "Tensor", mask_BT: "Tensor", *, cliprange: float, count: "Tensor | float"
+) -> tuple["Tensor", "Tensor"]:
+    """Return PPO's clipped policy loss (arXiv 1707.06347, eq. 7), summed over the mask and divided by `count`, and where it was clipped.
+
+    Args:
+        logps_BT: under the policy as it is, (B, T).
+        old_logps_BT: under the policy that sampled, (B, T).
+        advantages_BT: (B, T).
+        mask_BT: (B, T).
+        cliprange: how far from 1 the ratio of the two earns anything, above 0.
+        count: tokens in the whole minibatch.
+
+    Returns:
+        A scalar, and (B, T) 1 where the clipped term is the larger.
+    """
+    import torch
+
+    ratio_BT = (logps_BT - old_logps_BT).masked_fill(~mask_BT, 0.0).exp()
+    free_BT = -advantages_BT * ratio_BT
+    clipped_BT = -advantages_BT * ratio_BT.clamp(1.0 - cliprange, 1.0 + cliprange)
+    return masked_mean(torch.maximum(free_BT, clipped_BT), mask_BT, count), ((clipped_BT > free_BT) & mask_BT).float()
+
+
+def value_loss(
+    values_BT: "Tensor",
+    old_values_BT: "Tensor",
+    returns_BT: "Tensor",
+    mask_BT: "Tensor",
+    *,
+    cliprange_value: float,
+    count: "Tensor | float",
+) -> tuple["Tensor", "Tensor"]:
+    """Return half the squared error of the values, clipped around those at sampling, over `count`, and where it was clipped.
+
+    Args:
+        values_BT: as they are, (B, T).
+        old_values_BT: as they were when the responses were sampled, (B, T).
+        returns_BT: what they should have been, (B, T).
+        mask_BT: (B, T).
+        cliprange_value: how far from the old value a new one earns anything, above 0.
+        count: tokens in the whole minibatch.
+    """
+    import torch
+
+    near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange_value, cliprange_value)
+    free_BT, clipped_BT = (values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2
+    return 0.5 * masked_mean(torch.maximum(free_BT, clipped_BT), mask_BT, count), ((clipped_BT > free_BT) & mask_BT).float()
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float | None, episodes: int, horizon: int) -> float:
+    """Return the KL coefficient for the next step (Ziegler et al. 2019, §2.2): up where the KL is above its target, down below.
+
+    Args:
+        kl_coef: the one just used.
+        kl: mean KL of a response, in nats, summed over its tokens.
+        target_kl: where it should be; None keeps the coefficient.
+        episodes: responses in the step.
+        horizon: episodes over which an error of 20 % or more multiplies the coefficient by about e^0.2.
+
+    >>> round(adapted_kl_coef(0.1, 12.0, 6.0, 100, 1000), 4)
+    0.102
+    >>> adapted_kl_coef(0.1, 12.0, None, 100, 1000)
+    0.1
+    """
+    if target_kl is None:
+        return kl_coef
+    error = min(max(kl / target_kl - 1.0, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
+    return max(0.0, kl_coef * (1.0 + error * episodes / horizon))
+
+
+def explained_variance(values_BT: "Tensor", returns_BT: "Tensor", mask_BT: "Tensor") -> float:
+    """Return the share of the returns' variance that the values explain: 1 is all of it, 0 no better than the mean; may be negative."""
+    returns_N, errors_N = returns_BT[mask_BT].double(), (returns_BT - values_BT)[mask_BT].double()
+    variance = float(returns_N.var(correction=0))
+    return 1.0 - float(errors_N.var(correction=0)) / variance if variance > 0.0 else 0.0
+
+
+def learning_rate(base: float, step: int, total: int, warmup: int) -> float:
+    """Return the rate of an optimizer step: up in a line over the warm-up, then down in a line to 0, as the other trainings have it.
+
+    Args:
+        base: the highest.
+        step: from 0.
+        total: optimizer steps in all.
+        warmup: steps of warm-up.
+
+    >>> [learning_rate(1.0, step, 4, 1) for step in range(4)]
+    [0.0, 1.0, 0.6666666666666667, 0.33333333333333337]
+    """
+    return base * (step / max(1, warmup) if step < warmup else max(0.0, (total - step) / max(1, total - warmup)))
