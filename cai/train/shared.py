@@ -34,6 +34,7 @@ from cai.errors import ModelError, TrainingError
 from cai.models.loading import load_causal_lm
 from cai.recipe import LoraSpec, ModelSpec
 from cai.train.arguments import with_new_adapter
+from cai.train.ensemble import read_centre
 
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"
 VOCABULARY_PART = 8192
@@ -51,7 +52,7 @@ class SharedBase:
     model: Any
     """PEFT's model."""
     heads: dict[str, nn.Linear]
-    """Scalar heads by adapter, float32: of the value function and of each reward member."""
+    """Scalar heads by adapter, float32: of the value function and of each reward member, whose bias takes its centre off its scores."""
     member_max_length: tuple[int, ...]
     """Tokens that each reward member sees of a conversation; a longer one loses its beginning."""
     precision: str
@@ -245,9 +246,10 @@ def _add_scorer(model: Any, folder: Path, name: str) -> nn.Linear:
             f"({len(missing)} weights missing, {len(found.unexpected_keys)} too many).\n"
             "Fix: train it on the same base model as the policy"
         )
-    linear = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head)
-    linear.load_state_dict({n: t.float() for n, t in head.items()})
-    return linear.requires_grad_(False)
+    linear = nn.Linear(head["weight"].shape[1], 1).requires_grad_(False)
+    linear.weight.copy_(head["weight"])
+    linear.bias.fill_(float(head.get("bias", torch.zeros(1))) - read_centre(folder))
+    return linear
 
 
 def _max_length(folder: Path) -> int:

@@ -12,7 +12,8 @@ from cai.errors import ModelError, TrainingError
 from cai.models.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
 from cai.train.encode import encode_turn
-from cai.train.reward import load_reward_model, train_reward
+from cai.train.ensemble import load_ensemble
+from cai.train.reward import train_reward
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
 from cai.train.shared import SharedBase, load_shared_base
@@ -74,7 +75,8 @@ def test_members_score_as_they_do_alone(tiny_model_dir: Path, sft: Path, members
     rows = [[*asked, *answer] for asked, answer in (encode_turn(tokenizer, prompt(i).messages, t) for i, t in enumerate(texts))]
     scores = shared.scores(rows)
     for i, folder in enumerate(members):
-        wanted = load_reward_model(folder, model_at(tiny_model_dir)).score([(prompt(j).messages, t) for j, t in enumerate(texts)])
+        ensemble = load_ensemble([folder], model_at(tiny_model_dir))
+        wanted = [s.value for s in ensemble.score([(prompt(j).messages, t) for j, t in enumerate(texts)])]
         assert scores[i].tolist() == pytest.approx(wanted, abs=1e-4)
     assert not torch.allclose(scores[0], scores[1])
 
@@ -106,7 +108,7 @@ def test_only_policy_and_value_get_gradients(tiny_model_dir: Path, sft: Path, me
     assert all(".policy." in n for n in policy_only)
     trained = shared.trained()
     assert all(p.grad is not None for p in trained.values())
-    assert {"value.head.weight"} < set(trained)
+    assert {"value.head.weight", "value.head.bias"} < set(trained)
     ids = {id(p) for p in trained.values()}
     others = [*shared.model.named_parameters(), *[(n, h.weight) for n, h in shared.heads.items() if n != "value"]]
     assert all(p.grad is None for _, p in others if id(p) not in ids)
