@@ -26,6 +26,9 @@ Slices = Literal["all", "folds", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
 
+GOLD = "gold"
+"""The gold reward model's name: of its pairs in `data/`, and of its folder in `models/`."""
+
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One block of a recipe; unknown keys are errors."""
@@ -222,6 +225,25 @@ class RewardConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=T
         return tuple(f"reward-{i}" for i in range(self.members))
 
 
+class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A gold reward model, to measure over-optimisation with: it never sees the reward models' pairs, nor they its own."""
+
+    learning_rate: Rate = 5e-4
+    lora: LoraSpec = LoraSpec(rank=32, alpha=64)
+    """Of another shape than the reward models', so that the two err in different ways."""
+    human: tuple[HumanSource, ...] = ()
+    """Label files of its own. Pairs of `preferences` with a prompt that is in them are dropped, and counted."""
+    fraction: Fraction = 0.0
+    """Share of the prompts of `preferences` that is set apart for it."""
+    held_out_fraction: Fraction = 0.2
+    """Share of its prompts that it is measured on."""
+
+    @property
+    def reward(self) -> RewardConfig:
+        """The settings of its training, as a reward model's."""
+        return RewardConfig(**{name: getattr(self, name) for name in TrainSpec.__struct_fields__})
+
+
 class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Watching for over-optimisation: is gold reward falling while the reward that the policy is trained on rises?"""
 
@@ -271,6 +293,8 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     feedback: FeedbackConfig = FeedbackConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     reward: RewardConfig = RewardConfig()
+    gold: GoldConfig | None = None
+    """None: no gold reward model, and over-optimisation can't be seen."""
     policy: PolicyConfig = PolicyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     window: Positive = 512

@@ -66,6 +66,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         )
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
     files += [("preferences.human", human.path) for human in recipe.preferences.human]
+    files += [("gold.human", human.path) for human in (recipe.gold.human if recipe.gold else ())]
     files += [("feedback.bench_pairs", recipe.feedback.bench_pairs)] if recipe.feedback.bench_pairs else []
     for key, path in files:
         try:
@@ -76,6 +77,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")
+    if recipe.gold is not None and not recipe.gold.human and recipe.gold.fraction == 0:
+        problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
     if problems or constitution is None or templates is None:
         raise RecipeError(f"{recipe.name}: {len(problems)} thing(s) to mend before it can run\n" + "\n".join(f"- {p}" for p in problems))
     return constitution, templates, model

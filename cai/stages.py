@@ -15,11 +15,12 @@ from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
 from cai.evaluation import answer_all, measure_answers
 from cai.feedback.judge import Judge
 from cai.flow import run_items
+from cai.ids import derive_seed
 from cai.jsonl import read_records, write_records, write_text
 from cai.judge_card import measure_judge
 from cai.pairs import contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
-from cai.recipe import ModelSpec, Recipe
+from cai.recipe import GOLD, ModelSpec, Recipe
 from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 from cai.workspace import replace_stage_rows
 
@@ -120,10 +121,16 @@ def preferences_stage(c: Context) -> dict[str, int]:
     config = c.recipe.preferences
     human, failures = load_human(config.human, c.workspace.root, c.recipe.seed)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
-    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, read(c, "eval_prompts", Prompt))
-    c.failures += [*failures, *mixture.dropped]
+    gold = c.recipe.gold
+    gold_human, gold_failures = load_human(gold.human if gold else (), c.workspace.root, c.recipe.seed)
+    evaluate = read(c, "eval_prompts", Prompt)
+    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
+    c.failures += [*failures, *gold_failures, *mixture.dropped]
     write_records(c.run.data("preferences"), mixture.train)
     write_records(c.run.data("preferences_heldout"), mixture.held_out)
+    if gold:
+        write_records(c.run.data(GOLD), mixture.gold_train)
+        write_records(c.run.data(f"{GOLD}_heldout"), mixture.gold_held_out)
     return {k: v for k, v in mixture.counts.items() if v}
 
 
@@ -133,7 +140,23 @@ def reward_stage(c: Context) -> dict[str, int]:
 
     train, held_out = list(read(c, "preferences", Preference)), list(read(c, "preferences_heldout", Preference))
     result = train_reward(c.recipe.reward, c.recipe.trained, train, held_out, c.run.model("reward-0"), c.recipe.seed, training_log(c))
-    return trained(result, c)
+    return {**trained(result, c), **train_gold(c)}
+
+
+def train_gold(c: Context) -> dict[str, int]:
+    """Train the gold reward model, if the recipe has one: on its own pairs, from its own seed, in its own shape."""
+    from cai.train.reward import train_reward
+
+    if c.recipe.gold is None:
+        return {}
+    train, held_out = list(read(c, GOLD, Preference)), list(read(c, f"{GOLD}_heldout", Preference))
+    seed = derive_seed(c.recipe.seed, GOLD)
+
+    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
+        c.reporter.progress(step, total, "steps of the gold reward model")
+
+    result = train_reward(c.recipe.gold.reward, c.recipe.trained, train, held_out, c.run.model(GOLD), seed, on_log)
+    return {"gold_examples": result.examples, "gold_steps": result.steps}
 
 
 def policy_stage(c: Context) -> dict[str, int]:
@@ -229,6 +252,16 @@ def reward_models(recipe: Recipe) -> tuple[str, ...]:
     return tuple(f"models/{name}" for name in recipe.reward.member_names)
 
 
+def gold_data(recipe: Recipe) -> tuple[str, ...]:
+    """Return the files of the gold reward model's pairs, from the run directory; none where the recipe has no such model."""
+    return (f"data/{GOLD}.jsonl", f"data/{GOLD}_heldout.jsonl") if recipe.gold else ()
+
+
+def gold_model(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
+    return (f"models/{GOLD}",) if recipe.gold else ()
+
+
 def training_log(c: Context) -> Callable[[int, int, dict[str, float]], None]:
     """Return a callback that shows training steps and keeps them for metrics.jsonl."""
 
@@ -302,16 +335,16 @@ STAGES: tuple[Stage, ...] = (
         "preferences",
         preferences_stage,
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
-        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
-        settings=lambda r: r.preferences,
-        sources=lambda r: [h.path for h in r.preferences.human],
+        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
+        settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
+        sources=lambda r: [h.path for h in (*r.preferences.human, *(r.gold.human if r.gold else ()))],
     ),
     Stage(
         "reward",
         reward_stage,
-        reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl"),
-        writes=reward_models,
-        settings=lambda r: r.reward,
+        reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
+        writes=lambda r: (*reward_models(r), *gold_model(r)),
+        settings=lambda r: (r.reward, r.gold and r.gold.reward),
         models=lambda r: (r.trained,),
         trains=True,
     ),

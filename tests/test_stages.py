@@ -8,6 +8,7 @@ import pytest
 
 from cai.call_store import CallStore
 from cai.console import Reporter
+from cai.errors import RecipeError
 from cai.manifest import read_manifest
 from cai.models.base import TextModel
 from cai.models.opening import open_engine
@@ -177,3 +178,24 @@ def test_one_engine_serves_a_spec_and_loads_nothing_until_it_is_asked(tiny_model
         return fingerprint
 
     assert asyncio.run(look()).startswith("local:") and loaded == []
+
+
+def test_the_gold_models_pairs_are_out_of_the_proxys_sight(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    own = "gold={fraction: 0.4, held_out_fraction: 0.3, human: [{path: prompts/probe_pairs.jsonl}]}"
+    people = "preferences={held_out_fraction: 0.4, human: [{path: prompts/probe_pairs.jsonl, limit: 10}]}"
+    made = run_data(workspace, own, people)
+    counts = next(s.counts for s in made.stages if s.name == "preferences")
+    assert counts["dropped_in_gold"] == 10, "the same people's labels are in both, so they are gold's alone"
+    prompts = {
+        name: {p["prompt"]["id"] for p in rows(workspace.run("s").data(name))}
+        for name in ("preferences", "preferences_heldout", "gold", "gold_heldout")
+    }
+    assert counts["gold_train"] > 0 and all(prompts.values())
+    assert len(set().union(*prompts.values())) == sum(map(len, prompts.values()))
+
+
+def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    with pytest.raises(RecipeError, match="gold: the gold reward model has no pairs"):
+        run_data(workspace, "gold={}")

@@ -2,6 +2,8 @@
 
 Every pair that comes in is either in the mixture or in `dropped`, by reason. A person's label of a pair outranks an AI's of the same
 texts; two people who disagree both stay, and the loss averages them. It judges nothing itself.
+
+Where the recipe has a gold reward model, its pairs are set apart here, by prompt, before the proxy's are split.
 """
 
 from collections import Counter
@@ -10,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cai.data.filters import LengthStats, length_stats, normalise, prompt_key, split_by_prompt
 from cai.errors import DataError
-from cai.recipe import PreferencesConfig
+from cai.recipe import GoldConfig, PreferencesConfig
 from cai.records import Failure, Judgment, Preference, Prompt, ResponsePair
 
 STAGE = "preferences"
@@ -25,6 +27,7 @@ _REASONS = {
     "duplicate": "the same pair is there already",
     "human_labelled": "a person labelled the same two texts",
     "in_evaluate": "its prompt is an evaluation prompt",
+    "in_gold": "its prompt is one of the gold reward model's",
 }
 
 
@@ -35,8 +38,10 @@ def mix(
     human: Sequence[Preference] = (),
     seed: int = 0,
     evaluate: Iterable[Prompt] = (),
+    gold: GoldConfig | None = None,
+    gold_human: Sequence[Preference] = (),
 ) -> "Mixture":
-    """Turn pairs and their judgments into preferences, add human labels, and split by prompt.
+    """Turn pairs and their judgments into preferences, add human labels, set gold's apart, and split by prompt.
 
     A pair labelled by construction (`contrast`) keeps that label and needs no judgment. An exact tie says nothing about which response
     to prefer, so it is dropped rather than called `chosen` by position.
@@ -48,18 +53,21 @@ def mix(
         human: as `load_human` gives them, weights applied.
         seed: salts the split.
         evaluate: prompts that must not be trained on.
+        gold: what share of the prompts the gold reward model gets, and holds out; None where there is no such model.
+        gold_human: labels of its own, as `load_human` gives them.
 
     Raises:
-        DataError: a pair has two different judgments, or nothing is left to train on.
+        DataError: a pair has two different judgments, or nothing is left to train a reward model or gold on.
     """
     by_pair = _by_pair(judgments)
     excluded = {prompt_key(p) for p in evaluate}
     labelled_texts = {_texts(p) for p in human if p.source.startswith("human:")}
     seen: set[tuple[str, str, str]] = set()
     kept: list[Preference] = []
+    gold_kept: list[Preference] = []
     dropped: list[Failure] = []
 
-    def consider(item_id: str, made: Preference | Failure) -> None:
+    def consider(item_id: str, made: Preference | Failure, kept: list[Preference] = kept) -> None:
         reason = made if isinstance(made, Failure) else None
         if isinstance(made, Preference):
             direction = (prompt_key(made.prompt), normalise(made.chosen), normalise(made.rejected))
@@ -75,18 +83,41 @@ def mix(
         if reason is not None:
             dropped.append(reason)
 
+    for preference in gold_human:
+        consider(preference.id, preference, gold_kept)
+    seen.clear()  # a pair that gold has too is dropped for its prompt below
     for preference in human:
         consider(preference.id, preference)
     for pair in pairs:
         consider(pair.id, _preference(pair, by_pair.get(pair.id), config))
 
+    gold_prompts = {prompt_key(p.prompt) for p in gold_kept}
+    dropped += [_drop(p.id, "in_gold") for p in kept if prompt_key(p.prompt) in gold_prompts]
+    kept = [p for p in kept if prompt_key(p.prompt) not in gold_prompts]
+    if gold is not None:
+        kept, moved = split_by_prompt(kept, gold.fraction, f"gold:{seed}")
+        gold_kept += moved
+    gold_train, gold_held_out = split_by_prompt(gold_kept, gold.held_out_fraction if gold else 0.0, f"gold-held-out:{seed}")
     train, held_out = split_by_prompt(kept, config.held_out_fraction, f"held-out:{seed}")
     reasons = Counter(f.reason for f in dropped)
     if not train:
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none came in"
         raise DataError(f"no preference is left to train on: {len(held_out)} held out; dropped: {why}")
-    counts = {"train": len(train), "held_out": len(held_out), "dropped": len(dropped), **{f"dropped_{r}": n for r, n in reasons.items()}}
-    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), _by_source(train, held_out))
+    if gold is not None and not gold_train:
+        raise DataError(
+            f"no preference is set apart for the gold reward model: {len(gold_held_out)} held out, {len(train)} are the reward models'.\n"
+            "Fix: name label files in gold.human, or raise gold.fraction"
+        )
+    counts = {
+        "train": len(train),
+        "held_out": len(held_out),
+        "gold_train": len(gold_train),
+        "gold_held_out": len(gold_held_out),
+        "dropped": len(dropped),
+        **{f"dropped_{r}": n for r, n in reasons.items()},
+    }
+    sources = _by_source(train, held_out)
+    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), sources, tuple(gold_train), tuple(gold_held_out))
 
 
 def source_of(pair: ResponsePair, protocol: str | None) -> str:
@@ -201,6 +232,9 @@ class Mixture:
     held_out: tuple[Preference, ...]
     """No prompt of these, by normalised text, is in `train`."""
     counts: dict[str, int]
-    """`train`, `held_out`, `dropped`, and `dropped_REASON`."""
+    """`train`, `held_out`, `gold_train`, `gold_held_out`, `dropped`, and `dropped_REASON`."""
     dropped: tuple[Failure, ...]
     sources: tuple[SourceSummary, ...]
+    gold_train: tuple[Preference, ...] = ()
+    """The gold reward model's: no prompt of `train` or `held_out` is in these."""
+    gold_held_out: tuple[Preference, ...] = ()

@@ -16,6 +16,7 @@ from cai.errors import CaiError
 from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
+from cai.recipe import GOLD
 from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample
 
 T = TypeVar("T")
@@ -308,7 +309,7 @@ def _add_points(points: dict[tuple[str, str], list[tuple[float, float]]], stage:
 
 
 def _read_reliability(reader: _Reader, models: dict[str, dict[str, Any]]) -> tuple[Reliability, ...]:
-    found: Any = next((m["reliability"] for m in models.values() if "reliability" in m), [])
+    found: Any = next((m["reliability"] for name, m in models.items() if "reliability" in m and name != GOLD), [])
     return reader.attempt(lambda: msgspec.convert(found, tuple[Reliability, ...]), ())
 
 

@@ -9,7 +9,7 @@ from cai.data.filters import prompt_key
 from cai.data.human import load_human
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
-from cai.recipe import HumanSource, PreferencesConfig
+from cai.recipe import GoldConfig, HumanSource, PreferencesConfig
 from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
 
 ALL = PreferencesConfig(held_out_fraction=0.0)
@@ -143,3 +143,40 @@ def test_human_sources_bring_their_weight_and_limit(tmp_path: Path) -> None:
     assert [f.reason for f in failures] == ["identical"]
     with pytest.raises(DataError, match=r"(?s)one\.jsonl.*two\.jsonl"):
         load_human([HumanSource(path="one.jsonl"), HumanSource(path="two.jsonl")], tmp_path, 0)
+
+
+def test_gold_has_prompts_of_its_own() -> None:
+    pairs = [pair(f"q{i}") for i in range(200)] + [pair(f"q{i}", "better", "worse") for i in range(200)]
+    judgments = [judged(p, 0.9) for p in pairs]
+    mixture = mix(PreferencesConfig(held_out_fraction=0.2), pairs, judgments, gold=GoldConfig(fraction=0.3, held_out_fraction=0.25))
+    parts = (mixture.train, mixture.held_out, mixture.gold_train, mixture.gold_held_out)
+    prompts = [{prompt_key(p.prompt) for p in part} for part in parts]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 200
+    assert [len(part) == 2 * len(keys) for part, keys in zip(parts, prompts, strict=True)] == [True] * 4
+    assert 0.2 < (len(prompts[2]) + len(prompts[3])) / 200 < 0.4
+    assert 0.1 < len(prompts[3]) / (len(prompts[2]) + len(prompts[3])) < 0.4
+    assert (mixture.counts["gold_train"], mixture.counts["gold_held_out"]) == (len(parts[2]), len(parts[3]))
+    assert {p.source for p in (*parts[2], *parts[3])} == {"ai:pairwise"}
+
+
+def test_golds_own_labels_push_the_same_prompts_out_of_the_proxys() -> None:
+    pairs = [pair("shared"), pair("mine")]
+    people = [human(" SHARED", "yes", "no"), human("other", "yes", "no")]
+    own = [human("Shared ", "yes", "no"), human("gold only", "x", "y"), human("asked in evaluation", "x", "y")]
+    mixture = mix(
+        ALL,
+        pairs,
+        [judged(p, 0.9) for p in pairs],
+        people,
+        evaluate=[prompt("asked in evaluation")],
+        gold=GoldConfig(held_out_fraction=0.0),
+        gold_human=own,
+    )
+    assert sorted(p.prompt.id for p in mixture.train) == ["id-mine", "id-other"]
+    assert sorted(p.prompt.id for p in mixture.gold_train) == ["id-Shared ", "id-gold only"]
+    assert sorted(reasons(mixture)) == ["in_evaluate", "in_gold", "in_gold"]
+
+
+def test_a_gold_model_without_pairs_is_refused() -> None:
+    with pytest.raises(DataError, match=r"(?s)no preference is set apart for the gold reward model.*gold\.fraction"):
+        mix(ALL, [pair()], [judged(pair(), 0.9)], gold=GoldConfig())
