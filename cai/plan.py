@@ -15,6 +15,7 @@ from cai.data.human import load_pairs
 from cai.data.prompts import load_all
 from cai.errors import CaiError
 from cai.manifest import read_manifest
+from cai.models.precision import resolved_precision
 from cai.recipe import FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
 from cai.records import Prompt
 from cai.setup_check import check_setup
@@ -158,7 +159,9 @@ def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, complet
     prompt, completion = round(calls * prompt_tokens), round(calls * completion_tokens)
     cost = (prompt * spec.prompt_price + completion * spec.completion_price) / 1e6
     parameters = parameter_count(spec) or 0.0
-    memory = parameters * BYTES[spec.precision] + spec.batch_size * (prompt_tokens + completion_tokens) * 0.3e-3 * parameters
+    memory = (
+        parameters * BYTES[resolved_precision(spec.precision)] + spec.batch_size * (prompt_tokens + completion_tokens) * 0.3e-3 * parameters
+    )
     seconds = None
     if not spec.is_server:
         scale = parameters / EMBEDDED_PARAMETERS

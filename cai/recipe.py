@@ -21,7 +21,8 @@ Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Precision = Literal["float32", "bfloat16", "nf4"]
+Precision = Literal["auto", "float32", "bfloat16", "nf4"]
+"""`auto`: bfloat16 where the hardware multiplies it, else float32. `nf4`: 4-bit weights, bfloat16 arithmetic (QLoRA)."""
 Slices = Literal["all", "folds", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
@@ -43,7 +44,7 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For a URL: the model's name on the server."""
     adapter: str | None = None
     """Folder of a LoRA adapter to put on top; for a URL, the adapter's name on the server."""
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     batch_size: Positive = 64
     """Sequences that the local model runs at once."""
     max_length: Positive = 2048
@@ -136,7 +137,7 @@ class LoraSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What SFT, reward and DPO training share."""
 
-    precision: Precision = "bfloat16"
+    precision: Precision = "auto"
     epochs: Annotated[float, Meta(gt=0)] = 1.0
     learning_rate: Rate = 2e-4
     batch_size: Positive = 8

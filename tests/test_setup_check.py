@@ -21,7 +21,7 @@ def test_models_are_told_apart_before_they_are_opened(tiny_model_dir: Path) -> N
         ModelSpec(path="scripted"),
         ModelSpec(path="scripted", name="b"),
         ModelSpec(path="http://127.0.0.1:1/v1", name="b"),
-        ModelSpec(path=str(tiny_model_dir)),
+        ModelSpec(path=str(tiny_model_dir), precision="bfloat16"),
         ModelSpec(path=str(tiny_model_dir), precision="float32"),
     ]
     assert len({spec_fingerprint(s) for s in specs}) == len(specs)

@@ -7,7 +7,7 @@ Measured for a 135M model decoding 64 rows in bfloat16 on two cores, in millisec
 3. linear layers whose weights are put into oneDNN's blocked layout once, not at every call 128
 4. the gate's activation and the product with it done inside those layers                  109
 
-Where a route isn't open (float32, 4-bit weights, a GPU, a PyTorch without these operators) the model is left as it is.
+Where a route isn't open (4-bit weights, a GPU, a PyTorch without these operators) the model is left as it is.
 """
 
 from typing import Any
@@ -27,11 +27,11 @@ def speed_up(model: Any) -> Any:
     if model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
         _register()
         model.set_attn_implementation(_NAME)
-    if _can_pack():
+    if model.dtype in (torch.bfloat16, torch.float32) and _can_pack(model.dtype):
         head = model.get_output_embeddings()
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
-                if type(child) is nn.Linear and child.weight.dtype == torch.bfloat16:
+                if type(child) is nn.Linear and child.weight.dtype == model.dtype:
                     setattr(module, name, PackedLinear(child, keep_plain=child is head))
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
@@ -40,11 +40,11 @@ def speed_up(model: Any) -> Any:
     return model
 
 
-def _can_pack() -> bool:
-    """Whether this PyTorch has the operators, by using them: they are not part of its public interface."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has the operators for such weights, by using them: they are not part of its public interface."""
     try:
-        layer = PackedLinear(nn.Linear(32, 32, bias=False, dtype=torch.bfloat16).requires_grad_(False))
-        return bool(GatedMLP(_Gate(layer))(torch.ones(1, 32, dtype=torch.bfloat16)).isfinite().all())
+        layer = PackedLinear(nn.Linear(32, 32, bias=False, dtype=dtype).requires_grad_(False))
+        return bool(GatedMLP(_Gate(layer))(torch.ones(1, 32, dtype=dtype)).isfinite().all())
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 

@@ -15,6 +15,7 @@ from typing import Any
 from cai.errors import ModelError
 from cai.ids import content_hash
 from cai.models.embedded import EMBEDDED, cached_file_hash, embedded_fingerprint, embedded_model_dir, is_embedded_dir
+from cai.models.precision import resolved_precision
 from cai.recipe import ModelSpec
 
 _TOKENIZER_FILES = (
@@ -29,7 +30,7 @@ _TOKENIZER_FILES = (
 )
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-ARITHMETIC = 1
+ARITHMETIC = 2
 """Raise this with every change of the local engine's code that can change an answer, so that the call store asks again."""
 
 
@@ -126,7 +127,7 @@ def model_fingerprint(spec: ModelSpec) -> str:
     Raises:
         ModelError: as `resolve_model_path` and `adapter_base` do.
     """
-    parts: list[Any] = [ARITHMETIC, spec.precision]
+    parts: list[Any] = [ARITHMETIC, resolved_precision(spec.precision)]
     parts.append(embedded_fingerprint() if spec.path == EMBEDDED else _files_hash(Path(resolve_model_path(spec)), spec.trust_remote_code))
     if spec.adapter is not None:
         _adapter_config(Path(spec.adapter))
@@ -190,12 +191,12 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    folder = resolve_model_path(spec)
+    folder, precision = resolve_model_path(spec), resolved_precision(spec.precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    merge = spec.adapter is not None and not trainable and spec.precision != "nf4"
-    dtype = torch.float32 if spec.precision == "float32" or merge else torch.bfloat16
+    merge = spec.adapter is not None and not trainable and precision != "nf4"
+    dtype = torch.float32 if precision == "float32" or merge else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa"}
-    if spec.precision == "nf4":
+    if precision == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
         )
@@ -206,8 +207,8 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
         model = _with_adapter(model, spec.adapter, folder, trainable)
         if merge:
             model = model.merge_and_unload()
-    if spec.precision != "nf4":
-        model = model.to(device=device, dtype=torch.float32 if spec.precision == "float32" else torch.bfloat16)
+    if precision != "nf4":
+        model = model.to(device=device, dtype=torch.float32 if precision == "float32" else torch.bfloat16)
     if not trainable:
         model.requires_grad_(False)
     return model.train(trainable)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import TrainingError
+from cai.models.precision import resolved_precision
 from cai.recipe import LoraSpec, TrainSpec
 
 
@@ -47,7 +48,7 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
         "warmup_steps": int(config.warmup_fraction * total_steps(config, examples, processes)),
         "optim": config.optimizer,
         "weight_decay": 0.0,
-        "bf16": config.precision != "float32",
+        "bf16": resolved_precision(config.precision) != "float32",
         "gradient_checkpointing": config.gradient_checkpointing,
         "seed": seed,
         "data_seed": seed,

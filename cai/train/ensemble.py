@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from cai.errors import ModelError
 from cai.jsonl import write_text
+from cai.models.precision import resolved_precision
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
 from cai.records import Message, RewardScore
 from cai.train.encode import encode_turn
@@ -152,7 +153,8 @@ def load_ensemble(
             + (", ".join(f"{folder}: {path}" for folder, path in bases.items()) or "no member at all")
         )
     spec = ModelSpec(path=next(iter(bases.values()))) if base is None else replace(base, adapter=None)
-    merge = len(folders) == 1 and spec.precision != "nf4"
+    precision = resolved_precision(spec.precision)
+    merge = len(folders) == 1 and precision != "nf4"
     members = []
     with quiet_training(), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folders[0], trust_remote_code=spec.trust_remote_code)
@@ -167,7 +169,7 @@ def load_ensemble(
             members.append(Member(folder.name, None if merge else name, cut, read_centre(folder)))
         if merge:
             model = model.merge_and_unload()
-            model = model.to(torch.float32 if spec.precision == "float32" else torch.bfloat16)
+            model = model.to(torch.float32 if precision == "float32" else torch.bfloat16)
     for head in [model.score] if merge else model.base_model.model.score.modules_to_save.values():
         head.float().register_forward_pre_hook(_as_float)  # 8 bits are few for a score
     tokenizer.model_max_length = NO_LIMIT  # we cut, and need no advice
@@ -209,10 +211,10 @@ def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
 
     from cai.models.loading import quiet_transformers, resolve_model_path
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+    device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "num_labels": 1}
-    if spec.precision == "nf4":
+    if precision == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -226,4 +228,4 @@ def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
             resolve_model_path(spec), trust_remote_code=spec.trust_remote_code, **options
         )
     model.config.get_text_config().pad_token_id = pad_token_id
-    return model if spec.precision == "nf4" else model.to(device)
+    return model if precision == "nf4" else model.to(device)

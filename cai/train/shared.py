@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from cai.errors import ModelError, TrainingError
 from cai.models.loading import load_causal_lm
-from cai.recipe import LoraSpec, ModelSpec
+from cai.models.precision import resolved_precision
+from cai.recipe import LoraSpec, ModelSpec, Precision
 from cai.train.arguments import with_new_adapter
 from cai.train.ensemble import read_centre
 
@@ -167,7 +168,7 @@ class SharedBase:
 
 def load_shared_base(
     model: ModelSpec,
-    precision: str,
+    precision: Precision,
     sft_adapter: Path | None,
     members: Sequence[Path],
     lora: LoraSpec,
@@ -178,7 +179,7 @@ def load_shared_base(
 
     Args:
         model: the base model; its own adapter, if any, is not used.
-        precision: `float32`; `bfloat16` (float32 adapters under autocast), or `nf4` (the same over a 4-bit base).
+        precision: `auto`, `float32`, `bfloat16` (float32 adapters under autocast), or `nf4` (the same over a 4-bit base).
         sft_adapter: where the policy starts, and the reference; None starts a new adapter, with the bare base as the reference.
         members: folders of reward models, at least one.
         lora: shape of a new policy adapter, where there is no SFT adapter.
@@ -192,6 +193,7 @@ def load_shared_base(
 
     if not members:
         raise TrainingError("no reward model to score responses with.\nFix: train one first (the `reward` stage)")
+    precision = resolved_precision(precision)
     base = load_causal_lm(replace(model, adapter=None, precision=precision), trainable=True)
     if sft_adapter is None:
         shared_model = with_new_adapter(base, lora, name=POLICY)

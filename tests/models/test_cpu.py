@@ -16,20 +16,24 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
 
 
-def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM) -> None:
-    if not cpu._can_pack():
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.bfloat16, {"atol": 0.02, "rtol": 0.05}), (torch.float32, {"atol": 1e-5, "rtol": 1e-5})]
+)
+def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM, dtype: torch.dtype, close: dict[str, float]) -> None:
+    if not cpu._can_pack(dtype):
         pytest.skip("this PyTorch has no packed linear layers for this processor")
+    model.to(dtype)
     ids = torch.randint(3, 320, (4, 30), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         plain = model(ids).logits.float()
         quick = cpu.speed_up(model)(ids).logits.float()
     assert any(isinstance(m, cpu.GatedMLP) for m in model.modules())
     assert any(isinstance(m, cpu.PackedLinear) for m in model.modules())
-    torch.testing.assert_close(quick, plain, atol=0.02, rtol=0.05)
+    torch.testing.assert_close(quick, plain, **close)
 
 
-def test_float32_models_keep_their_layers(model: LlamaForCausalLM) -> None:
-    cpu.speed_up(model.float())
+def test_float64_models_keep_their_layers(model: LlamaForCausalLM) -> None:
+    cpu.speed_up(model.double())
     assert not any(isinstance(m, cpu.PackedLinear) for m in model.modules())
 
 
