@@ -1,7 +1,8 @@
-"""Direct preference optimization (arXiv 2305.18290) from the SFT adapter, with that adapter as the reference.
+"""Direct preference optimization (arXiv 2305.18290) from the SFT adapter, with that adapter as the reference, and its family.
 
 Departures from the paper: labels are probabilities and examples have weights (see `cai.train.losses`); policy and reference share one
-base model and differ in their adapters only, so two models fit in the memory of one.
+base model and differ in their adapters only, so two models fit in the memory of one; the prompt of a pair runs once for both sides
+(see `cai.train.packing`).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cai.errors import ModelError
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
@@ -27,6 +29,8 @@ def train_dpo(
     out: Path,
     seed: int,
     on_log: OnLog | None = None,
+    *,
+    reference: Path | None = None,
 ) -> TrainResult:
     """Train the policy on preferences, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -40,67 +44,120 @@ def train_dpo(
         out: folder for the adapter.
         seed: decides the order, and a new adapter's initial weights.
         on_log: called after each step, with `rewards/margins`, `rewards/accuracies`, `rewards/chosen`, `rewards/rejected`, `loss`.
+        reference: another adapter of the same shape as the reference, for later rounds of online DPO.
 
     Raises:
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
-        ModelError: the model or the adapter can't be loaded.
+        ModelError: the model or an adapter can't be loaded.
     """
     from cai.models.loading import load_tokenizer, model_fingerprint
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
     rows, dropped = dpo_rows(tokenizer, preferences, config.max_length)
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, model_fingerprint(start))
+    starts = [model_fingerprint(start)]
+    if reference is not None:
+        starts.append(model_fingerprint(replace(start, adapter=str(reference))))
+    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, starts)
     if (done := finished_result(out, fingerprint)) is not None:
         forget(out)
         return done
     prepare(out)
     with quiet_training():
-        trainer = dpo_trainer(config, start, tokenizer, rows, out, seed)
+        trainer = dpo_trainer(config, start, tokenizer, rows, out, seed, reference)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
-    facts = CardFacts("policy", model.path, f"DPO, reference: {reference}", preference_sources(preferences), config, result, seed)
-    write_card(out, facts)
+    of = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
+    method = f"DPO ({config.dpo.loss}), reference: {of if reference is None else f'the adapter in {reference.name}'}"
+    write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed))
     finish(out, fingerprint, result)
     return result
 
 
-def dpo_trainer(config: PolicyConfig, start: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
+def dpo_trainer(
+    config: PolicyConfig,
+    start: ModelSpec,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    out: Path,
+    seed: int,
+    reference: Path | None = None,
+) -> Any:
     """Return TRL's trainer with policy, reference and rows in place, ready to train."""
     from datasets import Dataset
-    from peft import PeftModel
-    from transformers import set_seed
     from trl import DPOConfig as DPOArguments
 
+    from cai.train.packing import share_prompts
+    from cai.train.trainers import DPOCollator, SoftDPORun
+
+    policy = load_policy(config, start, seed)
+    arguments = DPOArguments(
+        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        beta=config.beta,
+        loss_type=["sigmoid"],  # which loss it is, is ours to see to
+        max_length=None,  # too long rows are already out
+    )
+    longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
+    packed = share_prompts(policy, config.share_prompt, longest)
+    trainer = SoftDPORun(
+        model=policy,
+        dpo=config.dpo,
+        starts_at_reference=reference is None,
+        args=arguments,
+        train_dataset=Dataset.from_list([{**row, "row": i} for i, row in enumerate(rows)]),
+        processing_class=tokenizer,
+        data_collator=DPOCollator(tokenizer.pad_token_id, packed),
+    )
+    float_trained_weights(trainer.model)
+    set_reference(trainer.model, reference)
+    return trainer
+
+
+def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
+    """Return the base with the adapter that training goes on from, or with a new one. Raises `ModelError`."""
+    from peft import PeftModel
+    from transformers import set_seed
+
     from cai.models.loading import load_causal_lm
-    from cai.train.trainers import SoftDPOCollator, SoftDPORun
 
     set_seed(seed)  # a new adapter's initial weights
     base = load_causal_lm(replace(start, adapter=None), trainable=True)
     if start.adapter is None:
-        policy = with_new_adapter(base, config.lora)
-    else:  # without is_trainable nothing would train, and nothing complain
-        policy = PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
-    arguments = DPOArguments(
-        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        beta=config.beta,
-        loss_type=["sigmoid"],
-        max_length=None,  # too long rows are already out
-    )
-    trainer = SoftDPORun(
-        model=policy,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        data_collator=SoftDPOCollator(pad_token_id=tokenizer.pad_token_id),
-    )
-    float_trained_weights(trainer.model)
-    _copy_reference(trainer.model)
-    return trainer
+        return with_new_adapter(base, config.lora)
+    # without is_trainable nothing would train, and nothing complain
+    return PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
 
 
-def _copy_reference(policy: Any) -> None:
-    """Start the policy at exactly the reference's weights: over a 4-bit base TRL rounds the policy's to bfloat16, and those only."""
+def set_reference(policy: Any, reference: Path | None) -> None:
+    """Set the frozen copy that TRL made of the policy's first adapter.
+
+    To another adapter where one is named; else the policy starts at exactly the copy's weights: over a 4-bit base TRL rounds the
+    policy's to bfloat16, and those only.
+
+    Raises:
+        ModelError: the other adapter has not the policy's shape.
+    """
+    if "ref" not in policy.peft_config:
+        return
+    other = None if reference is None else _adapter_weights(policy, reference)
     for name, parameter in policy.named_parameters():
-        if ".default." in name and "ref" in policy.peft_config:
-            parameter.data.copy_(policy.get_parameter(name.replace(".default.", ".ref.")).data)
+        if ".default." not in name:
+            continue
+        copy = policy.get_parameter(name.replace(".default.", ".ref."))
+        if other is None:
+            parameter.data.copy_(copy.data)
+        else:
+            copy.data.copy_(other[name.replace(".default.", ".")])
+
+
+def _adapter_weights(policy: Any, folder: Path) -> dict[str, Any]:
+    """Return an adapter's saved weights by their names in the model, after checking that they are the policy's adapter's in shape."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    wanted = {n.replace(".default.", "."): p.shape for n, p in policy.named_parameters() if ".default." in n}
+    if {n: w.shape for n, w in weights.items()} != wanted:
+        raise ModelError(
+            f"{folder}: this adapter has other layers or another rank than the policy's, so it can't be its reference.\n"
+            "Fix: name the adapter that the policy was first trained from"
+        )
+    return weights

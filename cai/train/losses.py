@@ -11,9 +11,14 @@ Departures from the papers, and from TRL, which has neither soft labels nor weig
    ten of weight 1, and a batch of weight 0 doesn't move it. (Divided by the sum of the weights both would move it fully, or be 0/0.)
    The number is that of the whole optimizer step, over all accumulated micro-batches and processes: 8 × 1 is 1 × 8, also when the last
    micro-batch is short.
+3. The SFT term beside DPO is the mean over a completion's tokens and then over pairs. TRL takes the mean over all tokens of a
+   micro-batch, which gives long completions more say and makes 8 × 1 another loss than 1 × 8. On equal lengths they agree.
+4. In IPO a log-ratio is per token, as in TRL, whose authors had that from the paper's.
 """
 
 from typing import TYPE_CHECKING
+
+from cai.recipe import DPOLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +31,12 @@ def soft_label_loss(x_B: "Tensor", p_chosen_B: "Tensor", margin_B: "Tensor | Non
 
     Args:
         x_B: log-odds that chosen is better, (B,); any real.
-        p_chosen_B: the label, (B,), in [0, 1]; 1 means chosen is certainly better, ½ that nothing is known.
+        p_chosen_B: the label, (B,), in [0, 1]; 1 means chosen is certainly better, ½ that nothing is known. (`unsmoothed_label` may
+            leave that range.)
         margin_B: how far apart the two must be before the loss fades (Llama 2, eq. 2), (B,), at least 0.
 
     Returns:
-        (B,), at least 0 in float32 or better.
+        (B,), at least 0 for labels in [0, 1], in float32 or better.
     """
     from torch.nn.functional import logsigmoid
 
@@ -80,26 +86,109 @@ def reward_loss(
     return weighted_mean(loss_B, weight_B, count)
 
 
+def smoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
+    """Return the label that a judge gives who flips a `flip` part of the labels p: p·(1−ε) + (1−p)·ε.
+
+    At p = 1 it is the label 1−ε of conservative DPO (Mitchell 2023), which is so a special case of soft labels.
+
+    Args:
+        p_chosen_B: labels, (B,), in [0, 1].
+        flip: ε, the part of the labels that is wrong, in [0, ½).
+    """
+    return p_chosen_B * (1.0 - flip) + (1.0 - p_chosen_B) * flip
+
+
+def unsmoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
+    """Return (p − ε) / (1 − 2ε), the inverse of `smoothed_label`: what the label was before a `flip` part was flipped.
+
+    In a loss that is linear in the label this is robust DPO (arXiv 2403.00409, eq. 12), whose expectation over flipped labels is the
+    loss under the true ones. It leaves [0, 1] where p is surer than the flips allow: at p = 1 the loss falls without bound.
+
+    Args:
+        p_chosen_B: labels, (B,), in [0, 1].
+        flip: ε, in [0, ½).
+    """
+    return (p_chosen_B - flip) / (1.0 - 2.0 * flip)
+
+
 def dpo_loss(
     chosen_logratio_B: "Tensor",
     rejected_logratio_B: "Tensor",
     p_chosen_B: "Tensor",
-    weight_B: "Tensor",
     *,
     beta: float,
-    count: "Tensor | float | None" = None,
+    loss: DPOLoss = "sigmoid",
+    label_smoothing: float = 0.0,
+    chosen_tokens_B: "Tensor | None" = None,
+    rejected_tokens_B: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return the DPO loss (arXiv 2305.18290, eq. 7) with soft labels and weights.
+    """Return a loss of the DPO family for each pair, under its soft label.
+
+    With m = chosen − rejected log-ratio: `sigmoid` (arXiv 2305.18290, eq. 7) is the cross-entropy of σ(β·m) under the label; `robust` the
+    same under the label that `unsmoothed_label` gives; `sigmoid_norm` the same as `sigmoid` on log-ratios per token; `ipo` (arXiv
+    2310.12036, eq. 17) is (m − 1/2β)² per token, and its expectation p·(m − 1/2β)² + (1−p)·(m + 1/2β)² has its minimum at m = (2p−1)/2β.
 
     Args:
         chosen_logratio_B: log π(chosen) − log π_ref(chosen), summed over the completion's tokens, in nats, (B,).
         rejected_logratio_B: the same for rejected, (B,).
         p_chosen_B: labels in [0, 1], (B,).
-        weight_B: at least 0, (B,).
-        beta: inverse strength of the pull away from the reference, above 0; higher stays closer to it.
-        count: as in `weighted_mean`.
+        beta: inverse strength of the pull away from the reference, above 0; higher stays closer to it. The τ of `ipo`.
+        loss: which of the family.
+        label_smoothing: part of the labels that is taken to be flipped, in [0, ½). `robust` undoes the flips, the others expect them.
+        chosen_tokens_B: length of chosen in tokens, (B,), for `ipo` and `sigmoid_norm`, which go by token.
+        rejected_tokens_B: the same for rejected.
 
     Returns:
-        A scalar.
+        (B,), in float32 or better.
     """
-    return weighted_mean(soft_label_loss(beta * (chosen_logratio_B - rejected_logratio_B), p_chosen_B), weight_B, count)
+    chosen_B, rejected_B, p_B = chosen_logratio_B.float(), rejected_logratio_B.float(), p_chosen_B.float()
+    p_B = unsmoothed_label(p_B, label_smoothing) if loss == "robust" else smoothed_label(p_B, label_smoothing)
+    if loss in ("ipo", "sigmoid_norm"):
+        if chosen_tokens_B is None or rejected_tokens_B is None:
+            raise ValueError(f"loss {loss} goes by token and needs the completions' lengths")
+        chosen_B, rejected_B = chosen_B / chosen_tokens_B, rejected_B / rejected_tokens_B
+    margin_B = chosen_B - rejected_B
+    if loss == "ipo":
+        target = 1.0 / (2.0 * beta)
+        return p_B * (margin_B - target) ** 2 + (1.0 - p_B) * (margin_B + target) ** 2
+    return soft_label_loss(beta * margin_B, p_B)
+
+
+def imitation_loss(
+    chosen_logps_B: "Tensor", rejected_logps_B: "Tensor", p_chosen_B: "Tensor", chosen_tokens_B: "Tensor", rejected_tokens_B: "Tensor"
+) -> "Tensor":
+    """Return the negative log-likelihood per token of the better completion, in expectation under the label: the SFT term beside DPO.
+
+    It keeps the likelihood of chosen from falling along with that of rejected (arXiv 2404.19733, eq. 2, and its p = 1).
+
+    Args:
+        chosen_logps_B: log π(chosen), summed over its tokens, (B,).
+        rejected_logps_B: the same for rejected, (B,).
+        p_chosen_B: labels in [0, 1], (B,).
+        chosen_tokens_B: length of chosen in tokens, (B,).
+        rejected_tokens_B: the same for rejected.
+
+    Returns:
+        (B,), at least 0.
+    """
+    p_B = p_chosen_B.float()
+    return -(p_B * chosen_logps_B.float() / chosen_tokens_B + (1.0 - p_B) * rejected_logps_B.float() / rejected_tokens_B)
+
+
+def kto_loss(logratio_B: "Tensor", kl: "Tensor", p_desirable_B: "Tensor", *, beta: float) -> "Tensor":
+    """Return the KTO loss (arXiv 2402.01306, eq. 7, both λ 1) of single completions, in expectation under soft labels.
+
+    A desirable completion costs 1 − σ(β·(r − z)), an undesirable one 1 − σ(β·(z − r)) = σ(β·(r − z)).
+
+    Args:
+        logratio_B: r, log π − log π_ref of a completion, in nats, (B,).
+        kl: z, the batch's estimate of KL(π‖π_ref), at least 0 and without gradient, a scalar.
+        p_desirable_B: probability that the completion is a desirable one, in [0, 1], (B,).
+        beta: how fast the value saturates, above 0.
+
+    Returns:
+        (B,), in [0, 1].
+    """
+    value_B = (beta * (logratio_B.float() - kl)).sigmoid()
+    p_B = p_desirable_B.float()
+    return p_B * (1.0 - value_B) + (1.0 - p_B) * value_B

@@ -127,10 +127,14 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
     from transformers import set_seed
     from trl import RewardConfig as RewardArguments
 
-    from cai.train.trainers import SoftRewardCollator, SoftRewardRun
+    from cai.train.packing import share_prompts
+    from cai.train.trainers import SoftRewardCollator, SoftRewardRun, collate_packed_reward, score_ends
 
     set_seed(seed)  # the head's and the adapter's initial weights
     scorer = load_scorer(base, tokenizer.pad_token_id)
+    packed = share_prompts(scorer, config.share_prompt, max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")))
+    if packed:
+        score_ends(scorer)
     arguments = RewardArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         center_rewards_coefficient=config.center or None,
@@ -142,7 +146,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        data_collator=SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=collate_packed_reward if packed else SoftRewardCollator(pad_token_id=tokenizer.pad_token_id),
     )
     float_trained_weights(trainer.model)
     return trainer

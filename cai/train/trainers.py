@@ -5,24 +5,32 @@ Import it inside functions only: it loads torch and TRL. Pinned to TRL 1.16, who
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import trl.trainer.utils as trl_utils
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl import DPOTrainer, RewardTrainer, SFTTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference as DPOCollator
 from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollator
 
 from cai.errors import TrainingError
+from cai.recipe import DPOConfig
 from cai.train.checkpoints import mark_whole
-from cai.train.losses import dpo_loss, reward_loss
+from cai.train.encode import IGNORED
+from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
+from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 LABELS = ("p_chosen", "weight")
+COMPLETIONS = ("chosen_ids", "rejected_ids")
+REFERENCE_LOGPS = "reference_logps.safetensors"
 FIRST_MARGIN = 0.05
 """Largest mean |β·(log-ratio)| at the first step: policy and reference are then the same weights, and differ by rounding only."""
 
@@ -123,8 +131,41 @@ class SoftRewardCollator(RewardCollator):  # type: ignore[misc]
         return {**super().torch_call(examples), **label_tensors(examples)}
 
 
+def collate_packed_reward(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return pairs as one row without padding: `input_ids`, `position_ids` (1, T), `ends` (2B,), chosen first, `pair_lengths`, labels."""
+    pairs = []
+    for chosen, rejected in ((e["chosen_ids"], e["rejected_ids"]) for e in examples):
+        shared = common_prefix(chosen, rejected)
+        pairs.append((chosen[:shared], chosen[shared:], rejected[shared:]))
+    packed = pack(pairs)
+    return {**packed_inputs(packed), "ends": torch.tensor(last_positions(packed.pair_lengths)), **label_tensors(examples)}
+
+
+def packed_inputs(packed: PackedPairs) -> dict[str, Any]:
+    """Return what a model takes of a packed row."""
+    return {"input_ids": packed.tokens_1T, "position_ids": packed.positions_1T, "pair_lengths": packed.pair_lengths}
+
+
+def score_ends(model: Any) -> None:
+    """Let a scorer's forward take `ends`, the positions of a packed row to score, and return their scores as `logits` (2B, 1).
+
+    Its own forward scores the last token of each row that isn't padding.
+    """
+    original = model.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, ends: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if ends is None:
+            return original(*args, **kwargs)
+        inputs = {name: kwargs[name] for name in ("input_ids", "position_ids", "pair_lengths", "use_cache")}
+        hidden_TH = model.base_model(**inputs).last_hidden_state[0]
+        return SequenceClassifierOutputWithPast(logits=model.score(hidden_TH[ends]))
+
+    model.forward = forward
+
+
 class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
-    """TRL's reward training with soft labels and weights."""
+    """TRL's reward training with soft labels and weights, on padded or packed pairs."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -132,7 +173,7 @@ class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Return `reward_loss` of a batch; log scores, margin, accuracy against the label's side."""
         p_B, weight_B = inputs["p_chosen"], inputs["weight"]
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        outputs = model(**{k: v for k, v in inputs.items() if k not in LABELS}, use_cache=False)
         chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
         center = self.args.center_rewards_coefficient or 0.0
         loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, count=self._count(num_items_in_batch))
@@ -141,60 +182,179 @@ class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
 
-class SoftDPOCollator(DPOCollator):  # type: ignore[misc]
-    """Pads pairs and carries their labels."""
+@dataclass(frozen=True)
+class DPOCollator:
+    """Turns rows of `dpo_rows` into a batch of B pairs, on R padded rows of T tokens or packed into one.
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return `input_ids`, `attention_mask` and `completion_mask` (2B, T), chosen first, and the labels (B,)."""
-        return {**super().torch_call(examples), **label_tensors(examples)}
+    The batch says for each position which token it predicts (`shift_labels` (R, T), `IGNORED` where none that counts), for which
+    completion (`sides` (R, T): 0 to B−1 chosen, B to 2B−1 rejected), and whether that token lies beyond the shorter completion's length
+    (`in_tail` (R, T)). With it go `completion_tokens` (2B,), `rows` (B,) and the labels.
+    """
+
+    pad_token_id: int
+    packed: bool = False
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the batch."""
+        lengths = [len(e[side]) for side in COMPLETIONS for e in examples]
+        shorter = [min(len(e[side]) for side in COMPLETIONS) for e in examples]
+        rows = {
+            "completion_tokens": torch.tensor(lengths),
+            "rows": torch.tensor([e["row"] for e in examples]),
+            **label_tensors(examples),
+        }
+        return {**(self._pack(examples, shorter) if self.packed else self._pad(examples, shorter)), **rows}
+
+    def _pad(self, examples: list[dict[str, Any]], shorter: list[int]) -> dict[str, Any]:
+        sides = [(e["prompt_ids"], e[side], limit) for side in COMPLETIONS for e, limit in zip(examples, shorter, strict=True)]
+        width = max(len(prompt) + len(completion) for prompt, completion, _ in sides)
+
+        def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
+            return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+
+        return {
+            "input_ids": padded([prompt + completion for prompt, completion, _ in sides], self.pad_token_id),
+            "attention_mask": padded([[1] * (len(prompt) + len(completion)) for prompt, completion, _ in sides], 0),
+            "shift_labels": padded([[IGNORED] * (len(prompt) - 1) + completion for prompt, completion, _ in sides], IGNORED),
+            "sides": torch.arange(len(sides))[:, None].expand(-1, width).contiguous(),
+            "in_tail": padded([[0] * (len(p) - 1 + limit) + [1] * (len(c) - limit) for p, c, limit in sides], 0).bool(),
+        }
+
+    def _pack(self, examples: list[dict[str, Any]], shorter: list[int]) -> dict[str, Any]:
+        """The prompt's last token begins both sides, for it predicts the first token of both; a completion's last predicts nothing."""
+        pairs, labels, sides, tail = [], [], [], []
+        for i, (example, limit) in enumerate(zip(examples, shorter, strict=True)):
+            *prefix, last = example["prompt_ids"]
+            pairs.append((prefix, *([last, *example[side][:-1]] for side in COMPLETIONS)))
+            labels += [IGNORED] * len(prefix)
+            sides += [i] * len(prefix)
+            tail += [False] * len(prefix)
+            for k, side in enumerate(COMPLETIONS):
+                labels += example[side]
+                sides += [k * len(examples) + i] * len(example[side])
+                tail += [n >= limit for n in range(len(example[side]))]
+        by_token = {"shift_labels": torch.tensor([labels]), "sides": torch.tensor([sides]), "in_tail": torch.tensor([tail])}
+        return {**packed_inputs(pack(pairs)), **by_token}
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of a batch's completions, (2B,), chosen first: summed over all tokens, and with the tail's weight."""
+
+    whole: torch.Tensor
+    desensitised: torch.Tensor
 
 
 class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO with soft labels and weights: the sigmoid loss only, the reference an adapter or the bare base."""
+    """TRL's DPO with soft labels and weights: four losses of the family, the reference an adapter or the bare base.
 
-    def __init__(self, model: Any, **kwargs: Any) -> None:
+    Each row's reference log-probabilities are kept once they are known, so that later epochs need no reference pass; they go into
+    checkpoints, because another batch would give them in other roundings.
+
+    Args:
+        model: policy, with PEFT.
+        dpo: which loss.
+        starts_at_reference: whether the policy's first weights are the reference's, which is then checked.
+    """
+
+    def __init__(self, model: Any, *, dpo: DPOConfig, starts_at_reference: bool = True, **kwargs: Any) -> None:
         super().__init__(model=model, **kwargs)
         # TRL's LM head also reckons entropy, mean logit and top-1 over the whole vocabulary for its log; nothing here reads them
         trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
+        self.dpo = dpo
+        self.starts_at_reference = starts_at_reference
+        self.reference_logps_N2 = torch.full((len(self.train_dataset), 2), math.nan, device=self.accelerator.device)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return `dpo_loss` of a batch; log implicit rewards, their margin, and accuracy against the label's side."""
+        """Return the loss of a batch; log implicit rewards, their margin, and accuracy against the label's side."""
         p_B, weight_B = inputs["p_chosen"], inputs["weight"]
-        chosen_B, rejected_B = self._logps(model, inputs).chunk(2)
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        reference = "ref" if "ref" in unwrapped.peft_config else None
-        with torch.no_grad(), trl_utils.use_adapter(unwrapped, adapter_name=reference):
-            reference_chosen_B, reference_rejected_B = self._logps(self.model, inputs).chunk(2)
-        chosen_B, rejected_B = chosen_B - reference_chosen_B, rejected_B - reference_rejected_B
-        loss = dpo_loss(chosen_B, rejected_B, p_B, weight_B, beta=self.beta, count=self._count(num_items_in_batch))
+        logps = self._logps(model, inputs)
+        chosen_B, rejected_B = (logps.desensitised - self._reference_logps(inputs)).chunk(2)
+        chosen_tokens_B, rejected_tokens_B = inputs["completion_tokens"].chunk(2)
+        loss_B = dpo_loss(
+            chosen_B,
+            rejected_B,
+            p_B,
+            beta=self.beta,
+            loss=self.dpo.loss,
+            label_smoothing=self.dpo.label_smoothing,
+            chosen_tokens_B=chosen_tokens_B,
+            rejected_tokens_B=rejected_tokens_B,
+        )
+        if self.dpo.sft_weight:
+            chosen_logps_B, rejected_logps_B = logps.whole.chunk(2)
+            imitation_B = imitation_loss(chosen_logps_B, rejected_logps_B, p_B, chosen_tokens_B, rejected_tokens_B)
+            loss_B = loss_B + self.dpo.sft_weight * imitation_B
         margin_B = self.beta * (chosen_B - rejected_B)
-        if self.state.global_step == 0:
-            self._check_reference(chosen_B, rejected_B)
+        if self.state.global_step == 0 and self.starts_at_reference:
+            check_reference(self.beta * torch.cat((chosen_B, rejected_B)))
         self._note(
             rewards__chosen=self.beta * chosen_B,
             rewards__rejected=self.beta * rejected_B,
             rewards__margins=margin_B,
             rewards__accuracies=(margin_B * (p_B - 0.5) > 0),
         )
+        loss = weighted_mean(loss_B, weight_B, self._count(num_items_in_batch))
         return (loss, None) if return_outputs else loss
 
-    def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the log-probability of each completion, summed over its tokens, (2B,)."""
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    def _logps(self, model: Any, inputs: dict[str, Any]) -> PairLogps:
+        passed = ("input_ids", "position_ids", "attention_mask", "pair_lengths", "shift_labels")
         with completion_positions_only():
-            outputs = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels, fused_lm_head=True, use_cache=False
-            )
-        return outputs.log_probs.sum(dim=1)  # type: ignore[no-any-return]
+            outputs = model(**{k: v for k, v in inputs.items() if k in passed}, fused_lm_head=True, use_cache=False)
+        logps_T, sides_T = outputs.log_probs.float().flatten(), inputs["sides"].flatten()
+        zeros = logps_T.new_zeros(len(inputs["completion_tokens"]))
+        whole = zeros.index_add(0, sides_T, logps_T)
+        if self.dpo.ld_alpha is None:
+            return PairLogps(whole, whole)
+        weight_T = torch.where(inputs["in_tail"].flatten(), self.dpo.ld_alpha, 1.0)
+        return PairLogps(whole, zeros.index_add(0, sides_T, weight_T * logps_T))
 
-    def _check_reference(self, chosen_B: torch.Tensor, rejected_B: torch.Tensor) -> None:
-        """Raise `TrainingError` where policy and reference differ before the first update."""
-        largest = self.beta * torch.cat((chosen_B, rejected_B)).detach().abs().mean().item()
-        if largest > FIRST_MARGIN:
-            raise TrainingError(
-                f"before the first update the policy already differs from its reference: mean |β·log-ratio| is {largest:.3f}, "
-                f"expected at most {FIRST_MARGIN}. The reference is not the adapter that training starts from."
-            )
+    def _reference_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the reference's log-probabilities, (2B,), chosen first: kept ones, or those of a pass, which are then kept."""
+        known_B2 = self.reference_logps_N2[inputs["rows"]]
+        if not bool(known_B2.isnan().any()):
+            return known_B2.T.flatten()
+        with reference_of(self):
+            logps = self._logps(self.model, inputs).desensitised
+        rows, values_B2 = self.accelerator.gather((inputs["rows"], torch.stack(logps.chunk(2), dim=1)))
+        self.reference_logps_N2[rows] = values_B2
+        return logps
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"logps_N2": self.reference_logps_N2.cpu()}, folder / REFERENCE_LOGPS)
+        super()._save_checkpoint(model, trial)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train, with what the checkpoint knows about the reference."""
+        if resume_from_checkpoint is not None:
+            kept = load_file(Path(resume_from_checkpoint) / REFERENCE_LOGPS)["logps_N2"]
+            self.reference_logps_N2.copy_(kept)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+
+@contextlib.contextmanager
+def reference_of(trainer: Any) -> Iterator[None]:
+    """Turn a trainer's policy into its reference for the block: the adapter `ref`, or none. No gradients."""
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    with torch.no_grad(), trl_utils.use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None):
+        yield
+
+
+def check_reference(rewards: torch.Tensor) -> None:
+    """Raise `TrainingError` where policy and reference differ before the first update.
+
+    Args:
+        rewards: β times log-ratios of the first batch, any shape.
+    """
+    largest = rewards.detach().abs().mean().item()
+    if largest > FIRST_MARGIN:
+        raise TrainingError(
+            f"before the first update the policy already differs from its reference: mean |β·log-ratio| is {largest:.3f}, "
+            f"expected at most {FIRST_MARGIN}. The reference is not the adapter that training starts from."
+        )

@@ -1,6 +1,8 @@
 """DPO on a tiny model: the reference, soft labels, weights, and TRL's own loss as the yardstick."""
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,13 @@ from safetensors.torch import save_file
 
 from cai.errors import TrainingError
 from cai.models.loading import load_tokenizer
-from cai.recipe import ModelSpec
+from cai.recipe import DPOConfig, ModelSpec
 from cai.train.checkpoints import FINISHED
 from cai.train.dpo import dpo_trainer, train_dpo
 from cai.train.encode import dpo_rows
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
-from cai.train.trainers import completion_positions_only
+from cai.train.trainers import completion_positions_only, reference_of
 from tests.train.builders import (
     adapter,
     assert_same_weights,
@@ -56,40 +58,110 @@ def moved(trainer: Any) -> Any:
     return trainer
 
 
+def batch_of(trainer: Any) -> dict[str, Any]:
+    batch: dict[str, Any] = trainer.data_collator(list(trainer.train_dataset))
+    return batch
+
+
 def our_loss(trainer: Any, batch: dict[str, Any], count: int | None = None) -> float:
     with quiet_training():
         return float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=None if count is None else torch.tensor(count)))
 
 
-@pytest.mark.parametrize("with_sft", [True, False])
-def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, sft: Path, tmp_path: Path, with_sft: bool) -> None:
+def trl_loss(trainer: Any, **settings: Any) -> float:
+    """What TRL's own trainer makes of the same weights and rows, on its own collator."""
     from trl import DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
     from trl.trainer.utils import add_fused_lm_head
 
-    trainer = moved(trainer_for(tiny_model_dir, sft if with_sft else None, preferences(4), tmp_path))
-    batch = next(iter(trainer.get_train_dataloader()))
-    ours = our_loss(trainer, batch)
+    trainer.model.get_base_model().set_attn_implementation("sdpa")
     add_fused_lm_head(trainer.model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
-    plain = {k: v for k, v in batch.items() if k not in ("p_chosen", "weight")}
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    batch = DataCollatorForPreference(pad_token_id=trainer.processing_class.pad_token_id)(list(trainer.train_dataset))
     with quiet_training():
-        theirs = float(DPOTrainer.compute_loss(trainer, trainer.model, plain))
-    assert ours == pytest.approx(theirs, rel=1e-5)
-    assert abs(ours - math.log(2.0)) > 1e-3
+        return float(DPOTrainer.compute_loss(trainer, trainer.model, batch))
+
+
+UNEVEN = [preference(0), preference(100), preference(10)]
+
+
+@pytest.mark.parametrize("share", ["always", "never"])
+@pytest.mark.parametrize(
+    ("dpo", "theirs"),
+    [
+        (DPOConfig(), {}),
+        (DPOConfig(loss="robust", label_smoothing=0.1), {"loss_types": ["robust"], "label_smoothing": 0.1}),
+        (DPOConfig(loss="ipo"), {"loss_types": ["ipo"]}),
+        (DPOConfig(loss="sigmoid_norm"), {"loss_types": ["sigmoid_norm"]}),
+        (DPOConfig(ld_alpha=0.3), {"ld_alpha": 0.3}),
+        (DPOConfig(loss="ipo", ld_alpha=0.3), {"loss_types": ["ipo"], "ld_alpha": 0.3}),
+    ],
+)
+def test_certain_labels_give_trls_own_loss(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, dpo: DPOConfig, theirs: dict[str, Any], share: str
+) -> None:
+    trainer = moved(trainer_for(tiny_model_dir, sft, UNEVEN, tmp_path, dpo=dpo, share_prompt=share))
+    ours = our_loss(trainer, batch_of(trainer))
+    at_reference = our_loss(trainer_for(tiny_model_dir, sft, UNEVEN, tmp_path, dpo=dpo, share_prompt=share), batch_of(trainer))
+    assert ours == pytest.approx(trl_loss(trainer, **theirs), rel=1e-5)
+    assert abs(ours - at_reference) > 1e-3
+
+
+def test_a_new_adapter_has_the_bare_base_as_reference_as_in_trl(tiny_model_dir: Path, tmp_path: Path) -> None:
+    trainer = moved(trainer_for(tiny_model_dir, None, UNEVEN, tmp_path))
+    assert our_loss(trainer, batch_of(trainer)) == pytest.approx(trl_loss(trainer), rel=1e-5)
+
+
+def test_the_added_sft_term_is_trls_where_completions_are_equally_long(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainer = moved(trainer_for(tiny_model_dir, sft, preferences(3), tmp_path, dpo=DPOConfig(sft_weight=0.5)))
+    ours = our_loss(trainer, batch_of(trainer))
+    assert ours == pytest.approx(trl_loss(trainer, loss_types=["sigmoid", "sft"], loss_weights=[1.0, 0.5]), rel=1e-5)
+
+
+@pytest.mark.parametrize("dpo", [DPOConfig(), DPOConfig(loss="ipo", ld_alpha=0.5, sft_weight=0.3)])
+def test_a_shared_prompt_changes_no_loss_and_no_gradient(tiny_model_dir: Path, sft: Path, tmp_path: Path, dpo: DPOConfig) -> None:
+    pairs = [replace(p, p_chosen=q) for p, q in zip(UNEVEN, (1.0, 0.7, 0.2), strict=True)]
+    found = []
+    for share in ("always", "never"):
+        trainer = moved(trainer_for(tiny_model_dir, sft, pairs, tmp_path, dpo=dpo, share_prompt=share))
+        with quiet_training():
+            loss = trainer.compute_loss(trainer.model, batch_of(trainer))
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_reference_passes_are_made_in_the_first_epoch_only(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    config = dpo_config(epochs=3.0, batch_size=2)
+    start = ModelSpec(path=str(tiny_model_dir), adapter=str(sft), precision="float32")
+    tokenizer = load_tokenizer(start)
+    rows, _ = dpo_rows(tokenizer, [preference(i) for i in range(5)], 512)
+    with quiet_training():
+        trainer = dpo_trainer(config, start, tokenizer, rows, tmp_path, 0)
+        passes, plain = [], trainer._logps
+        trainer._logps = lambda model, inputs: (passes.append(torch.is_grad_enabled()), plain(model, inputs))[1]
+        trainer.train()
+    assert (passes.count(True), passes.count(False)) == (9, 3)
+    kept = trainer.reference_logps_N2.clone()
+    with reference_of(trainer):
+        again = trainer._logps(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
+    torch.testing.assert_close(again.desensitised, kept.T.flatten(), rtol=1e-5, atol=1e-4)
 
 
 def test_scoring_only_completions_changes_no_log_probability_and_no_gradient(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
-    trainer = moved(trainer_for(tiny_model_dir, sft, [preference(i) for i in (0, 10, 100)], tmp_path))
-    batch = next(iter(trainer.get_train_dataloader()))
-    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    trainer = moved(trainer_for(tiny_model_dir, sft, [preference(i) for i in (0, 10, 100)], tmp_path, share_prompt="never"))
+    batch = batch_of(trainer)
+    arguments = {name: batch[name] for name in ("input_ids", "attention_mask", "shift_labels")}
     found = []
     for only_completions in (True, False):
         trainer.model.zero_grad()
-        arguments = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels, "fused_lm_head": True}
-        if only_completions:
-            with completion_positions_only():
-                log_probs = trainer.model(**arguments).log_probs
-        else:
-            log_probs = trainer.model(**arguments).log_probs
+        with completion_positions_only() if only_completions else nullcontext():
+            log_probs = trainer.model(**arguments, fused_lm_head=True).log_probs
         log_probs.sum().backward()
         found.append((log_probs.detach(), [p.grad.clone() for p in trainer.model.parameters() if p.requires_grad]))
     torch.testing.assert_close(found[0][0], found[1][0])
@@ -142,7 +214,7 @@ def test_weight_zero_is_as_if_the_pair_had_no_label(tiny_model_dir: Path, sft: P
 
 def test_a_soft_weighted_loss_by_hand(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     trainer = moved(trainer_for(tiny_model_dir, sft, [preference(0, 0.8, 0.5)], tmp_path))
-    batch = next(iter(trainer.get_train_dataloader()))
+    batch = batch_of(trainer)
     loss = our_loss(trainer, batch, count=1)
     x = trainer._metrics["train"]["rewards/margins"][-1]
     assert loss == pytest.approx(0.5 * (0.8 * math.log1p(math.exp(-x)) + 0.2 * math.log1p(math.exp(x))), rel=1e-5)
@@ -199,7 +271,7 @@ def test_a_policy_that_is_not_its_reference_is_refused(tiny_model_dir: Path, sft
     moved(trainer)
     trainer.state.global_step = 0
     with pytest.raises(TrainingError, match="differs from its reference"):
-        our_loss(trainer, next(iter(trainer.get_train_dataloader())))
+        our_loss(trainer, batch_of(trainer))
 
 
 def test_a_diverging_training_is_not_finished(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:

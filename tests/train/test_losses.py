@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from cai.train.losses import dpo_loss, reward_loss, soft_label_loss, weighted_mean
+from cai.recipe import DPOLoss
+from cai.train.losses import (
+    dpo_loss,
+    imitation_loss,
+    kto_loss,
+    reward_loss,
+    smoothed_label,
+    soft_label_loss,
+    unsmoothed_label,
+    weighted_mean,
+)
 
 reals = st.floats(-30, 30)
 probabilities = st.floats(0, 1)
@@ -74,7 +84,71 @@ def test_reward_loss_with_centering() -> None:
 
 def test_dpo_loss_is_beta_times_the_difference() -> None:
     # logratios 3 and −1, β = 0.1: log(1 + e^−0.4)
-    assert dpo_loss(tensor([3.0]), tensor([-1.0]), ONE, ONE, beta=0.1).item() == pytest.approx(math.log1p(math.exp(-0.4)))
+    assert dpo_loss(tensor([3.0]), tensor([-1.0]), ONE, beta=0.1).item() == pytest.approx(math.log1p(math.exp(-0.4)))
+
+
+def test_label_smoothing_is_conservative_dpo_at_a_certain_label() -> None:
+    # x = 0.4, ε = 0.1: −(0.9·log σ(0.4) + 0.1·log σ(−0.4))
+    expected = 0.9 * math.log1p(math.exp(-0.4)) + 0.1 * math.log1p(math.exp(0.4))
+    assert dpo_loss(tensor([3.0]), tensor([-1.0]), ONE, beta=0.1, label_smoothing=0.1).item() == pytest.approx(expected)
+    as_label = dpo_loss(tensor([3.0]), tensor([-1.0]), tensor([0.9]), beta=0.1).item()
+    assert as_label == pytest.approx(expected)
+
+
+def test_robust_loss_undoes_the_flips_in_expectation() -> None:
+    # ε = 0.1: (0.9·ℓ(x) − 0.1·ℓ(−x)) / 0.8 at p = 1; and 0.9 of it + 0.1 of the swapped pair's is the loss without flips
+    x, flip = 0.4, 0.1
+    right, wrong = math.log1p(math.exp(-x)), math.log1p(math.exp(x))
+    robust = [dpo_loss(tensor([4.0]), tensor([0.0]), tensor([p]), beta=0.1, loss="robust", label_smoothing=flip).item() for p in (1.0, 0.0)]
+    assert robust == pytest.approx([(0.9 * right - 0.1 * wrong) / 0.8, (0.9 * wrong - 0.1 * right) / 0.8])
+    assert 0.9 * robust[0] + 0.1 * robust[1] == pytest.approx(right)
+    assert unsmoothed_label(smoothed_label(tensor([0.7]), flip), flip).item() == pytest.approx(0.7)
+
+
+def test_ipo_goes_by_token_and_has_its_minimum_where_the_label_says() -> None:
+    # logratios 6 over 3 tokens and −4 over 2: m = 2 − (−2) = 4; τ = 0.25, so 1/2τ = 2: at p = 1 (4−2)² = 4; at p = ¾ ¾·4 + ¼·36 = 12
+    lengths = {"chosen_tokens_B": tensor([3]), "rejected_tokens_B": tensor([2])}
+    for p, expected in ((1.0, 4.0), (0.75, 12.0)):
+        assert dpo_loss(tensor([6.0]), tensor([-4.0]), tensor([p]), beta=0.25, loss="ipo", **lengths).item() == pytest.approx(expected)
+    # minimum at m = (2p − 1)/2τ = 1 for p = ¾: chosen 1 per token, rejected 0
+    chosen = tensor([3.0], requires_grad=True)
+    dpo_loss(chosen, tensor([0.0]), tensor([0.75]), beta=0.25, loss="ipo", **lengths).sum().backward()
+    assert chosen.grad is not None and chosen.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_sigmoid_norm_goes_by_token() -> None:
+    # 6 over 3 tokens and −4 over 2: σ(β·4) with β = 0.5
+    loss = dpo_loss(
+        tensor([6.0]), tensor([-4.0]), ONE, beta=0.5, loss="sigmoid_norm", chosen_tokens_B=tensor([3]), rejected_tokens_B=tensor([2])
+    )
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2.0)))
+    with pytest.raises(ValueError, match="lengths"):
+        dpo_loss(ONE, ONE, ONE, beta=0.5, loss="ipo")
+
+
+def test_imitation_is_of_the_better_side_and_per_token() -> None:
+    # 6 nats over 3 tokens, 8 over 2: 2 and 4; at p = ¾ ¾·2 + ¼·4
+    sides = (tensor([-6.0]), tensor([-8.0]))
+    for p, expected in ((1.0, 2.0), (0.0, 4.0), (0.75, 2.5)):
+        assert imitation_loss(*sides, tensor([p]), tensor([3]), tensor([2])).item() == pytest.approx(expected)
+
+
+@given(st.tuples(reals, reals), probabilities, st.sampled_from(["sigmoid", "robust", "ipo", "sigmoid_norm"]))
+def test_swapping_a_pair_changes_no_loss_of_the_family(logratios: tuple[float, float], p: float, loss: DPOLoss) -> None:
+    chosen, rejected = (tensor([x], dtype=torch.float32) for x in logratios)
+    five, two = tensor([5]), tensor([2])
+    settings = {"beta": 0.3, "loss": loss, "label_smoothing": 0.2}
+    told = dpo_loss(chosen, rejected, tensor([p]), chosen_tokens_B=five, rejected_tokens_B=two, **settings)
+    swapped = dpo_loss(rejected, chosen, tensor([1.0 - p]), chosen_tokens_B=two, rejected_tokens_B=five, **settings)
+    torch.testing.assert_close(told, swapped, rtol=1e-3, atol=1e-4)
+
+
+def test_kto_by_hand() -> None:
+    # r = 3, z = 1, β = 0.5: σ(1); desirable 1 − σ(1), undesirable σ(1), at p = ¾ in between; a z above r turns the saturation round
+    s = 1 / (1 + math.exp(-1.0))
+    for p, expected in ((1.0, 1 - s), (0.0, s), (0.75, 0.75 * (1 - s) + 0.25 * s)):
+        assert kto_loss(tensor([3.0]), tensor(1.0), tensor([p]), beta=0.5).item() == pytest.approx(expected)
+    assert kto_loss(tensor([1.0]), tensor(3.0), ONE, beta=0.5).item() == pytest.approx(s)
 
 
 def test_weight_zero_has_no_value_and_no_gradient() -> None:
@@ -95,6 +169,7 @@ def test_mean_is_over_examples_not_over_weights() -> None:
 def test_micro_batches_add_up_to_the_whole_batch(cuts: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     chosen, rejected, p, w = torch.rand((4, 8), generator=generator)
-    whole = dpo_loss(chosen, rejected, p, w, beta=0.5)
-    parts = [dpo_loss(*part, beta=0.5, count=8) for part in zip(*(t.split(cuts) for t in (chosen, rejected, p, w)), strict=True)]
+    whole = weighted_mean(dpo_loss(chosen, rejected, p, beta=0.5), w)
+    cut = zip(*(t.split(cuts) for t in (chosen, rejected, p, w)), strict=True)
+    parts = [weighted_mean(dpo_loss(*sides, beta=0.5), weights, 8) for *sides, weights in cut]
     torch.testing.assert_close(sum(parts), whole)

@@ -47,14 +47,41 @@ def values(scorer: RewardEnsemble, items: Any) -> list[float]:
     return [s.value for s in scorer.score(items)]
 
 
-def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", ["always", "never"])
+def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, tmp_path: Path, share: str) -> None:
     from trl import RewardTrainer
+    from trl.trainer.reward_trainer import DataCollatorForPreference
 
-    ours, trainer, batch = loss_of(model_at(tiny_model_dir), preferences(4), tmp_path, center=0.03)
-    plain = {k: v for k, v in batch.items() if k not in ("p_chosen", "weight")}
+    uneven = [preference(i) for i in (0, 100, 10)]
+    ours, trainer, batch = loss_of(model_at(tiny_model_dir), uneven, tmp_path, center=0.03, share_prompt=share)
+    assert ("pair_lengths" in batch) == (share == "always")
+    trainer.model.get_base_model().set_attn_implementation("sdpa")
+    plain = DataCollatorForPreference(pad_token_id=trainer.processing_class.pad_token_id)(list(trainer.train_dataset))
     theirs = RewardTrainer.compute_loss(trainer, trainer.model, plain).item()
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-5)
     assert ours != pytest.approx(math.log(2.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("max_length", [512, 30])
+def test_a_shared_prompt_changes_no_loss_and_no_gradient(tiny_model_dir: Path, tmp_path: Path, max_length: int) -> None:
+    """At 30 tokens the two sides lose beginnings of unlike lengths, and have nothing left to share."""
+    model = model_at(tiny_model_dir)
+    tokenizer = scoring_tokenizer(load_tokenizer(model))
+    rows, _ = reward_rows(tokenizer, [preference(0), preference(100, 0.7), preference(10, 0.2, 0.5)], max_length)
+    found = []
+    for share in ("always", "never"):
+        with quiet_training():
+            trainer = reward_trainer(reward_config(share_prompt=share), model, tokenizer, rows, tmp_path, 0)
+            generator = torch.Generator().manual_seed(0)
+            for p in trainer.model.parameters():
+                p.data += 0.1 * torch.randn(p.shape, generator=generator) if p.requires_grad else 0.0
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    for name, gradient in found[0][1].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_every_trained_weight_moves_head_included_and_the_base_does_not(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -97,7 +124,7 @@ def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: 
 
 def test_scores_of_the_saved_model_are_those_of_the_trained_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = model_at(tiny_model_dir)
-    _, trainer, batch = loss_of(model, preferences(4), tmp_path, epochs=3.0)
+    _, trainer, batch = loss_of(model, preferences(4), tmp_path, epochs=3.0, share_prompt="never")
     with quiet_training():
         trainer.train()
         trainer.model.eval().save_pretrained(tmp_path / "saved")
