@@ -271,7 +271,7 @@ class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which loss of the DPO family, for `dpo` and `online-dpo`; all take soft labels and weights."""
+    """Which loss of the DPO family, all of which take soft labels and weights."""
 
     loss: DPOLoss = "sigmoid"
     """`ipo` and `sigmoid_norm` go by log-ratios per token, so `beta` means something else there: try 0.1 for `ipo`, 2 to 10 for
@@ -284,27 +284,14 @@ class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the negative log-likelihood per token of the better side, added to the loss."""
 
 
-class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Iterated DPO: sample pairs from the policy, have them judged, train on them, again."""
-
-    rounds: Positive = 3
-    labels: Literal["judge", "reward"] = "judge"
-    """Who judges the new pairs: the run's judge, or its reward model."""
-    reference: Literal["sft", "previous"] = "sft"
-    """Reference of the later rounds. `sft`: the distance to one model is bounded over all rounds; `previous`: each round's anew."""
-    prompts_per_round: Positive | None = None
-    """Draw this many of the training prompts in each round, other ones each time; None takes all, with new samples."""
-
-
 class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo", "kto", "online-dpo"] = "dpo"
+    method: Literal["dpo"] = "dpo"
     beta: Rate = 0.1
     watch: WatchConfig = WatchConfig()
     dpo: DPOConfig = DPOConfig()
-    online: OnlineConfig = OnlineConfig()
 
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -159,13 +159,21 @@ def train_gold(c: Context) -> dict[str, int]:
     return {"gold_examples": result.examples, "gold_steps": result.steps}
 
 
-def policy_stage(c: Context) -> dict[str, int]:
-    """Train the policy from the SFT adapter, which is also its reference, by DPO on soft labels (arXiv 2305.18290)."""
+def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
+    """Train the policy from the SFT adapter by the recipe's method."""
+    return POLICY_METHODS[c.recipe.policy.method](c)
+
+
+def dpo(c: Context) -> dict[str, int]:
+    """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
     from cai.train.dpo import train_dpo
 
     train = list(read(c, "preferences", Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
     return trained(train_dpo(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
+
+
+POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {"dpo": dpo}
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
