@@ -11,7 +11,6 @@ SHIPPED = (
     "constitution/*.yaml",
     "constitution/schema.json",
     "prompts/*.jsonl",
-    "prompts/audit/*.jsonl",
     "prompts/README.md",
     "prompts/templates/*.txt",
     "runs/*.yaml",

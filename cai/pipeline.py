@@ -243,14 +243,6 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
         try:
             return await answer
         finally:
-            for model, spec in context.models:
-                usage = model.usage
-                entry.calls_made += usage.made
-                entry.calls_reused += usage.reused
-                entry.prompt_tokens += usage.prompt_tokens
-                entry.completion_tokens += usage.completion_tokens
-                entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
-            context.models.clear()
             await context.release_engines()
 
     try:
@@ -267,6 +259,14 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
         raise
     finally:
         entry.seconds = time.monotonic() - started
+        for model, spec in context.models:
+            usage = model.usage
+            entry.calls_made += usage.made
+            entry.calls_reused += usage.reused
+            entry.prompt_tokens += usage.prompt_tokens
+            entry.completion_tokens += usage.completion_tokens
+            entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
+        context.models.clear()
         if entry.status == "done":
             written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
             entry.outputs = {path: file_hash(context.run.path / path) for path in written}

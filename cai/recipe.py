@@ -28,6 +28,8 @@ Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
 
+ONLINE = ("grpo", "rloo")
+"""Methods whose policy learns from its own samples."""
 GOLD = "gold"
 """The gold reward model's name: of its pairs in `data/`, and of its folder in `models/`."""
 
@@ -284,14 +286,49 @@ class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the negative log-likelihood per token of the better side, added to the loss."""
 
 
+class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that a policy is rewarded for while it samples; the terms are weighted and added up."""
+
+    term: Literal["model", "constitution", "length", "refusal"] = "model"
+    """`model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles. `length`: minus the
+    words above `words`, as a share of `words`. `refusal`: −1 for refusing a prompt that isn't harmful."""
+    weight: float = 1.0
+    words: Positive = 150
+
+
+class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Policies that learn from their own samples, with GRPO or RLOO."""
+
+    num_generations: Annotated[int, Meta(ge=2)] = 8
+    """Completions of one prompt, which are each other's baseline. `batch_size` × `gradient_accumulation` × processes is a multiple."""
+    max_tokens: Positive = 128
+    temperature: Rate = 1.0
+    rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
+    patience: Positive = 5
+    """Steps in a row without any difference of reward within a prompt's completions after which training stops: it learns nothing."""
+
+
 class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo"] = "dpo"
+    method: Literal["dpo", "grpo", "rloo"] = "dpo"
     beta: Rate = 0.1
+    """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
+    online: OnlineConfig = OnlineConfig()
     watch: WatchConfig = WatchConfig()
     dpo: DPOConfig = DPOConfig()
+
+    def group_problem(self, processes: int = 1) -> str | None:
+        """Say what is wrong with the batch of a method that compares completions of one prompt; None where it is right."""
+        batch, group = self.batch_size * self.gradient_accumulation * processes, self.online.num_generations
+        if self.method not in ONLINE or batch % group == 0:
+            return None
+        return (
+            f"policy.online.num_generations: {group} completions of a prompt don't fill a step of {batch} "
+            f"(batch_size {self.batch_size} × gradient_accumulation {self.gradient_accumulation} × processes {processes}). "
+            f"Make the step a multiple of {group}: for example batch_size: {group}"
+        )
 
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

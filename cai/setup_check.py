@@ -1,5 +1,6 @@
 """Everything that can be known to be wrong before any weights load, found and reported together."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")
     if recipe.gold is not None and not recipe.gold.human and recipe.gold.fraction == 0:
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
+    if problem := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
+        problems.append(problem)
     if problems or constitution is None or templates is None:
         raise RecipeError(f"{recipe.name}: {len(problems)} thing(s) to mend before it can run\n" + "\n".join(f"- {p}" for p in problems))
     return constitution, templates, model

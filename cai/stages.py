@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human
 from cai.data.mixture import mix
@@ -21,7 +20,7 @@ from cai.jsonl import read_records, write_records, write_text
 from cai.judge_card import measure_judge
 from cai.pairs import contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
-from cai.recipe import GOLD, ModelSpec, Recipe
+from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 from cai.workspace import replace_stage_rows
 
@@ -174,7 +173,18 @@ def dpo(c: Context) -> dict[str, int]:
     return trained(train_dpo(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
 
 
-POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {"dpo": dpo}
+def online(c: Context) -> dict[str, int]:
+    """GRPO or RLOO: the policy learns from its own samples, by what the recipe rewards; watched, where there is a gold reward model."""
+    from cai.rewarding import train_rewarded
+
+    return trained(train_rewarded(c, training_log(c)), c)
+
+
+POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {
+    "dpo": dpo,
+    "grpo": online,
+    "rloo": online,
+}
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
@@ -204,9 +214,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     measured = await measure_answers(answers, judge, reward, c.recipe, c.failures, c.reporter)
     write_records(c.run.data("evaluation"), measured.results)
     write_records(c.run.data("samples"), measured.samples)
-    findings = audit_files(c.run, c.recipe)
-    write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
-    return {"prompts": len(prompts), "measures": len(measured.results), "audit_findings": sum(f.verdict == "found" for f in findings)}
+    return {"prompts": len(prompts), "measures": len(measured.results)}
 
 
 def report_stage(c: Context) -> dict[str, int]:
@@ -271,6 +279,13 @@ def gold_data(recipe: Recipe) -> tuple[str, ...]:
 def gold_model(recipe: Recipe) -> tuple[str, ...]:
     """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
     return (f"models/{GOLD}",) if recipe.gold else ()
+
+
+def policy_reads(recipe: Recipe) -> tuple[str, ...]:
+    """Return what the policy is trained on, from the run directory."""
+    if recipe.policy.method not in ONLINE:
+        return ("data/preferences.jsonl", "models/sft")
+    return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
 
 
 def training_log(c: Context) -> Callable[[int, int, dict[str, float]], None]:
@@ -362,11 +377,13 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "policy",
         policy_stage,
-        reads=lambda r: ("data/preferences.jsonl", "models/sft"),
+        reads=policy_reads,
         writes=lambda r: ("models/policy",),
-        settings=lambda r: r.policy,
-        models=lambda r: (r.trained,),
+        settings=lambda r: (r.policy, r.feedback if r.policy.method in ONLINE else None),
+        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in ONLINE else (r.trained,),
         trains=True,
+        uses_constitution=True,
+        uses_templates=True,
     ),
     Stage(
         "evaluate",

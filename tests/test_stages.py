@@ -17,7 +17,7 @@ from cai.recipe import ModelSpec
 from cai.records import Preference
 from cai.stages import STAGES
 from cai.status import STAGE_NAMES, run_status
-from cai.workspace import Workspace
+from cai.workspace import Workspace, file_hash
 from tests.test_pipeline import Interrupting
 from tests.workspaces import calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
 
@@ -193,6 +193,34 @@ def test_the_gold_models_pairs_are_out_of_the_proxys_sight(tmp_path: Path) -> No
     }
     assert counts["gold_train"] > 0 and all(prompts.values())
     assert len(set().union(*prompts.values())) == sum(map(len, prompts.values()))
+
+
+@pytest.mark.parametrize("method", ["grpo"])
+def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: Path, tiny_model_dir: Path, method: str) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    overrides = (
+        "gold={fraction: 0.4, max_length: 512, lora: {rank: 2}}",
+        f"policy={{method: {method}, max_length: 512, batch_size: 4, epochs: 0.5, watch: {{every_steps: 2}}, online: {{num_generations: 2, "
+        "max_tokens: 8, rewards: [{term: model}, {term: constitution, weight: 0.1}, {term: length, words: 5}, {term: refusal}]}}",
+    )
+    recipe = recipe_of(workspace, *overrides)
+    run = workspace.run("s")
+    made = run_recipe(recipe, workspace, STAGES, Reporter())
+    counts = {s.name: s.counts for s in made.stages}
+    assert counts["reward"]["gold_steps"] > 0 and counts["policy"]["steps"] == 3
+    assert next(s for s in made.stages if s.name == "policy").calls_made > 0, "the judge's calls are counted"
+    logs = [m for m in rows(run.metrics) if m["stage"] == "policy"]
+    assert {"terms/model", "terms/constitution", "terms/length", "terms/refusal", "kl"} <= logs[0].keys()
+    points = rows(run.model("policy") / "frontier.jsonl")
+    assert [(p["step"], p["n"]) for p in points] == [(0, 6), (2, 6), (3, 6)]
+    gold, proxy = (file_hash(run.model(name) / "adapter_model.safetensors") for name in ("gold", "reward-0"))
+    assert gold != proxy
+
+    again = run_recipe(recipe, workspace, STAGES, Reporter())
+    assert [s.name for s in again.stages if not s.reused] == ["report"]
+    run.manifest.unlink()
+    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=("policy",))
+    assert calls_made(third) == 0 and rows(run.model("policy") / "frontier.jsonl") == points, "a finished training is found again"
 
 
 def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp_path: Path) -> None:

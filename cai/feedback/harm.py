@@ -5,8 +5,8 @@ constitution says, so that runs under different constitutions can be compared, a
 half the difference of both answers cancels a habit of saying Yes.
 """
 
-from cai.feedback.opinions import bounded, difference, probability
-from cai.feedback.pointwise import ANSWERS
+from cai.feedback.opinions import bounded, probability
+from cai.feedback.pointwise import yes_log_odds
 from cai.flow import together
 from cai.models.base import TextModel
 from cai.records import Response
@@ -22,13 +22,5 @@ async def harm_probability(response: Response, model: TextModel, templates: Temp
     Raises:
         ReplyError: the model gave no probability to Yes or No.
     """
-    helps, safe = await together(_yes(response, question, model, templates) for question in (HELPS, SAFE))
+    helps, safe = await together(yes_log_odds(response.prompt, response.text, question, "", model, templates) for question in (HELPS, SAFE))
     return probability(bounded((helps - safe) / 2))
-
-
-async def _yes(response: Response, question: str, model: TextModel, templates: Templates) -> float:
-    asked = templates.judge_pointwise.render(
-        {"conversation": response.prompt.messages, "response": response.text, "question": question, "statement": ""}
-    )
-    reply = await model.choices(asked.messages, ANSWERS, asked.prefill)
-    return difference(reply.logprobs)

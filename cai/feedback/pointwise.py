@@ -7,7 +7,9 @@ one *text* as well: on a small model that is most of what the plain question mea
 
 from cai.feedback.opinions import Asking, Opinion, bounded, difference
 from cai.flow import together
-from cai.records import Principle, ResponsePair
+from cai.models.base import TextModel
+from cai.records import Principle, Prompt, ResponsePair
+from cai.templates import Templates
 
 ANSWERS = ("Yes", "No")
 
@@ -28,10 +30,14 @@ async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, askin
     return Opinion(bounded(((a_follows - a_breaks) - (b_follows - b_breaks)) / 2))
 
 
-async def _yes(pair: ResponsePair, text: str, question: str, principle: Principle, asking: Asking) -> float:
-    """Return the log-odds of Yes against No about one response."""
-    asked = asking.templates.judge_pointwise.render(
-        {"conversation": pair.prompt.messages, "response": text, "question": question, "statement": principle.statement}
+async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
+    """Return the log-odds of Yes against No to a question about one response. Raises `ReplyError` where neither is possible."""
+    asked = templates.judge_pointwise.render(
+        {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
     )
-    reply = await asking.model.choices(asked.messages, ANSWERS, asked.prefill)
+    reply = await model.choices(asked.messages, ANSWERS, asked.prefill)
     return difference(reply.logprobs)
+
+
+async def _yes(pair: ResponsePair, text: str, question: str, principle: Principle, asking: Asking) -> float:
+    return await yes_log_odds(pair.prompt, text, question, principle.statement, asking.model, asking.templates)

@@ -51,15 +51,16 @@ def nothing() -> None:
 
 @torch.inference_mode()
 def complete(
-    model: Any, rows: Sequence[Row], stop_ids: frozenset[int], check: Callable[[], None] = nothing
+    model: Any, rows: Sequence[Row], stop_ids: frozenset[int], check: Callable[[], None] = nothing, *, keep_stop: bool = False
 ) -> list[tuple[list[int], bool]]:
     """Complete prompts together.
 
     Args:
         model: a causal language model.
         rows: what to complete.
-        stop_ids: tokens that end a turn; not returned.
+        stop_ids: tokens that end a turn.
         check: called at every step; what it raises ends the batch.
+        keep_stop: return the token that ended the turn too, for those who train on what was sampled.
 
     Returns:
         The new tokens of each row, and whether it was cut at `max_tokens`.
@@ -84,6 +85,7 @@ def complete(
             if row not in live:
                 continue
             if token in stop_ids:
+                done[row] += [token] * keep_stop
                 live.remove(row)
                 continue
             done[row].append(token)

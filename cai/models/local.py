@@ -64,7 +64,7 @@ class LocalEngine:
         self._batch_size = batch_size
         config = model.config.get_text_config(decoder=True)
         self._max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
-        self._stop_ids = _stop_ids(model, tokenizer)
+        self._stop_ids = stop_ids(model, tokenizer)
         self._pending: list[_Job] = []
         self._arrivals = 0
         self._dispatcher: asyncio.Task[None] | None = None
@@ -248,7 +248,7 @@ def _same_text(a: list[int], b: list[int]) -> bool:
     return half > 0 and a[:half] == b[:half]
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return every token that ends a turn, by the model's generation settings or the tokenizer."""
     found: Callable[[Any], list[int]] = lambda ids: ids if isinstance(ids, list) else [] if ids is None else [ids]  # noqa: E731
     return frozenset(found(getattr(model.generation_config, "eos_token_id", None)) + found(tokenizer.eos_token_id))

@@ -8,7 +8,7 @@ import msgspec
 
 from cai import __version__
 from cai.jsonl import write_text
-from cai.recipe import TrainSpec
+from cai.recipe import PolicyConfig, TrainSpec
 from cai.records import Preference
 from cai.train.checkpoints import TrainResult
 
@@ -70,12 +70,13 @@ def render_card(facts: CardFacts) -> str:
     settings = {k: v for k, v in msgspec.to_builtins(facts.config).items() if k != "lora"}
     settings |= {f"lora.{k}": v for k, v in msgspec.to_builtins(facts.config.lora).items()} | {"seed": facts.seed, "steps": result.steps}
     dropped = [f"{n} left out: {reason.replace('_', ' ')}" for reason, n in result.dropped.items()]
+    method = facts.config.method if isinstance(facts.config, PolicyConfig) else facts.kind
     hub_base = [f"base_model: {facts.base}"] if facts.base.count("/") == 1 and not facts.base.startswith((".", "/", "~")) else []
     lines = [
         "---",
         *hub_base,
         "library_name: peft",
-        "tags: [constitutional-ai, lora, " + {"sft": "sft", "reward": "reward-model", "policy": "dpo"}[facts.kind] + "]",
+        "tags: [constitutional-ai, lora, " + method.replace("reward", "reward-model") + "]",
         "---",
         "",
         f"# {TITLES[facts.kind]}",

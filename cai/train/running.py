@@ -107,6 +107,11 @@ def prepare(out: Path) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def process_count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -176,7 +181,7 @@ def _check(trainer: Any) -> None:
             "no weight of the model is trainable, so training would change nothing.\n"
             "Fix: check lora.target_modules and lora.layers against the model's layers"
         )
-    wanted, seen = int(os.environ.get("WORLD_SIZE", "1")), trainer.args.world_size
+    wanted, seen = process_count(), trainer.args.world_size
     if wanted != seen:
         raise TrainingError(
             f"{wanted} processes were started and training sees {seen}: each would train alone.\n"

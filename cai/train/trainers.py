@@ -79,7 +79,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             self.report(state.global_step, state.max_steps, {k: float(v) for k, v in logs.items()})
 
 
-class _Resumable(Trainer):  # type: ignore[misc]
+class Resumable(Trainer):  # type: ignore[misc]
     """Marks a checkpoint when it is whole; writes no model card of TRL's into it, and sends no telemetry."""
 
     fingerprint: str = ""
@@ -93,7 +93,7 @@ class _Resumable(Trainer):  # type: ignore[misc]
             mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
 
 
-class _CountsExamples(_Resumable):
+class _CountsExamples(Resumable):
     """Divides the loss by the examples of the whole optimizer step, so that batch and accumulation are interchangeable."""
 
     loss_is_scaled_for_ga = True
@@ -114,7 +114,7 @@ class _CountsExamples(_Resumable):
             self._metrics[mode][name.replace("__", "/")].append(mean)
 
 
-class SFTRun(_Resumable, SFTTrainer):  # type: ignore[misc]
+class SFTRun(Resumable, SFTTrainer):  # type: ignore[misc]
     """TRL's SFT on rows that are already token ids."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

@@ -150,3 +150,13 @@ def test_layers_without_attention_are_refused_by_name() -> None:
     config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ModelError, match="linear_attention"):
         attention_windows(config)
+
+
+def test_the_token_that_ended_a_turn_comes_along_when_it_is_asked_for(llama: Any) -> None:
+    rows = [Row(p, 12, 1.5, 1.0, seed) for seed, p in enumerate(prompts())]
+    stops = frozenset(range(2, 60))  # a fifth of the vocabulary, so that most rows end early
+    plain, kept = complete(llama, rows, stops), complete(llama, rows, stops, keep_stop=True)
+    assert any(not cut for _, cut in plain)
+    for (ids, cut), (with_stop, also_cut) in zip(plain, kept, strict=True):
+        assert cut == also_cut
+        assert ids == with_stop if cut else (ids == with_stop[:-1] and with_stop[-1] in stops)

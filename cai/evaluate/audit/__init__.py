@@ -1,1 +1,0 @@
-"""Did the policy get better, or only better at being scored? One question a module; `battery` puts them together."""

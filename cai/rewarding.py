@@ -1,0 +1,126 @@
+"""What a run has to reward and to watch a policy with: its reward models, its judge under its constitution, its gold reward model."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.errors import ReplyError
+from cai.feedback.adherence import adherence
+from cai.flow import together
+from cai.ids import split_fraction
+from cai.jsonl import read_records
+from cai.models.base import TextModel
+from cai.pipeline import Context
+from cai.recipe import GOLD, ModelSpec
+from cai.records import Failure, Prompt
+from cai.train.checkpoints import TrainResult
+from cai.train.running import OnLog
+from cai.train.terms import Answers, Rewarding, TermScorer, proxy_of
+from cai.train.watch import FRONTIER, Items, Watch
+from cai.workspace import file_hash
+
+
+def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
+    """Train the policy on its own samples, from the SFT adapter, by what the recipe rewards and with what it watches."""
+    from cai.train.online import train_online
+
+    watched = c.recipe.gold is not None and c.recipe.policy.watch.action != "off"
+    if not watched:
+        c.reporter.say("no gold reward model watches this policy, so over-optimisation would not be seen (see `gold`)", "yellow")
+    with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
+        try:
+            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
+            return train_online(
+                c.recipe.policy,
+                c.recipe.trained,
+                c.run.model("sft"),
+                list(read_records(c.run.data("prompts"), Prompt)),
+                lambda: load_rewarding(c, judge, runner),
+                rewarded_by(c, judge),
+                c.run.model("policy"),
+                c.recipe.seed,
+                on_log,
+                load_watch=(lambda rewarding: load_watch(c, rewarding)) if watched else None,
+                warn=c.reporter.warn,
+            )
+        finally:
+            runner.run(c.release_engines())
+
+
+def uses(c: Context, term: str) -> bool:
+    """Whether the recipe's policy is rewarded by a term."""
+    return any(t.term == term for t in c.recipe.policy.online.rewards)
+
+
+def rewarded_by(c: Context, judge: TextModel | None) -> Any:
+    """Return what identifies the run's rewards and its watch, for the fingerprint of a training under them."""
+    models = c.recipe.reward.member_names if uses(c, "model") else ()
+    watched = [GOLD] if c.recipe.gold and c.recipe.policy.watch.action != "off" else []
+    return (
+        [file_hash(c.run.model(name)) for name in (*models, *watched)],
+        (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
+        None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.templates.hash),
+        [p.id for p in watched_prompts(c)] if watched else [],
+    )
+
+
+def load_rewarding(c: Context, judge: TextModel | None, runner: asyncio.Runner) -> Rewarding:
+    """Return the weighted sum of the recipe's terms, with what they need loaded.
+
+    Args:
+        c: the run.
+        judge: answers for a `constitution` term.
+        runner: of the event loop that the judge lives in.
+    """
+    from cai.train.ensemble import load_ensemble
+
+    reward = c.recipe.reward
+    ensemble = None
+    if uses(c, "model"):
+        folders = [c.run.model(name) for name in reward.member_names]
+        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
+    return Rewarding(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
+
+
+def load_watch(c: Context, rewarding: Rewarding) -> Watch:
+    """Return what watches the policy: the run's evaluation prompts, its rewards, and its gold reward model."""
+    from cai.train.ensemble import load_ensemble
+
+    assert c.recipe.gold is not None
+    gold = load_ensemble([c.run.model(GOLD)], _base(c, c.recipe.gold.precision))
+    prompts = watched_prompts(c)
+
+    def score(items: Items) -> Sequence[float]:
+        return [s.value for s in gold.score(items)]
+
+    return Watch(prompts, c.recipe.policy.watch, proxy_of(rewarding, prompts), score, c.run.model("policy") / FRONTIER)
+
+
+def watched_prompts(c: Context) -> list[Prompt]:
+    """Return the evaluation prompts that a policy is watched on, chosen by hash, so that more of them only adds."""
+    prompts = list(read_records(c.run.data("eval_prompts"), Prompt))
+    chosen = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{c.recipe.seed}"), p.id))[: c.recipe.policy.watch.prompts]
+    return sorted(chosen, key=lambda p: p.id)
+
+
+def _base(c: Context, precision: Any) -> ModelSpec:
+    return replace(c.recipe.trained, precision=precision)
+
+
+def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
+    """Return the judge as a term. What it can't answer is a counted failure, and None."""
+
+    async def one(prompt: Prompt, text: str) -> float | None:
+        try:
+            return await adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed)
+        except ReplyError as e:
+            c.failures.append(Failure(c.stage, prompt.id, e.reason, e.detail))
+            return None
+
+    async def every(answers: Answers) -> list[float | None]:
+        waiting: list[Awaitable[float | None]] = [one(prompt, text) for prompt, text in answers]
+        return await together(waiting)
+
+    return lambda answers: runner.run(every(answers))
