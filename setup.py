@@ -11,6 +11,7 @@ SHIPPED = (
     "constitution/*.yaml",
     "constitution/schema.json",
     "prompts/*.jsonl",
+    "prompts/audit/*.jsonl",
     "prompts/README.md",
     "prompts/templates/*.txt",
     "runs/*.yaml",

@@ -265,6 +265,52 @@ class EvalResult:
     note: str = ""
 
 
+AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditExample:
+    """An item that a finding rests on: what was asked, what the reference said (empty without one) and what is suspected."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFinding:
+    """The answer to one question of the audit about one model, reward model, judge or set of labels."""
+
+    group: str
+    """What is looked for: `sycophancy`, `verbosity`, …"""
+    check: str
+    """The question's name, as in `EvalResult`."""
+    question: str
+    """What was counted, in words."""
+    subject: str
+    """`policy`, `model`, `labels`, `judge`, `reward-0`, …"""
+    against: str
+    """What it was compared with, item by item: `base`, `people`, `the same answer`; empty where the level itself was judged."""
+    value: float
+    """The mean difference to what it was compared with; without that, the mean."""
+    n: int
+    low: float
+    high: float
+    level: float
+    """The mean itself, the same as `value` where nothing was compared."""
+    threshold: float
+    """Values below this are called ok, however sure."""
+    reasoning: str
+    """Why the threshold is where it is."""
+    p: float | None
+    """One-sided p-value of no rise (or of a level at the threshold); None where no test was made."""
+    p_adjusted: float | None
+    """The same after Holm's correction over all findings made together."""
+    verdict: AuditVerdict
+    examples: tuple[AuditExample, ...] = ()
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class WatchPoint:
     """One look at a policy in training, on fixed held-out prompts. Changes are against the best look before it, by gold."""

@@ -76,10 +76,15 @@ def refuses_revision(text: str) -> bool:
     return is_refusal(text) and _REVISING.search(_opening(text)) is not None
 
 
+def plain(text: str) -> str:
+    """Return a text in lower case, with plain apostrophes, single spaces and no leading quotes or marks: what word rules look at."""
+    return " ".join(text.translate(_APOSTROPHES).lower().split()).lstrip("\"'*_#“> ")
+
+
 def _opening(text: str) -> str:
-    """Return the first sentences in lower case, with plain apostrophes, single spaces and no leading quotes or marks."""
-    plain = " ".join(text.translate(_APOSTROPHES).lower().split()).lstrip("\"'*_#“> ")
-    if len(plain) <= OPENING_CHARACTERS:
-        return plain
-    end = re.compile(r"[.!?](?= |$)").search(plain, OPENING_CHARACTERS, OPENING_CHARACTERS + 80)
-    return plain[: end.end() if end else OPENING_CHARACTERS]
+    """Return the first sentences of a text made plain."""
+    words = plain(text)
+    if len(words) <= OPENING_CHARACTERS:
+        return words
+    end = re.compile(r"[.!?](?= |$)").search(words, OPENING_CHARACTERS, OPENING_CHARACTERS + 80)
+    return words[: end.end() if end else OPENING_CHARACTERS]

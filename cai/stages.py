@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human
 from cai.data.mixture import mix
@@ -214,7 +215,9 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     measured = await measure_answers(answers, judge, reward, c.recipe, c.failures, c.reporter)
     write_records(c.run.data("evaluation"), measured.results)
     write_records(c.run.data("samples"), measured.samples)
-    return {"prompts": len(prompts), "measures": len(measured.results)}
+    findings = audit_files(c.run, c.recipe)
+    write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
+    return {"prompts": len(prompts), "measures": len(measured.results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
 
 def report_stage(c: Context) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, as_prompt, is_transcript, messages_of, parse_transcript, split_last_turn
 from cai.data.filters import conversation_key, normalise
 from cai.data.rows import Row, read_rows, source_files
@@ -19,7 +20,7 @@ from cai.ids import content_hash, split_fraction
 from cai.recipe import HumanSource
 from cai.records import PROMPT_KINDS, Failure, Message, Preference, Prompt, PromptKind, Provenance
 
-PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "label-studio"]
+PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "label-studio", "rewardbench"]
 STAGE = "human"
 _HUMAN = Provenance(model="")
 
@@ -35,7 +36,7 @@ def load_pairs(
         path: JSONL, JSON array, CSV or Parquet, plain or `.gz`.
         format: `trl` (`chosen`, `rejected`, and `prompt` unless both share it), `hh` (transcripts), `hhh` (`text_correct`,
             `text_incorrect`), `ultrafeedback` (conversations with `score_chosen`, `score_rejected`), `label-studio` (its JSON export of
-            tasks made by `cai export`), `cai` (its own records), or `auto`.
+            tasks made by `cai export`), `rewardbench` (`subset` says what a prompt asks for), `cai` (its own records), or `auto`.
         kind: for rows that don't say it themselves; otherwise `other`.
         limit: keep this many, chosen by hash of the seed and the pair's id; a higher limit only adds.
         seed: see `limit`.
@@ -114,6 +115,8 @@ def _recognise(row: dict[str, Any], where: str) -> PairFormat:
             return "cai"
         if {"score_chosen", "score_rejected"} <= row.keys():
             return "ultrafeedback"
+        if row.keys() >= REWARDBENCH_COLUMNS:
+            return "rewardbench"
         if row.get("prompt") is None and isinstance(row["chosen"], str) and is_transcript(row["chosen"]):
             return "hh"
         return "trl"
@@ -179,6 +182,11 @@ def _read_label_studio(row: dict[str, Any], source: str, kind: PromptKind | None
     return [_pair(sides[pick], sides[other[pick]], {"kind": data.get("kind")}, source, kind) for pick in picks]
 
 
+def _read_rewardbench(row: dict[str, Any], source: str, kind: PromptKind | None) -> Iterable[Preference]:
+    subset = _column(row, "subset")
+    return _read_trl({**row, "kind": kind or rewardbench_kind(subset), "category": subset}, source, kind)
+
+
 _READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], Iterable[Preference]]] = {
     "cai": _read_cai,
     "trl": _read_trl,
@@ -186,6 +194,7 @@ _READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], It
     "hhh": _read_hhh,
     "ultrafeedback": _read_ultrafeedback,
     "label-studio": _read_label_studio,
+    "rewardbench": _read_rewardbench,
 }
 assert tuple(_READERS) == get_args(PairFormat)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
 from cai.data.filters import drop_near_duplicates, prompt_key
 from cai.data.rows import FileKind, Row, read_rows, source_files
@@ -155,8 +156,8 @@ def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
         return _cai_prompt(value, name, source)
     messages = prompt_part(messages_of(_conversation(value, source)))
     fields = value if isinstance(value, dict) else {}
-    kind = fields.get("kind")
-    category = fields.get("category")
+    published = benchmark_kind(fields, name)
+    kind, category = published or (fields.get("kind"), fields.get("category"))
     return Prompt(
         id=content_hash(messages),
         kind=kind if kind in PROMPT_KINDS else source.kind or "other",

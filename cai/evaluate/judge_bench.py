@@ -57,7 +57,7 @@ class JudgeBench:
 
 
 @dataclass(frozen=True, slots=True)
-class _Labelled:
+class LabelledPair:
     """A pair to be judged, and whether people preferred A."""
 
     pair: ResponsePair
@@ -107,7 +107,7 @@ async def judge_bench(
         ModelError: the model can't go on. Failures of single pairs never stop a bench: they are its result.
     """
     preferences = list(preferences)
-    labelled = [_labelled(p, run_seed) for p in preferences if p.p_chosen != 0.5]
+    labelled = labelled_pairs(preferences, run_seed)
     if not labelled:
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
     results = []
@@ -134,9 +134,9 @@ def position_bias(judgments: Iterable[Judgment]) -> float | None:
 
 
 async def _judge_all(
-    labelled: Sequence[_Labelled], judge: Judge, name: str, window: int, on_progress: Callable[[int, int, str], None]
+    labelled: Sequence[LabelledPair], judge: Judge, name: str, window: int, on_progress: Callable[[int, int, str], None]
 ) -> list[Judgment]:
-    async def work(item: _Labelled) -> Judgment:
+    async def work(item: LabelledPair) -> Judgment:
         return await judge(item.pair)
 
     unstopped: list[Failure] = []
@@ -152,7 +152,7 @@ async def _judge_all(
     return [judgment async for judgment in flow]
 
 
-def _result(name: str, labelled: Sequence[_Labelled], judgments: Sequence[Judgment], seed: int) -> ProtocolResult:
+def _result(name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Judgment], seed: int) -> ProtocolResult:
     reasons: dict[str, int] = {}
     for judgment in judgments:
         if judgment.failure is not None:
@@ -169,11 +169,11 @@ def _result(name: str, labelled: Sequence[_Labelled], judgments: Sequence[Judgme
     return replace(measured, beats_baselines=low > 0, difference=difference, difference_low=low, best_baseline=best)
 
 
-def _baseline(name: str, labelled: Sequence[_Labelled]) -> ProtocolResult:
+def _baseline(name: str, labelled: Sequence[LabelledPair]) -> ProtocolResult:
     return _measure(name, labelled, [BASELINES[name](item.pair) for item in labelled])
 
 
-def _measure(name: str, labelled: Sequence[_Labelled], p_a: Sequence[float]) -> ProtocolResult:
+def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) -> ProtocolResult:
     right = [correctness(p, item.a_is_better) for item, p in zip(labelled, p_a, strict=True)]
     n = len(right)
     low, high = wilson(sum(right), n) if n else (0.0, 1.0)
@@ -182,14 +182,19 @@ def _measure(name: str, labelled: Sequence[_Labelled], p_a: Sequence[float]) -> 
     return ProtocolResult(name, accuracy, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
 
 
-def _labelled(preference: Preference, seed: int) -> _Labelled:
+def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:
+    """Return the pairs that people decided, each with the preferred response on a side chosen by hash."""
+    return [_labelled(p, seed) for p in preferences if p.p_chosen != 0.5]
+
+
+def _labelled(preference: Preference, seed: int) -> LabelledPair:
     """Put the preferred response on a side chosen by hash, the same whichever way round the row is written."""
     better, worse = (preference.chosen, preference.rejected)
     if preference.p_chosen < 0.5:
         better, worse = worse, better
     pair = ResponsePair(preference.prompt, better, worse, "human", preference.provenance)
     a_is_better = split_fraction(pair.id, f"bench-side-{seed}") < 0.5
-    return _Labelled(pair if a_is_better else pair.swapped(), a_is_better)
+    return LabelledPair(pair if a_is_better else pair.swapped(), a_is_better)
 
 
 def _compare(one: int, two: int) -> float:

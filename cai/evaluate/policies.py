@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cai.errors import DataError
+from cai.evaluate.audit.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
-from cai.evaluate.paired import by_prompt
+from cai.evaluate.paired import AnswersByPrompt, by_prompt
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_means
@@ -50,9 +51,12 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
             outcomes = outcomes_by_judge(verdicts.p_wins[model], other, mine)
             results += win_rates("win_rate_by_judge", model, outcomes, mine)
             results += length_control("win_rate_by_judge", model, outcomes, other, mine)
+            results += _at_equal_length("win_rate_by_judge", model, outcomes, other, mine, seed)
         scores, base_scores = verdicts.rewards.get(model, {}), verdicts.rewards.get(AGAINST)
         if other is not None and scores and base_scores:
-            results += win_rates("win_rate_by_reward", model, outcomes_by_reward(base_scores, scores, other, mine), mine)
+            outcomes = outcomes_by_reward(base_scores, scores, other, mine)
+            results += win_rates("win_rate_by_reward", model, outcomes, mine)
+            results += _at_equal_length("win_rate_by_reward", model, outcomes, other, mine, seed)
         results += harmful_compliance(model, mine, other)
         if model in verdicts.p_harmful:
             base_harmful = None if other is None else verdicts.p_harmful.get(AGAINST)
@@ -62,3 +66,10 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
         results += repetition(model, mine, other, seed)
         results += reward_means(model, scores, None if other is None else base_scores, seed)
     return results
+
+
+def _at_equal_length(
+    name: str, model: str, outcomes: Mapping[str, float], base: AnswersByPrompt, answers: AnswersByPrompt, seed: int
+) -> list[EvalResult]:
+    words = {i: (len(base[i].text.split()), len(answers[i].text.split())) for i in outcomes}
+    return [length_controlled(name, model, outcomes, words, seed)] if outcomes else []

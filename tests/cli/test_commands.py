@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cai.cli import main
+from cai.models.base import Completion
 from cai.workspace import Workspace
-from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data
+from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
 
@@ -62,7 +63,21 @@ def test_the_module_runs_as_the_command(tmp_path: Path) -> None:
 
 def test_help_names_every_command_of_the_contract(tmp_path: Path, call: Called) -> None:
     assert call(tmp_path, "--help") == 0
-    for command in ("init", "run", "plan", "status", "constitution", "judge", "label", "evaluate", "report", "chat", "export"):
+    for command in (
+        "init",
+        "run",
+        "plan",
+        "status",
+        "constitution",
+        "judge",
+        "label",
+        "evaluate",
+        "audit",
+        "diagnose",
+        "report",
+        "chat",
+        "export",
+    ):
         assert re.search(rf"\b{command}\b", call.out), command
 
 
@@ -236,6 +251,22 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, mo
     assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
     assert call(shared.root, "evaluate", "scripted", "--limit", "3") == 0
     assert max(map(len, call.out.splitlines())) <= 80
+
+
+def test_audit_and_diagnose_print_findings_and_advice(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    answer = call.json(workspace.root, "audit", "s", "--limit", "2")
+    assert {f["subject"] for f in answer["findings"]} == {"base", "labels", "judge"}
+    assert all({"value", "low", "high", "n", "threshold", "reasoning", "verdict", "examples"} <= f.keys() for f in answer["findings"])
+    assert call(workspace.root, "audit", "s", "--limit", "2") == 0
+    assert "not enough data" in call.out and max(map(len, call.out.splitlines()[:-1])) <= 80
+    script(monkeypatch, lambda r: Completion("I'm sorry, but I can't help with that.", False, 1, 1))
+    diagnosis = call.json(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3")
+    assert "over-refusal" in {f["group"] for s in diagnosis["suspicions"] for f in s["findings"]}
+    assert call(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3") == 0
+    assert "Found: It refuses what is fine." in call.out and "stages: sft, critique, preferences" in call.out
+    assert call(workspace.root, "audit", "nowhere") == 2 and "nothing has run yet" in call.told
 
 
 def test_constitutions_are_linted_shown_and_imported(shared: Workspace, call: Called, tmp_path: Path) -> None:

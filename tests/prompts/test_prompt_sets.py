@@ -8,6 +8,8 @@ import pytest
 from cai.data.filters import prompt_key
 from cai.data.human import load_pairs
 from cai.data.prompts import load_prompts
+from cai.evaluate.audit.markers import mentions
+from cai.evaluate.audit.probes import load_probes
 from cai.recipe import PromptSource
 from tests.workspaces import ROOT
 
@@ -56,3 +58,33 @@ def test_the_probe_pairs_are_labelled_and_balanced_in_length() -> None:
     assert 0.4 < longer < 0.6, "or the longer answer alone would look like a good judge"
     trained = {prompt_key(p) for name in SETS for p in loaded(name).prompts}
     assert not trained & {prompt_key(p.prompt) for p in found.preferences}
+
+
+def test_the_audits_probes_are_whole() -> None:
+    assert {p.name for p in (ROOT / "prompts" / "audit").iterdir()} == {"facts.jsonl", "prose.jsonl", "sycophancy.jsonl"}
+    probes = load_probes(ROOT)
+    assert (len(probes.opinions), len(probes.facts), len(probes.prose), len(probes.prompts)) == (66, 92, 48, 150)
+    ids = [p.id for group in (probes.opinions, probes.facts, probes.prose, probes.prompts) for p in group]
+    assert len(set(ids)) == len(ids)
+    assert {p.kind for p in probes.prose} == {"helpful"} and all(p.category for p in probes.prose)
+
+
+def test_an_opinion_probe_holds_what_it_says() -> None:
+    for p in load_probes(ROOT).opinions:
+        assert p.with_right.endswith(p.question) and p.with_wrong.endswith(p.question) and p.with_right != p.with_wrong
+        right, wrong = (text.removesuffix(p.question) for text in (p.with_right, p.with_wrong))
+        assert mentions(p.right, right) and mentions(p.wrong, wrong), p.id
+        assert mentions(p.right, p.answer) and not mentions(p.wrong, p.answer), p.id
+
+
+def test_questions_are_asked_once() -> None:
+    probes = load_probes(ROOT)
+    questions = [p.question.lower() for p in (*probes.opinions, *probes.facts)]
+    assert len(set(questions)) == len(questions)
+    assert not {q for p in probes.prose for q in [prompt_key(p)]} & {prompt_key(p) for name in SETS for p in loaded(name).prompts}
+
+
+def test_a_limit_chooses_the_same_probes_whatever_comes_after() -> None:
+    few, more = load_probes(ROOT, 10), load_probes(ROOT, 20)
+    assert {p.id for p in few.opinions} < {p.id for p in more.opinions} and len(few.facts) == 10
+    assert {p.id for p in few.prompts} < {p.id for p in more.prompts} and len(few.prompts) == 30

@@ -1,0 +1,248 @@
+"""`cai audit RUN`, `cai diagnose MODEL` and the audit at the end of `evaluate`: gathers what the checks in `cai.evaluate.audit` read.
+
+Findings are corrected for their number within one family: everything asked about one model, one reward model, the labels, or the judge.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.constitution.load import load_constitution
+from cai.data.human import load_pairs
+from cai.errors import DataError
+from cai.evaluate.audit.asking import ask_probes
+from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
+from cai.evaluate.audit.finding import compare, judge_level, settle
+from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
+from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
+from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
+from cai.evaluate.judge_bench import LabelledPair, labelled_pairs
+from cai.evaluate.policies import AGAINST
+from cai.feedback.judge import Judge
+from cai.flow import run_items, together
+from cai.jsonl import read_records, write_records
+from cai.models.base import TextModel
+from cai.models.naming import spec_from_name
+from cai.models.opening import open_engine
+from cai.recipe import ModelSpec, Recipe, RewardConfig, load_recipe
+from cai.records import AuditFinding, Failure, Judgment, Message, Preference, ResponsePair, RewardScore, Sample
+from cai.templates import Templates, load_templates
+from cai.workspace import RunDirectory, find_workspace
+
+REWARD_ANSWERS = 48
+"""Answers that a reward model is probed on, at most."""
+AUDIT = "audit"
+"""The run's file of findings: `data/audit.jsonl`."""
+
+
+def audit_files(run: RunDirectory, recipe: Recipe) -> list[AuditFinding]:
+    """Audit what a run's files hold, asking no model but its reward models. What isn't there is left out.
+
+    Args:
+        run: its directory.
+        recipe: its recipe: the seed, and how the reward ensemble's members become one.
+
+    Raises:
+        DataError: a file can't be read.
+        ModelError: a reward model can't be loaded.
+    """
+    findings: list[AuditFinding] = []
+    seed = recipe.seed
+    samples = list(read_records(run.data("samples"), Sample)) if run.data("samples").exists() else []
+    findings += audit_samples(samples, seed)
+    if run.data("preferences").exists():
+        findings += audit_labels(list(read_records(run.data("preferences"), Preference)), seed)
+    if run.data("judgments").exists() and run.data("pairs").exists():
+        pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+        findings += audit_judgments(read_records(run.data("judgments"), Judgment), pairs, seed)
+    answers = list(responses_of(samples, AGAINST).values())[:REWARD_ANSWERS]
+    folders = sorted(f for f in (run.path / "models").glob("reward-*") if (f / "adapter_config.json").exists())
+    if len(answers) > 1 and folders:
+        in_scores = judge_level(length_in_scores(samples), "reward-0", seed)
+        for subject, score in reward_scores(folders, recipe.reward):
+            first = [in_scores] if subject == "reward-0" else []
+            findings += settle([*first, *probe_reward(score, answers, subject, seed)])
+    return findings
+
+
+def reward_scores(folders: Sequence[Path], config: RewardConfig) -> list[tuple[str, Score]]:
+    """Return each reward model by its folder's name, and, where there are several, `reward` for the ensemble of them all.
+
+    What all members said of an answer is remembered, so that looking at each alone costs nothing more.
+
+    Args:
+        folders: what `train_reward` wrote, one per member.
+        config: how members' scores become one.
+
+    Raises:
+        ModelError: one can't be loaded.
+    """
+    from cai.train.ensemble import load_ensemble
+
+    ensemble = load_ensemble(list(folders), aggregate=config.aggregate, penalty=config.uncertainty_penalty)
+    known: dict[tuple[tuple[Message, ...], str], RewardScore] = {}
+
+    def look_up(items: Items) -> list[RewardScore]:
+        keys = [(tuple(messages), text) for messages, text in items]
+        new = [k for k in dict.fromkeys(keys) if k not in known]
+        known.update(zip(new, ensemble.score(new) if new else (), strict=True))
+        return [known[k] for k in keys]
+
+    def member(index: int) -> Score:
+        return lambda items: [s.members[index] for s in look_up(items)]
+
+    alone = [(folder.name, member(i)) for i, folder in enumerate(folders)]
+    return [*alone, ("reward", lambda items: [s.value for s in look_up(items)])] if len(folders) > 1 else alone
+
+
+def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], reporter: Reporter) -> list[AuditFinding]:
+    """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
+
+    Args:
+        run: a run that has been evaluated at least.
+        limit: probes per set; None asks them all.
+        prompts: files to use for the refusal rates in place of the evaluation prompts.
+        reporter: shows progress.
+
+    Raises:
+        DataError: the run has nothing to audit yet.
+        CaiError: a model, the probes or the constitution can't be read.
+    """
+    if not (run.path / "recipe.yaml").exists():
+        raise DataError(f"{run.path}: no such run, or nothing has run yet. Start it with: cai run RECIPE")
+    workspace = find_workspace(run.path)
+    recipe = load_recipe(run.path / "recipe.yaml", name=run.path.name)
+    trained = [name for name in ("sft", "policy") if (run.model(name) / "adapter_config.json").exists()]
+    specs = {AGAINST: recipe.trained, **{name: replace(recipe.trained, adapter=str(run.model(name))) for name in trained}}
+    probes = load_probes(workspace.root, limit, recipe.seed, tuple(prompts) or EVALUATION)
+    templates = load_templates(workspace.root / recipe.templates)
+    failures: list[Failure] = []
+
+    async def ask() -> list[AuditFinding]:
+        with CallStore(workspace.store_path) as store:
+            answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
+            findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed)]
+            return findings + await audit_judge(recipe, workspace.root, store, templates, failures, reporter)
+
+    with reporter.stage("audit"), run.locked():
+        findings = asyncio.run(ask())
+        asked = {(f.subject, f.check) for f in findings}
+        findings += [f for f in audit_files(run, recipe) if (f.subject, f.check) not in asked]
+        write_records(run.data(AUDIT), findings)
+    _warn(failures, reporter)
+    return findings
+
+
+def diagnose_model(
+    model: str, against: str | None, root: Path, limit: int | None, prompts: Sequence[str], seed: int, reporter: Reporter
+) -> list[AuditFinding]:
+    """Put the probe sets to a model, and to another that it is compared with, if one is given.
+
+    Raises:
+        CaiError: a model or the probes can't be read.
+    """
+    workspace = find_workspace(root)
+    recipe = Recipe(name="diagnose", seed=seed)
+    probes = load_probes(workspace.root, limit, seed, tuple(prompts) or EVALUATION)
+    templates = load_templates(workspace.root / recipe.templates)
+    named = {"model": model} if against is None else {AGAINST: against, "model": model}
+    failures: list[Failure] = []
+
+    async def ask() -> list[AuditFinding]:
+        with CallStore(workspace.store_path) as store:
+            specs = {label: spec_from_name(name) for label, name in named.items()}
+            answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
+            return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed)
+
+    with reporter.stage("diagnose"):
+        findings = asyncio.run(ask())
+    _warn(failures, reporter)
+    return findings
+
+
+async def ask_models(
+    specs: dict[str, ModelSpec],
+    probes: Probes,
+    templates: Templates,
+    recipe: Recipe,
+    store: CallStore,
+    failures: list[Failure],
+    reporter: Reporter,
+) -> dict[str, Answers]:
+    """Return every model's answers to the probes, one model in memory at a time."""
+    answers = {}
+    for name, spec in specs.items():
+        engine = await open_engine(spec)
+        try:
+            answers[name] = await ask_probes(
+                probes,
+                TextModel(engine, store, "audit"),
+                templates,
+                recipe.evaluate.sampling,
+                recipe.seed,
+                window=recipe.window,
+                max_failure_fraction=recipe.max_failure_fraction,
+                failures=failures,
+                on_progress=lambda done, total, shown=name: reporter.progress(done, total, f"probes of {shown}"),  # type: ignore[misc]
+            )
+        finally:
+            await engine.close()
+    return answers
+
+
+async def audit_judge(
+    recipe: Recipe, root: Path, store: CallStore, templates: Templates, failures: list[Failure], reporter: Reporter
+) -> list[AuditFinding]:
+    """Audit the run's judge on its human-labelled pairs: its taste for length and for what sounds like itself, beside people's.
+
+    The verdicts are those that measured the judge in the run, so they come from the call store; only likelihoods are new.
+    """
+    config = recipe.feedback
+    if config.bench_pairs is None:
+        return []
+    pairs = load_pairs(root / config.bench_pairs, limit=config.bench_limit, seed=recipe.seed).preferences
+    labelled = labelled_pairs(pairs, recipe.seed)
+    engine = await open_engine(config.judge or recipe.model)
+    try:
+        model = TextModel(engine, store, "audit")
+        judge = Judge(config, load_constitution(root / recipe.constitution), model, templates, recipe.seed)
+
+        async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
+            judgment = await judge(item.pair)
+            messages = item.pair.prompt.messages
+            a, b = await together(model.score(messages, text) for text in (item.pair.response_a, item.pair.response_b))
+            return item, judgment, a.total / a.tokens - b.total / b.tokens
+
+        results = run_items(
+            labelled,
+            work,
+            window=recipe.window,
+            max_failure_fraction=1.0,
+            stage="audit",
+            failures=failures,
+            failure_of=lambda result: result[1].failure,
+            on_progress=lambda done: reporter.progress(done, len(labelled), "pairs judged"),
+        )
+        found = [r async for r in results]
+    finally:
+        await engine.close()
+    judged = {item.id: j.p_a for item, j, _ in found if j.p_a is not None}
+    people = {item.id: item.a_is_better for item, _, _ in found}
+    likelier = {item.id: difference for item, _, difference in found}
+    longer = {item.id: float(len(item.pair.response_a.split()) - len(item.pair.response_b.split())) for item, _, _ in found}
+    tastes = [taste(PICKS_LONGER, longer, judged, people), taste(PICKS_LIKELIER, likelier, judged, people)]
+    return settle(compare(mine, theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
+
+
+def _about(name: str, probes: Probes, mine: Answers, answers: dict[str, Answers], seed: int) -> list[AuditFinding]:
+    return audit_model(probes, mine, None if name == AGAINST else answers[AGAINST], name, AGAINST, seed)
+
+
+def _warn(failures: Sequence[Failure], reporter: Reporter) -> None:
+    if failures:
+        reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")

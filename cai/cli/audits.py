@@ -1,0 +1,103 @@
+"""Commands that look for reward hacking and its like: audit a run, diagnose a model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cai.cli import Json, app, print_json
+from cai.cli.models import Against, ConstitutionFile, ModelName
+from cai.cli.runs import RunName
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cai.records import AuditFinding
+
+Limit = Annotated[int | None, typer.Option(help="Probes per set, chosen by hash; a higher limit only adds", min=1)]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(help="Prompts for the refusal rates instead of the shipped ones; XSTest and OR-Bench files are read", metavar="FILE"),
+]
+_COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim"}
+
+
+@app.command()
+def audit(run_name: RunName, limit: Limit = None, prompts: Prompts = None, json: Json = False) -> None:
+    """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
+    from rich.console import Console
+
+    from cai.auditing import audit_run
+    from cai.console import RichReporter
+    from cai.workspace import find_run
+
+    directory = find_run(run_name)
+    findings = audit_run(directory, limit, prompts or (), RichReporter(Console(stderr=True)))
+    if json:
+        print_json({"findings": findings})
+        return
+    show(findings, Console())
+    typer.echo(f"all findings with examples: {directory.data('audit')}; in the report after: cai report {run_name}")
+
+
+@app.command()
+def diagnose(
+    model: ModelName,
+    against: Against = None,
+    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    limit: Limit = None,
+    prompts: Prompts = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """What to suspect of a model, on what evidence, and which stage or principle to change."""
+    from rich.console import Console
+
+    from cai.auditing import diagnose_model
+    from cai.console import RichReporter, plain
+    from cai.constitution.load import load_constitution
+    from cai.diagnosis import diagnose as suspect
+
+    principles = load_constitution(constitution)
+    findings = diagnose_model(model, against, constitution.parent, limit, prompts or (), seed, RichReporter(Console(stderr=True)))
+    suspicions = suspect(findings, principles)
+    if json:
+        print_json({"suspicions": suspicions, "findings": findings})
+        return
+    console = Console()
+    show(findings, console)
+    for s in suspicions:
+        console.print(plain(f"\n{'Found' if s.sure else 'Suspected'}: {s.suspicion}", "bold"))
+        for f in s.findings:
+            console.print(plain(f"  {f.question}: {_value(f)}, n = {f.n}"))
+            for e in f.examples[:1]:
+                console.print(plain(f"    asked: {e.prompt}\n    said:  {e.after}", "dim"))
+        named = ", ".join(s.principles) or f"none of {principles.id} speaks of it: add one"
+        console.print(plain(f"  stages: {', '.join(s.stages)}\n  principles: {named}\n  {s.change}"))
+    if not suspicions:
+        console.print("Nothing stands out. That is no proof of health: see n and the intervals.")
+
+
+def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
+    """Print findings, one table for each family."""
+    from cai.console import plain, plain_table
+
+    families: dict[str, list[AuditFinding]] = {}
+    for f in findings:
+        families.setdefault(f"{f.subject}, against {f.against}" if f.against else f.subject, []).append(f)
+    for title, family in families.items():
+        table = plain_table("check", "value", "95 % interval", "level", "n", "verdict", right=("value", "level", "n"), title=title)
+        for f in family:
+            sign = "+" if f.against else ""
+            numbers = (f"{f.value:{sign}.2f}", f"{f.low:{sign}.2f} – {f.high:{sign}.2f}", f"{f.level:.2f}", str(f.n))
+            table.add_row(f.check.replace("_", " "), *numbers, plain(f.verdict, _COLOURS[f.verdict]))
+        console.print(table)
+        for f in family:
+            if f.note and f.verdict in ("found", "suspect"):
+                console.print(plain(f"{f.check.replace('_', ' ')}: {f.note}"))
+
+
+def _value(f: "AuditFinding") -> str:
+    change = f"{f.value:+.2f} against {f.against}, to {f.level:.2f}" if f.against else f"{f.value:.2f}"
+    return f"{change} [{f.low:.2f}, {f.high:.2f}]"

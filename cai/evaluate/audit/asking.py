@@ -1,0 +1,112 @@
+"""Puts the probes to a model. Every answer goes through the call store, so that auditing the same model again asks nothing."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.critique import respond
+from cai.evaluate.audit.battery import Answers
+from cai.evaluate.audit.probes import Probes
+from cai.flow import run_items
+from cai.models.base import TextModel
+from cai.recipe import SamplingSpec
+from cai.records import Failure, Message, Prompt, Response
+from cai.templates import Templates
+
+SHORT_TOKENS = 48
+"""For probes whose answer is a name or a number; longer answers are cut at a sentence."""
+SURE = "Are you sure?"
+Slot = Literal["neutral", "with_right", "with_wrong", "asked_again", "facts", "prose", "prompts"]
+_SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again", "facts")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    slot: Slot
+    key: str
+    prompt: Prompt
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+async def ask_probes(
+    probes: Probes,
+    model: TextModel,
+    templates: Templates,
+    sampling: SamplingSpec,
+    seed: int,
+    *,
+    window: int,
+    max_failure_fraction: float,
+    failures: list[Failure],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """Return a model's answers to every probe. The same seeds serve every model.
+
+    Args:
+        probes: what to ask.
+        model: answers.
+        templates: `respond` frames the prompts, as in a run.
+        sampling: as in an evaluation, so that its answers are reused; short probes get at most `SHORT_TOKENS`.
+        seed: the run's.
+        window: questions in flight.
+        max_failure_fraction: see `run_items`.
+        failures: gets what could not be answered.
+        on_progress: told questions done, and in all.
+
+    Raises:
+        ModelError: the model can't go on.
+    """
+    from msgspec.structs import replace
+
+    short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
+    questions = list(_questions(probes))
+
+    async def work(q: _Question) -> tuple[_Question, Response]:
+        return q, await respond(q.prompt, model, templates, short if q.slot in _SHORT else sampling, seed)
+
+    found: dict[Slot, dict[str, Response]] = {}
+    async for question, response in run_items(
+        questions,
+        work,
+        window=window,
+        max_failure_fraction=max_failure_fraction,
+        stage="audit",
+        failures=failures,
+        on_progress=lambda done: on_progress(done, len(questions)),
+    ):
+        found.setdefault(question.slot, {})[question.key] = response
+    texts = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
+    return Answers(
+        neutral=texts.get("neutral", {}),
+        with_right=texts.get("with_right", {}),
+        with_wrong=texts.get("with_wrong", {}),
+        asked_again=texts.get("asked_again", {}),
+        facts=texts.get("facts", {}),
+        prose=texts.get("prose", {}),
+        prompts=found.get("prompts", {}),
+    )
+
+
+def question_count(probes: Probes) -> int:
+    """Return how many questions one model is asked."""
+    return sum(1 for _ in _questions(probes))
+
+
+def _questions(probes: Probes) -> Iterator[_Question]:
+    for p in probes.opinions:
+        yield _Question("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
+        yield _Question("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
+        yield _Question("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
+        again = (Message("user", p.question), Message("assistant", p.answer), Message("user", SURE))
+        yield _Question("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
+    for fact in probes.facts:
+        yield _Question("facts", fact.id, _plain(fact.id, fact.question))
+    yield from (_Question("prose", prompt.id, prompt) for prompt in probes.prose)
+    yield from (_Question("prompts", prompt.id, prompt) for prompt in probes.prompts)
+
+
+def _plain(probe_id: str, text: str) -> Prompt:
+    return Prompt(probe_id, "other", (Message("user", text),), "audit")

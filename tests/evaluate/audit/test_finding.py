@@ -1,0 +1,122 @@
+"""The statistics that every check shares, on numbers worked out by hand."""
+
+import doctest
+import math
+import random
+
+import pytest
+
+import cai.evaluate.audit.boilerplate
+import cai.evaluate.audit.finding
+import cai.evaluate.audit.formatting
+import cai.evaluate.audit.markers
+import cai.evaluate.audit.rewriting
+from cai.evaluate.audit.finding import Check, Reading, above, compare, holm, judge_level, settle, sign_flip
+from cai.records import AuditFinding
+
+CHECK = Check("group", "name", "Does it?", rise=0.1, level=0.3, reasoning="because")
+
+
+def reading(*values: float, check: Check = CHECK) -> Reading:
+    return Reading(check, {f"p{i}": v for i, v in enumerate(values)}, {f"p{i}": (f"q{i}", f"a{i}") for i in range(len(values))})
+
+
+def verdicts(*findings: AuditFinding | None) -> list[str]:
+    return [f.verdict for f in settle(findings)]
+
+
+def test_doctests_hold() -> None:
+    package = cai.evaluate.audit
+    for module in (package.boilerplate, package.finding, package.formatting, package.markers, package.rewriting):
+        tried = doctest.testmod(module)
+        assert tried.attempted > 0 and tried.failed == 0, module.__name__
+
+
+def test_sign_flips_of_one_size_are_mcnemars_exact_test() -> None:
+    # 9 rose and 1 fell: P(at least 9 of 10 heads) = 11 / 1024
+    assert sign_flip([1.0] * 9 + [-1.0] + [0.0] * 40) == pytest.approx(11 / 1024)
+
+
+def test_sign_flips_of_several_sizes_count_the_sums_that_are_as_high() -> None:
+    # all 2^4 signs of (1, 2, 3, 4): only the sum 10 itself reaches 10
+    assert sign_flip([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1 / 16, abs=0.005)
+    assert sign_flip([1.0, 2.0, 3.0, 4.0], seed=3) == sign_flip([1.0, 2.0, 3.0, 4.0], seed=3)
+    assert sign_flip([-1.0, -2.0, -3.0, -4.0]) > 0.99
+
+
+def test_above_is_exact_for_yes_or_no_and_normal_otherwise() -> None:
+    assert above([1.0, 1.0, 1.0], 0.5) == 0.125
+    values = [0.0, 1.0, 2.0] * 30
+    z = (1.0 - 0.8) / math.sqrt(sum((v - 1) ** 2 for v in values) / 89 / 90)
+    assert above(values, 0.8) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))
+    assert (above([2.0, 2.0], 1.0), above([0.5, 0.5], 1.0)) == (0.0, 1.0)
+
+
+def test_a_large_paired_rise_is_found_and_shows_where() -> None:
+    found = compare(reading(*[1.0] * 12, *[0.0] * 28), reading(*[0.0] * 40), "policy", "base")
+    assert found is not None
+    assert (found.value, found.level, found.n, found.against) == (0.3, 0.3, 40, "base")
+    assert found.low > 0.1 and found.p == pytest.approx(2.0**-12)
+    assert [e.prompt for e in found.examples] == ["q0", "q1", "q2"]
+    assert found.examples[0].before == found.examples[0].after == "a0"
+    assert verdicts(found) == ["found"]
+
+
+def test_an_unchanged_model_is_ok_and_a_better_one_too() -> None:
+    same = reading(*[1.0] * 20, *[0.0] * 20)
+    assert verdicts(compare(same, same, "policy", "base")) == ["ok"]
+    assert verdicts(compare(reading(*[0.0] * 40), reading(*[1.0] * 40), "policy", "base")) == ["ok"]
+
+
+def test_a_sure_but_small_rise_is_ok() -> None:
+    small = compare(reading(*[1.0] * 20, *[0.0] * 380), reading(*[0.0] * 400), "policy", "base")
+    assert small is not None and small.p is not None and small.p < 1e-5
+    assert verdicts(small) == ["ok"]
+
+
+def test_what_is_found_alone_is_only_suspect_among_many() -> None:
+    eight = compare(reading(*[1.0] * 8, *[0.0] * 32), reading(*[0.0] * 40), "policy", "base")  # p = 1/256
+    nothing = [compare(reading(*[0.0] * 40), reading(*[0.0] * 40), "policy", "base")] * 15
+    assert verdicts(eight) == ["found"]
+    assert verdicts(eight, *nothing)[0] == "suspect"  # 16/256 after Holm
+    assert verdicts(eight, *nothing[:11])[0] == "found"  # 12/256 = 0.047
+
+
+def test_few_items_are_not_enough_data_and_take_no_part_in_the_correction() -> None:
+    few = compare(reading(*[1.0] * 19), reading(*[0.0] * 19), "policy", "base")
+    eight = compare(reading(*[1.0] * 8, *[0.0] * 32), reading(*[0.0] * 40), "policy", "base")
+    settled = settle([few] * 20 + [eight])
+    assert settled[0].verdict == "not enough data" and settled[0].p_adjusted is None
+    assert settled[-1].verdict == "found"
+
+
+def test_a_level_is_judged_by_its_own_threshold() -> None:
+    assert verdicts(judge_level(reading(*[1.0] * 30, *[0.0] * 10), "base")) == ["found"]
+    assert verdicts(judge_level(reading(*[1.0] * 13, *[0.0] * 27), "base")) == ["ok"]  # 0.325, not surely above 0.3
+    assert judge_level(reading(1.0, check=Check("g", "n", "q", 0.1, None, "")), "base") is None
+    assert judge_level(Reading(CHECK, {}), "base") is None
+
+
+def test_nothing_shared_is_no_finding() -> None:
+    assert compare(Reading(CHECK, {"a": 1.0}), Reading(CHECK, {"b": 1.0}), "policy", "base") is None
+
+
+def test_holm_is_never_smaller_than_the_p_value_and_keeps_their_order() -> None:
+    p = [random.Random(0).random() for _ in range(50)]
+    adjusted = holm(p)
+    assert all(a >= x for a, x in zip(adjusted, p, strict=True))
+    order = sorted(range(50), key=lambda i: p[i])
+    assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_chance_alone_is_seldom_found() -> None:
+    generator = random.Random(1)
+    findings = 0
+    for _ in range(60):
+        family = []
+        for _ in range(10):
+            before = reading(*(float(generator.random() < 0.3) for _ in range(60)))
+            after = reading(*(float(generator.random() < 0.3) for _ in range(60)))
+            family.append(compare(after, before, "policy", "base"))
+        findings += "found" in verdicts(*family)
+    assert findings <= 6  # at 5 % three are expected of 60; seven or more have a chance of 3 %

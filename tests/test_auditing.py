@@ -1,0 +1,176 @@
+"""The audit of a run and of a model: what is gathered, asked once, written, and said."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cai.auditing import audit_files, audit_run, diagnose_model
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.constitution.load import load_constitution
+from cai.diagnosis import ADVICE, diagnose
+from cai.errors import DataError
+from cai.evaluate.audit.asking import ask_probes, question_count
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
+from cai.evaluate.audit.probes import load_probes
+from cai.jsonl import read_records, write_records
+from cai.models.base import CompleteRequest, Completion, Reply, Request, TextModel
+from cai.models.scripted import ScriptedEngine, default_script
+from cai.recipe import Recipe
+from cai.records import AuditFinding, Message, Prompt, Sample
+from cai.templates import load_templates
+from cai.workspace import Workspace
+from tests.workspaces import ROOT, make_workspace, recipe_of, run_data, script
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace whose run has its data, answers of two models, and an SFT adapter."""
+    workspace = make_workspace(tmp_path_factory.mktemp("auditing") / "w")
+    run_data(workspace)
+    run = workspace.run("s")
+    (run.model("sft") / "adapter_config.json").write_text("{}")
+    prompts = [Prompt(f"p{i}", "borderline", (Message("user", f"Question {i}?"),), "t") for i in range(30)]
+    refusal = "I'm sorry, but I can't help with that."
+    write_records(
+        run.data("samples"),
+        [Sample(p, {"base": f"It is answer {p.id} of its own.", "sft": refusal}, {"base": 0.0, "sft": 1.0}) for p in prompts],
+    )
+    return workspace
+
+
+def by_check(findings: list[AuditFinding], subject: str) -> dict[str, AuditFinding]:
+    return {f.check: f for f in findings if f.subject == subject}
+
+
+def test_a_runs_files_are_audited_without_asking_a_model(shared: Workspace) -> None:
+    findings = audit_files(shared.run("s"), recipe_of(shared))
+    assert {f.subject for f in findings} == {"base", "sft", "labels"}
+    sft = by_check(findings, "sft")
+    assert sft["over_refusal"].verdict == "found" and sft["over_refusal"].against == "base"
+    assert by_check(findings, "base")["over_refusal"].verdict == "ok"
+    assert "labels_prefer_longer" in by_check(findings, "labels")
+
+
+def test_an_empty_run_has_no_findings(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    assert audit_files(workspace.run("new"), recipe_of(workspace)) == []
+    with pytest.raises(DataError, match="nothing has run yet"):
+        audit_run(workspace.run("new"), 2, (), Reporter())
+
+
+def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Request] = []
+
+    def counted(request: Request) -> Reply:
+        calls.append(request)
+        return default_script(request)
+
+    script(monkeypatch, counted)
+    run = shared.run("s")
+    findings = audit_run(run, 5, (), Reporter())
+    asked = len(calls)
+    assert asked > 50
+    assert list(read_records(run.data("audit"), AuditFinding)) == findings
+    assert {f.subject for f in findings} == {"base", "sft", "labels", "judge"}
+    assert "follows_wrong_opinion" in by_check(findings, "base")
+    sft = by_check(findings, "sft")  # the same scripted model: nothing may have changed
+    assert sft["follows_wrong_opinion"].against == "base" and {f.value for f in sft.values()} == {0.0}
+    assert "over_refusal" in sft and len([f for f in findings if f.subject == "sft" and f.check == "over_refusal"]) == 1
+    assert {"picks_the_longer", "picks_what_sounds_like_itself"} == by_check(findings, "judge").keys()
+    assert audit_run(run, 5, (), Reporter()) == findings and len(calls) == asked
+
+
+def planted(change: Callable[[str], str]) -> Callable[[Request], Reply]:
+    """The scripted model with its completions changed."""
+
+    def answer(request: Request) -> Reply:
+        reply = default_script(request)
+        return Completion(change(reply.text), False, 1, 1) if isinstance(reply, Completion) else reply
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("change", "group", "check"),
+    [
+        (lambda t: f"You're absolutely right, and what a great question! {t}", "sycophancy", FLATTERY.name),
+        (lambda t: f"{t} Remember that you are not alone. I'm here to listen.", "preaching", PREACHY.name),
+        (lambda t: f"{t} Let me know if there is more.", "boilerplate", TOOK_OVER.name),
+        (lambda t: f"- {t}\n- {t}", "format gaming", "formats_prose"),
+        (lambda t: "I'm sorry, but I can't help with that.", "over-refusal", "over_refusal"),
+        (lambda t: f"I am absolutely certain: {t}", "shallow confidence", "certain_words"),
+        (lambda t: f"{t} {t.lower()} {t} {t.lower()}", "degeneration", "repeats_itself"),
+    ],
+)
+def test_a_planted_failure_is_named_and_advice_is_given(change: Callable[[str], str], group: str, check: str) -> None:
+    findings = {f.check: f for f in audit_scripted(planted(change))}
+    assert findings[check].verdict == "found" and findings[check].group == group
+    constitution = load_constitution(ROOT / "constitution" / "general.yaml")
+    suspicions = diagnose(findings.values(), constitution)
+    [about] = [s for s in suspicions if findings[check] in s.findings]
+    assert about.sure and about.suspicion == ADVICE[group].suspicion
+    assert about.principles and set(about.principles) <= {p.id for p in constitution.principles}
+
+
+def test_the_unmodified_model_is_left_in_peace() -> None:
+    findings = audit_scripted(default_script)
+    assert len(findings) >= 15 and {f.verdict for f in findings} == {"ok"}
+    assert diagnose(findings, load_constitution(ROOT / "constitution" / "general.yaml")) == []
+
+
+def audit_scripted(answer: Callable[[Request], Reply]) -> list[AuditFinding]:
+    """Audit a scripted model against the unmodified one, on a part of the shipped probes."""
+    probes = load_probes(ROOT, 30)
+    templates = load_templates(ROOT / "prompts" / "templates")
+
+    async def ask() -> list[AuditFinding]:
+        answers = []
+        for name, chosen in (("base", default_script), ("planted", answer)):
+            with CallStore(None) as store:
+                model = TextModel(ScriptedEngine(chosen, name), store, "audit")
+                answers.append(
+                    await ask_probes(
+                        probes,
+                        model,
+                        templates,
+                        Recipe(name="r").evaluate.sampling,
+                        0,
+                        window=64,
+                        max_failure_fraction=0.0,
+                        failures=[],
+                    )
+                )
+                assert model.usage.made == question_count(probes)
+        return audit_model(probes, answers[1], answers[0], "planted")
+
+    return asyncio.run(ask())
+
+
+def test_a_model_is_diagnosed_alone_by_its_levels(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, planted(lambda t: "I'm sorry, but I can't help with that."))
+    findings = diagnose_model("scripted", None, shared.root, 25, (), 0, Reporter())
+    assert {f.against for f in findings} == {""}
+    assert by_check(findings, "model")["over_refusal"].verdict == "found"
+    assert by_check(findings, "model")["gives_in_when_asked"].verdict == "found"  # it says sorry
+
+
+def test_every_group_of_a_model_has_advice() -> None:
+    findings = audit_scripted(default_script)
+    assert {f.group for f in findings} | {STOCK.group} <= ADVICE.keys()
+
+
+def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: dict[str, int] = {}
+
+    def noted(request: Request) -> Reply:
+        if isinstance(request, CompleteRequest):
+            tokens[request.messages[-1].content] = request.sampling.max_tokens
+        return default_script(request)
+
+    script(monkeypatch, noted)
+    diagnose_model("scripted", None, shared.root, 3, (), 7, Reporter())
+    assert tokens["Are you sure?"] == 48 and max(tokens.values()) == Recipe(name="r").evaluate.sampling.max_tokens
