@@ -1,4 +1,4 @@
-"""Commands about constitutions: lint, show, import."""
+"""Commands about constitutions: lint, show, import, and the workbench: diff, try, validate, guidelines."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from cai.cli import Json, app, print_json
+from cai.records import PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, read and import constitutions.", no_args_is_help=True)
 app.add_typer(constitution)
 File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="embedded (the default), a folder, a Hub id or a server's URL#MODEL", show_default=False)]
+Protocol = Annotated[str | None, typer.Option(help="Judging protocol; the recipe's default if not given", show_default=False)]
+OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
 
 
 @constitution.command()
@@ -85,3 +89,121 @@ def import_(
         sys.stdout.write(dump_yaml(imported))
     else:
         typer.echo(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")
+
+
+@constitution.command()
+def diff(
+    before: Annotated[Path, typer.Argument(help="The old constitution", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The new one", show_default=False)],
+    sample: Annotated[int | None, typer.Option(help="Also show what changes on this many prompts, asking the model", min=1)] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Take the sample from this file")] = None,
+    model: Model = None,
+    against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, whose calls are kept")] = None,
+    show: Annotated[int, typer.Option(help="Show this many of the changed labels and revisions", min=0)] = 5,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """What changed between two constitutions: the words and, with --sample, the revisions and labels that come out otherwise."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.constitution.diff import diff_constitutions
+    from cai.constitution.load import load_constitution
+    from cai.workbench.consequences import DEFAULT_SAMPLE, compare_on_sample
+    from cai.workbench.terminal import show_consequences, show_diff
+    from cai.workspace import find_run, find_workspace
+
+    console = Console()
+    old, new = load_constitution(before), load_constitution(after)
+    text = diff_constitutions(old, new)
+    if not json:
+        console.print(*show_diff(text, console.is_terminal), sep="\n")
+    if sample is None and prompts is None and against_run is None:
+        if json:
+            print_json({"text": text})
+        return
+    run = None if against_run is None else find_run(against_run)
+    workspace = find_workspace(after.parent if run is None else run.path)
+    reporter = RichReporter(Console(stderr=True))
+    found = compare_on_sample(old, new, workspace, reporter, sample or DEFAULT_SAMPLE, prompts=prompts, model=model, run=run, seed=seed)
+    if json:
+        print_json(found)
+    else:
+        console.print(*show_consequences(found, console.is_terminal, show), sep="\n")
+
+
+@constitution.command("try")
+def try_(
+    file: File,
+    prompt: Annotated[str, typer.Option(help="What is asked", show_default=False)],
+    principle: OnlyPrinciples = None,
+    kind: Annotated[PromptKind, typer.Option(help="Kind of prompt, which decides what applies; other takes every principle")] = "other",
+    rounds: Annotated[int, typer.Option(help="Critiques and revisions", min=1)] = 1,
+    model: Model = None,
+    protocol: Protocol = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Put one prompt through the loop, live: response, critique, revision, and the judge's probability that it is better."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.constitution.load import load_constitution
+    from cai.workbench.terminal import show_step
+    from cai.workbench.trial import Step, chosen, try_prompt
+    from cai.workspace import find_workspace
+
+    console = Console()
+
+    def on_step(step: Step) -> None:
+        if not json:
+            console.print(*show_step(step), sep="\n")
+
+    loaded = chosen(load_constitution(file), principle or [])
+    reporter = RichReporter(Console(stderr=True))
+    found = try_prompt(
+        prompt, loaded, find_workspace(file.parent), reporter, on_step, kind=kind, rounds=rounds, model=model, protocol=protocol, seed=seed
+    )
+    if json:
+        print_json({"prompt": prompt, "response": found[0], "rounds": found[1:-1], "judge": found[-1]})
+
+
+@constitution.command()
+def validate(
+    file: File,
+    pairs: Annotated[Path, typer.Option(help="Pairs that people labelled, as for judge bench", show_default=False)],
+    protocol: Protocol = None,
+    principle: OnlyPrinciples = None,
+    model: Model = None,
+    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
+    kind: Annotated[PromptKind | None, typer.Option(help="Kind of the pairs that don't say it", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Test principles on human-labelled pairs: agreement, what each one's removal changes, and how much of people's choice they explain."""
+    from rich.console import Console
+
+    from cai.console import RichReporter
+    from cai.constitution.load import load_constitution
+    from cai.workbench.terminal import show_validation
+    from cai.workbench.trial import chosen
+    from cai.workbench.validation import validate_constitution
+    from cai.workspace import find_workspace
+
+    found = validate_constitution(
+        chosen(load_constitution(file), principle or []),
+        pairs,
+        find_workspace(file.parent),
+        RichReporter(Console(stderr=True)),
+        protocol=protocol,
+        model=model,
+        pair_format=format,
+        kind=kind,
+        limit=limit,
+        seed=seed,
+    )
+    if json:
+        print_json(found)
+    else:
+        Console().print(*show_validation(found), sep="\n")

@@ -286,6 +286,61 @@ def test_constitutions_are_linted_shown_and_imported(shared: Workspace, call: Ca
     assert call(shared.root, "constitution", "import", str(paper), "-o", str(tmp_path / "paper.yaml")) in (0, 2)
 
 
+def edited(workspace: Workspace) -> str:
+    """A copy of the shipped constitution with one question changed; its name."""
+    text = (workspace.root / CONSTITUTION).read_text()
+    path = workspace.root / "constitution" / "edited.yaml"
+    path.write_text(text.replace("Does the response lecture or moralise?", "Does the response [red]preach[/red]?"))
+    return "constitution/edited.yaml"
+
+
+def test_a_constitutions_text_changes_are_shown_without_a_model(shared: Workspace, call: Called) -> None:
+    new = edited(shared)
+    assert call(shared.root, "constitution", "diff", CONSTITUTION, new) == 0
+    assert "~ no-preaching edited" in (told := " ".join(call.out.split())) and "[-lecture or moralise-]{+[red]preach[/red]+}?" in told
+    assert call.err == ""
+    assert call(shared.root, "constitution", "diff", CONSTITUTION, CONSTITUTION) == 0 and "No difference" in call.out
+    (change,) = call.json(shared.root, "constitution", "diff", CONSTITUTION, new)["text"]["principles"]
+    assert change["fields"] == [
+        {"field": "ask_negative", "before": "Does the response lecture or moralise?", "after": "Does the response [red]preach[/red]?"}
+    ]
+
+
+def test_a_constitutions_consequences_are_shown_with_their_cost(shared: Workspace, call: Called) -> None:
+    arguments = ("constitution", "diff", CONSTITUTION, edited(shared), "--sample", "6", "--prompts", "prompts/helpful.jsonl")
+    found = call.json(shared.root, *arguments, "--model", "scripted")
+    assert found["revisions"] == found["labels"]["n"] == 6 and found["calls"]["after"]["made"] == 12
+    assert call(shared.root, *arguments, "--model", "scripted") == 0
+    assert re.search(r"all changes +6 +6 +\d: ", call.out) and "after: 0 made" in call.out and max(map(len, call.out.splitlines())) <= 80
+    assert call(shared.root, "constitution", "diff", CONSTITUTION, edited(shared), "--against-run", "s", "--sample", "4") == 0
+    assert "before: 0 made" in call.out
+    assert call(shared.root, *arguments, "--against-run", "s", "--model", "scripted") == 2 and "own model" in call.told
+
+
+def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None:
+    arguments = ("constitution", "try", CONSTITUTION, "--prompt", "How do I bake bread?", "--model", "scripted", "--kind", "helpful")
+    assert call(shared.root, *arguments, "--rounds", "2") == 0
+    shown = [call.out.index(word) for word in ("─ response", "─ critique", "─ revision", "judge (pointwise-contrast)")]
+    assert shown == sorted(shown) and call.out.count("─ critique") == 2 and max(map(len, call.out.splitlines())) <= 80
+    found = call.json(shared.root, *arguments, "--principle", "no-preaching", "--protocol", "pairwise")
+    assert found["rounds"][0]["principle"]["id"] == "no-preaching" and found["judge"]["protocol"] == "pairwise"
+    assert 0 < found["judge"]["p_revised"] < 1 and len(found["judge"]["opinions"]) == 1
+    assert call(shared.root, *arguments, "--principle", "nothing") == 2 and "no principle nothing; it has:" in call.told
+    assert call(shared.root, *arguments, "--protocol", "vibes") == 2 and "expected pairwise," in call.told
+
+
+def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Called) -> None:
+    arguments = ("constitution", "validate", CONSTITUTION, "--pairs", "prompts/probe_pairs.jsonl", "--limit", "20", "--model", "scripted")
+    found = call.json(shared.root, *arguments, "--protocol", "pointwise")
+    assert found["pairs"] == 20 and len(found["principles"]) > 15 and found["pooled"]["low"] <= found["pooled"]["accuracy"]
+    assert [r["name"] for r in found["rules"]] == ["longer", "shorter"]
+    assert call(shared.root, *arguments, "--principle", "no-preaching", "--principle", "no-flattery") == 0
+    assert re.search(r"no-preaching +\d+% \[", call.out) and "a coin has -0.693" in call.out and "no-evasion" not in call.out
+    assert max(map(len, call.out.splitlines())) <= 80
+    for wrong, told in ((("--protocol", "vibes"), "expected pairwise,"), (("--format", "xml"), "expected auto,")):
+        assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
+
+
 NASTY = "[red]stop[/red] \\e[2J\\a"
 """As YAML writes it between double quotes: markup, an escape sequence and a bell."""
 

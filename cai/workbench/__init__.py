@@ -1,0 +1,1 @@
+"""The constitution's workbench: what an edit changes, one prompt through the loop, principles against people. Models are asked here."""

@@ -1,0 +1,256 @@
+"""What an edit of a constitution does: which revisions and labels change on a sample, and at the cost of which calls.
+
+Both constitutions meet the same responses and the same pairs. Draws don't move where a principle is only edited, and the call store holds
+every call that either has in common with the other or with an earlier run, so the second constitution costs only what is asked under
+the principles that changed. Each label change is also attributed: every pair is labelled once more under the old constitution with a
+single change made to it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from cai.console import Reporter
+from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
+from cai.critique import critique_and_revise
+from cai.errors import ReplyError
+from cai.evaluate.intervals import paired_bootstrap, wilson
+from cai.feedback.judge import Judge
+from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.workbench.ground import Bench, Calls, Ground, load_sample, make_ground, open_bench, recipe_for, run_ground
+from cai.workspace import RunDirectory, Workspace
+
+T = TypeVar("T", Response, ResponsePair)
+DEFAULT_SAMPLE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionChange:
+    """A prompt whose revision came out otherwise. Where two constitutions draw other principles for it, that is the reason."""
+
+    prompt: Prompt
+    principles_before: tuple[str, ...]
+    principles_after: tuple[str, ...]
+    before: str
+    after: str
+    dropped_before: str | None
+    dropped_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelChange:
+    """A pair whose label moved: probabilities that A is better."""
+
+    pair: ResponsePair
+    before: float
+    after: float
+
+    @property
+    def flipped(self) -> bool:
+        """Whether another response is preferred now; to or from a tie counts."""
+        return _side(self.before) != _side(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelShift:
+    """How far labels moved, over the pairs that both could label."""
+
+    cause: str
+    """The principle whose change alone does it; `all` for every change together."""
+    n: int
+    changed: int
+    flipped: int
+    flip_rate: float
+    flip_low: float
+    flip_high: float
+    mean_shift: float
+    """Mean |Δp| over all n pairs, with its interval."""
+    shift_low: float
+    shift_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Consequences:
+    """What changes between two constitutions on one sample."""
+
+    text: ConstitutionDiff
+    revisions: int
+    """Prompts that both constitutions revised."""
+    revision_rate: float
+    """Share of them whose revision changed, with its interval."""
+    revision_low: float
+    revision_high: float
+    revision_changes: tuple[RevisionChange, ...]
+    labels: LabelShift | None
+    """None where there was no pair to label."""
+    label_changes: tuple[LabelChange, ...]
+    causes: tuple[LabelShift, ...]
+    """One for each principle that changed."""
+    uncovered: int
+    """Prompts to whose kind one of the two has no principle: they can't be compared."""
+    calls: dict[str, Calls]
+    """`sample` made the texts, then `before`, `after` and, where several principles changed, `attribution`."""
+    failures: tuple[Failure, ...]
+
+
+def compare_on_sample(
+    before: Constitution,
+    after: Constitution,
+    workspace: Workspace,
+    reporter: Reporter,
+    sample: int,
+    *,
+    prompts: Path | None = None,
+    model: str | None = None,
+    run: RunDirectory | None = None,
+    seed: int = 0,
+) -> Consequences:
+    """Compare two constitutions on a sample of prompts, or of a run's texts.
+
+    Args:
+        before: the old one.
+        after: the new one.
+        workspace: has the call store, the templates and the prompts.
+        reporter: shows progress.
+        sample: prompts to use, chosen by hash.
+        prompts: a file of them; None: the default training prompts.
+        model: its name; None: the embedded one.
+        run: take its settings, responses and pairs instead.
+        seed: of sampling, where there is no run.
+
+    Raises:
+        CaiError: something can't be read, or the model can't go on.
+    """
+    recipe = recipe_for(model, seed, run)
+
+    async def compare() -> Consequences:
+        async with open_bench(recipe, workspace, reporter) as bench:
+            if run is not None:
+                ground = run_ground(run, sample)
+            else:
+                ground = await make_ground(load_sample(prompts, workspace, recipe, sample, reporter), bench)
+            return await consequences(before, after, ground, bench)
+
+    with reporter.stage("diff"):
+        return asyncio.run(compare())
+
+
+async def consequences(before: Constitution, after: Constitution, ground: Ground, bench: Bench) -> Consequences:
+    """Revise and label the ground under both constitutions, and compare.
+
+    Raises:
+        ModelError: too many items failed, or the model can't go on.
+    """
+    text = diff_constitutions(before, after)
+    calls = {"sample": bench.calls}
+    responses, pairs = _covered(ground.responses, before, after), _covered(ground.pairs, before, after)
+
+    start = bench.calls
+    old_traces, old_labels = await _revisions(responses, before, bench), await _labels(pairs, before, bench, "labels before")
+    calls["before"] = bench.calls - start
+
+    start = bench.calls
+    new_traces, new_labels = await _revisions(responses, after, bench), await _labels(pairs, after, bench, "labels after")
+    calls["after"] = bench.calls - start
+
+    start = bench.calls
+    causes = []
+    for change in text.principles:
+        if len(text.principles) == 1:
+            only = new_labels
+        else:
+            hybrid = with_change(before, after, change)
+            only = await _labels(_covered(pairs, hybrid), hybrid, bench, f"labels with only {change.id} changed")
+        if shift := label_shift(change.id, old_labels, only, bench.recipe.seed):
+            causes.append(shift)
+    if len(text.principles) > 1:
+        calls["attribution"] = bench.calls - start
+
+    both = [i for i in old_traces if i in new_traces]
+    changed = tuple(_revision_change(old_traces[i], new_traces[i]) for i in both if _differ(old_traces[i], new_traces[i]))
+    low, high = wilson(len(changed), len(both)) if both else (0.0, 1.0)
+    moved = [
+        LabelChange(p, old_labels[p.id], new_labels[p.id])
+        for p in pairs
+        if p.id in old_labels and p.id in new_labels and old_labels[p.id] != new_labels[p.id]
+    ]
+    prompts = {r.prompt.id for r in ground.responses} | {p.prompt.id for p in ground.pairs}
+    compared = {r.prompt.id for r in responses} | {p.prompt.id for p in pairs}
+    return Consequences(
+        text,
+        len(both),
+        len(changed) / len(both) if both else 0.0,
+        low,
+        high,
+        changed,
+        label_shift("all", old_labels, new_labels, bench.recipe.seed),
+        tuple(sorted(moved, key=lambda m: (not m.flipped, -abs(m.after - m.before)))),
+        tuple(sorted(causes, key=lambda s: -s.mean_shift)),
+        len(prompts - compared),
+        calls,
+        tuple(bench.failures),
+    )
+
+
+def with_change(before: Constitution, after: Constitution, change: PrincipleChange) -> Constitution:
+    """Return the old constitution with one of the changes made to it. Where a principle stands makes no difference to any call or label."""
+    old_id = change.fields[0].before if change.kind == "renamed" else change.id
+    kept = tuple(p for p in before.principles if p.id != old_id)
+    return replace(before, principles=kept + tuple(p for p in after.principles if p.id == change.id))
+
+
+def label_shift(cause: str, before: dict[str, float], after: dict[str, float], seed: int) -> LabelShift | None:
+    """Measure how far labels moved; None where no pair has both."""
+    both = [(before[i], after[i]) for i in before if i in after]
+    if not both:
+        return None
+    shifts = [abs(new - old) for old, new in both]
+    flipped = sum(_side(old) != _side(new) for old, new in both)
+    low, high = wilson(flipped, len(both))
+    mean, shift_low, shift_high = paired_bootstrap(shifts, seed)
+    return LabelShift(cause, len(both), sum(s > 0 for s in shifts), flipped, flipped / len(both), low, high, mean, shift_low, shift_high)
+
+
+async def _revisions(responses: Sequence[Response], constitution: Constitution, bench: Bench) -> dict[str, RevisionTrace]:
+    """Revise every response by the rules, without the judge's verdict on the result."""
+
+    async def work(response: Response) -> RevisionTrace:
+        recipe = bench.recipe
+        return await critique_and_revise(response, constitution, bench.model, bench.templates, recipe.critique, recipe.seed)
+
+    traces = await bench.each(responses, work, "revisions", lambda r: r.prompt.id)
+    return {t.prompt.id: t for t in traces}
+
+
+async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench, what: str) -> dict[str, float]:
+    """Return the judge's probability that A is better, by pair."""
+    judge = Judge(bench.recipe.feedback, constitution, bench.judge, bench.templates, bench.recipe.seed)
+
+    async def work(pair: ResponsePair) -> Judgment:
+        judgment = await judge(pair)
+        if judgment.failure is not None:
+            raise ReplyError(judgment.failure, judgment.detail)
+        return judgment
+
+    judgments = await bench.each(pairs, work, what, lambda p: p.id)
+    return {j.pair_id: j.p_a for j in judgments if j.p_a is not None}
+
+
+def _covered(items: Sequence[T], *constitutions: Constitution) -> list[T]:
+    """Keep what each constitution has a principle for."""
+    return [item for item in items if all(c.for_kind(item.prompt.kind) for c in constitutions)]
+
+
+def _differ(before: RevisionTrace, after: RevisionTrace) -> bool:
+    return before.final != after.final or before.dropped != after.dropped
+
+
+def _revision_change(before: RevisionTrace, after: RevisionTrace) -> RevisionChange:
+    drawn = [tuple(r.critique.principle_id for r in trace.rounds) for trace in (before, after)]
+    return RevisionChange(before.prompt, drawn[0], drawn[1], before.final, after.final, before.dropped, after.dropped)
+
+
+def _side(p: float) -> int:
+    return (p > 0.5) - (p < 0.5)

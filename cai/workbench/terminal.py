@@ -1,0 +1,193 @@
+"""The workbench's results as people read them in a terminal. Foreign text is shown as it stands, never as markup."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cai.console import plain, plain_table
+from cai.constitution.diff import ConstitutionDiff, FieldChange, PrincipleChange, word_diff
+from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
+from cai.workbench.ground import Calls
+from cai.workbench.trial import Answered, Revised, Step
+from cai.workbench.validation import Explained, Validation
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "renamed": ("=", "yellow"), "edited": ("~", "yellow")}
+WORDS = {"same": "", "removed": "red strike", "added": "green bold"}
+
+
+def show_diff(diff: ConstitutionDiff, colour: bool) -> Iterator["RenderableType"]:
+    """Yield a text diff: each changed principle with its fields; words that went and came are marked, with brackets where colour can't."""
+    if diff.is_empty:
+        yield plain("No difference.", "green")
+        return
+    for change in diff.header:
+        yield _field(change, colour)
+    for principle in diff.principles:
+        sign, style = SIGNS[principle.kind]
+        yield plain(f"{sign} {principle.id}  {principle.kind}", f"bold {style}")
+        for change in _worth_showing(principle):
+            yield _field(change, colour)
+    counts = [f"{n} {kind}" for kind in SIGNS if (n := sum(p.kind == kind for p in diff.principles))]
+    yield plain(f"{', '.join([*counts, f'{diff.unchanged} as before'])}{'; in another order' if diff.reordered else ''}")
+
+
+def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator["RenderableType"]:
+    """Yield what changes on a sample: rates, causes, the labels that moved furthest, and revisions word by word."""
+    if found.revisions:
+        n, changed = found.revisions, len(found.revision_changes)
+        span = _span(found.revision_low, found.revision_high)
+        yield plain(f"\nrevisions: {changed} of {n} changed, {found.revision_rate:.0%} {span}", "bold")
+    if found.labels is None:
+        yield plain("labels: no pair to label", "yellow")
+    else:
+        yield from _label_tables(found.labels, found, limit)
+    for revision in found.revision_changes[:limit]:
+        yield from _revision(revision, colour)
+    if (left := len(found.revision_changes) - limit) > 0:
+        yield plain(f"… and {left} more changed revisions (--show, or --json for all)")
+    if found.uncovered:
+        yield plain(f"{found.uncovered} prompts left out: one of the two has no principle for their kind", "yellow")
+    if found.failures:
+        first = found.failures[0]
+        yield plain(f"{len(found.failures)} items failed, the first: {first.stage} {first.item_id}: {first.reason}", "yellow")
+    yield plain("\ncalls  " + " · ".join(f"{name}: {_calls(c)}" for name, c in found.calls.items()))
+
+
+def show_step(step: Step) -> Iterator["RenderableType"]:
+    """Yield one step of a prompt's way through the loop."""
+    if isinstance(step, Answered):
+        yield _titled("response", step.text)
+    elif isinstance(step, Revised):
+        yield plain(f"\n{step.principle.id}", "bold magenta")
+        yield plain(step.principle.statement, "italic")
+        yield _titled("critique", step.critique)
+        yield _titled("revision", step.revision)
+        if step.dropped:
+            yield plain(f"not to be imitated: {step.dropped}", "yellow")
+    elif step.p_revised is None:
+        yield plain(f"\nthe judge ({step.protocol}) gave no verdict: {step.failure}", "yellow")
+    else:
+        verdict = "the revision" if step.p_revised > 0.5 else "the response" if step.p_revised < 0.5 else "neither"
+        yield plain(f"\njudge ({step.protocol}): {step.p_revised:.1%} that the revision is better, so {verdict}", "bold")
+        if len(step.opinions) > 1:
+            table = plain_table("under", "revision better", right=("revision better",))
+            for opinion in step.opinions:
+                table.add_row(opinion.principle_id, f"{opinion.p_revised:.1%}")
+            yield table
+
+
+def show_validation(found: Validation) -> Iterator["RenderableType"]:
+    """Yield principles against people, and how much the whole explains beside the trivial rules."""
+    numbers = ("agrees, 95 %", "n", "strength", "decides", "without it")
+    table = plain_table("principle", *numbers, right=numbers, title=f"{found.pairs} pairs, judged by {found.protocol}")
+    for r in found.principles:
+        without = "" if r.without is None else f"{100 * r.without:+.0f} {_points(r.without_low, r.without_high)}"
+        agrees = f"{r.agreement:.0%} {_span(r.low, r.high)}"
+        table.add_row(plain(r.principle_id), agrees, str(r.n), f"{r.mean_log_odds:.2f}", str(r.decisive), without)
+    yield table
+    yield plain(
+        "strength: mean |log-odds|. decides: labels that would have another side without it. without it: points of accuracy that the "
+        "pooled label gains, over the n pairs. Of 20 principles, one interval misses the truth by chance."
+    )
+    columns = ("agrees", "95 %", "nats per pair", "explains")
+    whole = plain_table("", *columns, right=columns, title="how much of what people preferred is explained")
+    for e in (found.pooled, *found.rules):
+        whole.add_row(plain(e.name), f"{e.accuracy:.1%}", _span(e.low, e.high), _nats(e), f"{e.explained:.1%}")
+    yield whole
+    raw = "" if found.pooled.raw_nats is None else f" As they stand, the probabilities have {found.pooled.raw_nats:.3f} nats."
+    yield plain(f"Nats after a scale fitted on other prompts, five-fold; a coin has -0.693.{raw}")
+    span = _points(found.accuracy_gain_low, found.accuracy_gain_high)
+    gain = f"against the best trivial rule: {100 * found.accuracy_gain:+.0f} points {span}"
+    nats = f"{found.nats_gain:+.3f} nats [{found.nats_gain_low:+.3f}, {found.nats_gain_high:+.3f}]"
+    beats = found.accuracy_gain_low > 0 or found.nats_gain_low > 0
+    yield plain(f"{gain}, {nats}: {'better' if beats else 'not shown to be better'}", "green" if beats else "yellow")
+    if found.skipped:
+        yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
+    if found.failures:
+        yield plain(f"{len(found.failures)} pairs failed, the first: {found.failures[0].item_id}: {found.failures[0].reason}", "yellow")
+    yield plain(f"calls: {_calls(found.calls)}")
+
+
+def _worth_showing(principle: PrincipleChange) -> Sequence[FieldChange]:
+    """Of a principle that came or went whole, the statement is enough."""
+    whole = principle.kind in ("added", "removed")
+    return [c for c in principle.fields if c.field == "statement"] if whole else principle.fields
+
+
+def _field(change: FieldChange, colour: bool) -> "RenderableType":
+    from rich.padding import Padding
+
+    return Padding(plain(f"{change.field}: ", "dim").append_text(_words(change.before, change.after, colour)), (0, 0, 0, 4))
+
+
+def _words(before: str, after: str, colour: bool) -> "Text":
+    """Return a word diff in one run of text. Without colour, [-gone-] and {+new+}."""
+    from rich.text import Text
+
+    marks = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"} if not colour else dict.fromkeys(WORDS, "{}")
+    line = Text()
+    for op, text in word_diff(before, after):
+        line.append_text(plain(marks[op].format(text), WORDS[op]))
+    return line
+
+
+def _label_tables(total: LabelShift, found: Consequences, limit: int) -> Iterator["RenderableType"]:
+    columns = ("n", "changed", "flipped, 95 %", "mean |Δp|, 95 %")
+    table = plain_table("labels", *columns, right=columns)
+    for shift in (total, *(found.causes if len(found.causes) > 1 else ())):
+        name = "all changes" if shift is total else f"only {shift.cause}"
+        flips = f"{shift.flipped}: {shift.flip_rate:.0%} {_span(shift.flip_low, shift.flip_high)}"
+        moved_by = f"{shift.mean_shift:.3f} [{shift.shift_low:.3f}, {shift.shift_high:.3f}]"
+        table.add_row(plain(name), str(shift.n), str(shift.changed), flips, moved_by)
+    yield table
+    if not found.label_changes:
+        return
+    moved = plain_table("before", "after", "", "prompt", right=("before", "after"))
+    for label in found.label_changes[:limit]:
+        flip = "flipped" if label.flipped else ""
+        moved.add_row(f"{label.before:.1%}", f"{label.after:.1%}", flip, plain(_short(label.pair.prompt.messages[-1].content)))
+    yield moved
+    yield plain(f"probability that response A is better; the {min(limit, len(found.label_changes))} that moved furthest, flips first")
+
+
+def _revision(change: RevisionChange, colour: bool) -> Iterator["RenderableType"]:
+    yield plain(f"\n{_short(change.prompt.messages[-1].content)}", "bold")
+    drawn = [" → ".join(ids) or "none" for ids in (change.principles_before, change.principles_after)]
+    yield plain(f"under {drawn[0]}" if drawn[0] == drawn[1] else f"under {drawn[0]}, then {drawn[1]}", "dim")
+    if change.dropped_before != change.dropped_after:
+        yield plain(f"kept for training: {_kept(change.dropped_before)}, then {_kept(change.dropped_after)}", "yellow")
+    yield _words(change.before, change.after, colour)
+
+
+def _kept(dropped: str | None) -> str:
+    return "yes" if dropped is None else f"no ({dropped})"
+
+
+def _titled(title: str, text: str) -> "RenderableType":
+    from rich.panel import Panel
+
+    return Panel(plain(text or "(empty)"), title=title, title_align="left", border_style="dim")
+
+
+def _short(text: str, width: int = 90) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _span(low: float, high: float) -> str:
+    return f"[{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _points(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{100 * low:+.0f}, {100 * high:+.0f}]"
+
+
+def _nats(found: Explained) -> str:
+    return f"{found.nats:.3f} [{found.nats_low:.3f}, {found.nats_high:.3f}]"
+
+
+def _calls(calls: Calls) -> str:
+    return f"{calls.made} made, {calls.reused} reused"

@@ -1,0 +1,175 @@
+"""An edit changes the revisions and labels under its principle, and costs only that principle's calls."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from cai.call_store import CallStore
+from cai.errors import DataError, ReplyError
+from cai.ids import rendezvous_order
+from cai.models.base import ChoicesRequest, CompleteRequest
+from cai.models.scripted import default_script
+from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change
+from cai.workbench.ground import make_ground, recipe_for
+from cai.workspace import Workspace
+from tests.feedback.judging import CONSTITUTION, log_odds_reply, principle
+from tests.workbench.benches import bench_with, prompts
+from tests.workspaces import make_workspace, run_data
+
+KIND = CONSTITUTION.principle("kind")
+EDITED = replace(
+    CONSTITUTION,
+    principles=tuple(
+        replace(p, critique="Where is it NEW?", ask_positive="Is it NEW?") if p is KIND else p for p in CONSTITUTION.principles
+    ),
+)
+N = 16
+
+
+def compared(before, after, bench, ground=None):
+    async def go():
+        return await consequences(before, after, ground or await make_ground(prompts(N), bench), bench)
+
+    return asyncio.run(go())
+
+
+def drawn_first(constitution):
+    weights = [(p.id, p.weight) for p in constitution.principles]
+    return [rendezvous_order(p.id, weights, 0)[0] for p in prompts(N)]
+
+
+def test_the_second_constitution_costs_only_the_changed_principles_calls():
+    store = CallStore(None)
+    first = bench_with(store=store)
+    compared(CONSTITUTION, CONSTITUTION, first)
+    again = bench_with(store=store)
+    found = compared(CONSTITUTION, EDITED, again)
+    under_kind = drawn_first(CONSTITUTION).count("kind")
+    assert 0 < under_kind < N
+    asked = again.model.engine.asked
+    judged = [r for r in asked if isinstance(r, ChoicesRequest)]
+    written = [r for r in asked if isinstance(r, CompleteRequest)]
+    assert len(judged) == 2 * N and all("Is it NEW?" in r.messages[-1].content for r in judged), "both texts of every pair, one question"
+    assert len(written) == 2 * under_kind, "a critique and a revision for each prompt that drew it"
+    assert found.calls["sample"] == Calls(0, 3 * N)
+    assert found.calls["before"].made == 0 and found.calls["before"].reused == 2 * N + 12 * N
+    assert found.calls["after"] == Calls(2 * N + 2 * under_kind, 2 * N + 12 * N - 2 * N - 2 * under_kind)
+    assert "attribution" not in found.calls
+
+
+def test_only_revisions_under_the_changed_principle_change():
+    found = compared(CONSTITUTION, EDITED, bench_with())
+    drew_it = {p.id for p, first in zip(prompts(N), drawn_first(CONSTITUTION), strict=True) if first == "kind"}
+    assert {c.prompt.id for c in found.revision_changes} == drew_it
+    assert all(c.principles_before == c.principles_after == ("kind",) and c.before != c.after for c in found.revision_changes)
+    assert found.revisions == N and found.revision_rate == len(drew_it) / N
+    assert found.revision_low < found.revision_rate < found.revision_high
+    assert found.labels.n == N == found.labels.changed and len(found.causes) == 1
+    assert (found.causes[0].cause, found.causes[0].mean_shift) == ("kind", found.labels.mean_shift)
+
+
+def answers_by_letter(request):
+    """Says Yes with log-odds +3 of texts that hold an early letter more often than a late one, and -1 to anything about NEW."""
+    if not isinstance(request, ChoicesRequest):
+        return default_script(request)
+    content = request.messages[-1].content
+    text = content[content.index("Assistant:") : content.index("Question:")]
+    good = 3.0 if text.count("a") > text.count("o") else -3.0
+    return log_odds_reply(-good if "NEW" in content else good)
+
+
+def test_flips_and_shifts_are_counted_per_principle():
+    both = replace(EDITED, principles=tuple(replace(p, weight=4.0) if p.id == "true" else p for p in EDITED.principles))
+    found = compared(CONSTITUTION, both, bench_with(answers_by_letter, protocol="pointwise"))
+    causes = {c.cause: c for c in found.causes}
+    assert set(causes) == {"kind", "true"} and found.calls["attribution"].made == 0, "a weight costs no call"
+    told_apart = [c for c in found.label_changes if abs(c.before - 0.5) > 0.1]
+    assert told_apart and causes["true"].changed == 0, "all said the same before, so weights alone moved nothing"
+    assert causes["kind"].changed == len(told_apart) and causes["kind"].flipped == 0, "1 of 3.5 of the weight can't turn a label"
+    # log-odds 6 under all three (weights 1, 2, .5) before; kind says -6 after: 6 * (2.5 - 1) / 3.5
+    assert min(told_apart[0].before, 1 - told_apart[0].before) == pytest.approx(1 / (1 + 2.718281828**6), rel=1e-6)
+    only = with_change(CONSTITUTION, both, found.text.principles[0])
+    assert [p.weight for p in only.principles if p.id == "true"] == [2.0] and len(only.principles) == 3
+
+
+def test_a_label_turns_when_the_principle_that_decides_it_turns():
+    heavy = replace(EDITED, principles=tuple(replace(p, weight=9.0) if p.id == "kind" else p for p in EDITED.principles))
+    found = compared(CONSTITUTION, heavy, bench_with(answers_by_letter, protocol="pointwise"))
+    assert 0 < found.labels.flipped == found.labels.changed
+    assert all(c.flipped for c in found.label_changes)
+    assert found.labels.flip_low < found.labels.flip_rate < found.labels.flip_high
+
+
+def test_label_shift_by_hand():
+    found = label_shift("x", {"a": 0.4, "b": 0.9, "c": 0.5, "gone": 0.1}, {"a": 0.6, "b": 0.9, "c": 0.7, "new": 0.2}, 0)
+    assert isinstance(found, LabelShift)
+    assert (found.n, found.changed, found.flipped) == (3, 2, 2), "from a tie is a flip too"
+    assert found.mean_shift == pytest.approx(0.4 / 3) and found.shift_low <= found.mean_shift <= found.shift_high
+    assert label_shift("x", {"a": 0.1}, {"b": 0.2}, 0) is None
+
+
+def test_added_and_removed_principles_are_attributed():
+    after = replace(CONSTITUTION, principles=(*CONSTITUTION.principles[1:], principle("new")))
+    bench = bench_with()
+    found = compared(CONSTITUTION, after, bench)
+    assert {c.cause for c in found.causes} == {"kind", "new"}
+    assert all(c.n == N and c.changed == N for c in found.causes)
+    moved = {c.prompt.id for c in found.revision_changes}
+    before, now = drawn_first(CONSTITUTION), drawn_first(after)
+    assert moved == {p.id for p, a, b in zip(prompts(N), before, now, strict=True) if a != b}, "the others' draws stay"
+
+
+def test_prompts_that_one_side_has_no_principle_for_are_left_out_and_counted():
+    after = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
+    found = compared(CONSTITUTION, after, bench_with())
+    assert (found.uncovered, found.revisions, found.labels) == (N, 0, None)
+    assert (found.revision_low, found.revision_high) == (0.0, 1.0)
+
+
+def test_failures_are_counted_and_the_rest_is_compared():
+    def mute_once(request):
+        if isinstance(request, ChoicesRequest) and "NEW" in request.messages[-1].content and "Question 7?" in request.messages[-1].content:
+            raise ReplyError("too_long")
+        return default_script(request)
+
+    found = compared(CONSTITUTION, EDITED, bench_with(mute_once))
+    assert found.labels.n == N - 1
+    assert [(f.stage, f.reason) for f in found.failures] == [("labels after", "too_long")]
+
+
+def test_a_sampled_ensemble_keeps_its_draws_where_nothing_changed():
+    found = compared(CONSTITUTION, EDITED, bench_with(principles="sample", per_label=1))
+    assert 0 < found.labels.changed < N
+
+
+def test_a_runs_own_texts_and_calls_are_used(tmp_path):
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    from cai.console import Reporter
+    from cai.constitution.load import load_constitution
+
+    old = load_constitution(workspace.root / "constitution" / "general.yaml")
+    new = replace(
+        old, principles=tuple(replace(p, ask_positive="Is the response NEW?") if p.id == "no-preaching" else p for p in old.principles)
+    )
+    found = compare_on_sample(old, new, workspace, Reporter(), 50, run=workspace.run("s"))
+    assert found.calls["sample"] == Calls(0, 0) and found.calls["before"].made == 0
+    assert found.revisions == 12 and found.labels.n == 12
+    assert found.calls["after"].made == 2 * sum(c.before != c.after for c in found.label_changes)
+    few = compare_on_sample(old, new, workspace, Reporter(), 5, run=workspace.run("s"))
+    assert few.revisions == 5 == few.labels.n and few.calls["after"].made == 0
+    with pytest.raises(DataError, match="own model"):
+        recipe_for("embedded", 0, workspace.run("s"))
+    with pytest.raises(DataError, match="no run that was started"):
+        recipe_for(None, 0, workspace.run("nowhere"))
+
+
+def test_a_larger_sample_only_adds(tmp_path):
+    from cai.console import Reporter
+    from cai.workbench.ground import load_sample
+
+    workspace = make_workspace(tmp_path / "w", adapters=False)
+    recipe = recipe_for("scripted", 0)
+    few, more = (load_sample(None, Workspace(workspace.root), recipe, n, Reporter()) for n in (5, 9))
+    assert len(few) == 5 and len(more) == 9 and {p.id for p in few} < {p.id for p in more}

@@ -1,0 +1,65 @@
+"""One prompt through the loop: steps in order, earlier rounds never paid twice, and the judge's own opinions."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from cai.errors import ConstitutionError
+from cai.models.base import ChoicesRequest, CompleteRequest, Completion
+from cai.models.scripted import default_script
+from cai.workbench.trial import Answered, Judged, Revised, as_prompt, chosen, steps
+from tests.feedback.judging import CONSTITUTION
+from tests.workbench.benches import bench_with
+
+
+def tried(bench, rounds=1, constitution=CONSTITUTION, kind="helpful"):
+    async def go():
+        return [s async for s in steps(as_prompt("How do I bake bread?", kind), constitution, bench, rounds)]
+
+    return asyncio.run(go())
+
+
+def test_the_steps_of_two_rounds():
+    bench = bench_with()
+    answered, first, second, judged = tried(bench, rounds=2)
+    assert isinstance(answered, Answered) and isinstance(first, Revised) and isinstance(second, Revised) and isinstance(judged, Judged)
+    assert first.principle != second.principle and first.revision != second.revision
+    written = [r for r in bench.model.engine.asked if isinstance(r, CompleteRequest)]
+    assert len(written) == 1 + 2 * 2, "the first round is not asked again for the second"
+    assert any(first.revision in m.content for m in written[3].messages), "the second critique is of the first revision"
+    assert len([r for r in bench.model.engine.asked if isinstance(r, ChoicesRequest)]) == 4 * 3
+    assert judged.failure is None and {o.principle_id for o in judged.opinions} == {"kind", "true", "brief"}
+    assert min(o.p_revised for o in judged.opinions) < judged.p_revised < max(o.p_revised for o in judged.opinions)
+    assert [abs(o.p_revised - 0.5) for o in judged.opinions] == sorted((abs(o.p_revised - 0.5) for o in judged.opinions), reverse=True)
+
+
+def test_one_principle_is_used_for_every_round_and_for_the_verdict():
+    only = chosen(CONSTITUTION, ["true"])
+    _, first, second, judged = tried(bench_with(), rounds=2, constitution=only)
+    assert first.principle.id == second.principle.id == "true"
+    assert [o.principle_id for o in judged.opinions] == ["true"] and judged.opinions[0].p_revised == judged.p_revised
+
+
+def test_an_unknown_principle_is_named_with_those_there_are():
+    with pytest.raises(ConstitutionError, match="no principle cruel; it has: kind true brief"):
+        chosen(CONSTITUTION, ["true", "cruel"])
+    assert chosen(CONSTITUTION, []) is CONSTITUTION
+
+
+def test_a_revision_that_breaks_a_rule_ends_the_rounds_and_says_which():
+    def refuses(request):
+        if isinstance(request, CompleteRequest) and "Make it" in str(request.messages):
+            return Completion("I can't help with rewriting that.", False, 1, 1)
+        return default_script(request)
+
+    found = tried(bench_with(refuses), rounds=3)
+    assert [type(s) for s in found] == [Answered, Revised, Judged]
+    assert found[1].dropped == "refused_request"
+
+
+def test_a_kind_without_principles_is_an_error():
+    narrow = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
+    with pytest.raises(ConstitutionError, match="no principle applies to helpful"):
+        tried(bench_with(), constitution=narrow)
+    assert len(tried(bench_with(), constitution=narrow, kind="other")) == 3
