@@ -19,8 +19,9 @@ from cai.feedback.judge import Judge
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
-from cai.recipe import FeedbackConfig, ProtocolName, Recipe
+from cai.recipe import Aggregate, FeedbackConfig, ProtocolName, Recipe
 from cai.records import EvalResult, Failure, Response
+from cai.reward_models import folder_accuracies
 from cai.templates import load_templates
 from cai.workspace import Workspace, find_workspace
 
@@ -88,9 +89,26 @@ def bench_judge(
 
 
 def evaluate_models(
-    model: str, against: str | None, constitution: Path, reward: Path | None, limit: int | None, seed: int, reporter: Reporter
+    model: str,
+    against: str | None,
+    constitution: Path,
+    rewards: Sequence[Path],
+    aggregate: Aggregate,
+    limit: int | None,
+    seed: int,
+    reporter: Reporter,
 ) -> Sequence[EvalResult]:
     """Measure a model on the shipped evaluation prompts, compared with another (called `base`) if one is given.
+
+    Args:
+        model: as `spec_from_name` takes it.
+        against: the other model.
+        constitution: whose principles the judge asks about.
+        rewards: folders of reward models, which score as one ensemble; none leaves their measures out.
+        aggregate: how their scores become one.
+        limit: prompts per set.
+        seed: of sampling and bootstraps.
+        reporter: shows progress.
 
     Raises:
         CaiError: a model, the prompts or the constitution can't be read.
@@ -103,6 +121,8 @@ def evaluate_models(
     principles = load_constitution(constitution)
     names = {"model": model} if against is None else {"base": against, "model": model}
     failures: list[Failure] = []
+
+    from cai.train.ensemble import load_ensemble
 
     async def measure() -> Sequence[EvalResult]:
         answers: dict[str, list[Response]] = {}
@@ -124,12 +144,13 @@ def evaluate_models(
             engine = await open_engine(recipe.model)
             try:
                 judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed)
-                return (await measure_answers(answers, judge, reward, recipe, failures, reporter)).results
+                load = (lambda: load_ensemble(rewards, aggregate=aggregate)) if rewards else None
+                return (await measure_answers(answers, judge, load, recipe, failures, reporter)).results
             finally:
                 await engine.close()
 
     with reporter.stage("evaluate"):
-        results = asyncio.run(measure())
+        results = [*asyncio.run(measure()), *folder_accuracies(rewards)]
     if failures:
         reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")
     return results

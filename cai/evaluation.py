@@ -5,19 +5,22 @@ The measures themselves are in `cai.evaluate`; this module only gathers what the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai.console import Reporter
 from cai.critique import respond
 from cai.evaluate.policies import AGAINST, Verdicts, evaluate_policies
-from cai.evaluate.rewards import reward_accuracy
+from cai.evaluate.rewards import reward_disagreement
 from cai.feedback.harm import harm_probability
 from cai.feedback.judge import Judge
 from cai.flow import run_items
 from cai.models.base import TextModel
 from cai.recipe import Recipe
-from cai.records import EvalResult, Failure, Prompt, Response, ResponsePair, Sample
+from cai.records import EvalResult, Failure, Prompt, Response, ResponsePair, RewardScore, Sample
 from cai.templates import Templates
+
+if TYPE_CHECKING:
+    from cai.train.ensemble import RewardEnsemble
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ async def answer_all(
 async def measure_answers(
     answers: Mapping[str, Sequence[Response]],
     judge: Judge,
-    reward_folder: Path | None,
+    load_rewards: "Callable[[], RewardEnsemble] | None",
     recipe: Recipe,
     failures: list[Failure],
     reporter: Reporter,
@@ -70,16 +73,20 @@ async def measure_answers(
     Args:
         answers: model name to its responses; `base` first.
         judge: compares each model's response with the base model's, and says which answers to harmful prompts are harmful.
-        reward_folder: a trained reward model; None leaves its measures out.
+        load_rewards: loads the reward models, once the judge is done; None leaves their measures out.
         recipe: window, failure limit and seed.
         failures: gets what couldn't be judged.
         reporter: shows progress.
     """
     p_wins = await _win_probabilities(answers, judge, recipe, failures, reporter)
-    rewards, accuracy = score_answers(answers, reward_folder) if reward_folder is not None else ({}, [])
+    scores = {} if load_rewards is None else score_answers(answers, load_rewards())
+    rewards = {model: {i: s.value for i, s in found.items()} for model, found in scores.items()}
     p_harmful = await _harm_probabilities(answers, judge, recipe, failures, reporter)
-    results = [*evaluate_policies(answers, Verdicts(p_wins, rewards, p_harmful), recipe.seed), *accuracy]
-    return Measured(tuple(results), _samples(answers, rewards))
+    results = evaluate_policies(answers, Verdicts(p_wins, rewards, p_harmful), recipe.seed)
+    spread = {model: {i: s.std for i, s in found.items() if len(s.members) > 1} for model, found in scores.items()}
+    for model, stds in spread.items():
+        results += reward_disagreement(model, stds, None if model == AGAINST else spread.get(AGAINST), recipe.seed)
+    return Measured(tuple(results), _samples(answers, rewards, spread))
 
 
 async def _win_probabilities(
@@ -152,33 +159,17 @@ async def _harm_probabilities(
     return found
 
 
-def score_answers(answers: Mapping[str, Sequence[Response]], folder: Path) -> tuple[dict[str, dict[str, float]], list[EvalResult]]:
-    """Return reward scores per model and prompt, and the reward model's own accuracy on held-out rows, if it was measured.
-
-    Raises:
-        ModelError: the folder holds no reward model.
-    """
-    import msgspec
-
-    from cai.train.ensemble import load_ensemble
-    from cai.train.reward import METRICS, HeldOutMetrics
-
-    model = load_ensemble([folder])
-    scores = {
-        name: {
-            r.prompt.id: score.value
-            for r, score in zip(responses, model.score([(r.prompt.messages, r.text) for r in responses]), strict=True)
-        }
+def score_answers(answers: Mapping[str, Sequence[Response]], ensemble: "RewardEnsemble") -> dict[str, dict[str, RewardScore]]:
+    """Return reward scores per model and prompt."""
+    return {
+        name: dict(zip([r.prompt.id for r in responses], ensemble.score([(r.prompt.messages, r.text) for r in responses]), strict=True))
         for name, responses in answers.items()
     }
-    metrics = folder / METRICS
-    if not metrics.exists():
-        return scores, []
-    held_out = msgspec.json.decode(metrics.read_bytes(), type=HeldOutMetrics)
-    return scores, [reward_accuracy(held_out.accuracy * held_out.n, held_out.n)]
 
 
-def _samples(answers: Mapping[str, Sequence[Response]], rewards: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
+def _samples(
+    answers: Mapping[str, Sequence[Response]], rewards: Mapping[str, Mapping[str, float]], spread: Mapping[str, Mapping[str, float]]
+) -> tuple[Sample, ...]:
     """Put the answers of all models to one prompt side by side."""
     texts = {model: {r.prompt.id: r.text for r in responses} for model, responses in answers.items()}
     prompts = [r.prompt for r in next(iter(answers.values()), ())]
@@ -187,6 +178,7 @@ def _samples(answers: Mapping[str, Sequence[Response]], rewards: Mapping[str, Ma
             p,
             {model: found[p.id] for model, found in texts.items()},
             {model: scores[p.id] for model, scores in rewards.items() if p.id in scores},
+            {model: stds[p.id] for model, stds in spread.items() if p.id in stds},
         )
         for p in prompts
         if all(p.id in found for found in texts.values())

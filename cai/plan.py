@@ -142,7 +142,7 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
         _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
         judging("feedback", pairs + len(critiqued) + bench, sampled),
         StagePlan("preferences"),
-        _training("reward", recipe.reward, recipe.model, preferences, prompt + sampled, 2),
+        _reward(recipe, preferences, prompt + sampled),
         _training("policy", recipe.policy, recipe.model, preferences, prompt + sampled, 4),
         _add(
             _add(
@@ -178,6 +178,16 @@ def _training(name: str, spec: TrainSpec, model: ModelSpec, examples: int, token
     seconds = parameters / EMBEDDED_PARAMETERS * steps * per_step * sequences * length / EMBEDDED_TRAIN_RATE
     activations = spec.batch_size * sequences * length * (50e3 * 4 + 0.02 * math.sqrt(parameters) * 1e3)
     return StagePlan(name, train_steps=steps, seconds=seconds, memory_bytes=round(parameters * 4 + activations) + 2**30)
+
+
+def _reward(recipe: Recipe, preferences: int, tokens: float) -> StagePlan:
+    """Every member's training, one after the other. By source or principle the members share the labels out, about evenly."""
+    config = recipe.reward
+    part = 1 / config.members
+    share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
+    one = _training("reward", config, recipe.model, math.ceil(preferences * share), tokens, 2)
+    seconds = None if one.seconds is None else one.seconds * config.members
+    return replace(one, train_steps=one.train_steps * config.members, seconds=seconds)
 
 
 def _add(a: StagePlan, b: StagePlan) -> StagePlan:

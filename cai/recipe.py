@@ -23,7 +23,7 @@ Rate = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 """`auto`: bfloat16 where the hardware multiplies it, else float32. `nf4`: 4-bit weights, bfloat16 arithmetic (QLoRA)."""
-Slices = Literal["all", "folds", "bootstrap", "source", "principle"]
+Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
@@ -220,12 +220,14 @@ class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-4
     center: Annotated[float, Meta(ge=0)] = 0.01
     """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
+    margin: Annotated[float, Meta(ge=0)] = 0.0
+    """Score difference that a certain label asks for before its loss fades (Llama 2, eq. 2); a label p asks for |2p − 1| of it."""
     members: Positive = 1
     """Reward models in the ensemble."""
     slices: Slices = "all"
     """What each member is trained on. `all`: everything, so members differ by seed. `folds`: everything but its own fold of the prompts.
-    `bootstrap`: as many prompts as there are, drawn with replacement. `source`, `principle`: the labels of some sources or principles,
-    which are dealt out to the members."""
+    `parts`: its own part of the prompts only. `bootstrap`: as many prompts as there are, drawn with replacement. `source`, `principle`: the
+    labels of some sources or principles, which are dealt out to the members."""
     aggregate: Aggregate = "mean"
     """How members' scores become one: `mean`, `min` (the worst case), or `uncertainty`: mean − penalty × std."""
     uncertainty_penalty: Annotated[float, Meta(ge=0)] = 1.0
@@ -235,6 +237,14 @@ class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     def member_names(self) -> tuple[str, ...]:
         """Names of the members, and of their folders under `models/`."""
         return tuple(f"reward-{i}" for i in range(self.members))
+
+    @property
+    def member(self) -> "RewardConfig":
+        """What decides one member, given its labels: the ensemble's own settings at their defaults."""
+        own = RewardConfig()
+        return msgspec.structs.replace(
+            self, members=own.members, slices=own.slices, aggregate=own.aggregate, uncertainty_penalty=own.uncertainty_penalty
+        )
 
 
 class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):

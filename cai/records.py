@@ -5,7 +5,8 @@ Vocabulary: a *principle* is one article of a *constitution*; a *critique* and *
 source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A failure is a record too, never a default value.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from statistics import pstdev
 from typing import Literal
 
 from cai.ids import content_hash
@@ -252,6 +253,39 @@ class RewardScore:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A preference with what the reward models say of both its sides."""
+
+    pair_id: str
+    """The preference's id."""
+    prompt_id: str
+    kind: PromptKind
+    source: str
+    p_chosen: float
+    held_out: bool
+    """No reward model was trained on its prompt."""
+    chosen_characters: int
+    rejected_characters: int
+    chosen: RewardScore
+    rejected: RewardScore
+
+    @property
+    def margin(self) -> float:
+        """The ensemble's score of chosen minus that of rejected: log-odds that chosen is better."""
+        return self.chosen.value - self.rejected.value
+
+    @property
+    def member_margins(self) -> tuple[float, ...]:
+        """Each member's chosen minus rejected score."""
+        return tuple(c - r for c, r in zip(self.chosen.members, self.rejected.members, strict=True))
+
+    @property
+    def disagreement(self) -> float:
+        """Standard deviation of the members' margins, at least 0. What members differ by on both sides alike is not in it."""
+        return pstdev(self.member_margins)
+
+
+@dataclass(frozen=True, slots=True)
 class EvalResult:
     """One measured number: `low` and `high` bound its 95 % interval, `n` is how many items it rests on."""
 
@@ -354,6 +388,8 @@ class Sample:
     """Model name to text."""
     scores: dict[str, float]
     """Model name to reward; empty where there is no reward model."""
+    disagreement: dict[str, float] = field(default_factory=dict)
+    """Model name to the standard deviation of the reward models' scores; empty where there is one reward model, or none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ that is the model's business. Numbers in brackets are sections of Bai et al. 202
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
@@ -16,13 +17,13 @@ from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
 from cai.evaluation import answer_all, measure_answers
 from cai.feedback.judge import Judge
 from cai.flow import run_items
-from cai.ids import derive_seed
 from cai.jsonl import read_records, write_records, write_text
 from cai.judge_card import measure_judge
 from cai.pairs import contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
+from cai.reward_models import load_rewards, run_accuracies, train_gold, train_rewards
 from cai.workspace import replace_stage_rows
 
 T = TypeVar("T")
@@ -136,28 +137,17 @@ def preferences_stage(c: Context) -> dict[str, int]:
 
 
 def reward_stage(c: Context) -> dict[str, int]:
-    """Train the reward model (the preference model of the paper) on soft labels [§4.1], and measure it on held-out rows."""
-    from cai.train.reward import train_reward
-
+    """Train the reward models (the preference model of the paper) on soft labels [§4.1], and measure them on held-out rows."""
     train, held_out = list(read(c, "preferences", Preference)), list(read(c, "preferences_heldout", Preference))
-    result = train_reward(c.recipe.reward, c.recipe.trained, train, held_out, c.run.model("reward-0"), c.recipe.seed, training_log(c))
-    return {**trained(result, c), **train_gold(c)}
 
+    def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        c.reporter.progress(step, total, f"steps of {member}")
 
-def train_gold(c: Context) -> dict[str, int]:
-    """Train the gold reward model, if the recipe has one: on its own pairs, from its own seed, in its own shape."""
-    from cai.train.reward import train_reward
-
-    if c.recipe.gold is None:
-        return {}
-    train, held_out = list(read(c, GOLD, Preference)), list(read(c, f"{GOLD}_heldout", Preference))
-    seed = derive_seed(c.recipe.seed, GOLD)
-
-    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
-        c.reporter.progress(step, total, "steps of the gold reward model")
-
-    result = train_reward(c.recipe.gold.reward, c.recipe.trained, train, held_out, c.run.model(GOLD), seed, on_log)
-    return {"gold_examples": result.examples, "gold_steps": result.steps}
+    counts, steps = train_rewards(c.recipe, c.run, train, held_out, on_log)
+    replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
+    if c.recipe.gold is not None:
+        counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, "the gold reward model"))
+    return counts
 
 
 def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
@@ -211,13 +201,13 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
         await c.release_engines()
     judge_model = await c.model(judge_spec(c.recipe))
     judge = Judge(c.recipe.feedback, c.constitution, judge_model, c.templates, c.recipe.seed, c.settings_hash)
-    reward = c.run.model("reward-0")
-    measured = await measure_answers(answers, judge, reward, c.recipe, c.failures, c.reporter)
-    write_records(c.run.data("evaluation"), measured.results)
+    measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter)
+    results = [*measured.results, *run_accuracies(c.run)]
+    write_records(c.run.data("evaluation"), results)
     write_records(c.run.data("samples"), measured.samples)
     findings = audit_files(c.run, c.recipe)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
-    return {"prompts": len(prompts), "measures": len(measured.results), "audit_findings": sum(f.verdict == "found" for f in findings)}
+    return {"prompts": len(prompts), "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
 
 def report_stage(c: Context) -> dict[str, int]:
@@ -372,7 +362,7 @@ STAGES: tuple[Stage, ...] = (
         "reward",
         reward_stage,
         reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
-        writes=lambda r: (*reward_models(r), *gold_model(r)),
+        writes=lambda r: (*reward_models(r), *gold_model(r), "data/reward_scores.jsonl", "data/reward_measures.jsonl"),
         settings=lambda r: (r.reward, r.gold and r.gold.reward),
         models=lambda r: (r.trained,),
         trains=True,
@@ -391,9 +381,9 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "evaluate",
         evaluate_stage,
-        reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "models/policy"),
+        reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
-        settings=lambda r: (r.evaluate, r.feedback),
+        settings=lambda r: (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
         models=lambda r: (r.trained, judge_spec(r)),
         trains=True,
         uses_constitution=True,

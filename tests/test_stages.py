@@ -3,18 +3,21 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.errors import RecipeError
+from cai.evaluate.rewards import most_disputed
+from cai.jsonl import read_records
 from cai.manifest import read_manifest
 from cai.models.base import TextModel
 from cai.models.opening import open_engine
 from cai.pipeline import run_recipe
 from cai.recipe import ModelSpec
-from cai.records import Preference
+from cai.records import Preference, ScoredPair
 from cai.stages import STAGES
 from cai.status import STAGE_NAMES, run_status
 from cai.workspace import Workspace, file_hash
@@ -33,7 +36,7 @@ sft: {{ max_length: 512, batch_size: 4, lora: {{ rank: 4 }} }}
 pairs: {{ sampling: {{ max_tokens: 12 }}, contrast: true }}
 feedback: {{ principles: sample, bench_pairs: prompts/short.jsonl }}
 preferences: {{ held_out_fraction: 0.2 }}
-reward: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }} }}
+reward: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }}, members: 2, slices: parts, aggregate: uncertainty }}
 policy: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }} }}
 evaluate: {{ sampling: {{ max_tokens: 12 }} }}
 max_failure_fraction: 1.0
@@ -88,14 +91,23 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
     sources = {p["source"] for p in rows(run.data("preferences"))}
     assert {"ai:pointwise-contrast", "contrast"} <= sources
-    for name in ("sft", "reward-0", "policy"):
+    for name in ("sft", "reward-0", "reward-1", "policy"):
         assert (run.model(name) / "adapter_model.safetensors").stat().st_size > 0
     measured = {(r["name"], r["model"]) for r in rows(run.data("evaluation"))}
     assert {("harmful_compliance", m) for m in ("base", "sft", "policy")} <= measured
     assert any(name.startswith("win_rate") and model == "policy" for name, model in measured)
-    assert ("reward_accuracy", "reward-0") in measured
+    assert {("reward_accuracy", m) for m in ("ensemble", "reward-0", "reward-1")} <= measured
+    assert {("reward_disagreement", m) for m in ("base", "sft", "policy")} <= measured
+    assert counts["reward"]["members"] == 2
+    scores = list(read_records(run.data("reward_scores"), ScoredPair))
+    train, held_out = counts["preferences"]["train"], counts["preferences"]["held_out"]
+    assert [sum(s.held_out is side for s in scores) for side in (True, False)] == [held_out, train]
+    assert all(s.chosen.value == pytest.approx(fmean(s.chosen.members) - s.chosen.std) for s in scores)
+    assert most_disputed(scores, 3)[0].disagreement == max(s.disagreement for s in scores) > 0
     samples = rows(run.data("samples"))
-    assert len(samples) == 6 and all(s["responses"].keys() == {"base", "sft", "policy"} == s["scores"].keys() for s in samples)
+    assert len(samples) == 6 and all(
+        s["responses"].keys() == {"base", "sft", "policy"} == s["scores"].keys() == s["disagreement"].keys() for s in samples
+    )
     assert {m["stage"] for m in rows(run.metrics)} == {"sft", "reward", "policy"}
 
     manifest = read_manifest(run.manifest)
@@ -144,8 +156,6 @@ def test_contrast_and_human_labels_enter_with_their_sources(tmp_path: Path) -> N
     counts = {s.name: s.counts for s in made.stages}
     assert counts["pairs"] == {"sampled": 12, "contrast": 12}
     assert counts["feedback"]["judged"] == 12 + counts["critique"]["revision_pairs"], "contrast pairs are labelled by construction"
-    from cai.jsonl import read_records
-
     train = list(read_records(workspace.run("s").data("preferences"), Preference))
     sources = {p.source: p.weight for p in train}
     assert [w for source, w in sources.items() if source.startswith("human:")] == [2.0]

@@ -1,7 +1,7 @@
 """Commands about models and judges: judge bench, evaluate, chat."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -66,7 +66,8 @@ def evaluate(
     model: ModelName,
     against: Against = None,
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    reward: Annotated[Path | None, typer.Option(help="A reward model's folder, to score with")] = None,
+    reward: Annotated[list[Path] | None, typer.Option(help="A reward model's folder, to score with; several make an ensemble")] = None,
+    aggregate: Annotated[str, typer.Option(help="How several reward models' scores become one: mean, min or uncertainty")] = "mean",
     limit: Annotated[int | None, typer.Option(help="Prompts per set", min=1)] = None,
     seed: int = 0,
     json: Json = False,
@@ -76,8 +77,13 @@ def evaluate(
 
     from cai.benching import evaluate_models
     from cai.console import RichReporter, plain, plain_table
+    from cai.errors import RecipeError
+    from cai.recipe import Aggregate
 
-    results = evaluate_models(model, against, constitution, reward, limit, seed, RichReporter(Console(stderr=True)))
+    if aggregate not in get_args(Aggregate):
+        raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
+    how = cast(Aggregate, aggregate)
+    results = evaluate_models(model, against, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
     if json:
         print_json({"results": results})
         return

@@ -1,11 +1,13 @@
 """What the reward model says of each model's responses, and how far the reward model itself can be believed."""
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from cai.errors import DataError
 from cai.evaluate.intervals import paired_bootstrap, wilson
 from cai.evaluate.paired import shared_ids, unpaired_note
-from cai.records import EvalResult
+from cai.records import EvalResult, ScoredPair
 
 
 def reward_means(
@@ -28,6 +30,37 @@ def reward_means(
         mean, low, high = paired_bootstrap([scores[i] - base_scores[i] for i in ids], seed)
         results.append(EvalResult("reward_change", model, mean, len(ids), low, high, unpaired_note(base_scores, scores)))
     return results
+
+
+def reward_disagreement(
+    model: str, stds: Mapping[str, float], base_stds: Mapping[str, float] | None = None, seed: int = 0
+) -> list[EvalResult]:
+    """Return how far the reward models disagree on a model's responses, and how that changed per prompt against the base model.
+
+    A policy that has left what its reward models know shows here first: they rise together on what they were taught, and apart elsewhere.
+
+    Args:
+        model: whose responses were scored.
+        stds: prompt id to the standard deviation of the members' scores; empty where there is one reward model.
+        base_stds: the same prompts answered by the base model.
+        seed: of the bootstrap.
+    """
+    names = {"reward": "reward_disagreement", "reward_change": "reward_disagreement_change"}
+    return [replace(r, name=names[r.name]) for r in reward_means(model, stds, base_stds, seed)]
+
+
+def most_disputed(pairs: Iterable[ScoredPair], n: int) -> list[ScoredPair]:
+    """Return the pairs that the reward models disagree on most, the most disputed first: those that a person should label next.
+
+    Disagreement is that of the margins, chosen minus rejected: what members differ by on both sides alike decides nothing. Of equal ones
+    the pair whose id comes first. Pairs that a person has labelled already are left out.
+
+    Args:
+        pairs: scored, by any number of reward models; one alone never disagrees.
+        n: how many, at least 0.
+    """
+    unlabelled = (p for p in pairs if not p.source.startswith("human:") and p.disagreement > 0.0)
+    return heapq.nsmallest(n, unlabelled, key=lambda p: (-p.disagreement, p.pair_id))
 
 
 def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str = "held-out preferences") -> EvalResult:

@@ -46,6 +46,8 @@ class CardFacts:
     seed: int
     measured: dict[str, str] = field(default_factory=dict)
     """Results on data that was not trained on, as text with n and interval."""
+    data_slice: str = ""
+    """What of the whole training data it saw, where it is one of several."""
 
 
 def preference_sources(preferences: Sequence[Preference]) -> dict[str, int]:
@@ -87,6 +89,7 @@ def render_card(facts: CardFacts) -> str:
         "",
         *[f"- {source}: {count}" for source, count in sorted(facts.sources.items())],
         f"- trained on: {result.examples}",
+        *([f"- slice: {facts.data_slice}"] if facts.data_slice else []),
         *[f"- {text}" for text in dropped],
         "",
         "## Results",

@@ -100,10 +100,18 @@ def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int)
     return rows, dict(dropped)
 
 
-def reward_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def reward_rows(
+    tokenizer: Any, preferences: Sequence[Preference], max_length: int, margin: float = 0.0
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return rows with `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and how many pairs were left out and why.
 
     A conversation longer than `max_length` tokens loses its beginning: the response, which is what is judged, is at the end.
+
+    Args:
+        tokenizer: with a chat template.
+        preferences: judged pairs.
+        max_length: longest conversation with its response, in tokens.
+        margin: where it is above 0, rows have a `margin` too: |2p − 1| of it.
 
     Raises:
         TrainingError: nothing is left.
@@ -115,6 +123,8 @@ def reward_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: i
             dropped["identical"] += 1
         else:
             labels = {"p_chosen": float(preference.p_chosen), "weight": float(preference.weight)}
+            if margin > 0.0:
+                labels["margin"] = margin * abs(2.0 * preference.p_chosen - 1.0)
             rows.append({"chosen_ids": chosen, "rejected_ids": rejected, **labels})
     _require(rows, len(preferences), dropped, max_length)
     return rows, dict(dropped)

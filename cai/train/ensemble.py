@@ -11,16 +11,18 @@ each member's scores are counted from its mean over the responses of some traini
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
 from cai.errors import ModelError
+from cai.ids import split_fraction
 from cai.jsonl import write_text
 from cai.models.precision import resolved_precision
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
-from cai.records import Message, RewardScore
+from cai.records import Message, Preference, RewardScore, ScoredPair
 from cai.train.encode import encode_turn
 from cai.train.running import quiet_training
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 CENTRE = "centre.json"
 """In a member's folder: what its scores are counted from."""
+CENTRE_PAIRS = 64
+"""128 responses: the standard error of their mean is a tenth of the scores' spread."""
 NO_LIMIT = 10**9
 SCORE_TOKENS = 16_384
 """Padded tokens that `RewardEnsemble` runs at once; bounds memory."""
@@ -40,6 +44,11 @@ class Centre(msgspec.Struct, frozen=True):
 
     mean: float
     n: int
+
+
+def choose_centre_pairs(preferences: Sequence[Preference]) -> list[Preference]:
+    """Return up to `CENTRE_PAIRS` pairs, chosen by hash, over which an ensemble's members are centred."""
+    return sorted(preferences, key=lambda p: split_fraction(p.id, CENTRE))[:CENTRE_PAIRS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,21 @@ class RewardEnsemble:
         return [float(x) for x in logits_B1.squeeze(-1).float()]
 
 
+def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], held_out: bool) -> list[ScoredPair]:
+    """Return preferences with the scores of both their sides, in order.
+
+    Args:
+        ensemble: scores them.
+        preferences: pairs, judged.
+        held_out: whether no member was trained on their prompts.
+    """
+    scores = ensemble.score([(p.prompt.messages, text) for p in preferences for text in (p.chosen, p.rejected)])
+    return [
+        ScoredPair(p.id, p.prompt.id, p.prompt.kind, p.source, p.p_chosen, held_out, len(p.chosen), len(p.rejected), chosen, rejected)
+        for p, chosen, rejected in zip(preferences, scores[::2], scores[1::2], strict=True)
+    ]
+
+
 def aggregate_scores(
     members: Sequence[float], aggregate: Aggregate = _DEFAULTS.aggregate, penalty: float = _DEFAULTS.uncertainty_penalty
 ) -> RewardScore:
@@ -115,8 +139,7 @@ def aggregate_scores(
     >>> aggregate_scores([1.0, 3.0], "min").value
     1.0
     """
-    mean = sum(members) / len(members)
-    std = (sum((x - mean) ** 2 for x in members) / len(members)) ** 0.5
+    mean, std = fmean(members), pstdev(members)
     value = {"mean": mean, "min": min(members), "uncertainty": mean - penalty * std}[aggregate]
     return RewardScore(value, std, tuple(members))
 

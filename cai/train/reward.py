@@ -4,15 +4,17 @@ TRL's `RewardTrainer` does the training. Departures from the paper: labels may c
 that are too long lose their beginning rather than the pair; the score is taken at the end-of-turn token, so padding is another token.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from cai.errors import TrainingError
+from cai.ids import derive_seed
 from cai.jsonl import write_text
 from cai.recipe import ModelSpec, RewardConfig
 from cai.records import Preference
@@ -20,7 +22,17 @@ from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import reward_rows
-from cai.train.ensemble import RewardEnsemble, load_ensemble, load_scorer, scoring_tokenizer
+from cai.train.ensemble import (
+    CENTRE,
+    RewardEnsemble,
+    choose_centre_pairs,
+    load_ensemble,
+    load_scorer,
+    score_pairs,
+    scoring_tokenizer,
+    write_centre,
+)
+from cai.train.held_out import HeldOutMetrics, measure_margins
 from cai.train.running import (
     OnLog,
     finish,
@@ -32,40 +44,62 @@ from cai.train.running import (
     train_and_save,
     training_fingerprint,
 )
+from cai.train.slices import slice_preferences
 
 METRICS = "metrics.json"
-CALIBRATION_BINS = 10
+OnMemberLog = Callable[[str, int, int, dict[str, float]], None]
+"""As `OnLog`, with the member's name first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """Pairs that the model was about equally sure of."""
+def train_members(
+    config: RewardConfig,
+    model: ModelSpec,
+    preferences: Sequence[Preference],
+    held_out: Sequence[Preference],
+    models: Path,
+    seed: int,
+    on_log: OnMemberLog | None = None,
+) -> dict[str, TrainResult]:
+    """Train every member of the ensemble, each on its slice, one after the other. Finished members are not trained again.
 
-    predicted: float
-    """Mean probability that it gave to the side it favours, in [0.5, 1]."""
-    observed: float
-    """Mean label of that side, in [0, 1]."""
-    n: int
+    The first member has the run's own seed, so that an ensemble of one on all pairs is the single reward model; another member more
+    leaves the others as they are, unless the slices hang on their number.
+
+    Args:
+        config: the recipe's `reward` block.
+        model: as in `train_reward`.
+        preferences: what there is to train on; each member sees its slice.
+        held_out: as in `train_reward`; the same for all.
+        models: each member's folder is made in it, under the member's name.
+        seed: the run's.
+        on_log: called after each step.
+
+    Returns:
+        Name to result, in order.
+
+    Raises:
+        TrainingError: the slices can't be cut, or as in `train_reward`.
+        ModelError: the model can't be loaded.
+    """
+    centre_on = choose_centre_pairs(preferences)
+    slices = slice_preferences(preferences, config.members, config.slices, seed)
+    results = {}
+    for i, (name, part) in enumerate(zip(config.member_names, slices, strict=True)):
+        log = None if on_log is None else partial(on_log, name)
+        member_seed = seed if i == 0 else derive_seed(seed, "reward", i)
+        about = Member(part.description if config.members > 1 else "", centre_on)
+        results[name] = train_reward(config, model, part.preferences, held_out, models / name, member_seed, log, about)
+    return results
 
 
-@dataclass(frozen=True, slots=True)
-class HeldOutMetrics:
-    """How a reward model did on pairs that it was not trained on."""
+@dataclass(frozen=True)
+class Member:
+    """What a reward model has from the ensemble that it is trained for."""
 
-    accuracy: float
-    """Fraction of pairs where the side that the label favours scores higher; equal scores count as wrong."""
-    n: int
-    """Pairs whose label favours a side."""
-    low: float
-    high: float
-    """95 % Wilson interval of the accuracy."""
-    calibration_error: float
-    """Expected calibration error of σ(|score difference|), the probability that the model gives to the side it favours: mean
-    |predicted − observed| over equal bins of it, weighted by their counts. Observed is the label of that side."""
-    mean_margin: float
-    """Mean of chosen minus rejected score."""
-    reliability: tuple[ReliabilityBin, ...] = ()
-    """The bins that hold any pair, in order."""
+    data_slice: str = ""
+    """What of the training pairs it sees, for its card."""
+    centre_on: Sequence[Preference] | None = None
+    """Its scores are counted from their mean over these pairs' responses; None takes some of its own pairs."""
 
 
 def train_reward(
@@ -76,19 +110,21 @@ def train_reward(
     out: Path,
     seed: int,
     on_log: OnLog | None = None,
+    member: Member = Member(),
 ) -> TrainResult:
     """Train a reward model, measure it on held-out pairs, and save it in `out` with tokenizer, model card, `metrics.json` and log.
 
     Resumes and repeats as `train_sft` does.
 
     Args:
-        config: the recipe's `reward` block.
+        config: the recipe's `reward` block. What it says of the ensemble is without effect here.
         model: the base model; its own adapter, if any, is not used.
         preferences: judged pairs to train on; at least one.
         held_out: judged pairs to measure on; may be empty.
         out: folder for the adapter and head.
         seed: decides the head's and the adapter's initial weights, and the order.
         on_log: called after each step, with `accuracy`, `margin`, `mean_reward`, `loss`.
+        member: what it has from its ensemble, if it is one of several.
 
     Raises:
         TrainingError: no pair is left, or training diverges.
@@ -96,10 +132,13 @@ def train_reward(
     """
     from cai.models.loading import load_tokenizer
 
+    config = config.member
     base = replace(model, adapter=None, precision=config.precision)
     tokenizer = scoring_tokenizer(load_tokenizer(base))
-    rows, dropped = reward_rows(tokenizer, preferences, config.max_length)
-    fingerprint = training_fingerprint("reward", config, base, rows, seed, [(p.id, p.p_chosen) for p in held_out])
+    rows, dropped = reward_rows(tokenizer, preferences, config.max_length, config.margin)
+    centre_on = choose_centre_pairs(preferences) if member.centre_on is None else member.centre_on
+    measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
+    fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)
     if (done := finished_result(out, fingerprint)) is not None:
         forget(out)
         return done
@@ -110,12 +149,18 @@ def train_reward(
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     del trainer
     measured = {}
-    if any(p.p_chosen != 0.5 for p in held_out) and is_first_process():
-        metrics = measure_reward(load_ensemble([out], base), held_out)
-        write_text(out / METRICS, msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
-        measured = _as_text(metrics)
-        result = _with_metrics(result, metrics)
-    facts = CardFacts("reward", model.path, "with a scalar head", preference_sources(preferences), config, result, seed, measured)
+    if is_first_process():
+        for stale in (CENTRE, METRICS):
+            (out / stale).unlink(missing_ok=True)
+        scorer = load_ensemble([out], base)
+        write_centre(out, [s.value for pair in score_pairs(scorer, centre_on, held_out=False) for s in (pair.chosen, pair.rejected)])
+        if any(p.p_chosen != 0.5 for p in held_out):
+            metrics = measure_reward(scorer, held_out)
+            write_text(out / METRICS, msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
+            measured = _as_text(metrics)
+            result = _with_metrics(result, metrics)
+    sources = preference_sources(preferences)
+    facts = CardFacts("reward", model.path, "with a scalar head", sources, config, result, seed, measured, member.data_slice)
     write_card(out, facts)
     finish(out, fingerprint, result)
     return result
@@ -152,70 +197,26 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
     return trainer
 
 
-def measure_reward(model: RewardEnsemble, preferences: Sequence[Preference]) -> HeldOutMetrics:
+def measure_reward(ensemble: RewardEnsemble, preferences: Sequence[Preference]) -> HeldOutMetrics:
     """Return how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out.
 
     Raises:
         TrainingError: no pair favours a side.
     """
-    from scipy.special import expit
-    from scipy.stats import binomtest
-
-    sided = [p for p in preferences if p.p_chosen != 0.5]
-    if not sided:
-        raise TrainingError(f"nothing to measure on: none of {len(preferences)} held-out pairs has a label that favours a side")
-    scores = [s.value for s in model.score([(p.prompt.messages, text) for p in sided for text in (p.chosen, p.rejected)])]
-    margins = [c - r for c, r in zip(scores[::2], scores[1::2], strict=True)]
-    right = sum((m > 0) if p.p_chosen > 0.5 else (m < 0) for m, p in zip(margins, sided, strict=True))
-    interval = binomtest(right, len(sided)).proportion_ci(0.95, method="wilson")
-    favoured = [p.p_chosen if m >= 0 else 1 - p.p_chosen for m, p in zip(margins, sided, strict=True)]
-    bins = reliability_bins([float(expit(abs(m))) for m in margins], favoured)
-    return HeldOutMetrics(
-        right / len(sided),
-        len(sided),
-        float(interval.low),
-        float(interval.high),
-        calibration_error(bins),
-        sum(margins) / len(margins),
-        bins,
-    )
-
-
-def reliability_bins(predicted: Sequence[float], labels: Sequence[float]) -> tuple[ReliabilityBin, ...]:
-    """Group predictions into `CALIBRATION_BINS` equal bins of [0.5, 1], and compare each with its labels.
-
-    A pair is looked at from the side that the model favours: all pairs told from the chosen side would have the label 1, and calm
-    predictions would look wrong however right they are.
-
-    Args:
-        predicted: probability of the favoured side, in [0.5, 1].
-        labels: label of that side, in [0, 1].
-    """
-    bins: dict[int, list[tuple[float, float]]] = {}
-    for p, y in zip(predicted, labels, strict=True):
-        bins.setdefault(min(int((2 * p - 1) * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append((p, y))
-    return tuple(ReliabilityBin(sum(p for p, _ in b) / len(b), sum(y for _, y in b) / len(b), len(b)) for _, b in sorted(bins.items()))
-
-
-def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
-    """Return the expected calibration error: the bins' mean |predicted − observed|, weighted by their counts (Guo et al. 2017).
-
-    >>> calibration_error(reliability_bins([0.75, 0.75, 0.75, 0.75], [1.0, 1.0, 1.0, 0.0]))
-    0.0
-    """
-    return sum(b.n * abs(b.predicted - b.observed) for b in bins) / max(1, sum(b.n for b in bins))
+    pairs = score_pairs(ensemble, [p for p in preferences if p.p_chosen != 0.5], held_out=True)
+    return measure_margins([p.margin for p in pairs], [p.p_chosen for p in pairs])
 
 
 def _as_text(metrics: HeldOutMetrics) -> dict[str, str]:
+    low, high = metrics.overconfidence_low, metrics.overconfidence_high
     return {
         "accuracy": f"{metrics.accuracy:.1%} (95 % interval {metrics.low:.1%} to {metrics.high:.1%}, n = {metrics.n})",
         "calibration error": f"{metrics.calibration_error:.3f}",
+        "overconfidence": f"{metrics.overconfidence:+.3f} (95 % interval {low:+.3f} to {high:+.3f})",
         "mean margin": f"{metrics.mean_margin:.3f}",
     }
 
 
 def _with_metrics(result: TrainResult, metrics: HeldOutMetrics) -> TrainResult:
-    from dataclasses import asdict, replace
-
     numbers = {f"held_out_{k}": float(v) for k, v in asdict(metrics).items() if k != "reliability"}
-    return replace(result, metrics={**result.metrics, **numbers})
+    return dataclasses.replace(result, metrics={**result.metrics, **numbers})

@@ -28,7 +28,8 @@ from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mea
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
-LABELS = ("p_chosen", "weight")
+LABELS = ("p_chosen", "weight", "margin")
+"""What a row says of its pair; only reward training with a margin has `margin`."""
 COMPLETIONS = ("chosen_ids", "rejected_ids")
 REFERENCE_LOGPS = "reference_logps.safetensors"
 FIRST_MARGIN = 0.05
@@ -54,8 +55,8 @@ def completion_positions_only() -> Iterator[None]:
 
 
 def label_tensors(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return `p_chosen` (B,) and `weight` (B,) of a list of rows."""
-    return {name: torch.tensor([float(e[name]) for e in examples]) for name in LABELS}
+    """Return those of `LABELS` that rows have, each (B,)."""
+    return {name: torch.tensor([float(e[name]) for e in examples]) for name in LABELS if name in examples[0]}
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
@@ -176,7 +177,8 @@ class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
         outputs = model(**{k: v for k, v in inputs.items() if k not in LABELS}, use_cache=False)
         chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
         center = self.args.center_rewards_coefficient or 0.0
-        loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, count=self._count(num_items_in_batch))
+        count = self._count(num_items_in_batch)
+        loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, margin_B=inputs.get("margin"), count=count)
         margin_B = chosen_B - rejected_B
         self._note(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
         return (loss, outputs) if return_outputs else loss

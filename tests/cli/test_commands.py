@@ -177,6 +177,18 @@ def test_plan_fits_80_columns(shared: Workspace, call: Called) -> None:
     assert {s["name"] for s in call.json(shared.root, "plan", "runs/s.yaml")["stages"]} >= set(DATA_STAGES)
 
 
+def test_a_plan_counts_every_member_of_a_reward_ensemble(shared: Workspace, call: Called) -> None:
+    def steps(*settings: str) -> int:
+        sets = [part for s in (*settings, "reward.batch_size=1") for part in ("--set", s)]
+        stages = call.json(shared.root, "plan", "runs/s.yaml", *sets)["stages"]
+        return next(int(s["train_steps"]) for s in stages if s["name"] == "reward")
+
+    one = steps()
+    assert one > 0 and steps("reward.members=3") == 3 * one
+    assert one <= steps("reward.members=3", "reward.slices=parts") < one + 3
+    assert 2 * one <= steps("reward.members=3", "reward.slices=folds") < 2 * one + 3
+
+
 def test_label_makes_labels_again_for_a_run(tmp_path: Path, call: Called) -> None:
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace, "seed=3")

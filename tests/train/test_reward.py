@@ -15,13 +15,12 @@ from cai.records import Preference, RewardScore
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
 from cai.train.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
+from cai.train.held_out import HeldOutMetrics, calibration_error, reliability_bins
 from cai.train.reward import (
     METRICS,
-    HeldOutMetrics,
-    calibration_error,
     measure_reward,
-    reliability_bins,
     reward_trainer,
+    train_members,
     train_reward,
 )
 from cai.train.running import quiet_training
@@ -33,7 +32,7 @@ def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) 
     """Return our loss on one batch of pairs, the trainer and the batch."""
     config = reward_config(batch_size=len(pairs), **changes)
     tokenizer = scoring_tokenizer(load_tokenizer(model))
-    rows, _ = reward_rows(tokenizer, pairs, 512)
+    rows, _ = reward_rows(tokenizer, pairs, 512, config.margin)
     with quiet_training():
         trainer = reward_trainer(config, model, tokenizer, rows, tmp_path, 0)
         batch = next(iter(trainer.get_train_dataloader()))
@@ -163,6 +162,66 @@ def test_a_label_of_a_half_pulls_scores_together(tiny_model_dir: Path, tmp_path:
     assert losses[-1] < apart
 
 
+def test_a_margin_asks_for_as_much_as_its_label_is_sure(tiny_model_dir: Path, tmp_path: Path) -> None:
+    pairs = [preference(0), preference(1, p=0.75), preference(2, p=0.5)]
+    tokenizer = scoring_tokenizer(load_tokenizer(model_at(tiny_model_dir)))
+    assert [row["margin"] for row in reward_rows(tokenizer, pairs, 512, margin=2.0)[0]] == [2.0, 1.0, 0.0]
+    assert "margin" not in reward_rows(tokenizer, pairs, 512)[0][0]
+    padded: dict[str, Any] = {"center": 0.0, "share_prompt": "never"}
+    off, _, _ = loss_of(model_at(tiny_model_dir), pairs[:1], tmp_path / "off", **padded)
+    on, trainer, batch = loss_of(model_at(tiny_model_dir), pairs[:1], tmp_path / "on", **padded, margin=2.0)
+    with torch.inference_mode():
+        chosen, rejected = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.squeeze(-1)
+    difference = (chosen - rejected).item()
+    assert off == pytest.approx(math.log1p(math.exp(-difference)), abs=1e-5)
+    assert on == pytest.approx(math.log1p(math.exp(2.0 - difference)), abs=1e-5)
+    packed, _, batch = loss_of(model_at(tiny_model_dir), pairs[:1], tmp_path / "packed", center=0.0, share_prompt="always", margin=2.0)
+    assert "ends" in batch and packed == pytest.approx(on, abs=1e-5)
+
+
+def test_members_are_trained_on_their_slices_around_one_centre(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, held_out = model_at(tiny_model_dir), preferences(30)[24:]
+    config = reward_config(members=2, slices="parts", epochs=2.0)
+    seen: list[str] = []
+    results = train_members(config, model, preferences(12), held_out, tmp_path, 0, lambda name, *_: seen.append(name))
+    assert list(results) == list(dict.fromkeys(seen)) == ["reward-0", "reward-1"]
+    assert sum(r.examples for r in results.values()) == 12
+    cards = [(tmp_path / name / "README.md").read_text() for name in results]
+    assert "- slice: part 1 of 2 of the prompts" in cards[0] and "- slice: part 2 of 2 of the prompts" in cards[1]
+    items = [(p.prompt.messages, text) for p in preferences(12) for text in (p.chosen, p.rejected)]
+    for scores in zip(*(s.members for s in load_ensemble([tmp_path / name for name in results], model).score(items)), strict=True):
+        assert sum(scores) == pytest.approx(0.0, abs=1e-3), "both count from their mean over the same pairs, not only over their own"
+    seen.clear()
+    changed = reward_config(members=2, slices="parts", epochs=2.0, aggregate="min", uncertainty_penalty=2.0)
+    assert train_members(changed, model, preferences(12), held_out, tmp_path, 0, lambda name, *_: seen.append(name)) == results
+    assert seen == [], "how scores become one changes no member"
+
+
+def test_another_member_leaves_the_others_as_they_are(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model, seen = model_at(tiny_model_dir), list[str]()
+    train_reward(reward_config(), model, preferences(4), (), tmp_path / "reward-0", 3)
+    train_members(reward_config(members=2), model, preferences(4), (), tmp_path, 3, lambda name, *_: seen.append(name))
+    assert seen == ["reward-1"]
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "reward-0", tmp_path / "reward-1")
+
+
+def test_killed_members_go_on_where_they_stopped(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config, model = reward_config(members=2, save_steps=1), model_at(tiny_model_dir)
+    train_members(config, model, preferences(12), (), tmp_path / "whole", 0)
+
+    def kill(name: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        if (name, step) == ("reward-1", 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_members(config, model, preferences(12), (), tmp_path / "cut", 0, kill)
+    results = train_members(config, model, preferences(12), (), tmp_path / "cut", 0)
+    assert results["reward-1"].resumed_from == 1
+    for name in results:
+        assert_same_weights(tmp_path / "whole" / name, tmp_path / "cut" / name)
+
+
 def test_weight_zero_is_as_if_the_pair_had_no_label(tiny_model_dir: Path, tmp_path: Path) -> None:
     model = model_at(tiny_model_dir)
     pairs = preferences(3)
@@ -226,8 +285,8 @@ def test_measures_do_not_depend_on_which_side_is_called_chosen() -> None:
 
 
 def test_measuring_needs_a_label_that_favours_a_side(tiny_model_dir: Path) -> None:
-    with pytest.raises(TrainingError, match="nothing to measure on: none of 2"):
-        measure_reward(None, preferences(2, p=0.5))  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="nothing to measure on"):
+        measure_reward(FixedScores(), preferences(2, p=0.5))  # type: ignore[arg-type]
 
 
 def test_calibration_error_by_hand() -> None:

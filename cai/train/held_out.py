@@ -1,0 +1,168 @@
+"""How far reward models can be believed: accuracy and calibration on pairs that they were not trained on, whole and by bucket.
+
+Everything here works on stored scores (`ScoredPair`), with no model in reach. Labels are soft: a pair labelled exactly ½ favours no side
+and is left out.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from cai.errors import TrainingError
+from cai.records import ScoredPair
+
+CALIBRATION_BINS = 10
+ENSEMBLE = "ensemble"
+"""Name of all members together, where there is more than one."""
+LENGTH_BUCKETS = (
+    (1 / 2, "better is under half as long"),
+    (5 / 6, "better is shorter"),
+    (6 / 5, "about equally long"),
+    (2.0, "better is longer"),
+    (float("inf"), "better is over twice as long"),
+)
+"""Upper edge of (better response's characters / worse one's), and what the bucket is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Pairs that the model was about equally sure of."""
+
+    predicted: float
+    """Mean probability that it gave to the side it favours, in [0.5, 1]."""
+    observed: float
+    """Mean label of that side, in [0, 1]."""
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutMetrics:
+    """How a reward model did on pairs that it was not trained on."""
+
+    accuracy: float
+    """Fraction of pairs where the side that the label favours scores higher; equal scores count as wrong."""
+    n: int
+    """Pairs whose label favours a side."""
+    low: float
+    high: float
+    """95 % Wilson interval of the accuracy."""
+    calibration_error: float
+    """Expected calibration error of σ(|score difference|), the probability that the model gives to the side it favours: mean
+    |predicted − observed| over equal bins of it, weighted by their counts. Observed is the label of that side. Never below 0, and above
+    it by chance alone where bins hold few pairs: no interval is given, see `overconfidence`."""
+    overconfidence: float
+    """Mean predicted − observed, in probability: above 0 the model is surer than it is right."""
+    overconfidence_low: float
+    overconfidence_high: float
+    """95 % interval of the overconfidence (normal approximation); −1 to 1 where there is one pair."""
+    mean_margin: float
+    """Mean of chosen minus rejected score."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """The bins that hold any pair, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardMeasure:
+    """One model's metrics on one group of held-out pairs: one line of data/reward_measures.jsonl."""
+
+    model: str
+    """A member's name, or `ensemble`."""
+    by: str
+    """What the group is of: `all`, `source` (who labelled), `kind` (of prompt), `length` (how the responses' lengths differ)."""
+    group: str
+    metrics: HeldOutMetrics
+
+
+def measure_scores(pairs: Iterable[ScoredPair], names: Sequence[str]) -> list[RewardMeasure]:
+    """Return the metrics of the ensemble and of each member, on all pairs and by label source, prompt kind and difference in length.
+
+    Args:
+        pairs: scored pairs that no member was trained on.
+        names: the members', in the order of their scores. A single member is measured once, under its own name.
+    """
+    sided = [p for p in pairs if p.p_chosen != 0.5]
+    groups: dict[tuple[str, str], list[ScoredPair]] = {}
+    for pair in sided:
+        for by, group in (("all", ""), ("source", pair.source), ("kind", pair.kind), ("length", length_bucket(pair))):
+            groups.setdefault((by, group), []).append(pair)
+    margins: dict[str, Callable[[ScoredPair], float]] = {ENSEMBLE: lambda p: p.margin} if len(names) > 1 else {}
+    margins |= {name: lambda p, i=i: p.member_margins[i] for i, name in enumerate(names)}  # type: ignore[misc]
+    return [
+        RewardMeasure(name, by, group, measure_margins([margin(p) for p in found], [p.p_chosen for p in found]))
+        for name, margin in margins.items()
+        for (by, group), found in sorted(groups.items(), key=lambda item: _order(*item[0]))
+    ]
+
+
+def length_bucket(pair: ScoredPair) -> str:
+    """Return what `LENGTH_BUCKETS` calls the difference in length between the better response and the worse one."""
+    better, worse = pair.chosen_characters, pair.rejected_characters
+    if pair.p_chosen < 0.5:
+        better, worse = worse, better
+    return next(name for edge, name in LENGTH_BUCKETS if better <= edge * max(1, worse))
+
+
+def _order(by: str, group: str) -> tuple[int, int, str]:
+    lengths = [name for _, name in LENGTH_BUCKETS]
+    return ("all", "source", "kind", "length").index(by), lengths.index(group) if by == "length" else 0, group
+
+
+def measure_margins(margins: Sequence[float], p_chosen: Sequence[float]) -> HeldOutMetrics:
+    """Return how well score differences predict labels.
+
+    Args:
+        margins: chosen minus rejected score.
+        p_chosen: labels in [0, 1], none of them ½.
+
+    Raises:
+        TrainingError: there is no pair.
+    """
+    from scipy.special import expit
+    from scipy.stats import binomtest
+
+    if not margins:
+        raise TrainingError("nothing to measure on: no held-out pair has a label that favours a side")
+    right = sum((m > 0) if p > 0.5 else (m < 0) for m, p in zip(margins, p_chosen, strict=True))
+    interval = binomtest(right, len(margins)).proportion_ci(0.95, method="wilson")
+    predicted = [float(expit(abs(m))) for m in margins]
+    observed = [p if m >= 0 else 1 - p for m, p in zip(margins, p_chosen, strict=True)]
+    bins = reliability_bins(predicted, observed)
+    gaps = [p - y for p, y in zip(predicted, observed, strict=True)]
+    gap, half = fmean(gaps), 1.96 * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 2.0
+    return HeldOutMetrics(
+        right / len(margins),
+        len(margins),
+        float(interval.low),
+        float(interval.high),
+        calibration_error(bins),
+        gap,
+        max(-1.0, gap - half),
+        min(1.0, gap + half),
+        fmean(margins),
+        bins,
+    )
+
+
+def reliability_bins(predicted: Sequence[float], labels: Sequence[float]) -> tuple[ReliabilityBin, ...]:
+    """Group predictions into `CALIBRATION_BINS` equal bins of [0.5, 1], and compare each with its labels.
+
+    A pair is looked at from the side that the model favours: all pairs told from the chosen side would have the label 1, and calm
+    predictions would look wrong however right they are.
+
+    Args:
+        predicted: probability of the favoured side, in [0.5, 1].
+        labels: label of that side, in [0, 1].
+    """
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for p, y in zip(predicted, labels, strict=True):
+        bins.setdefault(min(int((2 * p - 1) * CALIBRATION_BINS), CALIBRATION_BINS - 1), []).append((p, y))
+    return tuple(ReliabilityBin(sum(p for p, _ in b) / len(b), sum(y for _, y in b) / len(b), len(b)) for _, b in sorted(bins.items()))
+
+
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float:
+    """Return the expected calibration error: the bins' mean |predicted − observed|, weighted by their counts (Guo et al. 2017).
+
+    >>> calibration_error(reliability_bins([0.75, 0.75, 0.75, 0.75], [1.0, 1.0, 1.0, 0.0]))
+    0.0
+    """
+    return sum(b.n * abs(b.predicted - b.observed) for b in bins) / max(1, sum(b.n for b in bins))

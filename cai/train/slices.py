@@ -1,0 +1,112 @@
+"""What each member of a reward ensemble is trained on. Members that saw different labels disagree where the labels don't decide.
+
+Prompts, not rows, are dealt out, and by hash: all labels of a prompt go the same way, and more rows move no other row.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cai.data.filters import prompt_key
+from cai.errors import TrainingError
+from cai.ids import derive_seed, split_fraction
+from cai.recipe import Slices
+from cai.records import Preference
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One member's training data."""
+
+    description: str
+    """For people: what of the whole it is."""
+    preferences: tuple[Preference, ...]
+
+
+def slice_preferences(preferences: Sequence[Preference], members: int, slices: Slices, seed: int) -> list[Slice]:
+    """Return each member's training data, in the order given.
+
+    Args:
+        preferences: what there is to train on.
+        members: how many slices; at least 1.
+        slices: see `RewardConfig.slices`. A label without a principle (a person's, say) goes to every member of `principle`, and a label
+            under several goes to every member that has one of them.
+        seed: decides which prompt falls where.
+
+    Raises:
+        TrainingError: fewer than two members for `folds` or `parts`, fewer sources or principles than members, or an empty slice.
+    """
+    if members < 2 and slices in ("folds", "parts"):
+        raise TrainingError(
+            f"reward.slices: {slices} needs at least 2 members, found {members}.\nFix: raise reward.members, or slices: all"
+        )
+    made = {"all": _all, "folds": _folds, "parts": _parts, "bootstrap": _bootstrap, "source": _sources, "principle": _principles}
+    found = made[slices](preferences, members, seed)
+    empty = [f"member {i} ({s.description})" for i, s in enumerate(found) if not s.preferences]
+    if empty:
+        raise TrainingError(
+            f"reward.slices: {slices} leaves nothing for {', '.join(empty)}, of {len(preferences)} pairs.\n"
+            "Fix: fewer reward.members, or slices: all"
+        )
+    return found
+
+
+def _all(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    return [Slice("all training pairs", tuple(preferences))] * members
+
+
+def _fold_of(preference: Preference, folds: int, seed: int) -> int:
+    return int(split_fraction(prompt_key(preference.prompt), f"fold:{seed}") * folds)
+
+
+def _folds(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    return [
+        Slice(f"all prompts but fold {i + 1} of {members}", tuple(p for p in preferences if _fold_of(p, members, seed) != i))
+        for i in range(members)
+    ]
+
+
+def _parts(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    return [
+        Slice(f"part {i + 1} of {members} of the prompts", tuple(p for p in preferences if _fold_of(p, members, seed) == i))
+        for i in range(members)
+    ]
+
+
+def _bootstrap(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    """Draw as many prompts as there are, with replacement (Efron 1979)."""
+    keys = [prompt_key(p.prompt) for p in preferences]
+    prompts = sorted(set(keys))
+    made = []
+    for i in range(members):
+        drawn = Counter(random.Random(derive_seed(seed, "bootstrap", i)).choices(prompts, k=len(prompts)) if prompts else [])
+        rows = [p for p, key in zip(preferences, keys, strict=True) for _ in range(drawn[key])]
+        made.append(Slice(f"{len(drawn)} of {len(prompts)} prompts, drawn with replacement (bootstrap {i + 1})", tuple(rows)))
+    return made
+
+
+def _sources(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    return _by_group(preferences, members, "source", lambda p: (p.source,))
+
+
+def _principles(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+    return _by_group(preferences, members, "principle", lambda p: p.principle_ids)
+
+
+def _by_group(preferences: Sequence[Preference], members: int, what: str, groups_of: Callable[[Preference], Sequence[str]]) -> list[Slice]:
+    """Deal groups of labels out, the largest first, each to the member with the fewest labels so far."""
+    sizes = Counter(group for p in preferences for group in groups_of(p))
+    if len(sizes) < members:
+        raise TrainingError(
+            f"reward.slices: {what} with {members} members, but the training pairs have {len(sizes)} {what}s: "
+            f"{', '.join(sorted(sizes)) or 'none'}.\nFix: reward.members at most {max(1, len(sizes))}, or another slices"
+        )
+    dealt: list[list[str]] = [[] for _ in range(members)]
+    for group in sorted(sizes, key=lambda g: (-sizes[g], g)):
+        min(dealt, key=lambda mine: sum(sizes[g] for g in mine)).append(group)
+    made = []
+    for mine in dealt:
+        rows = tuple(p for p in preferences if not groups_of(p) or not set(groups_of(p)).isdisjoint(mine))
+        made.append(Slice(f"{what}s {', '.join(sorted(mine))}", rows))
+    return made
