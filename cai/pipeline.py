@@ -20,6 +20,7 @@ import msgspec
 from cai import __version__
 from cai.call_store import CallStore
 from cai.console import Reporter
+from cai.constitution.load import load_constitution
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
@@ -40,7 +41,8 @@ from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.setup_check import check_setup, local_prompts, spec_fingerprint
-from cai.templates import Templates
+from cai.templates import Templates, load_templates
+from cai.train.team import Team, gather_team
 from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 
 
@@ -56,6 +58,7 @@ class Context:
     templates: Templates
     manifest: Manifest
     reporter: Reporter
+    team: Team = field(default_factory=Team)
     stage: str = ""
     settings_hash: str = ""
     """Hash of what decides the current stage, for records' provenance."""
@@ -108,6 +111,8 @@ class Stage:
     uses_prompts: bool = False
     trains: bool = False
     """Trains, or samples from what was trained."""
+    together: Callable[[Recipe], bool] = lambda recipe: False
+    """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
     always: bool = False
     """Run even when nothing changed: for what reads the manifest itself."""
 
@@ -189,6 +194,8 @@ def run_recipe(
 ) -> RunSummary:
     """Run a recipe's stages, or those asked for, reusing what is done.
 
+    Where a launcher started several processes, each calls this: the first runs the stages, and the others join it in those that train.
+
     Args:
         recipe: what to run.
         workspace: where its files are.
@@ -202,6 +209,37 @@ def run_recipe(
         CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
     """
     chosen = choose_stages(stages, only, start)
+    team = gather_team()
+    if not team.leads:
+        return _follow(team, recipe, workspace, stages)
+    try:
+        return _lead(team, recipe, workspace, stages, chosen, reporter, command)
+    finally:
+        team.dismiss()
+
+
+def _follow(team: Team, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:
+    """Join the leader in the stages that it calls for; write nothing."""
+    while (number := team.awaited()) is not None:
+        constitution = load_constitution(workspace.root / recipe.constitution)
+        templates = load_templates(workspace.root / recipe.templates)
+        with CallStore(None) as store:
+            run = workspace.run(recipe.name)
+            context = Context(recipe, workspace, run, store, constitution, templates, Manifest(recipe.name), Reporter(), team)
+            context.stage = stages[number].name
+            stages[number].run(context)
+    return RunSummary(recipe.name, (), (), None)
+
+
+def _lead(
+    team: Team,
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Sequence[Stage],
+    chosen: Sequence[Stage],
+    reporter: Reporter,
+    command: str,
+) -> RunSummary:
     run = workspace.run(recipe.name)
     constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with run.locked(), CallStore(workspace.store_path) as store:
@@ -219,13 +257,13 @@ def run_recipe(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter)
-        done = [_run_stage(stage, context) for stage in chosen]
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, team)
+        done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
 
 
-def _run_stage(stage: Stage, context: Context) -> StageSummary:
+def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     wanted = fingerprint(stage, context)
     entry = context.manifest.stage(stage.name)
     if not stage.always and is_done(stage, entry, wanted, context.run):
@@ -247,6 +285,8 @@ def _run_stage(stage: Stage, context: Context) -> StageSummary:
 
     try:
         with context.reporter.stage(stage.name):
+            if stage.together(context.recipe):
+                context.team.call(number)
             made = stage.run(context)
             entry.counts = asyncio.run(ask(made)) if inspect.isawaitable(made) else made
         entry.status = "done"

@@ -24,6 +24,7 @@ from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 from cai.reward_models import load_rewards, run_accuracies, train_gold, train_rewards
+from cai.train.team import refuse_processes
 from cai.workspace import replace_stage_rows
 
 T = TypeVar("T")
@@ -151,7 +152,13 @@ def reward_stage(c: Context) -> dict[str, int]:
 
 
 def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
-    """Train the policy from the SFT adapter by the recipe's method."""
+    """Train the policy from the SFT adapter by the recipe's method.
+
+    Raises:
+        TrainingError: several processes were started, and the method doesn't share its work among them.
+    """
+    if c.recipe.policy.method not in SHARED_METHODS:
+        refuse_processes(f"policy.method: {c.recipe.policy.method}")
     return POLICY_METHODS[c.recipe.policy.method](c)
 
 
@@ -176,6 +183,8 @@ POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[s
     "grpo": online,
     "rloo": online,
 }
+SHARED_METHODS = ("dpo",)
+"""Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py)."""
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
@@ -327,6 +336,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: r.sft,
         models=lambda r: (r.trained,),
         trains=True,
+        together=lambda r: True,
     ),
     Stage(
         "pairs",
@@ -366,6 +376,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: (r.reward, r.gold and r.gold.reward),
         models=lambda r: (r.trained,),
         trains=True,
+        together=lambda r: True,
     ),
     Stage(
         "policy",
@@ -375,6 +386,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: (r.policy, r.feedback if r.policy.method in ONLINE else None),
         models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in ONLINE else (r.trained,),
         trains=True,
+        together=lambda r: r.policy.method in SHARED_METHODS,
         uses_constitution=True,
         uses_templates=True,
     ),

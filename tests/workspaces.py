@@ -81,8 +81,8 @@ def start_cai(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[str
     return subprocess.Popen([sys.executable, "-m", "cai", *args], cwd=folder, env=environment, **pipes)
 
 
-def cai(folder: Path, *args: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+def cai(folder: Path, *args: str, stdin: str = "", timeout: float = 60) -> "subprocess.CompletedProcess[str]":
     """Run `python -m cai` in a folder to its end."""
     process = start_cai(folder, *args, stdin=subprocess.PIPE)
-    out, err = process.communicate(stdin, timeout=60)
+    out, err = process.communicate(stdin, timeout=timeout)
     return subprocess.CompletedProcess(args, process.returncode, out, err)

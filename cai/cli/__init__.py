@@ -41,9 +41,14 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Align a language model with a written constitution."""
+    from cai.train.team import refuse_processes
+
+    if context.invoked_subcommand not in ("run", "label"):
+        refuse_processes(f"cai {context.invoked_subcommand}")
 
 
 def main() -> None:

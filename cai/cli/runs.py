@@ -77,12 +77,15 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
     from cai.console import RichReporter
     from cai.pipeline import run_recipe
     from cai.stages import STAGES
+    from cai.train.running import is_first_process
 
     reporter = RichReporter(Console(stderr=True), workspace.run(recipe.name).path / "progress.json")
     command = shlex.join(["cai", *sys.argv[1:]])
     summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, command=command)
     for warning in summary.warnings:
         reporter.warn(warning)
+    if not is_first_process():  # the first one answers for all
+        raise typer.Exit
     return summary
 
 

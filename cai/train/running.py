@@ -58,13 +58,15 @@ def train_and_save(
     from cai.train.trainers import ProgressCallback
 
     _check(trainer)
-    trainer.fingerprint = fingerprint
+    # a checkpoint's position in the data counts steps of all processes, so another number of them can't go on from it
+    resumable = fingerprint if trainer.args.world_size == 1 else f"{fingerprint}:{trainer.args.world_size}"
+    trainer.fingerprint = resumable
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressCallback(on_log, trainer.args.learning_rate))
     if trainer.is_world_process_zero():
-        last_checkpoint(out, fingerprint)  # removes what can't be used
+        last_checkpoint(out, resumable)  # removes what can't be used
     trainer.accelerator.wait_for_everyone()
-    checkpoint = last_checkpoint(out, fingerprint)
+    checkpoint = last_checkpoint(out, resumable)
     started = time.monotonic()
     with quiet_training(), _explained(out):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -90,6 +90,7 @@ class Resumable(Trainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
+        self.accelerator.wait_for_everyone()  # each process has written its own random state
         if self.is_world_process_zero():
             mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
 

@@ -1,0 +1,81 @@
+"""Two gloo processes under `torchrun`: the losses and the weights of one process, and a run that one leads and the other joins."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cai.manifest import read_manifest
+from tests.test_stages import tiny_workspace
+from tests.train.builders import assert_same_weights
+from tests.train.processes import STEPS, run_all
+from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
+
+TOGETHER = ("sft", "reward", "dpo")
+
+
+def torchrun(*command: str, cwd: Path = ROOT, processes: int = 2) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "training_log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Every training by one process, and by two with half the batch each."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    run_all(tiny_model_dir, one)
+    done = torchrun("-m", "tests.train.processes", str(tiny_model_dir), str(two))
+    assert done.returncode == 0, done.stderr
+    return one, two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_two_processes_train_as_one_does(trained: tuple[Path, Path], kind: str) -> None:
+    one, two = (folder / kind for folder in trained)
+    assert len(losses(one)) == STEPS
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
+    assert_same_weights(one, two, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_run_is_led_by_one_process_and_trained_by_two(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    command = ("-m", "cai", "run", "runs/s.yaml", "--json", "--set", "sft.batch_size=1")
+    done = torchrun(*command, cwd=workspace.root)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)  # of one process: two answers would not be JSON
+    run = workspace.run("s")
+    assert all(s["calls_made"] for s in answer["stages"] if s["name"] in ("respond", "critique", "feedback"))
+    manifest = read_manifest(run.manifest)
+    assert manifest is not None and {s.status for s in manifest.stages} == {"done"}
+    examples = len(rows(run.data("sft")))
+    steps = manifest.stage("sft").counts["steps"]  # type: ignore[union-attr]
+    assert steps == math.ceil(examples / 2) < examples, "two processes with one example each a step"
+    again = torchrun(*command, cwd=workspace.root)
+    assert [s["name"] for s in json.loads(again.stdout)["stages"] if not s["reused"]] == ["report"]
+
+
+@pytest.mark.slow
+def test_a_users_error_ends_every_process_with_one_message(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", RECIPE)
+    done = torchrun("-m", "cai", "run", "runs/s.yaml", "--only", "policy", "--set", "constitution=nowhere.yaml", cwd=workspace.root)
+    assert done.returncode != 0
+    assert done.stderr.count("nowhere.yaml") >= 1 and done.stderr.count("RecipeError") == 1
+
+
+def test_a_command_that_cannot_share_its_work_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w", RECIPE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cai(workspace.root, "plan", "runs/s.yaml")
+    assert done.returncode == 2 and "cai plan: started 2 times at once" in done.stderr
