@@ -377,6 +377,8 @@ class WatchPoint:
     proxy_scores: tuple[float, ...] = ()
     """By prompt, in the prompts' order."""
     gold_scores: tuple[float, ...] = ()
+    verdict: Literal["go", "warn", "stop"] = "go"
+    """What the rule said after this look."""
 
 
 @dataclass(frozen=True, slots=True)

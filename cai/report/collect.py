@@ -17,7 +17,7 @@ from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
 from cai.recipe import GOLD
-from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample
+from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample, WatchPoint
 
 T = TypeVar("T")
 TRACES_SHOWN = 60
@@ -127,6 +127,8 @@ class ReportData:
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
     """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
+    frontier: tuple[WatchPoint, ...]
+    """What the watch saw while the policy trained; empty where nothing watched."""
     reliability: tuple[Reliability, ...]
     failures: tuple[FailureGroup, ...]
     problems: tuple[str, ...] = ()
@@ -213,6 +215,7 @@ def collect_report(run_dir: Path) -> ReportData:
         bench=reader.all("data/judge_bench.jsonl", ProtocolResult),
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
+        frontier=reader.all("models/policy/frontier.jsonl", WatchPoint) or (),
         reliability=_read_reliability(reader, models),
         failures=_read_failures(reader),
         problems=tuple(reader.problems),

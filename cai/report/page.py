@@ -4,15 +4,18 @@ What is shown is decided in `sections` and `verdict`, how it looks in `templates
 page's own styles, so text that got past the escaping still couldn't load or run anything.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
+from cai.records import WatchPoint
 from cai.report import sections
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, number, percent, plural, signed, visible
+from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.verdict import reach_verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -36,6 +39,9 @@ def render_report(data: ReportData) -> str:
         sft_plots=sections.curve_plots(data.curves, "sft"),
         reward_plots=sections.reward_plots(data),
         policy_plots=sections.policy_plots(data),
+        gold_accuracy=sections.gold_accuracy(data),
+        frontier_words=frontier_words(data.frontier) if data.frontier else "",
+        frontier_plots=[frontier_plot({"": data.frontier}), *along_the_way({"": data.frontier})] if data.frontier else [],
         policy_curves=sections.curve_plots(data.curves, "policy"),
         results=sections.result_rows(data.evaluation or ()),
         samples=sections.sample_views(data),
@@ -44,6 +50,23 @@ def render_report(data: ReportData) -> str:
         principles=sections.principle_lookup(data),
         uses=sections.use_rows(data.principles),
         label_plots=sections.label_plots(data),
+    )
+
+
+def render_frontier(title: str, arms: Mapping[str, Sequence[WatchPoint]]) -> str:
+    """Return the over-optimisation of some policies as an HTML document of its own.
+
+    Args:
+        title: of the page.
+        arms: observations in order, by the policy's name; at most two.
+    """
+    environment = _environment()
+    return environment.get_template("frontier.html.j2").render(
+        policy=POLICY,
+        style=Markup(_read("style.css")),
+        title=title,
+        words=[(name, frontier_words(points)) for name, points in arms.items()],
+        plots=[frontier_plot(arms), *along_the_way(arms)],
     )
 
 

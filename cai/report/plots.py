@@ -40,6 +40,8 @@ class Series:
     label: str
     points: Sequence[tuple[float, float]]
     tone: str = "policy"
+    band: Sequence[tuple[float, float, float]] = ()
+    """Where it is uncertain: x, lower and upper bound."""
 
 
 def rows_plot(
@@ -118,16 +120,17 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
     More than 160 points are averaged in groups, and a long line is drawn thin under its moving average. Values that aren't finite are left
     out, and the caption says so.
     """
-    finite = [Series(s.label, [p for p in s.points if math.isfinite(p[1])], s.tone) for s in series]
+    finite = [Series(s.label, [p for p in s.points if math.isfinite(p[1])], s.tone, s.band) for s in series]
     lost = sum(len(s.points) for s in series) - sum(len(s.points) for s in finite)
-    drawn = [Series(s.label, _thin(s.points), s.tone) for s in finite if s.points]
+    drawn = [Series(s.label, _thin(s.points), s.tone, s.band) for s in finite if s.points]
     if lost:
         caption = f"{caption} {lost} values that aren't finite numbers are left out.".strip()
     if not drawn:
         return _figure(title, "no finite values", 24, Markup('<text class="label" x="0" y="16">No finite values.</text>'), caption)
     height, floor, top = 210, 170, 10
     xs = [x for s in drawn for x, _ in s.points]
-    ticks = _ticks(min(y for s in drawn for _, y in s.points), max(y for s in drawn for _, y in s.points), 4)
+    ys = [y for s in drawn for y in (*(y for _, y in s.points), *(y for _, *bounds in s.band for y in bounds))]
+    ticks = _ticks(min(ys), max(ys), 4)
     start, end = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     heights = [_place(t, ticks[0], ticks[-1]) for t in ticks]
     parts = [_grid(list(zip(heights, _tick_labels(ticks), strict=True)), top, floor)]
@@ -138,7 +141,12 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
             parts.append(Markup('<circle class="dot {}" cx="{}%" cy="{:.1f}" r="4"/>').format(s.tone, _pct(_inside(places[0][0])), cy))
             continue
         smooth = len(places) >= _SMOOTH_FROM
-        lines = _polyline(places, f"line faint {s.tone}" if smooth else f"line {s.tone}")
+        lines = Markup("")
+        if s.band:
+            edge = [(x, low) for x, low, _ in s.band] + [(x, high) for x, _, high in reversed(s.band)]
+            outline = " ".join(f"{_place(x, start, end):.2f},{100 - _place(y, ticks[0], ticks[-1]):.2f}" for x, y in edge)
+            lines = Markup('<polygon class="band {}" points="{}"/>').format(s.tone, outline)
+        lines += _polyline(places, f"line faint {s.tone}" if smooth else f"line {s.tone}")
         if smooth:
             lines += _polyline(_moving_average(places), f"line {s.tone}")
         parts.append(

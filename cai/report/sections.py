@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cai.evaluate.judge_bench import ProtocolResult
+from cai.recipe import GOLD
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
 from cai.refusals import is_refusal
 from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportData, Trail
@@ -44,7 +45,13 @@ _WIN_RATES = ("win_rate_by_judge", "win_rate_by_reward")
 _CURVES = {
     "sft": (("loss", "Loss"),),
     "reward": (("loss", "Loss"), ("accuracy", "Training accuracy"), ("margin", "Reward margin")),
-    "policy": (("loss", "Loss"), ("rewards/margins", "Implicit reward margin"), ("rewards/accuracies", "Implicit reward accuracy")),
+    "policy": (
+        ("loss", "Loss"),
+        ("rewards/margins", "Implicit reward margin"),
+        ("rewards/accuracies", "Implicit reward accuracy"),
+        ("reward", "Mean reward of the samples"),
+        ("kl", "KL to the reference per token"),
+    ),
 }
 
 
@@ -299,6 +306,18 @@ def label_plots(data: ReportData) -> list[Markup]:
         plots.append(histogram("What the judge said", labels.judge_bins, 0, 1, "probability that response A is better", caption))
     plots += [_source_plot(s) for s in labels.sources]
     return plots
+
+
+def gold_accuracy(data: ReportData) -> str:
+    """Say how far the gold reward model itself can be believed; empty where it was not measured."""
+    values = data.model_metrics.get(GOLD, {})
+    numbers = [x for key in ("accuracy", "n", "low", "high") if isinstance(x := values.get(key), float)]
+    if len(numbers) < 4:
+        return ""
+    accuracy, n, low, high = numbers
+    return (
+        f"it ranks {percent(accuracy)} of {plural(int(n), 'held-out pair')} as labelled (95 % interval {percent(low)} to {percent(high)})"
+    )
 
 
 def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Markup:

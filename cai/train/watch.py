@@ -16,7 +16,7 @@ is of one look, and looking again and again finds chance falls more often than 2
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -121,9 +121,10 @@ class Watch:
             proxy_scores=values,
             gold_scores=gold,
         )
+        point = replace(point, verdict=verdict([*self.points, point], self.config))
         append_record(self.path, point)
         self.points.append(point)
-        return verdict(self.points, self.config)
+        return point.verdict
 
     @property
     def best_step(self) -> int | None:
