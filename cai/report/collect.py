@@ -16,8 +16,20 @@ from cai.errors import CaiError
 from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
-from cai.recipe import GOLD
-from cai.records import EvalResult, Failure, Judgment, Preference, Principle, ResponsePair, RevisionTrace, Sample, SFTExample, WatchPoint
+from cai.records import (
+    EvalResult,
+    Failure,
+    Judgment,
+    Preference,
+    Principle,
+    ResponsePair,
+    RevisionTrace,
+    Sample,
+    ScoredPair,
+    SFTExample,
+    WatchPoint,
+)
+from cai.train.held_out import RewardMeasure
 
 T = TypeVar("T")
 TRACES_SHOWN = 60
@@ -25,6 +37,8 @@ SAMPLES_SHOWN = 60
 LABELS_PER_TRAIL = 4
 EXAMPLES_PER_REASON = 3
 BINS = 20
+_Points = dict[tuple[str, str, str], list[tuple[float, float]]]
+"""Stage, member and number, and its points."""
 _MODEL_FILES = ("training.json", "metrics.json")
 
 
@@ -92,15 +106,16 @@ class Curve:
     stage: str
     metric: str
     points: tuple[tuple[float, float], ...]
+    member: str = ""
+    """Which of several models the stage trained."""
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """Held-out preferences that the reward model was about equally sure of: what it said, and how often it was right."""
+class Dispute:
+    """How far the reward models disagree about a pair, and whether together they are right; None where that isn't known."""
 
-    predicted: float
-    observed: float
-    n: int
+    disagreement: float
+    right: bool | None
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,8 @@ class ReportData:
     """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
     frontier: tuple[WatchPoint, ...]
     """What the watch saw while the policy trained; empty where nothing watched."""
-    reliability: tuple[Reliability, ...]
+    reward_measures: tuple[RewardMeasure, ...]
+    disputes: tuple[Dispute, ...]
     failures: tuple[FailureGroup, ...]
     problems: tuple[str, ...] = ()
     """Files that couldn't be read, and why."""
@@ -216,7 +232,8 @@ def collect_report(run_dir: Path) -> ReportData:
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
         frontier=reader.all("models/policy/frontier.jsonl", WatchPoint) or (),
-        reliability=_read_reliability(reader, models),
+        reward_measures=reader.all("data/reward_measures.jsonl", RewardMeasure) or (),
+        disputes=tuple(_dispute(p) for p in reader.stream("data/reward_scores.jsonl", ScoredPair)),
         failures=_read_failures(reader),
         problems=tuple(reader.problems),
     )
@@ -291,29 +308,29 @@ def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:
 
 def _read_curves(reader: _Reader) -> tuple[Curve, ...]:
     """Read every number that training logged against its step: from the run's log, else from the log in a model's own folder."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    points: _Points = defaultdict(list)
     for row in reader.stream("metrics.jsonl", dict[str, Any], log=True):
-        _add_points(points, str(row.get("stage", "")), row)
-    logged = {stage for stage, _ in points}
+        _add_points(points, str(row.get("stage", "")), str(row.get("member", "")), row)
+    logged = {stage for stage, _, _ in points}
     for path in sorted(reader.run_dir.glob("models/*/training_log.jsonl")):
-        stage = path.parent.name.partition("-")[0]
+        stage, _, member = path.parent.name.partition("-")
         if stage not in logged:
             for row in reader.stream(str(path.relative_to(reader.run_dir)), dict[str, Any], log=True):
-                _add_points(points, stage, row)
-    return tuple(Curve(stage, metric, tuple(sorted(found))) for (stage, metric), found in points.items())
+                _add_points(points, stage, path.parent.name if member else "", row)
+    return tuple(Curve(stage, metric, tuple(sorted(found)), member) for (stage, member, metric), found in points.items())
 
 
-def _add_points(points: dict[tuple[str, str], list[tuple[float, float]]], stage: str, row: dict[str, Any]) -> None:
+def _add_points(points: _Points, stage: str, member: str, row: dict[str, Any]) -> None:
     step = row.get("step")
     if isinstance(step, int | float):
         for key, value in _flat(row).items():
-            if key not in ("step", "stage") and isinstance(value, float):
-                points[stage, key.rpartition(".")[2]].append((float(step), value))
+            if key not in ("step", "stage", "member") and isinstance(value, float):
+                points[stage, member, key.rpartition(".")[2]].append((float(step), value))
 
 
-def _read_reliability(reader: _Reader, models: dict[str, dict[str, Any]]) -> tuple[Reliability, ...]:
-    found: Any = next((m["reliability"] for name, m in models.items() if "reliability" in m and name != GOLD), [])
-    return reader.attempt(lambda: msgspec.convert(found, tuple[Reliability, ...]), ())
+def _dispute(pair: ScoredPair) -> Dispute:
+    known = pair.held_out and pair.p_chosen != 0.5
+    return Dispute(pair.disagreement, pair.margin * (pair.p_chosen - 0.5) > 0 if known else None)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:

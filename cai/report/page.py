@@ -12,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from cai.records import WatchPoint
-from cai.report import sections
+from cai.report import rewards, sections
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, number, percent, plural, signed, visible
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
@@ -37,7 +37,8 @@ def render_report(data: ReportData) -> str:
         bench=sections.bench_rows(data),
         judge_plots=sections.judge_plots(data),
         sft_plots=sections.curve_plots(data.curves, "sft"),
-        reward_plots=sections.reward_plots(data),
+        reward_plots=rewards.reward_plots(data),
+        reward_rows=rewards.measure_rows(data),
         policy_plots=sections.policy_plots(data),
         gold_accuracy=sections.gold_accuracy(data),
         frontier_words=frontier_words(data.frontier) if data.frontier else "",

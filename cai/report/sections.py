@@ -44,7 +44,6 @@ _BEFORE_AFTER = (
 _WIN_RATES = ("win_rate_by_judge", "win_rate_by_reward")
 _CURVES = {
     "sft": (("loss", "Loss"),),
-    "reward": (("loss", "Loss"), ("accuracy", "Training accuracy"), ("margin", "Reward margin")),
     "policy": (
         ("loss", "Loss"),
         ("rewards/margins", "Implicit reward margin"),
@@ -94,6 +93,8 @@ class ResponseColumn:
     model: str
     text: str
     score: float | None
+    disagreement: float | None
+    """Standard deviation of the reward models' scores; None where there are not several."""
     best: bool
     """Has the highest reward of the row."""
     refused: bool
@@ -198,24 +199,6 @@ def judge_plots(data: ReportData) -> list[Markup]:
     return [rows_plot("Agreement with people's labels", rows, reference=0.5, reference_label="a coin", bars=False, caption=caption)]
 
 
-def reward_plots(data: ReportData) -> list[Markup]:
-    """Draw the reward model's held-out accuracy, calibration and training."""
-    plots = []
-    accuracy = [r for r in data.evaluation or () if r.name == "reward_accuracy"] or _held_out_accuracy(data)
-    if accuracy:
-        rows = [Row(r.model + (f", {r.note}" if r.note else ""), r.value, r.low, r.high, f"n = {r.n}") for r in accuracy]
-        plots.append(rows_plot(NAMES["reward_accuracy"], rows, reference=0.5, reference_label="a coin", bars=False))
-    if data.reliability:
-        points = sorted((r.predicted, r.observed) for r in data.reliability)
-        ends = (points[0][0], points[-1][0])
-        series = [Series("reward model", points, "policy"), Series("perfectly calibrated", [(x, x) for x in ends], "base")]
-        total = plural(sum(r.n for r in data.reliability), "held-out preference")
-        plots.append(
-            line_plot("Reliability", series, "predicted probability", f"How often it was right where it was this sure, over {total}.")
-        )
-    return plots + curve_plots(data.curves, "reward")
-
-
 def curve_plots(curves: Sequence[Curve], stage: str) -> list[Markup]:
     """Draw a training stage's curves: those worth looking at where they are known, else its loss."""
     found = {c.metric: c for c in curves if c.stage == stage}
@@ -259,6 +242,7 @@ def sample_views(data: ReportData) -> list[SampleView]:
                 m,
                 sample.responses[m],
                 sample.scores.get(m),
+                sample.disagreement.get(m),
                 best is not None and sample.scores.get(m) == best,
                 is_refusal(sample.responses[m]),
                 len(sample.responses[m].split()),
@@ -326,17 +310,6 @@ def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Mar
         return Markup("")
     rows = [Row(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
     return rows_plot(name_of(name), rows, fraction=name not in ("reward", "response_words"), bars=name != "reward", caption=caption)
-
-
-def _held_out_accuracy(data: ReportData) -> list[EvalResult]:
-    """Take the accuracy from what reward training wrote itself, where the evaluation has not run yet."""
-    found = []
-    for model, values in data.model_metrics.items():
-        numbers = [values.get(key) for key in ("accuracy", "n", "low", "high")]
-        if model.startswith("reward") and all(isinstance(x, float) for x in numbers):
-            accuracy, n, low, high = (float(x) for x in numbers if x is not None)
-            found.append(EvalResult("reward_accuracy", model, accuracy, int(n), low, high, "held-out preferences"))
-    return found
 
 
 def _source_plot(source: LabelSource) -> Markup:

@@ -21,8 +21,11 @@ from cai.records import (
     RevisionTrace,
     Round,
     Sample,
+    ScoredPair,
     SFTExample,
 )
+from cai.train.ensemble import aggregate_scores
+from cai.train.held_out import measure_scores
 
 BY = Provenance("model")
 
@@ -55,6 +58,19 @@ def results(text: str = "") -> list[EvalResult]:
         EvalResult("win_rate_by_judge:like_length", "policy", 0.5, 20, 0.3, 0.7),
         EvalResult("reward_accuracy", "reward-0", 0.66, 60, 0.53, 0.77, text),
     ]
+
+
+def scored_pairs(text: str = "") -> list[ScoredPair]:
+    """Three members who disagree more the less they know, on forty pairs of two sources; the last ten are training pairs."""
+    pairs = []
+    for i in range(40):
+        noise = (i * 7 % 10) / 5
+        members = tuple(0.6 + noise * wobble for wobble in (-1.2, 0.3, (-1.0) ** i))
+        sides = aggregate_scores(members), aggregate_scores((0.0,) * 3)
+        kind: PromptKind = "harmful" if i % 3 else "helpful"
+        source = f"ai:{text[:40]}" if i % 2 else "human:file"
+        pairs.append(ScoredPair(f"pair{i}", f"p{i}", kind, source, 0.9, i < 30, 50 + 30 * (i % 7), 120, *sides))
+    return pairs
 
 
 def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge: JudgeCard | None = None) -> Path:
@@ -96,9 +112,10 @@ def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge:
         run_dir / "metrics.jsonl", [{"stage": "reward", "step": i, "values": {"loss": 1 / i, "accuracy": 0.5}} for i in range(1, 6)]
     )
     (run_dir / "models" / "reward-0").mkdir(parents=True)
-    (run_dir / "models" / "reward-0" / "metrics.json").write_text(
-        '{"accuracy": 0.66, "reliability": [{"predicted": 0.6, "observed": 0.7, "n": 9}, {"predicted": 0.8, "observed": 0.7, "n": 9}]}'
-    )
+    (run_dir / "models" / "reward-0" / "metrics.json").write_text('{"accuracy": 0.66}')
+    scored = scored_pairs(text)
+    write_records(data / "reward_scores.jsonl", scored)
+    write_records(data / "reward_measures.jsonl", measure_scores([p for p in scored if p.held_out], ("reward-0", "reward-1", "reward-2")))
     (run_dir / "recipe.yaml").write_text(f"name: {text!r}\n", encoding="utf-8")
     manifest = Manifest(
         run_dir.name,
