@@ -41,17 +41,19 @@ def train_rewards(
         on_log: called after each step with the member's name, the step, the total and the numbers.
 
     Returns:
-        Counts, and every member's training steps for metrics.jsonl.
+        Counts, and every member's training steps for metrics.jsonl; neither in a process that only joined the training.
 
     Raises:
         TrainingError, ModelError: as `train_members` does.
     """
     from cai.train.ensemble import score_pairs
     from cai.train.reward import train_members
-    from cai.train.running import HISTORY
+    from cai.train.running import HISTORY, is_first_process
 
     config = recipe.reward
     results = train_members(config, recipe.trained, train, held_out, run.path / "models", recipe.seed, on_log)
+    if not is_first_process():
+        return {}, []
     # from the members' own logs: one that was finished before logs nothing now
     steps = [{**row, "member": name} for name in results for row in read_records(run.model(name) / HISTORY, dict[str, Any])]
     ensemble = load_rewards(recipe, run)
@@ -108,3 +110,18 @@ def folder_accuracies(folders: Sequence[Path]) -> list[EvalResult]:
 
 def _accuracy(model: str, metrics: HeldOutMetrics) -> EvalResult:
     return reward_accuracy(metrics.accuracy * metrics.n, metrics.n, model)
+
+
+def reward_models(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folders of the reward ensemble's members, from the run directory."""
+    return tuple(f"models/{name}" for name in recipe.reward.member_names)
+
+
+def gold_data(recipe: Recipe) -> tuple[str, ...]:
+    """Return the files of the gold reward model's pairs, from the run directory; none where the recipe has no such model."""
+    return (f"data/{GOLD}.jsonl", f"data/{GOLD}_heldout.jsonl") if recipe.gold else ()
+
+
+def gold_model(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
+    return (f"models/{GOLD}",) if recipe.gold else ()

@@ -23,7 +23,7 @@ from cai.pairs import contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
-from cai.reward_models import load_rewards, run_accuracies, train_gold, train_rewards
+from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies, train_gold, train_rewards
 from cai.train.team import refuse_processes
 from cai.workspace import replace_stage_rows
 
@@ -145,7 +145,8 @@ def reward_stage(c: Context) -> dict[str, int]:
         c.reporter.progress(step, total, f"steps of {member}")
 
     counts, steps = train_rewards(c.recipe, c.run, train, held_out, on_log)
-    replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
+    if steps:  # the first process alone has any
+        replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
     if c.recipe.gold is not None:
         counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, "the gold reward model"))
     return counts
@@ -266,21 +267,6 @@ async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
 def judge_spec(recipe: Recipe) -> ModelSpec:
     """Return the model that judges: the recipe's judge, or the run's own model."""
     return recipe.feedback.judge or recipe.model
-
-
-def reward_models(recipe: Recipe) -> tuple[str, ...]:
-    """Return the folders of the reward ensemble's members, from the run directory."""
-    return tuple(f"models/{name}" for name in recipe.reward.member_names)
-
-
-def gold_data(recipe: Recipe) -> tuple[str, ...]:
-    """Return the files of the gold reward model's pairs, from the run directory; none where the recipe has no such model."""
-    return (f"data/{GOLD}.jsonl", f"data/{GOLD}_heldout.jsonl") if recipe.gold else ()
-
-
-def gold_model(recipe: Recipe) -> tuple[str, ...]:
-    """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
-    return (f"models/{GOLD}",) if recipe.gold else ()
 
 
 def policy_reads(recipe: Recipe) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 A single reward model is an ensemble of one. Members are the folders that `cai.train.reward` writes, and are PEFT's own format.
 
 A Bradley–Terry score is known up to a constant, and each member has its own. Without taking it off, the minimum over members would be
-the member with the lowest constant rather than the most doubtful one, and their standard deviation would be that of the constants. So
-each member's scores are counted from its mean over the responses of some training pairs, the same pairs for all (as Eisenstein et al.
-2023, arXiv 2312.09244, §3, normalise rewards before they aggregate). Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4.
+the member with the lowest constant rather than the most doubtful one, and their standard deviation would be that of the constants. The
+centring term of the loss (arXiv 2312.09244, §2) only pulls them towards 0. So each member's scores are counted from its mean over the
+responses of some training pairs, the same pairs for all. Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4.
 """
 
 from collections.abc import Sequence
