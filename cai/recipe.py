@@ -26,6 +26,7 @@ Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
+KlEstimator = Literal["k1", "k3"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
 
 ONLINE = ("grpo", "rloo")
@@ -318,14 +319,49 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Steps in a row without any difference of reward within a prompt's completions after which training stops: it learns nothing."""
 
 
+class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Proximal policy optimization, with TRL's names and, where nothing is said, TRL's defaults.
+
+    A step samples `batch_size` × `gradient_accumulation` × `num_mini_batches` responses in each process, and goes over them
+    `num_ppo_epochs` times; `batch_size` alone bounds the memory.
+    """
+
+    total_episodes: Positive | None = None
+    """Responses to sample in all, rounded up to whole steps; None: `epochs` passes over the prompts."""
+    num_mini_batches: Positive = 1
+    num_ppo_epochs: Positive = 4
+    response_length: Positive = 128
+    """Longest response in tokens."""
+    temperature: Annotated[float, Meta(gt=0, le=5)] = 0.7
+    local_rollout_forward_batch_size: Positive = 64
+    """Responses that are sampled at once in a process."""
+    kl_coef: Annotated[float, Meta(ge=0)] = 0.05
+    kl_estimator: KlEstimator = "k1"
+    target_kl: Rate | None = None
+    """Nats per response that `kl_coef` is adapted to hold; None keeps it fixed."""
+    kl_horizon: Positive = 10_000
+    """Responses over which an error of a fifth changes `kl_coef` by a fifth."""
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    cliprange: Rate = 0.2
+    cliprange_value: Rate = 0.2
+    vf_coef: Annotated[float, Meta(ge=0)] = 0.1
+    max_grad_norm: Rate = 1.0
+    whiten_rewards: bool = False
+    score_clip: Rate | None = None
+    missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
+    """Taken off the score of a response that was cut at `response_length`; None takes nothing."""
+
+
 class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo", "grpo", "rloo"] = "dpo"
+    method: Literal["dpo", "grpo", "rloo", "ppo"] = "dpo"
     beta: Rate = 0.1
     """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
+    ppo: PPOSpec = PPOSpec()
     watch: WatchConfig = WatchConfig()
     dpo: DPOConfig = DPOConfig()
 

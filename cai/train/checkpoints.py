@@ -78,6 +78,13 @@ def last_checkpoint(out: Path, fingerprint: str) -> Path | None:
     return found[max(found)] if found else None
 
 
+def prune_checkpoints(out: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints of a training, for a trainer that has no such thing of its own."""
+    found = {int(match[1]): folder for folder in checkpoint_folder(out).glob("checkpoint-*") if (match := _CHECKPOINT.match(folder.name))}
+    for step in sorted(found)[:-keep]:
+        shutil.rmtree(found[step], ignore_errors=True)
+
+
 def checkpoint_folder(out: Path) -> Path:
     """Return the folder of a training's checkpoints."""
     return out / "checkpoints"

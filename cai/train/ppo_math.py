@@ -4,12 +4,13 @@ Shapes: B is responses, T their tokens, padded on the right; `mask_BT` is True o
 False after it. Log-probabilities are in nats.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from cai.recipe import KlEstimator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KlEstimator = Literal["k1", "k3"]
 KL_ERROR_LIMIT = 0.2
 """How far off target the adaptive controller believes the KL to be at most, as a share of the target (Ziegler et al. 2019, §2.2)."""
 

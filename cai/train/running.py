@@ -68,7 +68,7 @@ def train_and_save(
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(out, resumable)
     started = time.monotonic()
-    with quiet_training(), _explained(out):
+    with quiet_training(), explained(out):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         if trainer.is_world_process_zero():
@@ -154,7 +154,7 @@ def quiet_training() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
     """Turn what a full disk or a full accelerator raises, in whatever library, into an error that says what to do."""
     import torch
 
@@ -183,7 +183,12 @@ def _check(trainer: Any) -> None:
             "no weight of the model is trainable, so training would change nothing.\n"
             "Fix: check lora.target_modules and lora.layers against the model's layers"
         )
-    wanted, seen = process_count(), trainer.args.world_size
+    check_processes(trainer.args.world_size)
+
+
+def check_processes(seen: int) -> None:
+    """Raise `TrainingError` where a training would be one of several that know nothing of each other. `seen`: processes it is part of."""
+    wanted = process_count()
     if wanted != seen:
         raise TrainingError(
             f"{wanted} processes were started and training sees {seen}: each would train alone.\n"

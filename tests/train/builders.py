@@ -49,6 +49,10 @@ def dpo_config(**changes: Any) -> PolicyConfig:
     return PolicyConfig(**{**FAST, **changes})
 
 
+def ppo_config(**changes: Any) -> PolicyConfig:
+    return PolicyConfig(**{**FAST, "method": "ppo", **changes})
+
+
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     """Return the saved weights of an adapter; copied, because the file is mapped into memory and may be overwritten."""
     return {name: tensor.clone() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}

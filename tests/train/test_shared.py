@@ -10,34 +10,14 @@ from safetensors.torch import load_file
 import cai.train.shared as shared_module
 from cai.errors import ModelError, TrainingError
 from cai.models.loading import load_causal_lm, load_tokenizer
-from cai.recipe import LoraSpec, ModelSpec
+from cai.recipe import ModelSpec
 from cai.train.encode import encode_turn
 from cai.train.ensemble import load_ensemble
-from cai.train.reward import train_reward
 from cai.train.running import quiet_training
-from cai.train.sft import train_sft
 from cai.train.shared import SharedBase, load_shared_base
-from tests.train.builders import FAST, adapter, examples, model_at, preferences, prompt, reward_config, sft_config
+from tests.train.builders import FAST, adapter, model_at, prompt
 
 ROWS = [[3, 40, 41, 42, 60], [3, 50, 51], [7, 8, 9, 10, 11, 12, 13]]
-
-
-@pytest.fixture(scope="module")
-def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an SFT adapter that differs from the base."""
-    folder = tmp_path_factory.mktemp("sft")
-    train_sft(sft_config(epochs=3.0), model_at(tiny_model_dir), examples(4), folder, 0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def members(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Folders of two reward models, of different rank."""
-    folders = []
-    for seed, rank in enumerate((4, 2)):
-        folders.append(tmp_path_factory.mktemp(f"reward-{seed}"))
-        train_reward(reward_config(epochs=3.0, lora=LoraSpec(rank=rank)), model_at(tiny_model_dir), preferences(4), (), folders[-1], seed)
-    return tuple(folders)
 
 
 def load(tiny: Path, sft: Path | None, members: tuple[Path, ...], precision: str = "float32", **options: Any) -> SharedBase:

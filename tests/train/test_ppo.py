@@ -1,0 +1,223 @@
+"""A PPO training from start to finish on a tiny model: it learns, a kill costs nothing, the watch is heard, two processes are one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cai.errors import TrainingError
+from cai.recipe import PolicyConfig, PPOSpec, RewardConfig, WatchConfig
+from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
+from cai.train.ppo import train_ppo
+from cai.train.running import HISTORY
+from cai.train.watch import Scores, Watch
+from tests.train.builders import adapter, assert_same_weights, model_at, ppo_config, prompt
+from tests.train.test_sft import Killed, kill_at
+
+PROMPTS = [prompt(i) for i in range(6)]
+SHORT = {"response_length": 8, "num_ppo_epochs": 2, "num_mini_batches": 2}
+
+
+def config(steps: int = 3, **changes: Any) -> PolicyConfig:
+    """Settings for steps of eight responses each."""
+    spec = PPOSpec(**{**SHORT, "total_episodes": 8 * steps, **changes.pop("ppo", {})})
+    return ppo_config(**{"learning_rate": 1e-3, "save_steps": 1, "watch": WatchConfig(every_steps=1), "ppo": spec, **changes})
+
+
+class Gold:
+    """Stands for a gold reward model: what it says is given, look by look."""
+
+    def __init__(self, *looks: float) -> None:
+        self.looks = list(looks)
+
+    def __call__(self, items: Any) -> list[float]:
+        mean = self.looks.pop(0)
+        return [mean + 0.001 * i for i in range(len(items))]
+
+
+def watch_at(path: Path, gold: Gold, settings: WatchConfig) -> Watch:
+    def never(items: Any) -> Scores:
+        raise AssertionError("the reward models on the shared base are the proxy")
+
+    return Watch([prompt(i) for i in range(20, 24)], settings, never, gold, path / "frontier.jsonl")
+
+
+@pytest.fixture
+def train(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> Any:
+    """Train on the tiny model."""
+
+    def run(settings: PolicyConfig, out: Path, on_log: Any = None, watch: Watch | None = None, **changes: Any) -> TrainResult:
+        given = {"sft_adapter": sft, "members": members, "reward": RewardConfig(), **changes}
+        return train_ppo(settings, model_at(tiny_model_dir), prompts=PROMPTS, out=out, seed=0, watch=watch, on_log=on_log, **given)
+
+    return run
+
+
+def test_it_learns_to_please_its_reward_models(train: Any, tmp_path: Path, sft: Path) -> None:
+    result = train(config(12, learning_rate=3e-3, save_steps=100), tmp_path)
+    history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
+    scores = [h["objective/scores"] for h in history]
+    assert (result.steps, result.examples, len(history)) == (12, 96, 12)
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 2 * history[0]["objective/scores_std"] / 8**0.5
+    assert history[0]["objective/kl"] == 0.0
+    assert all(h["objective/kl"] > 0.0 for h in history[4:])
+    assert adapter(tmp_path).keys() == adapter(sft).keys()
+    assert not checkpoint_folder(tmp_path).exists()
+    assert "PPO against 2 reward model(s) by mean, reference: the SFT adapter" in (tmp_path / "README.md").read_text()
+    assert "reinforcement" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_kill_between_steps_changes_nothing(train: Any, tmp_path: Path, killed_at: int) -> None:
+    settings = config(ppo={"target_kl": 0.01, "kl_horizon": 10})
+    steps: list[Any] = []
+    whole = train(settings, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(settings, tmp_path / "cut", kill_at(killed_at))
+    resumed = train(settings, tmp_path / "cut", lambda *a: steps.append(a[0]))
+    assert (resumed.resumed_from, steps) == (killed_at - 1, list(range(killed_at, 4)))
+    assert resumed.metrics == whole.metrics
+    assert (tmp_path / "cut" / HISTORY).read_bytes() == (tmp_path / "whole" / HISTORY).read_bytes()
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_11_the_kl_coefficient_is_adapted_and_outlives_a_kill(train: Any, tmp_path: Path) -> None:
+    logs: list[dict[str, float]] = []
+    settings = config(ppo={"target_kl": 0.01, "kl_horizon": 10})
+    with pytest.raises(Killed):
+        train(settings, tmp_path, lambda *a: (logs.append(a[2]), kill_at(2)(*a)))
+    train(settings, tmp_path, lambda *a: logs.append(a[2]))
+    first, second, again, third = (log["objective/kl_coef"] for log in logs)
+    assert first == 0.05
+    assert second == again == pytest.approx(0.05 * (1 - 0.2 * 8 / 10)), "no KL yet: a fifth below target at most, times 8 of 10 episodes"
+    assert third == pytest.approx(second * (1 + 0.2 * 8 / 10)), "far above the target"
+
+
+def test_finished_is_not_done_again_and_another_reward_is_another_training(train: Any, tmp_path: Path, members: tuple[Path, ...]) -> None:
+    steps: list[Any] = []
+    note = lambda *a: steps.append(a)  # noqa: E731
+    first = train(config(1), tmp_path, note)
+    assert train(config(1), tmp_path, note) == first
+    assert len(steps) == 1
+    train(config(1), tmp_path, note, reward=RewardConfig(aggregate="min"))
+    train(config(1), tmp_path, note, members=members[:1])
+    assert len(steps) == 3
+
+
+def test_aggregation_decides_what_is_paid(train: Any, tmp_path: Path) -> None:
+    logs = [[] for _ in range(2)]  # type: list[list[dict[str, float]]]
+    for name, found in zip(("mean", "min"), logs, strict=True):
+        train(config(1), tmp_path / name, lambda *a, found=found: found.append(a[2]), reward=RewardConfig(aggregate=name))
+    assert logs[1][0]["objective/scores"] < logs[0][0]["objective/scores"]
+    assert logs[1][0]["objective/disagreement"] == logs[0][0]["objective/disagreement"] > 0.0
+
+
+def test_without_an_sft_adapter_the_bare_base_is_the_reference(train: Any, tmp_path: Path) -> None:
+    logs: list[dict[str, float]] = []
+    train(config(2), tmp_path, lambda *a: logs.append(a[2]), sft_adapter=None)
+    assert logs[0]["objective/kl"] == 0.0
+    assert logs[1]["objective/kl"] != 0.0
+    assert "reference: the bare base model" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bfloat16"}, {"precision": "nf4", "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit"}],
+)
+def test_low_precision_trains(train: Any, tmp_path: Path, sft: Path, changes: dict[str, Any]) -> None:
+    logs: list[dict[str, float]] = []
+    train(config(2, **changes), tmp_path, lambda *a: logs.append(a[2]))
+    assert abs(logs[0]["objective/kl"]) < 1e-6
+    assert logs[1]["objective/kl"] != 0.0
+    saved = adapter(tmp_path)
+    assert {t.dtype for t in saved.values()} == {torch.float32}
+    assert any(not torch.equal(t, adapter(sft)[n]) for n, t in saved.items())
+
+
+def test_the_watch_looks_keeps_the_best_and_stops(train: Any, tmp_path: Path) -> None:
+    settings = WatchConfig(action="stop", every_steps=1, patience=1, min_drop=0.0)
+    watch = watch_at(tmp_path, Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), settings)
+    steps: dict[int, dict[str, torch.Tensor]] = {}
+
+    def note(step: int, total: int, metrics: dict[str, float]) -> None:
+        steps[step] = {n: t.clone() for n, t in watch.proxy.__self__.shared.weights("policy").items()}  # type: ignore[attr-defined]
+
+    result = train(config(6, learning_rate=3e-3, watch=settings), tmp_path, note, watch)
+    assert [p.step for p in watch.points] == list(range(result.steps + 1))
+    assert result.steps < 6, "gold fell while the proxy rose"
+    assert (watch.points[0].kl, watch.best_step) == (0.0, 1)
+    assert watch.points[-1].disagreement is not None
+    saved = adapter(tmp_path)
+    assert all(torch.equal(saved[n], t) for n, t in steps[1].items()), "the best step's weights"
+    assert any(not torch.equal(saved[n], t) for n, t in steps[result.steps].items())
+    assert "the weights of step 1, the best by gold reward" in (tmp_path / "README.md").read_text()
+
+
+def test_a_training_that_was_told_to_stop_stops_after_a_kill_too(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = WatchConfig(action="stop", every_steps=1, patience=1, min_drop=0.0, select="last")
+    seen = config(6, learning_rate=3e-3, watch=settings)
+
+    def killed(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as m:
+        m.setattr("cai.train.ppo.write_records", killed)  # after the last step's checkpoint, before the end
+        with pytest.raises(Killed):
+            train(seen, tmp_path, None, watch_at(tmp_path, Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), settings))
+    watch = watch_at(tmp_path, Gold(), settings)
+    result = train(seen, tmp_path, None, watch)
+    assert result.resumed_from == result.steps == watch.points[-1].step < 6
+
+
+def test_a_diverging_training_is_not_finished(train: Any, tmp_path: Path, sft: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in sft.iterdir():
+        if file.is_file():
+            (broken / file.name).write_bytes(file.read_bytes())
+    save_file({name: torch.full_like(t, float("nan")) for name, t in adapter(sft).items()}, broken / "adapter_model.safetensors")
+    with pytest.raises(TrainingError, match="training diverged: the policy's log-probabilities are not all finite"):
+        train(config(1), tmp_path / "policy", sft_adapter=broken)
+    assert not (tmp_path / "policy" / FINISHED).exists()
+
+
+def test_prompts_that_leave_no_room_are_counted_and_having_none_left_is_an_error(train: Any, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="of 6 none has at most 12 tokens"):
+        train(config(1, max_length=20), tmp_path)
+
+
+TWO = """
+import json, os, sys, torch
+sys.path.insert(0, os.getcwd())
+torch.set_num_threads(1)
+from pathlib import Path
+from cai.recipe import RewardConfig
+from cai.train.ppo import train_ppo
+from tests.train.builders import model_at
+from tests.train.test_ppo import PROMPTS, config
+model, sft, out, *members = map(Path, sys.argv[1:])
+settings = config(2, batch_size=2)
+train_ppo(settings, model_at(model), sft, members, RewardConfig(), PROMPTS, out, 0)
+"""
+
+
+def test_two_processes_give_what_one_gives(train: Any, tiny_model_dir: Path, sft: Path, members: tuple[Path, ...], tmp_path: Path) -> None:
+    train(config(2, batch_size=4), tmp_path / "one")
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    given = [str(p) for p in (tiny_model_dir, sft, tmp_path / "two", *members)]
+    done = subprocess.run([*command, *given], capture_output=True, text=True, env=environment, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = ([json.loads(line) for line in (tmp_path / n / HISTORY).read_text().splitlines()] for n in ("one", "two"))
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-4)
+    assert_same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=5e-5)
