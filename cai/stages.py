@@ -179,13 +179,37 @@ def online(c: Context) -> dict[str, int]:
     return trained(train_rewarded(c, training_log(c)), c)
 
 
+def ppo(c: Context) -> dict[str, int]:
+    """PPO on the training prompts against the reward ensemble [§4.2]; watched, where there is a gold reward model."""
+    from cai.rewarding import watched_prompts
+    from cai.train.ppo import train_ppo
+
+    result = train_ppo(
+        c.recipe.policy,
+        c.recipe.trained,
+        c.run.model("sft"),
+        [c.run.model(name) for name in c.recipe.reward.member_names],
+        c.recipe.reward,
+        list(read(c, "prompts", Prompt)),
+        c.run.model("policy"),
+        c.recipe.seed,
+        training_log(c),
+        gold=c.run.model(GOLD) if c.recipe.gold else None,
+        watched=watched_prompts(c) if c.recipe.gold else (),
+    )
+    return trained(result, c)
+
+
 POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {
     "dpo": dpo,
     "grpo": online,
     "rloo": online,
+    "ppo": ppo,
 }
-SHARED_METHODS = ("dpo",)
-"""Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py)."""
+SHARED_METHODS = ("dpo", "ppo")
+"""Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py, test_ppo.py)."""
+SAMPLING = (*ONLINE, "ppo")
+"""Methods that train on the policy's own samples, scored by the run's reward models."""
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
@@ -271,7 +295,7 @@ def judge_spec(recipe: Recipe) -> ModelSpec:
 
 def policy_reads(recipe: Recipe) -> tuple[str, ...]:
     """Return what the policy is trained on, from the run directory."""
-    if recipe.policy.method not in ONLINE:
+    if recipe.policy.method not in SAMPLING:
         return ("data/preferences.jsonl", "models/sft")
     return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
 
@@ -369,7 +393,11 @@ STAGES: tuple[Stage, ...] = (
         policy_stage,
         reads=policy_reads,
         writes=lambda r: ("models/policy",),
-        settings=lambda r: (r.policy, r.feedback if r.policy.method in ONLINE else None),
+        settings=lambda r: (
+            r.policy,
+            (r.reward.aggregate, r.reward.uncertainty_penalty) if r.policy.method in SAMPLING else None,
+            r.feedback if r.policy.method in ONLINE else None,
+        ),
         models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in ONLINE else (r.trained,),
         trains=True,
         together=lambda r: r.policy.method in SHARED_METHODS,

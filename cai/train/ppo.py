@@ -40,7 +40,7 @@ Import it inside functions only: it loads torch.
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -54,7 +54,7 @@ from cai.ids import content_hash, derive_seed
 from cai.jsonl import write_records
 from cai.models.loading import load_tokenizer, model_fingerprint
 from cai.models.local import stop_ids
-from cai.recipe import ModelSpec, PolicyConfig, RewardConfig
+from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import Prompt
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
@@ -66,8 +66,9 @@ from cai.train.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rollout import Episode, Task, check_finite, chunks, describe, encode_prompts, sample, tasks
 from cai.train.running import HISTORY, OnLog, check_processes, explained, finish, forget, prepare, quiet_training, training_fingerprint
 from cai.train.shared import POLICY, SharedBase, load_shared_base
-from cai.train.watch import Items, Scores, Verdict, Watch, keep_best, restore_best, verdict
+from cai.train.watch import FRONTIER, Items, Scores, Verdict, Watch, keep_best, restore_best, verdict
 
+GoldScorer = Callable[[Items], Sequence[float]]
 CHECKPOINT_SECONDS = 300.0
 """A checkpoint is due after this time too, not only every `save_steps`: a step may take minutes."""
 FIRST_LOG_RATIO = 0.05
@@ -83,8 +84,10 @@ def train_ppo(
     prompts: Sequence[Prompt],
     out: Path,
     seed: int,
-    watch: Watch | None = None,
     on_log: OnLog | None = None,
+    *,
+    gold: Path | GoldScorer | None = None,
+    watched: Sequence[Prompt] = (),
 ) -> TrainResult:
     """Train the policy against reward models, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -99,8 +102,10 @@ def train_ppo(
         prompts: what to answer; at least one that leaves room for a response in `config.max_length`.
         out: folder for the adapter.
         seed: decides prompts' order, responses, minibatches, and a new adapter's initial weights.
-        watch: looks for over-optimisation; its proxy is replaced by the reward models on the shared base, so that they are loaded once.
         on_log: called after each step, with TRL's names for PPO and some more.
+        gold: looks for over-optimisation (`cai.train.watch`): the folder of a reward model for the same base, which goes on it as one more
+            adapter, or whatever scores texts; None looks for nothing. `config.watch` says when, and what follows.
+        watched: the prompts to look at the policy on.
 
     Raises:
         TrainingError: no prompt is left, the policy doesn't start at its reference, or training diverges.
@@ -112,7 +117,13 @@ def train_ppo(
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
     rows, dropped = encode_prompts(tokenizer, prompts, config.max_length - config.ppo.response_length)
-    fingerprint = _fingerprint(config, model, start, members, reward, rows, seed, watch)
+    if config.watch.action == "off" or not watched:
+        gold = None
+    judged_by = [*members, gold] if isinstance(gold, Path) else list(members)
+    scorers = [(model_fingerprint(replace(start, adapter=str(m))), read_centre(m)) for m in judged_by]
+    looked_at = None if gold is None else [p.id for p in watched]
+    began = content_hash((model_fingerprint(start), scorers, reward.aggregate, reward.uncertainty_penalty, looked_at))
+    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, began)
     if (done := finished_result(out, fingerprint)) is not None:
         forget(out)
         return done
@@ -125,6 +136,7 @@ def train_ppo(
             model, config.precision, sft_adapter, members, config.lora, gradient_checkpointing=config.gradient_checkpointing
         )
         run = _Run(config, reward, shared, tokenizer, rows, seed, out, fingerprint, processes.process_index, processes.num_processes)
+        watch = None if gold is None else run.watch(gold, watched)
         result = run.train(watch, on_log, dropped)
     reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {reference}"
@@ -133,22 +145,6 @@ def train_ppo(
     write_card(out, CardFacts("policy", model.path, method, dict(Counter(p.source for p in prompts)), config, result, seed))
     finish(out, fingerprint, result)
     return result
-
-
-def _fingerprint(
-    config: PolicyConfig,
-    model: ModelSpec,
-    start: ModelSpec,
-    members: Sequence[Path],
-    reward: RewardConfig,
-    rows: Sequence[Any],
-    seed: int,
-    watch: Watch | None,
-) -> str:
-    scored_by = [(model_fingerprint(replace(start, adapter=str(m))), read_centre(m)) for m in members]
-    watched = None if watch is None else [p.id for p in watch.prompts]
-    began = (model_fingerprint(start), scored_by, reward.aggregate, reward.uncertainty_penalty, watched)
-    return training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, content_hash(began))
 
 
 @dataclass
@@ -218,10 +214,8 @@ class _Run:
         with PartialState().main_process_first():  # the first removes what can't be used
             checkpoint = last_checkpoint(self.out, self.fingerprint)
         state = PPOState(0, self.config.ppo.kl_coef, []) if checkpoint is None else load_state(self.shared, optimizer, checkpoint)
-        if watch is not None:
-            watch.proxy = self._proxy
-            if self.rank == 0:
-                watch.resume(state.step if checkpoint is not None else -1)
+        if watch is not None and self.rank == 0:
+            watch.resume(state.step if checkpoint is not None else -1)
         return state, state.step
 
     def _rollout(self, todo: Sequence[Task]) -> list[Episode]:
@@ -242,15 +236,27 @@ class _Run:
         end_id = self.tokenizer.eos_token_id
         return describe(self.shared, todo, responses, end_id=end_id, temperature=temperature, at_once=at_once)
 
-    def _proxy(self, items: Items) -> Scores:
-        """Return what the reward models say of some texts, as `Watch` wants it."""
+    def watch(self, gold: Path | GoldScorer, watched: Sequence[Prompt]) -> Watch:
+        """Return what looks at the policy, with the reward models on the shared base as its proxy."""
+        if isinstance(gold, Path):
+            self.shared.add_scorer(gold, GOLD)
+
+        def proxy(items: Items) -> Scores:
+            scores = self._scores(items, self.shared.members)
+            judged = [aggregate_scores(s, self.reward.aggregate, self.reward.uncertainty_penalty) for s in scores]
+            return Scores([s.value for s in judged], [s.std for s in judged] if len(self.shared.members) > 1 else ())
+
+        def score(items: Items) -> Sequence[float]:
+            return [s for [s] in self._scores(items, [GOLD])] if isinstance(gold, Path) else gold(items)
+
+        return Watch(watched, self.config.watch, proxy, score, self.out / FRONTIER)
+
+    def _scores(self, items: Items, names: Sequence[str]) -> list[list[float]]:
+        """Return what some reward models on the shared base say of texts, text by text."""
         turns = [encode_turn(self.tokenizer, messages, text) for messages, text in items]
         ids = [prompt + response for prompt, response in turns]
-        parts = [
-            self.shared.scores([ids[i] for i in part]) for part in chunks(range(len(ids)), self.config.ppo.local_rollout_forward_batch_size)
-        ]
-        judged = [aggregate_scores(s, self.reward.aggregate, self.reward.uncertainty_penalty) for s in torch.cat(parts, 1).T.tolist()]
-        return Scores([s.value for s in judged], [s.std for s in judged] if len(self.shared.members) > 1 else ())
+        parts = chunks(range(len(ids)), self.config.ppo.local_rollout_forward_batch_size)
+        return torch.cat([self.shared.scores([ids[i] for i in part], names) for part in parts], 1).T.tolist()
 
     def _look(self, watch: Watch, step: int) -> Verdict:
         """Let the watch see the policy as it is, at temperature 1 and on its own prompts, and keep the best weights."""

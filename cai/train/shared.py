@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from cai.errors import ModelError, TrainingError
 from cai.models.loading import load_causal_lm
 from cai.models.precision import resolved_precision
-from cai.recipe import LoraSpec, ModelSpec, Precision
+from cai.recipe import GOLD, LoraSpec, ModelSpec, Precision
 from cai.train.arguments import with_new_adapter
 from cai.train.ensemble import read_centre
 
@@ -54,8 +54,8 @@ class SharedBase:
     """PEFT's model."""
     heads: dict[str, nn.Linear]
     """Scalar heads by adapter, float32: of the value function and of each reward member, whose bias takes its centre off its scores."""
-    member_max_length: tuple[int, ...]
-    """Tokens that each reward member sees of a conversation; a longer one loses its beginning."""
+    max_length: dict[str, int]
+    """Tokens that each reward model sees of a conversation; a longer one loses its beginning."""
     precision: str
     has_reference: bool
     """Whether the reference is an adapter; else it is the bare base."""
@@ -73,7 +73,7 @@ class SharedBase:
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the reward members."""
-        return tuple(f"reward_{i}" for i in range(len(self.member_max_length)))
+        return tuple(name for name in self.max_length if name != GOLD)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return the weights that train, by name: the policy's and the value function's adapters, and the value head."""
@@ -129,15 +129,28 @@ class SharedBase:
         return self.heads[VALUE](hidden_NH.float()).squeeze(-1)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def scores(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return what each reward member gives to each conversation that ends at its last token, (M, B), on the CPU."""
+    def scores(self, rows: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Tensor:
+        """Return what reward models give to each conversation that ends at its last token, (M, B), on the CPU.
+
+        Args:
+            rows: token ids.
+            names: of the reward models; None takes the members.
+        """
         found = []
-        for name, limit in zip(self.members, self.member_max_length, strict=True):
-            cut = [row[-limit:] for row in rows]
+        for name in self.members if names is None else names:
+            cut = [row[-self.max_length[name] :] for row in rows]
             hidden_BTH = self.hidden(name, cut)
             last_B = torch.tensor([len(row) - 1 for row in cut], device=self.device)
             found.append(self.heads[name](hidden_BTH[torch.arange(len(cut), device=self.device), last_B].float()).squeeze(-1).cpu())
         return torch.stack(found)
+
+    def add_scorer(self, folder: Path, name: str) -> None:
+        """Put a reward model on the base, frozen, under a name. Raises `ModelError` where the folder holds none for this base."""
+        self.heads[name] = _add_scorer(self.model, folder, name).to(self.device)
+        self.max_length[name] = _max_length(folder)
+        for parameter_name, parameter in self.model.named_parameters():
+            if f".{name}." in parameter_name:
+                parameter.data = parameter.data.to(torch.float32 if self.precision == "float32" else torch.bfloat16)
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -200,21 +213,15 @@ def load_shared_base(
     else:
         shared_model = PeftModel.from_pretrained(base, str(sft_adapter), adapter_name=POLICY, is_trainable=True, use_safetensors=True)
         shared_model.load_adapter(str(sft_adapter), REFERENCE, use_safetensors=True)
-    heads, limits = {}, []
+    shared = SharedBase(shared_model, {}, {}, precision, sft_adapter is not None)
     for i, folder in enumerate(members):
-        heads[f"reward_{i}"] = _add_scorer(shared_model, folder, f"reward_{i}")
-        limits.append(_max_length(folder))
-    heads[VALUE] = _add_scorer(shared_model, members[0], VALUE)
-    heads[VALUE].requires_grad_(True)
-    shared = SharedBase(shared_model, heads, tuple(limits), precision, sft_adapter is not None)
-    frozen = torch.float32 if precision == "float32" else torch.bfloat16
+        shared.add_scorer(folder, f"reward_{i}")
+    shared.heads[VALUE] = _add_scorer(shared_model, members[0], VALUE).to(shared.device).requires_grad_(True)
     for name, parameter in shared_model.named_parameters():
         if f".{POLICY}." in name or f".{VALUE}." in name:
             parameter.data = parameter.data.float()
-        elif "lora_" in name:
-            parameter.data = parameter.data.to(frozen)
-    for head in heads.values():
-        head.to(shared.device)
+        elif f".{REFERENCE}." in name:
+            parameter.data = parameter.data.to(torch.float32 if precision == "float32" else torch.bfloat16)
     for module in shared_model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -63,7 +63,7 @@ def test_members_score_as_they_do_alone(tiny_model_dir: Path, sft: Path, members
 
 def test_a_member_sees_the_end_of_what_is_too_long_for_it(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> None:
     shared = load(tiny_model_dir, sft, members)
-    shared.member_max_length = (3, 512)
+    shared.max_length["reward_0"] = 3
     scores = shared.scores([ROWS[0], [99, *ROWS[0]]])
     assert float(scores[0, 0]) == pytest.approx(float(scores[0, 1]), abs=1e-5)
     assert abs(float(scores[1, 0] - scores[1, 1])) > 1e-3
