@@ -232,6 +232,11 @@ def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: 
     third = run_recipe(recipe, workspace, STAGES, Reporter(), only=("policy",))
     assert calls_made(third) == 0 and rows(run.model("policy") / "frontier.jsonl") == points, "a finished training is found again"
 
+    ppo = "policy={method: ppo, max_length: 512, batch_size: 4, watch: {every_steps: 2}, ppo: {response_length: 8, total_episodes: 12}}"
+    other = run_recipe(recipe_of(workspace, overrides[0], ppo), workspace, STAGES, Reporter(), only=("policy",))
+    assert [s.counts for s in other.stages] == [{"examples": 12, "steps": 3}]
+    assert [(p["step"], p["n"]) for p in rows(run.model("policy") / "frontier.jsonl")] == [(0, 6), (2, 6), (3, 6)]
+
 
 def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
