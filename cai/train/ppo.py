@@ -135,7 +135,9 @@ def train_ppo(
         shared = load_shared_base(
             model, config.precision, sft_adapter, members, config.lora, gradient_checkpointing=config.gradient_checkpointing
         )
-        run = _Run(config, reward, shared, tokenizer, rows, seed, out, fingerprint, processes.process_index, processes.num_processes)
+        count = processes.num_processes  # another number of them makes other steps, so it can't go on from these ones' checkpoints
+        resumable = fingerprint if count == 1 else f"{fingerprint}:{count}"
+        run = _Run(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count)
         watch = None if gold is None else run.watch(gold, watched)
         result = run.train(watch, on_log, dropped)
     reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
@@ -159,6 +161,7 @@ class _Run:
     seed: int
     out: Path
     fingerprint: str
+    """Of what may go on from this training's checkpoints."""
     rank: int
     processes: int
 
