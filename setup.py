@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 SHIPPED = (
     "constitution/*.yaml",
     "constitution/schema.json",
+    "constitution/examples/*.yaml",
     "prompts/*.jsonl",
     "prompts/audit/*.jsonl",
     "prompts/README.md",

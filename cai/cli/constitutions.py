@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cai.cli import Json, app, print_json
-from cai.records import PromptKind
+from cai.records import Constitution, PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, read and import constitutions.", no_args_is_help=True)
 app.add_typer(constitution)
@@ -72,21 +72,41 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
 
 @constitution.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="The paper's JSON files, or llm-swarm's", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="The paper's or llm-swarm's JSON, a document (.md, .txt) or its review file", show_default=False),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="YAML file to write; standard output if not given")] = None,
+    accept: Annotated[str | None, typer.Option(help="Of a document's or review file's proposals: all, or numbers such as 1,3,5")] = None,
+    model: Annotated[str | None, typer.Option(help="Let this model word what is proposed out of a document", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Read principles from the Constitutional AI paper's JSON files or llm-swarm's JSON into a constitution."""
-    from cai.constitution.importers import dump_yaml, import_constitution
-    from cai.jsonl import write_text
+    """Read principles from other projects' JSON, or propose some out of a narrative document for a person to accept."""
+    from rich.console import Console
 
-    imported = import_constitution(files)
+    from cai.console import RichReporter
+    from cai.constitution.importers import dump_yaml, import_constitution
+    from cai.constitution.proposals import Review, dump_review, import_document, is_document
+    from cai.jsonl import write_text
+    from cai.workbench.wordings import word_document
+
+    if not is_document(files):
+        imported: Constitution | Review = import_constitution(files)
+    elif model is None:
+        imported = import_document(files[0], accept)
+    else:
+        imported, note = word_document(files[0], accept, model, RichReporter(Console(stderr=True)))
+        typer.echo(note, err=True)
+    text = dump_review(imported) if isinstance(imported, Review) else dump_yaml(imported)
     if out is not None:
-        write_text(out, dump_yaml(imported))
+        write_text(out, text)
     if json:
         print_json(imported)
     elif out is None:
-        sys.stdout.write(dump_yaml(imported))
+        sys.stdout.write(text)
+    elif isinstance(imported, Review):
+        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} sentences left out, with why.")
+        typer.echo(f"Mark what you accept in it, then: cai constitution import {out} -o constitution/{imported.id}.yaml")
     else:
         typer.echo(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")
 
@@ -207,3 +227,25 @@ def validate(
         print_json(found)
     else:
         Console().print(*show_validation(found), sep="\n")
+
+
+@constitution.command()
+def guidelines(
+    file: File,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="FILE.md or FILE.html; Markdown on standard output if not given")] = None,
+    examples: Annotated[str | None, typer.Option(help="Take the worked examples from a run", metavar="RUN")] = None,
+    json: Json = False,
+) -> None:
+    """Render a constitution as guidelines for the people who label pairs, with worked examples."""
+    from cai.constitution.load import load_constitution
+    from cai.workbench.examples import write_guidelines
+    from cai.workspace import find_run
+
+    made = write_guidelines(load_constitution(file), file.parent, out, None if examples is None else find_run(examples))
+    if json:
+        print_json(made)
+    elif out is None:
+        sys.stdout.write(made.text)
+    else:
+        missing = f"; without one: {', '.join(made.without_example)}" if made.without_example else ""
+        typer.echo(f"{out}: {made.principles} principles, {made.examples} examples{missing}")

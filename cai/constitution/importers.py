@@ -67,14 +67,13 @@ def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "au
             problems.append(str(e))
     names = " and ".join(path.name for path in files)
     constitution = Constitution(
-        id=_kebab(files[0].stem)[:64].strip("-") or "imported",
+        id=kebab(files[0].stem)[:64].strip("-") or "imported",
         name=f"Imported from {names}"[:120],
         description=f"Imported from {names}. Fields named as derived in a principle's source were made by rule; write better ones.",
-        principles=tuple(_with_unique_ids(principles)),
+        principles=tuple(with_unique_ids(principles)),
     )
     if not problems:
-        plain = YamlSource(files[0], msgspec.json.decode(msgspec.json.encode(constitution)), {(): 1})
-        problems += schema_problems(plain, constitution_schema())
+        problems += problems_of(constitution, files[0])
     if problems:
         raise ConstitutionError(
             f"nothing imported: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems)
@@ -82,22 +81,36 @@ def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "au
     return constitution
 
 
+def problems_of(constitution: Constitution, path: Path) -> list[str]:
+    """Return what breaks the schema in a constitution that was made here; `path` is where it came from."""
+    return schema_problems(YamlSource(path, msgspec.json.decode(msgspec.json.encode(constitution)), {(): 1}), constitution_schema())
+
+
 def dump_yaml(constitution: Constitution) -> str:
     """Return a constitution as YAML with the editor's schema comment, long texts folded, and defaults left out.
 
     Loading the result gives an equal constitution, as long as no text begins or ends with white space.
     """
-    rows = []
-    for p in constitution.principles:
-        row = {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) != f.default}
-        if "applies_to" in row:
-            row["applies_to"] = _InOneLine(p.applies_to)
-        if "weight" in row and float(p.weight).is_integer():
-            row["weight"] = int(p.weight)
-        rows.append(row)
+    rows = [principle_row(p) for p in constitution.principles]
     whole = {"id": constitution.id, "name": constitution.name, "description": constitution.description, "principles": rows}
+    return EDITOR_LINE + dump_blocks(whole, "principles")
+
+
+def principle_row(p: Principle) -> dict[str, Any]:
+    """Return a principle as plain data to be written, without its defaults."""
+    row = {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) != f.default}
+    if "applies_to" in row:
+        row["applies_to"] = _InOneLine(p.applies_to)
+    if "weight" in row and float(p.weight).is_integer():
+        row["weight"] = int(p.weight)
+    return row
+
+
+def dump_blocks(whole: dict[str, Any], *lists: str) -> str:
+    """Return plain data as YAML that people like to edit: an empty line before each of these lists and between their items."""
     text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=112)
-    return EDITOR_LINE + re.sub(r"(?m)^(?=principles:|  - )", "\n", text).replace("\nprinciples:\n\n", "\nprinciples:\n", 1)
+    text = re.sub(rf"(?m)^(?=(?:{'|'.join(lists)}):|  - )", "\n", text)
+    return re.sub(rf"(?m)^((?:{'|'.join(lists)}):\n)\n", r"\1", text)
 
 
 class _InOneLine(list[Any]):
@@ -159,7 +172,7 @@ def _read(path: Path, data: Any, format: ImportFormat, problems: list[str]) -> l
 def _read_requests(path: Path, data: Any, prefix: str, keys: tuple[str, str], problems: list[str]) -> list[Principle]:
     """Read pairs of critique and revision requests from an object of them or a list of them."""
     if isinstance(data, dict):
-        named: list[tuple[str, str, Any]] = [(_kebab(key), f"{path}: {key}", entry) for key, entry in data.items()]
+        named: list[tuple[str, str, Any]] = [(kebab(key), f"{path}: {key}", entry) for key, entry in data.items()]
     elif isinstance(data, list):
         named = [(f"{prefix}-{i}", f"{path}: constitutions[{i}]", entry) for i, entry in enumerate(data)]
     else:
@@ -253,17 +266,17 @@ def _from_comparison(principle_id: str, instruction: str, source: str) -> Princi
     )
 
 
-def _kebab(name: str) -> str:
+def kebab(name: str) -> str:
     """Return a name as a lowercase kebab-case id.
 
-    >>> _kebab("paper_CritiqueRevision3")
+    >>> kebab("paper_CritiqueRevision3")
     'paper-critique-revision-3'
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])", "-", name)
     return re.sub(r"[^a-z0-9]+", "-", spaced.lower()).strip("-")
 
 
-def _with_unique_ids(principles: Iterable[Principle]) -> list[Principle]:
+def with_unique_ids(principles: Iterable[Principle]) -> list[Principle]:
     """Number the ids that are empty, too long or taken, for two files may use the same names."""
     taken: set[str] = set()
     result = []

@@ -28,7 +28,21 @@ _ABOUT_THE_TASK = frozenset(
 """Words that nearly every principle has, because of what a principle is."""
 
 _NEGATORS = frozenset("no not never none nor neither nobody nothing without cannot don't doesn't didn't isn't aren't can't won't".split())
-_AVOIDERS = ("leave out", "leaves out", "left out", "leaving out", "keep out", "hold back", "free of", "free from", "refrain from")
+_AVOIDERS = (
+    "fail to",
+    "fails to",
+    "failing to",
+    "failed to",
+    "leave out",
+    "leaves out",
+    "left out",
+    "leaving out",
+    "keep out",
+    "hold back",
+    "free of",
+    "free from",
+    "refrain from",
+)
 _AVOIDER_WORDS = frozenset(
     """avoid avoids avoiding omit omits omitting exclude excludes excluding withhold withholds withholding refrain refrains lack lacks
     forbid forbids prohibit prohibits""".split()

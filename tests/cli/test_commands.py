@@ -353,6 +353,24 @@ def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Cal
         assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
 
 
+def test_guidelines_and_a_documents_proposals(shared: Workspace, call: Called, tmp_path: Path) -> None:
+    page, review, made = (str(tmp_path / name) for name in ("g.html", "review.yaml", "made.yaml"))
+    assert call(shared.root, "constitution", "guidelines", CONSTITUTION, "-o", page) == 0
+    assert "27 principles, 27 examples" in call.out and Path(page).read_text().startswith("<!doctype html>")
+    assert call(shared.root, "constitution", "guidelines", CONSTITUTION, "--examples", "s") == 0 and "says its judge" in call.out
+    assert call(shared.root, "constitution", "guidelines", CONSTITUTION, "-o", "g.pdf") == 2
+    document = tmp_path / "values.md"
+    document.write_text("The assistant should name its sources. It must not guess. Users must wait.")
+    assert call(shared.root, "constitution", "import", str(document), "-o", review) == 0
+    assert "2 proposals, none accepted yet; 1 sentences left out" in call.out
+    assert call(shared.root, "constitution", "import", review, "-o", made) == 2 and "none of 2 proposals is accepted" in call.told
+    assert call(shared.root, "constitution", "import", review, "--accept", "2", "-o", made) == 0 and "1 principles" in call.out
+    assert call(shared.root, "constitution", "lint", made) == 0 and "clean" in call.out
+    assert call(shared.root, "constitution", "import", str(document), "--model", "scripted", "--accept", "all", "-o", made) == 0
+    assert "did not hold up" in call.err and call(shared.root, "constitution", "lint", made) == 0
+    assert call(shared.root, "constitution", "import", review, "--model", "scripted") == 2 and "a person's" in call.told
+
+
 NASTY = "[red]stop[/red] \\e[2J\\a"
 """As YAML writes it between double quotes: markup, an escape sequence and a bell."""
 
