@@ -109,3 +109,24 @@ def chat(
     from cai.chat import chat_loop
 
     chat_loop(model, against, system, max_tokens, temperature, seed)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="An adapter's folder, e.g. runs/quickstart/models/policy", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="Of the saved weights: bfloat16 or float32")] = "bfloat16",
+    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the adapter names")] = None,
+    json: Json = False,
+) -> None:
+    """Merge an adapter into a full-precision copy of its base, to be served or published as one model."""
+    from cai.errors import RecipeError
+    from cai.merging import merge_adapter
+
+    if dtype not in ("bfloat16", "float32"):
+        raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")
+    merged = merge_adapter(adapter, out, "float32" if dtype == "float32" else "bfloat16", base)
+    if json:
+        print_json(merged)
+    else:
+        typer.echo(f"{merged.path}: {merged.parameters:,} parameters in {merged.dtype}")
