@@ -40,6 +40,8 @@ class StageEntry:
     message: str = ""
     peak_memory_bytes: int = 0
     """Highest resident memory of the process so far, when the stage ended."""
+    peak_device_bytes: int = 0
+    """Most that the stage's tensors took on one GPU, by torch's count; 0 where there is none."""
 
 
 @dataclass
@@ -150,6 +152,24 @@ def machine_facts() -> dict[str, Any]:
     if sys.platform == "linux":
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return facts
+
+
+def reset_device_peak() -> None:
+    """Begin to count the GPUs' memory anew, if torch is loaded and has any."""
+    if (cuda := _cuda()) is not None:
+        for device in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(device)
+
+
+def peak_device_bytes() -> int:
+    """Return the most that tensors took on one GPU since `reset_device_peak`; 0 where torch isn't loaded or has none."""
+    cuda = _cuda()
+    return 0 if cuda is None else max(int(cuda.max_memory_allocated(device)) for device in range(cuda.device_count()))
+
+
+def _cuda() -> Any:
+    torch = sys.modules.get("torch")  # a stage that hasn't loaded it has put nothing on a GPU
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
 def peak_memory_bytes() -> int:

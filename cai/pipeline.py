@@ -32,8 +32,10 @@ from cai.manifest import (
     git_state,
     installed_versions,
     machine_facts,
+    peak_device_bytes,
     peak_memory_bytes,
     read_manifest,
+    reset_device_peak,
     write_manifest,
 )
 from cai.models.base import Engine, TextModel
@@ -276,6 +278,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
     started = time.monotonic()
+    reset_device_peak()
 
     async def ask(answer: Awaitable[dict[str, int]]) -> dict[str, int]:
         try:
@@ -311,6 +314,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
             written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
             entry.outputs = {path: file_hash(context.run.path / path) for path in written}
         entry.peak_memory_bytes = peak_memory_bytes()
+        entry.peak_device_bytes = peak_device_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
         # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
         replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])

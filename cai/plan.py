@@ -5,17 +5,17 @@ come from the last finished run of the same model in this workspace, stage by st
 with the embedded model, scaled by parameters: rough, and said so.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
+
+from msgspec import structs
 
 from cai.constitution.load import load_constitution
 from cai.data.human import load_pairs
 from cai.data.prompts import load_all
 from cai.errors import CaiError
 from cai.manifest import read_manifest
-from cai.models.precision import resolved_precision
+from cai.memory import generation_bytes, read_dimensions, training_bytes
 from cai.recipe import FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
 from cai.records import Prompt
 from cai.setup_check import check_setup
@@ -32,7 +32,6 @@ EMBEDDED_PROMPT_RATE = 2000.0
 EMBEDDED_TRAIN_RATE = 900.0
 """Tokens a second of the embedded model on two cores, bf16, from docs/log.md."""
 LOADING_SECONDS = 3.0
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 0.6}
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class StagePlan:
     completion_tokens: int = 0
     train_steps: int = 0
     seconds: float | None = 0.0
-    memory_bytes: int = 0
+    memory_bytes: int | None = 0
+    """At the peak; None where nothing here says what shape the model has. 0: no model in this process."""
     cost: float = 0.0
 
 
@@ -56,7 +56,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     calls: int
     seconds: float | None
-    memory_bytes: int
+    memory_bytes: int | None
     cost: float
     basis: str
 
@@ -74,19 +74,6 @@ def _tokens(prompts: list[Prompt]) -> float:
     return 30 + characters / CHARACTERS_PER_TOKEN / max(1, len(prompts))
 
 
-def parameter_count(spec: ModelSpec) -> float | None:
-    """Return a local model's parameter count from its files; None for a server or a model that isn't on this disk."""
-    if spec.path in ("embedded", "scripted"):
-        return EMBEDDED_PARAMETERS if spec.path == "embedded" else 0.0
-    folder = Path(spec.path)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        size = json.loads(index.read_text()).get("metadata", {}).get("total_size")
-        return float(size) / 2 if size else None
-    single = folder / "model.safetensors"
-    return single.stat().st_size / 2 if single.exists() else None
-
-
 def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     """Work out what a recipe costs.
 
@@ -102,10 +89,10 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
         stages,
         sum(s.calls for s in stages),
         sum(known) if len(known) == len(stages) else None,
-        max(s.memory_bytes for s in stages),
+        None if any(s.memory_bytes is None for s in stages) else max(s.memory_bytes or 0 for s in stages),
         sum(s.cost for s in stages),
         f"times: {'as measured in earlier runs of this model here' if scales else 'rough, scaled from two CPU cores'}; "
-        "calls and tokens: upper bounds, with nothing reused or dropped",
+        "calls and tokens: upper bounds, with nothing reused or dropped; memory: from the model's shape, texts of mean length",
     )
 
 
@@ -132,21 +119,22 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
 
     examples = len(critiqued) * (rounds if recipe.critique.train_on == "every" else 1) + len(train) - len(critiqued)
     preferences = pairs + contrast + len(critiqued)
+    adapted = structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
     return [
         _calls("respond", recipe.model, len(train), prompt, answer),
         _add(
             _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + QUESTION_TOKENS, revised),
             judging("critique", len(critiqued) if judged else 0, revised),
         ),
-        _training("sft", recipe.sft, recipe.model, examples, prompt + revised, 1),
-        _calls("pairs", recipe.model, 2 * (pairs + contrast), prompt, sampled),
+        _training("sft", recipe.sft, recipe.trained, examples, prompt, revised, 1),
+        _calls("pairs", adapted, 2 * (pairs + contrast), prompt, sampled),
         judging("feedback", pairs + len(critiqued) + bench, sampled),
         StagePlan("preferences"),
-        _reward(recipe, preferences, prompt + sampled),
-        _training("policy", recipe.policy, recipe.model, preferences, prompt + sampled, 4),
+        _reward(recipe, preferences, prompt, sampled),
+        _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4),
         _add(
             _add(
-                _calls("evaluate", recipe.model, 3 * len(evaluate), _tokens(evaluate), evaluated),
+                _calls("evaluate", adapted, 3 * len(evaluate), _tokens(evaluate), evaluated),
                 judging("evaluate", 2 * len(evaluate), evaluated),
             ),
             _calls("evaluate", judge, 2 * 3 * sum(p.kind == "harmful" for p in evaluate), prompt + evaluated + QUESTION_TOKENS, 0),
@@ -158,34 +146,40 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
 def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, completion_tokens: float) -> StagePlan:
     prompt, completion = round(calls * prompt_tokens), round(calls * completion_tokens)
     cost = (prompt * spec.prompt_price + completion * spec.completion_price) / 1e6
-    parameters = parameter_count(spec) or 0.0
-    memory = (
-        parameters * BYTES[resolved_precision(spec.precision)] + spec.batch_size * (prompt_tokens + completion_tokens) * 0.3e-3 * parameters
-    )
-    seconds = None
-    if not spec.is_server:
-        scale = parameters / EMBEDDED_PARAMETERS
-        seconds = LOADING_SECONDS + scale * (prompt / EMBEDDED_PROMPT_RATE + completion / EMBEDDED_COMPLETION_RATE)
-    return StagePlan(name, calls, prompt, completion, 0, seconds, round(memory) + 2**29 if parameters else 0, cost)
+    if spec.is_server or spec.path == "scripted":
+        return StagePlan(name, calls, prompt, completion, 0, None if spec.is_server else 0.0, 0, cost)
+    shape = read_dimensions(spec)
+    if shape is None:
+        return StagePlan(name, calls, prompt, completion, 0, None, None, cost)
+    scale = shape.parameters / EMBEDDED_PARAMETERS
+    seconds = LOADING_SECONDS + scale * (prompt / EMBEDDED_PROMPT_RATE + completion / EMBEDDED_COMPLETION_RATE)
+    memory = generation_bytes(shape, spec, prompt_tokens + completion_tokens)
+    return StagePlan(name, calls, prompt, completion, 0, seconds, round(memory), cost)
 
 
-def _training(name: str, spec: TrainSpec, model: ModelSpec, examples: int, tokens: float, sequences: int) -> StagePlan:
+def _training(name: str, spec: TrainSpec, model: ModelSpec, examples: int, prompt: float, answer: float, sequences: int) -> StagePlan:
     """`sequences`: forward passes per example (DPO: chosen and rejected, under policy and reference)."""
     per_step = spec.batch_size * spec.gradient_accumulation
     steps = math.ceil(math.ceil(examples / per_step) * spec.epochs)
-    parameters = parameter_count(model) or 0.0
-    length = min(tokens, spec.max_length)
-    seconds = parameters / EMBEDDED_PARAMETERS * steps * per_step * sequences * length / EMBEDDED_TRAIN_RATE
-    activations = spec.batch_size * sequences * length * (50e3 * 4 + 0.02 * math.sqrt(parameters) * 1e3)
-    return StagePlan(name, train_steps=steps, seconds=seconds, memory_bytes=round(parameters * 4 + activations) + 2**30)
+    shape = None if model.is_server else read_dimensions(model)
+    if shape is None:
+        return StagePlan(name, train_steps=steps, seconds=None, memory_bytes=None)
+    length = min(prompt + answer, spec.max_length)
+    seconds = shape.parameters / EMBEDDED_PARAMETERS * steps * per_step * sequences * length / EMBEDDED_TRAIN_RATE
+    answers = 1 if sequences == 1 else 2
+    answer = min(answer, length)
+    tokens = spec.batch_size * (length - answer + answers * answer)  # the prompt of a pair runs once
+    scored = 0.0 if name == "reward" else spec.batch_size * answers * answer
+    memory = training_bytes(shape, spec, tokens, scored, adapters=2 if name == "policy" else 1)
+    return StagePlan(name, train_steps=steps, seconds=seconds, memory_bytes=round(memory))
 
 
-def _reward(recipe: Recipe, preferences: int, tokens: float) -> StagePlan:
+def _reward(recipe: Recipe, preferences: int, prompt: float, answer: float) -> StagePlan:
     """Every member's training, one after the other. By source or principle the members share the labels out, about evenly."""
     config = recipe.reward
     part = 1 / config.members
     share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
-    one = _training("reward", config, recipe.model, math.ceil(preferences * share), tokens, 2)
+    one = _training("reward", config, recipe.trained, math.ceil(preferences * share), prompt, answer, 2)
     seconds = None if one.seconds is None else one.seconds * config.members
     return replace(one, train_steps=one.train_steps * config.members, seconds=seconds)
 
@@ -199,7 +193,7 @@ def _add(a: StagePlan, b: StagePlan) -> StagePlan:
         a.completion_tokens + b.completion_tokens,
         a.train_steps + b.train_steps,
         seconds,
-        max(a.memory_bytes, b.memory_bytes),
+        None if a.memory_bytes is None or b.memory_bytes is None else max(a.memory_bytes, b.memory_bytes),
         a.cost + b.cost,
     )
 

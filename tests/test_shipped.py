@@ -45,7 +45,7 @@ def test_every_template_file_is_a_template() -> None:
 
 
 def test_three_recipes_are_shipped() -> None:
-    assert {"qlora-24gb", "quickstart", "smoke"} <= {p.stem for p in RECIPES}
+    assert {"qlora-24gb", "qlora-80gb", "quickstart", "smoke"} <= {p.stem for p in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

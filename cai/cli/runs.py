@@ -114,7 +114,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
             f"{s.completion_tokens:,}" if s.completion_tokens else "",
             f"{s.train_steps:,}" if s.train_steps else "",
             _duration(s.seconds),
-            f"{s.memory_bytes / 2**30:.1f} GiB" if s.memory_bytes else "",
+            _memory(s.memory_bytes),
             f"{s.cost:.2f}" if s.cost else "",
         )
     table.add_section()
@@ -125,12 +125,16 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
         "",
         "",
         _duration(planned.seconds),
-        f"{planned.memory_bytes / 2**30:.1f} GiB",
+        _memory(planned.memory_bytes),
         f"{planned.cost:.2f}",
     )
     console = Console()
     console.print(table)
     console.print(plain(planned.basis, "dim"))
+
+
+def _memory(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**30:.1f} GiB" if count else ""
 
 
 def _duration(seconds: float | None) -> str:

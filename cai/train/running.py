@@ -71,8 +71,10 @@ def train_and_save(
     with quiet_training(), explained(out):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        # where weights lie in parts, every process has to give its own
+        whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
         if trainer.is_world_process_zero():
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, selected_adapters=["default"])
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, state_dict=whole, selected_adapters=["default"])
             tokenizer.save_pretrained(out)
             write_records(out / HISTORY, history)
     trainer.accelerator.wait_for_everyone()
