@@ -67,7 +67,8 @@ class Rewarding:
             if term.term == "model":
                 assert self.ensemble is not None
                 found = self.ensemble([(p.messages, text) for p, text in answers])
-                values, disagreement = [s.value for s in found], tuple(s.std for s in found)
+                values = [s.value for s in found]
+                disagreement = tuple(s.std for s in found if len(s.members) > 1)
             elif term.term == "constitution":
                 assert self.judge is not None
                 values = self.judge(answers)

@@ -28,7 +28,7 @@ METHODS = ("grpo", "rloo")
 def letters(items: Items) -> list[RewardScore]:
     """Twice the share of ASCII letters and digits: half of what the untrained model writes is something else."""
     shares = [2 * sum(c.isascii() and c.isalnum() for c in text) / max(1, len(text)) for _, text in items]
-    return [RewardScore(share, 0.25, (share,)) for share in shares]
+    return [RewardScore(share, 0.25, (share - 0.25, share + 0.25)) for share in shares]
 
 
 def flat(items: Items) -> list[RewardScore]:

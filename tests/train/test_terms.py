@@ -21,7 +21,7 @@ ANSWERS = [(prompt("harmful"), REFUSAL), (prompt("borderline"), REFUSAL), (promp
 
 
 def ensemble(items: object) -> list[RewardScore]:
-    return [RewardScore(float(i), 0.1 * i, ()) for i in range(3)]
+    return [RewardScore(float(i), 0.1 * i, (0.9 * i, 1.1 * i)) for i in range(3)]
 
 
 def test_terms_are_weighted_and_added() -> None:
@@ -30,6 +30,11 @@ def test_terms_are_weighted_and_added() -> None:
     assert rewards.by_term == {"model": [0.0, 1.0, 2.0], "length": [-1.0, -1.0, -0.5], "refusal": [0.0, -1.0, 0.0]}
     assert rewards.totals == [-4.0, 2.0 - 4.0 - 3.0, 4.0 - 2.0]
     assert rewards.disagreement == pytest.approx((0.0, 0.1, 0.2))
+
+
+def test_a_single_reward_model_disagrees_with_nobody() -> None:
+    rewards = Rewarding((RewardTerm(),), lambda items: [RewardScore(1.0, 0.0, (1.0,))] * 3).score(ANSWERS)
+    assert (rewards.totals, rewards.disagreement) == ([1.0, 1.0, 1.0], ())
 
 
 def test_what_a_term_cannot_score_has_no_reward() -> None:
