@@ -1,6 +1,6 @@
 """Over-optimisation on human labels: a policy trained hard against one reward model, and against an ensemble, each watched by gold.
 
-    python -m bench.overoptimisation_hh --pairs FILE --out FOLDER [--sft ADAPTER] [--method grpo|rloo] [--steps 100] [--members 3]
+    python -m bench.overoptimisation_hh --pairs FILE --out FOLDER [--sft ADAPTER] [--method grpo|rloo|ppo] [--steps 100] [--members 3]
 
 The prompts of the file are dealt into three parts that share none: the reward models' pairs (on whose prompts the policy also
 samples), the gold reward model's, and those that the policies are watched on. The single reward model is the ensemble's first member,
@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from cai.data.filters import split_by_prompt
 from cai.data.human import load_pairs
@@ -25,12 +26,13 @@ from cai.errors import RecipeError
 from cai.ids import split_fraction
 from cai.jsonl import read_records, write_text
 from cai.models.loading import load_tokenizer
-from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, RewardConfig, WatchConfig
+from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig, WatchConfig
 from cai.records import Preference, Prompt, WatchPoint
 from cai.report.page import render_frontier
 from cai.train.encode import encode_turn
 from cai.train.ensemble import load_ensemble
 from cai.train.online import train_online
+from cai.train.ppo import train_ppo
 from cai.train.reward import HeldOutMetrics, measure_reward, train_reward
 from cai.train.terms import Rewarding, proxy_of
 from cai.train.watch import FRONTIER, Items, Watch, best_step
@@ -44,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sft", type=Path, help="adapter that the policies start from; without one they start from the bare model")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--method", choices=("grpo", "rloo"), default="grpo")
+    parser.add_argument("--method", choices=("grpo", "rloo", "ppo"), default="grpo")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--aggregate", choices=("mean", "min", "uncertainty"), default="uncertainty")
@@ -138,6 +140,14 @@ def train_arm(
 
     def note(step: int, total: int, metrics: dict[str, float]) -> None:
         say(f"{name}: step {step}/{total} " + " ".join(f"{k} {metrics[k]:.3f}" for k in ("reward", "kl") if k in metrics))
+
+    if given.method == "ppo":
+        episodes = given.steps * given.batch_size
+        ppo = PPOSpec(total_episodes=episodes, response_length=given.max_tokens, kl_coef=given.beta, temperature=online.temperature)
+        config = replace(config, ppo=ppo)
+        reward = RewardConfig(members=len(members), aggregate=aggregate, uncertainty_penalty=given.penalty)
+        train_ppo(config, model, given.sft, members, reward, prompts, out, given.seed, note, gold=gold, watched=watched)
+        return out
 
     def rewarding() -> Rewarding:
         return Rewarding(online.rewards, load_ensemble(members, model, aggregate, given.penalty).score)

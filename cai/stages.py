@@ -206,7 +206,7 @@ POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[s
     "rloo": online,
     "ppo": ppo,
 }
-SHARED_METHODS = ("dpo", "ppo")
+SHARED_METHODS = ("dpo", "ppo", "grpo", "rloo")
 """Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py, test_ppo.py)."""
 SAMPLING = (*ONLINE, "ppo")
 """Methods that train on the policy's own samples, scored by the run's reward models."""

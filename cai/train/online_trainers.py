@@ -33,8 +33,8 @@ class _OnlineRun(Resumable):
         return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts], None, {}  # type: ignore[arg-type]
 
     def _sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        rank, step = self.accelerator.process_index, self.state.global_step
-        seeds = [derive_seed(self.args.seed, "rollout", step, rank, i) for i in range(len(prompt_ids))]
+        first = self.accelerator.process_index * len(prompt_ids)  # so that several processes sample what one would
+        seeds = [derive_seed(self.args.seed, "rollout", self.state.global_step, first + i) for i in range(len(prompt_ids))]
         policy = LivePolicy(self.accelerator.unwrap_model(self.model), self.processing_class)
         return policy.sample(prompt_ids, self.max_completion_length, self.temperature, seeds)
 

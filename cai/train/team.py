@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from cai.errors import TrainingError
-from cai.train.running import is_first_process
+from cai.train.running import is_first_process, process_count
 
 PATIENCE = timedelta(days=30)
 """How long the others wait for the leader, who may be sampling for hours; the library's own limits are minutes."""
@@ -52,11 +52,6 @@ class Team:
         word = torch.tensor([stage])
         dist.broadcast(word, src=0, group=self._group)
         return int(word.item())
-
-
-def process_count() -> int:
-    """Return how many processes a launcher has started for this command; 1 where none did."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def refuse_processes(what: str) -> None:

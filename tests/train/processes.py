@@ -4,19 +4,43 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cai.recipe import ModelSpec, OnlineConfig, PolicyConfig, WatchConfig
+from cai.records import RewardScore
 from cai.train.dpo import train_dpo
+from cai.train.online import train_online
 from cai.train.reward import train_reward
+from cai.train.running import process_count
 from cai.train.sft import train_sft
-from cai.train.team import gather_team, process_count
-from tests.train.builders import dpo_config, example, model_at, preference, reward_config, sft_config
+from cai.train.team import gather_team
+from cai.train.terms import Rewarding, proxy_of
+from cai.train.watch import FRONTIER, Items, Watch
+from tests.train.builders import dpo_config, example, model_at, preference, prompt, reward_config, sft_config
 
 STEPS = 3
 BATCH = 4
 """Of all processes together."""
+ONLINE = OnlineConfig(num_generations=2, max_tokens=6)
+
+
+def grpo(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:
+    """Train a policy on its own samples, watched by the opposite of what it is rewarded with."""
+    prompts = [prompt(i) for i in range(STEPS * BATCH // ONLINE.num_generations)]
+
+    def watch(rewarding: Rewarding) -> Watch:
+        gold = lambda items: [-s.value for s in letters(items)]  # noqa: E731
+        return Watch(prompts, WatchConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
+
+    train_online(config, model, sft, prompts, lambda: Rewarding(ONLINE.rewards, letters), "letters", folder, 0, load_watch=watch)
+
+
+def letters(items: Items) -> list[RewardScore]:
+    """Twice the share of ASCII letters and digits: half of what the untrained model writes is something else."""
+    shares = [2 * sum(c.isascii() and c.isalnum() for c in text) / max(1, len(text)) for _, text in items]
+    return [RewardScore(share, 0.25, (share - 0.25, share + 0.25)) for share in shares]
 
 
 def run_all(model_dir: Path, out: Path) -> None:
-    """Train SFT, then a reward model and DPO from it, and save them in `out`."""
+    """Train SFT, then a reward model, and DPO and GRPO from it, and save them in `out`."""
     changes = {"batch_size": BATCH // process_count(), "epochs": 1.0, "learning_rate": 1e-3}
     texts = ["yes.", "no, and a much longer answer than that.", "perhaps", "it depends on whom one asks."]
     examples = [example(i, texts[i % 4] + str(i)) for i in range(STEPS * BATCH)]
@@ -26,6 +50,7 @@ def run_all(model_dir: Path, out: Path) -> None:
         "sft": lambda folder: train_sft(sft_config(**changes), model, examples, folder, 0),
         "reward": lambda folder: train_reward(reward_config(**changes), model, pairs, [], folder, 0),
         "dpo": lambda folder: train_dpo(dpo_config(**changes), model, out / "sft", pairs, folder, 0),
+        "grpo": lambda folder: grpo(dpo_config(**changes, method="grpo", online=ONLINE), model, out / "sft", folder),
     }
     for name, train in trainings.items():
         train(out / name)

@@ -19,16 +19,11 @@ from cai.train.sft import train_sft
 from cai.train.terms import Rewarding, proxy_of
 from cai.train.watch import FRONTIER, Items, Scores, Watch
 from tests.train.builders import FAST, adapter, assert_same_weights, examples, model_at, prompt, sft_config
+from tests.train.processes import letters
 from tests.train.test_sft import Killed, kill_at
 
 PROMPTS = [prompt(i) for i in range(4)]
 METHODS = ("grpo", "rloo")
-
-
-def letters(items: Items) -> list[RewardScore]:
-    """Twice the share of ASCII letters and digits: half of what the untrained model writes is something else."""
-    shares = [2 * sum(c.isascii() and c.isalnum() for c in text) / max(1, len(text)) for _, text in items]
-    return [RewardScore(share, 0.25, (share - 0.25, share + 0.25)) for share in shares]
 
 
 def flat(items: Items) -> list[RewardScore]:

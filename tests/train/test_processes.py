@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from cai.jsonl import read_records
 from cai.manifest import read_manifest
+from cai.records import WatchPoint
+from cai.train.watch import FRONTIER
 from tests.test_stages import tiny_workspace
 from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all
 from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
 
-TOGETHER = ("sft", "reward", "dpo")
+TOGETHER = ("sft", "reward", "dpo", "grpo")
 
 
 def torchrun(*command: str, cwd: Path = ROOT, processes: int = 2) -> "subprocess.CompletedProcess[str]":
@@ -46,6 +49,13 @@ def test_two_processes_train_as_one_does(trained: tuple[Path, Path], kind: str) 
     assert len(losses(one)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
     assert_same_weights(one, two, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees(trained: tuple[Path, Path]) -> None:
+    one, two = (list(read_records(folder / "grpo" / FRONTIER, WatchPoint)) for folder in trained)
+    assert [p.step for p in one] == [p.step for p in two] == [0, 2, 3]
+    assert one[0] == two[0] and two[-1].kl == pytest.approx(one[-1].kl, abs=1e-3)
 
 
 @pytest.mark.slow
