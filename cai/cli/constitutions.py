@@ -13,6 +13,7 @@ constitution = typer.Typer(name="constitution", help="Check, read and import con
 app.add_typer(constitution)
 File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="embedded (the default), a folder, a Hub id or a server's URL#MODEL", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False)]
 Protocol = Annotated[str | None, typer.Option(help="Judging protocol; the recipe's default if not given", show_default=False)]
 OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
 
@@ -115,9 +116,12 @@ def import_(
 def diff(
     before: Annotated[Path, typer.Argument(help="The old constitution", show_default=False)],
     after: Annotated[Path, typer.Argument(help="The new one", show_default=False)],
-    sample: Annotated[int | None, typer.Option(help="Also show what changes on this many prompts, asking the model", min=1)] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Also show what changes on this many prompts (20 if only what follows is given)", min=1)
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Take the sample from this file")] = None,
     model: Model = None,
+    recipe: RecipeFile = None,
     against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, whose calls are kept")] = None,
     show: Annotated[int, typer.Option(help="Show this many of the changed labels and revisions", min=0)] = 5,
     seed: int = 0,
@@ -138,14 +142,16 @@ def diff(
     text = diff_constitutions(old, new)
     if not json:
         console.print(*show_diff(text, console.is_terminal), sep="\n")
-    if sample is None and prompts is None and against_run is None:
+    if all(given is None for given in (sample, prompts, model, recipe, against_run)):
         if json:
             print_json({"text": text})
         return
     run = None if against_run is None else find_run(against_run)
     workspace = find_workspace(after.parent if run is None else run.path)
     reporter = RichReporter(Console(stderr=True))
-    found = compare_on_sample(old, new, workspace, reporter, sample or DEFAULT_SAMPLE, prompts=prompts, model=model, run=run, seed=seed)
+    found = compare_on_sample(
+        old, new, workspace, reporter, sample or DEFAULT_SAMPLE, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed
+    )
     if json:
         print_json(found)
     else:
@@ -160,6 +166,7 @@ def try_(
     kind: Annotated[PromptKind, typer.Option(help="Kind of prompt, which decides what applies; other takes every principle")] = "other",
     rounds: Annotated[int, typer.Option(help="Critiques and revisions", min=1)] = 1,
     model: Model = None,
+    recipe: RecipeFile = None,
     protocol: Protocol = None,
     seed: int = 0,
     json: Json = False,
@@ -182,7 +189,17 @@ def try_(
     loaded = chosen(load_constitution(file), principle or [])
     reporter = RichReporter(Console(stderr=True))
     found = try_prompt(
-        prompt, loaded, find_workspace(file.parent), reporter, on_step, kind=kind, rounds=rounds, model=model, protocol=protocol, seed=seed
+        prompt,
+        loaded,
+        find_workspace(file.parent),
+        reporter,
+        on_step,
+        kind=kind,
+        rounds=rounds,
+        model=model,
+        recipe=recipe,
+        protocol=protocol,
+        seed=seed,
     )
     if json:
         print_json({"prompt": prompt, "response": found[0], "rounds": found[1:-1], "judge": found[-1]})
@@ -195,6 +212,7 @@ def validate(
     protocol: Protocol = None,
     principle: OnlyPrinciples = None,
     model: Model = None,
+    recipe: RecipeFile = None,
     format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
     kind: Annotated[PromptKind | None, typer.Option(help="Kind of the pairs that don't say it", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
@@ -218,6 +236,7 @@ def validate(
         RichReporter(Console(stderr=True)),
         protocol=protocol,
         model=model,
+        recipe=recipe,
         pair_format=format,
         kind=kind,
         limit=limit,

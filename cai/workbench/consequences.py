@@ -104,6 +104,7 @@ def compare_on_sample(
     *,
     prompts: Path | None = None,
     model: str | None = None,
+    recipe: Path | None = None,
     run: RunDirectory | None = None,
     seed: int = 0,
 ) -> Consequences:
@@ -116,21 +117,22 @@ def compare_on_sample(
         reporter: shows progress.
         sample: prompts to use, chosen by hash.
         prompts: a file of them; None: the default training prompts.
-        model: its name; None: the embedded one.
+        model: its name; None: the recipe's, or the embedded one.
+        recipe: a recipe's file with the settings; None: the defaults.
         run: take its settings, responses and pairs instead.
-        seed: of sampling, where there is no run.
+        seed: of sampling, where there is neither.
 
     Raises:
         CaiError: something can't be read, or the model can't go on.
     """
-    recipe = recipe_for(model, seed, run)
+    settings = recipe_for(model, seed, run, recipe)
 
     async def compare() -> Consequences:
-        async with open_bench(recipe, workspace, reporter) as bench:
+        async with open_bench(settings, workspace, reporter) as bench:
             if run is not None:
                 ground = run_ground(run, sample)
             else:
-                ground = await make_ground(load_sample(prompts, workspace, recipe, sample, reporter), bench)
+                ground = await make_ground(load_sample(prompts, workspace, settings, sample, reporter), bench)
             return await consequences(before, after, ground, bench)
 
     with reporter.stage("diff"):

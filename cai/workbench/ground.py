@@ -101,21 +101,28 @@ async def open_bench(recipe: Recipe, workspace: Workspace, reporter: Reporter) -
         yield Bench(recipe, models[0], models[-1], templates, reporter)
 
 
-def recipe_for(model: str | None, seed: int, run: RunDirectory | None = None) -> Recipe:
-    """Return a run's own recipe, or the defaults with a model by name (the embedded one if none is given).
+def recipe_for(model: str | None, seed: int, run: RunDirectory | None = None, recipe: Path | None = None) -> Recipe:
+    """Return the settings to work with: a run's own, a recipe's, or the defaults.
+
+    Args:
+        model: its name, instead of the recipe's; None with the defaults: the embedded one.
+        seed: with the defaults; runs and recipes have their own.
+        run: where to take the settings from.
+        recipe: a recipe's file, likewise.
 
     Raises:
-        DataError: a model is named beside a run, whose texts are its own model's.
-        RecipeError: the run's recipe can't be read.
+        DataError: a model or a recipe is named beside a run, whose texts come from its own.
+        RecipeError: the recipe can't be read.
     """
-    if run is None:
-        return Recipe(name=STAGE, seed=seed, model=spec_from_name(model or "embedded"))
-    if model is not None:
-        raise DataError(f"--model {model}: a run is compared with its own model; leave --model out, or give prompts instead of a run")
-    path = run.path / "recipe.yaml"
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, so this is no run that was started. `cai status NAME` lists the runs there are.")
-    return load_recipe(path)
+    if run is not None:
+        if model is not None or recipe is not None:
+            raise DataError("a run is compared with its own model and settings; leave --model and --recipe out, or --against-run")
+        path = run.path / "recipe.yaml"
+        if not path.is_file():
+            raise DataError(f"{path}: no such file, so this is no run that was started. `cai status NAME` lists the runs there are.")
+        return load_recipe(path)
+    found = Recipe(name=STAGE, seed=seed) if recipe is None else load_recipe(recipe)
+    return found if model is None else msgspec.structs.replace(found, model=spec_from_name(model, found.model))
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
     span = _points(found.accuracy_gain_low, found.accuracy_gain_high)
     gain = f"against the best trivial rule: {100 * found.accuracy_gain:+.0f} points {span}"
     nats = f"{found.nats_gain:+.3f} nats [{found.nats_gain_low:+.3f}, {found.nats_gain_high:+.3f}]"
-    beats = found.accuracy_gain_low > 0 or found.nats_gain_low > 0
+    beats = found.accuracy_gain_low > 0
     yield plain(f"{gain}, {nats}: {'better' if beats else 'not shown to be better'}", "green" if beats else "yellow")
     if found.skipped:
         yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
@@ -119,18 +119,21 @@ def _worth_showing(principle: PrincipleChange) -> Sequence[FieldChange]:
 
 def _field(change: FieldChange, colour: bool) -> "RenderableType":
     from rich.padding import Padding
+    from rich.text import Text
 
-    return Padding(plain(f"{change.field}: ", "dim").append_text(_words(change.before, change.after, colour)), (0, 0, 0, 4))
+    return Padding(Text.assemble(plain(f"{change.field}: ", "dim"), _words(change.before, change.after, colour)), (0, 0, 0, 4))
 
 
 def _words(before: str, after: str, colour: bool) -> "Text":
     """Return a word diff in one run of text. Without colour, [-gone-] and {+new+}."""
     from rich.text import Text
 
-    marks = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"} if not colour else dict.fromkeys(WORDS, "{}")
+    marks = dict.fromkeys(WORDS, "{}") if colour else {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
     line = Text()
+    last = "same"
     for op, text in word_diff(before, after):
-        line.append_text(plain(marks[op].format(text), WORDS[op]))
+        line.append(" " if (last, op) == ("removed", "added") else "").append_text(plain(marks[op].format(text), WORDS[op]))
+        last = op
     return line
 
 

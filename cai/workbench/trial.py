@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -105,6 +106,7 @@ def try_prompt(
     kind: PromptKind = "other",
     rounds: int = 1,
     model: str | None = None,
+    recipe: Path | None = None,
     protocol: str | None = None,
     seed: int = 0,
 ) -> tuple[Step, ...]:
@@ -118,18 +120,19 @@ def try_prompt(
         on_step: told of each step as it comes.
         kind: which principles apply; `other` takes them all.
         rounds: critiques and revisions.
-        model: its name; None: the embedded one.
-        protocol: how to judge; None: the default.
-        seed: of sampling and of the draw.
+        model: its name; None: the recipe's, or the embedded one.
+        recipe: a recipe's file with the settings; None: the defaults.
+        protocol: how to judge; None: the settings'.
+        seed: of sampling and of the draw, where there is no recipe.
 
     Raises:
         CaiError: the model can't be loaded or gave no usable answer; no principle applies.
     """
-    recipe = with_protocol(recipe_for(model, seed), protocol)
+    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
 
     async def go() -> tuple[Step, ...]:
         found: list[Step] = []
-        async with open_bench(recipe, workspace, reporter) as bench:
+        async with open_bench(settings, workspace, reporter) as bench:
             async for step in steps(as_prompt(text, kind), constitution, bench, rounds):
                 on_step(step)
                 found.append(step)

@@ -123,6 +123,7 @@ def validate_constitution(
     *,
     protocol: str | None = None,
     model: str | None = None,
+    recipe: Path | None = None,
     pair_format: str = "auto",
     kind: PromptKind | None = None,
     limit: int | None = None,
@@ -135,8 +136,9 @@ def validate_constitution(
         pairs: the file.
         workspace: has the call store and the templates.
         reporter: shows progress.
-        protocol: how to ask; None: the default.
-        model: who judges; None: the embedded one.
+        protocol: how to ask; None: the settings'.
+        model: who judges; None: the recipe's judge, or the embedded model.
+        recipe: a recipe's file with the settings; None: the defaults.
         pair_format: of the file; `auto` recognises it.
         kind: of pairs that don't say it themselves.
         limit: pairs, chosen by hash; None: all.
@@ -147,7 +149,7 @@ def validate_constitution(
     """
     if pair_format not in ("auto", *get_args(PairFormat)):
         raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    recipe = with_protocol(recipe_for(model, seed), protocol)
+    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
     loaded = load_pairs(pairs, cast(PairFormat, pair_format), kind, limit, seed)
     if loaded.failures:
         first = loaded.failures[0]
@@ -155,10 +157,10 @@ def validate_constitution(
     decided = [told_from_the_preferred_side(p) for p in loaded.preferences if p.p_chosen != 0.5]
 
     async def ask() -> Validation:
-        async with open_bench(recipe, workspace, reporter) as bench:
+        async with open_bench(settings, workspace, reporter) as bench:
             judged = await ask_all(decided, constitution, bench)
             return measure(
-                judged, constitution, recipe.feedback, seed, bench.calls, tuple(bench.failures), len(loaded.preferences) - len(decided)
+                judged, constitution, settings.feedback, seed, bench.calls, tuple(bench.failures), len(loaded.preferences) - len(decided)
             )
 
     with reporter.stage("validate"):

@@ -309,7 +309,7 @@ def edited(workspace: Workspace) -> str:
 def test_a_constitutions_text_changes_are_shown_without_a_model(shared: Workspace, call: Called) -> None:
     new = edited(shared)
     assert call(shared.root, "constitution", "diff", CONSTITUTION, new) == 0
-    assert "~ no-preaching edited" in (told := " ".join(call.out.split())) and "[-lecture or moralise-]{+[red]preach[/red]+}?" in told
+    assert "~ no-preaching edited" in (told := " ".join(call.out.split())) and "[-lecture or moralise-] {+[red]preach[/red]+}?" in told
     assert call.err == ""
     assert call(shared.root, "constitution", "diff", CONSTITUTION, CONSTITUTION) == 0 and "No difference" in call.out
     (change,) = call.json(shared.root, "constitution", "diff", CONSTITUTION, new)["text"]["principles"]
@@ -326,7 +326,7 @@ def test_a_constitutions_consequences_are_shown_with_their_cost(shared: Workspac
     assert re.search(r"all changes +6 +6 +\d: ", call.out) and "after: 0 made" in call.out and max(map(len, call.out.splitlines())) <= 80
     assert call(shared.root, "constitution", "diff", CONSTITUTION, edited(shared), "--against-run", "s", "--sample", "4") == 0
     assert "before: 0 made" in call.out
-    assert call(shared.root, *arguments, "--against-run", "s", "--model", "scripted") == 2 and "own model" in call.told
+    assert call(shared.root, *arguments, "--against-run", "s", "--model", "scripted") == 2 and "own model and settings" in call.told
 
 
 def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None:
@@ -337,6 +337,8 @@ def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None
     found = call.json(shared.root, *arguments, "--principle", "no-preaching", "--protocol", "pairwise")
     assert found["rounds"][0]["principle"]["id"] == "no-preaching" and found["judge"]["protocol"] == "pairwise"
     assert 0 < found["judge"]["p_revised"] < 1 and len(found["judge"]["opinions"]) == 1
+    recipe = (*arguments[:-4], "--recipe", "runs/s.yaml", "--kind", "helpful")
+    assert call.json(shared.root, *recipe)["response"] == call.json(shared.root, *arguments)["response"], "the recipe's model is the same"
     assert call(shared.root, *arguments, "--principle", "nothing") == 2 and "no principle nothing; it has:" in call.told
     assert call(shared.root, *arguments, "--protocol", "vibes") == 2 and "expected pairwise," in call.told
 

@@ -159,7 +159,7 @@ def test_a_runs_own_texts_and_calls_are_used(tmp_path):
     assert found.calls["after"].made == 2 * sum(c.before != c.after for c in found.label_changes)
     few = compare_on_sample(old, new, workspace, Reporter(), 5, run=workspace.run("s"))
     assert few.revisions == 5 == few.labels.n and few.calls["after"].made == 0
-    with pytest.raises(DataError, match="own model"):
+    with pytest.raises(DataError, match="own model and settings"):
         recipe_for("embedded", 0, workspace.run("s"))
     with pytest.raises(DataError, match="no run that was started"):
         recipe_for(None, 0, workspace.run("nowhere"))
