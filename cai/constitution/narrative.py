@@ -24,6 +24,13 @@ class Sentence:
     end_line: int
     section: str
     """The heading above it."""
+    lead: str = ""
+    """What of the text is a list's lead-in."""
+
+    @property
+    def own(self) -> str:
+        """The text without its lead-in."""
+        return self.text[len(self.lead) :].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +57,24 @@ _FENCE = re.compile(r"^\s*(```|~~~)")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+(.*?)\s*#*\s*$")
 _UNDERLINE = re.compile(r"^\s{0,3}(=+|-+)\s*$")
 _ITEM = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+")
-_MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|(\*\*|__|`)(.+?)\2|(?<!\w)([*_])(?=\S)(.+?)(?<=\S)\4(?!\w)")
+_LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
+_NOTE = re.compile(r"\[\^[\w-]+\]|\s*\{#[^}]*\}\s*$")
+_MARKUP = re.compile(r"(\*\*|__|`)(.+?)\1|(?<!\w)([*_])(?=\S)(.+?)(?<=\S)\3(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"”’)*_]*\s+(?=[\"“(]?[A-Z])")
 _CONDITION = re.compile(
     r"^(?:if|when|whenever|where|wherever|unless|while|before|after|once|for|in|on|with|as|during|even|although|though|because|since|to|by"
-    r"|at|under|however|therefore|also|finally|instead|similarly|likewise|above all|by default|in general)\b",
+    r"|at|under|given|by default)\b",
     re.IGNORECASE,
 )
+_SUBORDINATE = re.compile(
+    r"^(?:if|when|whenever|where|wherever|unless|while|before|after|once|even|although|though|because|since)\b", re.IGNORECASE
+)
 _FILLER = re.compile(r"^(?:also|always|therefore|generally|normally|usually|still|then|thus|instead|simply|at all times)\s+", re.IGNORECASE)
+_CONNECTIVE = re.compile(r"^(?:however|therefore|thus|also|finally|instead|similarly|likewise|above all|in general|in short)\s*,\s*", re.I)
 _MODAL = re.compile(
     r"\b(?P<modal>should|must|shall|ought(?: not)? to|needs? to|ha(?:s|ve) to|(?:is|are) expected to|may not|can ?not|can't)"
-    r"(?P<contracted>n't)?(?P<rest>\s.+)",
-    re.IGNORECASE | re.DOTALL,
+    r"(?P<contracted>n't)?\s+(?=\S)",
+    re.IGNORECASE,
 )
 _WANT = re.compile(r"\bwants?\s+(?:[\w'-]+\s+){1,4}(?:not\s+)?to\s", re.IGNORECASE)
 _NOT = re.compile(r"^(?:also |generally |normally |therefore )?(?:not|never)\s+", re.IGNORECASE)
@@ -83,7 +96,7 @@ def sentences_of(text: str) -> Iterator[Sentence]:
         found = list(_split(block))
         if block.kind == "item" and lead and found:
             first = found[0]
-            found[0] = Sentence(f"{lead} {_lower_first(first.text)}", first.line, first.end_line, first.section)
+            found[0] = Sentence(f"{lead} {_lower_first(first.text)}", first.line, first.end_line, first.section, lead)
         elif block.kind != "item":
             lead = ""
             if found and found[-1].text.endswith(":") and demands(found[-1].text[:-1] + " x") is not None:
@@ -106,13 +119,14 @@ def demands(sentence: str, name: str = "") -> Norm | str | None:
     >>> demands("Users must be over 18.")
     'it is about “Users”'
     """
-    body = sentence.strip().strip('"“”').rstrip(" .!;:")
+    body = without_connective(sentence).strip('"“”').rstrip(" .!;:")
     if not body or sentence.rstrip().endswith("?"):
         return None
     if found := _IMPERATIVE.match(body):
         return _imperative(found["opening"].lower(), found["rest"].strip())
-    if found := _MODAL.search(body):
-        return _modal(body[: found.start()].strip(), found, name)
+    if modals := list(_MODAL.finditer(body)):
+        read = [_modal(body[: m.start()].strip(), m, body[m.end() :], name) for m in modals]
+        return max(read, key=lambda r: (isinstance(r, Norm), isinstance(r, Norm) and r.action != ""))  # the first of the best
     subject = _subject(body)
     if _WANT.search(body) or (_HABIT.search(body) and _is_agent(subject.split(" never ")[0].split(" always ")[0], name)):
         return Norm("never" in words(body) or "not" in words(body), "")
@@ -129,6 +143,16 @@ def name_of_assistant(text: str) -> str:
     return best if counts.get(best, 0) >= 3 else ""
 
 
+def without_connective(sentence: str) -> str:
+    """Return a sentence without a word in front that only ties it to the one before.
+
+    >>> without_connective("However, it should wait.")
+    'It should wait.'
+    """
+    bare = _CONNECTIVE.sub("", sentence.strip())
+    return bare if bare == sentence else bare[:1].upper() + bare[1:]
+
+
 def _imperative(opening: str, rest: str) -> Norm | None:
     if not rest:
         return None
@@ -137,9 +161,11 @@ def _imperative(opening: str, rest: str) -> Norm | None:
     return Norm(False, rest if opening == "always" else f"{opening} {rest}")
 
 
-def _modal(before: str, found: "re.Match[str]", name: str) -> Norm | str:
+def _modal(before: str, found: "re.Match[str]", rest: str, name: str) -> Norm | str:
     condition, _, subject = before.rpartition(", ") if _CONDITION.match(before) else ("", "", before)
-    modal, rest = found["modal"].lower(), found["rest"].strip()
+    if not condition and _SUBORDINATE.match(before):
+        return f"it is about a condition, “{before}”"
+    modal = found["modal"].lower()
     negative = bool(found["contracted"]) or "not" in modal or modal == "can't"
     while (filler := _FILLER.match(rest)) is not None:
         rest = rest[filler.end() :]
@@ -222,7 +248,8 @@ def _unmarked(text: str) -> str:
     >>> _unmarked("Be **very** _kind_, see [here](x), `a_b_c`")
     'Be very kind, see here, a_b_c'
     """
-    while (plain := _MARKUP.sub(lambda m: m[1] or m[3] or m[5] or "", text)) != text:
+    text = _LINK.sub(lambda m: m[1] if re.search(r"\w", m[1]) else " ".join(re.findall(r"[^\W_]+", m[2])), _NOTE.sub("", text))
+    while (plain := _MARKUP.sub(lambda m: m[2] or m[4], text)) != text:
         text = plain
     return text
 

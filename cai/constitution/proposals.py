@@ -8,15 +8,15 @@ The wording of requests and questions is made by fixed rules out of the sentence
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cai.constitution.importers import dump_blocks, kebab, principle_row, problems_of, with_unique_ids
-from cai.constitution.lint import STATEMENT_ALIKE
-from cai.constitution.narrative import MAX_WORDS, Norm, demands, name_of_assistant, sentences_of
+from cai.constitution.lint import STATEMENT_ALIKE, lint
+from cai.constitution.narrative import MAX_WORDS, Norm, Sentence, demands, name_of_assistant, sentences_of, without_connective
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, vectors, words
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
@@ -62,6 +62,13 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     left_out: tuple[LeftOut, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    sentence: Sentence
+    where: str
+    principle: Principle
+
+
 def propose(path: Path) -> Review:
     """Read a document and propose principles, in its order; a sentence that nearly repeats an earlier one is put beside that.
 
@@ -70,34 +77,31 @@ def propose(path: Path) -> Review:
     """
     text = _read(path)
     name = name_of_assistant(text)
-    found: list[tuple[str, str, str, Norm]] = []
+    found: list[_Found] = []
     left_out: list[LeftOut] = []
     for s in sentences_of(text):
         where = f"{path.name}:{s.line}" if s.line == s.end_line else f"{path.name}:{s.line}-{s.end_line}"
         demand = demands(s.text, name)
-        if isinstance(demand, Norm) and len(words(s.text)) > MAX_WORDS:
-            demand = f"it has more than {MAX_WORDS} words; split it"
-        if isinstance(demand, Norm):
-            found.append((where, s.text, s.section, demand))
-        elif demand is not None:
-            left_out.append(LeftOut(where, s.text, demand))
+        made = _clean(where, s.text, demand, name) if isinstance(demand, Norm) else demand
+        if isinstance(made, Principle):
+            found.append(_Found(s, where, made))
+        elif made is not None:
+            left_out.append(LeftOut(where, s.text, made))
     if not found:
         raise ConstitutionError(
             f"{path}: no sentence says what an assistant should or must not do ({len(left_out)} say it of others). Write such sentences, "
             "for example 'The assistant should name its sources.'"
         )
     kept = list(_without_repeats(found))
-    principles = with_unique_ids(
-        worded(_id(norm, quote), _statement(quote, norm, name), norm, where, quote) for (where, quote, _, norm), _ in kept
-    )
+    principles = with_unique_ids(f.principle for f, _ in kept)
     return Review(
         path.name,
         kebab(path.stem)[:64].strip("-") or "imported",
         f"Proposed from {path.name}"[:120],
         f"Accepted from what was proposed out of {path.name}. The wording of requests and questions was made by rule; write better ones.",
         tuple(
-            Proposal(i, where, quote, p, False, section, tuple(also))
-            for i, (((where, quote, section, _), also), p) in enumerate(zip(kept, principles, strict=True), 1)
+            Proposal(i, f.where, f.sentence.text, p, False, f.sentence.section, tuple(also))
+            for i, ((f, also), p) in enumerate(zip(kept, principles, strict=True), 1)
         ),
         tuple(left_out),
     )
@@ -226,15 +230,28 @@ def _from_action(norm: Norm) -> tuple[str, str, str, str, str]:
     )
 
 
-def _without_repeats(found: Sequence[tuple[str, str, str, Norm]]) -> Iterator[tuple[tuple[str, str, str, Norm], list[str]]]:
-    """Yield what says something new, with the places of what repeats it."""
-    alike = vectors([quote for _, quote, _, _ in found])
-    claims = [claim(quote) for _, quote, _, _ in found]
+def _clean(where: str, quote: str, norm: Norm, name: str) -> Principle | str:
+    """Word a demand so that lint finds no error in it: taken apart, else quoted whole; else return why not."""
+    if len(words(quote)) > MAX_WORDS:
+        return f"it has more than {MAX_WORDS} words; split it"
+    faults: list[str] = []
+    for tried in (norm, Norm(norm.negative, "")):
+        principle = worded(_id(norm, quote), _statement(quote, norm, name), tried, where, quote)
+        faults = [f.message for f in lint(Constitution("alone", "Alone", "One principle.", (principle,))) if f.severity == "error"]
+        if not faults:
+            return principle
+    return f"no wording of it passes lint: {faults[0]}"
+
+
+def _without_repeats(found: Sequence[_Found]) -> Iterator[tuple[_Found, list[str]]]:
+    """Yield what says something new, with the places of what repeats it. Items of one list are compared without what they share."""
+    alike = vectors([f.sentence.own for f in found])
+    claims = [claim(f.sentence.text) for f in found]
     kept: dict[int, list[str]] = {}
-    for i, (where, quote, _, _) in enumerate(found):
+    for i, f in enumerate(found):
         same = [j for j in kept if cosine(alike[i], alike[j]) >= STATEMENT_ALIKE and not opposed(claims[i], claims[j])]
         if same:
-            kept[max(same, key=lambda j: cosine(alike[i], alike[j]))].append(f"{where}: {quote}")
+            kept[max(same, key=lambda j: cosine(alike[i], alike[j]))].append(f"{f.where}: {f.sentence.text}")
         else:
             kept[i] = []
     for i, also in kept.items():
@@ -244,7 +261,7 @@ def _without_repeats(found: Sequence[tuple[str, str, str, Norm]]) -> Iterator[tu
 def _statement(quote: str, norm: Norm, name: str) -> str:
     """Return the sentence as it can stand alone: "It" and "You" at its start, or after its condition, become "the assistant"."""
     who = name or "the assistant"
-    text = quote.strip().rstrip(";:")
+    text = without_connective(quote).rstrip(";:")
     head = f"{norm.condition}, " if norm.condition and text.startswith(norm.condition) else ""
     rest = re.sub(
         r"^(?:it|you|we)(?= (?:should|must|shall|may|ought|needs?|has|have|never|always|can))", who, text[len(head) :], flags=re.I

@@ -67,6 +67,11 @@ def test_sentences_and_where_they_stand() -> None:
         ("The assistant should answer, and must not guess.", Norm(False, "")),
         ("Sources should be named.", Norm(False, "")),
         ("Iris never lies.", Norm(True, "")),
+        ("However, the assistant should wait.", Norm(False, "wait")),
+        (
+            "If it can't be done, or users must wait, the assistant should say so.",
+            Norm(False, "say so", "If it can't be done, or users must wait"),
+        ),
         ("We want Iris to be brief.", Norm(False, "")),
     ],
 )

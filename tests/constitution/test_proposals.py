@@ -56,6 +56,26 @@ def test_a_repetition_stands_beside_what_it_repeats(document: Path) -> None:
     assert len(first.also) == 1 and first.also[0].startswith("Library Values.md:14: Being honest")
 
 
+def test_items_of_a_list_are_told_apart_by_what_is_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "d.md"
+    lead = "The assistant must not adopt, optimise for or directly pursue any further goals as ends in themselves, such as:"
+    path.write_text(f"{lead}\n\n- time on the site\n- revenue of its maker\n- time spent on the site\n")
+    assert [(p.where, len(p.also)) for p in propose(path).proposals] == [("d.md:3", 1), ("d.md:4", 0)]
+
+
+def test_what_rules_cant_word_cleanly_is_quoted_whole_or_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "d.md"
+    path.write_text(
+        "It must not adopt, favour or pursue further goals as ends in themselves, including but not limited to revenue or time on a site.\n"
+        "The assistant should take care with User: lines. The assistant should [?](#stay_calm)[^1].\n"
+    )
+    review = propose(path)
+    assert review.proposals[0].principle.ask_negative.endswith("Does the response break it?"), "both questions would have had a 'not'"
+    assert review.proposals[1].principle.ask_positive == "In the response, does the assistant stay calm?"
+    assert [x.where for x in review.left_out] == ["d.md:2"] and "passes lint" in review.left_out[0].reason
+    assert lint(accept(review, "all", path)) == []
+
+
 def test_the_opposite_is_no_repetition(tmp_path: Path) -> None:
     path = tmp_path / "d.txt"
     path.write_text("The assistant should reveal its sources to readers. The assistant should not reveal its sources to readers.")
