@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Rep
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Failure, Message, Prompt, Provenance, Response
+from cai.reward_models import folder_accuracies
 from cai.templates import load_templates
 from tests.workspaces import ROOT
 
@@ -28,13 +30,15 @@ def response(prompt: Prompt, text: str) -> Response:
     return Response(prompt, text, False, Provenance("test"))
 
 
-def measured(answers: dict[str, list[Response]], failures: list[Failure], answer: Callable[[Request], Reply] = default_script) -> Measured:
+def measured(
+    answers: dict[str, list[Response]], failures: list[Failure], answer: Callable[[Request], Reply] = default_script, rewards: Any = None
+) -> Measured:
     async def measure() -> Measured:
         with CallStore(None) as store:
             constitution = load_constitution(ROOT / "constitution" / "general.yaml")
             model = TextModel(ScriptedEngine(answer), store, "evaluate")
             judge = Judge(RECIPE.feedback, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
-            return await measure_answers(answers, judge, None, RECIPE, failures, Reporter())
+            return await measure_answers(answers, judge, rewards, RECIPE, failures, Reporter())
 
     return asyncio.run(measure())
 
@@ -54,6 +58,28 @@ def test_samples_hold_what_every_model_answered() -> None:
     assert [s.prompt.id for s in found.samples] == ["p1", "p2", "p3", "p4", "p5"]
     assert found.samples[0].responses == {"base": "One answer.", "policy": "Another answer p1."} and found.samples[0].scores == {}
     assert {r.n for r in found.results if r.name == "win_rate_by_judge"} == {5}
+
+
+def test_several_reward_models_score_as_one_and_their_disagreement_is_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from cai.train.ensemble import load_ensemble
+    from cai.train.reward import train_members
+    from tests.train.builders import model_at, preferences, reward_config
+
+    model, names = model_at(tiny_model_dir), ("reward-0", "reward-1")
+    train_members(reward_config(members=2), model, preferences(4), preferences(8)[4:], tmp_path, 0)
+    folders = [tmp_path / name for name in names]
+    answers = {m: [response(p, f"{m} {p.id}.") for p in PROMPTS] for m in ("base", "policy")}
+    found = measured(answers, [], rewards=lambda: load_ensemble(folders, model, "min"))
+    alone = [load_ensemble([f], model).score([(p.messages, f"policy {p.id}.") for p in PROMPTS]) for f in folders]
+    for sample, *scores in zip(found.samples, *alone, strict=True):
+        assert sample.scores["policy"] == pytest.approx(min(s.value for s in scores), abs=1e-4)
+        assert sample.disagreement["policy"] > 0
+    spread = {r.model: r for r in found.results if r.name == "reward_disagreement"}
+    assert spread["policy"].value == pytest.approx(sum(s.disagreement["policy"] for s in found.samples) / 6)
+    assert [(r.model, r.n) for r in found.results if r.name == "reward_disagreement_change"] == [("policy", 6)]
+    assert [(r.name, r.model, r.n) for r in folder_accuracies(folders)] == [("reward_accuracy", name, 4) for name in names]
+    single = measured(answers, [], rewards=lambda: load_ensemble(folders[:1], model))
+    assert not any("disagreement" in r.name for r in single.results) and single.samples[0].disagreement == {}
 
 
 def test_one_model_alone_is_measured_without_wins() -> None:
