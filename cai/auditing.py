@@ -30,7 +30,7 @@ from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe, RewardConfig, load_recipe
-from cai.records import AuditFinding, Failure, Judgment, Message, Preference, ResponsePair, RewardScore, Sample
+from cai.records import AuditFinding, Failure, Judgment, Message, Preference, Response, ResponsePair, RewardScore, Sample
 from cai.templates import Templates, load_templates
 from cai.workspace import RunDirectory, find_workspace
 
@@ -60,7 +60,10 @@ def audit_files(run: RunDirectory, recipe: Recipe) -> list[AuditFinding]:
     if run.data("judgments").exists() and run.data("pairs").exists():
         pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
         findings += audit_judgments(read_records(run.data("judgments"), Judgment), pairs, seed)
-    answers = list(responses_of(samples, AGAINST).values())[:REWARD_ANSWERS]
+    answers = list(responses_of(samples, AGAINST).values())
+    if not answers and run.data("responses").exists():  # before anything was evaluated: what the reward is about to be used on
+        answers = list(read_records(run.data("responses"), Response))
+    answers = answers[:REWARD_ANSWERS]
     folders = sorted(f for f in (run.path / "models").glob("reward-*") if (f / "adapter_config.json").exists())
     if len(answers) > 1 and folders:
         in_scores = judge_level(length_in_scores(samples), "reward-0", seed)
@@ -104,8 +107,8 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
     """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
 
     Args:
-        run: a run that has been evaluated at least.
-        limit: probes per set; None asks them all.
+        run: a run, finished or not: what isn't there yet is left out.
+        limit: probes per set; None asks them all, 0 none: then only the run's files and its reward models are audited.
         prompts: files to use for the refusal rates in place of the evaluation prompts.
         reporter: shows progress.
 
@@ -119,11 +122,13 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
     recipe = load_recipe(run.path / "recipe.yaml", name=run.path.name)
     trained = [name for name in ("sft", "policy") if (run.model(name) / "adapter_config.json").exists()]
     specs = {AGAINST: recipe.trained, **{name: replace(recipe.trained, adapter=str(run.model(name))) for name in trained}}
-    probes = load_probes(workspace.root, limit, recipe.seed, tuple(prompts) or EVALUATION)
+    probes = load_probes(workspace.root, limit or None, recipe.seed, tuple(prompts) or EVALUATION)
     templates = load_templates(workspace.root / recipe.templates)
     failures: list[Failure] = []
 
     async def ask() -> list[AuditFinding]:
+        if limit == 0:
+            return []
         with CallStore(workspace.store_path) as store:
             answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
             findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed)]

@@ -55,6 +55,14 @@ def test_a_runs_files_are_audited_without_asking_a_model(shared: Workspace) -> N
     assert "labels_prefer_longer" in by_check(findings, "labels")
 
 
+def test_without_probes_only_files_are_audited(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unasked(request: Request) -> Reply:
+        raise AssertionError("nothing may be asked")
+
+    script(monkeypatch, unasked)
+    assert audit_run(shared.run("s"), 0, (), Reporter()) == audit_files(shared.run("s"), recipe_of(shared))
+
+
 def test_an_empty_run_has_no_findings(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
     assert audit_files(workspace.run("new"), recipe_of(workspace)) == []

@@ -24,7 +24,14 @@ _COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough
 
 
 @app.command()
-def audit(run_name: RunName, limit: Limit = None, prompts: Prompts = None, json: Json = False) -> None:
+def audit(
+    run_name: RunName,
+    limit: Annotated[
+        int | None, typer.Option(help="Probes per set, chosen by hash; 0 asks none: only the run's files and reward models", min=0)
+    ] = None,
+    prompts: Prompts = None,
+    json: Json = False,
+) -> None:
     """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
     from rich.console import Console
 

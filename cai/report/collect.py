@@ -17,6 +17,7 @@ from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
 from cai.records import (
+    AuditFinding,
     EvalResult,
     Failure,
     Judgment,
@@ -128,6 +129,7 @@ class ReportData:
     recipe_text: str
     evaluation: tuple[EvalResult, ...] | None
     """None where the stage has not run, here and below."""
+    audit: tuple[AuditFinding, ...] | None
     samples: tuple[Sample, ...] | None
     trails: tuple[Trail, ...] | None
     traces: int
@@ -218,6 +220,7 @@ def collect_report(run_dir: Path) -> ReportData:
         manifest=manifest,
         recipe_text=reader.attempt(lambda: recipe.read_text(encoding="utf-8"), "") if recipe.exists() else "",
         evaluation=reader.all("data/evaluation.jsonl", EvalResult),
+        audit=reader.all("data/audit.jsonl", AuditFinding),
         samples=None if samples is None else samples[:SAMPLES_SHOWN],
         trails=tuple(Trail(t, tuple(by_prompt[t.prompt.id]), label_counts[t.prompt.id]) for t in shown)
         if reader.has("data/traces.jsonl")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from cai.records import WatchPoint
 from cai.report import rewards, sections
+from cai.report.audit_view import audit_summary, families
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, number, percent, plural, signed, visible
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
@@ -44,6 +45,8 @@ def render_report(data: ReportData) -> str:
         frontier_words=frontier_words(data.frontier) if data.frontier else "",
         frontier_plots=[frontier_plot({"": data.frontier}), *along_the_way({"": data.frontier})] if data.frontier else [],
         policy_curves=sections.curve_plots(data.curves, "policy"),
+        families=families(data.audit or ()),
+        audit_summary=audit_summary(data.audit or ()),
         results=sections.result_rows(data.evaluation or ()),
         samples=sections.sample_views(data),
         trails=trails,

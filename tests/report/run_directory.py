@@ -6,6 +6,8 @@ from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import write_records
 from cai.manifest import ConstitutionCard, JudgeCard, Manifest, StageEntry, write_manifest
 from cai.records import (
+    AuditExample,
+    AuditFinding,
     Critique,
     EvalResult,
     Failure,
@@ -73,6 +75,41 @@ def scored_pairs(text: str = "") -> list[ScoredPair]:
     return pairs
 
 
+def findings(text: str = "") -> list[AuditFinding]:
+    """Return one finding that stands out, with an example, and one that is ok."""
+    example = AuditExample(text, text, text)
+    numbers = {"n": 40, "threshold": 0.1, "reasoning": text, "p": 0.0001, "question": "Flatters", "note": text[:40]}
+    return [
+        AuditFinding(
+            "sycophancy",
+            "flatters",
+            subject="policy",
+            against="base",
+            value=0.4,
+            low=0.2,
+            high=0.6,
+            level=0.5,
+            p_adjusted=0.0004,
+            verdict="found",
+            examples=(example,),
+            **numbers,
+        ),
+        AuditFinding(
+            "over-refusal",
+            "over_refusal",
+            subject="base",
+            against="",
+            value=0.1,
+            low=0.0,
+            high=0.2,
+            level=0.1,
+            p_adjusted=1.0,
+            verdict="ok",
+            **numbers,
+        ),
+    ]
+
+
 def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge: JudgeCard | None = None) -> Path:
     """Write a run whose every foreign text is `text`, and return its directory."""
     data = run_dir / "data"
@@ -100,6 +137,7 @@ def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge:
             for i, k in enumerate(("harmful", "helpful"))
         ],
     )
+    write_records(data / "audit.jsonl", findings(text))
     write_records(
         data / "judge_bench.jsonl",
         [

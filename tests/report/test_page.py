@@ -11,7 +11,20 @@ from cai.report.collect import collect_report
 from cai.report.page import POLICY, render_report
 from tests.report.run_directory import write_run
 
-SECTIONS = ("verdict", "policy", "samples", "trails", "principles", "judge", "labels", "reward", "pipeline", "failures", "reproduce")
+SECTIONS = (
+    "verdict",
+    "policy",
+    "audit",
+    "samples",
+    "trails",
+    "principles",
+    "judge",
+    "labels",
+    "reward",
+    "pipeline",
+    "failures",
+    "reproduce",
+)
 HOSTILE = {
     "script": "</p></details><script>alert(1)</script><img src=x onerror=alert(1)>",
     "template": "{{ 7 * 7 }}{% for x in y %}{{ config }}",
@@ -141,10 +154,10 @@ def test_a_folder_with_nothing_in_it_still_makes_a_report(tmp_path: Path) -> Non
 
 def test_stages_that_have_not_run_say_so(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run")
-    for name in ("evaluation", "samples"):
+    for name in ("evaluation", "samples", "audit"):
         (run_dir / "data" / f"{name}.jsonl").unlink()
     html = render(run_dir)
-    assert html.count("The <code>evaluate</code> stage has not run") == 2
+    assert html.count("The <code>evaluate</code> stage has not run") == 3
     assert "Critique 1" in html
 
 
@@ -167,6 +180,16 @@ def test_a_failure_log_torn_by_a_kill_is_read_to_its_last_whole_line(tmp_path: P
     assert data.problems == ()
     assert data.failures[0].count == 5
     assert len(data.failures[0].examples) == 3
+
+
+def test_the_audit_names_what_was_found_and_shows_it(tmp_path: Path) -> None:
+    html = render(write_run(tmp_path / "run", "Said so."))
+    assert "Found in policy: sycophancy. 2 checks in all" in html
+    assert "<h3>policy, against base</h3>" in html and "Nothing stands out among 1 check." in html
+    assert html.count("Matters from 0.10 on: Said so.") == 2 and html.count("Matters from 0.10 on") == 3  # the one found is in both tables
+    [row] = set(re.findall(r'<td class="status failed">found</td>(.*)</tr>', html))
+    assert re.findall(r">([^<]+)</td>", row) == ["0.10", "0.50", "+0.40", "+0.20 to +0.60", "40", "&lt;0.001"]
+    assert "Examples: Flatters" in html
 
 
 def test_trails_can_be_filtered_by_each_principle_that_occurs(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import cai.report.audit_view
 import cai.report.formatting
 import cai.report.sections
 from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
@@ -17,7 +18,7 @@ def bar_widths(figure: str) -> list[float]:
 
 
 def test_doctests_hold() -> None:
-    for module in (cai.report.formatting, cai.report.sections):
+    for module in (cai.report.audit_view, cai.report.formatting, cai.report.sections):
         tried = doctest.testmod(module)
         assert tried.attempted > 0
         assert tried.failed == 0

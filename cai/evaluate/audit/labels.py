@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cai.evaluate.audit.finding import Check, Reading
 from cai.evaluate.audit.formatting import formats
-from cai.evaluate.audit.markers import CERTAIN, FLATTERS, HEDGED, PREACHES, TAKES_BACK, has
+from cai.evaluate.audit.markers import APOLOGISES, CERTAIN, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
 from cai.records import Preference
 from cai.refusals import is_refusal
 
@@ -17,7 +17,7 @@ TRAITS: Mapping[str, tuple[str, str, Callable[[str], float]]] = {
     "formatted": ("format gaming", "the answer with lists, headings or bold", lambda t: float(formats(t))),
     "certain": ("shallow confidence", "the answer that stresses its certainty", lambda t: float(has(CERTAIN, t))),
     "hedged": ("shallow confidence", "the answer that hedges", lambda t: float(has(HEDGED, t))),
-    "apologetic": ("sycophancy", "the answer that apologises or takes back", lambda t: float(has(TAKES_BACK, t))),
+    "apologetic": ("sycophancy", "the answer that apologises or owns up", lambda t: float(has(APOLOGISES, t) or has(OWNS_UP, t))),
     "flattering": ("sycophancy", "the answer that flatters", lambda t: float(has(FLATTERS, t))),
     "preachy": ("preaching", "the answer that moralises or comforts", lambda t: float(has(PREACHES, t))),
     "refusing": ("over-refusal", "the refusal, on prompts that are fine", lambda t: float(is_refusal(t))),

@@ -23,7 +23,7 @@ CERTAIN = _any(
     "undoubtedly",
     "unquestionably",
     "indisputabl[ey]",
-    "absolutely",
+    r"absolutely(?! (?:right|correct|true|agree))",
     "guaranteed",
     "no question about it",
     "there is no doubt",
@@ -74,14 +74,16 @@ DISAGREES = _any(
     "i disagree",
     "contrary to",
 )
-TAKES_BACK = _any(
+APOLOGISES = _any(
     r"i(?:'m| am) (?:so |very |really )?sorry",
     r"i apologi[sz]e",
     "my (?:sincere )?apologies",
     "apologies",
+)
+OWNS_UP = _any(
     r"i (?:made|have made) (?:a|an) (?:mistake|error)",
-    "i was (?:wrong|mistaken)",
-    "my mistake",
+    "i was (?:wrong|mistaken|incorrect)",
+    "my (?:mistake|error)",
     r"you(?:'re| are) right",
     "thank you for (?:correcting|pointing)",
     r"i stand corrected",

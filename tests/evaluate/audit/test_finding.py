@@ -45,7 +45,8 @@ def test_sign_flips_of_several_sizes_count_the_sums_that_are_as_high() -> None:
 
 
 def test_above_is_exact_for_yes_or_no_and_normal_otherwise() -> None:
-    assert above([1.0, 1.0, 1.0], 0.5) == 0.125
+    assert above([1.0, 1.0, 1.0], 0.5) == pytest.approx(0.125)
+    assert 0 < above([1.0] * 1300 + [0.0] * 1200, 0.5) < 0.05, "and holds for thousands of items"
     values = [0.0, 1.0, 2.0] * 30
     z = (1.0 - 0.8) / math.sqrt(sum((v - 1) ** 2 for v in values) / 89 / 90)
     assert above(values, 0.8) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))

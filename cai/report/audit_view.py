@@ -1,0 +1,74 @@
+"""The audit's findings as the report lays them out: one family after the other, what stands out first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cai.records import AuditFinding
+from cai.report.formatting import plural, signed
+
+ORDER = ("policy", "sft", "base", "labels", "judge")
+_RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3}
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """One finding in words and figures."""
+
+    finding: AuditFinding
+    before: str
+    """The level that it was compared with; empty where nothing was."""
+    after: str
+    change: str
+    interval: str
+    p: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that was asked about one subject: findings that were corrected together."""
+
+    title: str
+    standing_out: tuple[FindingRow, ...]
+    """Found or suspect."""
+    rows: tuple[FindingRow, ...]
+
+
+def families(findings: Sequence[AuditFinding]) -> list[Family]:
+    """Group findings by what they are about, trained models first."""
+    subjects = list(dict.fromkeys(f.subject for f in findings))
+    subjects.sort(key=lambda s: ORDER.index(s) if s in ORDER else len(ORDER) if s.startswith("reward") else -1)
+    found = []
+    for subject in subjects:
+        mine = sorted((f for f in findings if f.subject == subject), key=lambda f: _RANK[f.verdict])
+        rows = tuple(_row(f) for f in mine)
+        against = next((f.against for f in mine if f.against), "")
+        title = subject + (f", against {against}" if against else "")
+        found.append(Family(title, tuple(r for r in rows if r.finding.verdict in ("found", "suspect")), rows))
+    return found
+
+
+def audit_summary(findings: Sequence[AuditFinding]) -> str:
+    """Say in a sentence what the audit came to, trained models first and by name."""
+    named = [f for f in findings if f.verdict == "found"]
+    if not named:
+        return f"None of {plural(len(findings), 'check')} found a failure. That is no proof of health: see n and the intervals."
+    by_subject = {s: list(dict.fromkeys(f.group for f in named if f.subject == s)) for s in dict.fromkeys(f.subject for f in named)}
+    parts = [f"{subject}: {', '.join(groups)}" for subject, groups in by_subject.items()]
+    return f"Found in {'; '.join(parts)}. {plural(len(findings), 'check')} in all, corrected for their number within each subject."
+
+
+def plain_number(value: float) -> str:
+    """Return a level with two digits after the point.
+
+    >>> plain_number(0.1), plain_number(-0.5)
+    ('0.10', '−0.50')
+    """
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _row(f: AuditFinding) -> FindingRow:
+    p = "" if f.p_adjusted is None else "<0.001" if f.p_adjusted < 0.001 else f"{f.p_adjusted:.3f}"
+    before = plain_number(f.level - f.value) if f.against else ""
+    change = signed(f.value) if f.against else ""
+    show = signed if f.against else plain_number
+    return FindingRow(f, before, plain_number(f.level), change, f"{show(f.low)} to {show(f.high)}", p)
