@@ -21,6 +21,9 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 2.0}
 """Per number that is not quantized: nf4 computes, and keeps embeddings and norms, in bfloat16."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per quantized weight: 4 bits, an 8-bit constant for 64 of them, and a float32 one for 256 of those (QLoRA, arXiv 2305.14314 §3)."""
+SCORE_BYTES = 28.0
+"""Per position that is scored and entry of the vocabulary, fitted to SFT's measured peaks: logits, float32 log-probabilities, entropy and
+their gradients, several of them at once."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
 """Per trained weight: both of Adam's moments."""
 
@@ -143,9 +146,7 @@ def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: floa
     kept = tokens * d.hidden * BYTES[resolved_precision(config.precision)]
     activations = layers * kept + per_layer if config.gradient_checkpointing else layers * per_layer
     unpacked = 2.0 * d.hidden * d.intermediate if config.precision == "nf4" else 0.0  # one matrix at a time
-    scores = (
-        scored * d.vocabulary * (4.0 + 4.0 + BYTES[resolved_precision(config.precision)])
-    )  # float32 log-probabilities, their gradient, the logits
+    scores = scored * d.vocabulary * SCORE_BYTES
     running = weight_bytes(d, config.precision) + state + activations + unpacked + scores
     return PROCESS_BYTES + max(running, loading_bytes(d, config.precision))
 

@@ -56,7 +56,7 @@ def test_bytes_by_hand() -> None:
     big = Dimensions(**{**{f: getattr(LLAMA_8B, f) for f in LLAMA_8B.__dataclass_fields__}, "file_bytes": 0.0})
     config = SFTConfig(precision="bfloat16", lora=LoraSpec(rank=16))
     trained = lora_parameters(big, 16, None)
-    wanted = PROCESS_BYTES + big.parameters * 2 + trained * 16 + 32 * 1000 * activation_bytes(big, "bfloat16") + 10 * 128_256 * 10
+    wanted = PROCESS_BYTES + big.parameters * 2 + trained * 16 + 32 * 1000 * activation_bytes(big, "bfloat16") + 10 * 128_256 * 28
     assert training_bytes(big, config, 1000, 10) == pytest.approx(wanted)
 
 
