@@ -11,6 +11,7 @@ allocates, is not counted. The spread is that of the steps' own ratios. Peak mem
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +132,12 @@ def alternate(trainers: list[Any]) -> list[list[float]]:
     for number, trainer in enumerate(trainers):
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Turns(number))
-    threads = [threading.Thread(target=trainer.train) for trainer in trainers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = ThreadPoolExecutor(len(trainers))
+    running = [threads.submit(trainer.train) for trainer in trainers]
+    for training in as_completed(running):
+        if training.exception() is not None:  # the others would wait for its turn for ever
+            traceback.print_exception(training.exception())
+            os._exit(1)
     return seconds
 
 

@@ -120,6 +120,12 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
     examples = len(critiqued) * (rounds if recipe.critique.train_on == "every" else 1) + len(train) - len(critiqued)
     preferences = pairs + contrast + len(critiqued)
     adapted = structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
+    policy = _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4)
+    if recipe.policy.method == "online-dpo":
+        new = recipe.policy.rounds.count * min(len(train), recipe.policy.rounds.prompts or len(train)) * recipe.pairs.per_prompt
+        asked = judging("policy", new if recipe.policy.rounds.labels == "judge" else 0, sampled)
+        made = _add(_calls("policy", adapted, 2 * new, prompt, sampled), asked)
+        policy = _add(made, _training("policy", recipe.policy, recipe.trained, new, prompt, sampled, 4))
     return [
         _calls("respond", recipe.model, len(train), prompt, answer),
         _add(
@@ -131,7 +137,7 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
         judging("feedback", pairs + len(critiqued) + bench, sampled),
         StagePlan("preferences"),
         _reward(recipe, preferences, prompt, sampled),
-        _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4),
+        policy,
         _add(
             _add(
                 _calls("evaluate", adapted, 3 * len(evaluate), _tokens(evaluate), evaluated),

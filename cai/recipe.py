@@ -284,7 +284,7 @@ class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which loss of the DPO family, all of which take soft labels and weights."""
+    """Which loss of the DPO family, for `dpo` and `online-dpo`; all take soft labels and weights."""
 
     loss: DPOLoss = "sigmoid"
     """`ipo` and `sigmoid_norm` go by log-ratios per token, so `beta` means something else there: try 0.1 for `ipo`, 2 to 10 for
@@ -353,17 +353,30 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Taken off the score of a response that was cut at `response_length`; None takes nothing."""
 
 
+class RoundsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rounds of `online-dpo`: sample pairs (as `pairs` says) from the policy, have them judged, train on them by `dpo`, again."""
+
+    count: Positive = 3
+    labels: Literal["judge", "reward"] = "judge"
+    """Who judges the new pairs: the run's judge, or its reward models."""
+    reference: Literal["sft", "previous"] = "sft"
+    """Reference of the later rounds. `sft`: the distance to one model is bounded over all rounds; `previous`: each round's anew."""
+    prompts: Positive | None = None
+    """Training prompts drawn for each round, other ones each time; None takes all, with new samples."""
+
+
 class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo", "grpo", "rloo", "ppo"] = "dpo"
+    method: Literal["dpo", "kto", "online-dpo", "grpo", "rloo", "ppo"] = "dpo"
     beta: Rate = 0.1
     """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
     ppo: PPOSpec = PPOSpec()
     watch: WatchConfig = WatchConfig()
     dpo: DPOConfig = DPOConfig()
+    rounds: RoundsConfig = RoundsConfig()
 
     def group_problem(self, processes: int = 1) -> str | None:
         """Say what is wrong with the batch of a method that compares completions of one prompt; None where it is right."""

@@ -160,6 +160,10 @@ def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
     """
     if c.recipe.policy.method not in SHARED_METHODS:
         refuse_processes(f"policy.method: {c.recipe.policy.method}")
+    if c.recipe.policy.method != "online-dpo":
+        from cai.online_dpo import remove_rounds
+
+        remove_rounds(c.run.model("policy"), beyond=0)
     return POLICY_METHODS[c.recipe.policy.method](c)
 
 
@@ -170,6 +174,15 @@ def dpo(c: Context) -> dict[str, int]:
     train = list(read(c, "preferences", Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
     return trained(train_dpo(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
+
+
+def kto(c: Context) -> dict[str, int]:
+    """KTO (arXiv 2402.01306) on the two sides of the same pairs."""
+    from cai.train.kto import train_kto
+
+    train = list(read(c, "preferences", Preference))
+    sft, out = c.run.model("sft"), c.run.model("policy")
+    return trained(train_kto(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
 
 
 def online(c: Context) -> dict[str, int]:
@@ -200,8 +213,17 @@ def ppo(c: Context) -> dict[str, int]:
     return trained(result, c)
 
 
+def online_dpo(c: Context) -> dict[str, int]:
+    """DPO in rounds, each on pairs that the policy of the round before answered and the judge or the reward models labelled."""
+    from cai.online_dpo import train_rounds
+
+    return {"rounds": c.recipe.policy.rounds.count, **trained(train_rounds(c, training_log(c)), c)}
+
+
 POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {
     "dpo": dpo,
+    "kto": kto,
+    "online-dpo": online_dpo,
     "grpo": online,
     "rloo": online,
     "ppo": ppo,
@@ -293,8 +315,19 @@ def judge_spec(recipe: Recipe) -> ModelSpec:
     return recipe.feedback.judge or recipe.model
 
 
+def policy_settings(recipe: Recipe) -> Any:
+    """Return what of the recipe decides the policy: its own block, and those of the stages that its method does again."""
+    method, scoring = recipe.policy.method, (recipe.reward.aggregate, recipe.reward.uncertainty_penalty)
+    if method == "online-dpo":
+        return recipe.policy, recipe.pairs, recipe.feedback, recipe.preferences, scoring
+    return recipe.policy, scoring if method in SAMPLING else None, recipe.feedback if method in ONLINE else None
+
+
 def policy_reads(recipe: Recipe) -> tuple[str, ...]:
     """Return what the policy is trained on, from the run directory."""
+    if recipe.policy.method == "online-dpo":
+        judges = reward_models(recipe) if recipe.policy.rounds.labels == "reward" else ()
+        return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *judges)
     if recipe.policy.method not in SAMPLING:
         return ("data/preferences.jsonl", "models/sft")
     return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
@@ -393,12 +426,8 @@ STAGES: tuple[Stage, ...] = (
         policy_stage,
         reads=policy_reads,
         writes=lambda r: ("models/policy",),
-        settings=lambda r: (
-            r.policy,
-            (r.reward.aggregate, r.reward.uncertainty_penalty) if r.policy.method in SAMPLING else None,
-            r.feedback if r.policy.method in ONLINE else None,
-        ),
-        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in ONLINE else (r.trained,),
+        settings=policy_settings,
+        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
         trains=True,
         together=lambda r: r.policy.method in SHARED_METHODS,
         uses_constitution=True,

@@ -5,7 +5,7 @@ base model and differ in their adapters only, so two models fit in the memory of
 (see `cai.train.packing`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,48 @@ def train_dpo(
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
         ModelError: the model or an adapter can't be loaded.
     """
+    return train_policy(
+        config,
+        model,
+        sft_adapter,
+        preferences,
+        out,
+        seed,
+        on_log,
+        name=f"DPO ({config.dpo.loss})",
+        encode=lambda tokenizer: dpo_rows(tokenizer, preferences, config.max_length),
+        build=dpo_trainer,
+        reference=reference,
+    )
+
+
+def train_policy(
+    config: PolicyConfig,
+    model: ModelSpec,
+    sft_adapter: Path | None,
+    preferences: Sequence[Preference],
+    out: Path,
+    seed: int,
+    on_log: OnLog | None,
+    *,
+    name: str,
+    encode: Callable[[Any], tuple[list[dict[str, Any]], dict[str, int]]],
+    build: Callable[..., Any],
+    reference: Path | None = None,
+) -> TrainResult:
+    """Train a policy against a reference on rows made from preferences: what `train_dpo` and `train_kto` share.
+
+    Args:
+        config: as for `train_dpo`, and so are `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log` and `reference`.
+        name: of the method, for the card.
+        encode: from the tokenizer to rows, and how many pairs were left out and why.
+        build: makes the trainer, as `dpo_trainer` does.
+    """
     from cai.models.loading import load_tokenizer, model_fingerprint
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
-    rows, dropped = dpo_rows(tokenizer, preferences, config.max_length)
+    rows, dropped = encode(tokenizer)
     starts = [model_fingerprint(start)]
     if reference is not None:
         starts.append(model_fingerprint(replace(start, adapter=str(reference))))
@@ -64,10 +101,10 @@ def train_dpo(
         return done
     prepare(out)
     with quiet_training():
-        trainer = dpo_trainer(config, start, tokenizer, rows, out, seed, reference)
+        trainer = build(config, start, tokenizer, rows, out, seed, reference)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     of = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"DPO ({config.dpo.loss}), reference: {of if reference is None else f'the adapter in {reference.name}'}"
+    method = f"{name}, reference: {of if reference is None else f'the adapter in {reference.name}'}"
     write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed))
     finish(out, fingerprint, result)
     return result

@@ -7,6 +7,7 @@ merge a token across the border; and it cuts or drops long examples without coun
 
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 from cai.errors import TrainingError
@@ -128,6 +129,32 @@ def reward_rows(
             rows.append({"chosen_ids": chosen, "rejected_ids": rejected, **labels})
     _require(rows, len(preferences), dropped, max_length)
     return rows, dict(dropped)
+
+
+def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return two rows of each pair, with `prompt_ids`, `completion_ids`, `p_desirable` and `weight`, and what was left out and why.
+
+    A label is taken for what it says of each side: chosen is desirable with probability `p_chosen`, rejected with the rest. Both are
+    left out where `dpo_rows` would, so that both methods see the same pairs.
+
+    Args:
+        tokenizer: with a chat template.
+        preferences: judged pairs.
+        max_length: longest prompt plus completion in tokens.
+        seed: of the rows' order. KTO estimates a divergence from neighbours in a batch, which TRL therefore doesn't shuffle, and which
+            should not be two answers to one prompt.
+
+    Raises:
+        TrainingError: nothing is left.
+    """
+    pairs, dropped = dpo_rows(tokenizer, preferences, max_length)
+    rows = [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[side], "p_desirable": p, "weight": pair["weight"]}
+        for pair in pairs
+        for side, p in (("chosen_ids", pair["p_chosen"]), ("rejected_ids", 1.0 - pair["p_chosen"]))
+    ]
+    Random(seed).shuffle(rows)
+    return rows, dropped
 
 
 def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Counter[str]) -> Any:

@@ -17,19 +17,20 @@ import trl.trainer.utils as trl_utils
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from trl import DPOTrainer, RewardTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollator
 
 from cai.errors import TrainingError
 from cai.recipe import DPOConfig
 from cai.train.checkpoints import mark_whole
 from cai.train.encode import IGNORED
-from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
+from cai.train.losses import dpo_loss, imitation_loss, kto_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
-LABELS = ("p_chosen", "weight", "margin")
-"""What a row says of its pair; only reward training with a margin has `margin`."""
+LABELS = ("p_chosen", "p_desirable", "weight", "margin")
+"""What a row says of its pair, or of its completion (`p_desirable`, in KTO); only reward training with a margin has `margin`."""
 COMPLETIONS = ("chosen_ids", "rejected_ids")
 REFERENCE_LOGPS = "reference_logps.safetensors"
 FIRST_MARGIN = 0.05
@@ -101,7 +102,7 @@ class _CountsExamples(Resumable):
     loss_is_scaled_for_ga = True
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        count = torch.tensor(sum(len(batch["p_chosen"]) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(len(batch["weight"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def _count(self, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float | None:
@@ -339,6 +340,60 @@ class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
             kept = load_file(Path(resume_from_checkpoint) / REFERENCE_LOGPS)["logps_N2"]
             self.reference_logps_N2.copy_(kept)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+
+class SoftKTOCollator(DataCollatorForUnpairedPreference):  # type: ignore[misc]
+    """Pads single completions, and beside them each prompt with the completion of its neighbour in the batch; carries their labels."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return TRL's batch, with the labels `p_desirable` and `weight` (B,)."""
+        neighbours = [examples[-1], *examples[:-1]]
+        paired = [
+            {**e, "KL_completion_ids": n["completion_ids"], "label": e["p_desirable"] > 0.5}
+            for e, n in zip(examples, neighbours, strict=True)
+        ]
+        return {**super().torch_call(paired), **label_tensors(examples)}
+
+
+class SoftKTORun(_CountsExamples, KTOTrainer):  # type: ignore[misc]
+    """TRL's KTO with soft labels and weights."""
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Return `kto_loss` of a batch; log the KL estimate, implicit rewards' margin, and accuracy against the labels."""
+        p_B, weight_B = inputs["p_desirable"], inputs["weight"]
+        with completion_positions_only():
+            logps_B = self._logps(model, inputs, "")
+            with torch.no_grad():
+                kl_B = self._logps(self.model, inputs, "KL_")
+            with reference_of(self):
+                reference_logps_B = self._logps(self.model, inputs, "")
+                kl_B = kl_B - self._logps(self.model, inputs, "KL_")
+        logratio_B = logps_B - reference_logps_B
+        kl = self.accelerator.gather(kl_B).mean().clamp(min=0)
+        if self.state.global_step == 0:
+            check_reference(self.beta * logratio_B)
+        leaning_B = 2.0 * p_B - 1.0
+        self._note(
+            kl=kl.expand(len(p_B)),
+            rewards__margins=2.0 * self.beta * leaning_B * logratio_B,
+            rewards__accuracies=(leaning_B * logratio_B > 0),
+        )
+        loss = weighted_mean(kto_loss(logratio_B, kl, p_B, beta=self.beta), weight_B, self._count(num_items_in_batch))
+        return (loss, None) if return_outputs else loss
+
+    def _logps(self, model: Any, inputs: dict[str, Any], which: str) -> torch.Tensor:
+        """Return log-probabilities summed over the matched (`""`) or the neighbours' (`"KL_"`) completions, (B,)."""
+        tokens_BT, mask_BT = inputs[f"{which}input_ids"], inputs[f"{which}attention_mask"]
+        labels_BT = tokens_BT.masked_fill(inputs[f"{which}completion_mask"] == 0, IGNORED)
+        outputs = model(input_ids=tokens_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)
+        return outputs.log_probs.float().sum(dim=1)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
