@@ -23,6 +23,7 @@ from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
 from cai.evaluate.judge_bench import LabelledPair, labelled_pairs
 from cai.evaluate.policies import AGAINST
+from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items, together
 from cai.jsonl import read_records, write_records
@@ -215,7 +216,9 @@ async def audit_judge(
     engine = await open_engine(config.judge or recipe.model)
     try:
         model = TextModel(engine, store, "audit")
-        judge = Judge(config, load_constitution(root / recipe.constitution), model, templates, recipe.seed)
+        judge = Judge(
+            config, load_constitution(root / recipe.constitution), model, templates, recipe.seed, calibration=calibration_of(config, root)
+        )
 
         async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
             judgment = await judge(item.pair)

@@ -3,44 +3,52 @@
 from pathlib import Path
 
 from cai.console import Reporter
-from cai.data.human import load_pairs
+from cai.data.filters import texts_key
+from cai.data.human import limited, load_pairs
 from cai.evaluate.judge_bench import JudgeBench, judge_bench
+from cai.feedback.calibration import Calibration
+from cai.feedback.judge import Judge
 from cai.jsonl import write_records
 from cai.manifest import JudgeCard
-from cai.models.base import TextModel
 from cai.recipe import FeedbackConfig, Recipe
-from cai.records import Constitution
-from cai.templates import Templates
 
 
-async def measure_judge(
-    recipe: Recipe, root: Path, constitution: Constitution, model: TextModel, templates: Templates, out: Path, reporter: Reporter
-) -> JudgeCard:
-    """Measure the recipe's judge on its bench pairs, and write the rows to `out`.
+async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, reporter: Reporter) -> JudgeCard:
+    """Measure the run's judge on its bench pairs, and write the rows to `out`.
+
+    A calibrated judge is measured as calibrated, on the pairs that its calibration was not fitted on.
 
     Raises:
         DataError: the pairs can't be read.
         ModelError: the judge can't go on.
     """
-    config = recipe.feedback
+    config, calibration = recipe.feedback, judge.calibration
     if config.bench_pairs is None:
         write_records(out, [])
-        return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol))
-    pairs = load_pairs(root / config.bench_pairs, limit=config.bench_limit, seed=recipe.seed).preferences
+        return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol), calibration=judge.calibration_hash)
+    loaded = load_pairs(root / config.bench_pairs).preferences
+    fitted_on = frozenset(calibration.fitted_on if calibration else ())
+    unseen = [p for p in loaded if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
+    if not unseen:
+        write_records(out, [])
+        note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash)
+    pairs = limited(unseen, config.bench_limit, recipe.seed)
     reporter.progress(0, len(pairs), "bench pairs")
     bench = await judge_bench(
         pairs,
         [config.protocol],
-        model,
-        templates,
-        constitution,
+        judge.model,
+        judge.templates,
+        judge.constitution,
         config,
         recipe.seed,
         window=recipe.window,
         on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs"),
+        calibration=calibration,
     )
     write_records(out, [*bench.protocols, *bench.baselines])
-    return judge_card(config, bench)
+    return judge_card(config, bench, calibration, len(loaded) - len(unseen))
 
 
 UNMEASURED = (
@@ -49,13 +57,28 @@ UNMEASURED = (
 )
 
 
-def judge_card(config: FeedbackConfig, bench: JudgeBench) -> JudgeCard:
-    """Put a bench's first protocol into a card, with a sentence that says what its labels are worth."""
+ALL_FITTED = (
+    "The judge ({protocol}) was not measured against human labels after calibration: it was fitted on every pair of {pairs}. Name others "
+    "in feedback.bench_pairs, or fit it on fewer. Treat its labels, and everything trained on them, as unproven."
+)
+
+
+def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibration | None = None, left_out: int = 0) -> JudgeCard:
+    """Put a bench's first protocol into a card, with a sentence that says what its labels are worth.
+
+    Args:
+        config: of the judge.
+        bench: what was measured.
+        calibration: that it was measured with.
+        left_out: bench pairs that the calibration was fitted on.
+    """
     found = bench.protocols[0]
     best = next((b for b in bench.baselines if b.name == found.best_baseline), None)
     measured = (
         f"{config.protocol} agrees with {config.bench_pairs} on {found.accuracy:.1%} of n = {found.n} [{found.low:.1%}, {found.high:.1%}]"
     )
+    if calibration is not None:
+        measured += f", after calibration, on pairs not used to fit it ({left_out} left out)"
     if best is not None:
         measured += f"; the best trivial baseline ({best.name}) on {best.accuracy:.1%}"
     verdict = (
@@ -74,4 +97,5 @@ def judge_card(config: FeedbackConfig, bench: JudgeBench) -> JudgeCard:
         beats_baselines=bool(found.beats_baselines),
         best_baseline=found.best_baseline or "",
         note=f"{verdict}{measured}.",
+        calibration="" if calibration is None else calibration.hash,
     )

@@ -58,6 +58,8 @@ class JudgeCard:
     beats_baselines: bool = False
     best_baseline: str = ""
     note: str = ""
+    calibration: str = ""
+    """Hash of the calibration that it was measured with; empty without one."""
 
 
 @dataclass

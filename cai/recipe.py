@@ -35,6 +35,9 @@ GOLD = "gold"
 """The gold reward model's name: of its pairs in `data/`, and of its folder in `models/`."""
 
 
+Pooling = Literal["votes", "dawid-skene"]
+
+
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One block of a recipe; unknown keys are errors."""
 
@@ -186,10 +189,19 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     bench_pairs: str | None = "prompts/probe_pairs.jsonl"
     """Human-labelled pairs on which the judge is measured before it labels; None skips it, and the run says so."""
     bench_limit: Positive = 400
+    calibration: str | None = None
+    """What `cai judge calibrate` wrote for this very judge: its answers are weighed as people's labels said."""
 
 
 class HumanSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
+    """A file that `cai human import` reads or wrote, a glob, or `hub:OWNER/NAME`."""
+    split: str = "train"
+    """Of a Hub dataset."""
+    pooling: Pooling = "votes"
+    """How several people's labels of one pair become one probability: their share, or weighed by each one's reliability."""
+    smoothing: Annotated[float, Meta(ge=0)] = 0.0
+    """Votes to imagine on either side: with 1, two people who agree make 3/4 instead of certainty."""
     weight: Annotated[float, Meta(ge=0)] = 1.0
     limit: Positive | None = None
     kind: PromptKind | None = None

@@ -101,6 +101,8 @@ class Provenance:
     template_hash: str = ""
     seed: int = 0
     recipe_hash: str = ""
+    calibration: str = ""
+    """Content hash of the calibration that a judge's probability went through; empty where there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,26 @@ class ResponsePair:
         """The same pair with A and B exchanged, label and all; its own inverse."""
         p_a = None if self.p_a is None else 1.0 - self.p_a
         return replace(self, response_a=self.response_b, response_b=self.response_a, p_a=p_a)
+
+
+@dataclass(frozen=True, slots=True)
+class HumanLabel:
+    """One person's answer about one pair, as it was given: nothing pooled, nothing left out.
+
+    `p_a` is 1 for A, 0 for B, ½ for a tie, and anything between for an answer by degrees. Where a source only says which response was
+    chosen, the sides are drawn by a hash of the texts, so that "A" carries no news.
+    """
+
+    pair: ResponsePair
+    annotator: str
+    """Who; empty where the source doesn't say. Labels without a name are never pooled: they may all be one person's."""
+    p_a: float
+    source: str
+    """`human:FILE` or `human:hub:OWNER/NAME`."""
+    time: str = ""
+    """When, as the source writes it; ISO 8601 where that is known."""
+    attributes: dict[str, str] = field(default_factory=dict)
+    """What is known of the person, where they chose to say it: `language`, `age_group`, …"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cai.constitution.load import load_constitution
+from cai.data.human import local_sources
 from cai.data.prompts import is_hub
 from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
+from cai.feedback.calibration import calibration_of
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution
 from cai.templates import Templates, load_templates
@@ -66,14 +68,18 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             "or run only the stages that need none: --only respond,critique"
         )
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
-    files += [("preferences.human", human.path) for human in recipe.preferences.human]
-    files += [("gold.human", human.path) for human in (recipe.gold.human if recipe.gold else ())]
+    files += [("preferences.human", path) for path in local_sources(recipe.preferences.human)]
+    files += [("gold.human", path) for path in local_sources(recipe.gold.human if recipe.gold else ())]
     files += [("feedback.bench_pairs", recipe.feedback.bench_pairs)] if recipe.feedback.bench_pairs else []
     for key, path in files:
         try:
             source_files(path, workspace.root)
         except CaiError as e:
             problems.append(f"{key}: {e}")
+    try:
+        calibration_of(recipe.feedback, workspace.root)
+    except CaiError as e:
+        problems.append(f"feedback.calibration: {e}")
     if constitution is not None:
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:

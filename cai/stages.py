@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
-from cai.data.human import load_human
+from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
 from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
 from cai.evaluation import answer_all, measure_answers
+from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items
 from cai.jsonl import read_records, write_records, write_text
@@ -53,7 +54,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
     """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
     config = c.recipe.critique
     model = await c.model(c.recipe.model)
-    judge = Judge(c.recipe.feedback, c.constitution, await c.model(judge_spec(c.recipe)), c.templates, c.recipe.seed, c.settings_hash)
+    judge = await open_judge(c)
     ask = judge if config.min_p_revised > 0 else None
 
     async def work(response: Response) -> RevisionTrace:
@@ -107,12 +108,10 @@ async def pairs_stage(c: Context) -> dict[str, int]:
 
 async def feedback_stage(c: Context) -> dict[str, int]:
     """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
-    model = await c.model(judge_spec(c.recipe))
-    bench = c.run.data("judge_bench")
-    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, c.constitution, model, c.templates, bench, c.reporter)
+    judge = await open_judge(c)
+    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
     if not c.manifest.judge.beats_baselines:
         c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
-    judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair) if p.p_a is None]
     unique = list({p.id: p for p in pairs}.values())
     judgments = await write_all(c, "judgments", each(c, unique, judge, failure_of=lambda j: j.failure))
@@ -255,8 +254,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
             progress,
         )
         await c.release_engines()
-    judge_model = await c.model(judge_spec(c.recipe))
-    judge = Judge(c.recipe.feedback, c.constitution, judge_model, c.templates, c.recipe.seed, c.settings_hash)
+    judge = await open_judge(c)
     measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter)
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
@@ -308,6 +306,19 @@ def each(
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
     """Write results to one of the run's files; it appears whole when the last has come."""
     return write_records(c.run.data(name), [r async for r in results])
+
+
+async def open_judge(c: Context) -> Judge:
+    """Return the run's judge, with its calibration if the recipe names one."""
+    config = c.recipe.feedback
+    calibration = calibration_of(config, c.workspace.root)
+    model = await c.model(judge_spec(c.recipe))
+    return Judge(config, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
+
+
+def judge_sources(recipe: Recipe) -> list[str]:
+    """Return the workspace files that decide what the judge says, beside its model and the constitution."""
+    return [recipe.feedback.calibration] if recipe.feedback.calibration else []
 
 
 def judge_spec(recipe: Recipe) -> ModelSpec:
@@ -367,6 +378,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/responses.jsonl",),
         writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
+        sources=judge_sources,
         models=lambda r: (r.model, judge_spec(r)),
         uses_constitution=True,
         uses_templates=True,
@@ -401,7 +413,7 @@ STAGES: tuple[Stage, ...] = (
         models=lambda r: (judge_spec(r),),
         uses_constitution=True,
         uses_templates=True,
-        sources=lambda r: [r.feedback.bench_pairs] if r.feedback.bench_pairs else [],
+        sources=lambda r: [*judge_sources(r), *([r.feedback.bench_pairs] if r.feedback.bench_pairs else [])],
     ),
     Stage(
         "preferences",
@@ -409,7 +421,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
         writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
         settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
-        sources=lambda r: [h.path for h in (*r.preferences.human, *(r.gold.human if r.gold else ()))],
+        sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
     ),
     Stage(
         "reward",
@@ -439,6 +451,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
+        sources=judge_sources,
         models=lambda r: (r.trained, judge_spec(r)),
         trains=True,
         uses_constitution=True,

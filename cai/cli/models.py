@@ -1,4 +1,4 @@
-"""Commands about models and judges: judge bench, evaluate, chat."""
+"""Commands about models and judges: judge bench, judge calibrate, evaluate, chat."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -59,6 +59,44 @@ def bench(
         errors.print(
             "No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.", style="yellow"
         )
+
+
+@judge.command()
+def calibrate(
+    pairs: Annotated[
+        list[Path], typer.Option(help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file, for feedback.calibration", show_default=False)],
+    protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
+    model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
+    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
+    per_label: Annotated[int, typer.Option(min=1)] = 1,
+    length: Annotated[bool, typer.Option("--length", help="Also correct for a liking for long or short answers")] = False,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Weigh a judge's answers as people's labels say, with the gain measured by nested cross-validation."""
+    from rich.console import Console
+
+    from cai.calibrating import calibrate_judge
+    from cai.cli.human import feedback_config, show_results
+    from cai.console import RichReporter, plain
+
+    errors = Console(stderr=True)
+    found = calibrate_judge(
+        pairs, protocol, model, constitution, feedback_config(principles, per_label), out,
+        use_length=length, format=format, limit=limit, seed=seed, reporter=RichReporter(errors),
+    )  # fmt: skip
+    if json:
+        print_json(found)
+        return
+    show_results(found.measured, f"{found.protocol} on {found.pairs}, chosen: {found.method}, scale {found.scale:.3g}")
+    for warning in found.warnings:
+        errors.print(plain(warning, "yellow"))
+    typer.echo(f"{out}: set feedback.calibration to use it. It fits this protocol, model and way of drawing principles only.")
 
 
 @app.command()

@@ -19,7 +19,7 @@ _ABOUT: dict[ExportFormat, str] = {
     "cai-conversation": "The columns of HuggingFaceH4/cai-conversation-harmless, one row per trace, of its last round. Unlike there, "
     "`chosen` is the text that the judge preferred; where nobody judged it is null and the row is in the SFT splits only.",
     "ultrafeedback": "The columns of UltraFeedback-binarized. Scores are ten times the probability that the response is the better one.",
-    "label-studio": "Pairwise tasks for Label Studio (`tasks.json`, `labeling_config.xml`). Sides are drawn by hash and labels withheld.",
+    "label-studio": "Tasks for Label Studio (`tasks.json`, `labeling_config.xml`). Sides are drawn by hash and labels withheld.",
 }
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cai.data.conversations import RowFault, render_transcript
-from cai.data.filters import prompt_key
+from cai.data.filters import prompt_key, sides_by_hash, texts_key
 from cai.errors import DataError
-from cai.ids import split_fraction
 from cai.jsonl import atomic_file, disk_error, write_records, write_text
 from cai.records import Constitution, Failure, Message, Preference, Prompt, RevisionTrace, SFTExample
 
@@ -81,14 +80,19 @@ LAYOUT: dict[ExportFormat, dict[str, dict[str, Column]]] = {
 """Every table that a format can have, without suffix, and its columns."""
 LABEL_STUDIO_CONFIG = """<View>
   <Text name="prompt" value="$prompt"/>
-  <Header value="Which response is better?"/>
-  <Pairwise name="better" toName="response_a,response_b"/>
   <View style="display: flex; gap: 1em">
-    <Text name="response_a" value="$response_a"/>
-    <Text name="response_b" value="$response_b"/>
+    <View style="flex: 1"><Header value="Response A"/><Text name="response_a" value="$response_a"/></View>
+    <View style="flex: 1"><Header value="Response B"/><Text name="response_b" value="$response_b"/></View>
   </View>
+  <Header value="Which response is better?"/>
+  <Choices name="better" toName="prompt" choice="single-radio" showInLine="true" required="true">
+    <Choice value="A" hotkey="1"/>
+    <Choice value="tie" hotkey="2"/>
+    <Choice value="B" hotkey="3"/>
+  </Choices>
 </View>
 """
+"""A tie is an answer of its own; a task that can't be judged is skipped."""
 
 
 def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
@@ -107,7 +111,10 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
         raise DataError(f"unknown export format {format!r}; expected {', '.join(get_args(ExportFormat))}")
     failures: list[Failure] = []
     if format == "label-studio":
-        return _write_tasks(_label_studio(data), folder)
+        tasks = label_tasks((p.prompt, p.chosen, p.rejected) for p in (*data.train, *data.held_out))
+        if not tasks:
+            raise DataError("nothing to export as label-studio: the run has no preferences yet")
+        return write_tasks(tasks, folder / "tasks.json")
     makers = {"trl": _trl, "hh": _hh, "cai-conversation": _cai_conversation, "ultrafeedback": _ultrafeedback}
     tables = {name: rows for name, rows in makers[format](data, failures).items() if rows}
     if not tables:
@@ -239,22 +246,20 @@ def _ultrafeedback(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
     }
 
 
-def _label_studio(data: "RunData") -> Rows:
-    """Tasks for people: sides drawn by hash, no label shown, two texts asked about once however many labels they have."""
-    tasks: dict[tuple[str, frozenset[str]], dict[str, Any]] = {}
-    for p in (*data.train, *data.held_out):
-        key = (prompt_key(p.prompt), frozenset((p.chosen, p.rejected)))
-        first, second = sorted((p.chosen, p.rejected))
-        if split_fraction(f"{p.prompt.id}\n{first}\n{second}", STAGE) < 0.5:
-            first, second = second, first
+def label_tasks(pairs: Iterable[tuple[Prompt, str, str]]) -> Rows:
+    """Return Label Studio tasks for pairs of responses: sides drawn by hash, no label shown, two texts asked about once."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for prompt, one, other in pairs:
+        key = texts_key(prompt, one, other)
         if key not in tasks:
+            first, second = sides_by_hash(prompt, one, other)
             tasks[key] = {
                 "data": {
-                    "prompt": "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in p.prompt.messages),
-                    "messages": _dicts(p.prompt.messages),
+                    "prompt": "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages),
+                    "messages": _dicts(prompt.messages),
                     "response_a": first,
                     "response_b": second,
-                    "kind": p.prompt.kind,
+                    "kind": prompt.kind,
                 }
             }
     return list(tasks.values())
@@ -304,14 +309,17 @@ def _write_parquet(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
         pq.write_table(table, temporary)
 
 
-def _write_tasks(tasks: Rows, folder: Path) -> "Exported":
+def write_tasks(tasks: Rows, path: Path) -> "Exported":
+    """Write tasks as one JSON array, as Label Studio imports them, with its labelling configuration beside it.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
     import msgspec
 
-    if not tasks:
-        raise DataError("nothing to export as label-studio: the run has no preferences yet")
-    write_text(folder / "tasks.json", msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
-    write_text(folder / "labeling_config.xml", LABEL_STUDIO_CONFIG)
-    return Exported("label-studio", folder, {"tasks": len(tasks)}, ())
+    write_text(path, msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
+    write_text(path.parent / "labeling_config.xml", LABEL_STUDIO_CONFIG)
+    return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
 
 
 def _remove(path: Path) -> None:

@@ -32,6 +32,17 @@ def prompt_key(prompt: Prompt) -> str:
     return conversation_key(prompt.messages)
 
 
+def texts_key(prompt: Prompt, one: str, other: str) -> str:
+    """Return the key under which two labels are about the same two texts, in either order."""
+    return content_hash((prompt_key(prompt), sorted((normalise(one), normalise(other)))))
+
+
+def sides_by_hash(prompt: Prompt, one: str, other: str) -> tuple[str, str]:
+    """Return two responses in an order that depends on the texts alone, so that neither side carries news of the label."""
+    first, second = sorted((one, other), key=normalise)
+    return (second, first) if split_fraction(texts_key(prompt, one, other), "sides") < 0.5 else (first, second)
+
+
 def shingles(text: str, words: int = 5) -> frozenset[int]:
     """Return 64-bit hashes of all runs of `words` words of the normalised text; of the whole text where it is shorter."""
     tokens = normalise(text).split()

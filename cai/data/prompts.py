@@ -12,7 +12,7 @@ from typing import Any
 from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
 from cai.data.filters import drop_near_duplicates, prompt_key
-from cai.data.rows import FileKind, Row, read_rows, source_files
+from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
 from cai.recipe import PromptSource
@@ -107,36 +107,20 @@ def drop_near_repeats(train: "LoadedPrompts", evaluate: "LoadedPrompts", similar
 
 def is_hub(source: PromptSource, root: Path) -> bool:
     """Whether a source is a dataset on the Hub, not files here."""
-    return source.path.startswith("hub:") or (source.format == "hub" and not (root / source.path).is_dir())
+    return source.path.startswith(HUB) or (source.format == "hub" and not (root / source.path).is_dir())
 
 
 def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
     """Yield each row of a source with the name to put into its prompt's `source`."""
     if is_hub(source, root):
-        yield from ((row, source.path) for row in _dataset_rows(source.path.removeprefix("hub:"), source))
+        yield from ((row, source.path) for row in dataset_rows(source.path.removeprefix(HUB), source.split, source.path))
         return
     for path in source_files(source.path, root):
         shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
         if path.is_dir():
-            yield from ((row, shown) for row in _dataset_rows(str(path), source))
+            yield from ((row, shown) for row in dataset_rows(str(path), source.split, source.path))
         else:
             yield from ((row, shown) for row in read_rows(path, _FILE_KINDS.get(source.format)))
-
-
-def _dataset_rows(name: str, source: PromptSource) -> Iterator[Row]:
-    """Yield the rows of a Hub dataset or of a local folder laid out like one."""
-    import datasets
-
-    local = Path(name).is_dir()
-    try:
-        # A local folder is streamed: no second copy of it in the cache.
-        rows = datasets.load_dataset(name, split=source.split, streaming=local)
-        for number, value in enumerate(rows, 1):
-            yield Row(f"{source.path}[{source.split}]:{number}", value)
-    except Exception as e:
-        # The library raises dozens of types for what is absent, unreachable or malformed; all of them are the user's to fix.
-        fix = "Check the folder's files and `split`." if local else "Check the name, `split`, the network and your Hub login."
-        raise DataError(f"{source.path}: can't be loaded as a dataset: {type(e).__name__}: {e}. {fix}") from e
 
 
 def _read(item: tuple[Row, str], source: PromptSource) -> Iterator[tuple[Prompt | Failure, str]]:

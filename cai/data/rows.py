@@ -1,4 +1,4 @@
-"""Rows of a data file, each with the file and line it came from. What a row means is its caller's business.
+"""Rows of a data file or a Hub dataset, each with the file and line it came from. What a row means is its caller's business.
 
 Reads JSON Lines, a JSON array, CSV and TSV, plain text (a row per line) and Parquet; all but Parquet also gzipped. A row that can't be
 read is a row with a `fault`; a file that can't be read is a `DataError`.
@@ -19,6 +19,8 @@ import msgspec
 from cai.errors import DataError
 from cai.jsonl import read_lines
 
+HUB = "hub:"
+"""Opens the path of a dataset on the Hub: `hub:OWNER/NAME`."""
 FileKind = Literal["json", "csv", "text", "parquet"]
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
@@ -88,6 +90,31 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
     kind = kind or file_kind(path)
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
     return reader(path)
+
+
+def dataset_rows(name: str, split: str, shown: str | None = None) -> Iterator[Row]:
+    """Yield the rows of one split of a Hub dataset, or of a local folder laid out like one.
+
+    Args:
+        name: OWNER/NAME, or the folder's path.
+        split: which split.
+        shown: what messages call it; the name if None.
+
+    Raises:
+        DataError: it can't be found, reached or read.
+    """
+    import datasets
+
+    local = Path(name).is_dir()
+    shown = shown or name
+    try:
+        # A local folder is streamed: no second copy of it in the cache.
+        for number, value in enumerate(datasets.load_dataset(name, split=split, streaming=local), 1):
+            yield Row(f"{shown}[{split}]:{number}", value)
+    except Exception as e:
+        # The library raises dozens of types for what is absent, unreachable or malformed; all of them are the user's to fix.
+        fix = "Check the folder's files and `split`." if local else "Check the name, `split`, the network and your Hub login."
+        raise DataError(f"{shown}: can't be loaded as a dataset: {type(e).__name__}: {e}. {fix}") from e
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

@@ -11,6 +11,7 @@ import msgspec
 
 from cai.errors import DataError
 from cai.evaluate.intervals import paired_bootstrap, wilson
+from cai.feedback.calibration import Calibration
 from cai.feedback.judge import Judge
 from cai.flow import run_items
 from cai.ids import split_fraction
@@ -86,6 +87,7 @@ async def judge_bench(
     *,
     window: int,
     on_progress: Callable[[int, int, str], None] = lambda done, total, protocol: None,
+    calibration: Calibration | None = None,
 ) -> JudgeBench:
     """Judge human-labelled pairs with each protocol and compare.
 
@@ -101,6 +103,7 @@ async def judge_bench(
         run_seed: seeds the judge, the sides and the bootstrap.
         window: pairs in flight.
         on_progress: told pairs done, pairs in all, and the protocol.
+        calibration: of the one protocol that is measured.
 
     Raises:
         DataError: there is nothing to measure on.
@@ -112,7 +115,7 @@ async def judge_bench(
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
     results = []
     for name in protocols:
-        judge = Judge(_with_protocol(config, name), constitution, model, templates, run_seed)
+        judge = Judge(_with_protocol(config, name), constitution, model, templates, run_seed, calibration=calibration)
         judgments = await _judge_all(labelled, judge, name, window, on_progress)
         results.append(_result(name, labelled, judgments, run_seed))
     baselines = tuple(_baseline(name, labelled) for name in BASELINES)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.errors import ConstitutionError, RecipeError, ReplyError
+from cai.feedback.calibration import Calibration, calibrated, check_fits
 from cai.feedback.likelihood import ask_likelihood
 from cai.feedback.opinions import Asking, Opinion, Protocol, pool, probability
 from cai.feedback.pairwise import ask_pairwise, ask_pairwise_cot
@@ -39,9 +40,11 @@ class Judge:
         templates: how they are put.
         run_seed: of the draw and of reasoning.
         recipe_hash: for the provenance.
+        calibration: how people's labels say that the answers are to be weighed; None: as they are.
 
     Raises:
-        RecipeError: `cot_clamp` isn't symmetric around ½, so that swapping a pair would change its label.
+        RecipeError: the calibration was fitted for another judge, or `cot_clamp` isn't symmetric around ½, so that swapping a pair would
+            change its label.
     """
 
     config: FeedbackConfig
@@ -50,8 +53,11 @@ class Judge:
     templates: Templates
     run_seed: int
     recipe_hash: str = ""
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        if self.calibration is not None:
+            check_fits(self.calibration, self.config, self.model.fingerprint)
         clamp = self.config.cot_clamp
         if clamp is not None and (abs(clamp[0] + clamp[1] - 1) > 1e-9 or clamp[0] > clamp[1]):
             raise RecipeError(
@@ -67,11 +73,31 @@ class Judge:
             ModelError: the model can't go on.
         """
         principles = self.principles(pair)
-        protocol = PROTOCOLS[self.config.protocol]
         try:
-            return self._judgment(pair, principles, await judge_pair(pair, principles, protocol, self._asking), None)
+            opinions = await self.opinions(pair)
         except ReplyError as e:
             return self._judgment(pair, principles, Opinion(0.0, detail=e.detail), e.reason)
+        return self._judgment(pair, principles, self.pooled(pair, opinions), None)
+
+    async def opinions(self, pair: ResponsePair) -> list[Opinion]:
+        """Return what the judge says of a pair under each of its principles, in their order.
+
+        Raises:
+            ConstitutionError: no principle applies.
+            ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
+        """
+        protocol = PROTOCOLS[self.config.protocol]
+        return await together(protocol.ask(pair, principle, self._asking) for principle in self.principles(pair))
+
+    def pooled(self, pair: ResponsePair, opinions: Sequence[Opinion]) -> Opinion:
+        """Join the opinions about a pair: by the calibration where there is one, else by the principles' weights.
+
+        Drawn principles have had their weight in the draw, so they count equally; see `principles`.
+        """
+        principles = self.principles(pair)
+        weights = [1.0 if self.config.principles == "sample" else p.weight for p in principles]
+        plain = pool(opinions, weights)
+        return plain if self.calibration is None else calibrated(self.calibration, pair, principles, opinions, plain)
 
     def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
         """Return the principles that this pair is judged by. Raises `ConstitutionError` where none applies."""
@@ -85,6 +111,11 @@ class Judge:
         unordered = content_hash((pair.prompt.id, sorted((pair.response_a, pair.response_b))))
         order = rendezvous_order(unordered, [(p.id, p.weight) for p in applying], self.run_seed)
         return tuple(self.constitution.principle(i) for i in order[: self.config.per_label])
+
+    @property
+    def calibration_hash(self) -> str:
+        """For the provenance; empty without a calibration."""
+        return "" if self.calibration is None else self.calibration.hash
 
     @property
     def _asking(self) -> Asking:
@@ -101,19 +132,6 @@ class Judge:
             None if failure or opinion.first is None else probability(opinion.first),
             None if failure or opinion.second is None else probability(opinion.second),
             failure,
-            Provenance(self.model.fingerprint, ids, template_hash, self.run_seed, self.recipe_hash),
+            Provenance(self.model.fingerprint, ids, template_hash, self.run_seed, self.recipe_hash, self.calibration_hash),
             opinion.detail,
         )
-
-
-async def judge_pair(pair: ResponsePair, principles: Sequence[Principle], protocol: Protocol, asking: Asking) -> Opinion:
-    """Ask about a pair under every principle, and pool the answers by the principles' weights.
-
-    Drawn principles have had their weight in the draw, so they count equally; see `Judge.principles`.
-
-    Raises:
-        ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
-    """
-    opinions = await together(protocol.ask(pair, principle, asking) for principle in principles)
-    drawn = asking.config.principles == "sample"
-    return pool(opinions, [1.0 if drawn else p.weight for p in principles])
