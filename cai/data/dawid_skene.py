@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_ROUNDS = 500
-TOLERANCE = 1e-7
+MAX_ROUNDS = 200
+TOLERANCE = 1e-4
+"""Change of any item's probability below which the fit is done."""
 
 
 @dataclass(frozen=True, slots=True)

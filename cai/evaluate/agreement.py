@@ -16,7 +16,7 @@ from cai.evaluate.intervals import wilson
 from cai.records import EvalResult, HumanLabel
 
 RESAMPLES = 1000
-RELIABILITY_RESAMPLES = 200
+RELIABILITY_RESAMPLES = 100
 MIN_SHARED = 10
 """Pairs that two people must share before their kappa is shown: below, it is noise."""
 Answers = Mapping[str, Mapping[str, float]]

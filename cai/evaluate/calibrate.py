@@ -148,7 +148,7 @@ def _fit(
     variance[1 : 1 + principles] = strength or 0.0
     factor = np.where(size > 0, np.sqrt(variance) / np.where(size > 0, size, 1.0), 0.0)
     # A soft label is both answers, weighted.
-    model = LogisticRegression(C=1.0, fit_intercept=False, max_iter=2000)
+    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky")
     model.fit(np.vstack([x * factor] * 2), np.repeat([1, 0], len(y)), sample_weight=np.concatenate([y, 1 - y]))
     return [float(w) for w in model.coef_[0] * factor]
 

@@ -417,3 +417,73 @@ def test_failures_appear_in_the_status(tmp_path: Path, call: Called) -> None:
     source.write_text(source.read_text() + "not json\n")
     run_data(workspace, only=("respond",))
     assert call.json(workspace.root, "status", "s")["stages"][0]["failures"] == 1 == len(rows(workspace.run("s").failures))
+
+
+LABELS = [
+    {
+        "prompt": f"Question {i} about locks?",
+        "response_a": f"Open it with answer {i}.",
+        "response_b": f"I can't help with question {i}, but ask a locksmith.",
+        "choice": "b" if i % 3 or who == "eve" else "a",
+        "annotator": who,
+        "rater_country": "KE" if who == "eve" else "NL",
+    }
+    for i in range(45)
+    for who in ("ann", "eve")
+]
+
+
+def write_labels(folder: Path) -> Path:
+    path = folder / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*LABELS, {**LABELS[0], "choice": "perhaps"}]))
+    return path
+
+
+def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
+    write_labels(tmp_path)
+    assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "labels.jsonl") == 0
+    assert "answers.jsonl:91: no_choice" in call.told and "90 labels of 45 pairs by 2 people, from 91 rows" in call.out
+    assert [r["reason"] for r in rows(tmp_path / "labels.rejected.jsonl")] == ["no_choice"]
+    answer = call.json(tmp_path, "human", "import", "answers.jsonl", "-o", "labels.jsonl")
+    assert (answer["labels"], answer["annotators"], answer["formats"], answer["rejected"]) == (90, 2, ["table"], {"no_choice": 1})
+    assert call.json(tmp_path, "human", "export", "labels.jsonl", "-o", "tasks")["count"] == 45
+    assert len(json.loads((tmp_path / "tasks" / "tasks.json").read_text())) == 45
+    given = ("human", "export", "labels.jsonl", "-o", "soft.jsonl", "--format", "preferences", "--smoothing", "1")
+    assert call.json(tmp_path, *given)["count"] == 30  # the others are even
+    assert {r["p_chosen"] for r in rows(tmp_path / "soft.jsonl")} == {0.75}
+    assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "x.jsonl", "--column", "choice") == 2
+    assert "--column choice: expected OURS=THEIRS" in call.told
+
+
+def test_agreement_of_people_groups_gold_and_judge(shared: Workspace, tmp_path: Path, call: Called) -> None:
+    path = write_labels(tmp_path)
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "annotator"}) + "\n" for row in LABELS[1:20:2]))
+    asked = ("--protocol", "pointwise", "--model", "scripted", "--principles", "sample", "--gold", str(gold))
+    answer = call.json(shared.root, "human", "agreement", str(path), *asked)
+    found = {(r["name"], r["model"]): r for r in answer["results"]}
+    assert found["kappa", "ann and eve"]["n"] == found["alpha", "people"]["n"] == 45
+    assert found["agrees_with_others", "country = KE"]["value"] == pytest.approx(2 / 3)
+    assert found["gold_accuracy", "eve"]["value"] == 1.0 and found["agrees", "judge:pointwise"]["n"] == 30
+    assert any(model.startswith("judge:pointwise/") for _, model in found)
+    assert all(r["low"] <= r["value"] <= r["high"] for r in found.values())
+
+
+def test_a_judge_is_calibrated_and_a_run_uses_it(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    people = [row for row in LABELS if row["annotator"] == "eve"]
+    (tmp_path / "eve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    asked = ("--model", "scripted", "--principles", "sample", "-o", "runs/c.json", "--length")
+    fitted = call.json(workspace.root, "judge", "calibrate", "--pairs", str(tmp_path / "eve.jsonl"), *asked)
+    assert len(fitted["fitted_on"]) == 45 and {r["name"] for r in fitted["measured"]} >= {"accuracy", "accuracy_gain", "log_loss"}
+    run_data(workspace)
+    plain = rows(workspace.run("s").data("judgments"))
+    run_data(workspace, "feedback.calibration=runs/c.json")
+    weighed = rows(workspace.run("s").data("judgments"))
+    assert {j["provenance"]["calibration"] for j in plain} == {""}
+    assert len({j["provenance"]["calibration"] for j in weighed}) == 1 and "" not in {j["provenance"]["calibration"] for j in weighed}
+    assert [j["p_a"] for j in weighed] != [j["p_a"] for j in plain]
+    judge = json.loads(workspace.run("s").manifest.read_text())["judge"]
+    assert "after calibration, on pairs not used to fit it (0 left out)" in judge["note"] and judge["calibration"]
+    assert call(workspace.root, "run", "runs/s.yaml", "--set", "feedback.calibration=runs/none.json") == 2
+    assert "feedback.calibration" in call.told and "no such calibration" in call.told
