@@ -1,0 +1,56 @@
+"""Which pairs people should label next: the most telling first, and no prompt twice before every prompt had its turn."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cai.data.filters import drop_near_duplicates, prompt_key, texts_key
+from cai.records import ResponsePair
+
+SIMILAR = 0.8
+"""Prompts that share this part of their five-word runs count as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A pair worth a person's time, and why."""
+
+    pair: ResponsePair
+    score: float
+    """Higher is more telling; comparable only within one queue."""
+    reason: str
+
+
+def choose_pairs(candidates: Iterable[Queued], n: int, labelled: frozenset[str] = frozenset()) -> list[Queued]:
+    """Return at most `n` pairs, in the order in which people should see them.
+
+    Pairs come in rounds: the best pair of every prompt, then the second best of every prompt, and so on; best first within a round.
+    Prompts that nearly repeat one another take their turn together.
+
+    Args:
+        candidates: pairs with their scores.
+        n: how many, at least 1.
+        labelled: `texts_key`s of pairs that people have labelled already; they are left out.
+    """
+    fresh: dict[str, Queued] = {}
+    for c in candidates:
+        key = texts_key(c.pair.prompt, c.pair.response_a, c.pair.response_b)
+        if key not in labelled and (key not in fresh or c.score > fresh[key].score):
+            fresh[key] = c
+    order = sorted(fresh.values(), key=lambda c: (-c.score, c.pair.id))
+    turn_of = _groups(order)
+    met: dict[str, int] = {}
+    rounds: list[tuple[int, Queued]] = []
+    for c in order:
+        group = turn_of[prompt_key(c.pair.prompt)]
+        rounds.append((met.get(group, 0), c))
+        met[group] = met.get(group, 0) + 1
+    rounds.sort(key=lambda turn: turn[0])  # stable: best first within a round
+    return [c for _, c in rounds[:n]]
+
+
+def _groups(order: Sequence[Queued]) -> dict[str, str]:
+    """Return, for every prompt, the prompt whose turn it shares: itself, or the one it nearly repeats."""
+    prompts = {prompt_key(c.pair.prompt): c.pair.prompt for c in order}
+    keys = list(prompts)
+    kept, dropped = drop_near_duplicates(keys, ["\n".join(m.content for m in prompts[k].messages) for k in keys], SIMILAR)
+    return {**{k: k for k in kept}, **dict(dropped)}
