@@ -2,10 +2,10 @@
 
     python bench/mixing_hh.py --pairs FILE --out FOLDER [--train 400] [--test 300] [--protocol pointwise --per-label 3]
 
-All three arms train on the same pairs of responses, so only the labels differ: people's, the judge's, or people's on every other row and the
-judge's on the rest. The last rows of the file are the test. Prints one JSON object: held-out accuracy, its 95 % interval and n per arm, paired
-differences between arms, what the judge's labels agree with people on, and how the two sources lean. Everything is kept in `--out`: the same
-command goes on where it stopped, judging and training alike.
+All three arms train on the same pairs of responses, so only the labels differ: people's, the judge's, or people's on every other row and
+the judge's on the rest. The last rows of the file are the test. Prints one JSON object: held-out accuracy, its 95 % interval and n per
+arm, paired differences between arms, what the judge's labels agree with people on, and how the two sources lean. Everything is kept in
+`--out`: the same command goes on where it stopped, judging and training alike.
 """
 
 import argparse

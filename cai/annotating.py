@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Literal, cast
 
 from cai.data.export import label_tasks, write_tasks
-from cai.data.filters import sides_by_hash, texts_key
-from cai.data.human import LoadedLabels, PairFormat, load_labels, load_pairs
-from cai.data.pooling import pair_key
+from cai.data.filters import normalise, sides_by_hash, texts_key
+from cai.data.human import LoadedLabels, PairFormat, load_labels, load_pairs, local_sources
+from cai.data.pooling import consensus, pair_key
+from cai.data.queue import Queued, choose_pairs
+from cai.data.rows import source_files
 from cai.errors import DataError
 from cai.evaluate.agreement import gold_accuracy, group_agreement, people_agreement
 from cai.jsonl import read_records, write_records
-from cai.recipe import Pooling
-from cai.records import EvalResult, Failure, HumanLabel, Preference, Prompt, PromptKind
-from cai.workspace import find_run
+from cai.recipe import Pooling, load_recipe
+from cai.records import EvalResult, Failure, HumanLabel, Judgment, Preference, Prompt, PromptKind, ResponsePair, ScoredPair
+from cai.workspace import RunDirectory, find_run
 
 OutFormat = Literal["label-studio", "preferences"]
+QueueBy = Literal["uncertainty", "disagreement", "conflict"]
+PREFERENCES = ("preferences", "preferences_heldout")
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
         labels, _, _ = read_label_files([Path(what)])
         return [(label.pair.prompt, label.pair.response_a, label.pair.response_b) for label in labels]
     run = find_run(what)
-    paths = [run.data(name) for name in ("preferences", "preferences_heldout") if run.data(name).exists()]
+    paths = [run.data(name) for name in PREFERENCES if run.data(name).exists()]
     if not paths:
         raise DataError(f"{what}: neither a file of labels nor a run that has preferences. `cai run RECIPE` makes them.")
     return [(p.prompt, p.chosen, p.rejected) for path in paths for p in read_records(path, Preference)]
@@ -150,3 +154,83 @@ def gold_answers(path: Path) -> dict[str, float]:
         first, _ = sides_by_hash(p.prompt, p.chosen, p.rejected)
         answers[texts_key(p.prompt, p.chosen, p.rejected)] = p.p_chosen if first == p.chosen else 1.0 - p.p_chosen
     return answers
+
+
+def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | None, labels: Sequence[Path]) -> list[Queued]:
+    """Return the pairs of a run that people should label next, and write them if asked.
+
+    Args:
+        run: whose pairs.
+        root: its workspace, where the recipe's human labels are.
+        by: `uncertainty`: the judge is near ½; `disagreement`: the reward ensemble's members differ most; `conflict`: people and the judge
+            want different sides, so that another person should look.
+        n: how many.
+        out: `.jsonl` for pairs with score and reason; any other name for Label Studio tasks. None writes nothing.
+        labels: files of people's labels, beside those of the recipe. Pairs in them are not asked again, but for `conflict`.
+
+    Raises:
+        DataError: the run has not got what is needed, or nothing is left to ask.
+    """
+    recipe = load_recipe(run.path / "recipe.yaml")
+    files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]
+    people = consensus(read_label_files(files)[0]) if files else {}
+    candidates = {"uncertainty": _uncertain, "disagreement": _disputed, "conflict": _conflicting}[by](run, people)
+    chosen = choose_pairs(candidates, n, frozenset() if by == "conflict" else frozenset(people))
+    if not chosen:
+        raise DataError(f"{run.path}: no pair to ask people about by {by}{'' if candidates else ': there are no candidates'}")
+    if out is not None and out.suffix == ".jsonl":
+        write_records(out, chosen)
+    elif out is not None:
+        write_tasks(label_tasks((c.pair.prompt, c.pair.response_a, c.pair.response_b) for c in chosen), out)
+    return chosen
+
+
+def _judged_pairs(run: RunDirectory) -> list[tuple[ResponsePair, float]]:
+    if not run.data("judgments").exists():
+        raise DataError(f"{run.path}: has no judgments yet. Run its feedback stage: cai label {run.path.name}")
+    judged = {j.pair_id: j.p_a for j in read_records(run.data("judgments"), Judgment) if j.p_a is not None}
+    pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+    return [(p, judged[p.id]) for p in pairs if p.id in judged]
+
+
+def _uncertain(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    return [Queued(p, 0.5 - abs(p_a - 0.5), f"the judge says {p_a:.3f} for A") for p, p_a in _judged_pairs(run)]
+
+
+def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    path = run.data("reward_scores")
+    scored = list(read_records(path, ScoredPair)) if path.exists() else []
+    if not any(len(s.chosen.members) > 1 for s in scored):
+        raise DataError(
+            f"{run.path}: no scores of a reward ensemble, whose members could disagree. Train one (--set reward.members=4) and run the "
+            "reward stage, or ask by uncertainty"
+        )
+    by_id = {s.pair_id: s for s in scored if not s.source.startswith("human:")}
+    preferences = [p for name in PREFERENCES if run.data(name).exists() for p in read_records(run.data(name), Preference)]
+    return [
+        Queued(
+            ResponsePair(p.prompt, p.chosen, p.rejected, p.source, p.provenance),
+            by_id[p.id].disagreement,
+            f"the members' margins have a standard deviation of {by_id[p.id].disagreement:.3f}",
+        )
+        for p in preferences
+        if p.id in by_id
+    ]
+
+
+def _conflicting(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    found, shared = [], 0
+    for pair, p_a in _judged_pairs(run):
+        label = people.get(texts_key(pair.prompt, pair.response_a, pair.response_b))
+        if label is None or label.p_a == 0.5:
+            continue
+        shared += 1
+        said = label.p_a if normalise(label.pair.response_a) == normalise(pair.response_a) else 1.0 - label.p_a
+        if (said - 0.5) * (p_a - 0.5) < 0:
+            found.append(Queued(pair, abs(said - p_a), f"people say {said:.3f} for A, the judge {p_a:.3f}"))
+    if not shared:
+        raise DataError(
+            f"{run.path}: people have labelled none of the pairs that the judge has. Choose some (cai human queue --by "
+            "uncertainty), have them labelled, and name the file with --labels"
+        )
+    return found

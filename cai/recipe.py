@@ -193,7 +193,20 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What `cai judge calibrate` wrote for this very judge: its answers are weighed as people's labels said."""
 
 
-class HumanSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the labels of one source enter the mixture: first `temperature`, then `noise`, then `weight`."""
+
+    weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Multiplies each example's loss; 0 leaves the source out."""
+    temperature: Rate = 1.0
+    """Log-odds are divided by it: above 1 calms an overconfident source. A label of exactly 1 stays 1: that is for `noise`."""
+    noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    """Part of the source's labels taken to be wrong: p becomes (1 − 2·noise)·p + noise."""
+    limit: Positive | None = None
+    """Keep this many, chosen by hash of the run's seed and the pair, so that a higher limit only adds."""
+
+
+class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
     """A file that `cai human import` reads or wrote, a glob, or `hub:OWNER/NAME`."""
     split: str = "train"
@@ -202,8 +215,6 @@ class HumanSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How several people's labels of one pair become one probability: their share, or weighed by each one's reliability."""
     smoothing: Annotated[float, Meta(ge=0)] = 0.0
     """Votes to imagine on either side: with 1, two people who agree make 3/4 instead of certainty."""
-    weight: Annotated[float, Meta(ge=0)] = 1.0
-    limit: Positive | None = None
     kind: PromptKind | None = None
 
 
@@ -211,11 +222,14 @@ class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     """Mixing judged pairs and human labels into training and held-out sets, split by prompt."""
 
     human: tuple[HumanSource, ...] = ()
-    ai_weight: Annotated[float, Meta(ge=0)] = 1.0
-    revision_weight: Annotated[float, Meta(ge=0)] = 1.0
-    contrast_weight: Annotated[float, Meta(ge=0)] = 1.0
+    ai: SourceMix = SourceMix()
+    """Sampled pairs that the judge labelled."""
+    revision: SourceMix = SourceMix()
+    """Responses against their revisions, labelled by the judge."""
+    contrast: SourceMix = SourceMix()
+    """Pairs labelled by construction."""
     min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
-    """Drop pairs whose |p − ½| is below this."""
+    """Drop pairs whose |p − ½|, after temperature and noise, is below this."""
     held_out_fraction: Fraction = 0.1
 
 

@@ -14,6 +14,7 @@ from cai.critique import critique_and_revise, respond, revision_pair, sft_exampl
 from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
 from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
+from cai.evaluate.balance import opposite_leanings, source_balance
 from cai.evaluation import answer_all, measure_answers
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
@@ -130,6 +131,10 @@ def preferences_stage(c: Context) -> dict[str, int]:
     c.failures += [*failures, *gold_failures, *mixture.dropped]
     write_records(c.run.data("preferences"), mixture.train)
     write_records(c.run.data("preferences_heldout"), mixture.held_out)
+    balance = source_balance(mixture.train, mixture.held_out)
+    write_records(c.run.data("balance"), balance)
+    for warning in opposite_leanings(balance):
+        c.reporter.warn(warning)
     if gold:
         write_records(c.run.data(GOLD), mixture.gold_train)
         write_records(c.run.data(f"{GOLD}_heldout"), mixture.gold_held_out)
@@ -419,7 +424,7 @@ STAGES: tuple[Stage, ...] = (
         "preferences",
         preferences_stage,
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
-        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
+        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
         settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
         sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
     ),

@@ -21,6 +21,8 @@ Columns = Annotated[
     list[str] | None, typer.Option("--column", help="The file's name of a column of ours: choice=verdict", metavar="OURS=THEIRS")
 ]
 SHOWN = 5
+"""Rejected rows."""
+SHOWN_PAIRS = 20
 
 
 @human.command("import")
@@ -109,6 +111,38 @@ def agreement(
     show_results(results, f"{len(labels)} labels, {len(failures)} rows not usable")
     if unnamed:
         errors.print(plain(f"{unnamed} labels have no annotator: they say nothing about how far people agree with each other.", "yellow"))
+
+
+@human.command()
+def queue(
+    run_name: Annotated[str, typer.Argument(help="A run's name, or runs/NAME", metavar="RUN", show_default=False)],
+    by: Annotated[
+        str, typer.Option(help="uncertainty (the judge's), disagreement (the reward ensemble's) or conflict (people, judge)")
+    ] = "uncertainty",
+    n: Annotated[int, typer.Option("-n", help="How many pairs", min=1)] = 50,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Label Studio tasks (.json), or pairs with their scores (.jsonl)")] = None,
+    labels: Annotated[list[Path] | None, typer.Option(help="People's labels so far, beside the recipe's; may be repeated")] = None,
+    json: Json = False,
+) -> None:
+    """Choose the pairs that people should label next; no prompt twice before every prompt had its turn."""
+    from rich.console import Console
+
+    from cai.annotating import label_queue
+    from cai.console import plain, plain_table
+    from cai.workspace import find_run, find_workspace
+
+    run = find_run(run_name)
+    how = _one_of("--by", by, "uncertainty", "disagreement", "conflict")
+    chosen = label_queue(run, find_workspace(run.path).root, how, n, out, labels or ())
+    if json:
+        print_json({"by": by, "count": len(chosen), "out": None if out is None else str(out), "pairs": chosen})
+        return
+    table = plain_table("score", "prompt", "why", title=f"{len(chosen)} pairs to label next, by {by}")
+    for c in chosen[:SHOWN_PAIRS]:
+        table.add_row(f"{c.score:.3f}", plain(c.pair.prompt.messages[-1].content[:60]), plain(c.reason))
+    Console().print(table)
+    if out is not None:
+        typer.echo(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml beside them'}")
 
 
 def show_results(results: "Sequence[EvalResult]", title: str) -> None:

@@ -4,10 +4,11 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cai.ids import content_hash, split_fraction
+from cai.recipe import SourceMix
 from cai.records import Message, Preference, Prompt
 
 T = TypeVar("T")
@@ -100,6 +101,14 @@ def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float,
     for p in preferences:
         (held_out if split_fraction(prompt_key(p.prompt), salt) < held_out_fraction else train).append(p)
     return train, held_out
+
+
+def softened(preference: Preference, mix: SourceMix) -> Preference:
+    """Return a preference with its source's temperature, noise and weight applied; the side that it favours stays the same."""
+    p, inverse = preference.p_chosen, 1.0 / mix.temperature
+    if mix.temperature != 1.0:
+        p = p**inverse / (p**inverse + (1.0 - p) ** inverse)
+    return replace(preference, p_chosen=(1.0 - 2.0 * mix.noise) * p + mix.noise, weight=preference.weight * mix.weight)
 
 
 def length_stats(preferences: Sequence[Preference]) -> "LengthStats":

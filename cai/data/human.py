@@ -5,12 +5,13 @@ recognised from the first row that can be read, then every row is held to it. Ro
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from cai.data.benchmarks import REWARDBENCH_COLUMNS
 from cai.data.conversations import RowFault, is_transcript
+from cai.data.filters import softened
 from cai.data.pair_rows import read_cai, read_hh, read_hhh, read_rewardbench, read_trl, read_ultrafeedback
 from cai.data.pooling import pool_labels
 from cai.data.readings import Reading
@@ -100,7 +101,7 @@ def load_labels(
 
 
 def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
-    """Load the human labels of a recipe, each source's weight put on its preferences.
+    """Load the human labels of a recipe, with each source's weight, temperature and noise.
 
     Returns:
         The preferences and the rows that are none.
@@ -115,7 +116,7 @@ def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[t
         try:
             for rows, name, where in _source_rows(source, root):
                 loaded = _pairs(rows, name, where, "auto", source.kind, source.limit, seed, source.pooling, source.smoothing)
-                preferences.extend(replace(p, weight=p.weight * source.weight) for p in loaded.preferences)
+                preferences.extend(softened(p, source) for p in loaded.preferences)
                 failures.extend(loaded.failures)
         except DataError as e:
             problems.append(str(e))

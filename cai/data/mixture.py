@@ -1,7 +1,8 @@
 """Judged pairs and human labels into one training and one held-out set of preferences.
 
 Every pair that comes in is either in the mixture or in `dropped`, by reason. A person's label of a pair outranks an AI's of the same
-texts; two people who disagree both stay, and the loss averages them. It judges nothing itself.
+texts; two people who disagree both stay, and the loss averages them. It judges nothing itself; how sources lean is
+`cai.evaluate.balance`'s to say.
 
 Where the recipe has a gold reward model, its pairs are set apart here, by prompt, before the proxy's are split.
 """
@@ -10,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cai.data.filters import LengthStats, length_stats, normalise, prompt_key, split_by_prompt
+from cai.data.filters import normalise, prompt_key, softened, split_by_prompt
 from cai.errors import DataError
-from cai.recipe import GoldConfig, PreferencesConfig
+from cai.ids import split_fraction
+from cai.recipe import GoldConfig, PreferencesConfig, SourceMix
 from cai.records import Failure, Judgment, Preference, Prompt, ResponsePair
 
 STAGE = "preferences"
@@ -26,6 +28,7 @@ _REASONS = {
     "zero_weight": "its source has weight 0",
     "duplicate": "the same pair is there already",
     "human_labelled": "a person labelled the same two texts",
+    "over_limit": "its source has reached its limit",
     "in_evaluate": "its prompt is an evaluation prompt",
     "in_gold": "its prompt is one of the gold reward model's",
 }
@@ -47,7 +50,7 @@ def mix(
     to prefer, so it is dropped rather than called `chosen` by position.
 
     Args:
-        config: weights, margin and held-out fraction.
+        config: how each source is mixed in, margin and held-out fraction.
         pairs: from every source.
         judgments: matched to pairs by `pair_id`, in any order; one usable judgment for a pair at most.
         human: as `load_human` gives them, weights applied.
@@ -91,6 +94,9 @@ def mix(
     for pair in pairs:
         consider(pair.id, _preference(pair, by_pair.get(pair.id), config))
 
+    over = _over_limit(kept, config, seed)
+    dropped += [_drop(p.id, "over_limit") for p in over]
+    kept = [p for p in kept if p not in over]
     gold_prompts = {prompt_key(p.prompt) for p in gold_kept}
     dropped += [_drop(p.id, "in_gold") for p in kept if prompt_key(p.prompt) in gold_prompts]
     kept = [p for p in kept if prompt_key(p.prompt) not in gold_prompts]
@@ -116,8 +122,7 @@ def mix(
         "dropped": len(dropped),
         **{f"dropped_{r}": n for r, n in reasons.items()},
     }
-    sources = _by_source(train, held_out)
-    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), sources, tuple(gold_train), tuple(gold_held_out))
+    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), tuple(gold_train), tuple(gold_held_out))
 
 
 def source_of(pair: ResponsePair, protocol: str | None) -> str:
@@ -155,18 +160,32 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         if judgment.p_a is None:
             return _drop(pair.id, "judge_failed", judgment.failure or "")
         p_a, protocol, principle_ids, provenance = judgment.p_a, judgment.protocol, judgment.principle_ids, judgment.provenance
-    weights = {"contrast": config.contrast_weight, "revision": config.revision_weight}
     told_as_a = Preference(
         prompt=pair.prompt,
         chosen=pair.response_a,
         rejected=pair.response_b,
         p_chosen=p_a,
-        weight=weights.get(pair.source, config.ai_weight),
+        weight=1.0,
         source=source_of(pair, protocol),
         principle_ids=principle_ids,
         provenance=replace(provenance, principle_ids=principle_ids),
     )
-    return told_as_a if p_a >= 0.5 else told_as_a.swapped()
+    return softened(told_as_a if p_a >= 0.5 else told_as_a.swapped(), _mix_of(told_as_a.source, config))
+
+
+def _mix_of(source: str, config: PreferencesConfig) -> SourceMix:
+    """Return how a source that isn't human is mixed in."""
+    return {"contrast": config.contrast, "revision": config.revision}.get(source.partition(":")[0], config.ai)
+
+
+def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int) -> list[Preference]:
+    """Return the preferences that their sources' limits leave out. Human sources were limited when they were loaded."""
+    left_out: list[Preference] = []
+    for mix in (config.ai, config.revision, config.contrast):
+        mine = [p for p in kept if not p.source.startswith("human:") and _mix_of(p.source, config) is mix]
+        if mix.limit is not None:
+            left_out += sorted(mine, key=lambda p: (split_fraction(p.id, f"limit:{seed}"), p.id))[mix.limit :]
+    return left_out
 
 
 def _problem(preference: Preference, config: PreferencesConfig, excluded: set[str]) -> str | None:
@@ -194,36 +213,6 @@ def _texts(preference: Preference) -> tuple[str, frozenset[str]]:
     return prompt_key(preference.prompt), frozenset((normalise(preference.chosen), normalise(preference.rejected)))
 
 
-def _by_source(train: Sequence[Preference], held_out: Sequence[Preference]) -> tuple["SourceSummary", ...]:
-    every = [*train, *held_out]
-    rows = []
-    for source in sorted({p.source for p in every}):
-        mine = [p for p in every if p.source == source]
-        rows.append(
-            SourceSummary(
-                source=source,
-                train=sum(p.source == source for p in train),
-                held_out=sum(p.source == source for p in held_out),
-                mean_p_chosen=sum(p.p_chosen for p in mine) / len(mine),
-                mean_weight=sum(p.weight for p in mine) / len(mine),
-                lengths=length_stats(mine),
-            )
-        )
-    return tuple(rows)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSummary:
-    """What one source put into a mixture."""
-
-    source: str
-    train: int
-    held_out: int
-    mean_p_chosen: float
-    mean_weight: float
-    lengths: LengthStats
-
-
 @dataclass(frozen=True, slots=True)
 class Mixture:
     """Preferences to train on, preferences to check on, and what became of the rest."""
@@ -234,7 +223,6 @@ class Mixture:
     counts: dict[str, int]
     """`train`, `held_out`, `gold_train`, `gold_held_out`, `dropped`, and `dropped_REASON`."""
     dropped: tuple[Failure, ...]
-    sources: tuple[SourceSummary, ...]
     gold_train: tuple[Preference, ...] = ()
     """The gold reward model's: no prompt of `train` or `held_out` is in these."""
     gold_held_out: tuple[Preference, ...] = ()

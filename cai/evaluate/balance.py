@@ -1,8 +1,8 @@
 """What each source puts into a mixture of preferences, and whether sources pull in opposite directions.
 
-A reward model learns what its chosen responses have in common. Where people prefer the shorter response and the judge the longer one, mixing
-the two teaches neither: so per source and feature, how often does the chosen response have more of it, and do two sources' 95 % intervals lie
-on opposite sides of a half?
+A reward model learns what its chosen responses have in common. Where people prefer the shorter response and the judge the longer one,
+mixing the two teaches neither. So: per source and feature, how often does the chosen response have more of it, and do two sources' 95 %
+intervals lie on opposite sides of a half?
 """
 
 import re
@@ -107,8 +107,8 @@ def opposite_leanings(sources: Sequence[SourceBalance]) -> list[str]:
             its = theirs.get(mine.feature)
             if its is not None and (mine.low > 0.5 > its.high or its.low > 0.5 > mine.high):
                 found.append(
-                    f"{one.source} and {other.source} pull in opposite directions: {WORDS[mine.feature]} is chosen in {_shown(mine)} of the "
-                    f"first and {_shown(its)} of the second. A reward model trained on the mixture may learn neither; compare it with one "
+                    f"{one.source} and {other.source} pull in opposite directions: {WORDS[mine.feature]} is chosen in {_shown(mine)} "
+                    f"of the first and {_shown(its)} of the second. A reward model trained on both may learn neither; compare it with one "
                     "trained on each alone."
                 )
     return found

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cai.errors import CaiError
+from cai.evaluate.balance import SourceBalance
 from cai.evaluate.judge_bench import ProtocolResult
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
@@ -141,6 +142,8 @@ class ReportData:
     principles: tuple[PrincipleUse, ...]
     labels: Labels | None
     bench: tuple[ProtocolResult, ...] | None
+    balance: tuple[SourceBalance, ...]
+    """What each source put into the mixture of preferences."""
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
     """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
@@ -232,6 +235,7 @@ def collect_report(run_dir: Path) -> ReportData:
         principles=_principle_uses(known, critiques, label_use),
         labels=labels,
         bench=reader.all("data/judge_bench.jsonl", ProtocolResult),
+        balance=reader.all("data/balance.jsonl", SourceBalance) or (),
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
         frontier=reader.all("models/policy/frontier.jsonl", WatchPoint) or (),

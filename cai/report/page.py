@@ -11,6 +11,7 @@ from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
+from cai.evaluate.balance import FEATURES, opposite_leanings
 from cai.records import WatchPoint
 from cai.report import rewards, sections
 from cai.report.audit_view import audit_summary, families
@@ -54,6 +55,9 @@ def render_report(data: ReportData) -> str:
         principles=sections.principle_lookup(data),
         uses=sections.use_rows(data.principles),
         label_plots=sections.label_plots(data),
+        balance=sections.balance_rows(data),
+        features=tuple(FEATURES),
+        opposites=opposite_leanings(data.balance),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cai.evaluate.balance import SourceBalance
 from cai.evaluate.judge_bench import ProtocolResult
 from cai.recipe import GOLD
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
@@ -302,6 +303,14 @@ def gold_accuracy(data: ReportData) -> str:
     return (
         f"it ranks {percent(accuracy)} of {plural(int(n), 'held-out pair')} as labelled (95 % interval {percent(low)} to {percent(high)})"
     )
+
+
+def balance_rows(data: ReportData) -> list[tuple[SourceBalance, dict[str, str]]]:
+    """Return every source of preferences with how it leans on each feature, in words."""
+    return [
+        (s, {x.feature: f"{percent(x.more_chosen)} ({percent(x.low)} to {percent(x.high)}, n = {x.n:,})" for x in s.leanings})
+        for s in data.balance
+    ]
 
 
 def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Markup:

@@ -487,3 +487,40 @@ def test_a_judge_is_calibrated_and_a_run_uses_it(tmp_path: Path, call: Called) -
     assert "after calibration, on pairs not used to fit it (0 left out)" in judge["note"] and judge["calibration"]
     assert call(workspace.root, "run", "runs/s.yaml", "--set", "feedback.calibration=runs/none.json") == 2
     assert "feedback.calibration" in call.told and "no such calibration" in call.told
+
+
+def test_the_queue_asks_what_the_judge_is_unsure_of_and_what_people_contradict(shared: Workspace, tmp_path: Path, call: Called) -> None:
+    run = shared.run("s")
+    judged = {j["pair_id"]: j["p_a"] for j in rows(run.data("judgments"))}
+    out = tmp_path / "q.jsonl"
+    answer = call.json(shared.root, "human", "queue", "s", "-n", "5", "-o", str(out))
+    assert answer["count"] == 5 and [c["score"] for c in answer["pairs"]] == sorted((c["score"] for c in answer["pairs"]), reverse=True)
+    assert len({c["pair"]["prompt"]["id"] for c in rows(out)}) == 5
+    assert max(answer["pairs"][i]["score"] for i in range(5)) == pytest.approx(max(0.5 - abs(p - 0.5) for p in judged.values()))
+    assert call.json(shared.root, "human", "queue", "s", "-n", "3", "-o", str(tmp_path / "tasks.json"))["count"] == 3
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert len(tasks) == 3 and (tmp_path / "labeling_config.xml").exists() and "score" not in str(tasks)
+
+    pairs = {p["response_a"]: p for p in rows(run.data("pairs"))}
+    first, second = list(pairs.values())[:2]
+    for pair, against in ((first, True), (second, False)):
+        pair |= {"said": "b" if (judged[_pair_id(pair)] > 0.5) == against else "a"}
+    people = tmp_path / "people.jsonl"
+    asked = [{"messages": p["prompt"]["messages"], "annotator": "ann", "choice": p["said"], **p} for p in (first, second)]
+    people.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "prompt"}) + "\n" for row in asked))
+    answer = call.json(shared.root, "human", "queue", "s", "--by", "conflict", "--labels", str(people))
+    assert [c["pair"]["response_a"] for c in answer["pairs"]] == [first["response_a"]]
+    fresh = call.json(shared.root, "human", "queue", "s", "-n", "1000", "--labels", str(people))
+    assert not {first["response_a"], second["response_a"]} & {c["pair"]["response_a"] for c in fresh["pairs"]}
+
+    assert call(shared.root, "human", "queue", "s", "--by", "conflict") == 2 and "labelled none of the pairs" in call.told
+    assert call(shared.root, "human", "queue", "s", "--by", "disagreement") == 2 and "no scores of a reward ensemble" in call.told
+    assert call(shared.root, "human", "queue", "s", "--by", "chance") == 2 and "expected uncertainty or disagreement" in call.told
+
+
+def _pair_id(row: dict[str, Any]) -> str:
+    import msgspec
+
+    from cai.records import ResponsePair
+
+    return msgspec.convert({k: v for k, v in row.items() if k != "said"}, ResponsePair).id

@@ -9,7 +9,7 @@ from cai.data.filters import prompt_key
 from cai.data.human import load_human
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
-from cai.recipe import GoldConfig, HumanSource, PreferencesConfig
+from cai.recipe import GoldConfig, HumanSource, PreferencesConfig, SourceMix
 from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
 
 ALL = PreferencesConfig(held_out_fraction=0.0)
@@ -61,7 +61,9 @@ def test_swapping_every_pair_and_its_judgment_changes_no_preference() -> None:
 
 
 def test_sources_and_weights_follow_how_the_pair_was_made() -> None:
-    config = PreferencesConfig(held_out_fraction=0.0, ai_weight=0.5, revision_weight=0.25, contrast_weight=3.0)
+    config = PreferencesConfig(
+        held_out_fraction=0.0, ai=SourceMix(weight=0.5), revision=SourceMix(weight=0.25), contrast=SourceMix(weight=3.0)
+    )
     sampled, revised, contrast = pair("q1"), pair("q2", source="revision"), pair("q3", source="contrast", p_a=0.1)
     mixture = mix(config, [sampled, revised, contrast], [judged(sampled, 0.9), judged(revised, 0.9, "pointwise")], [human("q4", "x", "y")])
     assert {p.source: p.weight for p in mixture.train} == {
@@ -87,7 +89,7 @@ def test_what_is_not_a_preference_is_dropped_by_name() -> None:
         (pair("h", source="revision"), judged(pair("h", source="revision"), 0.9), "zero_weight"),
         (pair("held"), judged(pair("held"), 0.9), "in_evaluate"),
     ]
-    config = PreferencesConfig(held_out_fraction=0.0, min_margin=0.1, revision_weight=0.0)
+    config = PreferencesConfig(held_out_fraction=0.0, min_margin=0.1, revision=SourceMix(weight=0.0))
     pairs = [ok, pair("edge"), *(p for p, _, _ in cases)]
     judgments = [judged(ok, 0.9), judged(pair("edge"), 0.6), *(j for _, j, _ in cases if j)]
     mixture = mix(config, pairs, judgments, evaluate=[prompt(" HELD ")])
@@ -120,13 +122,30 @@ def test_held_out_prompts_are_never_trained_on() -> None:
     assert {prompt_key(p.prompt) for p in again.held_out} == {prompt_key(p.prompt) for p in mixture.held_out}
 
 
-def test_each_source_shows_its_size_and_length_bias() -> None:
-    pairs = [pair("q1", "a long answer", "short"), pair("q2", "long again!", "tiny"), pair("q3", "no", "a longer one")]
-    mixture = mix(ALL, pairs, [judged(p, 0.75) for p in pairs], [human("q4", "x", "yy")])
-    ai, person = mixture.sources
-    assert (ai.source, ai.train, ai.held_out, ai.mean_p_chosen) == ("ai:pairwise", 3, 0, 0.75)
-    assert ai.lengths.chosen_longer_fraction == pytest.approx(2 / 3)
-    assert (person.source, person.mean_weight, person.lengths.chosen_longer_fraction) == ("human:f.jsonl", 2.0, 0.0)
+def test_temperature_calms_and_noise_caps_what_a_source_says() -> None:
+    # Log-odds of 0.9 are log 9; halved, log 3: 0.75. A tenth of noise: 0.8 · 0.75 + 0.1 = 0.7. Contrast: 0.8 · 1 + 0.1.
+    mixed = SourceMix(temperature=2.0, noise=0.1)
+    config = PreferencesConfig(held_out_fraction=0.0, ai=mixed, contrast=mixed)
+    sampled, contrast, revised = pair("q1"), pair("q2", source="contrast", p_a=1.0), pair("q3", source="revision")
+    mixture = mix(config, [sampled, contrast, revised], [judged(sampled, 0.1), judged(revised, 0.9)])
+    assert [(p.chosen, p.p_chosen) for p in mixture.train] == [
+        ("bad", pytest.approx(0.7)),
+        ("good", pytest.approx(0.9)),
+        ("good", pytest.approx(0.9)),
+    ]
+
+
+def test_a_sources_limit_only_adds_and_touches_no_other_source() -> None:
+    pairs = [pair(f"q{i}") for i in range(30)] + [pair(f"r{i}", source="revision") for i in range(5)]
+    judgments = [judged(p, 0.9) for p in pairs]
+
+    def kept(limit: int) -> set[str]:
+        mixture = mix(PreferencesConfig(held_out_fraction=0.0, ai=SourceMix(limit=limit)), pairs, judgments)
+        assert reasons(mixture) == ["over_limit"] * (30 - limit)
+        return {p.id for p in mixture.train}
+
+    few, more = kept(10), kept(20)
+    assert len(few) == 15 and len(more) == 25 and few < more
 
 
 def test_nothing_left_says_why() -> None:
@@ -138,8 +157,9 @@ def test_nothing_left_says_why() -> None:
 def test_human_sources_bring_their_weight_and_limit(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": "x", "rejected": "y"} for i in range(9)]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"prompt": "t", "chosen": "x", "rejected": "x"}]))
-    preferences, failures = load_human([HumanSource(path="h.jsonl", weight=4.0, limit=5, kind="harmful")], tmp_path, 0)
+    preferences, failures = load_human([HumanSource(path="h.jsonl", weight=4.0, noise=0.2, limit=5, kind="harmful")], tmp_path, 0)
     assert len(preferences) == 5 and {p.weight for p in preferences} == {4.0} and {p.prompt.kind for p in preferences} == {"harmful"}
+    assert {p.p_chosen for p in preferences} == {0.8}
     assert [f.reason for f in failures] == ["identical"]
     with pytest.raises(DataError, match=r"(?s)one\.jsonl.*two\.jsonl"):
         load_human([HumanSource(path="one.jsonl"), HumanSource(path="two.jsonl")], tmp_path, 0)
