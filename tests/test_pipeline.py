@@ -32,6 +32,7 @@ KEPT_DATA = {
     "judgments.jsonl",
     "preferences.jsonl",
     "preferences_heldout.jsonl",
+    "balance.jsonl",
 }
 
 

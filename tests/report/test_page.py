@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cai.evaluate.balance import source_balance
 from cai.jsonl import write_records
+from cai.records import Message, Preference, Prompt, Provenance
 from cai.report.collect import collect_report
 from cai.report.page import POLICY, render_report
 from tests.report.run_directory import write_run
@@ -244,3 +246,15 @@ def test_training_logs_in_model_folders_are_used_where_the_run_has_none(tmp_path
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", traces=9)
     assert render(run_dir) == render(run_dir)
+
+
+def test_sources_that_pull_in_opposite_directions_are_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    long, short = "A long answer of several words", "Short"
+    prompt = Prompt("p", "helpful", (Message("user", "q"),), "s")
+    sides = {"human:f.jsonl": (short, long), "ai:<b>x</b>": (long, short)}
+    both = [Preference(prompt, *texts, 0.9, 1.0, source, (), Provenance("")) for source, texts in sides.items() for _ in range(20)]
+    write_records(run / "data" / "balance.jsonl", source_balance(both, ()))
+    html = render_report(collect_report(run))
+    assert "pull in opposite directions: the longer response is chosen in 100%" in html
+    assert "ai:&lt;b&gt;x&lt;/b&gt;" in html and "n = 20" in html
