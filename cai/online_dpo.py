@@ -22,6 +22,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from cai.data.mixture import mix
+from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.feedback.opinions import probability
 from cai.flow import run_items
@@ -103,7 +104,8 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> li
         judgments = reward_judgments(c, pairs)
     else:
         model = await c.model(c.recipe.feedback.judge or c.recipe.model)
-        judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash)
+        calibration = calibration_of(c.recipe.feedback, c.workspace.root)
+        judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
         asked = run_items(pairs, judge, failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
         judgments = [j async for j in asked]
     every = replace(c.recipe.preferences, held_out_fraction=0.0)
