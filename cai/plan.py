@@ -15,8 +15,8 @@ from cai.data.human import load_pairs
 from cai.data.prompts import load_all
 from cai.errors import CaiError
 from cai.manifest import read_manifest
-from cai.memory import generation_bytes, read_dimensions, training_bytes
-from cai.recipe import FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
+from cai.memory import generation_bytes, read_dimensions, training_bytes, weight_bytes
+from cai.recipe import ONLINE, FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
 from cai.records import Prompt
 from cai.setup_check import check_setup
 from cai.workspace import Workspace
@@ -121,7 +121,9 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
     preferences = pairs + contrast + len(critiqued)
     adapted = structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
     policy = _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4)
-    if recipe.policy.method == "online-dpo":
+    if recipe.policy.method in ONLINE:
+        policy = _rewarded(recipe, len(train), prompt)
+    elif recipe.policy.method == "online-dpo":
         new = recipe.policy.rounds.count * min(len(train), recipe.policy.rounds.prompts or len(train)) * recipe.pairs.per_prompt
         asked = judging("policy", new if recipe.policy.rounds.labels == "judge" else 0, sampled)
         made = _add(_calls("policy", adapted, 2 * new, prompt, sampled), asked)
@@ -178,6 +180,20 @@ def _training(name: str, spec: TrainSpec, model: ModelSpec, examples: int, promp
     scored = 0.0 if name == "reward" else spec.batch_size * answers * answer
     memory = training_bytes(shape, spec, tokens, scored, adapters=2 if name == "policy" else 1)
     return StagePlan(name, train_steps=steps, seconds=seconds, memory_bytes=round(memory))
+
+
+def _rewarded(recipe: Recipe, prompts: int, prompt: float) -> StagePlan:
+    """Training on the policy's own samples, with a base in memory for the rewards and one for gold."""
+    config, online = recipe.policy, recipe.policy.online
+    answer, completions = MEAN_FILL * online.max_tokens, prompts * online.num_generations
+    training = _training("policy", config, recipe.trained, completions, prompt, answer, 1)
+    sampling = _calls("policy", recipe.trained, math.ceil(completions * config.epochs), prompt, answer)
+    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
+    if shape is None or training.seconds is None or sampling.seconds is None or training.memory_bytes is None:
+        return training
+    bases = 1 + (recipe.gold is not None)
+    memory = training.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)
+    return replace(training, seconds=2 * training.seconds + sampling.seconds, memory_bytes=round(memory))  # twice: reference and rewards
 
 
 def _reward(recipe: Recipe, preferences: int, prompt: float, answer: float) -> StagePlan:

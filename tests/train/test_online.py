@@ -62,7 +62,9 @@ def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, w
 def test_the_policy_learns_what_is_rewarded_and_base_and_reference_stay(
     tiny_model_dir: Path, sft: Path, tmp_path: Path, method: str
 ) -> None:
-    trainer = trainer_for(tiny_model_dir, sft, tmp_path, config_of(method, epochs=10.0, beta=0.001))
+    online = OnlineConfig(num_generations=8, max_tokens=6)
+    config = config_of(method, epochs=8.0, beta=0.001, batch_size=16, learning_rate=2e-3, online=online)
+    trainer = trainer_for(tiny_model_dir, sft, tmp_path, config)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     with quiet_training():
         trainer.train()
@@ -73,11 +75,11 @@ def test_the_policy_learns_what_is_rewarded_and_base_and_reference_stay(
     for name, tensor in adapter(sft).items():
         assert torch.equal(reference[name], tensor), name
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logs) == 20, "four prompts, two a step, ten times over"
+    assert len(logs) == 16, "four prompts, two a step, eight times over"
     assert logs[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert logs[0]["terms/model"] == pytest.approx(logs[0]["reward"]) and logs[0]["disagreement"] == pytest.approx(0.25)
     first, last = (sum(entry["reward"] for entry in part) / 4 for part in (logs[:4], logs[-4:]))
-    assert last > first + 0.1
+    assert last > first + 0.2
 
 
 def test_every_prompt_comes_as_often_as_the_others() -> None:
