@@ -222,7 +222,8 @@ async def _revisions(responses: Sequence[Response], constitution: Constitution, 
         recipe = bench.recipe
         return await critique_and_revise(response, constitution, bench.model, bench.templates, recipe.critique, recipe.seed)
 
-    traces = await bench.each(responses, work, "revisions", lambda r: r.prompt.id)
+    revised = [r for r in responses if r.prompt.kind in bench.recipe.critique.kinds]
+    traces = await bench.each(revised, work, "revisions", lambda r: r.prompt.id)
     return {t.prompt.id: t for t in traces}
 
 
