@@ -57,9 +57,9 @@ _FENCE = re.compile(r"^\s*(```|~~~)")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+(.*?)\s*#*\s*$")
 _UNDERLINE = re.compile(r"^\s{0,3}(=+|-+)\s*$")
 _ITEM = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+")
-_LINK = re.compile(r"!?\[([^\]]*)\]\(([^)]*)\)")
-_NOTE = re.compile(r"\[\^[\w-]+\]|\s*\{#[^}]*\}\s*$")
-_MARKUP = re.compile(r"(\*\*|__|`)(.+?)\1|(?<!\w)([*_])(?=\S)(.+?)(?<=\S)\3(?!\w)")
+_LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\(([^()]{0,500})\)")
+_NOTE = re.compile(r"\[\^[\w-]{1,60}\]|\{#[^{}]{0,300}\}\s*$")
+_MARKUP = re.compile(r"(\*\*|__|`)(.{1,300}?)\1|(?<!\w)([*_])(?=\S)(.{1,300}?)(?<=\S)\3(?!\w)")
 _SENTENCE = re.compile(r"(?<=[.!?])[\"”’)*_]*\s+(?=[\"“(]?[A-Z])")
 _CONDITION = re.compile(
     r"^(?:if|when|whenever|where|wherever|unless|while|before|after|once|for|in|on|with|as|during|even|although|though|because|since|to|by"
@@ -87,6 +87,7 @@ _AGENTS = frozenset("assistant assistants model models ai ais it we you system s
 _TEXTS = frozenset("response responses answer answers reply replies output outputs".split())
 _OTHERS = frozenset("user users people person persons developer developers operator operators customer customers reader readers".split())
 MAX_WORDS = 70
+MAX_CHARACTERS = 1000
 
 
 def sentences_of(text: str) -> Iterator[Sentence]:
@@ -122,6 +123,8 @@ def demands(sentence: str, name: str = "") -> Norm | str | None:
     body = without_connective(sentence).strip('"“”').rstrip(" .!;:")
     if not body or sentence.rstrip().endswith("?"):
         return None
+    if len(body) > MAX_CHARACTERS:
+        return f"it is longer than {MAX_CHARACTERS} characters" if _MODAL.search(body) else None
     if found := _IMPERATIVE.match(body):
         return _imperative(found["opening"].lower(), found["rest"].strip())
     if modals := list(_MODAL.finditer(body)):

@@ -1,6 +1,8 @@
 """Normative sentences are found with their places, and taken apart only where the rules can."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cai.constitution.narrative import Norm, demands, name_of_assistant, sentences_of
 
@@ -89,6 +91,18 @@ def test_what_is_asked_of_others_is_left_out_with_a_reason(sentence: str) -> Non
 )
 def test_what_demands_nothing(sentence: str) -> None:
     assert demands(sentence, "Iris") is None
+
+
+def test_a_sentence_without_end_is_not_read() -> None:
+    assert demands("the model should " * 3000) == "it is longer than 1000 characters"
+    assert demands("la " * 3000) is None
+
+
+@given(st.text(alphabet='ab.!? \n#*_`[](){}^>|-1"“”:,~', max_size=80))
+def test_any_text_gives_sentences_on_its_own_lines(text: str) -> None:
+    for s in sentences_of(text):
+        assert 1 <= s.line <= s.end_line <= max(1, len(text.splitlines())) and s.text
+        demands(s.text)
 
 
 def test_the_name_of_the_assistant_stands_three_times_before_a_verb_of_duty() -> None:
