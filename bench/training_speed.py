@@ -2,11 +2,12 @@
 
     python -m bench.training_speed [--kinds dpo,reward] [--pairs FILE] [--steps 6] [--batch 8] [--precision bfloat16] [--trl-float32]
 
-Both sides train the embedded model on the same pairs in the same order with the same LoRA weights, optimizer and learning rate, and hand
-over to each other after every step, so that whatever else the machine does slows both. TRL runs its own trainers, collators and losses
-as they are, on the token ids that `cai` makes (it would tokenize the same text a little differently, and the losses could not be
-compared), with the base in bfloat16 (its own default of float32 weights under autocast is slower: `--trl-float32`). The first step, which
-allocates, is not counted. The spread is that of the steps' own ratios. Peak memory is that of a process that trains alone.
+Both sides train one model (`--model`, or the embedded one) on the same pairs in the same order with the same LoRA weights, optimizer and
+learning rate, and hand over to each other after every step, so that whatever else the machine does slows both. TRL runs its own
+trainers, collators and losses as they are, on the token ids that `cai` makes (it would tokenize the same text a little differently, and
+the losses could not be compared), with the base in bfloat16 (its own default of float32 weights under autocast is slower:
+`--trl-float32`). The first step, which allocates, is not counted. The ratio is of CPU seconds, which a busy machine changes less than
+`wall_ratio`; its spread is that of the steps' own ratios. Peak memory is that of a process that trains alone.
 """
 
 import argparse
@@ -39,7 +40,7 @@ PROBES = Path(__file__).parent.parent / "prompts" / "probe_pairs.jsonl"
 
 def rows_of(kind: str, a: argparse.Namespace) -> tuple[Any, list[dict[str, Any]]]:
     """Return the tokenizer and as many rows as the steps need, with certain labels."""
-    tokenizer = load_tokenizer(ModelSpec())
+    tokenizer = load_tokenizer(ModelSpec(path=a.model))
     wanted = a.batch * a.steps
     pairs = [p for p in load_pairs(a.pairs).preferences if p.p_chosen == 1.0 and p.weight == 1.0]
     encode = dpo_rows
@@ -56,8 +57,8 @@ def ours(kind: str, a: argparse.Namespace, out: Path, share: str = "auto") -> An
     tokenizer, rows = rows_of(kind, a)
     common: dict[str, Any] = {"batch_size": a.batch, "precision": a.precision, "lora": LoraSpec(layers=a.layers), "share_prompt": share}
     if kind == "dpo":
-        return dpo_trainer(PolicyConfig(**common), ModelSpec(precision=a.precision), tokenizer, rows, out, 0)
-    return reward_trainer(RewardConfig(**common, center=0.0), ModelSpec(precision=a.precision), tokenizer, rows, out, 0)
+        return dpo_trainer(PolicyConfig(**common), ModelSpec(path=a.model, precision=a.precision), tokenizer, rows, out, 0)
+    return reward_trainer(RewardConfig(**common, center=0.0), ModelSpec(path=a.model, precision=a.precision), tokenizer, rows, out, 0)
 
 
 def theirs(kind: str, a: argparse.Namespace, out: Path) -> Any:
@@ -77,7 +78,7 @@ def theirs(kind: str, a: argparse.Namespace, out: Path) -> Any:
     data = Dataset.from_list([{k: v for k, v in row.items() if k.endswith("_ids")} for row in rows])
     config = PolicyConfig if kind == "dpo" else RewardConfig
     arguments = training_arguments(config(batch_size=a.batch, precision=a.precision), len(rows), out, 0)
-    base = ModelSpec(precision="float32" if a.trl_float32 else a.precision)
+    base = ModelSpec(path=a.model, precision="float32" if a.trl_float32 else a.precision)
     set_seed(0)
     if kind == "dpo":
         model = with_new_adapter(load_causal_lm(base, trainable=True), LoraSpec(layers=a.layers))
@@ -111,8 +112,8 @@ class Baton:
             self.changed.notify_all()
 
 
-def alternate(trainers: list[Any]) -> list[list[float]]:
-    """Train all, a step each in turn, and return the seconds of each one's steps."""
+def alternate(trainers: list[Any]) -> list[list[tuple[float, float]]]:
+    """Train all, a step each in turn, and return the wall and CPU seconds of each one's steps."""
     from transformers import PrinterCallback, TrainerCallback
 
     baton, seconds = Baton(len(trainers)), [[] for _ in trainers]
@@ -123,10 +124,11 @@ def alternate(trainers: list[Any]) -> list[list[float]]:
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             baton.wait(self.number)
-            self.started = time.perf_counter()
+            self.started = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds[self.number].append(time.perf_counter() - self.started)
+            wall, cpu = self.started
+            seconds[self.number].append((time.perf_counter() - wall, time.process_time() - cpu))
             baton.pass_on()
 
     for number, trainer in enumerate(trainers):
@@ -153,12 +155,14 @@ def compare(kind: str, a: argparse.Namespace, folder: Path) -> dict[str, Any]:
         trainers = [ours(kind, a, folder / "ours"), theirs(kind, a, folder / "theirs")]
         mine, other = alternate(trainers)
     losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in trainers]
-    ratios = [y / x for x, y in zip(mine[1:], other[1:], strict=True)]
+    wall, cpu = ([[step[k] for step in side[1:]] for side in (mine, other)] for k in (0, 1))
+    ratios = [y / x for x, y in zip(*cpu, strict=True)]
     return {
-        "ratio": round(sum(other[1:]) / sum(mine[1:]), 2),
+        "ratio": round(sum(cpu[1]) / sum(cpu[0]), 2),
         "ratio_low_high": [round(min(ratios), 2), round(max(ratios), 2)],
+        "wall_ratio": round(sum(wall[1]) / sum(wall[0]), 2),
         "steps": len(ratios),
-        "seconds_per_step": {"cai": round(statistics.median(mine[1:]), 2), "trl": round(statistics.median(other[1:]), 2)},
+        "cpu_seconds_per_step": dict(zip(("cai", "trl"), (round(statistics.median(side), 2) for side in cpu), strict=True)),
         "first_and_last_loss": {"cai": [losses[0][0], losses[0][-1]], "trl": [losses[1][0], losses[1][-1]]},
         "largest_loss_difference": max(abs(x - y) for x, y in zip(*losses, strict=True)),
     }
@@ -173,6 +177,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--layers", type=int, default=None)
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--trl-float32", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
