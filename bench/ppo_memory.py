@@ -1,0 +1,272 @@
+"""Peak memory of one PPO step (sample, score, update): every role on one base, against a whole model for each role.
+
+    python -m bench.ppo_memory [--model embedded] [--batch 16] [--micro 2] [--tokens 48] [--members 1,3] [--variants shared,separate,lean]
+
+Each figure comes from a process of its own, with the same prompts, seed, LoRA shapes, optimizer, batch, micro-batch and bfloat16 bases:
+
+    shared      this project: one base, the roles are adapters on it
+    separate    what one would write otherwise: policy, reference, value and each reward member a whole model with its adapter, as TRL's
+                PPO trainer had them, its logits over all of the response's positions included
+    lean        the same four or more models, but with this project's log-probabilities, which never make whole logits: what is left
+                between it and `shared` is the sharing of the base
+
+Peak memory is the highest resident size of the process less what it held when the libraries were loaded and no weights were: those take
+the same whatever is trained. `total_gib` is the whole peak. Weights, adapters, gradients, optimizer state, key-value memory and
+activations are all in it. Prints one JSON object.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+TEMPERATURE = 0.7
+EPOCHS = 2
+"""Passes over the batch: enough for the optimizer's state to be there while a micro-batch is differentiated."""
+
+
+def resident() -> int:
+    """Return this process's resident bytes now."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+class Peak:
+    """The highest resident size while a block runs, looked at every two milliseconds."""
+
+    def __enter__(self) -> "Peak":
+        gc.collect()
+        self.before = self.highest = resident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def _look(self) -> None:
+        while not self._done.wait(0.002):
+            self.highest = max(self.highest, resident())
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def make_adapters(model: str, folder: Path, members: int) -> None:
+    """Write an SFT adapter and reward members with random weights: memory doesn't hang on what they say."""
+    import torch
+
+    from cai.models.loading import load_causal_lm, load_tokenizer
+    from cai.recipe import LoraSpec, ModelSpec
+    from cai.train.arguments import with_new_adapter
+    from cai.train.ensemble import load_scorer, scoring_tokenizer
+    from cai.train.running import quiet_training
+
+    spec = ModelSpec(path=model, precision="bfloat16")
+    for i, name in enumerate(["sft", *[f"reward-{i}" for i in range(members)]]):
+        torch.manual_seed(i)
+        with quiet_training():
+            tokenizer = load_tokenizer(spec)
+            if name == "sft":
+                made = with_new_adapter(load_causal_lm(spec, trainable=True), LoraSpec())
+            else:
+                made = with_new_adapter(load_scorer(spec, scoring_tokenizer(tokenizer).pad_token_id), LoraSpec(), scorer=True)
+            for parameter_name, parameter in made.named_parameters():
+                if "lora_B" in parameter_name:
+                    torch.nn.init.normal_(parameter, std=0.01)
+            made.save_pretrained(folder / name)
+            tokenizer.model_max_length = 512
+            tokenizer.save_pretrained(folder / name)
+        del made
+        gc.collect()
+
+
+def read_prompts(tokenizer: Any, count: int) -> list[tuple[str, list[int]]]:
+    """Return the first shipped prompts, as ids and token ids."""
+    from cai.records import Message
+    from cai.train.encode import encode_turn
+
+    file = Path(__file__).parent.parent / "prompts" / "helpful.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:count]]
+    texts = [row["messages"][0]["content"] for row in rows]
+    return [(str(i), encode_turn(tokenizer, [Message("user", text)], "")[0]) for i, text in enumerate(texts)]
+
+
+def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any) -> None:
+    """One step of `cai.train.ppo`, without its bookkeeping."""
+    from cai.models.local import stop_ids
+    from cai.recipe import LoraSpec, ModelSpec, PolicyConfig, PPOSpec, RewardConfig
+    from cai.train.ppo_update import World, make_batch, make_optimizer, update
+    from cai.train.rollout import describe, sample, tasks
+    from cai.train.shared import load_shared_base
+
+    spec = ModelSpec(path=given.model, precision="bfloat16")
+    ppo = PPOSpec(response_length=given.tokens, num_ppo_epochs=EPOCHS, local_rollout_forward_batch_size=given.micro)
+    config = PolicyConfig(
+        method="ppo", precision="bfloat16", batch_size=given.micro, gradient_accumulation=given.batch // given.micro, ppo=ppo
+    )
+    shared = load_shared_base(spec, "bfloat16", folder / "sft", member_folders(given, folder), LoraSpec())
+    todo = tasks(prompts, 0, 0, given.batch)
+    ends = stop_ids(shared.causal, tokenizer)
+    responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
+    episodes = describe(shared, todo, responses, end_id=tokenizer.eos_token_id, temperature=TEMPERATURE, at_once=given.micro)
+    batch = make_batch(episodes, ppo, RewardConfig(), ppo.kl_coef, shared.device)
+    update(shared, make_optimizer(config, shared), batch, config, 1, 0, World(0, 1, 0, 8))
+
+
+def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any, lean: bool) -> None:
+    """One step with a whole model for each role."""
+    import torch
+    from peft import PeftModel
+
+    from cai.models.loading import load_causal_lm
+    from cai.recipe import ModelSpec
+    from cai.train.ensemble import load_scorer
+    from cai.train.ppo_math import advantages_and_returns, policy_loss, token_rewards, value_loss, whiten
+    from cai.train.running import float_trained_weights
+
+    spec = ModelSpec(path=given.model, precision="bfloat16")
+
+    def model(name: str, trainable: bool) -> Any:
+        base = load_causal_lm(spec, trainable=True) if name == "sft" else load_scorer(spec, tokenizer.pad_token_id)
+        made = PeftModel.from_pretrained(base, str(folder / name), is_trainable=trainable)
+        if trainable:
+            return float_trained_weights(made)
+        return made.to(torch.bfloat16)
+
+    policy, reference, value = model("sft", True), model("sft", False), model("reward-0", True)
+    rewards = [model(path.name, False) for path in member_folders(given, folder)]
+    with torch.autocast("cpu", torch.bfloat16):
+        tokenizer.padding_side = "left"
+        asked = tokenizer.pad({"input_ids": [ids for _, ids in prompts]}, return_tensors="pt")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            tokens_BT = policy.generate(**asked, max_new_tokens=given.tokens, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0)
+        start = asked["input_ids"].shape[1]
+        response_BT = tokens_BT[:, start:]
+        ended_BT = (response_BT == tokenizer.eos_token_id).int()
+        mask_BT = (ended_BT.cumsum(1) - ended_BT) == 0
+        seen_BT = torch.cat((asked["attention_mask"], mask_BT.long()), 1)
+
+    def logps(of: Any, rows: Any) -> Any:
+        inputs = {"input_ids": tokens_BT[rows], "attention_mask": seen_BT[rows], "use_cache": False}
+        if not lean:
+            logits = of(**inputs).logits[:, start - 1 : -1] / TEMPERATURE
+            return torch.log_softmax(logits, -1).gather(2, response_BT[rows][:, :, None])[:, :, 0].float()
+        from cai.train.shared import TokenLogprobs
+
+        hidden = of.get_base_model().base_model(**inputs).last_hidden_state[:, start - 1 : -1]
+        weight = of.get_output_embeddings().weight
+        flat, _ = TokenLogprobs.apply(
+            hidden.reshape(-1, hidden.shape[-1]).float(), weight, None, response_BT[rows].reshape(-1), TEMPERATURE
+        )
+        return flat.view(response_BT[rows].shape)
+
+    def values(of: Any, rows: Any) -> Any:
+        inner = of.get_base_model()
+        hidden = inner.base_model(input_ids=tokens_BT[rows], attention_mask=seen_BT[rows], use_cache=False).last_hidden_state
+        return inner.score(hidden).squeeze(-1).float()
+
+    micros = [slice(i, i + given.micro) for i in range(0, given.batch, given.micro)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        old_BT = torch.cat([logps(policy, rows) for rows in micros])
+        reference_BT = torch.cat([logps(reference, rows) for rows in micros])
+        old_values_BT = torch.cat([values(value, rows)[:, start - 1 : -1] for rows in micros])
+        scores_B = torch.stack([torch.cat([values(of, rows)[:, -1] for rows in micros]) for of in rewards]).mean(0)
+        paid_BT = token_rewards(scores_B, old_BT - reference_BT, mask_BT, 0.05)
+        advantages_BT, returns_BT = advantages_and_returns(paid_BT, old_values_BT, mask_BT, gamma=1.0, lam=0.95)
+        advantages_BT = whiten(advantages_BT, mask_BT)
+    trained = [p for of in (policy, value) for p in of.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-5, eps=1e-5, weight_decay=0.0)
+    for _ in range(EPOCHS):
+        for rows in micros:
+            mask = mask_BT[rows]
+            with torch.autocast("cpu", torch.bfloat16):
+                new_BT = logps(policy, rows)
+            loss, _ = policy_loss(new_BT, old_BT[rows], advantages_BT[rows], mask, cliprange=0.2, count=mask_BT.sum())
+            loss.backward()
+            with torch.autocast("cpu", torch.bfloat16):
+                new_values_BT = values(value, rows)[:, start - 1 : -1]
+            loss, _ = value_loss(new_values_BT, old_values_BT[rows], returns_BT[rows], mask, cliprange_value=0.2, count=mask_BT.sum())
+            (0.1 * loss).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def member_folders(given: argparse.Namespace, folder: Path) -> list[Path]:
+    """Return the folders of as many reward members as were asked for."""
+    return [folder / f"reward-{i}" for i in range(int(given.members))]
+
+
+def measure(given: argparse.Namespace) -> dict[str, float]:
+    """Take one step in this process and return its peak."""
+    import bitsandbytes  # noqa: F401
+    import peft.tuners.lora  # noqa: F401
+    import torch
+    import trl  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from cai.models.loading import load_tokenizer
+    from cai.recipe import ModelSpec
+    from cai.train.running import quiet_training
+
+    torch.set_num_threads(1)
+    with quiet_training():
+        tokenizer = load_tokenizer(ModelSpec(path=given.model))
+        prompts = read_prompts(tokenizer, given.batch)
+        torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])  # what is loaded at first use
+        started = time.monotonic()
+        with Peak() as peak:
+            if given.variant == "shared":
+                step_shared(given, Path(given.folder), prompts, tokenizer)
+            else:
+                step_separate(given, Path(given.folder), prompts, tokenizer, given.variant == "lean")
+    return {
+        "peak_gib": round((peak.highest - peak.before) / GIB, 3),
+        "total_gib": round(peak.highest / GIB, 3),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure each variant in its own process, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--batch", type=int, default=16, help="responses in the step")
+    parser.add_argument("--micro", type=int, default=2, help="responses in a forward and backward pass")
+    parser.add_argument("--tokens", type=int, default=48, help="longest response")
+    parser.add_argument("--members", default="1,3", help="reward members")
+    parser.add_argument("--variants", default="shared,separate,lean")
+    parser.add_argument("--variant", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.variant:
+        print(json.dumps(measure(given)))
+        return
+    report: dict[str, Any] = {k: getattr(given, k) for k in ("model", "batch", "micro", "tokens")}
+    same = ["--model", given.model, "--batch", str(given.batch), "--micro", str(given.micro), "--tokens", str(given.tokens)]
+    with tempfile.TemporaryDirectory() as folder:
+        counts = given.members.split(",")
+        make_adapters(given.model, Path(folder), max(map(int, counts)))
+        for members in counts:
+            found: dict[str, Any] = {}
+            for variant in given.variants.split(","):
+                command = [sys.executable, "-m", "bench.ppo_memory", *same, "--members", members, "--variant", variant, "--folder", folder]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                found[variant] = json.loads(done.stdout.splitlines()[-1])
+            for other in set(found) - {"shared"} if "shared" in found else ():
+                found[f"shared_of_{other}"] = round(found["shared"]["peak_gib"] / found[other]["peak_gib"], 3)
+            report[f"members_{members}"] = found
+            print(json.dumps({members: found}), file=sys.stderr, flush=True)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
