@@ -26,9 +26,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     """Train the policy on its own samples, from the SFT adapter, by what the recipe rewards and with what it watches."""
     from cai.train.online import train_online
 
-    watched = c.recipe.gold is not None and c.recipe.policy.watch.action != "off"
-    if not watched:
-        c.reporter.say("no gold reward model watches this policy, so over-optimisation would not be seen (see `gold`)", "yellow")
+    watched = say_if_unwatched(c)
     with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
         try:
             judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
@@ -47,6 +45,14 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
             )
         finally:
             runner.run(c.release_engines())
+
+
+def say_if_unwatched(c: Context) -> bool:
+    """Return whether a gold reward model watches the run's policy; say so where none does."""
+    watched = c.recipe.gold is not None and c.recipe.policy.watch.action != "off"
+    if not watched:
+        c.reporter.say("no gold reward model watches this policy, so over-optimisation would not be seen (see `gold`)", "yellow")
+    return watched
 
 
 def uses(c: Context, term: str) -> bool:

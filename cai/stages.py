@@ -198,9 +198,10 @@ def online(c: Context) -> dict[str, int]:
 
 def ppo(c: Context) -> dict[str, int]:
     """PPO on the training prompts against the reward ensemble [§4.2]; watched, where there is a gold reward model."""
-    from cai.rewarding import watched_prompts
+    from cai.rewarding import say_if_unwatched, watched_prompts
     from cai.train.ppo import train_ppo
 
+    say_if_unwatched(c)
     result = train_ppo(
         c.recipe.policy,
         c.recipe.trained,
@@ -213,6 +214,7 @@ def ppo(c: Context) -> dict[str, int]:
         training_log(c),
         gold=c.run.model(GOLD) if c.recipe.gold else None,
         watched=watched_prompts(c) if c.recipe.gold else (),
+        warn=c.reporter.warn,
     )
     return trained(result, c)
 

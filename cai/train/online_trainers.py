@@ -18,7 +18,7 @@ from cai.records import Message, Prompt
 from cai.train.live import LivePolicy
 from cai.train.terms import Rewarding
 from cai.train.trainers import Resumable, completion_positions_only
-from cai.train.watch import Watch, keep_best
+from cai.train.watch import Watch, alarm, keep_best
 
 FIRST_KL = 0.01
 """Largest KL to the reference, in nats per token, before the first update: both are then the same weights, up to rounding."""
@@ -156,11 +156,7 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         verdict = broadcast_object_list(found)[0]
         if verdict != "go" and not self.warned and state.is_world_process_zero:
             self.warned = True
-            ends = "training stops here" if verdict == "stop" else "training goes on"
-            self.warn(
-                f"step {step}: gold reward has fallen from its best (step {self.watch.best_step}) while the reward that the policy is "
-                f"trained on rises: it is over-optimised; {ends}"
-            )
+            self.warn(alarm(self.watch, verdict))
         control.should_training_stop = control.should_training_stop or verdict == "stop"
 
     def _observe(self, step: int) -> str:

@@ -66,7 +66,7 @@ from cai.train.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rollout import Episode, Task, check_finite, chunks, describe, encode_prompts, sample, tasks
 from cai.train.running import HISTORY, OnLog, check_processes, explained, finish, forget, prepare, quiet_training, training_fingerprint
 from cai.train.shared import POLICY, SharedBase, load_shared_base
-from cai.train.watch import FRONTIER, Items, Scores, Verdict, Watch, keep_best, restore_best, verdict
+from cai.train.watch import FRONTIER, Items, Scores, Verdict, Watch, alarm, keep_best, restore_best, verdict
 
 GoldScorer = Callable[[Items], Sequence[float]]
 CHECKPOINT_SECONDS = 300.0
@@ -88,6 +88,7 @@ def train_ppo(
     *,
     gold: Path | GoldScorer | None = None,
     watched: Sequence[Prompt] = (),
+    warn: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
     """Train the policy against reward models, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -106,6 +107,7 @@ def train_ppo(
         gold: looks for over-optimisation (`cai.train.watch`): the folder of a reward model for the same base, which goes on it as one more
             adapter, or whatever scores texts; None looks for nothing. `config.watch` says when, and what follows.
         watched: the prompts to look at the policy on.
+        warn: told, once, that the policy is over-optimised.
 
     Raises:
         TrainingError: no prompt is left, the policy doesn't start at its reference, or training diverges.
@@ -137,7 +139,7 @@ def train_ppo(
         )
         count = processes.num_processes  # another number of them makes other steps, so it can't go on from these ones' checkpoints
         resumable = fingerprint if count == 1 else f"{fingerprint}:{count}"
-        run = _Run(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count)
+        run = _Run(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count, warn)
         watch = None if gold is None else run.watch(gold, watched)
         result = run.train(watch, on_log, dropped)
     reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
@@ -164,6 +166,8 @@ class _Run:
     """Of what may go on from this training's checkpoints."""
     rank: int
     processes: int
+    warn: Callable[[str], None]
+    warned: bool = False
 
     def train(self, watch: Watch | None, on_log: OnLog | None, dropped: dict[str, int]) -> TrainResult:
         """Train from the last whole checkpoint, or from the start; save adapter, tokenizer and log."""
@@ -275,6 +279,9 @@ class _Run:
             kl = fmean(sum(e.logps) - sum(e.ref_logps) for e in episodes)
             found = [watch.observe(step, kl, [self.tokenizer.decode(e.response_ids, skip_special_tokens=True) for e in episodes])]
             keep_best(watch, self.out, lambda folder: self.shared.save(POLICY, folder))
+            if found[0] != "go" and not self.warned:
+                self.warned = True
+                self.warn(alarm(watch, found[0]))
         if self.processes > 1:
             broadcast_object_list(found)
         return found[0]  # type: ignore[no-any-return]

@@ -167,6 +167,15 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def alarm(watch: Watch, verdict: Verdict) -> str:
+    """Return what a person is told when a verdict is not `go`."""
+    ends = "training stops here" if verdict == "stop" else "training goes on"
+    return (
+        f"step {watch.points[-1].step}: gold reward has fallen from its best (step {watch.best_step}) while the reward that the policy is "
+        f"trained on rises: it is over-optimised; {ends}"
+    )
+
+
 def best_folder(out: Path, step: int) -> Path:
     """Return where the weights of an observed step are kept until the training of `out` is finished."""
     return checkpoint_folder(out) / f"best-{step}"

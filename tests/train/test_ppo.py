@@ -147,7 +147,7 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
 ) -> None:
     settings = config(6, learning_rate=3e-3, watch=WatchConfig(action="stop", every_steps=1, patience=1, min_drop=0.0))
     at: dict[int, dict[str, torch.Tensor]] = {}
-    plain = ppo.keep_best
+    plain, told = ppo.keep_best, []  # type: Any, list[str]
 
     def noted(watch: Any, out: Path, save: Any) -> None:
         save(tmp_path / "now")
@@ -161,11 +161,15 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
         m.setattr(ppo, "keep_best", noted)
         m.setattr(ppo, "write_records", killed)  # after the last step's checkpoint, before the end
         with pytest.raises(Killed):
-            train(settings, tmp_path / "out", gold=Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), watched=WATCHED)
+            train(settings, tmp_path / "out", warn=told.append, gold=Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), watched=WATCHED)
     result = train(settings, tmp_path / "out", gold=Gold(), watched=WATCHED)
     points = looks(tmp_path / "out")
     assert [p.step for p in points] == list(range(result.steps + 1))
     assert result.resumed_from == result.steps < 6, "gold fell while the proxy rose"
+    assert told == [
+        f"step {result.steps}: gold reward has fallen from its best (step 1) while the reward that the policy is trained on rises: "
+        "it is over-optimised; training stops here"
+    ]
     assert points[0].kl == 0.0
     assert points[-1].disagreement is not None
     saved = adapter(tmp_path / "out")
