@@ -14,17 +14,27 @@ from cai.train.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rollout import Episode, Task, describe, encode_prompts, sample, tasks
 from cai.train.running import quiet_training
 from cai.train.shared import SharedBase, load_shared_base
-from tests.train.builders import FAST, model_at, ppo_config, prompt
+from tests.train.builders import model_at, ppo_config, prompt
 
 END = 2
 ALONE = World(0, 1, 0, 1000)
 
 
+def load(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> SharedBase:
+    with quiet_training():
+        return load_shared_base(model_at(tiny_model_dir), "float32", sft, members, LoraSpec(rank=4))
+
+
 @pytest.fixture
 def shared(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> SharedBase:
     """The tiny model with all roles on."""
-    with quiet_training():
-        return load_shared_base(model_at(tiny_model_dir), "float32", sft, members, LoraSpec(rank=4))
+    return load(tiny_model_dir, sft, members)
+
+
+@pytest.fixture(scope="module")
+def still(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> SharedBase:
+    """The same, for tests that change no weight."""
+    return load(tiny_model_dir, sft, members)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +96,8 @@ def test_03_dropout_is_off_in_training_too(tiny_model_dir: Path, members: tuple[
     assert torch.equal(a, shared.hidden("policy", [[3, 40, 41]]))
 
 
-def test_04_padding_changes_nothing(shared: SharedBase, todo: list[Task]) -> None:
-    together, alone = rollout(shared, todo), rollout(shared, todo, at_once=1)
+def test_04_padding_changes_nothing(still: SharedBase, todo: list[Task]) -> None:
+    together, alone = rollout(still, todo), rollout(still, todo, at_once=1)
     for a, b in zip(together, alone, strict=True):
         assert a.response_ids == b.response_ids
         assert a.scores == pytest.approx(b.scores, abs=1e-4)
@@ -95,10 +105,10 @@ def test_04_padding_changes_nothing(shared: SharedBase, todo: list[Task]) -> Non
             assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4)
 
 
-def test_05_log_probabilities_are_those_of_the_distribution_that_was_sampled_from(shared: SharedBase, todo: list[Task]) -> None:
-    [episode] = rollout(shared, todo[:1], temperature=0.5)
-    with shared.using("policy"), torch.no_grad():
-        logits = shared.causal(torch.tensor([episode.ids])).logits[0]
+def test_05_log_probabilities_are_those_of_the_distribution_that_was_sampled_from(still: SharedBase, todo: list[Task]) -> None:
+    [episode] = rollout(still, todo[:1], temperature=0.5)
+    with still.using("policy"), torch.no_grad():
+        logits = still.causal(torch.tensor([episode.ids])).logits[0]
     start = len(episode.prompt_ids)
     for t, token in enumerate(episode.response_ids):
         wanted = torch.log_softmax(logits[start - 1 + t] / 0.5, -1)
@@ -106,38 +116,38 @@ def test_05_log_probabilities_are_those_of_the_distribution_that_was_sampled_fro
         assert episode.entropies[t] == pytest.approx(float(-(wanted.exp() * wanted).sum()), abs=1e-3)
 
 
-def test_06_a_response_ends_with_its_first_end_token_and_that_token_counts(shared: SharedBase, todo: list[Task]) -> None:
-    whole = rollout(shared, todo)
+def test_06_a_response_ends_with_its_first_end_token_and_that_token_counts(still: SharedBase, todo: list[Task]) -> None:
+    whole = rollout(still, todo)
     ends = frequent_tokens(whole)
-    cut = rollout(shared, todo, ends=ends)
+    cut = rollout(still, todo, ends=ends)
     for a, b in zip(whole, cut, strict=True):
         first = next((t for t, token in enumerate(a.response_ids) if token in ends), None)
         assert b.response_ids == (a.response_ids if first is None else a.response_ids[: first + 1])
         assert b.ended == (first is not None)
     assert {e.ended for e in cut} == {True, False} or all(e.ended for e in cut)
-    batch = make_batch(cut, PPOSpec(), RewardConfig(), 0.1, shared.device)
+    batch = make_batch(cut, PPOSpec(), RewardConfig(), 0.1, still.device)
     assert batch.mask_BT.sum(1).tolist() == [len(e.response_ids) for e in cut]
     assert not batch.advantages_BT[~batch.mask_BT].any()
 
 
-def test_07_the_score_is_paid_at_the_last_token_and_nowhere_else(shared: SharedBase, todo: list[Task]) -> None:
-    episodes = rollout(shared, todo, ends=frequent_tokens(rollout(shared, todo)))
+def test_07_the_score_is_paid_at_the_last_token_and_nowhere_else(still: SharedBase, todo: list[Task]) -> None:
+    episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
     spec = PPOSpec(gamma=1.0, lam=1.0, missing_eos_penalty=None)
-    batch = make_batch(episodes, spec, RewardConfig(), 0.0, shared.device)
+    batch = make_batch(episodes, spec, RewardConfig(), 0.0, still.device)
     for e, returns in zip(episodes, batch.returns_BT.tolist(), strict=True):
         mean = sum(e.scores) / 2
         assert returns[: len(e.response_ids)] == pytest.approx([mean] * len(e.response_ids), abs=1e-4), "nothing is paid before the end"
-    short = make_batch(episodes, PPOSpec(gamma=0.0, lam=0.0, missing_eos_penalty=None), RewardConfig(), 0.0, shared.device)
+    short = make_batch(episodes, PPOSpec(gamma=0.0, lam=0.0, missing_eos_penalty=None), RewardConfig(), 0.0, still.device)
     for e, returns in zip(episodes, short.returns_BT.tolist(), strict=True):
         n = len(e.response_ids)
         assert returns[:n] == pytest.approx([0.0] * (n - 1) + [sum(e.scores) / 2], abs=1e-4)
 
 
-def test_08_a_response_that_does_not_end_pays_and_is_scored_as_if_it_had_ended(shared: SharedBase, todo: list[Task]) -> None:
-    episodes = rollout(shared, todo, ends=frequent_tokens(rollout(shared, todo)))
+def test_08_a_response_that_does_not_end_pays_and_is_scored_as_if_it_had_ended(still: SharedBase, todo: list[Task]) -> None:
+    episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
     for e in episodes:
-        assert e.scores == pytest.approx(shared.scores([e.ids if e.ended else [*e.ids, END]])[:, 0].tolist(), abs=1e-4)
-    free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, shared.device) for x in (None, 3.0))
+        assert e.scores == pytest.approx(still.scores([e.ids if e.ended else [*e.ids, END]])[:, 0].tolist(), abs=1e-4)
+    free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, still.device) for x in (None, 3.0))
     cut = sum(not e.ended for e in episodes)
     assert 0 < cut < len(episodes)
     taken = free.metrics["objective/rlhf_reward"] - paying.metrics["objective/rlhf_reward"]
@@ -177,10 +187,10 @@ def test_10_each_token_is_taxed_with_its_own_kl(shared: SharedBase, todo: list[T
     assert mean > 0.1
 
 
-def test_12_values_are_of_the_state_before_a_token_and_0_after_the_last(shared: SharedBase, todo: list[Task]) -> None:
-    episodes = rollout(shared, todo[:2], length=2)
+def test_12_values_are_of_the_state_before_a_token_and_0_after_the_last(still: SharedBase, todo: list[Task]) -> None:
+    episodes = rollout(still, todo[:2], length=2)
     spec = PPOSpec(gamma=0.9, lam=0.8, missing_eos_penalty=None)
-    batch = make_batch(episodes, spec, RewardConfig(), 0.0, shared.device)
+    batch = make_batch(episodes, spec, RewardConfig(), 0.0, still.device)
     for e, returns in zip(episodes, batch.returns_BT.tolist(), strict=True):
         (v0, v1), score = e.values, sum(e.scores) / 2
         a1 = score - v1
@@ -188,14 +198,14 @@ def test_12_values_are_of_the_state_before_a_token_and_0_after_the_last(shared: 
         assert returns == pytest.approx([a0 + v0, a1 + v1], abs=1e-4)
 
 
-def test_13_advantages_are_whitened_over_the_batch_and_rewards_if_asked(shared: SharedBase, todo: list[Task]) -> None:
-    episodes = rollout(shared, todo, ends=frequent_tokens(rollout(shared, todo)))
-    batch = make_batch(episodes, PPOSpec(), RewardConfig(), 0.1, shared.device)
+def test_13_advantages_are_whitened_over_the_batch_and_rewards_if_asked(still: SharedBase, todo: list[Task]) -> None:
+    episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
+    batch = make_batch(episodes, PPOSpec(), RewardConfig(), 0.1, still.device)
     assert float(batch.advantages_BT[batch.mask_BT].mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(batch.advantages_BT[batch.mask_BT].std()) == pytest.approx(1.0, abs=1e-4)
     spec = PPOSpec(gamma=0.0, lam=0.0, whiten_rewards=True)
     plain, white = (
-        make_batch(episodes, s, RewardConfig(), 0.1, shared.device).returns_BT[batch.mask_BT] for s in (PPOSpec(gamma=0.0, lam=0.0), spec)
+        make_batch(episodes, s, RewardConfig(), 0.1, still.device).returns_BT[batch.mask_BT] for s in (PPOSpec(gamma=0.0, lam=0.0), spec)
     )
     assert float(white.std()) == pytest.approx(1.0, abs=1e-3)
     assert float(white.mean()) == pytest.approx(float(plain.mean()), abs=1e-4)
@@ -265,8 +275,7 @@ def test_17_gradients_are_clipped_over_all_trained_weights_together(shared: Shar
 def test_b_micro_batches_change_nothing(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...], todo: list[Task]) -> None:
     found = []
     for batch, accumulation in ((4, 1), (1, 4), (3, 2)):
-        with quiet_training():
-            shared = load_shared_base(model_at(tiny_model_dir), "float32", sft, members, FAST["lora"])
+        shared = load(tiny_model_dir, sft, members)
         config = ppo_config(batch_size=batch, gradient_accumulation=accumulation, learning_rate=1e-3, warmup_fraction=0.0)
         episodes = rollout(shared, todo, ends=frequent_tokens(rollout(shared, todo)))
         told = train_once(shared, episodes, PolicyConfig(**{**as_dict(config), "ppo": PPOSpec(num_mini_batches=2, num_ppo_epochs=2)}))
@@ -277,8 +286,8 @@ def test_b_micro_batches_change_nothing(tiny_model_dir: Path, sft: Path, members
             torch.testing.assert_close(tensor, found[0][1][name], rtol=1e-3, atol=5e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_d_a_response_hangs_on_its_own_seed_only(shared: SharedBase, todo: list[Task]) -> None:
-    whole, part = rollout(shared, todo), rollout(shared, todo[5:2:-1])
+def test_d_a_response_hangs_on_its_own_seed_only(still: SharedBase, todo: list[Task]) -> None:
+    whole, part = rollout(still, todo), rollout(still, todo[5:2:-1])
     assert [e.response_ids for e in part] == [whole[i].response_ids for i in (5, 4, 3)]
     again = tasks([("p0", todo[0].prompt_ids), ("p1", todo[1].prompt_ids)], 0, 0, 6)
     assert len({t.seed for t in again}) == 6, "a prompt met again gets another response"
