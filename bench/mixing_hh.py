@@ -30,7 +30,8 @@ from cai.models.opening import open_engine
 from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, RewardConfig
 from cai.records import Failure, Preference, ResponsePair
 from cai.templates import load_templates
-from cai.train.reward import load_reward_model, train_reward
+from cai.train.ensemble import load_ensemble, score_pairs
+from cai.train.reward import train_reward
 from cai.workspace import shipped_workspace
 
 ARMS = ("human", "ai", "mixed")
@@ -77,9 +78,7 @@ def note(text: str) -> None:
 
 def correct(folder: Path, test: Sequence[Preference]) -> list[float]:
     """Return, per test pair, whether the trained model prefers what people chose; equal scores count half."""
-    model = load_reward_model(folder)
-    scores = [model.score([(p.prompt.messages, text) for p in test for text in (p.chosen, p.rejected)])][0]
-    return [0.5 if a == b else float(a > b) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    return [0.5 if p.margin == 0 else float(p.margin > 0) for p in score_pairs(load_ensemble([folder]), test, held_out=True)]
 
 
 def main() -> None:
@@ -110,6 +109,10 @@ def main() -> None:
     test = pairs[len(pairs) - given.test :]
     candidates = pairs[: min(len(pairs) - given.test, given.train + given.train // 10)]  # some the judge may find even
     labels = [(p, ai) for p, ai in zip(candidates, asyncio.run(judged(candidates, given)), strict=True) if ai is not None][: given.train]
+    if len(labels) < given.train:
+        note(f"the judge has a label for only {len(labels)} of {len(candidates)} rows: every arm trains on these")
+    if not labels:
+        raise RecipeError(f"the judge ({given.protocol}) labelled none of {len(candidates)} rows")
     rows = {
         "human": [p for p, _ in labels],
         "ai": [ai for _, ai in labels],
@@ -126,7 +129,10 @@ def main() -> None:
     hits: dict[str, list[float]] = {}
     for arm in given.arms.split(","):
         folder = given.out / arm
-        show = lambda step, total, metrics, arm=arm: note(f"{arm}: step {step}/{total} loss {metrics['loss']:.3f}")  # noqa: E731
+
+        def show(step: int, total: int, metrics: dict[str, float], arm: str = arm) -> None:
+            note(f"{arm}: step {step}/{total} loss {metrics['loss']:.3f}")
+
         train_reward(config, ModelSpec(path=given.model), rows[arm], (), folder, given.seed, show)
         hits[arm] = correct(folder, test)
     agrees = [float(ai.chosen == p.chosen) for p, ai in labels]

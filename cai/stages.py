@@ -446,6 +446,7 @@ STAGES: tuple[Stage, ...] = (
         reads=policy_reads,
         writes=lambda r: ("models/policy",),
         settings=policy_settings,
+        sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
         models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
         trains=True,
         together=lambda r: r.policy.method in SHARED_METHODS,

@@ -18,7 +18,7 @@ from cai.records import EvalResult, HumanLabel
 RESAMPLES = 1000
 RELIABILITY_RESAMPLES = 100
 MIN_SHARED = 10
-"""Pairs that two people must share before their kappa is shown: below, it is noise."""
+"""Pairs that two people, or people and a judge, must share before their kappa is shown: below, it is noise."""
 Answers = Mapping[str, Mapping[str, float]]
 """Pair to annotator to answer."""
 
@@ -88,11 +88,10 @@ def judge_agreement(name: str, judged: Mapping[str, float], people: Mapping[str,
     """
     keys = [k for k in judged if people.get(k, 0.5) != 0.5]
     both = [(_side(people[k]), _side(judged[k])) for k in keys]
-    results = [
-        share("agrees", name, [_same(judged[k], people[k]) for k in keys]),
-        kappa("kappa", name, both, seed),
-        alpha("alpha", name, {k: {"people": p, "judge": j} for k, (p, j) in zip(keys, both, strict=True)}, seed),
-    ]
+    results = [share("agrees", name, [_same(judged[k], people[k]) for k in keys])]
+    if len(keys) >= MIN_SHARED:
+        results.append(kappa("kappa", name, both, seed))
+        results.append(alpha("alpha", name, {k: {"people": p, "judge": j} for k, (p, j) in zip(keys, both, strict=True)}, seed))
     return [r for r in results if r is not None]
 
 

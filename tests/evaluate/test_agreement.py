@@ -93,6 +93,8 @@ def test_gold_questions_measure_each_person() -> None:
 
 def test_a_judge_is_compared_on_what_people_decided() -> None:
     people = {"a": 1.0, "b": 0.0, "c": 0.5, "d": 0.75}
-    found = {r.name: r for r in judge_agreement("judge:x", {"a": 0.9, "b": 0.7, "c": 0.9, "d": 0.6, "e": 0.1}, people)}
-    assert (found["agrees"].value, found["agrees"].n) == (pytest.approx(2 / 3), 3)
-    assert found["kappa"].value == 0.0
+    (found,) = judge_agreement("judge:x", {"a": 0.9, "b": 0.7, "c": 0.9, "d": 0.6, "e": 0.1}, people)
+    assert (found.name, found.value, found.n) == ("agrees", pytest.approx(2 / 3), 3)
+    many = {f"{i}": float(i % 2) for i in range(MIN_SHARED)}
+    results = {r.name: r.value for r in judge_agreement("judge:x", {k: 0.3 + 0.4 * p for k, p in many.items()}, many)}
+    assert results == {"agrees": 1.0, "kappa": 1.0, "alpha": 1.0}
