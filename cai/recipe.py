@@ -339,6 +339,7 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_generations: Annotated[int, Meta(ge=2)] = 8
     """Completions of one prompt, which are each other's baseline. `batch_size` × `gradient_accumulation` × processes is a multiple."""
     max_tokens: Positive = 128
+    """Of a completion; and of those that a watch samples from a policy of DPO or KTO."""
     temperature: Rate = 1.0
     rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
     patience: Positive = 5
@@ -453,6 +454,11 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def trained(self) -> ModelSpec:
         """The model that is trained."""
         return self.weights or self.model
+
+    @property
+    def watched(self) -> bool:
+        """Whether a gold reward model looks for over-optimisation while the policy trains."""
+        return self.gold is not None and self.policy.watch.action != "off"
 
     @property
     def hash(self) -> str:

@@ -13,12 +13,12 @@ from cai.ids import split_fraction
 from cai.jsonl import read_records
 from cai.models.base import TextModel
 from cai.pipeline import Context
-from cai.recipe import GOLD, ModelSpec
+from cai.recipe import GOLD, ModelSpec, RewardTerm
 from cai.records import Failure, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.running import OnLog
 from cai.train.terms import Answers, Rewarding, TermScorer, proxy_of
-from cai.train.watch import FRONTIER, Items, Watch
+from cai.train.watch import FRONTIER, Items, Watch, Watching
 from cai.workspace import file_hash
 
 
@@ -26,7 +26,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     """Train the policy on its own samples, from the SFT adapter, by what the recipe rewards and with what it watches."""
     from cai.train.online import train_online
 
-    watched = say_if_unwatched(c)
+    say_if_unwatched(c)
     with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
         try:
             judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
@@ -40,19 +40,17 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 c.run.model("policy"),
                 c.recipe.seed,
                 on_log,
-                load_watch=(lambda rewarding: load_watch(c, rewarding)) if watched else None,
+                load_watch=(lambda rewarding: load_watch(c, rewarding)) if c.recipe.watched else None,
                 warn=c.reporter.warn,
             )
         finally:
             runner.run(c.release_engines())
 
 
-def say_if_unwatched(c: Context) -> bool:
-    """Return whether a gold reward model watches the run's policy; say so where none does."""
-    watched = c.recipe.gold is not None and c.recipe.policy.watch.action != "off"
-    if not watched:
+def say_if_unwatched(c: Context) -> None:
+    """Say so where no gold reward model watches the run's policy."""
+    if not c.recipe.watched:
         c.reporter.say("no gold reward model watches this policy, so over-optimisation would not be seen (see `gold`)", "yellow")
-    return watched
 
 
 def uses(c: Context, term: str) -> bool:
@@ -63,7 +61,7 @@ def uses(c: Context, term: str) -> bool:
 def rewarded_by(c: Context, judge: TextModel | None) -> Any:
     """Return what identifies the run's rewards and its watch, for the fingerprint of a training under them."""
     models = c.recipe.reward.member_names if uses(c, "model") else ()
-    watched = [GOLD] if c.recipe.gold and c.recipe.policy.watch.action != "off" else []
+    watched = [GOLD] if c.recipe.watched else []
     return (
         [file_hash(c.run.model(name)) for name in (*models, *watched)],
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
@@ -88,6 +86,27 @@ def load_rewarding(c: Context, judge: TextModel | None, runner: asyncio.Runner) 
         folders = [c.run.model(name) for name in reward.member_names]
         ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
     return Rewarding(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
+
+
+def watching(c: Context) -> Watching | None:
+    """Return how a policy that trains on pairs is watched: its proxy is the run's reward models, which learned from the same pairs."""
+    if not c.recipe.watched:
+        return None
+    reward = c.recipe.reward
+    folders = [c.run.model(name) for name in reward.member_names]
+    by = (
+        [file_hash(folder) for folder in (*folders, c.run.model(GOLD))],
+        (reward.aggregate, reward.uncertainty_penalty),
+        [p.id for p in watched_prompts(c)],
+    )
+
+    def load() -> Watch:
+        from cai.train.ensemble import load_ensemble
+
+        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty)
+        return load_watch(c, Rewarding((RewardTerm(),), ensemble.score))
+
+    return Watching(load, by, c.recipe.policy.online.max_tokens, c.reporter.warn)
 
 
 def load_watch(c: Context, rewarding: Rewarding) -> Watch:

@@ -175,18 +175,24 @@ def dpo(c: Context) -> dict[str, int]:
     """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
     from cai.train.dpo import train_dpo
 
-    train = list(read(c, "preferences", Preference))
-    sft, out = c.run.model("sft"), c.run.model("policy")
-    return trained(train_dpo(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
+    return train_on_pairs(c, train_dpo)
 
 
 def kto(c: Context) -> dict[str, int]:
     """KTO (arXiv 2402.01306) on the two sides of the same pairs."""
     from cai.train.kto import train_kto
 
-    train = list(read(c, "preferences", Preference))
+    return train_on_pairs(c, train_kto)
+
+
+def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
+    """Train the policy on the run's preferences; watched, where there is a gold reward model."""
+    from cai.rewarding import watching
+
+    preferences = list(read(c, "preferences", Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
-    return trained(train_kto(c.recipe.policy, c.recipe.trained, sft, train, out, c.recipe.seed, training_log(c)), c)
+    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, training_log(c), watching=watching(c))
+    return trained(result, c)
 
 
 def online(c: Context) -> dict[str, int]:
@@ -338,7 +344,7 @@ def policy_settings(recipe: Recipe) -> Any:
     method, scoring = recipe.policy.method, (recipe.reward.aggregate, recipe.reward.uncertainty_penalty)
     if method == "online-dpo":
         return recipe.policy, recipe.pairs, recipe.feedback, recipe.preferences, scoring
-    return recipe.policy, scoring if method in SAMPLING else None, recipe.feedback if method in ONLINE else None
+    return recipe.policy, scoring if method in SAMPLING or recipe.watched else None, recipe.feedback if method in ONLINE else None
 
 
 def policy_reads(recipe: Recipe) -> tuple[str, ...]:
@@ -347,7 +353,8 @@ def policy_reads(recipe: Recipe) -> tuple[str, ...]:
         judges = reward_models(recipe) if recipe.policy.rounds.labels == "reward" else ()
         return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *judges)
     if recipe.policy.method not in SAMPLING:
-        return ("data/preferences.jsonl", "models/sft")
+        looks = ("data/eval_prompts.jsonl", *reward_models(recipe), *gold_model(recipe)) if recipe.watched else ()
+        return ("data/preferences.jsonl", "models/sft", *looks)
     return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
 
 

@@ -18,7 +18,18 @@ from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import dpo_rows
-from cai.train.running import OnLog, finish, float_trained_weights, forget, prepare, quiet_training, train_and_save, training_fingerprint
+from cai.train.running import (
+    OnLog,
+    finish,
+    float_trained_weights,
+    forget,
+    is_first_process,
+    prepare,
+    quiet_training,
+    train_and_save,
+    training_fingerprint,
+)
+from cai.train.watch import Watching, restore_best
 
 
 def train_dpo(
@@ -31,6 +42,7 @@ def train_dpo(
     on_log: OnLog | None = None,
     *,
     reference: Path | None = None,
+    watching: Watching | None = None,
 ) -> TrainResult:
     """Train the policy on preferences, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -45,6 +57,7 @@ def train_dpo(
         seed: decides the order, and a new adapter's initial weights.
         on_log: called after each step, with `rewards/margins`, `rewards/accuracies`, `rewards/chosen`, `rewards/rejected`, `loss`.
         reference: another adapter of the same shape as the reference, for later rounds of online DPO.
+        watching: looks for over-optimisation as it trains; None looks for nothing.
 
     Raises:
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
@@ -62,6 +75,7 @@ def train_dpo(
         encode=lambda tokenizer: dpo_rows(tokenizer, preferences, config.max_length),
         build=dpo_trainer,
         reference=reference,
+        watching=watching,
     )
 
 
@@ -78,11 +92,12 @@ def train_policy(
     encode: Callable[[Any], tuple[list[dict[str, Any]], dict[str, int]]],
     build: Callable[..., Any],
     reference: Path | None = None,
+    watching: Watching | None = None,
 ) -> TrainResult:
     """Train a policy against a reference on rows made from preferences: what `train_dpo` and `train_kto` share.
 
     Args:
-        config: as for `train_dpo`, and so are `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log` and `reference`.
+        config: as for `train_dpo`, and so are `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference` and `watching`.
         name: of the method, for the card.
         encode: from the tokenizer to rows, and how many pairs were left out and why.
         build: makes the trainer, as `dpo_trainer` does.
@@ -92,9 +107,11 @@ def train_policy(
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
     rows, dropped = encode(tokenizer)
-    starts = [model_fingerprint(start)]
+    starts: list[Any] = [model_fingerprint(start)]
     if reference is not None:
         starts.append(model_fingerprint(replace(start, adapter=str(reference))))
+    if watching is not None:
+        starts.append(watching.by)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, starts)
     if (done := finished_result(out, fingerprint)) is not None:
         forget(out)
@@ -102,10 +119,17 @@ def train_policy(
     prepare(out)
     with quiet_training():
         trainer = build(config, start, tokenizer, rows, out, seed, reference)
+        watch = None if watching is None else watching.load()
+    if watching is not None and watch is not None:
+        from cai.train.online_trainers import WatchCallback
+
+        trainer.add_callback(WatchCallback(watch, trainer, out, watching.max_tokens, watching.warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+    chosen = restore_best(watch, out) if watch is not None and is_first_process() else None
     of = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"{name}, reference: {of if reference is None else f'the adapter in {reference.name}'}"
-    write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed))
+    measured = {} if chosen is None else {"chosen by gold reward": f"step {chosen} of {result.steps}"}
+    write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed, measured))
     finish(out, fingerprint, result)
     return result
 

@@ -16,6 +16,7 @@ from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import load_policy, set_reference, train_policy
 from cai.train.encode import kto_rows
 from cai.train.running import OnLog, float_trained_weights
+from cai.train.watch import Watching
 
 
 def train_kto(
@@ -26,12 +27,14 @@ def train_kto(
     out: Path,
     seed: int,
     on_log: OnLog | None = None,
+    *,
+    watching: Watching | None = None,
 ) -> TrainResult:
     """Train the policy on the two sides of preferences, and save it as `train_dpo` does.
 
     Args:
         config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two, and is at least 2.
-        model: as for `train_dpo`, and so are `sft_adapter`, `preferences`, `out` and `seed`.
+        model: as for `train_dpo`, and so are `sft_adapter`, `preferences`, `out`, `seed` and `watching`.
         on_log: called after each step, with `kl`, `rewards/margins`, `rewards/accuracies`, `loss`.
 
     Raises:
@@ -54,6 +57,7 @@ def train_kto(
         name="KTO",
         encode=lambda tokenizer: kto_rows(tokenizer, preferences, config.max_length, seed),
         build=kto_trainer,
+        watching=watching,
     )
 
 

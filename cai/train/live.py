@@ -82,10 +82,17 @@ class LivePolicy:
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        """Evaluation mode for the block: no dropout, no gradient checkpointing."""
-        before = self.model.training
+        """Evaluation mode for the block: no dropout, no gradient checkpointing, and plain rows where training packs pairs."""
+        from cai.train.packing import ATTENTION, backbone_of
+
+        before, backbone = self.model.training, backbone_of(self.model)
+        packed = backbone.config.get_text_config()._attn_implementation == ATTENTION
         self.model.eval()
+        if packed:
+            backbone.set_attn_implementation("sdpa")
         try:
             yield
         finally:
             self.model.train(before)
+            if packed:
+                backbone.set_attn_implementation(ATTENTION)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 from cai.errors import TrainingError
 from cai.jsonl import append_record, read_records, write_records
@@ -130,6 +130,20 @@ class Watch:
     def best_step(self) -> int | None:
         """The observed step with the highest mean gold reward, the earliest of equals; None before the first."""
         return best_step(self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """What a training that samples nothing itself needs in order to be watched."""
+
+    load: Callable[[], Watch]
+    """Gives the watch; called once all else is known to be right, because it loads models."""
+    by: Any
+    """What identifies its reward models and prompts, for the training's fingerprint."""
+    max_tokens: int
+    """Longest response that is sampled for a look."""
+    warn: Callable[[str], None] = lambda text: None
+    """Told what a person should know at once."""
 
 
 def best_step(points: Sequence[WatchPoint]) -> int | None:
