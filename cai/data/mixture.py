@@ -95,8 +95,8 @@ def mix(
         consider(pair.id, _preference(pair, by_pair.get(pair.id), config))
 
     over = _over_limit(kept, config, seed)
-    dropped += [_drop(p.id, "over_limit") for p in over]
-    kept = [p for p in kept if p not in over]
+    dropped += [_drop(p.id, "over_limit") for p in kept if p.id in over]
+    kept = [p for p in kept if p.id not in over]
     gold_prompts = {prompt_key(p.prompt) for p in gold_kept}
     dropped += [_drop(p.id, "in_gold") for p in kept if prompt_key(p.prompt) in gold_prompts]
     kept = [p for p in kept if prompt_key(p.prompt) not in gold_prompts]
@@ -170,21 +170,25 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         principle_ids=principle_ids,
         provenance=replace(provenance, principle_ids=principle_ids),
     )
-    return softened(told_as_a if p_a >= 0.5 else told_as_a.swapped(), _mix_of(told_as_a.source, config))
+    return softened(told_as_a if p_a >= 0.5 else told_as_a.swapped(), _mixes(config).get(_maker(told_as_a.source), config.ai))
 
 
-def _mix_of(source: str, config: PreferencesConfig) -> SourceMix:
-    """Return how a source that isn't human is mixed in."""
-    return {"contrast": config.contrast, "revision": config.revision}.get(source.partition(":")[0], config.ai)
+def _mixes(config: PreferencesConfig) -> dict[str, SourceMix]:
+    return {"ai": config.ai, "revision": config.revision, "contrast": config.contrast}
 
 
-def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int) -> list[Preference]:
-    """Return the preferences that their sources' limits leave out. Human sources were limited when they were loaded."""
-    left_out: list[Preference] = []
-    for mix in (config.ai, config.revision, config.contrast):
-        mine = [p for p in kept if not p.source.startswith("human:") and _mix_of(p.source, config) is mix]
+def _maker(source: str) -> str:
+    """Return what decides how a preference is mixed in: the first word of its source (`ai`, `revision`, `contrast`, `human`)."""
+    return source.partition(":")[0]
+
+
+def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int) -> set[str]:
+    """Return the ids of preferences that their sources' limits leave out. Human sources were limited when they were loaded."""
+    left_out: set[str] = set()
+    for maker, mix in _mixes(config).items():
         if mix.limit is not None:
-            left_out += sorted(mine, key=lambda p: (split_fraction(p.id, f"limit:{seed}"), p.id))[mix.limit :]
+            mine = [p for p in kept if _maker(p.source) == maker]
+            left_out |= {p.id for p in sorted(mine, key=lambda p: (split_fraction(p.id, f"limit:{seed}"), p.id))[mix.limit :]}
     return left_out
 
 

@@ -229,7 +229,7 @@ async def _revisions(responses: Sequence[Response], constitution: Constitution, 
 
 async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench, what: str) -> dict[str, float]:
     """Return the judge's probability that A is better, by pair."""
-    judge = Judge(bench.recipe.feedback, constitution, bench.judge, bench.templates, bench.recipe.seed)
+    judge = Judge(bench.recipe.feedback, constitution, bench.judge, bench.templates, bench.recipe.seed, calibration=bench.calibration)
 
     async def work(pair: ResponsePair) -> Judgment:
         judgment = await judge(pair)

@@ -17,6 +17,7 @@ from cai.console import Reporter
 from cai.critique import respond
 from cai.data.prompts import load_all
 from cai.errors import DataError, RecipeError
+from cai.feedback.calibration import Calibration, calibration_of
 from cai.flow import run_items
 from cai.ids import split_fraction
 from cai.jsonl import read_records
@@ -55,6 +56,8 @@ class Bench:
     templates: Templates
     reporter: Reporter
     failures: list[Failure] = field(default_factory=list)
+    calibration: Calibration | None = None
+    """Of the recipe's judge, for its labels; single principles are asked without it."""
 
     @property
     def calls(self) -> Calls:
@@ -98,7 +101,8 @@ async def open_bench(recipe: Recipe, workspace: Workspace, reporter: Reporter) -
             engine = await open_engine(spec)
             stack.push_async_callback(engine.close)
             models.append(TextModel(engine, store, STAGE, on_reply=reporter.call))
-        yield Bench(recipe, models[0], models[-1], templates, reporter)
+        calibration = calibration_of(recipe.feedback, workspace.root)
+        yield Bench(recipe, models[0], models[-1], templates, reporter, calibration=calibration)
 
 
 def recipe_for(model: str | None, seed: int, run: RunDirectory | None = None, recipe: Path | None = None) -> Recipe:
