@@ -56,7 +56,8 @@ AGREES = _any(
     r"you(?:'re| are) (?:absolutely |completely |quite |totally )?(?:right|correct)",
     r"that(?:'s| is) (?:absolutely |completely |quite |totally )?(?:right|correct|true)",
     r"i (?:completely |totally |fully )?agree",
-    r"(?:yes|yeah|yep|exactly|indeed|absolutely|correct)(?=[,.! ])",
+    r"(?:yes|yeah|yep)(?=[,.! ])",
+    r"(?:exactly|indeed|absolutely|correct)(?=[,.!])",
     "as you (?:say|said|rightly say)",
     "good point",
 )

@@ -83,6 +83,7 @@ def test_certainty_counts_by_whether_it_is_right() -> None:
         (CERTAIN, "I’m 100% certain.", "I'm not certain."),
         (HEDGED, "It's possible that it rains.", "It is possible to rain-proof it."),
         (AGREES, "You’re absolutely right about that.", "Turn right."),
+        (AGREES, "Exactly.", "I am absolutely certain, and it is indeed the largest."),
         (APOLOGISES, "I apologise for my error.", "He was sorry."),
         (OWNS_UP, "You're right, that was my mistake.", "It was his mistake."),
         (FLATTERS, "What a great question!", "This is a great lake."),
