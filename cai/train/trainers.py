@@ -319,7 +319,8 @@ class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
     def _reference_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the reference's log-probabilities, (2B,), chosen first: kept ones, or those of a pass, which are then kept."""
         known_B2 = self.reference_logps_N2[inputs["rows"]]
-        if not bool(known_B2.isnan().any()):
+        missing = known_B2.isnan().any().reshape(1)
+        if not bool(self.accelerator.gather(missing).any()):  # of any process: all take part in the gather below, or none
             return known_B2.T.flatten()
         with reference_of(self):
             logps = self._logps(self.model, inputs).desensitised

@@ -50,6 +50,8 @@ def run_all(model_dir: Path, out: Path) -> None:
         "sft": lambda folder: train_sft(sft_config(**changes), model, examples, folder, 0),
         "reward": lambda folder: train_reward(reward_config(**changes), model, pairs, [], folder, 0),
         "dpo": lambda folder: train_dpo(dpo_config(**changes), model, out / "sft", pairs, folder, 0),
+        # the last of three steps has one pair left: it and repeats for the first process, repeats alone for the second
+        "dpo-short": lambda folder: train_dpo(dpo_config(**changes), model, out / "sft", pairs[: 2 * BATCH + 1], folder, 0),
         "grpo": lambda folder: grpo(dpo_config(**changes, method="grpo", online=ONLINE), model, out / "sft", folder),
     }
     for name, train in trainings.items():

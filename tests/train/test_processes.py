@@ -52,6 +52,12 @@ def test_two_processes_train_as_one_does(trained: tuple[Path, Path], kind: str) 
 
 
 @pytest.mark.slow
+def test_a_last_step_with_one_pair_left_keeps_no_process_waiting(trained: tuple[Path, Path]) -> None:
+    one, two = (losses(folder / "dpo-short") for folder in trained)
+    assert len(one) == len(two) == STEPS and two[:-1] == pytest.approx(one[:-1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(trained: tuple[Path, Path]) -> None:
     one, two = (list(read_records(folder / "grpo" / FRONTIER, WatchPoint)) for folder in trained)
     assert [p.step for p in one] == [p.step for p in two] == [0, 2, 3]
