@@ -157,7 +157,8 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         if verdict != "go" and not self.warned and state.is_world_process_zero:
             self.warned = True
             self.warn(alarm(self.watch, verdict))
-        control.should_training_stop = control.should_training_stop or verdict == "stop"
+        if verdict == "stop":  # without a checkpoint here: a training that went on from it would take one step more
+            control.should_training_stop, control.should_save = True, False
 
     def _observe(self, step: int) -> str:
         policy = LivePolicy(self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class)

@@ -150,6 +150,27 @@ def test_over_optimisation_ends_the_training_and_the_best_weights_become_the_pol
     assert not checkpoint_folder(tmp_path).exists()
 
 
+def test_a_training_killed_after_its_stop_stops_again_at_the_same_step(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(epochs=20.0, beta=0.001, save_steps=2)
+    options: dict[str, Any] = {"action": "stop", "patience": 1, "min_drop": 0.0}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    calm = train(tiny_model_dir, sft, whole, config, load_watch=watching(whole, not_letters, **options))
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as m:
+        m.setattr("cai.train.online.restore_best", killed)
+        with pytest.raises(Killed):
+            train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters, **options))
+    resumed = train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters, **options))
+    assert resumed.steps == calm.steps == resumed.resumed_from + 2 and calm.steps % 2 == 0
+    assert (whole / FRONTIER).read_bytes() == (cut / FRONTIER).read_bytes()
+    assert_same_weights(whole, cut)
+
+
 def test_the_watch_of_a_policy_that_has_not_moved_sees_no_kl(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     trainer = trainer_for(tiny_model_dir, sft, tmp_path, config_of())
     policy = LivePolicy(trainer.model, trainer.processing_class)
