@@ -18,6 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -34,7 +35,7 @@ from cai.pipeline import Context
 from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
 from cai.train.checkpoints import TrainResult
 from cai.train.dpo import train_dpo
-from cai.train.running import OnLog, is_first_process
+from cai.train.running import HISTORY, OnLog, is_first_process
 
 RECORDS = ("pairs.jsonl", "judgments.jsonl", "preferences.jsonl")
 """What a round leaves beside its adapter."""
@@ -47,7 +48,7 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
 
     Args:
         c: the run.
-        on_log: called after each step of every round, with `round` beside what DPO measures; steps count on over the rounds.
+        on_log: called after each step of every round; steps count on over the rounds.
 
     Raises:
         DataError: a round's judgments leave nothing to train on.
@@ -66,14 +67,15 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
                 runner.run(c.release_engines())
             done = sum(result.steps for result in results)
 
-            def log(step: int, total: int, metrics: dict[str, float], number: int = number, done: int = done) -> None:
-                on_log(done + step, done + total, {**metrics, "round": number})
+            def log(step: int, total: int, metrics: dict[str, float], done: int = done) -> None:
+                on_log(done + step, done + total, metrics)
 
             seed = derive_seed(c.recipe.seed, "policy", "round", number)
             reference = sft if config.reference == "sft" and start != sft else None
             results.append(train_dpo(c.recipe.policy, c.recipe.trained, start, preferences, folder, seed, log, reference=reference))
             start = folder
     publish(start, out)
+    write_records(out / HISTORY, rounds_log(out, config.count))
     dropped = sum((Counter(result.dropped) for result in results), Counter[str]())
     return TrainResult(
         sum(result.steps for result in results),
@@ -156,6 +158,16 @@ def publish(source: Path, out: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and file.name not in RECORDS:
             shutil.copyfile(file, out / file.name)
+
+
+def rounds_log(out: Path, count: int) -> list[dict[str, Any]]:
+    """Return what every step of all rounds measured, with its `round`; steps count on over the rounds."""
+    rows: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        done = rows[-1]["step"] if rows else 0
+        found = read_records(out / f"round-{number}" / HISTORY, dict[str, Any])
+        rows += [{**row, "step": done + row["step"], "round": number} for row in found]
+    return rows
 
 
 def remove_rounds(out: Path, beyond: int) -> None:

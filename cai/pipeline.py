@@ -66,8 +66,6 @@ class Context:
     """Hash of what decides the current stage, for records' provenance."""
     models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Training steps of the current stage, for metrics.jsonl."""
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     async def model(self, spec: ModelSpec) -> TextModel:
@@ -273,7 +271,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         context.reporter.say(f"{stage.name:<12} done before, nothing changed", "dim")
         return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
-    context.stage, context.failures, context.metrics = stage.name, [], []
+    context.stage, context.failures = stage.name, []
     context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)

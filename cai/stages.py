@@ -1,12 +1,12 @@
 """The ten stages of a run, in order. Each reads like the paper: take items, await the model, write records.
 
 Stages meet only through files in the run directory, so any one can be run, replaced, inspected or resumed alone. No stage batches:
-that is the model's business. Numbers in brackets are sections of Bai et al. 2022 (arXiv 2212.08073).
+that is the model's business. Those that train are in `cai.training_stages`. Numbers in brackets are sections of Bai et al. 2022 (arXiv
+2212.08073).
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
@@ -24,10 +24,9 @@ from cai.judge_card import measure_judge
 from cai.pairs import contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
-from cai.records import Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
-from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies, train_gold, train_rewards
-from cai.train.team import refuse_processes
-from cai.workspace import replace_stage_rows
+from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
+from cai.training_stages import SHARED_METHODS, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,14 +70,6 @@ async def critique_stage(c: Context) -> dict[str, int]:
     write_records(c.run.data("revision_pairs"), pairs)
     dropped = Counter(f"dropped_{t.dropped}" for t in traces if t.dropped)
     return {"traces": len(traces), "sft_examples": len(sft), "revision_pairs": len(pairs), **dict(sorted(dropped.items()))}
-
-
-def sft_stage(c: Context) -> dict[str, int]:
-    """Fine-tune the model on the revisions, which gives the SL-CAI policy [§3.2]."""
-    from cai.train.sft import train_sft
-
-    examples = list(read(c, "sft", SFTExample))
-    return trained(train_sft(c.recipe.sft, c.recipe.trained, examples, c.run.model("sft"), c.recipe.seed, training_log(c)), c)
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
@@ -139,111 +130,6 @@ def preferences_stage(c: Context) -> dict[str, int]:
         write_records(c.run.data(GOLD), mixture.gold_train)
         write_records(c.run.data(f"{GOLD}_heldout"), mixture.gold_held_out)
     return {k: v for k, v in mixture.counts.items() if v}
-
-
-def reward_stage(c: Context) -> dict[str, int]:
-    """Train the reward models (the preference model of the paper) on soft labels [§4.1], and measure them on held-out rows."""
-    train, held_out = list(read(c, "preferences", Preference)), list(read(c, "preferences_heldout", Preference))
-
-    def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        c.reporter.progress(step, total, f"steps of {member}")
-
-    counts, steps = train_rewards(c.recipe, c.run, train, held_out, on_log)
-    if steps:  # the first process alone has any
-        replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
-    if c.recipe.gold is not None:
-        counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, "the gold reward model"))
-    return counts
-
-
-def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
-    """Train the policy from the SFT adapter by the recipe's method.
-
-    Raises:
-        TrainingError: several processes were started, and the method doesn't share its work among them.
-    """
-    if c.recipe.policy.method not in SHARED_METHODS:
-        refuse_processes(f"policy.method: {c.recipe.policy.method}")
-    if c.recipe.policy.method != "online-dpo":
-        from cai.online_dpo import remove_rounds
-
-        remove_rounds(c.run.model("policy"), beyond=0)
-    return POLICY_METHODS[c.recipe.policy.method](c)
-
-
-def dpo(c: Context) -> dict[str, int]:
-    """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
-    from cai.train.dpo import train_dpo
-
-    return train_on_pairs(c, train_dpo)
-
-
-def kto(c: Context) -> dict[str, int]:
-    """KTO (arXiv 2402.01306) on the two sides of the same pairs."""
-    from cai.train.kto import train_kto
-
-    return train_on_pairs(c, train_kto)
-
-
-def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
-    """Train the policy on the run's preferences; watched, where there is a gold reward model."""
-    from cai.rewarding import watching
-
-    preferences = list(read(c, "preferences", Preference))
-    sft, out = c.run.model("sft"), c.run.model("policy")
-    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, training_log(c), watching=watching(c))
-    return trained(result, c)
-
-
-def online(c: Context) -> dict[str, int]:
-    """GRPO or RLOO: the policy learns from its own samples, by what the recipe rewards; watched, where there is a gold reward model."""
-    from cai.rewarding import train_rewarded
-
-    return trained(train_rewarded(c, training_log(c)), c)
-
-
-def ppo(c: Context) -> dict[str, int]:
-    """PPO on the training prompts against the reward ensemble [§4.2]; watched, where there is a gold reward model."""
-    from cai.rewarding import say_if_unwatched, watched_prompts
-    from cai.train.ppo import train_ppo
-
-    say_if_unwatched(c)
-    result = train_ppo(
-        c.recipe.policy,
-        c.recipe.trained,
-        c.run.model("sft"),
-        [c.run.model(name) for name in c.recipe.reward.member_names],
-        c.recipe.reward,
-        list(read(c, "prompts", Prompt)),
-        c.run.model("policy"),
-        c.recipe.seed,
-        training_log(c),
-        gold=c.run.model(GOLD) if c.recipe.gold else None,
-        watched=watched_prompts(c) if c.recipe.gold else (),
-        warn=c.reporter.warn,
-    )
-    return trained(result, c)
-
-
-def online_dpo(c: Context) -> dict[str, int]:
-    """DPO in rounds, each on pairs that the policy of the round before answered and the judge or the reward models labelled."""
-    from cai.online_dpo import train_rounds
-
-    return {"rounds": c.recipe.policy.rounds.count, **trained(train_rounds(c, training_log(c)), c)}
-
-
-POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]] = {
-    "dpo": dpo,
-    "kto": kto,
-    "online-dpo": online_dpo,
-    "grpo": online,
-    "rloo": online,
-    "ppo": ppo,
-}
-SHARED_METHODS = ("dpo", "ppo", "grpo", "rloo")
-"""Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py, test_ppo.py)."""
-SAMPLING = (*ONLINE, "ppo")
-"""Methods that train on the policy's own samples, scored by the run's reward models."""
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
@@ -337,42 +223,6 @@ def judge_sources(recipe: Recipe) -> list[str]:
 def judge_spec(recipe: Recipe) -> ModelSpec:
     """Return the model that judges: the recipe's judge, or the run's own model."""
     return recipe.feedback.judge or recipe.model
-
-
-def policy_settings(recipe: Recipe) -> Any:
-    """Return what of the recipe decides the policy: its own block, and those of the stages that its method does again."""
-    method, scoring = recipe.policy.method, (recipe.reward.aggregate, recipe.reward.uncertainty_penalty)
-    if method == "online-dpo":
-        return recipe.policy, recipe.pairs, recipe.feedback, recipe.preferences, scoring
-    return recipe.policy, scoring if method in SAMPLING or recipe.watched else None, recipe.feedback if method in ONLINE else None
-
-
-def policy_reads(recipe: Recipe) -> tuple[str, ...]:
-    """Return what the policy is trained on, from the run directory."""
-    if recipe.policy.method == "online-dpo":
-        judges = reward_models(recipe) if recipe.policy.rounds.labels == "reward" else ()
-        return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *judges)
-    if recipe.policy.method not in SAMPLING:
-        looks = ("data/eval_prompts.jsonl", *reward_models(recipe), *gold_model(recipe)) if recipe.watched else ()
-        return ("data/preferences.jsonl", "models/sft", *looks)
-    return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
-
-
-def training_log(c: Context) -> Callable[[int, int, dict[str, float]], None]:
-    """Return a callback that shows training steps and keeps them for metrics.jsonl."""
-
-    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
-        c.reporter.progress(step, total, "steps")
-        c.metrics.append({"stage": c.stage, "step": step, **metrics})
-
-    return on_log
-
-
-def trained(result: Any, c: Context) -> dict[str, int]:
-    """Return a training's counts, and leave its log in metrics.jsonl."""
-    if c.metrics:
-        replace_stage_rows(c.run.metrics, c.stage, c.metrics)
-    return {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
 
 
 STAGES: tuple[Stage, ...] = (

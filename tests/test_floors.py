@@ -16,7 +16,7 @@ FLOORS = {
     3: "data/ feedback/ critique revision_rules pairs",
     4: "train/ evaluate/ memory plan status setup_check",
     5: "report/ studio/ workbench/ evaluation reward_models judge_card exporting auditing diagnosis merging",
-    6: "pipeline rewarding online_dpo stages benching chat annotating calibrating",
+    6: "pipeline rewarding online_dpo training_stages stages benching chat annotating calibrating",
     7: "cli/",
     8: "__main__",
 }

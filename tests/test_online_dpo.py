@@ -20,7 +20,7 @@ from cai.workspace import Workspace
 from tests.test_pipeline import Interrupting
 from tests.test_stages import tiny_workspace
 from tests.train.builders import adapter, examples, model_at, preferences, prompt, reward_config, sft_config
-from tests.workspaces import calls_made, recipe_of, run_data
+from tests.workspaces import calls_made, recipe_of, rows, run_data
 
 ROUNDS = (
     "policy.method=online-dpo",
@@ -86,9 +86,9 @@ def test_a_later_round_has_the_reference_that_the_recipe_says(calm: tuple[Worksp
     other, _ = policy(start, tmp_path / "previous", "policy.rounds.reference=previous")
     first_steps = []
     for w in (workspace, other):
-        rows = [r for r in read_records(w.run("s").metrics, dict[str, Any]) if r["stage"] == "policy"]
-        assert [r["step"] for r in rows] == list(range(1, len(rows) + 1))
-        first_steps.append(next(r for r in rows if r["round"] == 2)["rewards/margins"])
+        steps = [r for r in read_records(w.run("s").metrics, dict[str, Any]) if r["stage"] == "policy"]
+        assert [r["step"] for r in steps] == list(range(1, len(steps) + 1))
+        first_steps.append(next(r for r in steps if r["round"] == 2)["rewards/margins"])
     assert abs(first_steps[0]) > 1e-3 and first_steps[1] == pytest.approx(0.0, abs=1e-5)
     assert "the SFT adapter that it started from" in (other.run("s").model("policy") / "README.md").read_text()
 
@@ -104,6 +104,8 @@ def test_an_interrupted_run_goes_on_and_makes_the_same_policy(calm: tuple[Worksp
     assert calls_made(resumed) < calls_made(calm_run)
     for name in ("round-1/preferences.jsonl", "round-2/pairs.jsonl", "round-2/preferences.jsonl"):
         assert (cut.run("s").model("policy") / name).read_bytes() == (whole.run("s").model("policy") / name).read_bytes()
+    logs = [[(r["round"], r["step"], r["loss"]) for r in rows(w.run("s").metrics) if r["stage"] == "policy"] for w in (cut, whole)]
+    assert logs[0] == logs[1] and {r[0] for r in logs[0]} == {1, 2}, "a round that was finished before is in the log too"
     mine, theirs = (load_file(w.run("s").model("policy") / "adapter_model.safetensors") for w in (cut, whole))
     assert all(torch.equal(t, theirs[name]) for name, t in mine.items())
 
