@@ -123,6 +123,10 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
     policy = _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4)
     if recipe.policy.method in ONLINE:
         policy = _rewarded(recipe, len(train), prompt)
+    elif recipe.policy.method == "ppo":
+        policy = _ppo(recipe, len(train), prompt)
+    elif recipe.policy.method == "kto":  # an example is one side, which runs with its own prompt and with another, under two models
+        policy = _training("policy", recipe.policy, recipe.trained, 2 * preferences, prompt, sampled, 4)
     elif recipe.policy.method == "online-dpo":
         new = recipe.policy.rounds.count * min(len(train), recipe.policy.rounds.prompts or len(train)) * recipe.pairs.per_prompt
         asked = judging("policy", new if recipe.policy.rounds.labels == "judge" else 0, sampled)
@@ -194,6 +198,28 @@ def _rewarded(recipe: Recipe, prompts: int, prompt: float) -> StagePlan:
     bases = 1 + (recipe.gold is not None)
     memory = training.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)
     return replace(training, seconds=2 * training.seconds + sampling.seconds, memory_bytes=round(memory))  # twice: reference and rewards
+
+
+def _ppo(recipe: Recipe, prompts: int, prompt: float) -> StagePlan:
+    """PPO: a step samples responses, asks every role about them, and trains two of the roles on them some times over."""
+    config, ppo = recipe.policy, recipe.policy.ppo
+    episodes = ppo.total_episodes or max(1, int(config.epochs * prompts))
+    per_step = config.batch_size * config.gradient_accumulation * ppo.num_mini_batches
+    steps = math.ceil(episodes / per_step)
+    answer = min(MEAN_FILL * ppo.response_length, config.max_length)
+    once = _training("policy", structs.replace(config, epochs=1.0), recipe.trained, steps * per_step, prompt, answer, 1)
+    sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=ppo.local_rollout_forward_batch_size)
+    sampling = _calls("policy", sampler, steps * per_step, prompt, answer)
+    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
+    if shape is None or once.seconds is None or sampling.seconds is None:
+        return replace(once, train_steps=steps)
+    frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold
+    passes = 2 * ppo.num_ppo_epochs + (2 + frozen) / 3  # policy and value function train; a forward pass alone is a third
+    both = structs.replace(config.lora, rank=2 * config.lora.rank)  # one adapter of twice the rank weighs what two trained ones do
+    tokens = config.batch_size * min(prompt + answer, config.max_length)
+    training = training_bytes(shape, structs.replace(config, lora=both), tokens, 0.0, adapters=1 + math.ceil(frozen / 2))
+    memory = max(training, sampling.memory_bytes or 0)
+    return StagePlan("policy", train_steps=steps, seconds=passes * once.seconds + sampling.seconds, memory_bytes=round(memory))
 
 
 def _reward(recipe: Recipe, preferences: int, prompt: float, answer: float) -> StagePlan:

@@ -10,7 +10,7 @@ from cai.data.prompts import is_hub
 from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
 from cai.feedback.calibration import calibration_of
-from cai.recipe import ModelSpec, Recipe
+from cai.recipe import ONLINE, ModelSpec, Recipe
 from cai.records import Constitution
 from cai.templates import Templates, load_templates
 from cai.workspace import Workspace
@@ -88,6 +88,23 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
     if problem := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
         problems.append(problem)
+    problems += _late_problems(recipe)
     if problems or constitution is None or templates is None:
         raise RecipeError(f"{recipe.name}: {len(problems)} thing(s) to mend before it can run\n" + "\n".join(f"- {p}" for p in problems))
     return constitution, templates, model
+
+
+def _late_problems(recipe: Recipe) -> list[str]:
+    """Return what the stages that train would find wrong with their settings, hours after the start."""
+    policy, reward, problems = recipe.policy, recipe.reward, []
+    if policy.method == "kto" and policy.batch_size < 2:
+        problems.append("policy.batch_size: 1, and KTO pairs the completions of a batch. Make it 2 or more")
+    longest = {"ppo": ("ppo.response_length", policy.ppo.response_length)}
+    longest |= dict.fromkeys(ONLINE, ("online.max_tokens", policy.online.max_tokens))
+    if policy.method in longest:
+        key, tokens = longest[policy.method]
+        if tokens >= policy.max_length:
+            problems.append(f"policy.{key}: {tokens} tokens leave a prompt no room in policy.max_length ({policy.max_length}). Raise that")
+    if reward.members < 2 and reward.slices in ("folds", "parts"):
+        problems.append(f"reward.slices: {reward.slices} needs at least 2 members, found {reward.members}. Raise reward.members")
+    return problems

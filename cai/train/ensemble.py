@@ -5,7 +5,8 @@ A single reward model is an ensemble of one. Members are the folders that `cai.t
 A Bradley–Terry score is known up to a constant, and each member has its own. Without taking it off, the minimum over members would be
 the member with the lowest constant rather than the most doubtful one, and their standard deviation would be that of the constants. The
 centring term of the loss (arXiv 2312.09244, §2) only pulls them towards 0. So each member's scores are counted from its mean over the
-responses of some training pairs, the same pairs for all. Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4.
+responses of some training pairs, the same pairs for all. Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4, but that `uncertainty`
+takes off standard deviations, which are in the unit of the scores, where the paper takes off variances.
 """
 
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ def load_ensemble(
 
     Args:
         folders: what `train_reward` wrote, one per member; at least one.
-        base: how to load the base model; None takes the path that the first adapter names, in bfloat16.
+        base: how to load the base model; None takes the path that the first adapter names, with the defaults of a recipe.
         aggregate: how members' scores become one.
         penalty: of `uncertainty`.
 
