@@ -20,7 +20,7 @@ from statistics import fmean
 from msgspec import to_builtins
 from msgspec.structs import replace
 
-from cai.data.filters import split_by_prompt
+from cai.data.filters import prompt_key, split_by_prompt
 from cai.data.human import load_pairs
 from cai.errors import RecipeError
 from cai.ids import split_fraction
@@ -89,7 +89,9 @@ def deal(given: argparse.Namespace) -> tuple[list[Preference], list[Preference],
                 f"{given.pairs}: {len(ordered)} pairs for {name} (of {len(pairs)}, {len(short)} have prompts of at most {room} tokens), "
                 f"and --{name}-pairs {wanted} leaves fewer than 20 to test on"
             )
-        dealt += [ordered[:wanted], ordered[wanted : wanted + given.test_pairs]]
+        trained_on = {prompt_key(p.prompt) for p in ordered[:wanted]}
+        others = [p for p in ordered[wanted:] if prompt_key(p.prompt) not in trained_on]
+        dealt += [ordered[:wanted], others[: given.test_pairs]]
     prompts = list({p.prompt.id: p.prompt for p in watched}.values())
     prompts = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{given.seed}"), p.id))[: given.watched]
     return dealt[0], dealt[1], dealt[2], dealt[3], sorted(prompts, key=lambda p: p.id)
