@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.constitution.load import load_constitution
-from cai.data.human import load_pairs
+from cai.data.human import limited, load_pairs
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import Answers, audit_model
@@ -21,7 +21,7 @@ from cai.evaluate.audit.finding import compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
 from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
-from cai.evaluate.judge_bench import LabelledPair, labelled_pairs
+from cai.evaluate.judge_bench import LabelledPair, labelled_pairs, unseen_by
 from cai.evaluate.policies import AGAINST
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
@@ -206,19 +206,19 @@ async def audit_judge(
 ) -> list[AuditFinding]:
     """Audit the run's judge on its human-labelled pairs: its taste for length and for what sounds like itself, beside people's.
 
-    The verdicts are those that measured the judge in the run, so they come from the call store; only likelihoods are new.
+    The verdicts are those that measured the judge in the run, so they come from the call store; only likelihoods are new. As there, a
+    calibrated judge is not looked at on the pairs that it was fitted on.
     """
     config = recipe.feedback
     if config.bench_pairs is None:
         return []
-    pairs = load_pairs(root / config.bench_pairs, limit=config.bench_limit, seed=recipe.seed).preferences
-    labelled = labelled_pairs(pairs, recipe.seed)
+    calibration = calibration_of(config, root)
+    unseen = unseen_by(calibration, load_pairs(root / config.bench_pairs).preferences)
+    labelled = labelled_pairs(limited(unseen, config.bench_limit, recipe.seed), recipe.seed)
     engine = await open_engine(config.judge or recipe.model)
     try:
         model = TextModel(engine, store, "audit")
-        judge = Judge(
-            config, load_constitution(root / recipe.constitution), model, templates, recipe.seed, calibration=calibration_of(config, root)
-        )
+        judge = Judge(config, load_constitution(root / recipe.constitution), model, templates, recipe.seed, calibration=calibration)
 
         async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
             judgment = await judge(item.pair)

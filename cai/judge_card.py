@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from cai.console import Reporter
-from cai.data.filters import texts_key
 from cai.data.human import limited, load_pairs
-from cai.evaluate.judge_bench import JudgeBench, judge_bench
+from cai.evaluate.judge_bench import JudgeBench, judge_bench, unseen_by
 from cai.feedback.calibration import Calibration
 from cai.feedback.judge import Judge
 from cai.jsonl import write_records
@@ -27,8 +26,7 @@ async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, rep
         write_records(out, [])
         return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol), calibration=judge.calibration_hash)
     loaded = load_pairs(root / config.bench_pairs).preferences
-    fitted_on = frozenset(calibration.fitted_on if calibration else ())
-    unseen = [p for p in loaded if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
+    unseen = unseen_by(calibration, loaded)
     if not unseen:
         write_records(out, [])
         note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)

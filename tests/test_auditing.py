@@ -6,18 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from cai.auditing import audit_files, audit_run, diagnose_model
+from cai.auditing import audit_files, audit_judge, audit_run, diagnose_model
 from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.constitution.load import load_constitution
+from cai.data.filters import texts_key
+from cai.data.human import load_pairs
 from cai.diagnosis import ADVICE, diagnose
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes, question_count
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
 from cai.evaluate.audit.probes import load_probes
+from cai.feedback.calibration import Calibration, write_calibration
 from cai.jsonl import read_records, write_records
-from cai.models.base import CompleteRequest, Completion, Reply, Request, TextModel
+from cai.models.base import CompleteRequest, Completion, Reply, Request, ScoreRequest, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import Recipe
 from cai.records import AuditFinding, Message, Prompt, Sample
@@ -90,6 +93,33 @@ def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: 
     assert "over_refusal" in sft and len([f for f in findings if f.subject == "sft" and f.check == "over_refusal"]) == 1
     assert {"picks_the_longer", "picks_what_sounds_like_itself"} == by_check(findings, "judge").keys()
     assert audit_run(run, 5, (), Reporter()) == findings and len(calls) == asked
+
+
+def test_a_calibrated_judge_is_not_audited_on_what_it_was_fitted_on(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(shared, "feedback.calibration=runs/c.json", "feedback.bench_limit=400")
+    pairs = load_pairs(shared.root / str(recipe.feedback.bench_pairs)).preferences
+    unseen, fitted = pairs[:25], tuple(texts_key(p.prompt, p.chosen, p.rejected) for p in pairs[25:])
+    config = recipe.feedback
+    write_calibration(
+        shared.root / "runs" / "c.json",
+        Calibration(config.protocol, config.principles, config.per_label, "scripted:scripted", "", 1.0, fitted_on=fitted),
+    )
+    templates = load_templates(shared.root / recipe.templates)
+    shown: list[ScoreRequest] = []
+
+    def watched(request: Request) -> Reply:
+        if isinstance(request, ScoreRequest):
+            shown.append(request)
+        return default_script(request)
+
+    script(monkeypatch, watched)
+
+    async def audit() -> None:
+        with CallStore(shared.root / "runs" / "fresh.sqlite") as store:
+            await audit_judge(recipe, shared.root, store, templates, [], Reporter())
+
+    asyncio.run(audit())
+    assert {r.text for r in shown} == {text for p in unseen for text in (p.chosen, p.rejected)}
 
 
 def planted(change: Callable[[str], str]) -> Callable[[Request], Reply]:

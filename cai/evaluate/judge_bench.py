@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from cai.data.filters import texts_key
 from cai.errors import DataError
 from cai.evaluate.intervals import paired_bootstrap, wilson
 from cai.feedback.calibration import Calibration
@@ -183,6 +184,12 @@ def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) 
     mean_p = sum(p if item.a_is_better else 1 - p for item, p in zip(labelled, p_a, strict=True)) / n if n else 0.0
     accuracy = sum(right) / n if n else 0.0
     return ProtocolResult(name, accuracy, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
+
+
+def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
+    """Return the labelled pairs that a calibration was not fitted on: the others say nothing about the judge."""
+    fitted_on = frozenset(calibration.fitted_on if calibration else ())
+    return [p for p in pairs if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
 
 
 def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:
