@@ -16,12 +16,13 @@ from cai.data.filters import prompt_key
 from cai.data.pooling import consensus
 from cai.errors import DataError
 from cai.evaluate.agreement import judge_agreement
-from cai.evaluate.calibrate import Labelled, fit_calibration
+from cai.evaluate.calibrate import Labelled, check_enough, fit_calibration
 from cai.feedback.calibration import Calibration, length_difference, write_calibration
 from cai.feedback.judge import Judge
 from cai.feedback.opinions import probability
 from cai.flow import run_items
 from cai.ids import split_fraction
+from cai.jsonl import refuse_overwriting
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
@@ -75,12 +76,14 @@ def calibrate_judge(
     Raises:
         CaiError: files, constitution or model can't be read, or there are too few labels.
     """
+    refuse_overwriting(out, files)
     names = chosen_protocols(protocol)
     if len(names) != 1:
         raise DataError(f"--protocol {protocol}: expected one protocol to calibrate")
     labels, failures, _ = read_label_files(files, format)
     if failures:
         reporter.warn(f"{len(failures)} rows can't be used, the first: {failures[0].item_id}: {failures[0].reason}")
+    check_enough([prompt_key(label.pair.prompt) for label in decided(labels, limit, seed).values()])
     (asked,) = ask_judges(labels, names, model, constitution, config, limit, seed, reporter)
     if asked.failed:
         reporter.warn(f"{asked.failed} pairs could not be judged and are left out")
@@ -128,6 +131,14 @@ def judges_beside_people(
     return results
 
 
+def decided(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> dict[str, HumanLabel]:
+    """Return the pairs of which people prefer one side, at most `limit` of them, chosen by hash. Raises `DataError` where there is none."""
+    people = {key: label for key, label in consensus(labels).items() if label.p_a != 0.5}
+    if not people:
+        raise DataError(f"{len(labels)} labels, and no pair of which people prefer one side")
+    return {k: people[k] for k in sorted(people, key=lambda k: split_fraction(k, f"limit:{seed}"))[:limit]}
+
+
 def ask_judges(
     labels: Sequence[HumanLabel],
     protocols: Sequence[ProtocolName],
@@ -144,10 +155,7 @@ def ask_judges(
         DataError: people decided no pair.
         CaiError: the constitution or the model can't be read.
     """
-    people = {key: label for key, label in consensus(labels).items() if label.p_a != 0.5}
-    if not people:
-        raise DataError(f"{len(labels)} labels, and no pair of which people prefer one side")
-    keys = sorted(people, key=lambda k: split_fraction(k, f"limit:{seed}"))[:limit]
+    people = decided(labels, limit, seed)
     workspace = find_workspace(constitution.parent)
     principles = load_constitution(constitution)
     defaults = Recipe(name="calibrate")
@@ -160,7 +168,7 @@ def ask_judges(
             try:
                 for name in protocols:
                     judge = Judge(replace(config, protocol=name), principles, TextModel(engine, store, "calibrate"), templates, seed)
-                    pairs, failed = await _ask({k: people[k] for k in keys}, judge, defaults.window, reporter)
+                    pairs, failed = await _ask(people, judge, defaults.window, reporter)
                     found.append(Asked(name, engine.fingerprint, principles.hash, tuple(pairs), failed))
             finally:
                 await engine.close()

@@ -94,6 +94,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_overwriting(out: Path | None, inputs: Iterable[Path]) -> None:
+    """Refuse to write over a file that is to be read: what people wrote can't be made again from what is made of it.
+
+    Raises:
+        DataError: `out` is one of the inputs, by whatever name.
+    """
+    if out is not None and any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise DataError(f"{out}: is to be read and would be written over. Name another file to write.")
+
+
 def write_records(path: Path, records: Iterable[Any]) -> int:
     """Write records to a JSONL file that appears whole or not at all; return how many.
 

@@ -63,14 +63,9 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
         seed: of the folds and the bootstrap.
 
     Raises:
-        DataError: there are fewer than `MIN_PAIRS`, or too few prompts for the folds.
+        DataError: see `check_enough`.
     """
-    prompts = {p.prompt_key for p in pairs}
-    if len(pairs) < MIN_PAIRS or len(prompts) < 2 * FOLDS:
-        raise DataError(
-            f"{len(pairs)} labelled pairs of {len(prompts)} prompts; calibrating needs at least {MIN_PAIRS} of {2 * FOLDS}. "
-            "A few hundred give a useful answer: `cai human queue` says which to label next."
-        )
+    check_enough([p.prompt_key for p in pairs])
     names = sorted({name for p in pairs for name in p.by_principle})
     columns = _columns(pairs, names, use_length)
     people = [p.people for p in pairs]
@@ -88,6 +83,23 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
     length = weights[-1] if use_length else 0.0
     method = "temperature" if chosen is None else f"principles, prior variance {chosen:g}"
     return Fitted(weights[0], by_principle, length, method, measured, _warnings(weights[0], measured))
+
+
+def check_enough(prompt_keys: Sequence[str]) -> None:
+    """Refuse too few pairs, or too few prompts for the folds. Ask before the judge is asked: its answers cost.
+
+    Args:
+        prompt_keys: each labelled pair's.
+
+    Raises:
+        DataError: there are fewer than `MIN_PAIRS`, or fewer prompts than two per fold.
+    """
+    prompts = len(set(prompt_keys))
+    if len(prompt_keys) < MIN_PAIRS or prompts < 2 * FOLDS:
+        raise DataError(
+            f"{len(prompt_keys)} labelled pairs of {prompts} prompts; calibrating needs at least {MIN_PAIRS} pairs, of at least "
+            f"{2 * FOLDS} prompts. A few hundred give a useful answer: `cai human queue` says which to label next."
+        )
 
 
 def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) -> list[list[float]]:
