@@ -11,9 +11,9 @@ from cai.data.human import LoadedLabels, PairFormat, load_labels, load_pairs, lo
 from cai.data.pooling import consensus, pair_key
 from cai.data.queue import Queued, choose_pairs
 from cai.data.rows import source_files
-from cai.errors import DataError
+from cai.errors import DataError, RecipeError
 from cai.evaluate.agreement import gold_accuracy, group_agreement, people_agreement
-from cai.jsonl import read_records, write_records
+from cai.jsonl import read_records, refuse_overwriting, write_records
 from cai.recipe import Pooling, load_recipe
 from cai.records import EvalResult, Failure, HumanLabel, Judgment, Preference, Prompt, PromptKind, ResponsePair, ScoredPair
 from cai.workspace import RunDirectory, find_run
@@ -52,9 +52,10 @@ def import_labels(
         columns: our name of a column to theirs.
 
     Raises:
-        DataError: listing every file that can't be read.
+        DataError: listing every file that can't be read; or `out` is one of them.
         StoreError: `out` can't be written.
     """
+    refuse_overwriting(out, files)
     labels, failures, loaded = read_label_files(files, format, kind, columns)
     write_records(out, labels)
     rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
@@ -108,9 +109,10 @@ def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoo
         How many, and the files written.
 
     Raises:
-        DataError: there is nothing to write.
+        DataError: there is nothing to write, or `out` is what is read.
     """
     if format == "preferences":
+        refuse_overwriting(out, [Path(what)])
         pairs = load_pairs(Path(what), pooling=pooling, smoothing=smoothing).preferences
         return write_records(out, pairs), (str(out),)
     tasks = label_tasks(_pairs_of(what))
@@ -124,10 +126,13 @@ def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
     if Path(what).is_file():
         labels, _, _ = read_label_files([Path(what)])
         return [(label.pair.prompt, label.pair.response_a, label.pair.response_b) for label in labels]
-    run = find_run(what)
+    try:
+        run = find_run(what)
+    except (DataError, RecipeError) as e:
+        raise DataError(f"{what}: no such file, and no run either ({e})") from e
     paths = [run.data(name) for name in PREFERENCES if run.data(name).exists()]
     if not paths:
-        raise DataError(f"{what}: neither a file of labels nor a run that has preferences. `cai run RECIPE` makes them.")
+        raise DataError(f"{what}: the run has no preferences yet. `cai run RECIPE` makes them.")
     return [(p.prompt, p.chosen, p.rejected) for path in paths for p in read_records(path, Preference)]
 
 
@@ -173,6 +178,7 @@ def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | 
     """
     recipe = load_recipe(run.path / "recipe.yaml")
     files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]
+    refuse_overwriting(out, files)
     people = consensus(read_label_files(files)[0]) if files else {}
     candidates = {"uncertainty": _uncertain, "disagreement": _disputed, "conflict": _conflicting}[by](run, people)
     chosen = choose_pairs(candidates, n, frozenset() if by == "conflict" else frozenset(people))

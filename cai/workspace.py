@@ -140,10 +140,15 @@ def find_run(name: str) -> RunDirectory:
 
     Raises:
         RecipeError: the name is unsafe, or there is no workspace.
+        DataError: no run of that name was started.
     """
     path = Path(name)
     around = path.parent if path.parent.name == "runs" and path.parent.is_dir() else Path.cwd()
-    return find_workspace(around).run(path.name)
+    run = find_workspace(around).run(path.name)
+    if not any((run.path / name).is_file() for name in ("recipe.yaml", "manifest.json")):
+        known = sorted({p.parent.name for p in run.path.parent.glob("*/recipe.yaml")})
+        raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
+    return run
 
 
 def shipped_workspace() -> Path:

@@ -51,9 +51,14 @@ def test_a_run_is_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.
     init_workspace(tmp_path / "w")
     init_workspace(tmp_path / "other")
     monkeypatch.chdir(tmp_path / "w")
+    for root in ("w", "other"):
+        (tmp_path / root / "runs" / "first").mkdir()
+        (tmp_path / root / "runs" / "first" / "recipe.yaml").touch()
     for name in ("first", "runs/first", "./runs/first", "runs/first/", str(tmp_path / "w" / "runs" / "first")):
         assert find_run(name) == RunDirectory(tmp_path / "w" / "runs" / "first")
     assert find_run("../other/runs/first").path == tmp_path / "other" / "runs" / "first"
+    with pytest.raises(DataError, match=r"frist: no such run\. There are: first"):
+        find_run("frist")
 
 
 def test_a_folder_s_hash_changes_with_names_and_contents(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def audit(
         print_json({"findings": findings})
         return
     show(findings, Console())
+    if not findings:
+        typer.echo(f"nothing to audit in {directory.path} yet: no labels, judgments, answers or reward models, and no model was asked")
+        return
     typer.echo(f"all findings with examples: {directory.data('audit')}; in the report after: cai report {run_name}")
 
 

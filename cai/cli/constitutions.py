@@ -88,9 +88,10 @@ def import_(
     from cai.console import RichReporter
     from cai.constitution.importers import dump_yaml, import_constitution
     from cai.constitution.proposals import Review, dump_review, import_document, is_document
-    from cai.jsonl import write_text
+    from cai.jsonl import refuse_overwriting, write_text
     from cai.workbench.wordings import word_document
 
+    refuse_overwriting(out, files)
     if not is_document(files):
         imported: Constitution | Review = import_constitution(files)
     elif model is None:

@@ -108,7 +108,11 @@ def agreement(
     if json:
         print_json({"labels": len(labels), "unnamed": unnamed, "rejected": len(failures), "results": results})
         return
-    show_results(results, f"{len(labels)} labels, {len(failures)} rows not usable")
+    counted = f"{len(labels)} labels, {len(failures)} rows not usable"
+    if results:
+        show_results(results, counted)
+    else:
+        typer.echo(f"{counted}: nothing to compare; name a judge with --protocol, or pairs with known answers with --gold")
     if unnamed:
         errors.print(plain(f"{unnamed} labels have no annotator: they say nothing about how far people agree with each other.", "yellow"))
 
@@ -158,7 +162,7 @@ def show_results(results: "Sequence[EvalResult]", title: str) -> None:
 
 
 def _people(count: int) -> str:
-    return f"{count} people" if count != 1 else "one person" if count else "nobody with a name"
+    return f"{count} people" if count > 1 else "one person" if count else "nobody with a name"
 
 
 def _columns(given: list[str] | None) -> dict[str, str]:

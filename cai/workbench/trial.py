@@ -9,7 +9,7 @@ import msgspec
 
 from cai.console import Reporter
 from cai.critique import critique_and_revise, principles_in_turn, respond, revision_pair
-from cai.errors import ConstitutionError
+from cai.errors import ConstitutionError, DataError
 from cai.feedback.judge import Judge
 from cai.ids import content_hash
 from cai.records import Constitution, Judgment, Message, Principle, Prompt, PromptKind, RevisionTrace
@@ -126,8 +126,10 @@ def try_prompt(
         seed: of sampling and of the draw, where there is no recipe.
 
     Raises:
-        CaiError: the model can't be loaded or gave no usable answer; no principle applies.
+        CaiError: the prompt is empty; the model can't be loaded or gave no usable answer; no principle applies.
     """
+    if not text.strip():
+        raise DataError("--prompt is empty; give it the text that a user would write")
     settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
 
     async def go() -> tuple[Step, ...]:

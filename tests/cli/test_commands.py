@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cai.cli import main
-from cai.models.base import Completion
+from cai.models.base import Completion, Reply, Request
 from cai.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
@@ -278,7 +278,45 @@ def test_audit_and_diagnose_print_findings_and_advice(tmp_path: Path, call: Call
     assert "over-refusal" in {f["group"] for s in diagnosis["suspicions"] for f in s["findings"]}
     assert call(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3") == 0
     assert "Found: It refuses what is fine." in call.out and "stages: sft, critique, preferences" in call.out
-    assert call(workspace.root, "audit", "nowhere") == 2 and "nothing has run yet" in call.told
+    assert call(workspace.root, "audit", "nowhere") == 2 and "no such run. There are: s" in call.told
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("report", "typo"),
+        ("status", "typo"),
+        ("label", "typo"),
+        ("export", "typo"),
+        ("audit", "typo"),
+        ("human", "queue", "typo"),
+        ("constitution", "guidelines", CONSTITUTION, "--examples", "typo"),
+        ("constitution", "diff", CONSTITUTION, CONSTITUTION, "--against-run", "typo"),
+    ],
+)
+def test_a_run_that_does_not_exist_is_not_made(shared: Workspace, call: Called, args: tuple[str, ...]) -> None:
+    assert call(shared.root, *args) == 2
+    assert "no such run. There are: s" in call.told and not (shared.root / "runs" / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("human", "import", "{}", "-o", "{}"),
+        ("human", "export", "{}", "-o", "{}", "--format", "preferences"),
+        ("judge", "calibrate", "--pairs", "{}", "-o", "{}", "--model", "scripted"),
+        ("constitution", "import", "{}", "-o", "{}"),
+        ("human", "queue", "s", "--by", "conflict", "--labels", "{}", "-o", "{}"),
+    ],
+)
+def test_what_people_wrote_is_never_written_over(shared: Workspace, tmp_path: Path, call: Called, args: tuple[str, ...]) -> None:
+    written = write_labels(tmp_path)
+    if args[0] == "constitution":
+        written = tmp_path / "values.md"
+        written.write_text("The assistant should be honest.\n")
+    before = written.read_bytes()
+    assert call(shared.root, *(a.replace("{}", str(written)) for a in args)) == 2
+    assert "would be written over" in call.told and written.read_bytes() == before
 
 
 def test_constitutions_are_linted_shown_and_imported(shared: Workspace, call: Called, tmp_path: Path) -> None:
@@ -341,6 +379,11 @@ def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None
     assert call.json(shared.root, *recipe)["response"] == call.json(shared.root, *arguments)["response"], "the recipe's model is the same"
     assert call(shared.root, *arguments, "--principle", "nothing") == 2 and "no principle nothing; it has:" in call.told
     assert call(shared.root, *arguments, "--protocol", "vibes") == 2 and "expected pairwise," in call.told
+
+
+def test_an_empty_prompt_is_not_tried(shared: Workspace, call: Called) -> None:
+    assert call(shared.root, "constitution", "try", CONSTITUTION, "--prompt", " ", "--model", "scripted") == 2
+    assert "--prompt is empty" in call.told
 
 
 def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Called) -> None:
@@ -451,6 +494,9 @@ def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
     given = ("human", "export", "labels.jsonl", "-o", "soft.jsonl", "--format", "preferences", "--smoothing", "1")
     assert call.json(tmp_path, *given)["count"] == 30  # the others are even
     assert {r["p_chosen"] for r in rows(tmp_path / "soft.jsonl")} == {0.75}
+    (tmp_path / "unnamed.jsonl").write_text(json.dumps({k: v for k, v in LABELS[0].items() if k != "annotator"}) + "\n")
+    assert call(tmp_path, "human", "import", "unnamed.jsonl", "-o", "u.jsonl") == 0 and "by nobody with a name" in call.out
+    assert call(tmp_path, "human", "agreement", "u.jsonl") == 0 and "nothing to compare" in call.out
     assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "x.jsonl", "--column", "choice") == 2
     assert "--column choice: expected OURS=THEIRS" in call.told
 
@@ -467,6 +513,17 @@ def test_agreement_of_people_groups_gold_and_judge(shared: Workspace, tmp_path: 
     assert found["gold_accuracy", "eve"]["value"] == 1.0 and found["agrees", "judge:pointwise"]["n"] == 30
     assert any(model.startswith("judge:pointwise/") for _, model in found)
     assert all(r["low"] <= r["value"] <= r["high"] for r in found.values())
+
+
+def test_a_judge_is_not_asked_where_labels_are_too_few(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unasked(request: Request) -> Reply:
+        raise AssertionError("nothing may be asked")
+
+    script(monkeypatch, unasked)
+    workspace = make_workspace(tmp_path / "w")
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LABELS[:20]))
+    assert call(workspace.root, "judge", "calibrate", "--pairs", str(tmp_path / "few.jsonl"), "--model", "scripted", "-o", "c.json") == 2
+    assert "needs at least 40 pairs, of at least 10 prompts" in call.told
 
 
 def test_a_judge_is_calibrated_and_a_run_uses_it(tmp_path: Path, call: Called) -> None:
