@@ -237,8 +237,8 @@ class PairTrainSpec(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=
     """What trainings on pairs share."""
 
     share_prompt: Literal["auto", "always", "never"] = "auto"
-    """Run the prompt of a pair once for both sides, and no padding. The loss is the same up to rounding. `auto`: on a CPU, where it was
-    measured to be faster, and where the model is seen to honour it."""
+    """Run the prompt of a pair once for both sides, and no padding. The loss is the same up to rounding. `auto`: on a CPU, where
+    the model is seen to honour it; a GPU pads, because nothing was measured there."""
 
 
 class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
