@@ -41,12 +41,13 @@ AUDIT = "audit"
 """The run's file of findings: `data/audit.jsonl`."""
 
 
-def audit_files(run: RunDirectory, recipe: Recipe) -> list[AuditFinding]:
+def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = None) -> list[AuditFinding]:
     """Audit what a run's files hold, asking no model but its reward models. What isn't there is left out.
 
     Args:
         run: its directory.
         recipe: its recipe: the seed, and how the reward ensemble's members become one.
+        reporter: shows progress.
 
     Raises:
         DataError: a file can't be read.
@@ -68,13 +69,13 @@ def audit_files(run: RunDirectory, recipe: Recipe) -> list[AuditFinding]:
     folders = sorted(f for f in (run.path / "models").glob("reward-*") if (f / "adapter_config.json").exists())
     if len(answers) > 1 and folders:
         in_scores = judge_level(length_in_scores(samples), "reward-0", seed)
-        for subject, score in reward_scores(folders, recipe.reward):
+        for subject, score in reward_scores(folders, recipe.reward, reporter):
             first = [in_scores] if subject == "reward-0" else []
             findings += settle([*first, *probe_reward(score, answers, subject, seed)])
     return findings
 
 
-def reward_scores(folders: Sequence[Path], config: RewardConfig) -> list[tuple[str, Score]]:
+def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Reporter | None = None) -> list[tuple[str, Score]]:
     """Return each reward model by its folder's name, and, where there are several, `reward` for the ensemble of them all.
 
     What all members said of an answer is remembered, so that looking at each alone costs nothing more.
@@ -82,6 +83,7 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig) -> list[tuple[s
     Args:
         folders: what `train_reward` wrote, one per member.
         config: how members' scores become one.
+        reporter: shows progress.
 
     Raises:
         ModelError: one can't be loaded.
@@ -95,6 +97,8 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig) -> list[tuple[s
         keys = [(tuple(messages), text) for messages, text in items]
         new = [k for k in dict.fromkeys(keys) if k not in known]
         known.update(zip(new, ensemble.score(new) if new else (), strict=True))
+        if reporter is not None and new:
+            reporter.progress(len(known), None, "answers and rewrites of them scored")
         return [known[k] for k in keys]
 
     def member(index: int) -> Score:
@@ -138,7 +142,7 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
     with reporter.stage("audit"), run.locked():
         findings = asyncio.run(ask())
         asked = {(f.subject, f.check) for f in findings}
-        findings += [f for f in audit_files(run, recipe) if (f.subject, f.check) not in asked]
+        findings += [f for f in audit_files(run, recipe, reporter) if (f.subject, f.check) not in asked]
         write_records(run.data(AUDIT), findings)
     _warn(failures, reporter)
     return findings

@@ -64,7 +64,7 @@ def train_rewards(
     write_records(run.data("reward_measures"), measure_scores([p for p in scored if p.held_out], config.member_names))
     dropped = sum((Counter(r.dropped) for r in results.values()), Counter[str]())
     counts = {
-        "members": len(results),
+        **({"members": len(results)} if len(results) > 1 else {}),
         "examples": sum(r.examples for r in results.values()),
         "steps": sum(r.steps for r in results.values()),
         **{f"dropped_{k}": v for k, v in sorted(dropped.items())},

@@ -158,7 +158,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
     write_records(c.run.data("samples"), measured.samples)
-    findings = audit_files(c.run, c.recipe)
+    findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
     return {"prompts": len(prompts), "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
