@@ -16,7 +16,7 @@ def policy_plan(*overrides: str) -> StagePlan:
 
 def test_steps_are_counted_in_completions() -> None:
     two_epochs = policy_plan("policy.method=grpo", "policy.epochs=2.0", "policy.online.num_generations=4")
-    assert two_epochs.train_steps == 48 * 2 * 4 / 8, "48 prompts, four completions each, eight a step"
+    assert two_epochs.train_steps == 32 * 2 * 4 / 8, "32 prompts, four completions each, eight a step"
     longer = policy_plan("policy.method=grpo", "policy.epochs=2.0", "policy.online={num_generations: 4, max_tokens: 256}")
     assert longer.train_steps == two_epochs.train_steps
     assert longer.seconds is not None and two_epochs.seconds is not None and longer.seconds > two_epochs.seconds
