@@ -1,4 +1,4 @@
-"""Several people's labels of one pair into one soft preference (docs/decisions/0008).
+"""Several people's labels of one pair into one soft preference (docs/decisions/0012).
 
 A person counts once for a pair, with their last answer. Only labels with a name are pooled; a pair stays one example of weight 1 however
 many people looked at it.
