@@ -327,8 +327,9 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """One thing that a policy is rewarded for while it samples; the terms are weighted and added up."""
 
     term: Literal["model", "constitution", "length", "refusal"] = "model"
-    """`model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles. `length`: minus the
-    words above `words`, as a share of `words`. `refusal`: −1 for refusing a prompt that isn't harmful."""
+    """`model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles, uncalibrated (a
+    calibration is of pairs). `length`: minus the words above `words`, as a share of `words`. `refusal`: −1 for refusing a prompt that
+    isn't harmful."""
     weight: float = 1.0
     words: Positive = 150
 
@@ -457,8 +458,8 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def watched(self) -> bool:
-        """Whether a gold reward model looks for over-optimisation while the policy trains."""
-        return self.gold is not None and self.policy.watch.action != "off"
+        """Whether a gold reward model looks for over-optimisation while the policy trains. The rounds of online DPO have no watch."""
+        return self.gold is not None and self.policy.watch.action != "off" and self.policy.method != "online-dpo"
 
     @property
     def hash(self) -> str:

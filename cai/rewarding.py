@@ -50,7 +50,8 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
 def say_if_unwatched(c: Context) -> None:
     """Say so where no gold reward model watches the run's policy."""
     if not c.recipe.watched:
-        c.reporter.say("no gold reward model watches this policy, so over-optimisation would not be seen (see `gold`)", "yellow")
+        why = "online-dpo has no watch" if c.recipe.policy.method == "online-dpo" else "see `gold` and `policy.watch`"
+        c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
 
 
 def uses(c: Context, term: str) -> bool:

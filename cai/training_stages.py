@@ -56,7 +56,7 @@ def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
         from cai.online_dpo import remove_rounds
 
         remove_rounds(c.run.model("policy"), beyond=0)
-    if (not c.recipe.watched or c.recipe.policy.method == "online-dpo") and is_first_process():
+    if not c.recipe.watched and is_first_process():
         (c.run.model("policy") / FRONTIER).unlink(missing_ok=True)  # of an earlier policy, that was watched
     return POLICY_METHODS[c.recipe.policy.method](c)
 
@@ -118,7 +118,9 @@ def ppo(c: Context) -> dict[str, int]:
 def online_dpo(c: Context) -> dict[str, int]:
     """DPO in rounds, each on pairs that the policy of the round before answered and the judge or the reward models labelled."""
     from cai.online_dpo import train_rounds
+    from cai.rewarding import say_if_unwatched
 
+    say_if_unwatched(c)
     return {"rounds": c.recipe.policy.rounds.count, **trained(c, train_rounds(c, progress_of(c)), c.run.model("policy"))}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cai.jsonl import read_records, write_records
 from cai.online_dpo import rounds_log
-from cai.recipe import GoldConfig, Recipe
+from cai.recipe import GoldConfig, PolicyConfig, Recipe
 from cai.train.checkpoints import TrainResult
 from cai.train.running import HISTORY
 from cai.train.watch import FRONTIER
@@ -41,3 +41,16 @@ def test_what_was_seen_of_an_earlier_policy_is_not_shown_as_this_ones(tmp_path: 
         write_records(frontier, [])
         policy_stage(c)
         assert frontier.exists() is stays
+
+
+def test_rounds_say_that_no_gold_model_watches_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(name="s", gold=GoldConfig(fraction=0.5), policy=PolicyConfig(method="online-dpo"))
+    told: list[str] = []
+    c = context(tmp_path, recipe)
+    c.reporter = SimpleNamespace(say=lambda text, style="": told.append(text), progress=lambda *a: None)
+    monkeypatch.setattr("cai.online_dpo.train_rounds", lambda c, on_log: TrainResult(0, 0))
+    write_records(c.run.model("policy") / HISTORY, [])
+    write_records(c.run.model("policy") / FRONTIER, [])
+    policy_stage(c)
+    assert not recipe.watched and not (c.run.model("policy") / FRONTIER).exists()
+    assert len(told) == 1 and "online-dpo has no watch" in told[0]
