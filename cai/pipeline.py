@@ -113,6 +113,8 @@ class Stage:
     """Trains, or samples from what was trained."""
     together: Callable[[Recipe], bool] = lambda recipe: False
     """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
+    check: Callable[[Recipe], None] = lambda recipe: None
+    """Raises what can be known to be wrong before anything is spent."""
     always: bool = False
     """Run even when nothing changed: for what reads the manifest itself."""
 
@@ -209,6 +211,8 @@ def run_recipe(
         CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
     """
     chosen = choose_stages(stages, only, start)
+    for stage in chosen:
+        stage.check(recipe)
     team = gather_team()
     if not team.leads:
         return _follow(team, recipe, workspace, stages)

@@ -26,7 +26,7 @@ from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
-from cai.training_stages import SHARED_METHODS, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
+from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -307,6 +307,7 @@ STAGES: tuple[Stage, ...] = (
         models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
         trains=True,
         together=lambda r: r.policy.method in SHARED_METHODS,
+        check=check_policy,
         uses_constitution=True,
         uses_templates=True,
     ),

@@ -44,14 +44,14 @@ def reward_stage(c: Context) -> dict[str, int]:
     return counts
 
 
-def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
-    """Train the policy from the SFT adapter by the recipe's method.
+def check_policy(recipe: Recipe) -> None:
+    """Raise `TrainingError` where several processes were started and the policy's method doesn't share its work among them."""
+    if recipe.policy.method not in SHARED_METHODS:
+        refuse_processes(f"policy.method: {recipe.policy.method}")
 
-    Raises:
-        TrainingError: several processes were started, and the method doesn't share its work among them.
-    """
-    if c.recipe.policy.method not in SHARED_METHODS:
-        refuse_processes(f"policy.method: {c.recipe.policy.method}")
+
+def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
+    """Train the policy from the SFT adapter by the recipe's method."""
     if c.recipe.policy.method != "online-dpo":
         from cai.online_dpo import remove_rounds
 

@@ -95,3 +95,11 @@ def test_a_command_that_cannot_share_its_work_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = cai(workspace.root, "plan", "runs/s.yaml")
     assert done.returncode == 2 and "cai plan: started 2 times at once" in done.stderr
+
+
+def test_a_method_that_cannot_share_its_work_is_refused_before_anything_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w", RECIPE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cai(workspace.root, "run", "runs/s.yaml", "--set", "policy.method=kto")
+    assert done.returncode == 2 and "policy.method: kto: started 2 times at once" in done.stderr
+    assert not (workspace.root / "runs" / "s" / "manifest.json").exists()
