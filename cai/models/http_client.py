@@ -1,19 +1,15 @@
-"""JSON over HTTP to a model server: bounded concurrency, patient retries, and errors that say what to do.
+"""JSON over HTTP to one model server, one try at a time, with errors that say what to do.
 
-It knows status codes and back-off, nothing of models: `cai.models.server` says what to ask and how to read the reply.
-
-Retried: lost connections, time-outs, 408, 409, 425, 429, 5xx, and replies that can't be read. Waits double from one second, spread by
-a hash of the request (no global random numbers), and give way to the server's `Retry-After`. A slot stays taken while its request waits,
-so a server in trouble sees less traffic. What is left after the last try is the item's fault (`ReplyError`) if the server answered others
-meanwhile, and the server's (`ModelError`) otherwise. The API key is read once from the environment and cut out of every message.
+It knows status codes, nothing of models: `cai.models.server` says what to ask and how to read the reply, `cai.models.fleet` when to try
+again and where. Worth another try (`TryFailed`) are lost connections, time-outs, 408, 409, 425, 429, 5xx, and replies that can't be
+read. The API key is read once from the environment and cut out of every message.
 """
 
-import asyncio
 import email.utils
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -22,15 +18,17 @@ import httpx
 import msgspec
 
 from cai.errors import ModelError, ReplyError
-from cai.ids import content_hash, split_fraction
+from cai.ids import split_fraction
 from cai.recipe import ModelSpec
 
 T = TypeVar("T")
-TRIES = 6
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 _CONNECT_SECONDS = 10.0
+_HEALTH_SECONDS = 10.0
+_SPARE_CONNECTIONS = 2  # so that a look at a server's health never waits for its requests
 _RETRIED = {408, 409, 425, 429}
+_NOT_THERE = {502, 503, 504}
 _KEPT = "Finished calls are kept: run the same command again."
 _TOO_LONG = (
     "context length",
@@ -50,6 +48,24 @@ class MalformedError(ValueError):
 
 class NotServedError(ModelError):
     """The server has no such address, or no such model."""
+
+
+class TryFailed(Exception):
+    """One try went wrong in a way that another may not.
+
+    Args:
+        error: what to say if it was the last try.
+        of_item: what to say instead if the server answered others meanwhile, so that it is this request's own fault.
+        wait_seconds: how long the server asks to wait, if it says so.
+        lost: the server itself may be gone.
+    """
+
+    def __init__(self, error: ModelError, of_item: ReplyError | None = None, wait_seconds: float | None = None, lost: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.of_item = of_item
+        self.wait_seconds = wait_seconds
+        self.lost = lost
 
 
 def retry_after_seconds(headers: httpx.Headers, now: float) -> float | None:
@@ -119,90 +135,77 @@ class JsonClient:
     """Posts JSON and reads typed replies, for one server.
 
     Args:
-        spec: uses `path`, `concurrency`, `timeout_seconds`, `api_key_env`.
+        url: the server's base URL.
+        spec: uses `name`, `concurrency`, `timeout_seconds`, `api_key_env`.
         transport: replaces the network, for tests.
-        sleep: replaces `asyncio.sleep`, for tests.
 
     Raises:
         ModelError: the URL or key can't be used.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self.url = check_url(spec.path)
+    def __init__(self, url: str, spec: ModelSpec, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.url = check_url(url)
         self._spec = spec
         self._key = read_key(spec.api_key_env)
-        self._sleep = sleep
-        self._slots = asyncio.Semaphore(spec.concurrency)
-        self._answered = 0
+        connections = spec.concurrency + _SPARE_CONNECTIONS
         self._client = httpx.AsyncClient(
             transport=transport,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(spec.timeout_seconds, connect=min(_CONNECT_SECONDS, spec.timeout_seconds), pool=None),
-            limits=httpx.Limits(max_connections=spec.concurrency, max_keepalive_connections=spec.concurrency),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
 
-    async def ask(
-        self,
-        path: str,
-        body: dict[str, Any] | None,
-        shape: type[T],
-        check: Callable[[T], None] = lambda _: None,
-        tries: int = TRIES,
-    ) -> T:
-        """Post a body (or get, where it is None) and return the reply, read as `shape`.
+    async def attempt(self, path: str, body: dict[str, Any] | None, shape: type[T], check: Callable[[T], None] = lambda _: None) -> T:
+        """Post a body (or get, where it is None) once, and return the reply, read as `shape`.
 
         Args:
             path: added to the base URL; one that starts with `//` is added to the server's root, without `/v1`.
             body: the JSON to post.
             shape: what the reply must be; fields it doesn't name are ignored.
             check: raises `MalformedError` for a reply of the right shape that still can't be right.
-            tries: how often to ask before giving up.
 
         Raises:
-            ReplyError: this request can't be answered: `prompt_too_long`, `refused_by_server`, `malformed_reply`, `server_error` or
-                `timeout`.
+            TryFailed: another try may do better.
+            ReplyError: this request can't be answered: `prompt_too_long` or `refused_by_server`.
             NotServedError: 404 or 405.
-            ModelError: the server can't be reached, refuses the key, or fails on everything.
+            ModelError: the server refuses the key, or can't be asked at all.
         """
-        url = f"{self.url.removesuffix('/v1')}{path[1:]}" if path.startswith("//") else f"{self.url}{path}"
-        request_hash = content_hash((path, body))
-        async with self._slots:
-            answered_before = self._answered
-            for attempt in range(tries):
-                wait = back_off_seconds(request_hash, attempt)
-                try:
-                    response = await self._client.request("GET" if body is None else "POST", url, json=body)
-                    if response.is_success:
-                        reply = msgspec.json.decode(response.content, type=shape)
-                        check(reply)
-                        self._answered += 1
-                        return reply
-                    failure = self._failure(response)
-                    if response.status_code < 500 and response.status_code not in _RETRIED:
-                        raise failure
-                    if response.status_code >= 500 and self._answered > answered_before:
-                        failure = ReplyError("server_error", str(failure))
-                    wait = retry_after_seconds(response.headers, time.time()) or wait
-                except (msgspec.DecodeError, MalformedError, UnicodeDecodeError) as e:
-                    failure = ReplyError("malformed_reply", f"{e}: {self.excerpt(response.text)}")
-                except httpx.DecodingError as e:
-                    failure = ReplyError("malformed_reply", self.excerpt(str(e)))
-                except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as e:
-                    raise ModelError(f"{self.url}: can't be asked ({self.excerpt(str(e))})") from None
-                except httpx.TransportError as e:
-                    failure = self._lost(e, alive=self._answered > answered_before)
-                if attempt + 1 < tries:
-                    await self._sleep(wait)
+        try:
+            response = await self._client.request("GET" if body is None else "POST", self._address(path), json=body)
+        except httpx.DecodingError as e:
+            raise TryFailed(ReplyError("malformed_reply", self.excerpt(str(e)))) from None
+        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as e:
+            raise ModelError(f"{self.url}: can't be asked ({self.excerpt(str(e))})") from None
+        except httpx.TransportError as e:
+            raise self._lost(e) from None
+        status = response.status_code
+        if response.is_success:
+            try:
+                reply = msgspec.json.decode(response.content, type=shape)
+                check(reply)
+            except (msgspec.DecodeError, MalformedError, UnicodeDecodeError) as e:
+                raise TryFailed(ReplyError("malformed_reply", f"{e}: {self.excerpt(response.text)}")) from None
+            return reply
+        failure = self._failure(response)
+        if status < 500 and status not in _RETRIED:
             raise failure
+        of_item = ReplyError("server_error", str(failure)) if status >= 500 else None
+        raise TryFailed(failure, of_item, retry_after_seconds(response.headers, time.time()), lost=status in _NOT_THERE)
+
+    async def healthy(self) -> bool:
+        """Whether the server answers at `/health` (vLLM's and llama.cpp's; elsewhere a 404 is an answer too)."""
+        try:
+            response = await self._client.get(self._address("//health"), timeout=_HEALTH_SECONDS)
+        except httpx.HTTPError:
+            return False
+        return response.status_code < 500
+
+    def _address(self, path: str) -> str:
+        return f"{self.url.removesuffix('/v1')}{path[1:]}" if path.startswith("//") else f"{self.url}{path}"
 
     def excerpt(self, text: str, length: int = 300) -> str:
         """Return the start of a server's words, printable, in one line, and without the key."""
@@ -211,18 +214,17 @@ class JsonClient:
         line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
         return line if len(line) <= length else line[:length] + "…"
 
-    def _lost(self, e: httpx.TransportError, alive: bool) -> ModelError:
+    def _lost(self, e: httpx.TransportError) -> TryFailed:
         if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
             text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
-            if alive:
-                return ReplyError("timeout", text)
-            return ModelError(f"{self.url}: {text}. Raise timeout_seconds, lower concurrency, or restart the server. {_KEPT}")
+            error = ModelError(f"{self.url}: {text}. Raise timeout_seconds, lower concurrency, or restart the server. {_KEPT}")
+            return TryFailed(error, ReplyError("timeout", text))
         text = self.excerpt(str(e)) or type(e).__name__
-        if alive and not isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
-            return ReplyError("server_error", f"connection lost: {text}")
         port = urlsplit(self.url).port
         start = f"vllm serve {self._spec.name or 'MODEL'}{f' --port {port}' if port else ''}"
-        return ModelError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
+        error = ModelError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
+        refused = isinstance(e, httpx.ConnectError | httpx.ConnectTimeout)
+        return TryFailed(error, None if refused else ReplyError("server_error", f"connection lost: {text}"), lost=True)
 
     def _failure(self, response: httpx.Response) -> ModelError:
         """Return the error for a status that isn't a success."""

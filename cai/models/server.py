@@ -9,18 +9,17 @@ what the conversation and the words are as tokens, and `/completions` is asked a
 - A score is one request for prompt log-probabilities, summed over exactly the text's tokens.
 
 Elsewhere choices are looked up among the 20 likeliest next tokens by their exact text, one that isn't there is a counted failure, and
-scores are refused. Retries and HTTP errors are `cai.models.http_client`'s business.
+scores are refused. What is served is `cai.models.served`'s business, retries and several servers `cai.models.fleet`'s, HTTP errors
+`cai.models.http_client`'s.
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
 
 from cai.errors import ModelError, ReplyError
-from cai.ids import content_hash
 from cai.models.base import (
     ChoiceLogprobs,
     ChoicesRequest,
@@ -31,22 +30,22 @@ from cai.models.base import (
     ScoreRequest,
     TextLogprob,
 )
-from cai.models.http_client import JsonClient, MalformedError, NotServedError
-from cai.models.server_replies import ChatReply, ModelList, TextReply, TokenList, TokenUsage
+from cai.models.fleet import HEALTH_SECONDS, Fleet
+from cai.models.http_client import MalformedError
+from cai.models.served import as_json
+from cai.models.server_replies import ChatReply, TextReply, TokenList, TokenUsage
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
-_FIRST_TRIES = 3  # a wrong address should be told in seconds; a server that dies later gets half a minute to come back
+_EXCERPT = 200
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
-_PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
-_DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which needs none."
 
 
 class ServerEngine:
-    """Answers requests through a server. Made by `connect`, which finds out what is served.
+    """Answers requests through a server, or several that serve the same model. Made by `connect`, which finds out what is served.
 
     The fingerprint covers what the server tells of itself: the model's name, `root`, `parent`, context length, size, and how its tokenizer
     and chat template render a short conversation. The address is not in it: move the server and the call store keeps its worth. What no
@@ -56,6 +55,7 @@ class ServerEngine:
         spec: `path`, `name`, `adapter`, `concurrency`, `timeout_seconds`, `api_key_env`.
         transport: replaces the network, for tests.
         sleep: replaces `asyncio.sleep`, for tests.
+        health_seconds: between two looks at a replica.
 
     Raises:
         ModelError: the URL or key can't be used.
@@ -66,11 +66,11 @@ class ServerEngine:
         spec: ModelSpec,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        health_seconds: float = HEALTH_SECONDS,
     ) -> None:
         self.name = spec.path
         self.fingerprint = ""
-        self._spec = spec
-        self._http = JsonClient(spec, transport, sleep)
+        self._fleet = Fleet(spec, transport, sleep, health_seconds)
         self._model = ""
         self._owner = ""
         self._tokenizes = False
@@ -82,18 +82,22 @@ class ServerEngine:
         spec: ModelSpec,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        health_seconds: float = HEALTH_SECONDS,
     ) -> "ServerEngine":
         """Return an engine that knows which model it talks to.
 
         Raises:
-            ModelError: the server can't be reached, doesn't serve the model, or serves several and the spec names none.
+            ModelError: no server can be reached, one doesn't serve the model, serves several and the spec names none, or serves another.
         """
-        engine = cls(spec, transport, sleep)
+        engine = cls(spec, transport, sleep, health_seconds)
         try:
-            await engine._identify()
+            served = await engine._fleet.connect()
         except BaseException:
             await engine.close()
             raise
+        engine.name = f"{engine._fleet.name} {served.model}"
+        engine.fingerprint = served.fingerprint
+        engine._model, engine._owner, engine._tokenizes = served.model, served.owner, served.tokenizes
         return engine
 
     async def submit(self, request: Request) -> Reply:
@@ -112,42 +116,7 @@ class ServerEngine:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.close()
-
-    async def _identify(self) -> None:
-        try:
-            cards = {card.id: card for card in (await self._http.ask("/models", None, ModelList, tries=_FIRST_TRIES)).data}
-        except NotServedError:
-            if self._spec.name is None and self._spec.adapter is None:
-                raise
-            cards = {}  # some hosted APIs don't list their models; the first request will tell
-        wanted = [name for name in (self._spec.name, self._spec.adapter) if name is not None]
-        listed = ", ".join(cards) or "none"
-        if missing := [name for name in wanted if cards and name not in cards]:
-            how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == self._spec.adapter else "correct model.name"
-            raise ModelError(f"{self._http.url} doesn't serve {missing[0]!r}; it serves: {listed}. Name one of these, or {how}.")
-        if not wanted:
-            wanted = [card.id for card in cards.values() if card.parent is None]  # adapters have a parent
-            if len(wanted) != 1:
-                raise ModelError(f"{self._http.url} serves {len(wanted)} models: {listed}. Set model.name to the one to use.")
-        self._model = wanted[-1]
-        self._owner = (cards[self._model].owned_by if self._model in cards else None) or ""
-        self.name = f"{self._http.url} {self._model}"
-        rendered = ""
-        if self._owner == "vllm":
-            rendered = await self._render_probe()
-        known = [(c.id, c.root, c.parent, c.max_model_len, c.meta) for n in wanted if (c := cards.get(n)) is not None]
-        self.fingerprint = f"server:{content_hash((wanted, known, rendered), length=32)}"
-
-    async def _render_probe(self) -> str:
-        """Return how tokenizer and template render a short conversation, less dates, which some templates put in."""
-        body = {"model": self._model, "messages": _messages(_PROBE), "return_token_strs": True}
-        try:
-            reply = await self._http.ask("//tokenize", body, TokenList)
-        except NotServedError:
-            return ""
-        self._tokenizes = bool(reply.tokens)
-        return _DATE_WORDS.sub("", "\n".join(reply.token_strs or [str(t) for t in reply.tokens]))
+        await self._fleet.close()
 
     async def _complete(self, request: CompleteRequest) -> Completion:
         sampling = request.sampling
@@ -170,10 +139,10 @@ class ServerEngine:
             if reply.usage and (reply.usage.completion_tokens or 0) > sampling.max_tokens:
                 raise MalformedError(f"{reply.usage.completion_tokens} completion tokens; {sampling.max_tokens} were asked for")
 
-        reply = await self._http.ask("/chat/completions", body, ChatReply, check)
+        reply = await self._fleet.ask("/chat/completions", body, ChatReply, check, about=text_of(request.messages))
         choice, usage = reply.choices[0], reply.usage or TokenUsage()
         if choice.message.refusal:
-            raise ReplyError("refused_by_server", self._http.excerpt(choice.message.refusal))
+            raise ReplyError("refused_by_server", self._fleet.excerpt(choice.message.refusal))
         if choice.finish_reason == "content_filter":
             raise ReplyError("content_filter", "the server's filter stopped the reply")
         if not choice.message.content:
@@ -187,17 +156,18 @@ class ServerEngine:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""
         prompt = await self._tokenize(request.messages, request.prefill)
         choices = [await self._tokens_of(request, choice, prompt) for choice in request.choices]
+        about = text_of(request.messages)
         branches: dict[Tokens, set[int]] = {}
         for tokens in choices:
             for i, token in enumerate(tokens):
                 branches.setdefault(tokens[:i], set()).add(token)
-        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids)) for path, ids in branches.items()))
+        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids), about) for path, ids in branches.items()))
         steps = {(*path, token): value for path, logprobs in zip(branches, found, strict=True) for token, value in logprobs.items()}
         totals = []
         for tokens in choices:
             walked = [steps.get(tokens[: i + 1]) for i in range(len(tokens))]
             known = [value for value in walked if value is not None]
-            totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens))
+            totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens, about))
         return ChoiceLogprobs(tuple(totals), len(prompt))
 
     async def _tokens_of(self, request: ChoicesRequest, choice: str, prompt: Tokens) -> Tokens:
@@ -218,7 +188,7 @@ class ServerEngine:
             "top_logprobs": _TOP,
         }
         try:
-            reply = await self._http.ask("/chat/completions", body, ChatReply)
+            reply = await self._fleet.ask("/chat/completions", body, ChatReply, about=text_of(request.messages))
         except ReplyError as e:
             if "logprob" in e.detail:
                 raise ModelError(f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}") from e
@@ -249,10 +219,11 @@ class ServerEngine:
             raise ReplyError("empty_text", "there is no text to score")
         prompt = await self._tokenize(request.messages, "")
         tokens = await self._continuation(request.messages, "", request.text, prompt)
-        return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
+        return TextLogprob(await self._prompt_logprob(prompt, tokens, text_of(request.messages)), len(tokens), len(prompt))
 
     async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
-        return tuple((await self._http.ask("//tokenize", self._chat(messages, prefill), TokenList)).tokens)
+        reply = await self._fleet.ask("//tokenize", self._chat(messages, prefill), TokenList, about=text_of(messages))
+        return tuple(reply.tokens)
 
     async def _continuation(self, messages: Sequence[Message], prefill: str, text: str, prompt: Tokens) -> Tokens:
         """Return a text's tokens where it follows the prompt; where it would change the prompt's last tokens, its tokens alone."""
@@ -261,12 +232,12 @@ class ServerEngine:
             tokens = whole[len(prompt) :]
         else:
             body = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            tokens = tuple((await self._http.ask("//tokenize", body, TokenList)).tokens)
+            tokens = tuple((await self._fleet.ask("//tokenize", body, TokenList, about=text_of(messages))).tokens)
         if not tokens:
             raise ReplyError("empty_text", f"{text[:60]!r} is no tokens in this model's template")
         return tokens
 
-    async def _next_token(self, prompt: Tokens, wanted: list[int]) -> dict[int, float]:
+    async def _next_token(self, prompt: Tokens, wanted: list[int], about: str) -> dict[int, float]:
         """Return log-probabilities of tokens that may come next: those wanted, or on an old server the likeliest ones."""
         # No seed: what is sampled is ignored, and vLLM's CPU build dies of a seeded request whose prompt it takes in two steps.
         body = {
@@ -279,14 +250,14 @@ class ServerEngine:
             "logprob_token_ids": wanted,
             "return_tokens_as_token_ids": True,
         }
-        reply = await self._http.ask("/completions", body, TextReply)
+        reply = await self._fleet.ask("/completions", body, TextReply, about=about)
         logprobs = reply.choices[0].logprobs
         if logprobs is None or logprobs.top_logprobs[0] is None:
             raise ModelError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
         named = logprobs.top_logprobs[0]
         return {token: self._checked(named[name]) for token in wanted if (name := f"token_id:{token}") in named}
 
-    async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens) -> float:
+    async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens, about: str) -> float:
         """Return the log-probability of tokens after a prompt."""
         ids = prompt + tokens
         body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
@@ -298,7 +269,7 @@ class ServerEngine:
             if rows is not None and any(rows[i] is None or str(ids[i]) not in rows[i] for i in range(len(prompt), len(ids))):  # type: ignore[operator]
                 raise MalformedError("log-probabilities of other tokens than were sent")
 
-        reply = await self._http.ask("/completions", body, TextReply, check)
+        reply = await self._fleet.ask("/completions", body, TextReply, check, about=about)
         rows = reply.choices[0].prompt_logprobs
         if rows is None:
             raise ModelError(f"{self.name} gives no prompt log-probabilities. {_NO_LOGPROBS}")
@@ -315,12 +286,16 @@ class ServerEngine:
 
     def _chat(self, messages: Sequence[Message], prefill: str) -> dict[str, Any]:
         """Return model and messages, the last one left open where the assistant's turn starts with `prefill`."""
-        body: dict[str, Any] = {"model": self._model, "messages": _messages(messages)}
+        body: dict[str, Any] = {"model": self._model, "messages": as_json(messages)}
         if prefill:
             body["messages"].append({"role": "assistant", "content": prefill})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
 
 
-def _messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in messages]
+def text_of(messages: Sequence[Message]) -> str:
+    """Return what names the text that a request is about: the start of what the person says, which the requests about a text share.
+
+    A question that comes after it is left out as long as the text is no shorter than the excerpt; of shorter ones little is shared anyway.
+    """
+    return next((m.content[:_EXCERPT] for m in messages if m.role != "system"), "")

@@ -4,6 +4,7 @@
 wrong tokens gets the wrong number. `hooks` answer first where they return a response: that is how tests make it misbehave.
 """
 
+import functools
 import json
 import math
 import string
@@ -37,8 +38,14 @@ def render(messages: list[dict[str, str]], open_end: bool) -> str:
 
 def logprob(prefix: list[int], token: int) -> float:
     """Log-probability of a token after a prefix: hashed weights, normalised over the vocabulary."""
+    return _distribution(tuple(prefix))[token]
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(prefix: tuple[int, ...]) -> list[float]:
     weights = [0.05 + split_fraction(str(prefix), str(t)) for t in range(len(VOCAB))]
-    return math.log(weights[token] / sum(weights))
+    total = sum(weights)
+    return [math.log(w / total) for w in weights]
 
 
 def total(prompt: str, text: str) -> float:

@@ -12,7 +12,8 @@ import pytest
 
 from cai.errors import ModelError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
-from cai.models.http_client import TRIES, back_off_seconds, retry_after_seconds
+from cai.models.fleet import TRIES
+from cai.models.http_client import back_off_seconds, retry_after_seconds
 from cai.models.server import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
