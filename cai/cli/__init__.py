@@ -53,7 +53,7 @@ def _root(
 
 def main() -> None:
     """Run the command line: exit 0 on success, 2 with a short panel on a user's error, 130 on Ctrl-C; only a bug shows a traceback."""
-    from cai.cli import audits, constitutions, human, models, runs  # noqa: F401 - importing registers their commands
+    from cai.cli import audits, constitutions, human, models, runs, studio  # noqa: F401 - importing registers their commands
 
     try:
         app()

@@ -120,6 +120,16 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 
 def as_html(blocks: Sequence[Block]) -> str:
     """Return blocks as one self-contained page without scripts; every text is escaped."""
+    title = escape(printable(blocks[0].text)) if blocks else ""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body>\n{html_body(blocks)}\n</body></html>\n"
+    )
+
+
+def html_body(blocks: Sequence[Block]) -> str:
+    """Return blocks as HTML for a place in a page; every text is escaped."""
     body: list[str] = []
     in_list = False
     for b in blocks:
@@ -135,12 +145,7 @@ def as_html(blocks: Sequence[Block]) -> str:
             body.append(f'<{tag} dir="auto">{label}{text}</{tag}>')
         else:
             body.append(f'<blockquote class="{b.kind}" dir="auto">{label}{text}</blockquote>')
-    title = escape(printable(blocks[0].text)) if blocks else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    return "\n".join(body)
 
 
 def _principle(p: Principle, examples: Sequence[Example]) -> Iterator[Block]:

@@ -35,7 +35,7 @@ from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle, PromptKind
-from cai.yaml_source import YamlSource, load_yaml
+from cai.yaml_source import YamlSource, load_yaml, parse_yaml
 
 Severity = Literal["error", "warning"]
 STATEMENT_ALIKE = 0.45
@@ -127,6 +127,20 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
         if not path.is_file():
             raise
         return [_from_problem(str(e), path)]
+    return _lint_source(source, kinds)
+
+
+def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+    """Lint a file's text before it is written; `path` is what findings call it."""
+    try:
+        source = parse_yaml(text.encode(), path, ConstitutionError)
+    except ConstitutionError as e:
+        return [_from_problem(str(e), path)]
+    return _lint_source(source, kinds)
+
+
+def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[Finding]:
+    path = source.path
     whole = read_fields(source.data, Constitution)
     readable = [(i, p) for i, entry in enumerate(entries(source)) if (p := read_fields(entry, Principle)) is not None]
     constitution = whole or Constitution("", "", "", tuple(p for _, p in readable))

@@ -9,7 +9,7 @@ import msgspec
 
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
-from cai.yaml_source import YamlSource, load_yaml, schema_problems
+from cai.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 
 R = TypeVar("R", Constitution, Principle)
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -29,8 +29,16 @@ def load_constitution(path: Path) -> Constitution:
     Raises:
         ConstitutionError: listing every problem, each with file, line and YAML path.
     """
-    source = load_yaml(path, ConstitutionError)
-    problems = source_problems(source)
+    return _read(load_yaml(path, ConstitutionError))
+
+
+def parse_constitution(text: str, path: Path) -> Constitution:
+    """Read and check a constitution that is not written yet; `path` is what complaints call it. Raises as `load_constitution` does."""
+    return _read(parse_yaml(text.encode(), path, ConstitutionError))
+
+
+def _read(source: YamlSource) -> Constitution:
+    path, problems = source.path, source_problems(source)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ConstitutionError(f"{path}: not a valid constitution: {count}\n" + "\n".join(f"  {p}" for p in problems))

@@ -1,0 +1,37 @@
+"""The template engine of everything that `cai` shows in a browser: foreign text is escaped, and made safe to look at."""
+
+from importlib import resources
+
+from jinja2 import DictLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+
+from cai.report.formatting import duration, number, percent, plural, signed, visible
+
+CLIP_CHARACTERS = 700
+CLIP_LINES = 12
+
+
+def html_environment(*packages: str) -> SandboxedEnvironment:
+    """Return an environment with the templates of these packages; of two with one name, the later package's counts."""
+    names = {f.name: package for package in packages for f in resources.files(package).joinpath("templates").iterdir()}
+    environment = SandboxedEnvironment(
+        loader=DictLoader({name: read_asset(package, name) for name, package in names.items() if name.endswith(".j2")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "duration": duration, "plural": plural, "signed": signed}
+    environment.tests |= {"long": is_long}
+    return environment
+
+
+def read_asset(package: str, name: str) -> str:
+    """Return the text of a file in a package's templates."""
+    return resources.files(package).joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is folded at first. It is all there, and one click shows it."""
+    return len(text) > CLIP_CHARACTERS or text.count("\n") >= CLIP_LINES

@@ -1,0 +1,76 @@
+"""Pages that edit a constitution: the text with live lint, kept as a draft, saved when the person says so."""
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cai.studio.drafts import Edited
+from cai.studio.web import as_json, fragment, known, page, studio_of, taking
+
+BASE = "/constitutions/{name}"
+
+
+class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new text, and the version that it was made from."""
+
+    text: str
+    version: str
+
+
+class Version(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the person sees."""
+
+    version: str
+
+
+def name_of(request: Request) -> str:
+    """Return the constitution that an address names. Raises a 404."""
+    return known(request.path_params["name"], studio_of(request).drafts.names(), "constitution")
+
+
+def editor(request: Request) -> Response:
+    """The page. The text itself comes after it, as JSON, so that every character of it arrives as it is."""
+    return page("constitution", name=name_of(request))
+
+
+def text(request: Request) -> Response:
+    """The text as it stands, and what there is to say about it."""
+    return _shown(studio_of(request).drafts.open(name_of(request)))
+
+
+def write(request: Request, body: Text) -> Response:
+    """Keep what was typed."""
+    return _shown(studio_of(request).drafts.write(name_of(request), body.text, body.version))
+
+
+def save(request: Request, body: Version) -> Response:
+    """Write the draft over the file."""
+    return _shown(studio_of(request).drafts.save(name_of(request), body.version))
+
+
+def discard(request: Request, body: Version) -> Response:
+    """Go back to the file."""
+    return _shown(studio_of(request).drafts.discard(name_of(request), body.version))
+
+
+def _shown(edited: Edited) -> Response:
+    return as_json(
+        {
+            "text": edited.text,
+            "version": edited.version,
+            "is_draft": edited.is_draft,
+            "is_loadable": edited.is_loadable,
+            "lines": {str(f.line): f.severity for f in reversed(edited.findings) if f.line},
+            "html": fragment("findings", edited=edited),
+        }
+    )
+
+
+ROUTES = [
+    Route(BASE, editor),
+    Route(f"{BASE}/text", text),
+    Route(f"{BASE}/draft", taking(Text, write), methods=["POST"]),
+    Route(f"{BASE}/save", taking(Version, save), methods=["POST"]),
+    Route(f"{BASE}/discard", taking(Version, discard), methods=["POST"]),
+]

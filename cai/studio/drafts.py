@@ -1,0 +1,200 @@
+"""Constitutions in a workspace as people edit them: a draft is kept at every keystroke, and the file changes only when they save.
+
+The text is never parsed and written again, so comments and layout stay as they are. A draft lies in `runs/.studio/drafts/`, whole or not
+at all. Every change names the version that it was made from: where another tab or an editor has changed the text meanwhile, it is refused
+and nothing is lost.
+"""
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from cai.constitution.lint import Finding, lint_text
+from cai.constitution.load import entries, parse_constitution
+from cai.errors import CaiError, ConstitutionError, DataError, StoreError
+from cai.ids import content_hash
+from cai.jsonl import disk_error, write_text
+from cai.records import Constitution
+from cai.workspace import Workspace
+from cai.yaml_source import parse_yaml
+
+
+class ChangedElsewhereError(CaiError, ValueError):
+    """The text is not what the change was made from."""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """A draft on disk."""
+
+    text: str
+    base: str
+    """Hash of the file's text when the draft was begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A principle's place in a text."""
+
+    id: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A constitution's text as it stands in the editor."""
+
+    name: str
+    text: str
+    version: str
+    """Changes with the draft and with the file."""
+    is_draft: bool
+    """The text is not what the file says."""
+    is_overtaken: bool
+    """The file was changed after the draft was begun: to save would undo that."""
+    findings: tuple[Finding, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether `cai` can read it; what else is found against it is advice."""
+        return not any(f.rule == "schema" for f in self.findings)
+
+
+class Drafts:
+    """The constitutions of one workspace.
+
+    Args:
+        workspace: its `constitution/*.yaml` are the only files that are ever read or written.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._folder = workspace.root / "constitution"
+        self._drafts = workspace.root / "runs" / ".studio" / "drafts"
+        self._one_at_a_time = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Return the constitutions that there are."""
+        return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file())
+
+    def path(self, name: str) -> Path:
+        """Return a constitution's file. Raises `DataError` where there is no such one."""
+        if name not in self.names():
+            raise DataError(f"constitution/{name}.yaml: no such file. There are: {', '.join(self.names()) or 'none'}")
+        return self._folder / f"{name}.yaml"
+
+    def open(self, name: str) -> Edited:
+        """Return what the editor shows: the draft if there is one, else the file.
+
+        Raises:
+            DataError: there is no such constitution.
+            ConstitutionError: it isn't text.
+        """
+        saved, kept = self.saved_text(name), self._kept(name)
+        text = saved if kept is None else kept.text
+        overtaken = kept is not None and kept.base != content_hash(saved)
+        return Edited(name, text, _version(saved, kept), text != saved, overtaken, *_examined(text, Path(f"{name}.yaml")))
+
+    def write(self, name: str, text: str, version: str) -> Edited:
+        """Keep a draft. One that says what the file says is none.
+
+        Raises:
+            ChangedElsewhereError: `version` is not the present one.
+            StoreError: the disk is full or can't be written.
+        """
+        with self._one_at_a_time:
+            saved, before = self._expect(name, version)
+            if "\r\n" in saved:  # a browser gives every line break as \n
+                text = text.replace("\r\n", "\n").replace("\n", "\r\n")
+            if text == saved:
+                self._drop(name)
+            else:
+                base = content_hash(saved) if before is None else before.base
+                write_text(self._draft(name), msgspec.json.encode(_Kept(text, base)).decode())
+            return self.open(name)
+
+    def save(self, name: str, version: str) -> Edited:
+        """Write the draft over the file.
+
+        Raises:
+            ChangedElsewhereError: `version` is not the present one.
+            ConstitutionError: `cai` could not read it.
+            StoreError: the disk is full or can't be written.
+        """
+        with self._one_at_a_time:
+            self._expect(name, version)
+            edited = self.open(name)
+            if not edited.is_loadable:
+                first = next(f for f in edited.findings if f.rule == "schema")
+                raise ConstitutionError(f"Not saved: no run could read it. Line {first.line}: {first.message}. Your draft is kept.")
+            if edited.is_draft:
+                write_text(self.path(name), edited.text)
+                self._drop(name)
+            return self.open(name)
+
+    def discard(self, name: str, version: str) -> Edited:
+        """Go back to what the file says. Raises `ChangedElsewhereError` where `version` is not the present one."""
+        with self._one_at_a_time:
+            self._expect(name, version)
+            self._drop(name)
+            return self.open(name)
+
+    def saved_text(self, name: str) -> str:
+        """Return the file's text with its own line breaks. Raises `ConstitutionError` where it isn't text."""
+        path = self.path(name)
+        try:
+            return path.read_bytes().decode()
+        except OSError as e:
+            raise ConstitutionError(f"{path}: can't be read ({e.strerror or e})") from e
+        except UnicodeDecodeError as e:
+            raise ConstitutionError(f"{path}: not UTF-8 text ({e.reason})") from e
+
+    def versions(self, name: str) -> tuple[Constitution, Constitution]:
+        """Return the constitution as saved and as it stands in the editor. Raises `ConstitutionError` where one can't be read."""
+        where = self.path(name)
+        return parse_constitution(self.saved_text(name), where), parse_constitution(self.open(name).text, where)
+
+    def _expect(self, name: str, version: str) -> tuple[str, _Kept | None]:
+        """Return the file's text and the draft, if they are what the person sees."""
+        now = self.saved_text(name), self._kept(name)
+        if _version(*now) != version:
+            raise ChangedElsewhereError(f"{name} was changed in another tab or program since you opened it. Nothing was overwritten.")
+        return now
+
+    def _draft(self, name: str) -> Path:
+        return self._drafts / f"{self.path(name).stem}.json"
+
+    def _kept(self, name: str) -> _Kept | None:
+        path = self._draft(name)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as e:
+            raise StoreError(f"{path}: not a draft that can be read ({e}). Move it away to go on from the saved file.") from e
+
+    def _drop(self, name: str) -> None:
+        path = self._draft(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            raise disk_error(e, path) from e
+
+
+def _version(saved: str, kept: _Kept | None) -> str:
+    return content_hash((saved, kept))
+
+
+@lru_cache(maxsize=64)
+def _examined(text: str, where: Path) -> tuple[tuple[Finding, ...], tuple[Section, ...]]:
+    """Return what lint finds, and where each principle begins: nowhere if the text is no YAML. A text is looked at once."""
+    findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
+    try:
+        source = parse_yaml(text.encode(), where, ConstitutionError)
+    except ConstitutionError:
+        return tuple(findings), ()
+    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries(source)]
+    sections = [Section(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
+    return tuple(findings), tuple(sections)

@@ -1,0 +1,98 @@
+// The editor: what is typed is kept as a draft and linted after a short pause; the file changes only on Save.
+import { ask, get, tell } from "/static/app.js";
+
+const PAUSE = 350;
+const area = get("text"), gutter = get("gutter"), found = get("found"), state = get("state");
+const { base, name } = get("editor").dataset;
+let version = "", kept = "", timer = 0, marks = {}, sending = Promise.resolve();
+
+function show(answer, replaceText) {
+  version = answer.version;
+  kept = answer.text.replace(/\r\n/g, "\n");
+  if (replaceText) area.value = kept;
+  marks = answer.lines;
+  found.innerHTML = answer.html; // rendered and escaped by the server; the page's policy runs no script in it
+  found.setAttribute("aria-busy", "false");
+  get("save").disabled = !(answer.is_draft && answer.is_loadable);
+  get("discard").disabled = !answer.is_draft;
+  state.textContent = area.value !== kept ? "typing…" : answer.is_draft ? "draft kept, not saved" : "saved";
+  document.dispatchEvent(new CustomEvent("edited", { detail: answer }));
+  number();
+}
+
+function number() {
+  const lines = area.value.split("\n").length, rows = document.createDocumentFragment();
+  for (let n = 1; n <= lines; n++) {
+    const row = document.createElement("span");
+    row.textContent = `${n}\n`;
+    if (marks[n]) row.className = marks[n];
+    rows.append(row);
+  }
+  gutter.replaceChildren(rows);
+  gutter.scrollTop = area.scrollTop;
+}
+
+async function send(path, body, replaceText = false) {
+  clearTimeout(timer);
+  try {
+    show(await ask(`${base}/${path}`, body), replaceText);
+    tell("");
+    return true;
+  } catch (error) {
+    tell(error.status === 409 ? `${error.message} Copy what you need from here, then reload the page.` : error.message);
+    state.textContent = "not kept";
+    return false;
+  }
+}
+
+// One request at a time, and each made from the version that the one before gave.
+function queue(work) {
+  sending = sending.then(work);
+  return sending;
+}
+
+const keep = () => queue(() => area.value === kept || send("draft", { text: area.value, version }));
+
+area.addEventListener("input", () => {
+  state.textContent = "typing…";
+  if (gutter.childElementCount !== area.value.split("\n").length) number();
+  clearTimeout(timer);
+  timer = setTimeout(keep, PAUSE);
+});
+area.addEventListener("scroll", () => (gutter.scrollTop = area.scrollTop));
+
+async function save() {
+  await keep();
+  if (!get("save").disabled) await queue(() => send("save", { version }));
+}
+get("save").addEventListener("click", save);
+get("discard").addEventListener("click", async () => {
+  if (!confirm(`Throw away the draft and go back to ${name}.yaml as it is saved?`)) return;
+  await keep();
+  await queue(() => send("discard", { version }, true));
+});
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "s") {
+    event.preventDefault();
+    save();
+  }
+});
+window.addEventListener("beforeunload", (event) => {
+  if (area.value !== kept) event.preventDefault();
+});
+
+found.addEventListener("click", (event) => {
+  const button = event.target.closest(".jump");
+  if (!button) return;
+  const lines = area.value.split("\n"), line = Number(button.dataset.line);
+  const start = lines.slice(0, line - 1).join("\n").length + (line > 1 ? 1 : 0);
+  area.focus();
+  area.setSelectionRange(start, start + (lines[line - 1] || "").length);
+  area.scrollTop = (line - 4) * parseFloat(getComputedStyle(area).lineHeight);
+  area.scrollLeft = 0;
+});
+
+queue(async () => {
+  await send("text", undefined, true);
+  area.disabled = false;
+});

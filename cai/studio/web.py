@@ -1,0 +1,110 @@
+"""What all pages share: what the app knows, how a page is rendered, how a request's body is read, how an error is shown."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from jinja2.sandbox import SandboxedEnvironment
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from cai.errors import CaiError
+from cai.report.environment import html_environment
+from cai.studio.drafts import ChangedElsewhereError, Drafts
+from cai.workspace import Workspace
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the handlers work with."""
+
+    workspace: Workspace
+    drafts: Drafts
+
+
+def studio_of(request: Request) -> Studio:
+    """Return what the app was made with."""
+    found: Studio = request.app.state.studio
+    return found
+
+
+@cache
+def environment() -> SandboxedEnvironment:
+    """Return the templates: the report's macros, and the studio's pages."""
+    return html_environment("cai.report", "cai.studio")
+
+
+def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """Return a rendered page."""
+    return HTMLResponse(fragment(template, **values), status)
+
+
+def fragment(template: str, **values: Any) -> str:
+    """Return a rendered template; every text in it is escaped."""
+    return environment().get_template(f"{template}.html.j2").render(**values)
+
+
+def as_json(value: Any, status: int = 200) -> Response:
+    """Return a record or mapping as JSON."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def taking(body_type: type[B], work: Callable[[Request, B], Response]) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler that reads a JSON body, strictly, and does its work in a thread.
+
+    A page of another site can't send `application/json` without asking first, and nobody answers that question.
+    """
+
+    async def handler(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(415, "expected JSON")
+        try:
+            body = msgspec.json.decode(await request.body(), type=body_type)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise HTTPException(400, f"not what is expected here: {e}") from e
+        return await run_in_threadpool(work, request, body)
+
+    return handler
+
+
+def known(name: str, names: Any, what: str) -> str:
+    """Return a name that is among those there are; nothing else ever becomes part of a path. Raises a 404."""
+    if name not in names:
+        raise HTTPException(404, f"There is no {what} of that name.")
+    return name
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Say what is wrong, as JSON to a script and as a page to a person."""
+    if isinstance(error, HTTPException):
+        status, text = error.status_code, str(error.detail)
+    else:
+        status, text = 409 if isinstance(error, ChangedElsewhereError) else 400, str(error)
+    if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
+        return page("error", status, title="That didn't work", text=text)
+    return as_json({"error": text}, status)
+
+
+HANDLERS: dict[Any, Any] = {CaiError: on_error, HTTPException: on_error}
+ASSETS: dict[str, tuple[str, str, str]] = {
+    "report.css": ("cai.report", "templates/style.css", "text/css"),
+    "studio.css": ("cai.studio", "static/studio.css", "text/css"),
+    "app.js": ("cai.studio", "static/app.js", "text/javascript"),
+    "constitution.js": ("cai.studio", "static/constitution.js", "text/javascript"),
+}
+"""Name to package, file and media type: all that `/static/` has."""
+
+
+def asset(request: Request) -> Response:
+    """Serve a style sheet or script."""
+    from importlib import resources
+
+    package, name, media_type = ASSETS[known(request.path_params["name"], ASSETS, "file")]
+    return Response(Path(str(resources.files(package).joinpath(name))).read_bytes(), media_type=media_type)

@@ -1,0 +1,1 @@
+"""The local web app, by real requests to it on a free port."""

@@ -1,0 +1,64 @@
+"""A served workspace, and a client that has the address but has not entered."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from cai.studio.app import make_app, studio_for
+from cai.studio.serving import listening
+from cai.workspace import Workspace
+from tests.studio.serving import TOKEN, Served
+from tests.workspaces import make_workspace
+
+
+@contextlib.contextmanager
+def serving(workspace: Workspace) -> Iterator[int]:
+    """Serve a workspace on a free port, in a thread of this process."""
+    with listening(0) as listener:
+        port = listener.getsockname()[1]
+        app = make_app(studio_for(workspace), port, TOKEN)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A workspace with the shipped files, and a recipe of a scripted model."""
+    return make_workspace(tmp_path / "w")
+
+
+@pytest.fixture
+def served(workspace: Workspace) -> Iterator[Served]:
+    """A workspace of the test's own, served."""
+    with serving(workspace) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+        yield Served(client, port, workspace)
+
+
+@pytest.fixture(scope="module")
+def shared_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Workspace, int]]:
+    """A workspace that the module's tests leave as it is, and where it is served."""
+    workspace = make_workspace(tmp_path_factory.mktemp("shared") / "w")
+    with serving(workspace) as port:
+        yield workspace, port
+
+
+@pytest.fixture
+def shared(shared_port: tuple[Workspace, int]) -> Iterator[Served]:
+    """The module's workspace, with a client of the test's own."""
+    workspace, port = shared_port
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+        yield Served(client, port, workspace)

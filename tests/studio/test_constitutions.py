@@ -1,0 +1,171 @@
+"""A constitution in the editor: live lint, drafts, saving, and several tabs."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cai.errors import ConstitutionError
+from cai.studio.drafts import ChangedElsewhereError, Drafts
+from cai.workspace import Workspace
+from tests.studio.serving import Served
+from tests.workspaces import start_cai
+
+NAME = "general"
+BASE = f"/constitutions/{NAME}"
+
+
+def edited(text: str) -> str:
+    assert text.count("Keep\n      whatever is safe and useful.") == 1
+    return text.replace("Keep\n      whatever is safe and useful.", "Keep\n      what is useful.  # not a comment in here")
+
+
+@pytest.fixture
+def drafts(workspace: Workspace) -> Drafts:
+    return Drafts(workspace)
+
+
+@pytest.fixture
+def file(workspace: Workspace) -> Path:
+    return workspace.root / "constitution" / f"{NAME}.yaml"
+
+
+def test_an_edit_changes_its_own_characters_and_no_other(drafts: Drafts, file: Path) -> None:
+    before = file.read_bytes()
+    now = drafts.open(NAME)
+    assert before.decode() == now.text and before.count(b"#") > 3 and not now.is_draft
+    kept = drafts.write(NAME, edited(now.text), now.version)
+    assert kept.is_draft and file.read_bytes() == before, "a draft leaves the file alone"
+    saved = drafts.save(NAME, kept.version)
+    assert file.read_bytes() == edited(before.decode()).encode() and not saved.is_draft
+    assert drafts.open(NAME) == saved
+
+
+def test_line_breaks_stay_as_the_file_has_them(drafts: Drafts, file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    now = drafts.open(NAME)
+    shown = now.text.replace("\r\n", "\n")  # what a textarea gives back
+    assert not drafts.write(NAME, shown, now.version).is_draft
+    kept = drafts.write(NAME, edited(shown), now.version)
+    drafts.save(NAME, kept.version)
+    assert file.read_bytes() == edited(shown).replace("\n", "\r\n").encode()
+
+
+def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path) -> None:
+    before = file.read_bytes()
+    now = drafts.open(NAME)
+    broken = drafts.write(NAME, now.text.replace("name: General", "nome: General"), now.version)
+    assert [(f.rule, f.line) for f in broken.findings] == [("schema", 1), ("schema", 3)] and not broken.is_loadable
+    with pytest.raises(ConstitutionError, match="Not saved: no run could read it"):
+        drafts.save(NAME, broken.version)
+    torn = drafts.write(NAME, now.text[:300] + "\n\t: [", broken.version)
+    assert [f.rule for f in torn.findings] == ["schema"] and torn.sections == ()
+    assert file.read_bytes() == before and drafts.open(NAME) == torn
+    assert drafts.discard(NAME, torn.version) == now
+
+
+def test_advice_does_not_keep_a_person_from_saving(drafts: Drafts, file: Path) -> None:
+    now = drafts.open(NAME)
+    kept = drafts.write(NAME, now.text.replace("Does the response contain anything", "Contain anything"), now.version)
+    assert {f.rule for f in kept.findings} == {"not-a-question", "no-subject"} and kept.is_loadable
+    drafts.save(NAME, kept.version)
+    assert "Contain anything" in file.read_text()
+
+
+def test_two_tabs_do_not_overwrite_each_other(drafts: Drafts) -> None:
+    now = drafts.open(NAME)
+    first = drafts.write(NAME, f"{now.text}# one\n", now.version)
+    for act in (lambda: drafts.write(NAME, f"{now.text}# two\n", now.version), lambda: drafts.save(NAME, now.version)):
+        with pytest.raises(ChangedElsewhereError):
+            act()
+    assert drafts.open(NAME) == first
+
+
+def test_a_file_that_an_editor_changed_is_not_overwritten_unseen(drafts: Drafts, file: Path) -> None:
+    now = drafts.open(NAME)
+    kept = drafts.write(NAME, f"{now.text}# mine\n", now.version)
+    assert not kept.is_overtaken
+    file.write_text(f"{now.text}# theirs\n")
+    with pytest.raises(ChangedElsewhereError):
+        drafts.save(NAME, kept.version)
+    again = drafts.open(NAME)
+    assert again.is_overtaken and again.text.endswith("# mine\n")
+    assert drafts.write(NAME, f"{now.text}# mine, too\n", again.version).is_overtaken
+    assert drafts.discard(NAME, drafts.open(NAME).version).text.endswith("# theirs\n")
+
+
+@pytest.mark.enable_socket
+def test_the_editor_hears_of_a_fault_with_its_line(served: Served) -> None:
+    client = served.enter()
+    now = client.get(f"{BASE}/text").json()
+    assert "Nothing to mend" in now["html"] and now["lines"] == {}
+    text = now["text"].replace("id: no-weapon-recipes", "id: no-help-with-violence")
+    line = text[: text.rindex("id: no-help-with-violence")].count("\n") + 1
+    kept = served.post(f"{BASE}/draft", text=text, version=now["version"])
+    assert kept["lines"] == {str(line): "error"} and f'data-line="{line}"' in kept["html"] and "already taken" in kept["html"]
+    assert served.post(f"{BASE}/draft", status=409, text="x", version=now["version"])["error"].startswith("general was changed")
+    assert served.post(f"{BASE}/draft", status=400, text=3, version=kept["version"])["error"].startswith("not what is expected here")
+    assert "1 error" in client.get("/").text and "unsaved draft" in client.get("/").text
+
+
+@pytest.mark.enable_socket
+def test_text_of_a_constitution_is_never_markup(served: Served) -> None:
+    served.enter()
+    evil = "</textarea><script>alert(1)</script><img src=x onerror=alert(1)>"
+    now = served.client.get(f"{BASE}/text").json()
+    kept = served.post(f"{BASE}/draft", text=now["text"].replace("id: no-weapon-recipes", f"id: '{evil}'"), version=now["version"])
+    assert evil in kept["text"] and "&lt;script&gt;" in kept["html"] and "<script" not in kept["html"] and "<img" not in kept["html"]
+
+
+@pytest.mark.enable_socket
+def test_of_two_writers_at_once_one_wins_and_the_other_is_told(served: Served) -> None:
+    served.enter()
+    now = served.client.get(f"{BASE}/text").json()
+    answers: dict[str, int] = {}
+
+    def write(mark: str) -> None:
+        body = {"text": f"{now['text']}# {mark}\n", "version": now["version"]}
+        headers = {"origin": served.origin}
+        with httpx.Client(base_url=served.origin, cookies=served.client.cookies, headers=headers, trust_env=False, timeout=20) as client:
+            answers[mark] = client.post(f"{BASE}/draft", json=body).status_code
+
+    threads = [threading.Thread(target=write, args=(f"tab {i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers.values()) == [200, 409, 409, 409]
+    winner = next(mark for mark, status in answers.items() if status == 200)
+    assert served.client.get(f"{BASE}/text").json()["text"].endswith(f"# {winner}\n")
+
+
+@pytest.mark.enable_socket
+def test_the_command_serves_and_a_killed_one_has_lost_nothing(workspace: Workspace, file: Path) -> None:
+    process = start_cai(workspace.root, "studio", "--port", "0")
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("Open ").strip()
+        origin = address.partition("/enter")[0]
+        with httpx.Client(base_url=origin, trust_env=False, timeout=20, headers={"origin": origin}) as client:
+            assert client.get(address, follow_redirects=True).status_code == 200
+            now = client.get(f"{BASE}/text").json()
+            client.post(f"{BASE}/draft", json={"text": edited(now["text"]), "version": now["version"]}).raise_for_status()
+        before = file.read_text()
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert before == now["text"]
+    assert Drafts(workspace).open(NAME).text == edited(before)
+    kept = next((workspace.root / "runs" / ".studio" / "drafts").iterdir())
+    assert json.loads(kept.read_text())["text"] == edited(before)
+
+
+@pytest.mark.enable_socket
+def test_a_taken_port_is_a_persons_error(served: Served) -> None:
+    process = start_cai(served.workspace.root, "studio", "--port", str(served.port))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "can't be listened on" in err and out == ""
