@@ -1,6 +1,6 @@
 """DPO, PPO and GRPO from the same SFT adapter and the same labels, compared at the same distance from it, by a gold reward model.
 
-    python -m bench.policies_hh --pairs FILE --out FOLDER [--steps 40] [--members 3] [--methods dpo,ppo,grpo]
+    python -m bench.policies_hh --pairs FILE --out FOLDER [--steps 40] [--batch-size 32] [--members 3] [--methods dpo,ppo,grpo]
 
 The prompts of the file are dealt as in `bench.overoptimisation_hh`: the reward models' pairs, the gold reward model's, and those that
 the policies are watched on share no prompt. The SFT adapter imitates chosen responses of the reward models' pairs; DPO trains on those
@@ -51,6 +51,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--watched", type=int, default=64)
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--rl-learning-rate", type=float, default=3e-4, help="of PPO and GRPO, which take few steps")
+    parser.add_argument("--ppo-epochs", type=int, default=2, help="passes of PPO over a batch")
     parser.add_argument("--batch-size", type=int, default=32, help="responses a step of PPO and GRPO")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--max-length", type=int, default=256)
@@ -93,7 +95,7 @@ def train_policy(
     config = PolicyConfig(
         method=method,
         precision=given.precision,
-        learning_rate=given.learning_rate,
+        learning_rate=given.learning_rate if method == "dpo" else given.rl_learning_rate,
         batch_size=size,
         gradient_accumulation=1 if method == "dpo" else given.batch_size // size,
         epochs=given.dpo_epochs if method == "dpo" else given.steps * given.batch_size / online.num_generations / len(prompts),
@@ -102,7 +104,13 @@ def train_policy(
         beta=0.1 if method == "dpo" else 0.02,
         lora=LoraSpec(layers=given.layers),
         online=online,
-        ppo=PPOSpec(total_episodes=given.steps * given.batch_size, response_length=given.max_tokens, temperature=1.0, kl_coef=0.02),
+        ppo=PPOSpec(
+            total_episodes=given.steps * given.batch_size,
+            num_ppo_epochs=given.ppo_epochs,
+            response_length=given.max_tokens,
+            temperature=1.0,
+            kl_coef=0.02,
+        ),
         watch=WatchConfig(every_steps=given.every, prompts=given.watched, action="warn", select="last"),
     )
     ensemble = load_ensemble(members, model, given.aggregate).score
