@@ -20,6 +20,8 @@ from cai.errors import CaiError, DataError, StoreError
 
 T = TypeVar("T")
 MAX_LINE_BYTES = 32 * 1024 * 1024
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec` raises for bytes that aren't the JSON that was expected."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -60,7 +62,7 @@ def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "
     for number, line in read_lines(path):
         try:
             yield decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except NOT_JSON as e:
             if torn_tail == "drop" and not line.endswith(b"\n"):
                 return
             raise DataError(f"{path}:{number}: not a {record_type.__name__} record: {e}") from e

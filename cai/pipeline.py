@@ -24,6 +24,7 @@ from cai.constitution.load import load_constitution
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
+from cai.interrupt import run_interruptible
 from cai.jsonl import write_text
 from cai.manifest import (
     Manifest,
@@ -288,12 +289,18 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         finally:
             await context.release_engines()
 
+    async def finish() -> None:
+        context.reporter.say(
+            "Stopping when the calls in flight are answered. Ctrl-C again stops at once, and they are asked anew.", "yellow"
+        )
+        await asyncio.gather(*(model.finish() for model, _ in context.models))
+
     try:
         with context.reporter.stage(stage.name):
             if stage.together(context.recipe):
                 context.team.call(number)
             made = stage.run(context)
-            entry.counts = asyncio.run(ask(made)) if inspect.isawaitable(made) else made
+            entry.counts = run_interruptible(ask(made), finish) if inspect.isawaitable(made) else made
         entry.status = "done"
     except KeyboardInterrupt:
         entry.status = "stopped"

@@ -61,6 +61,8 @@ class ScoreRequest:
 
 
 Request = CompleteRequest | ChoicesRequest | ScoreRequest
+_COMMIT_SECONDS = 0.25
+"""Without a commit after which what is still in flight has not been started: a few turns of the event loop, and then some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,10 @@ class Engine(Protocol):
             ReplyError: this request can't be answered (empty, too long, refused); others can.
             ModelError: the engine can't go on.
         """
+        ...
+
+    async def finish(self) -> None:
+        """Start no more requests, and return when those that were started are answered; the others wait until they are cancelled."""
         ...
 
     async def close(self) -> None:
@@ -171,6 +177,14 @@ class TextModel:
         reply = await self.call(ScoreRequest(tuple(messages), text))
         assert isinstance(reply, TextLogprob)
         return reply
+
+    async def finish(self) -> None:
+        """Let the engine start no more calls, and return when every call that it had started is committed."""
+        await self.engine.finish()
+        waiting = set(self._in_flight.values())
+        answered = waiting
+        while answered and waiting:  # those that never started stay
+            answered, waiting = await asyncio.wait(waiting, timeout=_COMMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
     async def call(self, request: Request) -> Reply:
         """Answer a request from the store, from an identical call in flight, or from the engine, committed before it is returned."""

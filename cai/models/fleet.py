@@ -28,6 +28,7 @@ import httpx
 
 from cai.errors import ModelError
 from cai.ids import content_hash, split_fraction
+from cai.interrupt import Gate
 from cai.models.http_client import JsonClient, TryFailed, back_off_seconds
 from cai.models.served import Served, identify
 from cai.recipe import ModelSpec
@@ -92,6 +93,7 @@ class Fleet:
         self._served: Served | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._answered = 0
+        self._sending = Gate()
         self._watchers: list[asyncio.Task[None]] = []
 
     @property
@@ -162,7 +164,8 @@ class Fleet:
                 try:
                     await self._ready(replica)
                     life = replica.lives
-                    reply = await replica.client.attempt(path, body, shape, check)
+                    async with self._sending:
+                        reply = await replica.client.attempt(path, body, shape, check)
                 except TryFailed as e:
                     failed = e
                 else:
@@ -191,6 +194,10 @@ class Fleet:
     def excerpt(self, text: str) -> str:
         """Return the start of a server's words, as `JsonClient.excerpt` does."""
         return self.replicas[0].client.excerpt(text)
+
+    async def finish(self) -> None:
+        """Wait for the replies to what was sent, and send nothing more."""
+        await self._sending.close()
 
     async def close(self) -> None:
         """Stop watching, and close the connections."""

@@ -5,6 +5,7 @@ again and where. Worth another try (`TryFailed`) are lost connections, time-outs
 read. The API key is read once from the environment and cut out of every message.
 """
 
+import asyncio
 import email.utils
 import math
 import os
@@ -19,11 +20,13 @@ import msgspec
 
 from cai.errors import ModelError, ReplyError
 from cai.ids import split_fraction
+from cai.jsonl import NOT_JSON
 from cai.recipe import ModelSpec
 
 T = TypeVar("T")
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
+MAX_REPLY_BYTES = 64 * 1024 * 1024
 _CONNECT_SECONDS = 10.0
 _HEALTH_SECONDS = 10.0
 _SPARE_CONNECTIONS = 2  # so that a look at a server's health never waits for its requests
@@ -44,6 +47,10 @@ _TOO_LONG = (
 
 class MalformedError(ValueError):
     """A reply that doesn't have the shape it must have; worth another try."""
+
+
+class EndlessError(ValueError):
+    """A reply that is longer than any can be."""
 
 
 class NotServedError(ModelError):
@@ -175,19 +182,20 @@ class JsonClient:
             ModelError: the server refuses the key, or can't be asked at all.
         """
         try:
-            response = await self._client.request("GET" if body is None else "POST", self._address(path), json=body)
-        except httpx.DecodingError as e:
+            async with asyncio.timeout(self._spec.timeout_seconds):  # httpx's own starts anew with every byte
+                response = await self._fetch("GET" if body is None else "POST", self._address(path), body)
+        except (httpx.DecodingError, EndlessError) as e:
             raise TryFailed(ReplyError("malformed_reply", self.excerpt(str(e)))) from None
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as e:
             raise ModelError(f"{self.url}: can't be asked ({self.excerpt(str(e))})") from None
-        except httpx.TransportError as e:
+        except (httpx.TransportError, TimeoutError) as e:
             raise self._lost(e) from None
         status = response.status_code
         if response.is_success:
             try:
                 reply = msgspec.json.decode(response.content, type=shape)
                 check(reply)
-            except (msgspec.DecodeError, MalformedError, UnicodeDecodeError) as e:
+            except (MalformedError, *NOT_JSON) as e:
                 raise TryFailed(ReplyError("malformed_reply", f"{e}: {self.excerpt(response.text)}")) from None
             return reply
         failure = self._failure(response)
@@ -204,6 +212,18 @@ class JsonClient:
             return False
         return response.status_code < 500
 
+    async def _fetch(self, method: str, url: str, body: Any) -> httpx.Response:
+        """Return a whole response, unpacked. Raises `EndlessError` before it fills the memory."""
+        async with self._client.stream(method, url, json=body) as response:
+            pieces, size = [], 0
+            async for piece in response.aiter_bytes():
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_REPLY_BYTES:
+                    raise EndlessError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB")
+        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() != "content-encoding"]
+        return httpx.Response(response.status_code, headers=headers, content=b"".join(pieces))
+
     def _address(self, path: str) -> str:
         return f"{self.url.removesuffix('/v1')}{path[1:]}" if path.startswith("//") else f"{self.url}{path}"
 
@@ -214,8 +234,8 @@ class JsonClient:
         line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
         return line if len(line) <= length else line[:length] + "…"
 
-    def _lost(self, e: httpx.TransportError) -> TryFailed:
-        if isinstance(e, httpx.TimeoutException) and not isinstance(e, httpx.ConnectTimeout):
+    def _lost(self, e: httpx.TransportError | TimeoutError) -> TryFailed:
+        if isinstance(e, httpx.TimeoutException | TimeoutError) and not isinstance(e, httpx.ConnectTimeout):
             text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
             error = ModelError(f"{self.url}: {text}. Raise timeout_seconds, lower concurrency, or restart the server. {_KEPT}")
             return TryFailed(error, ReplyError("timeout", text))
@@ -253,7 +273,7 @@ def _message(response: httpx.Response) -> str:
     """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others, else the body."""
     try:
         body = msgspec.json.decode(response.content)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_JSON:
         return response.text
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):

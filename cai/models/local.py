@@ -18,6 +18,7 @@ from typing import Any
 
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
+from cai.interrupt import Gate
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.encoding import Encoder
 from cai.recipe import ModelSpec
@@ -70,6 +71,7 @@ class LocalEngine:
         self._dispatcher: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._stop = threading.Event()
+        self._gate = Gate()
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "LocalEngine":
@@ -111,6 +113,10 @@ class LocalEngine:
             self._dispatcher = asyncio.create_task(self._dispatch())
         return await job.reply
 
+    async def finish(self) -> None:
+        """Finish the running batch, and begin no other: one of fewer requests than in a calm run might come out otherwise."""
+        await self._gate.close()
+
     async def close(self) -> None:
         """Stop the running batch at its next step, fail what is pending, and let the weights go."""
         self._stop.set()
@@ -149,11 +155,12 @@ class LocalEngine:
                 batch = take_batch(self._pending, self._batch_size)
                 taken = set(map(id, batch))
                 self._pending = [job for job in self._pending if id(job) not in taken]
-                replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, batch)
-                self.batches += 1
-                for job, reply in zip(batch, replies, strict=True):
-                    if not job.reply.done():
-                        job.reply.set_result(reply)
+                async with self._gate:
+                    replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, batch)
+                    self.batches += 1
+                    for job, reply in zip(batch, replies, strict=True):
+                        if not job.reply.done():
+                            job.reply.set_result(reply)
         except Exception as e:  # noqa: BLE001 - handed to everyone who waits, who raises it
             self._fail([*batch, *self._pending], e)
         except BaseException:  # cancelled, or the process is going down

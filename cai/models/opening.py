@@ -31,6 +31,11 @@ class LazyEngine:
                     self._engine = LocalEngine.load(self.spec)
         return await self._engine.submit(request)
 
+    async def finish(self) -> None:
+        """Finish the running batch, if the model was loaded."""
+        if self._engine is not None:
+            await self._engine.finish()
+
     async def close(self) -> None:
         """Release the model, if it was loaded."""
         if self._engine is not None:

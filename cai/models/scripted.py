@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 from cai.ids import content_hash, derive_seed
+from cai.interrupt import Gate
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, TextLogprob
 
 _WORDS = tuple(
@@ -46,13 +47,19 @@ class ScriptedEngine:
         self.calls: int = 0
         self._script = script
         self._delay_seconds = delay_seconds
+        self._gate = Gate()
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request from the script."""
-        self.calls += 1
-        if self._delay_seconds:
-            await asyncio.sleep(self._delay_seconds)
-        return self._script(request)
+        async with self._gate:
+            self.calls += 1
+            if self._delay_seconds:
+                await asyncio.sleep(self._delay_seconds)
+            return self._script(request)
+
+    async def finish(self) -> None:
+        """Answer what is being slept on, and nothing more."""
+        await self._gate.close()
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -39,6 +39,8 @@ from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
+_IMPOSSIBLE = -1e5
+"""Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
 _EXCERPT = 200
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which needs none."
@@ -113,6 +115,10 @@ class ServerEngine:
         if isinstance(request, ChoicesRequest):
             return await (self._choices(request) if self._tokenizes else self._choices_by_text(request))
         return await self._score(request)
+
+    async def finish(self) -> None:
+        """Wait for the replies to what was sent, and send nothing more."""
+        await self._fleet.finish()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -282,6 +288,8 @@ class ServerEngine:
             raise ModelError(
                 f"{self.name} sent {logprob:g} as a log-probability. Start vLLM with --logprobs-mode raw_logprobs (its default)."
             )
+        if logprob < _IMPOSSIBLE:
+            raise ReplyError("malformed_reply", f"{logprob:g} as a log-probability")
         return logprob
 
     def _chat(self, messages: Sequence[Message], prefill: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, bytes
     return made, data_bytes(workspace.run("s"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_twice_at_random_ends_as_a_calm_one(tmp_path: Path, calm: tuple[int, dict[str, bytes]], seed: int) -> None:
     total, outputs = calm
     workspace = many_workspace(tmp_path / "w")

@@ -148,6 +148,25 @@ def test_closing_stops_what_is_running(parts: tuple[Any, Any]) -> None:
     assert all(isinstance(r, ModelError) and "stopped" in str(r) for r in asyncio.run(run()))
 
 
+def test_finishing_ends_the_running_batch_and_begins_no_other(parts: tuple[Any, Any]) -> None:
+    async def run() -> tuple[int, int]:
+        eng = engine(parts)
+        with CallStore(None) as store:
+            model = TextModel(eng, store, "t")
+            tasks = [asyncio.create_task(model.complete((Message("user", f"{i}"),), Sampling(12), seed=i)) for i in range(6)]
+            while len(eng._pending) != 2:  # noqa: ASYNC110 - the first batch tells nobody that it was taken
+                await asyncio.sleep(0)
+            await model.finish()
+            kept = len(store), eng.batches
+            for task in tasks:
+                task.cancel()
+            await eng.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return kept
+
+    assert asyncio.run(run()) == (4, 1)
+
+
 def test_one_engine_serves_several_event_loops(parts: tuple[Any, Any]) -> None:
     eng = engine(parts)
     first = asyncio.run(eng.submit(ask("x", seed=3)))

@@ -1,0 +1,143 @@
+"""Drills with a real server and real clients: nothing that was answered is lost or asked twice, and the outputs are a calm run's."""
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drills.drilling import (
+    CONCURRENCY,
+    PROMPTS,
+    ModelServer,
+    ask_at,
+    drill_workspace,
+    kept,
+    model_server,
+    run_to_end,
+    start_run,
+    start_server,
+    wait_until,
+)
+from tests.workspaces import cai, data_bytes
+
+PASSING = "busy,error,overloaded,cut,half,html,empty,deep,miscounted,reset,none"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
+    """A server that does nothing wrong."""
+    with model_server(tmp_path_factory.mktemp("calm") / "log") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, server: ModelServer) -> tuple[Counter[str], dict[str, bytes]]:
+    """What a run that nobody disturbed was answered, and what it wrote."""
+    outputs = run_to_end(drill_workspace(tmp_path_factory.mktemp("calm") / "w", server.port))
+    answered = server.answered()
+    assert set(answered.values()) == {1} and len(answered) > 4 * PROMPTS
+    assert len(set(outputs["sft.jsonl"].splitlines())) == PROMPTS
+    return answered, outputs
+
+
+def test_a_misbehaving_server_is_waited_out(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    with model_server(tmp_path / "log", PASSING) as server:
+        assert run_to_end(drill_workspace(tmp_path / "w", server.port)) == calm[1]
+    faults = Counter(what for what, _ in server.lines())
+    assert server.answered() == calm[0], "each was answered once, after its fault"
+    assert len(faults) >= 8 and faults.total() - faults["answered"] > 2 * PROMPTS, faults
+
+
+def test_replies_that_never_end_are_given_up_and_asked_again(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    with model_server(tmp_path / "log", "hang,dribble,none") as server:
+        workspace = drill_workspace(tmp_path / "w", server.port, timeout=4)
+        done = cai(workspace.root, "run", "runs/s.yaml", "--only", "respond", timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert data_bytes(workspace.run("s"))["responses.jsonl"] == calm[1]["responses.jsonl"]
+    assert {"hang", "dribble"} <= {what for what, _ in server.lines()}
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_only_time(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    server = start_server(tmp_path / "log", seconds=0.1)
+    try:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        run = start_run(workspace)
+        for wanted in (PROMPTS // 2, 3 * PROMPTS):
+            wait_until(lambda log=server, wanted=wanted: log.answered().total() >= wanted, run)
+            server.kill()
+            server = start_server(server.log, seconds=0.1, port=server.port)
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+    finally:
+        server.kill()
+    assert data_bytes(workspace.run("s")) == calm[1]
+    assert server.answered().keys() == calm[0].keys()
+    assert server.answered().total() <= calm[0].total() + 2 * CONCURRENCY, "at most what was on its way when the server died"
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_killed_client_loses_nothing_that_was_kept(tmp_path: Path, kills: int, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    draw = random.Random(kills)
+    with model_server(tmp_path / "log", seconds=0.05) as server:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        for _ in range(kills):
+            had, seen = kept(workspace), len(server.lines())
+            run = start_run(workspace)
+            wanted = seen + draw.randrange(1, 6)
+            wait_until(lambda run=run, wanted=wanted: run.poll() == 0 or len(server.lines()) >= wanted, run)
+            run.kill()
+            run.communicate()
+            assert not had & {key for _, key in server.lines()[seen:]}, "a kept answer was asked for again"
+            assert had <= kept(workspace), "a kept answer was lost"
+        had, seen = kept(workspace), len(server.lines())
+        assert run_to_end(workspace) == calm[1]
+        assert not had & {key for _, key in server.lines()[seen:]}
+    assert server.answered().keys() == calm[0].keys() == kept(workspace)
+    assert server.answered().total() <= calm[0].total() + CONCURRENCY * kills, "at most what was on its way was answered twice"
+
+
+def test_ctrl_c_waits_for_what_is_paid_for_and_keeps_it(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    with model_server(tmp_path / "log", seconds=1.0) as server:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        run = start_run(workspace)
+        wait_until(lambda: server.answered().total() > PROMPTS, run)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert "Ctrl-C again stops at once" in err and "the same command goes on from here" in err and "Traceback" not in err
+        assert set(server.answered()) == kept(workspace) != set(calm[0]), "all that was answered is kept, and it did stop"
+    with model_server(tmp_path / "log") as server:
+        ask_at(workspace, server.port)
+        assert run_to_end(workspace) == calm[1]
+    assert server.answered() == calm[0], "nothing was answered twice"
+
+
+def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
+    with model_server(tmp_path / "log", "hang") as server:
+        workspace = drill_workspace(tmp_path / "w", server.port, timeout=500)
+        run = start_run(workspace, stderr=os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT))
+        wait_until(lambda: len(server.lines()) == PROMPTS, run)
+        run.send_signal(signal.SIGINT)
+        wait_until(lambda: "again stops at once" in (tmp_path / "err").read_text(), run)
+        assert run.poll() is None, "the first one waits"
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)  # far less than the server takes
+        err = (tmp_path / "err").read_text()
+        assert run.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+
+
+def test_two_clients_share_one_store(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    with model_server(tmp_path / "log", seconds=0.02) as server:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        runs = [start_run(workspace), start_run(workspace, "--name", "other")]
+        for run in runs:
+            _, err = run.communicate(timeout=120)
+            assert run.returncode == 0, err
+        assert data_bytes(workspace.run("s")) == data_bytes(workspace.run("other")) == calm[1]
+        assert kept(workspace) == set(calm[0])
+        before = server.answered()
+        assert run_to_end(workspace, "--name", "third") and server.answered() == before
