@@ -45,6 +45,7 @@ from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.templates import Templates, load_templates
+from cai.tracking import PIPELINE, Tracking
 from cai.train.team import Team, gather_team
 from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 
@@ -62,6 +63,7 @@ class Context:
     manifest: Manifest
     reporter: Reporter
     team: Team = field(default_factory=Team)
+    tracking: Tracking = field(default_factory=Tracking)
     stage: str = ""
     settings_hash: str = ""
     """Hash of what decides the current stage, for records' provenance."""
@@ -247,7 +249,11 @@ def _lead(
 ) -> RunSummary:
     run = workspace.run(recipe.name)
     constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
-    with run.locked(), CallStore(workspace.store_path) as store:
+    with (
+        run.locked(),
+        CallStore(workspace.store_path) as store,
+        Tracking(recipe, run.path, reporter.warn) as tracking,
+    ):
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -262,7 +268,7 @@ def _lead(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, team)
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, team, tracking)
         done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
@@ -275,6 +281,8 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         assert entry is not None
         context.reporter.say(f"{stage.name:<12} done before, nothing changed", "dim")
         return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
+    if not stage.always:
+        context.tracking.start()
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
     context.stage, context.failures = stage.name, []
     context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
@@ -328,8 +336,18 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
         replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])
         write_manifest(context.run.manifest, context.manifest)
+        context.tracking.finish()
+    if not stage.always:
+        context.tracking.log(PIPELINE, _stage_numbers(entry, len(context.failures)))
     context.reporter.say(_stage_line(entry))
     return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
+
+
+def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
+    """Return what a finished stage cost and counted, for the tracker."""
+    costs = ("seconds", "calls_made", "calls_reused", "prompt_tokens", "completion_tokens", "cost")
+    numbers = {**{name: getattr(entry, name) for name in costs}, "failures": failures, **entry.counts}
+    return {f"{entry.name}/{name}": float(value) for name, value in numbers.items()}
 
 
 def _stage_line(entry: StageEntry) -> str:

@@ -27,6 +27,7 @@ Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 KlEstimator = Literal["k1", "k3"]
+ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
 ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
 
 ONLINE = ("grpo", "rloo")
@@ -456,6 +457,8 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """None: no gold reward model, and over-optimisation can't be seen."""
     policy: PolicyConfig = PolicyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    report_to: ReportTo = "none"
+    """Where the run's numbers are sent as they come; each but `none` is an extra of the package."""
     window: Positive = 512
     """Items in flight per stage: bounds memory, not results."""
     max_failure_fraction: Fraction = 0.2
@@ -473,8 +476,8 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def hash(self) -> str:
-        """Content hash of every setting but the name and description."""
-        return content_hash({**msgspec.to_builtins(self), "name": "", "description": ""})
+        """Content hash of every setting but name, description and tracker, which decide nothing."""
+        return content_hash({**msgspec.to_builtins(self), "name": "", "description": "", "report_to": "none"})
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -14,12 +15,15 @@ from cai.jsonl import read_records
 from cai.models.base import TextModel
 from cai.pipeline import Context
 from cai.recipe import GOLD, ModelSpec, RewardTerm
-from cai.records import Failure, Prompt
+from cai.records import Failure, Prompt, WatchPoint
 from cai.train.checkpoints import TrainResult
 from cai.train.running import OnLog
 from cai.train.terms import Answers, Rewarding, TermScorer, proxy_of
 from cai.train.watch import FRONTIER, Items, Watch, Watching
 from cai.workspace import file_hash
+
+LOOKED_AT = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition")
+"""What of a look at a policy goes to the tracker."""
 
 
 def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
@@ -121,7 +125,14 @@ def load_watch(c: Context, rewarding: Rewarding) -> Watch:
     def score(items: Items) -> Sequence[float]:
         return [s.value for s in gold.score(items)]
 
-    return Watch(prompts, c.recipe.policy.watch, proxy_of(rewarding, prompts), score, c.run.model("policy") / FRONTIER)
+    return Watch(
+        prompts, c.recipe.policy.watch, proxy_of(rewarding, prompts), score, c.run.model("policy") / FRONTIER, partial(track_look, c)
+    )
+
+
+def track_look(c: Context, point: WatchPoint) -> None:
+    """Send what a look at the policy saw to the tracker."""
+    c.tracking.log(c.stage, {f"watch/{name}": value for name in LOOKED_AT if (value := getattr(point, name)) is not None}, point.step)
 
 
 def watched_prompts(c: Context) -> list[Prompt]:

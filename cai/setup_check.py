@@ -13,6 +13,7 @@ from cai.feedback.calibration import calibration_of
 from cai.recipe import ONLINE, ModelSpec, Recipe
 from cai.records import Constitution
 from cai.templates import Templates, load_templates
+from cai.tracking import missing_tracker
 from cai.workspace import Workspace
 
 
@@ -87,6 +88,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     if recipe.gold is not None and not recipe.gold.human and recipe.gold.fraction == 0:
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
     if problem := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
+        problems.append(problem)
+    if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
     problems += _late_problems(recipe)
     if problems or constitution is None or templates is None:

@@ -26,6 +26,7 @@ from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
+from cai.tracking import PIPELINE
 from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
 
 T = TypeVar("T")
@@ -157,6 +158,8 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter)
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
+    figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
+    c.tracking.log(PIPELINE, figures)
     write_records(c.run.data("samples"), measured.samples)
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more

@@ -34,13 +34,14 @@ def reward_stage(c: Context) -> dict[str, int]:
     train, held_out = (list(read_records(c.run.data(name), Preference)) for name in ("preferences", "preferences_heldout"))
 
     def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        c.reporter.progress(step, total, f"steps of {member}")
+        c.reporter.progress(step, total, f"steps of {'the gold reward model' if member == GOLD else member}")
+        c.tracking.log(member, training_numbers(metrics), step)
 
     counts, steps = train_rewards(c.recipe, c.run, train, held_out, on_log)
     if steps:  # the first process alone has any
         replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
     if c.recipe.gold is not None:
-        counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, "the gold reward model"))
+        counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, GOLD))
     return counts
 
 
@@ -94,7 +95,7 @@ def online(c: Context) -> dict[str, int]:
 
 def ppo(c: Context) -> dict[str, int]:
     """PPO on the training prompts against the reward ensemble [§4.2]; watched, where there is a gold reward model."""
-    from cai.rewarding import say_if_unwatched, watched_prompts
+    from cai.rewarding import say_if_unwatched, track_look, watched_prompts
     from cai.train.ppo import train_ppo
 
     say_if_unwatched(c)
@@ -111,6 +112,7 @@ def ppo(c: Context) -> dict[str, int]:
         gold=c.run.model(GOLD) if c.recipe.gold else None,
         watched=watched_prompts(c) if c.recipe.gold else (),
         warn=c.reporter.warn,
+        on_look=partial(track_look, c),
     )
     return trained(c, result, c.run.model("policy"))
 
@@ -158,8 +160,18 @@ def policy_reads(recipe: Recipe) -> tuple[str, ...]:
 
 
 def progress_of(c: Context) -> OnLog:
-    """Return a callback that shows training steps."""
-    return lambda step, total, metrics: c.reporter.progress(step, total, "steps")
+    """Return a callback that shows training steps, and sends their numbers to the tracker."""
+
+    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
+        c.reporter.progress(step, total, "steps")
+        c.tracking.log(c.stage, training_numbers(metrics), step)
+
+    return on_log
+
+
+def training_numbers(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a training step's numbers by the names that trackers group them by."""
+    return {f"train/{name}": value for name, value in metrics.items()}
 
 
 def trained(c: Context, result: TrainResult, out: Path) -> dict[str, int]:

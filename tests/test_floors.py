@@ -14,7 +14,7 @@ FLOORS = {
     1: "constitution/ templates recipe workspace call_store manifest",
     2: "models/",
     3: "data/ feedback/ critique revision_rules pairs",
-    4: "train/ evaluate/ memory plan status setup_check",
+    4: "train/ evaluate/ memory plan status setup_check tracking",
     5: "report/ workbench/ annotating evaluation reward_models judge_card exporting auditing diagnosis merging",
     6: "pipeline rewarding online_dpo training_stages stages benching chat calibrating studio/",
     7: "cli/",

@@ -55,7 +55,7 @@ from cai.jsonl import write_records
 from cai.models.loading import load_tokenizer, model_fingerprint
 from cai.models.local import stop_ids
 from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
-from cai.records import Prompt
+from cai.records import Prompt, WatchPoint
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
 from cai.train.encode import encode_turn
@@ -89,6 +89,7 @@ def train_ppo(
     gold: Path | GoldScorer | None = None,
     watched: Sequence[Prompt] = (),
     warn: Callable[[str], None] = lambda text: None,
+    on_look: Callable[[WatchPoint], None] = lambda point: None,
 ) -> TrainResult:
     """Train the policy against reward models, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -108,6 +109,7 @@ def train_ppo(
             adapter, or whatever scores texts; None looks for nothing. `config.watch` says when, and what follows.
         watched: the prompts to look at the policy on.
         warn: told, once, that the policy is over-optimised.
+        on_look: told of each look at the policy.
 
     Raises:
         TrainingError: no prompt is left, the policy doesn't start at its reference, or training diverges.
@@ -140,7 +142,7 @@ def train_ppo(
         count = processes.num_processes  # another number of them makes other steps, so it can't go on from these ones' checkpoints
         resumable = fingerprint if count == 1 else f"{fingerprint}:{count}"
         run = _Run(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count, warn)
-        watch = None if gold is None else run.watch(gold, watched)
+        watch = None if gold is None else run.watch(gold, watched, on_look)
         result = run.train(watch, on_log, dropped)
     reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {reference}"
@@ -243,7 +245,7 @@ class _Run:
         end_id = self.tokenizer.eos_token_id
         return describe(self.shared, todo, responses, end_id=end_id, temperature=temperature, at_once=at_once)
 
-    def watch(self, gold: Path | GoldScorer, watched: Sequence[Prompt]) -> Watch:
+    def watch(self, gold: Path | GoldScorer, watched: Sequence[Prompt], on_look: Callable[[WatchPoint], None]) -> Watch:
         """Return what looks at the policy, with the reward models on the shared base as its proxy."""
         if isinstance(gold, Path):
             self.shared.add_scorer(gold, GOLD)
@@ -256,7 +258,7 @@ class _Run:
         def score(items: Items) -> Sequence[float]:
             return [s for [s] in self._scores(items, [GOLD])] if isinstance(gold, Path) else gold(items)
 
-        return Watch(watched, self.config.watch, proxy, score, self.out / FRONTIER)
+        return Watch(watched, self.config.watch, proxy, score, self.out / FRONTIER, on_look)
 
     def _scores(self, items: Items, names: Sequence[str]) -> list[list[float]]:
         """Return what some reward models on the shared base say of texts, text by text."""

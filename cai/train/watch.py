@@ -61,6 +61,8 @@ class Watch:
     """A reward that it is not trained on."""
     path: Path
     """Where observations go."""
+    on_look: Callable[[WatchPoint], None] = lambda point: None
+    """Told of each observation, once it is written down."""
     points: list[WatchPoint] = field(default_factory=list)
 
     def due(self, step: int, last: int) -> bool:
@@ -124,6 +126,7 @@ class Watch:
         point = replace(point, verdict=verdict([*self.points, point], self.config))
         append_record(self.path, point)
         self.points.append(point)
+        self.on_look(point)
         return point.verdict
 
     @property
