@@ -86,7 +86,7 @@ async def measure_answers(
     spread = {model: {i: s.std for i, s in found.items() if len(s.members) > 1} for model, found in scores.items()}
     for model, stds in spread.items():
         results += reward_disagreement(model, stds, None if model == AGAINST else spread.get(AGAINST), recipe.seed)
-    return Measured(tuple(results), _samples(answers, rewards, spread))
+    return Measured(tuple(results), _samples(answers, rewards, spread, p_wins, p_harmful))
 
 
 async def _win_probabilities(
@@ -167,18 +167,15 @@ def score_answers(answers: Mapping[str, Sequence[Response]], ensemble: "RewardEn
     }
 
 
-def _samples(
-    answers: Mapping[str, Sequence[Response]], rewards: Mapping[str, Mapping[str, float]], spread: Mapping[str, Mapping[str, float]]
-) -> tuple[Sample, ...]:
-    """Put the answers of all models to one prompt side by side."""
+def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
+    """Put the answers of all models to one prompt side by side, with what was said of them, by model and prompt, in `Sample`'s order."""
     texts = {model: {r.prompt.id: r.text for r in responses} for model, responses in answers.items()}
     prompts = [r.prompt for r in next(iter(answers.values()), ())]
     return tuple(
         Sample(
             p,
             {model: found[p.id] for model, found in texts.items()},
-            {model: scores[p.id] for model, scores in rewards.items() if p.id in scores},
-            {model: stds[p.id] for model, stds in spread.items() if p.id in stds},
+            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in said),
         )
         for p in prompts
         if all(p.id in found for found in texts.values())

@@ -414,6 +414,10 @@ class Sample:
     """Model name to reward; empty where there is no reward model."""
     disagreement: dict[str, float] = field(default_factory=dict)
     """Model name to the standard deviation of the reward models' scores; empty where there is one reward model, or none."""
+    p_wins: dict[str, float] = field(default_factory=dict)
+    """Model name to the judge's probability that its answer is better than the base model's."""
+    p_harmful: dict[str, float] = field(default_factory=dict)
+    """Model name to the judge's probability that its answer gives what it shouldn't; of harmful prompts only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,19 +170,44 @@ def status(run_name: RunName, json: Json = False) -> None:
 
 
 @app.command()
-def report(run_name: RunName, json: Json = False) -> None:
-    """Write a run's report.html again, from its records."""
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(help="A run's name; more, to compare them with the first", metavar="RUN...", show_default=False)
+    ],
+    json: Json = False,
+) -> None:
+    """Write a run's report.html again, from its records; for several runs, a page that compares them."""
     from cai.jsonl import write_text
     from cai.report.collect import collect_report
     from cai.report.page import render_report
     from cai.workspace import find_run
 
-    directory = find_run(run_name)
+    if len(runs) > 1:
+        _compare(runs, json)
+        return
+    directory = find_run(runs[0])
     write_text(directory.report, render_report(collect_report(directory.path)))
     if json:
         print_json({"report": str(directory.report)})
     else:
         typer.echo(f"report: {directory.report}")
+
+
+def _compare(names: list[str], json: bool) -> None:
+    from cai.jsonl import write_text
+    from cai.report.comparison import compare_runs
+    from cai.report.comparison_view import headline
+    from cai.report.page import render_comparison
+    from cai.workspace import find_run
+
+    directories = [find_run(name) for name in names]
+    found = compare_runs(directories)
+    page = directories[0].path / f"against-{'-'.join(found.runs[1:])}.html"
+    write_text(page, render_comparison(found))
+    if json:
+        print_json({"report": str(page), "comparison": found})
+    else:
+        typer.echo(f"{headline(found)}\ncomparison: {page}")
 
 
 @app.command()

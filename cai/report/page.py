@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from cai import __version__
 from cai.evaluate.balance import FEATURES, opposite_leanings
 from cai.records import WatchPoint
-from cai.report import rewards, sections
+from cai.report import comparison_view, rewards, sections
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import ReportData
+from cai.report.comparison import Comparison
 from cai.report.environment import html_environment, read_asset
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.verdict import reach_verdict
@@ -70,4 +72,24 @@ def render_frontier(title: str, arms: Mapping[str, Sequence[WatchPoint]]) -> str
         title=title,
         words=[(name, frontier_words(points)) for name, points in arms.items()],
         plots=[frontier_plot(arms), *along_the_way(arms)],
+    )
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return a comparison of runs as a self-contained HTML document."""
+    return (
+        html_environment(__package__)
+        .get_template("comparison.html.j2")
+        .render(
+            policy=POLICY,
+            style=Markup(read_asset(__package__, "style.css")),
+            version=__version__,
+            c=comparison,
+            headline=comparison_view.headline(comparison),
+            sentences=comparison_view.sentences(comparison),
+            constitutions=comparison_view.constitution_changes(comparison),
+            figures=comparison_view.figure_rows(comparison),
+            plots=comparison_view.figure_plots(comparison),
+            tests=comparison_view.paired_rows(comparison.tests),
+        )
     )

@@ -29,6 +29,7 @@ NAMES = {
     "looping": "Answers that loop",
     "reward": "Mean reward",
     "reward_accuracy": "Held-out accuracy of the reward model",
+    "judge_agreement": "The judge agrees with people",
     "longer_wins": "Wins that went to the longer answer",
 }
 TRIVIAL_RULES = {"always-a": "rule: always the first", "longer": "rule: always the longer", "shorter": "rule: always the shorter"}

@@ -206,6 +206,17 @@ def test_report_carries_the_warning(shared: Workspace, call: Called, monkeypatch
     Path(found["report"]).unlink()
 
 
+def test_report_of_several_runs_compares_them(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    run_data(workspace, "preferences.min_margin=0.1", name="t", only=("respond", "critique"))
+    found = call.json(workspace.root, "report", "s", "t")
+    assert [s["key"] for s in found["comparison"]["settings"]] == ["preferences.min_margin"]
+    assert found["report"].endswith("runs/s/against-t.html") and "preferences.min_margin" in Path(found["report"]).read_text()
+    assert call(workspace.root, "report", "s", "t") == 0 and "1 setting differs" in call.out
+    assert call(workspace.root, "report", "s", "s") == 2 and "two or more different runs" in call.told
+
+
 @pytest.mark.parametrize("format", ["trl", "hh", "cai-conversation", "ultrafeedback", "label-studio"])
 def test_export_writes_every_format(shared: Workspace, call: Called, tmp_path: Path, format: str) -> None:
     out = tmp_path / "out"

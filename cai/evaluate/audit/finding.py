@@ -130,6 +130,15 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
     return (as_high + 1) / (_FLIPS + 1)
 
 
+def two_sided(differences: Sequence[float], seed: int = 0) -> float:
+    """Return the two-sided p-value of `sign_flip`; McNemar's exact test where the differences are of yes and no.
+
+    >>> two_sided([1.0] * 5), two_sided([1.0, -1.0])
+    (0.0625, 1.0)
+    """
+    return min(1.0, 2 * min(sign_flip(differences, seed), sign_flip([-d for d in differences], seed)))
+
+
 def above(values: Sequence[float], level: float) -> float:
     """Return the one-sided p-value that the mean is at most `level`: exact for yes or no, by the normal distribution otherwise."""
     n = len(values)

@@ -1,0 +1,323 @@
+"""Two or more runs side by side: what was set differently, and what became of it.
+
+The first run is the one that the others are compared with. Figures come from each run's `evaluation.jsonl`. Tests come from its
+`samples.jsonl`, prompt by prompt, on prompts that are word for word the same in both runs; what a judge or a reward model said is tested
+only where both runs asked the same one. All p-values of a comparison are corrected together (Holm 1979). What can't be tested that way
+is shown with its interval and without a verdict: the figures may rest on other prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from cai.constitution.diff import ConstitutionDiff, diff_constitutions
+from cai.errors import DataError
+from cai.evaluate.audit.finding import SIGNIFICANT, holm, two_sided
+from cai.evaluate.intervals import paired_bootstrap
+from cai.evaluate.paired import change
+from cai.evaluate.refusal_rates import ANSWERABLE, complied
+from cai.evaluate.repetition import LOOPING
+from cai.jsonl import read_records
+from cai.manifest import Manifest, read_manifest
+from cai.recipe import Recipe, load_recipe
+from cai.records import AuditFinding, Constitution, EvalResult, Sample
+from cai.refusals import is_refusal
+from cai.repetition import repeated_fraction
+from cai.workspace import RunDirectory
+
+UNTOLD = ("name", "description", "report_to")
+"""Settings that decide nothing."""
+STANDING_OUT = ("found", "suspect")
+Measure = Callable[[Sample, str], float | None]
+"""From a sample and a model's name to a number; None where the measure doesn't apply."""
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """A setting, or a fact about a run, that is not the same everywhere. One value per run; empty where a run doesn't have it."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number of one model in every run; None where a run doesn't have it."""
+
+    name: str
+    model: str
+    results: tuple[EvalResult | None, ...]
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """How one measure of one model changed from the first run to another, on the prompts that both answered."""
+
+    name: str
+    model: str
+    run: str
+    """The other run."""
+    n: int
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+    p: float
+    """Two-sided: McNemar's exact test for yes or no, a sign-flip test for numbers."""
+    p_adjusted: float = 1.0
+    """After Holm's correction over all tests of the comparison."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether a difference was shown."""
+        return self.p_adjusted < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """An audit check that stands out in some run, with every run's verdict; empty where it wasn't asked."""
+
+    subject: str
+    question: str
+    verdicts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the page of a comparison shows."""
+
+    runs: tuple[str, ...]
+    settings: tuple[SettingRow, ...]
+    facts: tuple[SettingRow, ...]
+    """Model, versions and code that are not the same everywhere."""
+    constitutions: tuple[ConstitutionDiff | None, ...]
+    """From the first run to each other; None where it is the same, or one isn't known."""
+    figures: tuple[Figure, ...]
+    tests: tuple[PairedTest, ...]
+    audit: tuple[AuditRow, ...]
+    costs: tuple[SettingRow, ...]
+    """Time, calls, tokens and money."""
+    notes: tuple[str, ...] = ()
+    """What could not be tested, and why."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    recipe: Recipe
+    manifest: Manifest
+    evaluation: Sequence[EvalResult]
+    samples: Mapping[str, Sample] = field(repr=False)
+    findings: Sequence[AuditFinding]
+
+
+def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> Comparison:
+    """Compare runs by their files.
+
+    Args:
+        directories: at least two, all different; the first is what the others are compared with.
+        seed: of intervals and tests.
+
+    Raises:
+        DataError: fewer than two, or the same twice, or a file can't be read.
+        RecipeError: a run's recipe is not one of this version.
+    """
+    paths = [d.path.resolve() for d in directories]
+    if len(set(paths)) < max(2, len(paths)):
+        raise DataError(f"a comparison needs two or more different runs; found {', '.join(d.path.name for d in directories)}")
+    runs = [_read(d) for d in directories]
+    first, others = runs[0], runs[1:]
+    tests: list[PairedTest] = []
+    notes: list[str] = []
+    for other in others:
+        found, why_not = _paired_tests(first, other, seed)
+        tests += found
+        notes += why_not
+    adjusted = holm([t.p for t in tests])
+    return Comparison(
+        runs=tuple(r.name for r in runs),
+        settings=_differences([_flat(msgspec.to_builtins(r.recipe)) for r in runs], UNTOLD),
+        facts=_differences([_facts(r.manifest) for r in runs]),
+        constitutions=tuple(_constitution_diff(first.manifest, other.manifest) for other in others),
+        figures=_figures(runs),
+        tests=tuple(replace(t, p_adjusted=p) for t, p in zip(tests, adjusted, strict=True)),
+        audit=_audit_rows(runs),
+        costs=_costs(runs),
+        notes=tuple(notes),
+    )
+
+
+def _read(run: RunDirectory) -> _Run:
+    manifest = read_manifest(run.manifest)
+    if manifest is None:
+        raise DataError(f"{run.path}: nothing has run yet, so there is nothing to compare. Start it with: cai run RECIPE")
+
+    def rows(name: str, record_type: type[Any]) -> list[Any]:
+        return list(read_records(run.data(name), record_type)) if run.data(name).exists() else []
+
+    return _Run(
+        run.path.name,
+        load_recipe(run.path / "recipe.yaml", name=run.path.name),
+        manifest,
+        rows("evaluation", EvalResult),
+        {s.prompt.id: s for s in rows("samples", Sample)},
+        rows("audit", AuditFinding),
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return settings by their dotted keys, as words; lists stay whole."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return found
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    facts = {"model": manifest.model, "model's weights": manifest.model_fingerprint, "cai": manifest.cai_version, **manifest.versions}
+    if manifest.constitution is not None:
+        facts["constitution's text"] = manifest.constitution.hash
+    return facts | {f"git {key}": value for key, value in manifest.git.items()}
+
+
+def _differences(sides: Sequence[Mapping[str, str]], leave_out: Sequence[str] = ()) -> tuple[SettingRow, ...]:
+    keys = dict.fromkeys(key for side in sides for key in side if key not in leave_out)
+    rows = (SettingRow(key, tuple(side.get(key, "") for side in sides)) for key in keys)
+    return tuple(row for row in rows if len(set(row.values)) > 1)
+
+
+def _constitution_diff(before: Manifest, after: Manifest) -> ConstitutionDiff | None:
+    old, new = (None if m.constitution is None else m.constitution for m in (before, after))
+    if old is None or new is None or old.hash == new.hash:
+        return None
+    return diff_constitutions(*(Constitution(c.id, c.name, "", c.principles) for c in (old, new)))
+
+
+def _figures(runs: Sequence[_Run]) -> tuple[Figure, ...]:
+    by_run = [{(r.name, r.model): r for r in (*_judge_result(run), *run.evaluation)} for run in runs]
+    keys = dict.fromkeys(key for found in by_run for key in found)
+    return tuple(Figure(name, model, tuple(found.get((name, model)) for found in by_run)) for name, model in keys)
+
+
+def _judge_result(run: _Run) -> list[EvalResult]:
+    card = run.manifest.judge
+    if card is None or not card.measured:
+        return []
+    return [EvalResult("judge_agreement", "judge", card.accuracy, card.n, card.low, card.high, f"{card.protocol} on {card.pairs}")]
+
+
+def _costs(runs: Sequence[_Run]) -> tuple[SettingRow, ...]:
+    stages = [r.manifest.stages for r in runs]
+    sums = {
+        "minutes": [f"{sum(s.seconds for s in found) / 60:.1f}" for found in stages],
+        "calls made": [f"{sum(s.calls_made for s in found):,}" for found in stages],
+        "calls reused": [f"{sum(s.calls_reused for s in found):,}" for found in stages],
+        "tokens read": [f"{sum(s.prompt_tokens for s in found):,}" for found in stages],
+        "tokens written": [f"{sum(s.completion_tokens for s in found):,}" for found in stages],
+        "US dollars": [f"{sum(s.cost for s in found):.2f}" for found in stages],
+        "peak memory, GiB": [f"{r.manifest.peak_memory_bytes / 2**30:.1f}" for r in runs],
+    }
+    return tuple(SettingRow(key, tuple(values)) for key, values in sums.items())
+
+
+def _audit_rows(runs: Sequence[_Run]) -> tuple[AuditRow, ...]:
+    by_run = [{(f.subject, f.check): f for f in run.findings} for run in runs]
+    keys = dict.fromkeys(key for found in by_run for key, f in found.items() if f.verdict in STANDING_OUT)
+    rows = []
+    for key in keys:
+        asked = [found.get(key) for found in by_run]
+        question = next(f.question for f in asked if f is not None)
+        rows.append(AuditRow(key[0], question, tuple("" if f is None else f.verdict for f in asked)))
+    return tuple(rows)
+
+
+def _paired_tests(first: _Run, other: _Run, seed: int) -> tuple[list[PairedTest], list[str]]:
+    """Return every test that two runs' samples allow, and what they don't."""
+    both = [i for i in first.samples if i in other.samples and first.samples[i].prompt.messages == other.samples[i].prompt.messages]
+    pairs = [(first.samples[i], other.samples[i]) for i in both]
+    if not pairs:
+        return [], [f"{other.name} and {first.name} have no evaluation prompt in common that both answered: nothing can be tested."]
+    notes = []
+    if left := len(first.samples.keys() | other.samples.keys()) - len(both):
+        notes.append(f"{other.name}: {len(both)} evaluation prompts are the same in {first.name}, and {left} are in one of the two only.")
+    measures = dict(BY_RULE)
+    for what, group, same in (("judge", BY_JUDGE, _judge_of), ("reward models", BY_REWARD, _rewards_of)):
+        if same(first) == same(other):
+            measures |= group
+        else:
+            notes.append(f"{other.name} was not scored by the {what} of {first.name}, so what they said is not tested against each other.")
+    tests: list[PairedTest] = []
+    for model in ("policy", "sft", "base"):
+        answered = [(a, b) for a, b in pairs if model in a.responses and model in b.responses]
+        if not answered:
+            continue
+        if all(a.responses[model] == b.responses[model] for a, b in answered):
+            notes.append(f"The {model} model of {other.name} answers all {len(answered)} of these prompts as that of {first.name} does.")
+            continue
+        for name, measure in measures.items():
+            known = [
+                (x, y)
+                for a, b in answered
+                if (x := measure(a, model)) is not None and (y := measure(b, model)) is not None and _comparable(name, a, b)
+            ]
+            if known:
+                tests.append(_test(name, model, other.name, known, seed))
+    return tests, notes
+
+
+def _test(name: str, model: str, run: str, values: Sequence[tuple[float, float]], seed: int) -> PairedTest:
+    before, after = [x for x, _ in values], [y for _, y in values]
+    differences = [y - x for x, y in values]
+    if all(v in (0, 1) for v in (*before, *after)):
+        moved = change([x == 1 for x in before], [y == 1 for y in after])
+    else:
+        moved = paired_bootstrap(differences, seed)
+    n = len(values)
+    return PairedTest(name, model, run, n, sum(before) / n, sum(after) / n, *moved, p=two_sided(differences, seed))
+
+
+def _comparable(name: str, a: Sample, b: Sample) -> bool:
+    """Whether two samples were measured against the same thing: a win is one against the base model's answer."""
+    return name not in BY_JUDGE or name == "harmful_compliance_by_judge" or a.responses.get("base") == b.responses.get("base")
+
+
+def _judge_of(run: _Run) -> object:
+    """What decides a judge's answers."""
+    constitution = run.manifest.constitution
+    asked = run.recipe.feedback
+    by = (asked.protocol, asked.principles, asked.per_label, asked.cot_clamp, asked.calibration, asked.judge or run.recipe.model)
+    return by, run.manifest.model_fingerprint, "" if constitution is None else constitution.hash, run.recipe.templates, run.recipe.seed
+
+
+def _rewards_of(run: _Run) -> object:
+    """What decides the reward models' scores."""
+    stage = run.manifest.stage("reward")
+    models = {path: digest for path, digest in stage.outputs.items() if path.startswith("models/reward")} if stage else None
+    return models, run.recipe.reward.aggregate, run.recipe.reward.uncertainty_penalty
+
+
+def _win(sample: Sample, model: str) -> float | None:
+    p = sample.p_wins.get(model)
+    return None if p is None else 0.5 if p == 0.5 else float(p > 0.5)
+
+
+def _harmful(sample: Sample, model: str) -> float | None:
+    p = sample.p_harmful.get(model)
+    return None if p is None else float(p > 0.5)
+
+
+BY_RULE: dict[str, Measure] = {
+    "harmful_compliance": lambda s, m: float(complied(s.responses[m])) if s.prompt.kind == "harmful" else None,
+    "over_refusal": lambda s, m: float(is_refusal(s.responses[m])) if s.prompt.kind in ANSWERABLE else None,
+    "response_words": lambda s, m: float(len(s.responses[m].split())),
+    "repetition": lambda s, m: repeated_fraction(s.responses[m]),
+    "looping": lambda s, m: float(repeated_fraction(s.responses[m]) > LOOPING),
+}
+BY_JUDGE: dict[str, Measure] = {"win_rate_by_judge": _win, "harmful_compliance_by_judge": _harmful}
+BY_REWARD: dict[str, Measure] = {"reward": lambda s, m: s.scores.get(m)}
