@@ -1,9 +1,9 @@
 """`cai judge bench` and `cai evaluate MODEL`: measurements without a run, over the workspace's call store."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import TypeVar, cast, get_args
 
 from msgspec.structs import replace
 
@@ -13,8 +13,9 @@ from cai.constitution.load import load_constitution
 from cai.data.human import PairFormat, load_pairs
 from cai.data.prompts import load_all
 from cai.errors import DataError, RecipeError
+from cai.evaluate.arena import Arena
 from cai.evaluate.judge_bench import JudgeBench, judge_bench
-from cai.evaluation import answer_all, measure_answers
+from cai.evaluation import answer_all, hold_arena, measure_answers
 from cai.feedback.judge import Judge
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
@@ -24,6 +25,9 @@ from cai.records import EvalResult, Failure, Response
 from cai.reward_models import folder_accuracies
 from cai.templates import load_templates
 from cai.workspace import Workspace, find_workspace
+
+T = TypeVar("T")
+Measure = Callable[..., Awaitable[T]]
 
 
 def chosen_protocols(text: str) -> list[ProtocolName]:
@@ -113,18 +117,65 @@ def evaluate_models(
     Raises:
         CaiError: a model, the prompts or the constitution can't be read.
     """
+    names = {"model": model} if against is None else {"base": against, "model": model}
+    measured = _judged(names, measure_answers, constitution, rewards, aggregate, limit, seed, reporter)
+    return [*measured.results, *folder_accuracies(rewards)]
+
+
+def rank_models(
+    models: Sequence[str],
+    constitution: Path,
+    rewards: Sequence[Path],
+    aggregate: Aggregate,
+    limit: int | None,
+    seed: int,
+    reporter: Reporter,
+) -> Sequence[Arena]:
+    """Let every two models' answers to the shipped evaluation prompts be judged, and rate the models by that.
+
+    Args:
+        models: two or more, as `spec_from_name` takes them; all different.
+        constitution: as for `evaluate_models`, and so are `rewards`, `aggregate`, `limit`, `seed` and `reporter`.
+
+    Returns:
+        The ratings by the judge and, where there are reward models, by them.
+
+    Raises:
+        RecipeError: fewer than two, or one twice.
+        CaiError: a model, the prompts or the constitution can't be read.
+    """
+    if len(set(models)) < max(2, len(models)):
+        raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")
+    return _judged({m: m for m in models}, hold_arena, constitution, rewards, aggregate, limit, seed, reporter)
+
+
+def _judged(
+    names: Mapping[str, str],
+    measure: Measure[T],
+    constitution: Path,
+    rewards: Sequence[Path],
+    aggregate: Aggregate,
+    limit: int | None,
+    seed: int,
+    reporter: Reporter,
+) -> T:
+    """Have models answer the shipped evaluation prompts, and measure the answers with the embedded judge and some reward models.
+
+    Args:
+        names: what to call each model, and which it is.
+        measure: `measure_answers`, or what takes and gives the same.
+    """
+    from cai.train.ensemble import load_ensemble
+
     workspace: Workspace = find_workspace(constitution.parent)
     recipe = Recipe(name="evaluate", seed=seed)
     sources = tuple(replace(s, limit=limit) for s in recipe.prompts.evaluate)
     prompts = load_all(sources, workspace.root, seed).prompts
     templates = load_templates(workspace.root / recipe.templates)
     principles = load_constitution(constitution)
-    names = {"model": model} if against is None else {"base": against, "model": model}
     failures: list[Failure] = []
 
-    from cai.train.ensemble import load_ensemble
-
-    async def measure() -> Sequence[EvalResult]:
+    async def ask() -> T:
         answers: dict[str, list[Response]] = {}
         with CallStore(workspace.store_path) as store:
             for label, name in names.items():
@@ -145,12 +196,12 @@ def evaluate_models(
             try:
                 judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed)
                 load = (lambda: load_ensemble(rewards, aggregate=aggregate)) if rewards else None
-                return (await measure_answers(answers, judge, load, recipe, failures, reporter)).results
+                return await measure(answers, judge, load, recipe, failures, reporter)
             finally:
                 await engine.close()
 
     with reporter.stage("evaluate"):
-        results = [*asyncio.run(measure()), *folder_accuracies(rewards)]
+        result = asyncio.run(ask())
     if failures:
         reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")
-    return results
+    return result

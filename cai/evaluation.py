@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from cai.console import Reporter
 from cai.critique import respond
+from cai.evaluate.arena import Arena, Duel, pairings, rate
+from cai.evaluate.paired import by_prompt, shared_ids
 from cai.evaluate.policies import AGAINST, Verdicts, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
+from cai.evaluate.win_rate import outcomes_by_reward
 from cai.feedback.harm import harm_probability
 from cai.feedback.judge import Judge
 from cai.flow import run_items
@@ -157,6 +160,55 @@ async def _harm_probabilities(
     async for model, prompt_id, p in results:
         found.setdefault(model, {})[prompt_id] = p
     return found
+
+
+async def hold_arena(
+    answers: Mapping[str, Sequence[Response]],
+    judge: Judge,
+    load_rewards: "Callable[[], RewardEnsemble] | None",
+    recipe: Recipe,
+    failures: list[Failure],
+    reporter: Reporter,
+) -> list[Arena]:
+    """Rate models by every two's answers to each prompt that both answered: by the judge, and by the reward models if there are any.
+
+    Takes what `measure_answers` takes, with at least two models, in any order.
+    """
+    found = {model: by_prompt(responses) for model, responses in answers.items()}
+    meetings = [(a, b, i) for a, b in pairings(list(found)) for i in shared_ids(found[a], found[b])]
+    same = [(a, b, i) for a, b, i in meetings if found[a][i].text == found[b][i].text]
+    asked = [m for m in meetings if m not in set(same)]
+
+    async def work(meeting: tuple[str, str, str]) -> tuple[Duel, str | None]:
+        a, b, i = meeting
+        first, second = found[a][i], found[b][i]
+        judgment = await judge(ResponsePair(first.prompt, first.text, second.text, "arena", first.provenance))
+        p = judgment.p_a
+        return Duel(i, a, b, 0.5 if p is None or p == 0.5 else float(p > 0.5)), judgment.failure
+
+    results = run_items(
+        asked,
+        work,
+        window=recipe.window,
+        max_failure_fraction=recipe.max_failure_fraction,
+        stage="evaluate",
+        failures=failures,
+        item_id=lambda m: f"{m[0]}:{m[1]}:{m[2]}",
+        failure_of=lambda result: result[1],
+        on_progress=lambda done: reporter.progress(done, len(asked), "duels"),
+    )
+    tied = [Duel(i, a, b, 0.5) for a, b, i in same]
+    duels = [*tied, *[duel async for duel, failure in results if failure is None]]
+    arenas = [rate(duels, "judge", recipe.seed)]
+    if load_rewards is not None:
+        scores = {m: {i: s.value for i, s in mine.items()} for m, mine in score_answers(answers, load_rewards()).items()}
+        by_reward = [
+            Duel(i, a, b, outcome)
+            for a, b in pairings(list(found))
+            for i, outcome in outcomes_by_reward(scores[b], scores[a], found[b], found[a]).items()
+        ]
+        arenas.append(rate(by_reward, "reward", recipe.seed))
+    return arenas
 
 
 def score_answers(answers: Mapping[str, Sequence[Response]], ensemble: "RewardEnsemble") -> dict[str, dict[str, RewardScore]]:

@@ -12,7 +12,8 @@ from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.constitution.load import load_constitution
 from cai.errors import RecipeError, ReplyError
-from cai.evaluation import Measured, answer_all, measure_answers
+from cai.evaluate.arena import Arena
+from cai.evaluation import Measured, answer_all, hold_arena, measure_answers
 from cai.feedback.judge import Judge
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
@@ -155,3 +156,38 @@ def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
     for wrong in ("", ",", "pairwise,best"):
         with pytest.raises(RecipeError, match="expected all or some of pairwise"):
             chosen_protocols(wrong)
+
+
+def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from cai.train.ensemble import load_ensemble
+    from cai.train.reward import train_members
+    from tests.train.builders import model_at, preferences, reward_config
+
+    model = model_at(tiny_model_dir)
+    train_members(reward_config(), model, preferences(4), [], tmp_path, 0)
+    texts = {"a": "Yes.", "b": "Yes.", "c": "No way."}
+    answers = {name: [response(p, text) for p in PROMPTS] for name, text in texts.items()}
+    asked: list[Request] = []
+
+    def counting(request: Request) -> Reply:
+        asked.append(request)
+        return default_script(request)
+
+    def hold(rewards: Any) -> list[Arena]:
+        async def run() -> list[Arena]:
+            with CallStore(None) as store:
+                constitution = load_constitution(ROOT / "constitution" / "general.yaml")
+                templates = load_templates(ROOT / "prompts" / "templates")
+                judge = Judge(RECIPE.feedback, constitution, TextModel(ScriptedEngine(counting), store, "evaluate"), templates, 0)
+                return await hold_arena(answers, judge, rewards, RECIPE, [], Reporter())
+
+        return asyncio.run(run())
+
+    by_judge, by_reward = hold(lambda: load_ensemble([tmp_path / "reward-0"], model))
+    elo = {r.model: r.elo for r in by_judge.ratings}
+    assert elo["a"] == pytest.approx(elo["b"], abs=1e-3) and {r.duels for r in by_judge.ratings} == {12}
+    assert asked and all("No way." in str(r) or "Yes." in str(r) for r in asked)
+    [score] = load_ensemble([tmp_path / "reward-0"], model).score([(PROMPTS[0].messages, "Yes.")])
+    [other] = load_ensemble([tmp_path / "reward-0"], model).score([(PROMPTS[0].messages, "No way.")])
+    rated = {r.model: r for r in by_reward.ratings}
+    assert (rated["a"].elo > rated["c"].elo) is (score.value > other.value) and rated["a"].elo == pytest.approx(rated["b"].elo, abs=1e-3)

@@ -101,8 +101,16 @@ def calibrate(
 
 @app.command()
 def evaluate(
-    model: ModelName,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL; several with --arena",
+            metavar="MODEL...",
+            show_default=False,
+        ),
+    ],
     against: Against = None,
+    arena: Annotated[bool, typer.Option("--arena", help="Rank two or more models by judging every two of them")] = False,
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     reward: Annotated[list[Path] | None, typer.Option(help="A reward model's folder, to score with; several make an ensemble")] = None,
     aggregate: Annotated[str, typer.Option(help="How several reward models' scores become one: mean, min or uncertainty")] = "mean",
@@ -113,7 +121,7 @@ def evaluate(
     """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
     from rich.console import Console
 
-    from cai.benching import evaluate_models
+    from cai.benching import evaluate_models, rank_models
     from cai.console import RichReporter, plain, plain_table
     from cai.errors import RecipeError
     from cai.recipe import Aggregate
@@ -121,7 +129,24 @@ def evaluate(
     if aggregate not in get_args(Aggregate):
         raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
     how = cast(Aggregate, aggregate)
-    results = evaluate_models(model, against, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
+    if arena:
+        if against is not None:
+            raise RecipeError("--arena judges every two models: name them all before it, without --against")
+        arenas = rank_models(models, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
+        if json:
+            print_json({"arenas": arenas})
+            return
+        for ranking in arenas:
+            columns = ("rating", "95 % interval", "wins", "duels", "above the next")
+            table = plain_table("model", *columns, right=columns, title=f"by the {ranking.by}, {ranking.prompts} prompts; mean rating 1000")
+            for m in ranking.ratings:
+                above = "" if m.above_next is None else f"{m.above_next:.1%}"
+                table.add_row(plain(m.model), f"{m.elo:.0f}", f"{m.low:.0f} – {m.high:.0f}", f"{m.win_rate:.1%}", str(m.duels), above)
+            Console().print(table)
+        return
+    if len(models) > 1:
+        raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
+    results = evaluate_models(models[0], against, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
     if json:
         print_json({"results": results})
         return

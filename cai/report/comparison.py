@@ -18,13 +18,12 @@ from cai.evaluate.audit.finding import SIGNIFICANT, holm, two_sided
 from cai.evaluate.intervals import paired_bootstrap
 from cai.evaluate.paired import change
 from cai.evaluate.refusal_rates import ANSWERABLE, complied
-from cai.evaluate.repetition import LOOPING
 from cai.jsonl import read_records
 from cai.manifest import Manifest, read_manifest
 from cai.recipe import Recipe, load_recipe
 from cai.records import AuditFinding, Constitution, EvalResult, Sample
 from cai.refusals import is_refusal
-from cai.repetition import repeated_fraction
+from cai.repetition import LOOPING, repeated_fraction
 from cai.workspace import RunDirectory
 
 UNTOLD = ("name", "description", "report_to")

@@ -10,6 +10,7 @@ import pytest
 
 from cai.cli import main
 from cai.models.base import Completion, Reply, Request
+from cai.recipe import ModelSpec, Recipe
 from cai.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
@@ -264,8 +265,6 @@ def test_judge_bench_refuses_what_it_does_not_know(shared: Workspace, call: Call
 
 
 def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cai.recipe import ModelSpec, Recipe
-
     monkeypatch.setattr("cai.benching.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
     alone = call.json(shared.root, "evaluate", "scripted", "--limit", "3")["results"]
     assert {r["model"] for r in alone} == {"model"} and all(r["low"] <= r["value"] <= r["high"] and r["n"] > 0 for r in alone)
@@ -592,3 +591,17 @@ def _pair_id(row: dict[str, Any]) -> str:
     from cai.records import ResponsePair
 
     return msgspec.convert({k: v for k, v in row.items() if k != "said"}, ResponsePair).id
+
+
+def test_evaluate_ranks_models_in_an_arena(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.benching.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
+    monkeypatch.setattr("cai.benching.spec_from_name", lambda name: ModelSpec(path="scripted", name=name))
+    models = ("one", "two", "three")
+    [arena] = call.json(shared.root, "evaluate", "--arena", *models, "--limit", "3")["arenas"]
+    assert arena["by"] == "judge" and arena["prompts"] == 9
+    assert {r["model"] for r in arena["ratings"]} == set(models) and {r["duels"] for r in arena["ratings"]} == {18}
+    assert sum(r["elo"] for r in arena["ratings"]) == pytest.approx(3000)
+    assert call(shared.root, "evaluate", "--arena", *models, "--limit", "3") == 0 and "mean rating 1000" in call.out
+    assert call(shared.root, "evaluate", *models) == 2 and "rank them with --arena" in call.told
+    assert call(shared.root, "evaluate", "--arena", "one") == 2 and "two or more different models" in call.told
+    assert call(shared.root, "evaluate", "--arena", *models, "--against", "scripted") == 2 and "without --against" in call.told
