@@ -69,13 +69,12 @@ class Tracking:
                 self._sinks[part] = self._open(part)
             self._sinks[part].write({k: float(v) for k, v in numbers.items() if math.isfinite(v)}, step)
         except Exception as e:  # noqa: BLE001 - each library has errors of its own, and none is worth a run
-            self._open = None
-            self._warn(f"the tracker failed and is left alone from here on ({type(e).__name__}: {e}); the run's own files go on")
+            self._give_up(e)
 
     def finish(self) -> None:
         """Close the trained models' runs: what comes later, even under the same name, is another."""
         for part in [p for p in self._sinks if p != PIPELINE]:
-            self._sinks.pop(part).close()
+            self._close(part)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -83,7 +82,18 @@ class Tracking:
     def __exit__(self, *_: object) -> None:
         self.finish()
         if PIPELINE in self._sinks:
-            self._sinks.pop(PIPELINE).close()
+            self._close(PIPELINE)
+
+    def _close(self, part: str) -> None:
+        try:
+            self._sinks.pop(part).close()
+        except Exception as e:  # noqa: BLE001 - as above
+            self._give_up(e)
+
+    def _give_up(self, error: Exception) -> None:
+        if self._open is not None:
+            self._warn(f"the tracker failed and is left alone from here on ({type(error).__name__}: {error}); the run's own files go on")
+        self._open = None
 
 
 def missing_tracker(report_to: ReportTo) -> str | None:

@@ -118,7 +118,12 @@ def test_a_tracker_that_fails_on_the_way_is_left_alone(monkeypatch: pytest.Monke
                 raise OSError("gone")
             written.append((part, dict(numbers)))
 
-        return Sink(write, lambda: closed.append(part))
+        def close() -> None:
+            closed.append(part)
+            if part == "broken":
+                raise OSError("still gone")
+
+        return Sink(write, close)
 
     monkeypatch.setattr("cai.tracking.open_sink", opened)
     told: list[str] = []
