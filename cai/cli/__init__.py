@@ -3,7 +3,9 @@
 Everything heavy is imported inside the commands, so that help and checks answer at once.
 """
 
+import os
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -67,4 +69,8 @@ def main() -> None:
     except SystemExit as e:
         if e.code == INTERRUPTED:
             sys.stderr.write("\nStopped. Every finished call and checkpoint is kept: the same command goes on from here.\n")
+            if threading.active_count() > 1:  # a model amid a batch that nobody waits for: unwinding it would end in an abort
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(INTERRUPTED)
         raise

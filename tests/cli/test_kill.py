@@ -6,6 +6,7 @@ import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path, calm: 
     assert "stopped" in states.values() and "failed" not in states.values()
     assert sum(s["calls_made"] for s in summary(workspace)["stages"]) < calm[0]
     assert data_bytes(workspace.run("s")) == calm[1]
+
+
+def test_a_model_amid_a_batch_does_not_hold_up_the_second_ctrl_c() -> None:
+    code = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+import cai.cli
+@cai.cli.app.command()
+def busy():
+    ThreadPoolExecutor(1).submit(time.sleep, 600)
+    raise KeyboardInterrupt
+cai.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "busy"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130 and done.stderr.strip().startswith("Stopped.") and "Traceback" not in done.stderr
 
 
 def test_two_runs_at_once_are_refused_by_name_of_process(tmp_path: Path) -> None:
