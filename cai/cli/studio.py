@@ -12,11 +12,14 @@ from cai.studio.serving import DEFAULT_PORT
 @app.command()
 def studio(
     port: Annotated[int, typer.Option(help="Listen on this port of 127.0.0.1; 0 takes any", min=0, max=65535)] = DEFAULT_PORT,
+    pairs: Annotated[list[Path] | None, typer.Option(help="Pairs to label, beside those in labels/queues/; may be repeated")] = None,
+    model: Annotated[str | None, typer.Option(help="Whom previews ask: embedded (the default), a folder, a Hub id or URL#MODEL")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take the settings of previews from a recipe", show_default=False)] = None,
 ) -> None:
     """A local web app: edit constitutions, label pairs, watch runs. Only this machine can reach it, with the token in the address."""
     from cai.studio.serving import serve
 
     def ready(address: str) -> None:
-        typer.echo(f"Open {address}\nStop with Ctrl-C.", err=False)
+        typer.echo(f"Open {address}\nStop with Ctrl-C.")
 
-    serve(port, Path.cwd(), ready)
+    serve(port, Path.cwd(), ready, queues=pairs or (), model=model, recipe=recipe)

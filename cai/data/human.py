@@ -100,6 +100,19 @@ def load_labels(
     return LoadedLabels(tuple(labels), tuple(failures), found, rows)
 
 
+def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
+    """Load the pairs of a labelled file, ties and a model's labels too, for people to label anew.
+
+    Returns:
+        The pairs, of which only the texts are meant, and the rows that are none.
+
+    Raises:
+        DataError: the file can't be read, or its format isn't recognised.
+    """
+    readings, failures, _, _ = _read(read_rows(path), path.name, str(path), "auto", None, {})
+    return tuple(one.preference for _, one in readings), tuple(failures)
+
+
 def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
     """Load the human labels of a recipe, with each source's weight, temperature and noise.
 

@@ -39,7 +39,7 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
 
 def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """A row for every answer: `prompt` or `messages`, two responses, `choice` or `p_a`; Label Studio's CSV and JSON-MIN too."""
-    sides = _sides(row)
+    sides = sides_of(row)
     if row.get("p_a") not in (None, ""):
         p_a = number(row, "p_a", 0.0, high=1.0)
     else:
@@ -53,7 +53,7 @@ def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found
 def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """A task with everybody's annotations. A person's last complete answer to it counts; skips are faults."""
     data = row["data"] if isinstance(row.get("data"), dict) else {}
-    sides = _sides(data)
+    sides = sides_of(data)
     annotations = [a for a in row.get("annotations") or () if isinstance(a, dict)]
     if not annotations:
         raise RowFault("not_labelled", "the task has no annotation")
@@ -150,7 +150,8 @@ def _named_sides(fields: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[Side
     return names, (side(prompt, first), side(prompt, second))
 
 
-def _sides(fields: Mapping[str, Any]) -> tuple[Side, Side]:
+def sides_of(fields: Mapping[str, Any]) -> tuple[Side, Side]:
+    """Return prompt and response of both sides of a row or task. Raises `RowFault` where it hasn't got them."""
     return _named_sides(fields)[1]
 
 

@@ -1,26 +1,42 @@
 """The app: its routes, behind the guard."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cai.studio import constitution_pages
+from cai.studio import constitution_pages, label_pages, run_pages, trial_pages
 from cai.studio.drafts import Drafts
 from cai.studio.guard import Guard
+from cai.studio.jobs import Jobs
+from cai.studio.label_pages import queue_rows
+from cai.studio.labelling import Labelling
+from cai.studio.run_pages import run_names, run_of, status_of
+from cai.studio.trials import Asking
 from cai.studio.web import HANDLERS, Studio, asset, page, studio_of
 from cai.workspace import Workspace
 
 
-def studio_for(workspace: Workspace) -> Studio:
-    """Return what the app works with in a workspace."""
-    return Studio(workspace, Drafts(workspace))
+def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: Asking | None = None) -> Studio:
+    """Return what the app works with in a workspace.
+
+    Args:
+        workspace: whose files it shows.
+        queues: files of pairs to label, beside `labels/queues/`.
+        asking: which model previews ask; None: the embedded one.
+    """
+    return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), asking or Asking())
 
 
 def home(request: Request) -> Response:
     """Everything that the workspace has."""
     studio = studio_of(request)
-    return page("home", root=str(studio.workspace.root), constitutions=[studio.drafts.open(name) for name in studio.drafts.names()])
+    runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
+    constitutions = [studio.drafts.open(name) for name in studio.drafts.names()]
+    return page("home", root=str(studio.workspace.root), constitutions=constitutions, queues=queue_rows(studio), runs=runs)
 
 
 def make_app(studio: Studio, port: int, token: str) -> Guard:
@@ -31,7 +47,8 @@ def make_app(studio: Studio, port: int, token: str) -> Guard:
         port: on which it will be served.
         token: that a browser must bring.
     """
-    routes = [Route("/", home), Route("/static/{name}", asset), *constitution_pages.ROUTES]
+    pages = (constitution_pages, trial_pages, label_pages, run_pages)
+    routes = [Route("/", home), Route("/static/{name}", asset), *(route for part in pages for route in part.ROUTES)]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.state.studio = studio
     return Guard(app, port, token)

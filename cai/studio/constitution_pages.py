@@ -6,6 +6,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cai.studio.drafts import Edited
+from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import as_json, fragment, known, page, studio_of, taking
 
 BASE = "/constitutions/{name}"
@@ -31,7 +32,9 @@ def name_of(request: Request) -> str:
 
 def editor(request: Request) -> Response:
     """The page. The text itself comes after it, as JSON, so that every character of it arrives as it is."""
-    return page("constitution", name=name_of(request))
+    studio = studio_of(request)
+    answered = [name for name in run_names(studio) if run_of(studio, name).data("responses").is_file()]
+    return page("constitution", name=name_of(request), runs=answered)
 
 
 def text(request: Request) -> Response:
@@ -61,6 +64,7 @@ def _shown(edited: Edited) -> Response:
             "version": edited.version,
             "is_draft": edited.is_draft,
             "is_loadable": edited.is_loadable,
+            "principles": [s.id for s in edited.sections],
             "lines": {str(f.line): f.severity for f in reversed(edited.findings) if f.line},
             "html": fragment("findings", edited=edited),
         }

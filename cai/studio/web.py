@@ -16,6 +16,9 @@ from starlette.responses import HTMLResponse, Response
 from cai.errors import CaiError
 from cai.report.environment import html_environment
 from cai.studio.drafts import ChangedElsewhereError, Drafts
+from cai.studio.jobs import Jobs
+from cai.studio.labelling import Labelling, NotLastError
+from cai.studio.trials import Asking
 from cai.workspace import Workspace
 
 B = TypeVar("B")
@@ -27,6 +30,9 @@ class Studio:
 
     workspace: Workspace
     drafts: Drafts
+    labelling: Labelling
+    jobs: Jobs
+    asking: Asking
 
 
 def studio_of(request: Request) -> Studio:
@@ -86,18 +92,18 @@ async def on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         status, text = error.status_code, str(error.detail)
     else:
-        status, text = 409 if isinstance(error, ChangedElsewhereError) else 400, str(error)
+        status, text = 409 if isinstance(error, ChangedElsewhereError | NotLastError) else 400, str(error)
     if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
         return page("error", status, title="That didn't work", text=text)
     return as_json({"error": text}, status)
 
 
+SCRIPTS = ("app.js", "constitution.js", "trials.js", "label.js", "label_start.js", "run.js")
 HANDLERS: dict[Any, Any] = {CaiError: on_error, HTTPException: on_error}
 ASSETS: dict[str, tuple[str, str, str]] = {
     "report.css": ("cai.report", "templates/style.css", "text/css"),
     "studio.css": ("cai.studio", "static/studio.css", "text/css"),
-    "app.js": ("cai.studio", "static/app.js", "text/javascript"),
-    "constitution.js": ("cai.studio", "static/constitution.js", "text/javascript"),
+    **{name: ("cai.studio", f"static/{name}", "text/javascript") for name in SCRIPTS},
 }
 """Name to package, file and media type: all that `/static/` has."""
 

@@ -125,18 +125,33 @@ def compare_on_sample(
     Raises:
         CaiError: something can't be read, or the model can't go on.
     """
-    settings = recipe_for(model, seed, run, recipe)
-
-    async def compare() -> Consequences:
-        async with open_bench(settings, workspace, reporter) as bench:
-            if run is not None:
-                ground = run_ground(run, sample)
-            else:
-                ground = await make_ground(load_sample(prompts, workspace, settings, sample, reporter), bench)
-            return await consequences(before, after, ground, bench)
-
     with reporter.stage("diff"):
-        return asyncio.run(compare())
+        return asyncio.run(
+            compared(before, after, workspace, reporter, sample, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed)
+        )
+
+
+async def compared(
+    before: Constitution,
+    after: Constitution,
+    workspace: Workspace,
+    reporter: Reporter,
+    sample: int,
+    *,
+    prompts: Path | None = None,
+    model: str | None = None,
+    recipe: Path | None = None,
+    run: RunDirectory | None = None,
+    seed: int = 0,
+) -> Consequences:
+    """Compare as `compare_on_sample` does, in a running event loop."""
+    settings = recipe_for(model, seed, run, recipe)
+    async with open_bench(settings, workspace, reporter) as bench:
+        if run is not None:
+            ground = run_ground(run, sample)
+        else:
+            ground = await make_ground(load_sample(prompts, workspace, settings, sample, reporter), bench)
+        return await consequences(before, after, ground, bench)
 
 
 async def consequences(before: Constitution, after: Constitution, ground: Ground, bench: Bench) -> Consequences:

@@ -128,20 +128,41 @@ def try_prompt(
     Raises:
         CaiError: the prompt is empty; the model can't be loaded or gave no usable answer; no principle applies.
     """
-    if not text.strip():
-        raise DataError("--prompt is empty; give it the text that a user would write")
-    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
 
     async def go() -> tuple[Step, ...]:
         found: list[Step] = []
-        async with open_bench(settings, workspace, reporter) as bench:
-            async for step in steps(as_prompt(text, kind), constitution, bench, rounds):
-                on_step(step)
-                found.append(step)
+        tried = trying(
+            text, constitution, workspace, reporter, kind=kind, rounds=rounds, model=model, recipe=recipe, protocol=protocol, seed=seed
+        )
+        async for step in tried:
+            on_step(step)
+            found.append(step)
         return tuple(found)
 
     with reporter.stage("try"):
         return asyncio.run(go())
+
+
+async def trying(
+    text: str,
+    constitution: Constitution,
+    workspace: Workspace,
+    reporter: Reporter,
+    *,
+    kind: PromptKind = "other",
+    rounds: int = 1,
+    model: str | None = None,
+    recipe: Path | None = None,
+    protocol: str | None = None,
+    seed: int = 0,
+) -> AsyncIterator[Step]:
+    """Yield each step as `try_prompt` tells it, in a running event loop."""
+    if not text.strip():
+        raise DataError("the prompt is empty; give it the text that a user would write")
+    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
+    async with open_bench(settings, workspace, reporter) as bench:
+        async for step in steps(as_prompt(text, kind), constitution, bench, rounds):
+            yield step
 
 
 async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench) -> Judged:

@@ -393,7 +393,7 @@ def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None
 
 def test_an_empty_prompt_is_not_tried(shared: Workspace, call: Called) -> None:
     assert call(shared.root, "constitution", "try", CONSTITUTION, "--prompt", " ", "--model", "scripted") == 2
-    assert "--prompt is empty" in call.told
+    assert "the prompt is empty" in call.told
 
 
 def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Called) -> None:

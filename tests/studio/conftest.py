@@ -12,6 +12,7 @@ import uvicorn
 
 from cai.studio.app import make_app, studio_for
 from cai.studio.serving import listening
+from cai.studio.trials import Asking
 from cai.workspace import Workspace
 from tests.studio.serving import TOKEN, Served
 from tests.workspaces import make_workspace
@@ -20,9 +21,10 @@ from tests.workspaces import make_workspace
 @contextlib.contextmanager
 def serving(workspace: Workspace) -> Iterator[int]:
     """Serve a workspace on a free port, in a thread of this process."""
+    studio = studio_for(workspace, asking=Asking("scripted"))
     with listening(0) as listener:
         port = listener.getsockname()[1]
-        app = make_app(studio_for(workspace), port, TOKEN)
+        app = make_app(studio, port, TOKEN)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -33,6 +35,7 @@ def serving(workspace: Workspace) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join()
+            studio.jobs.close()
 
 
 @pytest.fixture

@@ -77,6 +77,10 @@ document.addEventListener("keydown", (event) => {
     save();
   }
 });
+document.addEventListener("keep", async ({ detail: ready }) => {
+  await keep();
+  ready();
+});
 window.addEventListener("beforeunload", (event) => {
   if (area.value !== kept) event.preventDefault();
 });

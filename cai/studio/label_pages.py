@@ -1,0 +1,152 @@
+"""Pages where people label: who they are and what they label, one pair at a time by keyboard, and new queues out of runs.
+
+What a rater's browser is sent holds two texts and the prompt: no source, no score, nobody's label.
+"""
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from cai.annotating import QueueBy, label_queue
+from cai.constitution.guidelines import examples_path, guideline_blocks, html_body, load_examples
+from cai.constitution.load import load_constitution
+from cai.errors import CaiError
+from cai.studio.labelling import Choice, Queue, Turn, rater_name
+from cai.studio.run_pages import run_names, run_of
+from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking
+
+BASE = "/label/{queue}"
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rater's answer to one pair."""
+
+    rater: str
+    key: str
+    choice: Choice
+    skipped: Annotated[list[str], msgspec.Meta(max_length=10_000)] = []
+
+
+class Undo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The answer to take back."""
+
+    rater: str
+    key: str
+
+
+class Next(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Nothing said yet: what comes next."""
+
+    rater: str
+    skipped: Annotated[list[str], msgspec.Meta(max_length=10_000)] = []
+
+
+class NewQueue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pairs of a run that people should label."""
+
+    run: str
+    by: QueueBy
+    n: Annotated[int, msgspec.Meta(ge=1, le=5000)]
+
+
+def start(request: Request) -> Response:
+    """Who labels what."""
+    studio = studio_of(request)
+    return page("label_start", queues=queue_rows(studio), constitutions=studio.drafts.names(), runs=run_names(studio))
+
+
+def begin(request: Request) -> Response:
+    """Go from the form to the pair."""
+    asked = request.query_params
+    queue = known(asked.get("queue", ""), studio_of(request).labelling.queues(), "queue")
+    rater = rater_name(asked.get("rater", ""))
+    return RedirectResponse(f"/label/{quote(queue)}?rater={quote(rater)}&guide={quote(asked.get('guide', ''))}", 303)
+
+
+def rate(request: Request) -> Response:
+    """The page with one pair."""
+    studio, queue = studio_of(request), _queue(request)
+    rater, guide = rater_name(request.query_params.get("rater", "")), request.query_params.get("guide", "")
+    if guide:
+        known(guide, studio.drafts.names(), "constitution")
+    file = studio.labelling.file(queue, rater).relative_to(studio.workspace.root)
+    return page("label", queue=queue, rater=rater, file=str(file), guidelines=_guidelines(studio, guide) if guide else None)
+
+
+def turn(request: Request, body: Next) -> Response:
+    """What comes next."""
+    return _shown(studio_of(request).labelling.turn(_queue(request), rater_name(body.rater), body.skipped))
+
+
+def answer(request: Request, body: Answer) -> Response:
+    """Keep an answer, and say what comes next."""
+    labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
+    kept = labelling.answer(queue, rater, body.key, body.choice)
+    return _shown(labelling.turn(queue, rater, body.skipped), kept)
+
+
+def undo(request: Request, body: Undo) -> Response:
+    """Take the last answer back, and show its pair again."""
+    labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
+    labelling.undo(queue, rater, body.key)
+    every_other = [k for k in labelling.to_label(queue).pairs if k != body.key]
+    return _shown(labelling.turn(queue, rater, every_other))
+
+
+def new_queue(request: Request, body: NewQueue) -> Response:
+    """Choose a run's pairs for people to label, and keep them as a queue."""
+    studio = studio_of(request)
+    run = run_of(studio, body.run)
+    folder = studio.labelling.queue_folder
+    labels = sorted(studio.labelling.folder.glob("*.*.jsonl"))
+    number = next(n for n in range(1, 10_000) if not (folder / f"{body.run}-{body.by}-{n}.jsonl").exists())
+    out = folder / f"{body.run}-{body.by}-{number}.jsonl"
+    chosen = label_queue(run, studio.workspace.root, body.by, body.n, out, labels)
+    return as_json({"file": out.name, "pairs": len(chosen)})
+
+
+def queue_rows(studio: Studio) -> list[tuple[Queue, int, int, dict[str, int], str]]:
+    """Return each queue with its pairs, its rows that are none, each rater's count, and what is wrong with it."""
+    rows = []
+    for queue in studio.labelling.queues().values():
+        try:
+            found = studio.labelling.to_label(queue)
+            rows.append((queue, len(found.pairs), len(found.failures), studio.labelling.progress(queue), ""))
+        except CaiError as e:
+            rows.append((queue, 0, 0, {}, str(e)))
+    return rows
+
+
+def _queue(request: Request) -> Queue:
+    labelling = studio_of(request).labelling
+    return labelling.queue(known(request.path_params["queue"], labelling.queues(), "queue"))
+
+
+def _guidelines(studio: Studio, name: str) -> Markup:
+    path: Path = studio.drafts.path(name)
+    constitution = load_constitution(path)
+    examples = examples_path(constitution, path.parent)
+    blocks = list(guideline_blocks(constitution, load_examples(examples) if examples.is_file() else ()))
+    return Markup(html_body(blocks))  # every text in it was escaped there
+
+
+def _shown(turn: Turn, kept: bool = True) -> Response:
+    html = fragment("pair", pair=turn.pair)
+    return as_json({"done": turn.done, "total": turn.total, "key": turn.key, "last": turn.last, "kept": kept, "html": html})
+
+
+ROUTES = [
+    Route("/label", start),
+    Route("/label/begin", begin),
+    Route("/label/queues", taking(NewQueue, new_queue), methods=["POST"]),
+    Route(BASE, rate),
+    Route(f"{BASE}/next", taking(Next, turn), methods=["POST"]),
+    Route(f"{BASE}/answer", taking(Answer, answer), methods=["POST"]),
+    Route(f"{BASE}/undo", taking(Undo, undo), methods=["POST"]),
+]

@@ -1,0 +1,204 @@
+"""People's labels of pairs: what there is to label, in which order each rater meets it, and the file that takes each answer.
+
+A rater has a file for each queue, `labels/QUEUE.RATER.jsonl`, of `HumanLabel` records: what `cai human import` and recipes read. An
+answer is one line, appended under a lock and synced before the rater hears of it, so that a kill at any moment loses nothing that was
+confirmed, and two tabs can't tear each other's lines. There is no other state: to go on is to read the file.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from cai.data.pooling import pair_key
+from cai.data.to_label import ToLabel, load_to_label
+from cai.errors import CaiError, DataError
+from cai.ids import content_hash, split_fraction
+from cai.jsonl import append_record, disk_error, read_records
+from cai.records import HumanLabel, ResponsePair
+from cai.workspace import Workspace
+
+Choice = Literal["a", "b", "tie"]
+P_A: dict[Choice, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+BLOCK = 10
+"""A queue's first pairs are the most telling; within so many in a row each rater has an order of their own."""
+MAX_NAME = 60
+_SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
+
+
+class NotLastError(CaiError, ValueError):
+    """Only a rater's last answer can be taken back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A file of pairs."""
+
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a rater sees next."""
+
+    done: int
+    total: int
+    key: str | None
+    """Names the pair; None when all is done."""
+    pair: ResponsePair | None
+    """With its sides in this rater's order."""
+    last: str | None
+    """The pair that the last answer was about: what undo takes back."""
+
+
+class Labelling:
+    """The queues and labels of one workspace.
+
+    Args:
+        workspace: `labels/queues/` holds queues, `labels/` takes the answers.
+        files: queues from elsewhere.
+    """
+
+    def __init__(self, workspace: Workspace, files: Sequence[Path] = ()) -> None:
+        self.folder = workspace.root / "labels"
+        self.queue_folder = self.folder / "queues"
+        self._files = tuple(files)
+
+    def queues(self) -> dict[str, Queue]:
+        """Return the queues that there are, by id."""
+        own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file())
+        found = [Queue(_slug(p.name.replace(".", "-")), p) for p in own]
+        found += [Queue(f"{_slug(p.name.replace('.', '-'))}-{content_hash(str(p.resolve()))[:6]}", p) for p in self._files]
+        return {queue.id: queue for queue in found}
+
+    def queue(self, queue_id: str) -> Queue:
+        """Return a queue. Raises `DataError` where there is none of that id."""
+        try:
+            return self.queues()[queue_id]
+        except KeyError:
+            raise DataError(f"no queue {queue_id}; there are: {', '.join(self.queues()) or 'none'}") from None
+
+    def to_label(self, queue: Queue) -> ToLabel:
+        """Return a queue's pairs. Raises `DataError` where it has none."""
+        try:
+            stat = queue.path.stat()
+        except OSError as e:
+            raise DataError(f"{queue.path}: can't be read ({e.strerror or e})") from e
+        return _loaded(queue.path, stat.st_mtime_ns, stat.st_size)
+
+    def file(self, queue: Queue, rater: str) -> Path:
+        """Return where a rater's answers go."""
+        return self.folder / f"{queue.id}.{_slug(rater)}.jsonl"
+
+    def done(self, queue: Queue, rater: str) -> dict[str, HumanLabel]:
+        """Return a rater's answers by the pair's key, in the order given; those to pairs that are no longer in the queue too."""
+        path = self.file(queue, rater)
+        return {pair_key(label): label for label in read_records(path, HumanLabel, torn_tail="drop")} if path.exists() else {}
+
+    def progress(self, queue: Queue) -> dict[str, int]:
+        """Return how many pairs each rater has labelled."""
+        found: dict[str, int] = {}
+        for path in sorted(self.folder.glob(f"{queue.id}.*.jsonl")):
+            for label in read_records(path, HumanLabel, torn_tail="drop"):
+                found[label.annotator] = found.get(label.annotator, 0) + 1
+        return found
+
+    def turn(self, queue: Queue, rater: str, skipped: Sequence[str] = ()) -> Turn:
+        """Return what a rater sees next: the first pair in their order without an answer; skipped ones last, in the order of skipping."""
+        pairs, done = self.to_label(queue).pairs, self.done(queue, rater)
+        left = [key for key in order(list(pairs), rater) if key not in done]
+        skips = {key: i for i, key in enumerate(skipped)}
+        key = min(left, key=lambda k: skips.get(k, -1), default=None)
+        shown = None if key is None else as_shown(pairs[key], key, rater)
+        return Turn(len(pairs) - len(left), len(pairs), key, shown, next(reversed(done), None))
+
+    def answer(self, queue: Queue, rater: str, key: str, choice: Choice) -> bool:
+        """Keep an answer; return False where the rater has answered already, in another tab.
+
+        Raises:
+            DataError: the queue has no such pair.
+            StoreError: the disk is full or can't be written.
+        """
+        pair = self.to_label(queue).pairs.get(key)
+        if pair is None:
+            raise DataError(f"{queue.path.name} has no such pair; was the file changed? Reload the page.")
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        label = HumanLabel(as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time)
+        path = self.file(queue, rater)
+        with _locked(path) as descriptor:
+            if key in self.done(queue, rater):
+                return False
+            append_record(path, label)
+            os.fsync(descriptor)
+        return True
+
+    def undo(self, queue: Queue, rater: str, key: str) -> None:
+        """Take back a rater's last answer.
+
+        Raises:
+            NotLastError: it was not about this pair.
+            StoreError: the file can't be written.
+        """
+        path = self.file(queue, rater)
+        with _locked(path) as descriptor:
+            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn, or nothing
+            last = msgspec.json.decode(lines[-1], type=HumanLabel) if lines else None
+            if last is None or pair_key(last) != key:
+                raise NotLastError("That was not your last answer: another tab has given one since. Reload the page.")
+            os.truncate(descriptor, sum(len(line) + 1 for line in lines[:-1]))
+            os.fsync(descriptor)
+
+
+def rater_name(text: str) -> str:
+    """Return a rater's name. Raises `DataError` unless it is a line of at most `MAX_NAME` characters that can be shown."""
+    name = " ".join(text.split())
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise DataError(f"a rater's name has 1 to {MAX_NAME} characters, all of them printable")
+    return name
+
+
+def order(keys: Sequence[str], rater: str) -> list[str]:
+    """Return pairs in a rater's order: block by block as the queue has them, shuffled by a hash within a block."""
+    places = sorted((i // BLOCK, split_fraction(key, f"studio-order:{rater}"), i) for i, key in enumerate(keys))
+    return [keys[i] for _, _, i in places]
+
+
+def as_shown(pair: ResponsePair, key: str, rater: str) -> ResponsePair:
+    """Return a pair with its sides as this rater sees them, by a hash of both: nobody's A is always the same model's."""
+    return pair.swapped() if split_fraction(key, f"studio-sides:{rater}") < 0.5 else pair
+
+
+@lru_cache(maxsize=8)
+def _loaded(path: Path, modified: int, size: int) -> ToLabel:
+    return load_to_label(path)
+
+
+def _slug(name: str) -> str:
+    """Return a name as part of a file's name: itself where it is plain, else with a hash, so that no two names share a file."""
+    if _SAFE.fullmatch(name):
+        return name
+    plain = re.sub(r"[^a-z0-9_-]+", "-", name.casefold()).strip("-")[:30]
+    return f"{plain}-{content_hash(name)[:8]}".lstrip("-")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a label file alone, and give a descriptor of it. Raises `StoreError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield handle.fileno()
+    except CaiError:
+        raise  # the block's own: a `StoreError` is an `OSError` too
+    except OSError as e:
+        raise disk_error(e, path) from e

@@ -1,0 +1,62 @@
+"""Pages that watch runs: their stages as `cai status` sees them, and their reports."""
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+from cai.errors import CaiError
+from cai.report.page import POLICY
+from cai.status import RunStatus, run_status
+from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
+from cai.workspace import RunDirectory
+
+
+def run_names(studio: Studio) -> list[str]:
+    """Return the runs that were started, the latest first."""
+    found = {p.parent for name in ("manifest.json", "recipe.yaml") for p in (studio.workspace.root / "runs").glob(f"*/{name}")}
+    return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def run_of(studio: Studio, name: str) -> RunDirectory:
+    """Return a run's directory. Raises a 404."""
+    return studio.workspace.run(known(name, run_names(studio), "run"))
+
+
+def status_of(run: RunDirectory) -> RunStatus | None:
+    """Return a run's state; None before its first stage has begun, or where its files can't be read."""
+    try:
+        return run_status(run)
+    except CaiError:
+        return None
+
+
+def watch(request: Request) -> Response:
+    """A run's page."""
+    run = _run(request)
+    return page("run", name=run.path.name, html=_stages(run))
+
+
+def stages(request: Request) -> Response:
+    """The part of the page that changes while a run works."""
+    run = _run(request)
+    return as_json({"html": _stages(run), "in_use": run.in_use()})
+
+
+def report(request: Request) -> Response:
+    """A run's report, under the report's own policy: no script runs in it, and nothing is loaded."""
+    run = _run(request)
+    if not run.report.is_file():
+        raise HTTPException(404, "This run has no report yet: its last stage makes it.")
+    return FileResponse(run.report, media_type="text/html; charset=utf-8", headers={"content-security-policy": f"{POLICY}; sandbox"})
+
+
+def _run(request: Request) -> RunDirectory:
+    return run_of(studio_of(request), request.path_params["name"])
+
+
+def _stages(run: RunDirectory) -> str:
+    return fragment("stages", status=status_of(run), name=run.path.name, has_report=run.report.is_file(), in_use=run.in_use())
+
+
+ROUTES = [Route("/runs/{name}", watch), Route("/runs/{name}/stages", stages), Route("/runs/{name}/report", report)]

@@ -1,0 +1,87 @@
+"""Pages where a draft is tried: preview and comparison as jobs, and how far a job is."""
+
+from typing import Annotated
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cai.constitution.diff import word_diff
+from cai.records import PromptKind
+from cai.studio.constitution_pages import BASE, name_of
+from cai.studio.jobs import Job
+from cai.studio.run_pages import run_of
+from cai.studio.trials import comparison, preview
+from cai.studio.web import as_json, fragment, studio_of, taking
+from cai.workbench.trial import Answered, Judged, Revised
+
+
+class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One prompt to try."""
+
+    prompt: Annotated[str, msgspec.Meta(max_length=20_000)]
+    kind: PromptKind
+    principle: str
+
+
+class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to compare on: a run's texts, or none's."""
+
+    run: str
+    sample: Annotated[int, msgspec.Meta(ge=1, le=500)]
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No more than the address says."""
+
+
+def try_prompt(request: Request, body: Preview) -> Response:
+    """Start one prompt through critique and revision under the draft."""
+    studio = studio_of(request)
+    _, draft = studio.drafts.versions(name_of(request))
+    return _shown(studio.jobs.start("steps", preview(draft, body.prompt, body.kind, body.principle, studio.workspace, studio.asking)))
+
+
+def compare(request: Request, body: Comparison) -> Response:
+    """Start the comparison of the draft with what it was made from."""
+    studio = studio_of(request)
+    saved, draft = studio.drafts.versions(name_of(request))
+    run = run_of(studio, body.run) if body.run else None
+    return _shown(studio.jobs.start("consequences", comparison(saved, draft, run, body.sample, studio.workspace, studio.asking)))
+
+
+def job(request: Request) -> Response:
+    """How far a job is, and what it has found."""
+    return _shown(_job(request))
+
+
+def stop(request: Request, body: Nothing) -> Response:
+    """Stop a job."""
+    found = _job(request)
+    found.stop()
+    return _shown(found)
+
+
+def _job(request: Request) -> Job:
+    found = studio_of(request).jobs.get(request.path_params["id"])
+    if found is None:
+        raise HTTPException(404, "There is no such job any more. Finished calls are kept: ask again.")
+    return found
+
+
+def _shown(job: Job) -> Response:
+    state, over = job.state, job.is_over  # before the parts: what is over has them all
+    names = {Answered: "answered", Revised: "revised", Judged: "judged"}
+    parts = [(names.get(type(part), job.kind), part) for part in list(job.parts)]
+    html = fragment("job", job=job, state=state, over=over, parts=parts, word_diff=word_diff)
+    return as_json({"id": job.id, "state": state, "over": over, "html": html})
+
+
+ROUTES = [
+    Route(f"{BASE}/preview", taking(Preview, try_prompt), methods=["POST"]),
+    Route(f"{BASE}/compare", taking(Comparison, compare), methods=["POST"]),
+    Route("/jobs/{id}", job),
+    Route("/jobs/{id}/stop", taking(Nothing, stop), methods=["POST"]),
+]

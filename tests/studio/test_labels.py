@@ -1,0 +1,249 @@
+"""Labels of people: blind, in an order of the rater's own, one line for each answer, and none lost to a kill or another tab."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cai.annotating import read_label_files
+from cai.data.to_label import load_to_label
+from cai.errors import DataError
+from cai.jsonl import read_records, write_records
+from cai.records import HumanLabel, Message, Prompt, Provenance, ResponsePair
+from cai.studio.labelling import BLOCK, Labelling, NotLastError, Queue, as_shown, order, rater_name
+from cai.workspace import Workspace
+from tests.studio.serving import Served
+from tests.workspaces import run_data, start_cai
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def pair(number: int, a: str = "", b: str = "") -> ResponsePair:
+    prompt = Prompt(f"p{number}", "helpful", (Message("user", f"Question {number}?"),), "secret-source", "secret-category")
+    by = Provenance("secret-model", ("secret-principle",))
+    return ResponsePair(prompt, a or f"First answer to {number}.", b or f"Second answer to {number}.", "contrast", by, 0.875)
+
+
+@pytest.fixture
+def queue_file(workspace: Workspace) -> Path:
+    path = workspace.root / "labels" / "queues" / "q.jsonl"
+    write_records(path, [{"pair": pair(i), "score": 0.5, "reason": "the judge says 0.123 for A"} for i in range(12)])
+    return path
+
+
+@pytest.fixture
+def labelling(workspace: Workspace, queue_file: Path) -> Labelling:
+    return Labelling(workspace)
+
+
+@pytest.fixture
+def queue(labelling: Labelling) -> Queue:
+    return labelling.queue("q-jsonl")
+
+
+def answer_all(labelling: Labelling, queue: Queue, rater: str, text: str) -> int:
+    """Choose the side whose text begins so, until all is done."""
+    count = 0
+    while (turn := labelling.turn(queue, rater)).pair is not None:
+        assert turn.key is not None
+        assert labelling.answer(queue, rater, turn.key, "a" if turn.pair.response_a.startswith(text) else "b")
+        count += 1
+    return count
+
+
+def test_answers_are_what_the_other_commands_read(labelling: Labelling, queue: Queue) -> None:
+    assert [answer_all(labelling, queue, who, "First") for who in ("Ann", "ben")] == [12, 12]
+    labels, failures, _ = read_label_files([labelling.file(queue, who) for who in ("Ann", "ben")])
+    assert len(labels) == 24 and not failures and {label.annotator for label in labels} == {"Ann", "ben"}
+    for label in labels:
+        assert (label.pair.response_a if label.p_a == 1 else label.pair.response_b).startswith("First")
+        assert label.source == "human:q.jsonl" and label.time.startswith("20") and label.pair.provenance == Provenance("")
+    assert 0 < sum(label.p_a for label in labels) < 24, "the better text stands on either side"
+    assert labelling.progress(queue) == {"Ann": 12, "ben": 12}
+    assert labelling.turn(queue, "Ann").key is None
+
+
+def test_sides_and_order_are_the_raters_own_and_stay(labelling: Labelling, queue: Queue) -> None:
+    pairs = labelling.to_label(queue).pairs
+    keys = list(pairs)
+    orders = {who: order(keys, who) for who in ("ann", "ben", "cem")}
+    sides = {who: tuple(as_shown(pairs[k], k, who).response_a for k in keys) for who in orders}
+    assert len(set(map(tuple, orders.values()))) == 3 and len(set(sides.values())) == 3
+    for who, mine in orders.items():
+        assert sorted(mine) == sorted(keys) and set(mine[:BLOCK]) == set(keys[:BLOCK]), "a queue's most telling pairs still come first"
+        assert mine == order(keys, who)
+
+
+def test_a_tie_is_half_and_a_skip_is_nothing(labelling: Labelling, queue: Queue) -> None:
+    first = labelling.turn(queue, "ann")
+    second = labelling.turn(queue, "ann", [first.key])
+    assert second.key != first.key and second.done == 0
+    every = order(list(labelling.to_label(queue).pairs), "ann")
+    assert labelling.turn(queue, "ann", [*every[1:], every[0]]).key == every[1], "what was skipped longest ago comes back first"
+    labelling.answer(queue, "ann", second.key, "tie")
+    assert [label.p_a for label in labelling.done(queue, "ann").values()] == [0.5]
+
+
+def test_undo_takes_back_the_last_answer_only(labelling: Labelling, queue: Queue) -> None:
+    first = labelling.turn(queue, "ann")
+    labelling.answer(queue, "ann", first.key, "a")
+    before = labelling.file(queue, "ann").read_bytes()
+    second = labelling.turn(queue, "ann")
+    assert second.last == first.key
+    labelling.answer(queue, "ann", second.key, "b")
+    with pytest.raises(NotLastError):
+        labelling.undo(queue, "ann", first.key)
+    labelling.undo(queue, "ann", second.key)
+    assert labelling.file(queue, "ann").read_bytes() == before
+    again = labelling.turn(queue, "ann")
+    assert (again.key, again.pair, again.done) == (second.key, second.pair, 1)
+    labelling.undo(queue, "ann", first.key)
+    with pytest.raises(NotLastError):
+        labelling.undo(queue, "ann", first.key)
+    assert labelling.file(queue, "ann").read_bytes() == b""
+
+
+def test_a_torn_last_line_costs_that_line_only(labelling: Labelling, queue: Queue) -> None:
+    for _ in range(3):
+        labelling.answer(queue, "ann", labelling.turn(queue, "ann").key, "a")
+    path = labelling.file(queue, "ann")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    turn = labelling.turn(queue, "ann")
+    assert turn.done == 2
+    labelling.answer(queue, "ann", turn.key, "a")
+    assert len(list(read_records(path, HumanLabel))) == 3
+    path.write_bytes(path.read_bytes() + whole[:40])
+    labelling.undo(queue, "ann", turn.key)
+    assert path.read_bytes() == b"".join(whole.splitlines(True)[:2])
+
+
+def test_raters_never_share_a_file(labelling: Labelling, queue: Queue) -> None:
+    names = ["ann", "Ann", "ANN", "ann ", "Änn", "ann.b", "ann/b", "../ann", "安", "rejected"]
+    files = {labelling.file(queue, rater_name(n)).name for n in names}
+    assert len(files) == len({rater_name(n) for n in names}) == 9
+    assert all(labelling.file(queue, rater_name(n)).resolve().parent == labelling.folder.resolve() for n in names)
+    for bad in ("", "  ", "x" * 61, "a\x00b", "a\u202eb"):
+        with pytest.raises(DataError):
+            rater_name(bad)
+
+
+@pytest.mark.parametrize("form", ["queued", "pairs", "tasks", "table", "trl", "labels"])
+def test_pairs_are_read_from_what_there_is_and_say_nothing_of_their_origin(tmp_path: Path, form: str) -> None:
+    p, messages = pair(1), [{"role": "user", "content": "Question 1?"}]
+    sides = {"response_a": p.response_a, "response_b": p.response_b}
+    row: Any = {
+        "queued": {"pair": p, "score": 1.0, "reason": "secret"},
+        "pairs": p,
+        "tasks": {"data": {"prompt": "User: Question 1?", "messages": messages, **sides, "kind": "helpful"}},
+        "table": {"prompt": "Question 1?", **sides, "choice": "a", "annotator": "x"},
+        "trl": {"prompt": "Question 1?", "chosen": p.response_a, "rejected": p.response_b},
+        "labels": HumanLabel(p, "x", 1.0, "human:x"),
+    }[form]
+    path = tmp_path / "x.jsonl"
+    write_records(path, [row, row, {"nothing": 1}])
+    found = load_to_label(path)
+    assert len(found.pairs) == 1 and [f.item_id for f in found.failures] == [f"{path}:3"]
+    (only,) = found.pairs.values()
+    assert {only.response_a, only.response_b} == {p.response_a, p.response_b} and only.prompt.messages == p.prompt.messages
+    assert (only.source, only.p_a, only.provenance) == ("human", None, Provenance(""))
+
+
+@pytest.mark.enable_socket
+def test_a_rater_is_sent_two_texts_and_nothing_about_them(served: Served, queue_file: Path) -> None:
+    write_records(queue_file, [{"pair": pair(1, f"{EVIL} one", "two"), "score": 0.123, "reason": "the judge says 0.123 for A"}])
+    client = served.enter()
+    shown = served.post("/label/q-jsonl/next", rater="ann", skipped=[])
+    page = client.get("/label/q-jsonl?rater=ann&guide=general").text
+    assert "Question 1?" in shown["html"] and "&lt;script&gt;alert(1)&lt;/script&gt;" in shown["html"]
+    assert "<script" not in shown["html"] and "<img" not in shown["html"]
+    told = json.dumps(shown) + page
+    assert not any(hint in told for hint in ("secret-", "0.123", "0.875", "contrast", "the judge says"))
+    assert set(shown) == {"done", "total", "key", "last", "kept", "html"}
+    assert "guidelines for raters" in page and f'<h1 dir="auto">{"ann"}</h1>' in page
+    assert "&lt;b&gt;" in client.get("/label/q-jsonl", params={"rater": "<b>"}).text
+
+
+@pytest.mark.enable_socket
+def test_two_raters_and_two_tabs_of_each_at_once_lose_nothing(served: Served, queue_file: Path) -> None:
+    served.enter()
+    confirmed: list[tuple[str, str]] = []
+
+    def tab(rater: str, choice: str) -> None:
+        with httpx.Client(
+            base_url=served.origin, cookies=served.client.cookies, headers={"origin": served.origin}, trust_env=False
+        ) as client:
+            client.timeout = 60
+            shown = client.post("/label/q-jsonl/next", json={"rater": rater}).json()
+            while shown["key"] is not None:
+                key = shown["key"]
+                shown = client.post("/label/q-jsonl/answer", json={"rater": rater, "key": key, "choice": choice}).json()
+                if shown["kept"]:
+                    confirmed.append((rater, key))
+
+    tabs = [threading.Thread(target=tab, args=(rater, choice)) for rater in ("ann", "ben") for choice in ("a", "b")]
+    for thread in tabs:
+        thread.start()
+    for thread in tabs:
+        thread.join()
+    assert len(confirmed) == len(set(confirmed)) == 24, "each rater answered each pair once, whichever tab was first"
+    for rater in ("ann", "ben"):
+        kept = list(read_records(served.workspace.root / "labels" / f"q-jsonl.{rater}.jsonl", HumanLabel))
+        assert len(kept) == 12 and {label.annotator for label in kept} == {rater}
+    assert "ann 12" in served.client.get("/label").text.replace("</span>", "").replace('<span dir="auto">', "")
+
+
+@pytest.mark.enable_socket
+def test_a_kill_loses_no_answer_that_was_confirmed(workspace: Workspace, queue_file: Path) -> None:
+    process = start_cai(workspace.root, "studio", "--port", "0")
+    confirmed: list[str] = []
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("Open ").strip()
+        origin = address.partition("/enter")[0]
+        with httpx.Client(base_url=origin, trust_env=False, timeout=60, headers={"origin": origin}) as client:
+            assert client.get(address).status_code == 303
+            shown = client.post("/label/q-jsonl/next", json={"rater": "ann"}).json()
+            killer = threading.Timer(0.0, os.kill, (process.pid, signal.SIGKILL))
+            try:
+                while shown["key"] is not None:
+                    key = shown["key"]
+                    shown = client.post("/label/q-jsonl/answer", json={"rater": "ann", "key": key, "choice": "a"}).json()
+                    confirmed.append(key)
+                    if len(confirmed) == 5:
+                        killer.start()  # while the next answers are on their way
+            except httpx.HTTPError:
+                pass
+            killer.join()
+    finally:
+        process.kill()
+        process.communicate()
+    labelling = Labelling(workspace)
+    kept = list(labelling.done(labelling.queue("q-jsonl"), "ann"))
+    assert len(confirmed) >= 5 and kept[: len(confirmed)] == confirmed and len(kept) <= len(confirmed) + 1
+
+
+@pytest.mark.enable_socket
+def test_a_queue_is_made_from_a_run_and_asks_nothing_twice(served: Served) -> None:
+    run_data(served.workspace)
+    served.enter()
+    made = served.post("/label/queues", run="s", by="uncertainty", n=3)
+    assert made == {"file": "s-uncertainty-1.jsonl", "pairs": 3}
+    for _ in range(3):
+        shown = served.post("/label/s-uncertainty-1-jsonl/next", rater="ann")
+        served.post("/label/s-uncertainty-1-jsonl/answer", rater="ann", key=shown["key"], choice="tie")
+    again = served.post("/label/queues", run="s", by="uncertainty", n=3)
+    assert again["file"] == "s-uncertainty-2.jsonl"
+    first, second = (set(load_to_label(served.workspace.root / "labels" / "queues" / m["file"]).pairs) for m in (made, again))
+    assert len(first) == len(second) == 3 and not first & second
+    assert "disagree" in served.post("/label/queues", status=400, run="s", by="disagreement", n=3)["error"]
+    served.post("/label/queues", status=404, run="../w/runs/s", by="uncertainty", n=3)
+    served.post("/label/nothing/next", status=404, rater="ann")
+    served.post("/label/q-jsonl/answer", status=404, rater="ann", key="x", choice="a")
+    served.post("/label/s-uncertainty-1-jsonl/answer", status=400, rater="ann", key="x", choice="a")
+    served.post("/label/s-uncertainty-1-jsonl/answer", status=400, rater="ann", key="x", choice="A")
