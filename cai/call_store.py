@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,25 @@ CREATE TABLE IF NOT EXISTS calls (
 """
 
 
+_COPY = """
+INSERT OR IGNORE INTO main.calls (key, stage, model, request, reply, seconds, at)
+SELECT key, stage, model, request, reply, seconds, at FROM other.calls WHERE key >= ? AND key < ?
+"""
+_COUNT_DIFFERING = """
+SELECT COUNT(*) FROM other.calls AS theirs JOIN main.calls AS ours USING (key)
+WHERE theirs.key >= ? AND theirs.key < ? AND theirs.reply != ours.reply
+"""
 _INSERT = "INSERT OR REPLACE INTO calls (key, stage, model, request, reply, seconds) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What another store gave: calls it has, those that were new here, and those that have another reply here, which stays."""
+
+    path: str
+    calls: int
+    added: int
+    differing: int
 
 
 class CallStore:
@@ -84,7 +103,7 @@ class CallStore:
         try:
             return decoder.decode(row[0])  # type: ignore[no-any-return]
         except msgspec.DecodeError as e:
-            raise StoreError(self._corrupt(str(e))) from e
+            raise StoreError(_corrupt(self.path, str(e))) from e
 
     async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
         """Store a reply; return when it is committed. Calls put in the same turn of the event loop share one transaction.
@@ -128,6 +147,43 @@ class CallStore:
         else:
             flush.set_result(None)
 
+    def merge(self, path: Path) -> Merged:
+        """Take in the calls of another store; one that is here already stays as it is. Safe to stop and to repeat.
+
+        Args:
+            path: another store's file. What a killed process left in its `-wal` file counts, if that lies beside it.
+
+        Raises:
+            StoreError: there is no store at the path, it is damaged or of another version, or it is this one.
+        """
+        if not path.is_file():
+            raise StoreError(f"{path}: no such call store")
+        if self.path is not None and self.path.exists() and path.samefile(self.path):
+            raise StoreError(f"{path}: is the store to merge into. Name the others.")
+        with self._explained(path):
+            self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
+            try:
+                version = self._db.execute("PRAGMA other.user_version").fetchone()[0]
+                if version != SCHEMA_VERSION:
+                    raise StoreError(f"{path}: not a call store of version {SCHEMA_VERSION} (its version is {version})")
+                calls = int(self._db.execute("SELECT COUNT(*) FROM other.calls").fetchone()[0])
+                added = differing = 0
+                for first in range(256):  # in parts: other processes get their turn, and the write-ahead log stays small
+                    bounds = (bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 33)
+                    self._db.execute("BEGIN IMMEDIATE")
+                    try:
+                        differing += int(self._db.execute(_COUNT_DIFFERING, bounds).fetchone()[0])
+                        added += self._db.execute(_COPY, bounds).rowcount
+                        self._db.execute("COMMIT")
+                    except BaseException:
+                        with contextlib.suppress(sqlite3.Error):
+                            self._db.execute("ROLLBACK")
+                        raise
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("DETACH DATABASE other")
+        return Merged(str(path), calls, added, differing)
+
     def stage_totals(self) -> dict[str, tuple[int, float]]:
         """Return calls and seconds per stage. Raises `StoreError`."""
         with self._explained():
@@ -149,8 +205,9 @@ class CallStore:
         self.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into ones that say what to do."""
+    def _explained(self, path: Path | None = None) -> Iterator[None]:
+        """Turn SQLite's errors into ones that say what to do. They name `path`, or this store."""
+        path = path or self.path
         try:
             yield
         except (sqlite3.Error, OSError) as e:
@@ -162,16 +219,17 @@ class CallStore:
             elif "locked" in text or "busy" in text:
                 fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
             elif "malformed" in text or "not a database" in text or "corrupt" in text:
-                fix = self._corrupt(str(e))
+                fix = _corrupt(path, str(e))
             elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
                 fix = "can't be written or opened. Give the folder write permission, or use another workspace."
             else:
                 fix = str(e)
-            raise StoreError(fix if fix.startswith(str(self.path)) else f"{self.path}: {fix}") from e
+            raise StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}") from e
 
-    def _corrupt(self, found: str) -> str:
-        return (
-            f"{self.path}: the call store is damaged ({found}). It was left as it is. Save what is readable with\n"
-            f"  sqlite3 {self.path} .recover | sqlite3 recovered.sqlite\n"
-            "and put that file in its place, or move it away to start afresh."
-        )
+
+def _corrupt(path: Path | None, found: str) -> str:
+    return (
+        f"{path}: the call store is damaged ({found}). It was left as it is. Save what is readable with\n"
+        f"  sqlite3 {path} .recover | sqlite3 recovered.sqlite\n"
+        "and put that file in its place, or move it away to start afresh."
+    )

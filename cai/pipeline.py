@@ -25,7 +25,7 @@ from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
 from cai.interrupt import run_interruptible
-from cai.jsonl import write_text
+from cai.jsonl import disk_error, write_text
 from cai.manifest import (
     Manifest,
     StageEntry,
@@ -44,10 +44,14 @@ from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.setup_check import check_setup, local_prompts, spec_fingerprint
+from cai.shards import Shard
 from cai.templates import Templates, load_templates
 from cai.tracking import PIPELINE, Tracking
 from cai.train.team import Team, gather_team
 from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
+
+UNTRAINED = ("respond", "critique")
+"""What a shard runs unless it is told otherwise: what needs nothing that was trained."""
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Context:
     reporter: Reporter
     team: Team = field(default_factory=Team)
     tracking: Tracking = field(default_factory=Tracking)
+    shard: Shard | None = None
+    """The part of the prompts that this client asks about; None: all."""
     stage: str = ""
     settings_hash: str = ""
     """Hash of what decides the current stage, for records' provenance."""
@@ -118,6 +124,8 @@ class Stage:
     """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
     check: Callable[[Recipe], None] = lambda recipe: None
     """Raises what can be known to be wrong before anything is spent."""
+    shardable: bool = False
+    """Whether clients may share its calls, each for its own prompts."""
     always: bool = False
     """Run even when nothing changed: for what reads the manifest itself."""
 
@@ -195,6 +203,7 @@ def run_recipe(
     *,
     only: Sequence[str] = (),
     start: str | None = None,
+    shard: Shard | None = None,
     command: str = "",
 ) -> RunSummary:
     """Run a recipe's stages, or those asked for, reusing what is done.
@@ -208,19 +217,23 @@ def run_recipe(
         reporter: shows progress.
         only: names of the stages to run; empty runs all.
         start: the first stage to run.
+        shard: ask only about this part of the prompts, and keep the calls in the shard's own folder. Runs only
+            stages that need nothing trained, unless `only` names others.
         command: how it was called, for the report.
 
     Raises:
         CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
     """
-    chosen = choose_stages(stages, only, start)
+    chosen = choose_stages(stages, only if shard is None else only or UNTRAINED, start)
+    if shard is not None:
+        _check_shardable(chosen, stages)
     for stage in chosen:
         stage.check(recipe)
     team = gather_team()
     if not team.leads:
         return _follow(team, recipe, workspace, stages)
     try:
-        return _lead(team, recipe, workspace, stages, chosen, reporter, command)
+        return _lead(team, recipe, workspace, stages, chosen, reporter, shard, command)
     finally:
         team.dismiss()
 
@@ -245,15 +258,19 @@ def _lead(
     stages: Sequence[Stage],
     chosen: Sequence[Stage],
     reporter: Reporter,
+    shard: Shard | None,
     command: str,
 ) -> RunSummary:
-    run = workspace.run(recipe.name)
+    whole = workspace.run(recipe.name)
+    run = whole if shard is None else whole.shard(shard.name)
     constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with (
         run.locked(),
-        CallStore(workspace.store_path) as store,
+        CallStore(workspace.store_path if shard is None else run.own_store) as store,
         Tracking(recipe, run.path, reporter.warn) as tracking,
     ):
+        if shard is not None:
+            _link_inputs(chosen, recipe, whole, run)
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -268,10 +285,32 @@ def _lead(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, team, tracking)
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, team, tracking, shard)
         done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
+
+
+def _check_shardable(chosen: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    if whole := [s.name for s in chosen if not s.shardable]:
+        able = ", ".join(s.name for s in stages if s.shardable)
+        raise RecipeError(f"--shard: {', '.join(whole)} can't be shared among clients; {able} can. Name some of these with --only.")
+
+
+def _link_inputs(chosen: Sequence[Stage], recipe: Recipe, whole: RunDirectory, run: RunDirectory) -> None:
+    """Let a shard read from the whole run what its own stages don't write; where there is none, what it wrote before stands."""
+    written: set[str] = set()
+    for stage in chosen:
+        for path in set(stage.reads(recipe)) - written:
+            source, link = whole.path / path, run.path / path
+            if source.exists() and not (link.exists() and link.samefile(source)):
+                try:
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(os.path.relpath(source, link.parent))
+                except OSError as e:
+                    raise disk_error(e, link) from e
+        written |= set(stage.writes(recipe))
 
 
 def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:

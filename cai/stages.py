@@ -102,9 +102,10 @@ async def pairs_stage(c: Context) -> dict[str, int]:
 async def feedback_stage(c: Context) -> dict[str, int]:
     """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
     judge = await open_judge(c)
-    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
-    if not c.manifest.judge.beats_baselines:
-        c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
+    if c.shard is None or c.shard.number == 1:  # the bench pairs are no prompts of the run: one client asks about them
+        c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
+        if not c.manifest.judge.beats_baselines:
+            c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair) if p.p_a is None]
     unique = list({p.id: p for p in pairs}.values())
     judgments = await write_all(c, "judgments", each(c, unique, judge, failure_of=lambda j: j.failure))
@@ -188,8 +189,8 @@ def each(
     item_id: Callable[[T], str] | None = None,
     failure_of: Callable[[R], str | None] = lambda result: None,
 ) -> AsyncIterator[R]:
-    """Run items through the current stage with the recipe's limits, and show progress."""
-    items = list(items)
+    """Run items through the current stage with the recipe's limits, and show progress. A shard leaves other shards' prompts out."""
+    items = [item for item in items if c.shard is None or c.shard.owns(_prompt_id(item))]
     c.reporter.progress(0, len(items))
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
     return run_items(
@@ -203,6 +204,10 @@ def each(
         on_progress=lambda done: c.reporter.progress(done, len(items)),
         **named,
     )
+
+
+def _prompt_id(item: Any) -> str:
+    return str(item.id if isinstance(item, Prompt) else item.prompt.id)
 
 
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
@@ -232,6 +237,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",
         respond_stage,
+        shardable=True,
         reads=lambda r: (),
         writes=lambda r: ("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
         settings=lambda r: (r.prompts, r.respond),
@@ -242,6 +248,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "critique",
         critique_stage,
+        shardable=True,
         reads=lambda r: ("data/responses.jsonl",),
         writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
@@ -263,6 +270,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pairs",
         pairs_stage,
+        shardable=True,
         reads=lambda r: ("data/prompts.jsonl", "models/sft"),
         writes=lambda r: ("data/pairs.jsonl",),
         settings=lambda r: r.pairs,
@@ -274,6 +282,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "feedback",
         feedback_stage,
+        shardable=True,
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
         writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,

@@ -16,6 +16,7 @@ from cai.errors import DataError, RecipeError, StoreError
 from cai.jsonl import disk_error, read_records, write_records
 
 FOLDERS = ("constitution", "prompts", "runs")
+STORE_NAME = "calls.sqlite"
 _LOCK_TRIES = 10
 _RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
@@ -29,7 +30,7 @@ class Workspace:
     @property
     def store_path(self) -> Path:
         """The call store that every run of this workspace shares."""
-        return self.root / "runs" / "calls.sqlite"
+        return self.root / "runs" / STORE_NAME
 
     def run(self, name: str) -> "RunDirectory":
         """Return the run directory of that name. Raises `RecipeError` on an unsafe one."""
@@ -67,6 +68,15 @@ class RunDirectory:
     def model(self, name: str) -> Path:
         """Folder of a trained adapter: `models/NAME`."""
         return self.path / "models" / name
+
+    def shard(self, name: str) -> "RunDirectory":
+        """Directory of one client's part of the run: `shards/NAME`."""
+        return RunDirectory(self.path / "shards" / name)
+
+    @property
+    def own_store(self) -> Path:
+        """The call store of a shard."""
+        return self.path / STORE_NAME
 
     def in_use(self) -> bool:
         """Whether a process is running this recipe now."""

@@ -12,6 +12,7 @@ from cai.cli import Json, app, print_json
 if TYPE_CHECKING:
     from cai.pipeline import RunSummary
     from cai.recipe import Recipe
+    from cai.shards import Shard
     from cai.workspace import Workspace
 
 RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
@@ -41,18 +42,47 @@ def run(
     only: Annotated[str | None, typer.Option(help="Run these stages only: respond,critique", metavar="STAGE,...")] = None,
     start: Annotated[str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE")] = None,
     name: Annotated[str | None, typer.Option(help="Run under another name (another directory)")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Only make the calls of the i-th of n parts of the prompts; then cai merge-calls", metavar="I/N")
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
     from cai.recipe import load_recipe
+    from cai.shards import parse_shard
     from cai.workspace import find_workspace
 
-    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start)
+    part = None if shard is None else parse_shard(shard)
+    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start, part)
     if json:
         print_json(summary)
     elif summary.report:
         typer.echo(f"report: {summary.report}")
+
+
+@app.command()
+def merge_calls(
+    stores: Annotated[list[Path], typer.Argument(help="Call stores, or folders with some: runs/NAME/shards", show_default=False)],
+    into: Annotated[Path | None, typer.Option(help="The workspace to merge into; the one around this folder if not given")] = None,
+    json: Json = False,
+) -> None:
+    """Take the calls of shards, or of another machine, into a workspace's call store. Its own replies stay."""
+    from cai.call_store import CallStore
+    from cai.errors import DataError
+    from cai.workspace import STORE_NAME, find_workspace
+
+    found = [file for path in stores for file in (sorted(path.rglob(STORE_NAME)) if path.is_dir() else [path])]
+    if not found:
+        raise DataError(f"{', '.join(map(str, stores))}: no {STORE_NAME} in there")
+    with CallStore(find_workspace(into or Path.cwd()).store_path) as store:
+        merged = [store.merge(file) for file in found]
+    if json:
+        print_json(merged)
+        return
+    for m in merged:
+        kept = f", {m.differing:,} with another reply here, which stays" if m.differing else ""
+        typer.echo(f"{m.path}: {m.calls:,} calls, {m.added:,} of them new{kept}")
 
 
 @app.command()
@@ -70,7 +100,7 @@ def label(run_name: RunName, json: Json = False) -> None:
         typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
 
 
-def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
+def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None, shard: "Shard | None" = None) -> "RunSummary":
     """Run stages with progress on standard error, and end with the warnings."""
     from rich.console import Console
 
@@ -79,9 +109,10 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
     from cai.stages import STAGES
     from cai.train.running import is_first_process
 
-    reporter = RichReporter(Console(stderr=True), workspace.run(recipe.name).path / "progress.json")
+    directory = workspace.run(recipe.name) if shard is None else workspace.run(recipe.name).shard(shard.name)
+    reporter = RichReporter(Console(stderr=True), directory.path / "progress.json")
     command = shlex.join(["cai", *sys.argv[1:]])
-    summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, command=command)
+    summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, shard=shard, command=command)
     for warning in summary.warnings:
         reporter.warn(warning)
     if not is_first_process():  # the first one answers for all
