@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cai.errors import CaiError
 from cai.studio import constitution_pages, label_pages, run_pages, trial_pages
-from cai.studio.drafts import Drafts
+from cai.studio.drafts import Drafts, Edited
 from cai.studio.guard import Guard
 from cai.studio.jobs import Jobs
 from cai.studio.label_pages import queue_rows
@@ -35,8 +36,15 @@ def home(request: Request) -> Response:
     """Everything that the workspace has."""
     studio = studio_of(request)
     runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
-    constitutions = [studio.drafts.open(name) for name in studio.drafts.names()]
+    constitutions = [(name, *_opened(studio, name)) for name in studio.drafts.names()]
     return page("home", root=str(studio.workspace.root), constitutions=constitutions, queues=queue_rows(studio), runs=runs)
+
+
+def _opened(studio: Studio, name: str) -> tuple[Edited | None, str]:
+    try:
+        return studio.drafts.open(name), ""
+    except CaiError as e:
+        return None, str(e)
 
 
 def make_app(studio: Studio, port: int, token: str) -> Guard:

@@ -63,7 +63,7 @@ def _shown(edited: Edited) -> Response:
             "text": edited.text,
             "version": edited.version,
             "is_draft": edited.is_draft,
-            "is_loadable": edited.is_loadable,
+            "is_loadable": not edited.fault,
             "principles": [s.id for s in edited.sections],
             "lines": {str(f.line): f.severity for f in reversed(edited.findings) if f.line},
             "html": fragment("findings", edited=edited),

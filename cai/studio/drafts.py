@@ -56,11 +56,8 @@ class Edited:
     """The file was changed after the draft was begun: to save would undo that."""
     findings: tuple[Finding, ...]
     sections: tuple[Section, ...]
-
-    @property
-    def is_loadable(self) -> bool:
-        """Whether `cai` can read it; what else is found against it is advice."""
-        return not any(f.rule == "schema" for f in self.findings)
+    fault: str
+    """Why no run could read it; empty where one can, and what is found against it is advice."""
 
 
 class Drafts:
@@ -126,9 +123,8 @@ class Drafts:
         with self._one_at_a_time:
             self._expect(name, version)
             edited = self.open(name)
-            if not edited.is_loadable:
-                first = next(f for f in edited.findings if f.rule == "schema")
-                raise ConstitutionError(f"Not saved: no run could read it. Line {first.line}: {first.message}. Your draft is kept.")
+            if edited.fault:
+                raise ConstitutionError(f"Not saved, because no run could read it; your draft is kept. {edited.fault}")
             if edited.is_draft:
                 write_text(self.path(name), edited.text)
                 self._drop(name)
@@ -188,13 +184,17 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examined(text: str, where: Path) -> tuple[tuple[Finding, ...], tuple[Section, ...]]:
-    """Return what lint finds, and where each principle begins: nowhere if the text is no YAML. A text is looked at once."""
+def _examined(text: str, where: Path) -> tuple[tuple[Finding, ...], tuple[Section, ...], str]:
+    """Return what lint finds, where each principle begins, and why the text can't be loaded. A text is looked at once."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
         source = parse_yaml(text.encode(), where, ConstitutionError)
-    except ConstitutionError:
-        return tuple(findings), ()
+    except ConstitutionError as e:
+        return tuple(findings), (), str(e)
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries(source)]
     sections = [Section(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
-    return tuple(findings), tuple(sections)
+    try:
+        parse_constitution(text, where)
+    except ConstitutionError as e:
+        return tuple(findings), tuple(sections), str(e)
+    return tuple(findings), tuple(sections), ""

@@ -78,6 +78,8 @@ def test_help_names_every_command_of_the_contract(tmp_path: Path, call: Called) 
         "report",
         "chat",
         "export",
+        "human",
+        "studio",
     ):
         assert re.search(rf"\b{command}\b", call.out), command
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cai.errors import ConstitutionError
+from cai.errors import ConstitutionError, RecipeError
 from cai.studio.drafts import ChangedElsewhereError, Drafts
+from cai.studio.serving import serve
 from cai.workspace import Workspace
 from tests.studio.serving import Served
 from tests.workspaces import start_cai
@@ -59,10 +60,14 @@ def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path
     before = file.read_bytes()
     now = drafts.open(NAME)
     broken = drafts.write(NAME, now.text.replace("name: General", "nome: General"), now.version)
-    assert [(f.rule, f.line) for f in broken.findings] == [("schema", 1), ("schema", 3)] and not broken.is_loadable
-    with pytest.raises(ConstitutionError, match="Not saved: no run could read it"):
+    assert [(f.rule, f.line) for f in broken.findings] == [("schema", 1), ("schema", 3)] and broken.fault
+    with pytest.raises(ConstitutionError, match="Not saved, because no run could read it"):
         drafts.save(NAME, broken.version)
-    torn = drafts.write(NAME, now.text[:300] + "\n\t: [", broken.version)
+    twice = drafts.write(NAME, now.text.replace("id: no-weapon-recipes", "id: no-help-with-violence"), broken.version)
+    assert [f.rule for f in twice.findings] == ["duplicate-id"], "no finding says schema, and yet it can't be loaded"
+    with pytest.raises(ConstitutionError, match="is taken"):
+        drafts.save(NAME, twice.version)
+    torn = drafts.write(NAME, now.text[:300] + "\n\t: [", twice.version)
     assert [f.rule for f in torn.findings] == ["schema"] and torn.sections == ()
     assert file.read_bytes() == before and drafts.open(NAME) == torn
     assert drafts.discard(NAME, torn.version) == now
@@ -71,7 +76,7 @@ def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path
 def test_advice_does_not_keep_a_person_from_saving(drafts: Drafts, file: Path) -> None:
     now = drafts.open(NAME)
     kept = drafts.write(NAME, now.text.replace("Does the response contain anything", "Contain anything"), now.version)
-    assert {f.rule for f in kept.findings} == {"not-a-question", "no-subject"} and kept.is_loadable
+    assert {f.rule for f in kept.findings} == {"not-a-question", "no-subject"} and not kept.fault
     drafts.save(NAME, kept.version)
     assert "Contain anything" in file.read_text()
 
@@ -162,6 +167,21 @@ def test_the_command_serves_and_a_killed_one_has_lost_nothing(workspace: Workspa
     assert Drafts(workspace).open(NAME).text == edited(before)
     kept = next((workspace.root / "runs" / ".studio" / "drafts").iterdir())
     assert json.loads(kept.read_text())["text"] == edited(before)
+
+
+def test_a_missing_package_is_named_with_what_to_type(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.studio.serving._NEEDED", ("starlette", "a_package_that_is_not_there"))
+    with pytest.raises(RecipeError, match=r"a_package_that_is_not_there\. Install .* pip install 'cai\[studio\]'"):
+        serve(0, workspace.root, lambda address: None)
+
+
+@pytest.mark.enable_socket
+def test_a_file_that_is_no_text_spoils_only_its_own_page(served: Served) -> None:
+    (served.workspace.root / "constitution" / "odd.yaml").write_bytes(b"\xff\xfe")
+    client = served.enter()
+    home = client.get("/")
+    assert home.status_code == 200 and "not UTF-8 text" in home.text and "27 principles" in home.text
+    assert "not UTF-8 text" in client.get("/constitutions/odd/text").json()["error"]
 
 
 @pytest.mark.enable_socket
