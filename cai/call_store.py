@@ -222,6 +222,10 @@ class CallStore:
                 fix = _corrupt(path, str(e))
             elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
                 fix = "can't be written or opened. Give the folder write permission, or use another workspace."
+            elif "i/o error" in text:
+                fix = (
+                    f"can't be written or read ({e}). See that the disk works and files may grow (ulimit -f): every finished call is kept."
+                )
             else:
                 fix = str(e)
             raise StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}") from e

@@ -165,4 +165,8 @@ def disk_error(e: OSError, path: Path) -> StoreError:
         return StoreError(f"{path}: the disk is full. Free some space and run the same command again: finished calls are kept.")
     if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StoreError(f"{path}: not writable ({e.strerror}). Give the folder write permission, or use another workspace.")
+    if e.errno == errno.EFBIG:
+        return StoreError(
+            f"{path}: larger than a file may be here. Raise the limit (ulimit -f) and run the same command again: finished calls are kept."
+        )
     return StoreError(f"{path}: can't be written ({e.strerror or e})")

@@ -75,9 +75,10 @@ def calls_made(summary: RunSummary) -> int:
 
 
 def start_cai(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[str]":
-    """Start `python -m cai` in a folder."""
+    """Start `python -m cai` in a folder; `environment` is added to this process's own."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")} | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    here = {k: v for k, v in os.environ.items() if not k.startswith("COV")} | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    environment = here | pipes.pop("environment", {})
     return subprocess.Popen([sys.executable, "-m", "cai", *args], cwd=folder, env=environment, **pipes)
 
 

@@ -9,6 +9,7 @@ answer takes. Port 0 takes a free one; the port is printed once the server liste
 """
 
 import contextlib
+import email.utils
 import hashlib
 import json
 import math
@@ -86,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         statuses = {"busy": 429, "error": 500, "overloaded": 503}
         if fault in statuses:
             self.reply(statuses[fault], b'{"error": {"message": "later"}}', {"Retry-After": "1"} if fault == "busy" else {})
+        elif fault == "until":  # a date by the server's own clock, which it sends along
+            self.reply(429, b"", {"Retry-After": email.utils.formatdate(time.time() + 1, usegmt=True)})
         elif fault == "dribble":  # alive, and never done
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
             with contextlib.suppress(OSError):

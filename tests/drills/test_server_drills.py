@@ -22,7 +22,7 @@ from tests.drills.drilling import (
     start_server,
     wait_until,
 )
-from tests.workspaces import cai, data_bytes
+from tests.workspaces import ROOT, cai, data_bytes
 
 PASSING = "busy,error,overloaded,cut,half,html,empty,deep,miscounted,reset,none"
 
@@ -52,6 +52,7 @@ def test_a_misbehaving_server_is_waited_out(tmp_path: Path, calm: tuple[Counter[
     assert len(faults) >= 8 and faults.total() - faults["answered"] > 2 * PROMPTS, faults
 
 
+@pytest.mark.slow
 def test_replies_that_never_end_are_given_up_and_asked_again(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
     with model_server(tmp_path / "log", "hang,dribble,none") as server:
         workspace = drill_workspace(tmp_path / "w", server.port, timeout=4)
@@ -61,6 +62,33 @@ def test_replies_that_never_end_are_given_up_and_asked_again(tmp_path: Path, cal
     assert {"hang", "dribble"} <= {what for what, _ in server.lines()}
 
 
+JUMPING = """\
+import os, random, time
+_real, _draw, _log = time.time, random.Random(0), os.open(os.environ["JUMPS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
+def _jumping():
+    os.write(_log, b".")
+    return _real() + _draw.choice((-3e8, -3600.0, 0.0, 3600.0, 3e8))
+
+
+time.time = _jumping
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(JUMPING)
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "JUMPS": str(tmp_path / "jumps")}
+    with model_server(tmp_path / "log", "until,busy,none,none") as server:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        run = start_run(workspace, environment=environment)
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+    assert data_bytes(workspace.run("s")) == calm[1] and server.answered() == calm[0]
+    assert (tmp_path / "jumps").stat().st_size > 10, "nobody looked at the clock"
+
+
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_costs_only_time(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
     server = start_server(tmp_path / "log", seconds=0.1)
     try:
@@ -79,7 +107,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_only_time(tmp_path: Path, 
     assert server.answered().total() <= calm[0].total() + 2 * CONCURRENCY, "at most what was on its way when the server died"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_client_loses_nothing_that_was_kept(tmp_path: Path, kills: int, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
     draw = random.Random(kills)
     with model_server(tmp_path / "log", seconds=0.05) as server:
@@ -130,6 +158,7 @@ def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
         assert run.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_two_clients_share_one_store(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
     with model_server(tmp_path / "log", seconds=0.02) as server:
         workspace = drill_workspace(tmp_path / "w", server.port)

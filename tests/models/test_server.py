@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -543,6 +543,18 @@ def test_what_fails_for_one_item_while_others_pass_is_that_items_failure(failure
     assert isinstance(item, ReplyError)
     assert item.reason == ("timeout" if isinstance(failure, httpx.ReadTimeout) else "server_error")
     assert all(isinstance(o, Completion) for o in others)
+
+
+def test_a_reply_that_trickles_on_for_ever_is_given_up() -> None:
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b" "
+            await asyncio.sleep(0.005)
+
+    server = FakeVllm([on("/v1/chat/completions", lambda _: httpx.Response(200, content=trickle()))], owned_by="openai")
+    with pytest.raises(ModelError, match=r"no reply within 0\.05 s, at every try"):
+        ask_one(server, COMPLETE, timeout_seconds=0.05)
+    assert len(server.bodies("/v1/chat/completions")) == 6
 
 
 def test_requests_in_flight_are_bounded() -> None:
