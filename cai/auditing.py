@@ -140,12 +140,33 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
             return findings + await audit_judge(recipe, workspace.root, store, templates, failures, reporter)
 
     with reporter.stage("audit"), run.locked():
-        findings = asyncio.run(ask())
-        asked = {(f.subject, f.check) for f in findings}
-        findings += [f for f in audit_files(run, recipe, reporter) if (f.subject, f.check) not in asked]
+        findings = on_most_items([*asyncio.run(ask()), *audit_files(run, recipe, reporter)])
+        if fewer := _on_fewer_items(run, findings):
+            reporter.warn(
+                f"{fewer} findings of the last audit rest on more items than now, or weren't looked for, and are replaced: "
+                f"`cai audit {run.path.name}` without --limit makes them again, mostly from kept calls"
+            )
         write_records(run.data(AUDIT), findings)
     _warn(failures, reporter)
     return findings
+
+
+def on_most_items(findings: Sequence[AuditFinding]) -> list[AuditFinding]:
+    """Return one finding for each question about each subject: that on the most items, the first of several on as many."""
+    best: dict[tuple[str, str], AuditFinding] = {}
+    for f in findings:
+        key = (f.subject, f.check)
+        if key not in best or f.n > best[key].n:
+            best[key] = f
+    return list(best.values())
+
+
+def _on_fewer_items(run: RunDirectory, findings: Sequence[AuditFinding]) -> int:
+    """Return how many findings of the audit on disk rest on more items than these do."""
+    if not run.data(AUDIT).exists():
+        return 0
+    n = {(f.subject, f.check): f.n for f in findings}
+    return sum(f.n > n.get((f.subject, f.check), 0) for f in read_records(run.data(AUDIT), AuditFinding))
 
 
 def diagnose_model(

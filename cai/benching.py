@@ -1,6 +1,7 @@
 """`cai judge bench` and `cai evaluate MODEL`: measurements without a run, over the workspace's call store."""
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast, get_args
@@ -16,6 +17,7 @@ from cai.errors import DataError, RecipeError
 from cai.evaluate.arena import Arena
 from cai.evaluate.judge_bench import JudgeBench, judge_bench
 from cai.evaluation import answer_all, hold_arena, measure_answers
+from cai.feedback.calibration import read_calibration
 from cai.feedback.judge import Judge
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
@@ -98,6 +100,7 @@ def evaluate_models(
     constitution: Path,
     rewards: Sequence[Path],
     aggregate: Aggregate,
+    calibration: Path | None,
     limit: int | None,
     seed: int,
     reporter: Reporter,
@@ -110,6 +113,7 @@ def evaluate_models(
         constitution: whose principles the judge asks about.
         rewards: folders of reward models, which score as one ensemble; none leaves their measures out.
         aggregate: how their scores become one.
+        calibration: of the judge, by which its verdicts on pairs are weighed; None: as they are, and the results say so.
         limit: prompts per set.
         seed: of sampling and bootstraps.
         reporter: shows progress.
@@ -118,8 +122,15 @@ def evaluate_models(
         CaiError: a model, the prompts or the constitution can't be read.
     """
     names = {"model": model} if against is None else {"base": against, "model": model}
-    measured = _judged(names, measure_answers, constitution, rewards, aggregate, limit, seed, reporter)
-    return [*measured.results, *folder_accuracies(rewards)]
+    measured = _judged(names, measure_answers, constitution, rewards, aggregate, calibration, limit, seed, reporter)
+    said = "by an uncalibrated judge (--calibration)" if calibration is None else f"by the judge as {calibration} weighs it"
+    results = [noted(r, said) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
+    return [*results, *folder_accuracies(rewards)]
+
+
+def noted(result: EvalResult, said: str) -> EvalResult:
+    """Return a result with more in its note."""
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, said))))
 
 
 def rank_models(
@@ -127,6 +138,7 @@ def rank_models(
     constitution: Path,
     rewards: Sequence[Path],
     aggregate: Aggregate,
+    calibration: Path | None,
     limit: int | None,
     seed: int,
     reporter: Reporter,
@@ -135,7 +147,7 @@ def rank_models(
 
     Args:
         models: two or more, as `spec_from_name` takes them; all different.
-        constitution: as for `evaluate_models`, and so are `rewards`, `aggregate`, `limit`, `seed` and `reporter`.
+        constitution: as for `evaluate_models`, and so are `rewards`, `aggregate`, `calibration`, `limit`, `seed` and `reporter`.
 
     Returns:
         The ratings by the judge and, where there are reward models, by them.
@@ -146,7 +158,7 @@ def rank_models(
     """
     if len(set(models)) < max(2, len(models)):
         raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")
-    return _judged({m: m for m in models}, hold_arena, constitution, rewards, aggregate, limit, seed, reporter)
+    return _judged({m: m for m in models}, hold_arena, constitution, rewards, aggregate, calibration, limit, seed, reporter)
 
 
 def _judged(
@@ -155,6 +167,7 @@ def _judged(
     constitution: Path,
     rewards: Sequence[Path],
     aggregate: Aggregate,
+    calibration: Path | None,
     limit: int | None,
     seed: int,
     reporter: Reporter,
@@ -173,6 +186,7 @@ def _judged(
     prompts = load_all(sources, workspace.root, seed).prompts
     templates = load_templates(workspace.root / recipe.templates)
     principles = load_constitution(constitution)
+    weighed = None if calibration is None else read_calibration(calibration)
     failures: list[Failure] = []
 
     async def ask() -> T:
@@ -194,7 +208,7 @@ def _judged(
                     await engine.close()
             engine = await open_engine(recipe.model)
             try:
-                judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed)
+                judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed, calibration=weighed)
                 load = (lambda: load_ensemble(rewards, aggregate=aggregate)) if rewards else None
                 return await measure(answers, judge, load, recipe, failures, reporter)
             finally:

@@ -89,7 +89,8 @@ def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: 
     assert {f.subject for f in findings} == {"base", "sft", "labels", "judge"}
     assert "follows_wrong_opinion" in by_check(findings, "base")
     sft = by_check(findings, "sft")  # the same scripted model: nothing may have changed
-    assert sft["follows_wrong_opinion"].against == "base" and {f.value for f in sft.values()} == {0.0}
+    assert sft["follows_wrong_opinion"].against == "base" and {f.value for f in sft.values() if f.n != 30} == {0.0}
+    assert sft["over_refusal"].n == 30, "the run's own answers are more"
     assert "over_refusal" in sft and len([f for f in findings if f.subject == "sft" and f.check == "over_refusal"]) == 1
     assert {"picks_the_longer", "picks_what_sounds_like_itself"} == by_check(findings, "judge").keys()
     assert audit_run(run, 5, (), Reporter()) == findings and len(calls) == asked
@@ -212,3 +213,23 @@ def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.M
     script(monkeypatch, noted)
     diagnose_model("scripted", None, shared.root, 3, (), 7, Reporter())
     assert tokens["Are you sure?"] == 48 and max(tokens.values()) == Recipe(name="r").evaluate.sampling.max_tokens
+
+
+def test_fewer_probes_replace_no_finding_on_more_items_in_silence(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Heard(Reporter):
+        told: list[str] = []  # noqa: RUF012
+
+        def warn(self, text: str) -> None:
+            self.told.append(text)
+
+    run, heard = shared.run("s"), Heard()
+    own = by_check(audit_files(run, recipe_of(shared)), "sft")["over_refusal"]
+    assert own.n == 30 and own.verdict == "found"
+    few = by_check(audit_run(run, 5, (), heard), "sft")["over_refusal"]
+    assert few == own, "five probes say less than the run's own thirty answers"
+    many = by_check(audit_run(run, 40, (), heard), "sft")["over_refusal"]
+    assert many.n > 30 and many.value == 0.0
+    assert not any("replaced" in t for t in heard.told), "each time there was more"
+    audit_run(run, 5, (), heard)
+    (told,) = (t for t in heard.told if "replaced" in t)
+    assert "rest on more items than now" in told and "`cai audit s` without --limit" in told

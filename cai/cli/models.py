@@ -114,6 +114,9 @@ def evaluate(
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     reward: Annotated[list[Path] | None, typer.Option(help="A reward model's folder, to score with; several make an ensemble")] = None,
     aggregate: Annotated[str, typer.Option(help="How several reward models' scores become one: mean, min or uncertainty")] = "mean",
+    calibration: Annotated[
+        Path | None, typer.Option(help="What `cai judge calibrate` wrote for the embedded judge: weighs its verdicts on pairs")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts per set", min=1)] = None,
     seed: int = 0,
     json: Json = False,
@@ -129,10 +132,11 @@ def evaluate(
     if aggregate not in get_args(Aggregate):
         raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
     how = cast(Aggregate, aggregate)
+    reporter = RichReporter(Console(stderr=True))
     if arena:
         if against is not None:
             raise RecipeError("--arena judges every two models: name them all before it, without --against")
-        arenas = rank_models(models, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
+        arenas = rank_models(models, constitution, reward or [], how, calibration, limit, seed, reporter)
         if json:
             print_json({"arenas": arenas})
             return
@@ -146,13 +150,13 @@ def evaluate(
         return
     if len(models) > 1:
         raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
-    results = evaluate_models(models[0], against, constitution, reward or [], how, limit, seed, RichReporter(Console(stderr=True)))
+    results = evaluate_models(models[0], against, constitution, reward or [], how, calibration, limit, seed, reporter)
     if json:
         print_json({"results": results})
         return
     table = plain_table("measure", "model", "value", "95 % interval", "n", right=("value", "n"))
     for r in results:
-        table.add_row(r.name, r.model, f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n))
+        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n))
     console = Console()
     console.print(table)
     for name, note in {r.name: r.note for r in results if r.note}.items():

@@ -5,20 +5,24 @@ many people looked at it.
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from cai.data.dawid_skene import dawid_skene
 from cai.data.filters import sides_by_hash, texts_key
 from cai.recipe import Pooling
 from cai.records import HumanLabel, Preference, Provenance
 
+_SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
+
 
 def by_pair(labels: Iterable[HumanLabel]) -> dict[str, dict[str, HumanLabel]]:
     """Return each pair's labels by annotator, with all labels of a pair told for the same two sides.
 
     Sides are drawn by a hash of the texts; labels without an annotator are left out. Of two answers of a person to one pair, the later
-    counts: by their times where both have one, else by their order.
+    counts: by their times where both can be read, else by their order.
 
     Returns:
         `texts_key` of the pair to annotator to label, in the order first met.
@@ -30,9 +34,25 @@ def by_pair(labels: Iterable[HumanLabel]) -> dict[str, dict[str, HumanLabel]]:
         turned = in_hashed_order(label)
         mine = found.setdefault(pair_key(label), {})
         before = mine.get(label.annotator)
-        if before is None or not (before.time and label.time) or label.time >= before.time:
+        times = (None, None) if before is None else (instant(before.time), instant(label.time))
+        if times[0] is None or times[1] is None or times[1] >= times[0]:
             mine[label.annotator] = turned
     return found
+
+
+def instant(time: str) -> float | None:
+    """Return seconds since 1970 of a label's time; None where it is neither ISO 8601 (UTC if it names no zone) nor such seconds.
+
+    >>> instant("2026-01-01T01:00:00+01:00") == instant("2026-01-01") == instant("1767225600")
+    True
+    """
+    try:
+        if _SECONDS.fullmatch(time):
+            return float(time)
+        when = datetime.fromisoformat(time)
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def consensus(labels: Iterable[HumanLabel]) -> dict[str, HumanLabel]:

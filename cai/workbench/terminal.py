@@ -72,10 +72,12 @@ def show_step(step: Step) -> Iterator["RenderableType"]:
     else:
         verdict = "the revision" if step.p_revised > 0.5 else "the response" if step.p_revised < 0.5 else "neither"
         yield plain(f"\njudge ({step.protocol}): {step.p_revised:.1%} that the revision is better, so {verdict}", "bold")
+        if step.calibration:
+            yield plain(step.calibration, "dim")
         if len(step.opinions) > 1:
             table = plain_table("under", "revision better", right=("revision better",))
             for opinion in step.opinions:
-                table.add_row(opinion.principle_id, f"{opinion.p_revised:.1%}")
+                table.add_row(plain(opinion.principle_id), f"{opinion.p_revised:.1%}")
             yield table
 
 

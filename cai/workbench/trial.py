@@ -9,7 +9,8 @@ import msgspec
 
 from cai.console import Reporter
 from cai.critique import critique_and_revise, principles_in_turn, respond, revision_pair
-from cai.errors import ConstitutionError, DataError
+from cai.errors import ConstitutionError, DataError, RecipeError
+from cai.feedback.calibration import Calibration, check_fits
 from cai.feedback.judge import Judge
 from cai.ids import content_hash
 from cai.records import Constitution, Judgment, Message, Principle, Prompt, PromptKind, RevisionTrace
@@ -51,6 +52,9 @@ class Judged:
     p_revised: float | None
     failure: str | None
     opinions: tuple[Opinion, ...]
+    """Never calibrated: a calibration weighs principles together."""
+    calibration: str = ""
+    """How `p_revised` was weighed, where the settings name a calibration; empty where they name none."""
 
 
 Step = Answered | Revised | Judged
@@ -170,14 +174,24 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench
     pair = revision_pair(trace)
     principles = constitution.for_kind(trace.prompt.kind)
 
-    async def judge(by: Sequence[Principle]) -> Judgment:
-        return await Judge(config, replace(constitution, principles=tuple(by)), bench.judge, bench.templates, bench.recipe.seed)(pair)
+    async def judge(by: Sequence[Principle], weighed: Calibration | None = None) -> Judgment:
+        asked = replace(constitution, principles=tuple(by))
+        return await Judge(config, asked, bench.judge, bench.templates, bench.recipe.seed, calibration=weighed)(pair)
 
-    label, *single = await asyncio.gather(judge(principles), *(judge([p]) for p in principles))
+    calibration, said = bench.calibration, ""
+    if calibration is not None:
+        try:
+            check_fits(calibration, config, bench.judge.fingerprint)
+            said = "weighed by feedback.calibration"
+        except RecipeError as e:  # another protocol, drawn principles: shown as it is, and said
+            calibration, said = None, "uncalibrated: " + "; ".join(line.lstrip("- ") for line in str(e).splitlines()[1:])
+
+    label, *single = await asyncio.gather(judge(principles, calibration), *(judge([p]) for p in principles))
     opinions = [Opinion(p.id, 1 - j.p_a) for p, j in zip(principles, single, strict=True) if j.p_a is not None]
     return Judged(
         config.protocol,
         None if label.p_a is None else 1 - label.p_a,
         label.failure,
         tuple(sorted(opinions, key=lambda o: -abs(o.p_revised - 0.5))),
+        said,
     )

@@ -34,7 +34,17 @@ def test_a_tie_is_half_a_vote_and_an_even_pair_stays_even() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second", "says"),
-    [("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", 1.0), ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", 0.0), ("", "", 0.0)],
+    [
+        ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", 1.0),
+        ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", 0.0),
+        ("2026-01-01T00:30:00Z", "2026-01-01T01:00:00+01:00", 1.0),  # later as text, and half an hour earlier
+        ("2026-01-01T00:30:00+00:00", "2026-01-01 00:45", 0.0),
+        ("1767225600.5", "999999999", 1.0),
+        ("2026-01-02", "1767225600", 1.0),
+        ("9/1/2026", "10/1/2026", 0.0),  # nobody knows which: their order
+        ("2026-01-02T00:00:00Z", "yesterday", 0.0),
+        ("", "", 0.0),
+    ],
 )
 def test_a_persons_later_answer_counts(first: str, second: str, says: float) -> None:
     (mine,) = by_pair([label("ann", 1.0, time=first), label("ann", 0.0, time=second, swapped=True)]).values()

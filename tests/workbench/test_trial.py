@@ -1,13 +1,16 @@
 """One prompt through the loop: steps in order, earlier rounds never paid twice, and the judge's own opinions."""
 
 import asyncio
+import math
 from dataclasses import replace
 
 import pytest
 
 from cai.errors import ConstitutionError
+from cai.feedback.calibration import Calibration
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion
 from cai.models.scripted import default_script
+from cai.workbench.terminal import show_step
 from cai.workbench.trial import Answered, Judged, Revised, as_prompt, chosen, steps
 from tests.feedback.judging import CONSTITUTION
 from tests.workbench.benches import bench_with
@@ -39,6 +42,29 @@ def test_one_principle_is_used_for_every_round_and_for_the_verdict():
     _, first, second, judged = tried(bench_with(), rounds=2, constitution=only)
     assert first.principle.id == second.principle.id == "true"
     assert [o.principle_id for o in judged.opinions] == ["true"] and judged.opinions[0].p_revised == judged.p_revised
+
+
+def test_a_calibration_weighs_the_label_and_no_single_opinion():
+    plain = tried(bench_with())[-1]
+    bench = bench_with()
+    bench.calibration = Calibration("pointwise-contrast", "ensemble", 1, bench.judge.fingerprint, "", scale=3.0)
+    weighed = tried(bench)[-1]
+    log_odds = math.log(plain.p_revised / (1 - plain.p_revised))
+    assert weighed.p_revised == pytest.approx(1 / (1 + math.exp(-3 * log_odds))) != plain.p_revised
+    assert weighed.opinions == plain.opinions and weighed.calibration == "weighed by feedback.calibration" and plain.calibration == ""
+
+
+def test_a_calibration_for_another_judge_is_left_out_and_named():
+    bench = bench_with()
+    bench.calibration = Calibration("pairwise", "sample", 1, bench.judge.fingerprint, "", scale=3.0)
+    judged = tried(bench)[-1]
+    assert judged.p_revised == tried(bench_with())[-1].p_revised
+    assert judged.calibration.startswith("uncalibrated: protocol: fitted for pairwise, this judge has pointwise-contrast; principles:")
+    assert judged.calibration in show(judged)
+
+
+def show(step):
+    return "\n".join(str(part) for part in show_step(step))
 
 
 def test_an_unknown_principle_is_named_with_those_there_are():
