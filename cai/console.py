@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters, which could move the cursor or restyle the terminal, are written out.
+    """Return a text whose control characters, which could move the cursor, restyle the terminal or turn the writing round, are written out.
+
+    So is half a surrogate pair, which can't be shown at all: a file's name that is not UTF-8 has them.
 
     >>> printable("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'

@@ -12,7 +12,7 @@ import msgspec
 
 from cai import __version__
 from cai.errors import StoreError
-from cai.jsonl import write_text
+from cai.jsonl import NOT_JSON, write_text
 from cai.records import Constitution, Principle
 
 StageStatus = Literal["running", "done", "failed", "stopped"]
@@ -109,7 +109,7 @@ def read_manifest(path: Path) -> Manifest | None:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as e:
+    except (OSError, *NOT_JSON) as e:
         raise StoreError(f"{path}: not a manifest that this version reads ({e}). Move the run directory away and run again.") from e
 
 

@@ -62,7 +62,7 @@ def run_status(run: RunDirectory) -> RunStatus:
         try:
             now = json.loads(progress.read_text())
             notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls")
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
             notes.append("now: working")
     if manifest.judge is not None:
         notes.append(f"judge: {manifest.judge.note}")

@@ -176,7 +176,11 @@ def load_templates(folder: Path) -> Templates:
     Raises:
         TemplateError: listing every problem of every file, each with its line.
     """
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name too long
+        there = False
+    if not there:
         raise TemplateError(
             f"{folder}: no such folder of templates. It belongs to a workspace: make one with `cai init DIR`, or set `templates` in the "
             "recipe to where yours are."

@@ -18,7 +18,7 @@ from cai.jsonl import disk_error, read_records, write_records
 FOLDERS = ("constitution", "prompts", "runs")
 STORE_NAME = "calls.sqlite"
 _LOCK_TRIES = 10
-_RUN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Workspace:
 
     def run(self, name: str) -> "RunDirectory":
         """Return the run directory of that name. Raises `RecipeError` on an unsafe one."""
-        if not _RUN_NAME.match(name):
-            raise RecipeError(f"run name {name!r}: letters, digits, dot, dash and underscore only, at most 64")
+        if not _RUN_NAME.fullmatch(name):
+            raise RecipeError(f"run name {name[:80]!r}: letters, digits, dot, dash and underscore only, at most 64")
         return RunDirectory(self.root / "runs" / name)
 
 
@@ -153,7 +153,10 @@ def find_run(name: str) -> RunDirectory:
         DataError: no run of that name was started.
     """
     path = Path(name)
-    around = path.parent if path.parent.name == "runs" and path.parent.is_dir() else Path.cwd()
+    try:
+        around = path.parent if path.parent.name == "runs" and path.parent.is_dir() else Path.cwd()
+    except OSError as e:
+        raise RecipeError(f"{name[:80]}…: no run's name or path ({e.strerror})") from e
     run = find_workspace(around).run(path.name)
     if not any((run.path / name).is_file() for name in ("recipe.yaml", "manifest.json")):
         known = sorted({p.parent.name for p in run.path.parent.glob("*/recipe.yaml")})

@@ -74,8 +74,8 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
     """
     try:
         raw = path.read_bytes()
-    except OSError as e:
-        raise error(f"{path}: can't be read ({e.strerror or e})") from e
+    except (OSError, ValueError) as e:  # a name with a NUL in it is a ValueError
+        raise error(f"{str(path)[:200]}: can't be read ({getattr(e, 'strerror', None) or e})") from e
     return parse_yaml(raw, path, error)
 
 
@@ -144,6 +144,8 @@ def _scalar(node: yaml.Node) -> Any:
                 raise ValueError("too large")
             return number
         text.encode()  # half a surrogate pair can be written in YAML, and nowhere else
+        if "\0" in text:
+            raise ValueError("a NUL character")
     except ValueError as e:
         raise _RefusedError(_line(node), f"not a valid value: {text[:80]!r} ({e})") from e
     return text

@@ -5,6 +5,8 @@ import json
 import re
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from cai.console import Reporter, RichReporter, panel, plain, plain_table, printable
@@ -18,6 +20,24 @@ def on(terminal: bool, width: int = 80) -> tuple[io.StringIO, Console]:
 def test_control_characters_are_written_out() -> None:
     assert printable("plain [red]text[/red]\n\tü …") == "plain [red]text[/red]\n\tü …"
     assert printable("\x1b[2J\x07\r\x08\x9b0m\x7f") == "\\x1b[2J\\x07\\x0d\\x08\\x9b0m\\x7f"
+
+
+@given(
+    st.text(st.characters(), max_size=40)
+    | st.lists(st.sampled_from(["\x1b[2J", "\x9b", "\u202e", "\ud800", "[red]", "ü", "\r"])).map("".join)
+)
+def test_no_text_gets_to_a_terminal_as_anything_but_text(text: str) -> None:
+    out, console = on(terminal=True)
+    console.print(plain(text), panel(text, text, "red"))
+    table = plain_table("a", title=text)
+    table.add_row(plain(text))
+    console.print(table)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # rich's own colours
+    assert shown.encode() and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+
+
+def test_half_a_surrogate_pair_and_turned_writing_are_written_out() -> None:
+    assert printable("a\udcffb \u202eexe.png") == "a\\udcffb \\u202eexe.png"
 
 
 def test_markup_in_texts_is_shown() -> None:

@@ -195,7 +195,7 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers(-(10**9), 10**9)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="ascii")),
+    | st.text(st.characters(codec="ascii", exclude_characters="\0")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcdef_-. ", min_size=1), inner, max_size=3),
     max_leaves=12,
 )

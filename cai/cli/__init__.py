@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cai.errors import CaiError
+from cai.errors import CaiError, DataError
 
 app = typer.Typer(
     name="cai",
@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters that JSON leaves as they are, and some terminals obey; outside of texts JSON has none."""
 INTERRUPTED = 130
 """What typer exits with on Ctrl-C, and what shells give a process that a signal of that kind ended."""
 Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
@@ -29,7 +31,8 @@ def print_json(value: Any) -> None:
     """Write any record or mapping to standard output as JSON."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    sys.stdout.write(text.translate(_JSON_ESCAPES) + "\n")
 
 
 def show_version(wanted: bool) -> None:
@@ -58,6 +61,9 @@ def main() -> None:
     from cai.cli import audits, constitutions, human, models, runs, studio  # noqa: F401 - importing registers their commands
 
     try:
+        for argument in sys.argv[1:]:
+            if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
+                raise DataError(f"{argument}: this argument is not UTF-8 text. Rename the file, or set the terminal to UTF-8.")
         app()
     except CaiError as e:
         from rich.console import Console

@@ -257,6 +257,7 @@ def guidelines(
     json: Json = False,
 ) -> None:
     """Render a constitution as guidelines for the people who label pairs, with worked examples."""
+    from cai.console import printable
     from cai.constitution.load import load_constitution
     from cai.workbench.examples import write_guidelines
     from cai.workspace import find_run
@@ -265,7 +266,7 @@ def guidelines(
     if json:
         print_json(made)
     elif out is None:
-        sys.stdout.write(made.text)
+        sys.stdout.write(printable(made.text) if sys.stdout.isatty() else made.text)
     else:
         missing = f"; without one: {', '.join(made.without_example)}" if made.without_example else ""
         typer.echo(f"{out}: {made.principles} principles, {made.examples} examples{missing}")

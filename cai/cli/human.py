@@ -157,7 +157,7 @@ def show_results(results: "Sequence[EvalResult]", title: str) -> None:
 
     table = plain_table("measure", "of", "value", "95 % interval", "n", "", right=("value", "n"), title=title)
     for r in results:
-        table.add_row(r.name, plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), plain(r.note))
+        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), plain(r.note))
     Console().print(table)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from cai.errors import DataError
 from cai.records import Message, Role
 
+MAX_DETAIL = 500
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLE: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _TRANSCRIPT_NAME: dict[Role, str] = {role: name for name, role in _TRANSCRIPT_ROLE.items()}
@@ -148,6 +149,7 @@ class RowFault(DataError):
     """One row is unusable. Its loader turns it into a counted `Failure`; it never stops a file."""
 
     def __init__(self, reason: str, detail: str) -> None:
+        detail = detail if len(detail) <= MAX_DETAIL else detail[:MAX_DETAIL] + "…"  # a row may be 32 MiB
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

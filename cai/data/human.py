@@ -16,7 +16,7 @@ from cai.data.pair_rows import read_cai, read_hh, read_hhh, read_rewardbench, re
 from cai.data.pooling import pool_labels
 from cai.data.readings import Reading
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
-from cai.data.vote_rows import is_argilla, is_table, read_argilla, read_label_studio, read_labels, read_table
+from cai.data.vote_rows import COLUMNS, is_argilla, is_column, is_table, read_argilla, read_label_studio, read_labels, read_table
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.recipe import HumanSource, Pooling
@@ -37,6 +37,8 @@ _READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], It
     "rewardbench": read_rewardbench,
 }
 assert tuple(_READERS) == get_args(PairFormat)
+_INNER = ("data", "fields")
+"""Where a Label Studio task and an Argilla record keep their columns."""
 
 
 def load_pairs(
@@ -86,8 +88,11 @@ def load_labels(
         columns: our name of a column to the file's name of it.
 
     Raises:
-        DataError: the file can't be read, its format isn't recognised, or it has no label of a person.
+        DataError: the file can't be read, its format isn't recognised, or it has no label of a person; a column is none of ours, or isn't
+            in the file.
     """
+    if unknown := [ours for ours in columns or () if not is_column(ours)]:
+        raise DataError(f"no format has a column {', '.join(map(repr, unknown))} that could be read from another; there are: {COLUMNS}")
     readings, failures, found, rows = _read(read_rows(path), path.name, str(path), format, kind, columns or {})
     labels = []
     for where, one in readings:
@@ -196,10 +201,13 @@ def _read(
     readings: list[tuple[str, Reading]] = []
     failures: list[Failure] = []
     count = 0
+    absent = set(columns.values())
     for row in rows:
         count += 1
         try:
-            value = _renamed(_mapping(row), columns)
+            value = _mapping(row)
+            absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
+            value = _renamed(value, columns)
             found = found or _recognise(value, row.where)
             for one in _READERS[found](value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
@@ -208,6 +216,12 @@ def _read(
                     readings.append((row.where, one))
         except RowFault as e:
             failures.append(Failure(STAGE, row.where, e.reason, e.detail))
+        except RecursionError:
+            failures.append(Failure(STAGE, row.where, "unreadable", "nested too deeply"))
+    if absent and count:
+        raise DataError(
+            f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
+        )
     if found is None:
         raise _nothing(where, "pair", count, None, failures)
     return readings, failures, found, count
@@ -230,7 +244,7 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Add our names to a row's columns, and to those of a task's `data` or a record's `fields`."""
     if not columns:
         return row
-    inner = {part: _renamed(row[part], columns) for part in ("data", "fields") if isinstance(row.get(part), dict)}
+    inner = {part: _renamed(row[part], columns) for part in _INNER if isinstance(row.get(part), dict)}
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
 
 

@@ -129,6 +129,8 @@ def _read(item: tuple[Row, str], source: PromptSource) -> Iterator[tuple[Prompt 
         yield _prompt(row, name, source), row.where
     except RowFault as e:
         yield Failure(STAGE, row.where, e.reason, e.detail), row.where
+    except RecursionError:
+        yield Failure(STAGE, row.where, "unreadable", "nested too deeply"), row.where
 
 
 def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:

@@ -4,6 +4,7 @@ A reading keeps what the row says: which side was better by how much, who said s
 others, is decided by `human` and `pooling`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +21,9 @@ BY_PEOPLE = Provenance(model="")
 _ANNOTATOR = ("annotator", "annotator_id", "completed_by", "rater", "rater_id", "worker_id", "user_id", "labeler")
 _TIME = ("time", "timestamp", "updated_at", "created_at", "submitted_at")
 _ATTRIBUTES = ("attributes", "annotator_attributes", "rater_attributes")
-_ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
+ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
+WHO = (*_ANNOTATOR, *_TIME, *_ATTRIBUTES)
+"""Columns about the person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def reading(
         p_chosen=p_first,
         weight=number(row, "weight", 1.0),
         source=said_by if isinstance(said_by, str) and _is_own_source(said_by) else source,
-        principle_ids=tuple(row.get("principle_ids") or ()),
+        principle_ids=tuple(i for i in ids if isinstance(i, str)) if isinstance(ids := row.get("principle_ids"), list | tuple) else (),
         provenance=BY_PEOPLE,
     )
     return checked(with_person(preference, row if who is None else who, as_shown))
@@ -118,7 +121,7 @@ def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) 
     flat = {
         key.removeprefix(prefix): value
         for key, value in who.items()
-        for prefix in _ATTRIBUTE_PREFIXES
+        for prefix in ATTRIBUTE_PREFIXES
         if key.startswith(prefix) and key not in (*_ANNOTATOR, *_ATTRIBUTES)
     }
     attributes = {str(k): str(v) for k, v in {**flat, **nested}.items() if v not in (None, "") and not isinstance(v, dict | list)}
@@ -153,9 +156,9 @@ def number(row: Mapping[str, Any], name: str, absent: float, high: float = float
         return absent
     try:
         found = float(value)
-    except (TypeError, ValueError):
-        found = float("nan")
-    if not 0.0 <= found <= high:
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not (0.0 <= found <= high and math.isfinite(found)):
         raise RowFault("bad_number", f"{name} is {value!r}; expected a number of at least 0{f' and at most {high:g}' if high < 2 else ''}")
     return found
 

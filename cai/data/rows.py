@@ -17,10 +17,11 @@ from typing import Any, Literal
 import msgspec
 
 from cai.errors import DataError
-from cai.jsonl import read_lines
+from cai.jsonl import NOT_JSON, read_lines
 
 HUB = "hub:"
 """Opens the path of a dataset on the Hub: `hub:OWNER/NAME`."""
+MAX_ARRAY_BYTES = 1024 * 1024 * 1024
 FileKind = Literal["json", "csv", "text", "parquet"]
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
@@ -50,7 +51,11 @@ def source_files(pattern: str, root: Path) -> list[Path]:
     Raises:
         DataError: nothing is there, or a relative path leaves the workspace.
     """
-    path = Path(pattern).expanduser()
+    try:
+        path = Path(pattern).expanduser()
+        (root / path).exists()
+    except (RuntimeError, ValueError, OSError) as e:  # no such user; a NUL; too long
+        raise DataError(f"{pattern[:200]}: not a path here ({getattr(e, 'strerror', None) or e})") from e
     if not path.is_absolute() and ".." in path.parts:
         raise DataError(f"{pattern}: leaves the workspace {root}. Put the file into it, or give its absolute path.")
     full = root / path
@@ -123,18 +128,30 @@ def _json_rows(path: Path) -> Iterator[Row]:
     for n, (number, raw) in enumerate(lines):
         line = raw.removeprefix(b"\xef\xbb\xbf")
         if n == 0 and line.lstrip().startswith(b"["):
-            yield from _json_array(path, line + b"".join(rest for _, rest in lines))
+            yield from _json_array(path, [line, *_at_most(path, lines)])
             return
         try:
             yield Row(f"{path}:{number}", decoder.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except NOT_JSON as e:
             yield Row(f"{path}:{number}", None, f"not valid JSON ({e})")
 
 
-def _json_array(path: Path, text: bytes) -> Iterator[Row]:
+def _at_most(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Yield lines, and give up on a file that a few packed megabytes may have become."""
+    size = 0
+    for _, line in lines:
+        size += len(line)
+        if size > MAX_ARRAY_BYTES:
+            raise DataError(
+                f"{path}: a JSON array of more than {MAX_ARRAY_BYTES // 2**20} MiB, which is read whole. Write JSON Lines instead."
+            )
+        yield line
+
+
+def _json_array(path: Path, lines: list[bytes]) -> Iterator[Row]:
     try:
-        items = msgspec.json.decode(text, type=list[Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        items = msgspec.json.decode(b"".join(lines), type=list[Any])
+    except NOT_JSON as e:
         raise DataError(f"{path}: not a valid JSON array ({e})") from e
     for number, item in enumerate(items, 1):
         yield Row(f"{path}:{number}", item)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from cai.data.conversations import RowFault
-from cai.data.readings import Reading, Side, checked, column, number, reading, side
+from cai.data.readings import ATTRIBUTE_PREFIXES, WHO, Reading, Side, checked, column, number, reading, side
 from cai.records import HumanLabel, Preference, PromptKind
 
 Row = dict[str, Any]
@@ -19,6 +19,14 @@ Found = Reading | RowFault
 RESPONSES = (("response_a", "response_b"), ("response_1", "response_2"), ("response1", "response2"), ("response-1", "response-2"))
 CHOICES = ("choice", "better", "preference", "preferred", "winner", "label", "vote")
 PROMPTS = ("messages", "prompt", "instruction", "question", "input")
+_COLUMNS = frozenset(
+    (
+        *(name for pair in RESPONSES for name in pair), *CHOICES, *PROMPTS, *WHO, "p_a", "kind", "category", "weight", "source",
+        "principle_ids", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected", "subset", "text_correct", "text_incorrect",
+    )
+)  # fmt: skip
+COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRIBUTE_PREFIXES)}"
+"""What `is_column` knows, in words."""
 _FIRST = frozenset(("a", "1", "left", "first", "chosen", *(pair[0] for pair in RESPONSES), "response a", "response 1", "option a"))
 _SECOND = frozenset(("b", "2", "right", "second", "rejected", *(pair[1] for pair in RESPONSES), "response b", "response 2", "option b"))
 _TIE = frozenset(("tie", "equal", "equally good", "draw", "same", "both", "neither", "no preference"))
@@ -54,14 +62,14 @@ def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterato
     """A task with everybody's annotations. A person's last complete answer to it counts; skips are faults."""
     data = row["data"] if isinstance(row.get("data"), dict) else {}
     sides = sides_of(data)
-    annotations = [a for a in row.get("annotations") or () if isinstance(a, dict)]
+    annotations = [a for a in _listed(row.get("annotations")) if isinstance(a, dict)]
     if not annotations:
         raise RowFault("not_labelled", "the task has no annotation")
 
     def one(annotation: Row) -> Reading:
         if annotation.get("was_cancelled"):
             raise RowFault("skipped", f"annotator {annotation.get('completed_by')} skipped the task")
-        results = [r for r in annotation.get("result") or () if isinstance(r, dict) and r.get("type") in ("pairwise", "choices")]
+        results = [r for r in _listed(annotation.get("result")) if isinstance(r, dict) and r.get("type") in ("pairwise", "choices")]
         if not results:
             raise RowFault("not_labelled", "the annotation has no pairwise or single choice")
         p_a = p_first([r.get("value") for r in results])
@@ -118,6 +126,11 @@ def p_first(value: Any) -> float:
     raise RowFault("no_choice", f"{value!r} names neither response; expected A, B or tie (left, right; 1, 2; the column's name)")
 
 
+def is_column(name: str) -> bool:
+    """Whether some format has a column of this name, so that a file's column may be read as it."""
+    return name in _COLUMNS or name.startswith(ATTRIBUTE_PREFIXES) or ".responses" in name
+
+
 def is_argilla(row: Mapping[str, Any]) -> bool:
     """Whether a row has the columns of an Argilla export."""
     if isinstance(row.get("fields"), dict) and "responses" in row:
@@ -155,6 +168,11 @@ def sides_of(fields: Mapping[str, Any]) -> tuple[Side, Side]:
     return _named_sides(fields)[1]
 
 
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is; what should have been one and isn't has no items."""
+    return value if isinstance(value, list) else []
+
+
 def _decoded(value: Any) -> Any:
     """Return the list of messages that a CSV cell holds as JSON; anything else as it is."""
     if isinstance(value, str) and value.lstrip().startswith('[{"'):
@@ -178,11 +196,11 @@ def _argilla_responses(row: Row) -> list[Row]:
     put it first.
     """
     if isinstance(row.get("responses"), dict):
-        asked = {name: list(found or ()) for name, found in row["responses"].items()}
-    elif flat := {key.removesuffix(".responses"): row[key] or () for key in row if key.endswith(".responses")}:
+        asked = {name: _listed(found) for name, found in row["responses"].items()}
+    elif flat := {key.removesuffix(".responses"): _listed(row[key]) for key in row if key.endswith(".responses")}:
         asked = {}
         for name, values in flat.items():
-            users, status = (row.get(f"{name}.responses.{part}") or [None] * len(values) for part in ("users", "status"))
+            users, status = (_listed(row.get(f"{name}.responses.{part}")) or [None] * len(values) for part in ("users", "status"))
             asked[name] = [{"value": v, "user_id": u, "status": s} for v, u, s in zip(values, users, status, strict=False)]
     else:
         asked = {name: _argilla_v1(value) for name, value in row.items() if _is_argilla_v1(value)}
@@ -200,7 +218,7 @@ def _argilla_v1(value: Any) -> list[Row]:
 def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
     """Read a label, or a ranking of the two answers' names."""
     if isinstance(value, dict) and isinstance(value.get("rank"), list):  # a 1.x dataset on the Hub keeps a ranking as columns
-        value = [{"value": v, "rank": r} for v, r in zip(value.get("value") or (), value["rank"], strict=False)]
+        value = [{"value": v, "rank": r} for v, r in zip(_listed(value.get("value")), value["rank"], strict=False)]
     if isinstance(value, list) and value and all(isinstance(v, dict) and "rank" in v for v in value):
         rank = {str(v.get("value")): v["rank"] for v in value}
         if not set(names) <= rank.keys() or not all(isinstance(rank[n], int) for n in names):

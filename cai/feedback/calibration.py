@@ -17,7 +17,7 @@ import msgspec
 from cai.errors import DataError, RecipeError
 from cai.feedback.opinions import MAX_LOG_ODDS, Opinion
 from cai.ids import content_hash
-from cai.jsonl import write_text
+from cai.jsonl import NOT_JSON, write_text
 from cai.recipe import FeedbackConfig, ProtocolName
 from cai.records import EvalResult, Principle, ResponsePair
 
@@ -111,7 +111,7 @@ def read_calibration(path: Path) -> Calibration:
         return msgspec.json.decode(path.read_bytes(), type=Calibration)
     except FileNotFoundError:
         raise DataError(f"{path}: no such calibration. Make one with: cai judge calibrate --pairs FILE -o {path}") from None
-    except (OSError, msgspec.DecodeError) as e:
+    except (OSError, ValueError, *NOT_JSON) as e:
         raise DataError(f"{path}: not a calibration ({e})") from e
 
 

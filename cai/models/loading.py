@@ -46,8 +46,12 @@ def resolve_model_path(spec: ModelSpec) -> str:
         raise ModelError(
             f"{spec.path}: this needs weights in this process; a server or scripted model has none.\nFix: name a folder or Hub id"
         )
-    folder = Path(spec.path).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(spec.path).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError) as e:  # a name too long; no such user
+        raise ModelError(f"{spec.path[:200]}: no model's folder or Hub id ({getattr(e, 'strerror', None) or e})") from e
+    if there:
         return str(_checked(folder))
     if spec.path.startswith((".", "/", "~")) or spec.path.count("/") != 1 or folder.parent.is_dir():
         raise ModelError(f"{spec.path}: no such model folder.\nFix: give a folder, a Hub id as OWNER/NAME, or `{EMBEDDED}`")
@@ -100,18 +104,28 @@ def adapter_base(folder: Path) -> str:
     base = str(_adapter_config(folder).get("base_model_name_or_path") or "")
     if not base:
         raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
+    if "://" in base or base == "scripted":  # prompts go to a server where the user names it, not where somebody's file does
+        raise ModelError(f"{folder / 'adapter_config.json'}: base_model_name_or_path is {base[:200]!r}, not a model's folder or Hub id")
     return EMBEDDED if is_embedded_dir(base) else base
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
-    if not file.exists():
+    try:
+        there = file.exists()
+    except OSError as e:
+        raise ModelError(f"{str(folder)[:200]}: no adapter's folder ({e.strerror})") from e
+    if not there:
         raise ModelError(f"{folder}: no adapter_config.json, so no adapter is there.\nFix: name the folder that training wrote")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are not loaded: they can run code")
+    return _json_mapping(file)
+
+
+def _json_mapping(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ModelError(f"{file}: not valid JSON ({e})") from e
     if not isinstance(config, dict):
         raise ModelError(f"{file}: expected a mapping, found {type(config).__name__}")
@@ -141,7 +155,7 @@ def _files_hash(folder: Path, code: bool) -> str:
     hashes = {p.name: _weights_hash(p) for p in files}
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).exists():  # where a base model lay when it was saved says nothing about what it is
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            config = _json_mapping(folder / name)
             hashes[name] = content_hash({k: v for k, v in config.items() if k not in ("_name_or_path", "base_model_name_or_path")})
     return content_hash(hashes, 64)
 
@@ -163,7 +177,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     folder = resolve_model_path(spec)
     if spec.adapter is not None and (Path(spec.adapter) / "tokenizer_config.json").exists():
         folder = spec.adapter
-    with quiet_transformers(), _explained(folder):
+    with quiet_transformers(), explained_load(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     if not tokenizer.chat_template:
         raise ModelError(
@@ -201,7 +215,7 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
         )
         options["device_map"] = {"": device}
-    with quiet_transformers(), _explained(folder):
+    with quiet_transformers(), explained_load(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
     if spec.adapter is not None:
         model = _with_adapter(model, spec.adapter, folder, trainable)
@@ -224,8 +238,8 @@ def _with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
         warnings.simplefilter("always")
         try:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
-        except (RuntimeError, ValueError, KeyError, TypeError) as e:
-            raise ModelError(f"{wrong} ({str(e).splitlines()[0]}).\n{fix}") from e
+        except Exception as e:  # weights cut short, settings that make no sense: each library has its own exception types
+            raise ModelError(f"{wrong} ({(str(e) or type(e).__name__).splitlines()[0][:500]}).\n{fix}") from e
     for warning in heard:
         if "missing adapter keys" in str(warning.message):
             raise ModelError(f"{wrong} (some of its layers have no weights).\n{fix}")
@@ -235,7 +249,8 @@ def _with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(folder: str) -> Iterator[None]:
+def explained_load(folder: str) -> Iterator[None]:
+    """Turn whatever the block's loading raises into a `ModelError` that names the folder."""
     try:
         yield
     except ModelError:

@@ -23,8 +23,11 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return replace(spec, path=url, name=model or None, adapter=None)
-    config = Path(name) / "adapter_config.json"
-    if config.exists():
+    try:
+        is_adapter = (Path(name) / "adapter_config.json").exists()
+    except OSError as e:
+        raise ModelError(f"{name[:80]}…: not a model's name ({e.strerror})") from e
+    if is_adapter:
         from cai.models.loading import adapter_base
 
         return replace(spec, path=adapter_base(Path(name)), adapter=name)

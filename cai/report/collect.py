@@ -15,7 +15,7 @@ import msgspec
 from cai.errors import CaiError
 from cai.evaluate.balance import SourceBalance
 from cai.evaluate.judge_bench import ProtocolResult
-from cai.jsonl import read_records
+from cai.jsonl import NOT_JSON, read_records
 from cai.manifest import Manifest, read_manifest
 from cai.records import (
     AuditFinding,
@@ -191,7 +191,7 @@ class _Reader:
             return {}
         try:
             return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        except (OSError, msgspec.DecodeError) as e:
+        except (OSError, *NOT_JSON) as e:
             self.problems.append(f"{path}: {e}")
             return {}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.jsonl import write_text
+from cai.jsonl import NOT_JSON, write_text
 
 FINISHED = "training.json"
 WHOLE = "cai_checkpoint.json"
@@ -46,7 +46,7 @@ def finished_result(out: Path, fingerprint: str) -> TrainResult | None:
     """Return the result of this training if `out` holds it finished, adapter and all; else None."""
     try:
         finished = msgspec.json.decode((out / FINISHED).read_bytes(), type=_Finished)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (OSError, *NOT_JSON):
         return None
     whole = finished.fingerprint == fingerprint and (out / "adapter_model.safetensors").exists()
     return finished.result if whole else None
@@ -69,7 +69,7 @@ def last_checkpoint(out: Path, fingerprint: str) -> Path | None:
     for folder in sorted(checkpoint_folder(out).glob("checkpoint-*")):
         try:
             whole = msgspec.json.decode((folder / WHOLE).read_bytes(), type=_Whole).fingerprint == fingerprint
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *NOT_JSON):
             whole = False
         if whole and (match := _CHECKPOINT.match(folder.name)):
             found[int(match[1])] = folder

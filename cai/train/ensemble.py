@@ -168,7 +168,7 @@ def load_ensemble(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cai.models.loading import adapter_base, quiet_transformers
+    from cai.models.loading import adapter_base, explained_load, quiet_transformers
 
     bases = {str(folder): adapter_base(folder) for folder in folders}
     if base is None and len(set(bases.values())) != 1:
@@ -181,16 +181,18 @@ def load_ensemble(
     merge = len(folders) == 1 and precision != "nf4"
     members = []
     with quiet_training(), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folders[0], trust_remote_code=spec.trust_remote_code)
+        with explained_load(str(folders[0])):
+            tokenizer = AutoTokenizer.from_pretrained(folders[0], trust_remote_code=spec.trust_remote_code)
         model = load_scorer(replace(spec, precision="float32") if merge else spec, tokenizer.pad_token_id)
         for i, folder in enumerate(folders):
-            cut = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
             name = f"{folder.name}-{i}"
-            if i == 0:
-                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
-            else:
-                model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
-            members.append(Member(folder.name, None if merge else name, cut, read_centre(folder)))
+            with explained_load(str(folder)):
+                cut = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
+                if i == 0:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
+                else:
+                    model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                members.append(Member(folder.name, None if merge else name, cut, read_centre(folder)))
         if merge:
             model = model.merge_and_unload()
             model = model.to(torch.float32 if precision == "float32" else torch.bfloat16)

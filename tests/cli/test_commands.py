@@ -3,12 +3,14 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cai.cli import main
+from cai.feedback.calibration import Calibration, write_calibration
 from cai.models.base import Completion, Reply, Request
 from cai.recipe import ModelSpec, Recipe
 from cai.workspace import Workspace
@@ -273,6 +275,14 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, mo
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3")["results"]
     assert {r["model"] for r in both} == {"base", "model"}
     assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
+    assert all("by an uncalibrated judge" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
+    weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
+    write_calibration(shared.root / "c.json", weighed)
+    both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3", "--calibration", "c.json")["results"]
+    assert all("as c.json weighs it" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
+    write_calibration(shared.root / "c.json", replace(weighed, protocol="pairwise"))
+    assert call(shared.root, "evaluate", "scripted", "--limit", "3", "--calibration", "c.json") == 2
+    assert "protocol: fitted for pairwise, this judge has pointwise-contrast" in call.told
     assert call(shared.root, "evaluate", "scripted", "--limit", "3") == 0
     assert max(map(len, call.out.splitlines())) <= 80
 
@@ -444,6 +454,19 @@ def test_markup_and_control_characters_are_shown_not_obeyed(tmp_path: Path, call
     assert "\x1b[2J" not in call.out and "[red]" in call.out
     assert call(workspace.root, "run", "runs/s.yaml", "--set", 'constitution="\\e[2J[red]none"') == 2
     assert "\x1b[2J" not in call.err and "\\x1b[2J[red]none" in call.told.replace(" ", "")
+
+
+def test_control_characters_are_escaped_in_json_too(tmp_path: Path, call: Called) -> None:
+    fields = "".join(f"    {key}: Be kind.\n" for key in ("statement", "critique", "revision", "ask_positive", "ask_negative", "compare"))
+    file = tmp_path / "c.yaml"
+    file.write_text(f'id: c\nname: c\ndescription: "\\x9b2J\\x7f \\x1b[2J ü"\nprinciples:\n  - id: first\n{fields}')
+    assert call.json(tmp_path, "constitution", "show", "c.yaml")["description"] == "\x9b2J\x7f \x1b[2J ü"
+    assert not set("\x9b\x7f\x1b") & set(call.out) and "ü" in call.out
+
+
+def test_a_name_that_is_not_text_is_told(tmp_path: Path, call: Called) -> None:
+    assert call(tmp_path, "constitution", "lint", "a\udcff.yaml", "--json") == 2
+    assert "\\udcff.yaml: this argument is not UTF-8 text" in call.told
 
 
 def test_chat_answers_lines_from_its_input(tmp_path: Path) -> None:

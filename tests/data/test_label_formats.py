@@ -159,6 +159,27 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
         load_labels(path)
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"choise": "verdict"}, r"no format has a column 'choise' that could be read from another; there are: .*choice"),
+        ({"choice": "verdikt"}, r"t\.jsonl: none of its 1 rows has the column 'verdikt' that was named for one of ours"),
+        ({"choice": "verdict", "annotator": "by", "time": "at"}, r"has the column 'at', 'by' that"),
+    ],
+)
+def test_a_column_that_is_not_there_is_told(tmp_path: Path, columns: dict[str, str], told: str) -> None:
+    path = save(tmp_path / "t.jsonl", {"prompt": ASK, "response_a": A, "response_b": B, "choice": "A", "verdict": "left"})
+    with pytest.raises(DataError, match=told):
+        load_labels(path, columns=columns)
+
+
+def test_columns_of_a_tools_export_are_renamed_where_they_stand(tmp_path: Path) -> None:
+    sides = {"ask": ASK, "response_a": A, "response_b": B}
+    said = [{"completed_by": 7, "result": [{"type": "pairwise", "value": {"selected": "left"}}]}]
+    path = save(tmp_path / "t.jsonl", {"data": sides, "annotations": said})
+    assert answers(load_labels(path, columns={"prompt": "ask"}).labels) == [("7", 1.0, "")]
+
+
 def test_which_side_was_chosen_is_no_news_where_the_source_has_no_sides(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{i}", "chosen": f"x{i}", "rejected": f"y{i}"} for i in range(60)]
     labels = load_labels(save(tmp_path / "p.jsonl", *rows)).labels

@@ -1,6 +1,7 @@
 """Loading weights and tokenizers: each way that it fails says how to mend it, and the fingerprint follows content, not place."""
 
 import json
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -130,6 +131,23 @@ def test_an_adapter_with_weights_missing_is_refused(model_dir: Path, adapter_dir
     del weights[min(weights)]
     save_file(weights, adapter_dir / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="some of its layers have no weights"):
+        load_causal_lm(spec(model_dir, adapter_dir))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "pickle"])
+def test_damaged_adapter_weights_are_a_model_error(model_dir: Path, adapter_dir: Path, damage: str) -> None:
+    file = adapter_dir / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "pickle": pickle.dumps({"a": 1})}[damage])
+    with pytest.raises(ModelError, match=r"adapter: this adapter doesn't fit"):
+        load_causal_lm(spec(model_dir, adapter_dir))
+
+
+@pytest.mark.parametrize("change", [{"peft_type": "NONE_SUCH"}, {"peft_type": 7}, {"r": "many"}, {"target_modules": 5}, {"r": 0}])
+def test_adapter_settings_that_make_no_sense_are_a_model_error(model_dir: Path, adapter_dir: Path, change: dict[str, object]) -> None:
+    file = adapter_dir / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=r"adapter: this adapter doesn't fit"):
         load_causal_lm(spec(model_dir, adapter_dir))
 
 
