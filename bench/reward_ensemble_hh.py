@@ -1,15 +1,14 @@
 """Whether several reward models know more than one: members on disjoint parts of human-labelled pairs, and their scores made one.
 
-    python bench/reward_ensemble_hh.py --pairs FILE --members 3 --train 900 --test 300 --out FOLDER
+    python -m bench.reward_ensemble_hh --pairs FILE --members 3 --train 900 --test 300 --out FOLDER
 
 Deals the prompts of the first rows of the file out to the members, trains each on its own part, and tests all on the last rows. Prints
 one JSON object: accuracy with its 95 % interval, and calibration, for each member and for mean, minimum and mean − std; and how often the
 ensemble is right where its members disagree most and least. Members together are trained on about as many pairs as
-`bench/reward_hh.py` trains one on. With the embedded model on two idle CPU cores 900 pairs take about 15 minutes. Killed, it goes on in
+`bench.reward_hh` trains one on. With the embedded model on two idle CPU cores 900 pairs take about 15 minutes. Killed, it goes on in
 the same `--out`.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -17,11 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bench.reward_data import reported_settings, reward_config, reward_parser, split_rows
 from cai.data.filters import prompt_key
-from cai.data.human import load_pairs
-from cai.errors import RecipeError
 from cai.jsonl import read_records, write_records
-from cai.recipe import Aggregate, LoraSpec, ModelSpec, RewardConfig
+from cai.recipe import Aggregate, ModelSpec
 from cai.records import ScoredPair
 from cai.train.ensemble import aggregate_scores, load_ensemble, score_pairs
 from cai.train.held_out import HeldOutMetrics, length_bucket, measure_margins, measure_scores
@@ -55,39 +53,16 @@ def aggregated(pairs: Sequence[ScoredPair], aggregate: Aggregate, penalty: float
 
 def main() -> None:
     """Parse the command line, train, test, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, required=True)
+    parser = reward_parser(__doc__, train=900)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--members", type=int, default=3)
     parser.add_argument("--slices", default="parts")
-    parser.add_argument("--train", type=int, default=900)
-    parser.add_argument("--test", type=int, default=300)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    pairs = load_pairs(given.pairs).preferences
-    if len(pairs) < given.train + given.test:
-        raise RecipeError(f"{given.pairs}: {len(pairs)} pairs, fewer than --train {given.train} and --test {given.test} together")
-    test = pairs[len(pairs) - given.test :]
+    rows, test = split_rows(given)
     tested = {prompt_key(p.prompt) for p in test}
-    train = [p for p in pairs[: given.train] if prompt_key(p.prompt) not in tested]
-    config = RewardConfig(
-        members=given.members,
-        slices=given.slices,
-        max_length=given.max_length,
-        learning_rate=given.learning_rate,
-        epochs=given.epochs,
-        batch_size=given.batch_size,
-        lora=LoraSpec(layers=given.layers, rank=given.rank, alpha=2 * given.rank),
-        save_steps=10,
-    )
+    train = [p for p in rows if prompt_key(p.prompt) not in tested]
+    config = reward_config(given, members=given.members, slices=given.slices, save_steps=10)
     model = ModelSpec(path=given.model)
     started = time.monotonic()
     results = train_members(config, model, train, (), given.out, given.seed, note)
@@ -119,7 +94,7 @@ def main() -> None:
         },
         "train_seconds": round(trained - started, 1),
         "test_seconds": round(time.monotonic() - trained, 1),
-        "settings": {k: v for k, v in vars(given).items() if k not in ("pairs", "out")},
+        "settings": reported_settings(given),
     }
     print(json.dumps(report, indent=1))
 
