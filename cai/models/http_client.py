@@ -207,10 +207,10 @@ class JsonClient:
     async def healthy(self) -> bool:
         """Whether the server answers at `/health` (vLLM's and llama.cpp's; elsewhere a 404 is an answer too)."""
         try:
-            response = await self._client.get(self._address("//health"), timeout=_HEALTH_SECONDS)
+            async with self._client.stream("GET", self._address("//health"), timeout=_HEALTH_SECONDS) as response:
+                return response.status_code < 500  # what it says beside the status, at whatever length, is left unread
         except httpx.HTTPError:
             return False
-        return response.status_code < 500
 
     async def _fetch(self, method: str, url: str, body: Any) -> httpx.Response:
         """Return a whole response, unpacked. Raises `EndlessError` before it fills the memory."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cai.errors import ModelError, ReplyError
 from cai.models.base import REPLY_TYPES, ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
-from cai.models.http_client import MAX_REPLY_BYTES
+from cai.models.http_client import MAX_REPLY_BYTES, JsonClient
 from cai.models.server import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
@@ -111,6 +111,26 @@ def test_a_bottomless_reply_is_not_taken_into_memory(status: int) -> None:
     if status == 200:
         assert isinstance(reply, ReplyError) and "malformed_reply: longer than" in str(reply)
     assert sent < 20 * MAX_REPLY_BYTES
+
+
+def test_of_an_endless_answer_about_health_only_the_status_is_read() -> None:
+    sent = 0
+
+    async def flood() -> Any:
+        nonlocal sent
+        while sent < 1 << 30:
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    async def run() -> bool:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, content=flood()))
+        client = JsonClient("http://fake.test/v1", ModelSpec(path="http://fake.test/v1"), transport)
+        try:
+            return await client.healthy()
+        finally:
+            await client.close()
+
+    assert asyncio.run(run()) and sent == 0
 
 
 def test_an_impossible_log_probability_is_malformed() -> None:
