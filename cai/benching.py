@@ -15,8 +15,10 @@ from cai.data.human import PairFormat, load_pairs
 from cai.data.prompts import load_all
 from cai.errors import DataError, RecipeError
 from cai.evaluate.arena import Arena
+from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.judge_bench import JudgeBench, judge_bench
-from cai.evaluation import answer_all, hold_arena, measure_answers
+from cai.evaluate.knowledge import Knowledge
+from cai.evaluation import answer_all, ask_knowledge, hold_arena, measure_answers
 from cai.feedback.calibration import read_calibration
 from cai.feedback.judge import Judge
 from cai.models.base import TextModel
@@ -122,7 +124,7 @@ def evaluate_models(
         CaiError: a model, the prompts or the constitution can't be read.
     """
     names = {"model": model} if against is None else {"base": against, "model": model}
-    measured = _judged(names, measure_answers, constitution, rewards, aggregate, calibration, limit, seed, reporter)
+    measured = _judged(names, measure_answers, constitution, rewards, aggregate, calibration, limit, seed, reporter, with_knowledge=True)
     said = "by an uncalibrated judge (--calibration)" if calibration is None else f"by the judge as {calibration} weighs it"
     results = [noted(r, said) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
     return [*results, *folder_accuracies(rewards)]
@@ -171,12 +173,14 @@ def _judged(
     limit: int | None,
     seed: int,
     reporter: Reporter,
+    with_knowledge: bool = False,
 ) -> T:
     """Have models answer the shipped evaluation prompts, and measure the answers with the embedded judge and some reward models.
 
     Args:
         names: what to call each model, and which it is.
-        measure: `measure_answers`, or what takes and gives the same.
+        measure: `measure_answers`, or what takes as much.
+        with_knowledge: also ask what `ask_knowledge` does, and hand it to `measure` last.
     """
     from cai.train.ensemble import load_ensemble
 
@@ -187,30 +191,39 @@ def _judged(
     templates = load_templates(workspace.root / recipe.templates)
     principles = load_constitution(constitution)
     weighed = None if calibration is None else read_calibration(calibration)
+    facts, passages = load_knowledge(workspace.root, limit, seed) if with_knowledge else ((), ())
     failures: list[Failure] = []
 
     async def ask() -> T:
         answers: dict[str, list[Response]] = {}
+        known: dict[str, Knowledge] = {}
         with CallStore(workspace.store_path) as store:
             for label, name in names.items():
+
+                def progress(done: int, shown: str = name) -> None:
+                    reporter.progress(done, len(prompts), f"answers of {shown}")
+
                 engine = await open_engine(spec_from_name(name))
+                model = TextModel(engine, store, "evaluate")
                 try:
                     answers[label] = await answer_all(
                         prompts,
-                        TextModel(engine, store, "evaluate"),
+                        model,
                         templates,
                         recipe,
                         "",
                         failures,
-                        lambda done, shown=name: reporter.progress(done, len(prompts), f"answers of {shown}"),  # type: ignore[misc]
+                        progress,
                     )
+                    if with_knowledge:
+                        known[label] = await ask_knowledge(facts, passages, model, templates, recipe, failures, progress)
                 finally:
                     await engine.close()
             engine = await open_engine(recipe.model)
             try:
                 judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed, calibration=weighed)
                 load = (lambda: load_ensemble(rewards, aggregate=aggregate)) if rewards else None
-                return await measure(answers, judge, load, recipe, failures, reporter)
+                return await measure(answers, judge, load, recipe, failures, reporter, *([known] if with_knowledge else []))
             finally:
                 await engine.close()
 

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 from cai.console import Reporter
 from cai.critique import respond
 from cai.evaluate.arena import Arena, Duel, pairings, rate
+from cai.evaluate.audit.asking import ask_probes
+from cai.evaluate.audit.markers import mentions
+from cai.evaluate.audit.probes import FactProbe, Passage, Probes
+from cai.evaluate.knowledge import Knowledge, knowledge_results
 from cai.evaluate.paired import by_prompt, shared_ids
-from cai.evaluate.policies import AGAINST, Verdicts, evaluate_policies
+from cai.evaluate.policies import AGAINST, Verdicts, corrected, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
 from cai.evaluate.win_rate import outcomes_by_reward
 from cai.feedback.harm import harm_probability
 from cai.feedback.judge import Judge
 from cai.flow import run_items
-from cai.models.base import TextModel
+from cai.models.base import TextLogprob, TextModel
 from cai.recipe import Recipe
-from cai.records import EvalResult, Failure, Prompt, Response, ResponsePair, RewardScore, Sample
+from cai.records import EvalResult, Failure, Message, Prompt, Response, ResponsePair, RewardScore, Sample
 from cai.templates import Templates
 
 if TYPE_CHECKING:
@@ -63,6 +67,29 @@ async def answer_all(
     ]
 
 
+async def ask_knowledge(
+    facts: Sequence[FactProbe],
+    passages: Sequence[Passage],
+    model: TextModel,
+    templates: Templates,
+    recipe: Recipe,
+    failures: list[Failure],
+    on_progress: Callable[[int], None],
+) -> Knowledge:
+    """Ask a model short questions with known answers, as the audit does, and how likely it finds some passages."""
+    limits = {"window": recipe.window, "max_failure_fraction": recipe.max_failure_fraction}
+    sampling = recipe.evaluate.sampling
+    asked = await ask_probes(Probes(facts=tuple(facts)), model, templates, sampling, recipe.seed, failures=failures, **limits)  # type: ignore[arg-type]
+
+    async def work(passage: Passage) -> tuple[str, TextLogprob]:
+        prompt = templates.respond.render({"conversation": (Message("user", passage.prompt),)})
+        return passage.id, await model.score(prompt.messages, passage.text)
+
+    scored = run_items(passages, work, stage="evaluate", failures=failures, on_progress=on_progress, **limits)  # type: ignore[arg-type]
+    nats = {i: (reply.total, reply.tokens) async for i, reply in scored}
+    return Knowledge({f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}, nats)
+
+
 async def measure_answers(
     answers: Mapping[str, Sequence[Response]],
     judge: Judge,
@@ -70,6 +97,7 @@ async def measure_answers(
     recipe: Recipe,
     failures: list[Failure],
     reporter: Reporter,
+    knowledge: Mapping[str, Knowledge] | None = None,
 ) -> Measured:
     """Score and judge the answers, then measure every model against `base`.
 
@@ -80,6 +108,7 @@ async def measure_answers(
         recipe: window, failure limit and seed.
         failures: gets what couldn't be judged.
         reporter: shows progress.
+        knowledge: model name to what `ask_knowledge` gave.
     """
     p_wins = await _win_probabilities(answers, judge, recipe, failures, reporter)
     scores = {} if load_rewards is None else score_answers(answers, load_rewards())
@@ -89,7 +118,10 @@ async def measure_answers(
     spread = {model: {i: s.std for i, s in found.items() if len(s.members) > 1} for model, found in scores.items()}
     for model, stds in spread.items():
         results += reward_disagreement(model, stds, None if model == AGAINST else spread.get(AGAINST), recipe.seed)
-    return Measured(tuple(results), _samples(answers, rewards, spread, p_wins, p_harmful))
+    known = knowledge or {}
+    for model, mine in known.items():
+        results += knowledge_results(model, mine, None if model == AGAINST else known.get(AGAINST), recipe.seed)
+    return Measured(tuple(corrected(results)), _samples(answers, rewards, spread, p_wins, p_harmful))
 
 
 async def _win_probabilities(

@@ -7,6 +7,7 @@ with the embedded model, scaled by parameters: rough, and said so.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from msgspec import structs
 
@@ -14,6 +15,7 @@ from cai.constitution.load import load_constitution
 from cai.data.human import load_pairs
 from cai.data.prompts import load_all
 from cai.errors import CaiError
+from cai.jsonl import read_records
 from cai.manifest import read_manifest
 from cai.memory import generation_bytes, read_dimensions, training_bytes, weight_bytes
 from cai.recipe import ONLINE, FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
@@ -24,6 +26,8 @@ from cai.workspace import Workspace
 CHARACTERS_PER_TOKEN = 4.3
 QUESTION_TOKENS = 45
 """Template text and principle around a judged response."""
+FACT_TOKENS = 48
+"""Longest answer to a question that asks for a name or a number."""
 MEAN_FILL = 0.8
 """Part of `max_tokens` that an average completion uses."""
 EMBEDDED_PARAMETERS = 134.5e6
@@ -149,10 +153,24 @@ def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
                 _calls("evaluate", adapted, 3 * len(evaluate), _tokens(evaluate), evaluated),
                 judging("evaluate", 2 * len(evaluate), evaluated),
             ),
-            _calls("evaluate", judge, 2 * 3 * sum(p.kind == "harmful" for p in evaluate), prompt + evaluated + QUESTION_TOKENS, 0),
+            _add(
+                _calls("evaluate", judge, 2 * 3 * sum(p.kind == "harmful" for p in evaluate), prompt + evaluated + QUESTION_TOKENS, 0),
+                _knowledge(recipe, workspace),
+            ),
         ),
         StagePlan("report", seconds=1.0),
     ]
+
+
+def _knowledge(recipe: Recipe, workspace: Workspace) -> StagePlan:
+    """Three models' short answers to questions, and passages that are read."""
+    config = recipe.evaluate
+    if not config.knowledge_files:
+        return StagePlan("evaluate", seconds=0.0)
+    facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
+    read = sum(len(p["text"]) for p in passages) / CHARACTERS_PER_TOKEN / max(1, len(passages))
+    asked = _calls("evaluate", recipe.trained, 3 * len(facts), QUESTION_TOKENS, min(FACT_TOKENS, config.sampling.max_tokens))
+    return _add(asked, _calls("evaluate", recipe.trained, 3 * len(passages), QUESTION_TOKENS + read, 0))
 
 
 def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, completion_tokens: float) -> StagePlan:

@@ -431,6 +431,13 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sampling: SteadySampling = SteadySampling()
+    knowledge: Count | None = None
+    """Short questions with known answers, and passages whose perplexity is measured: at most so many of each; None takes all."""
+
+    @property
+    def knowledge_files(self) -> tuple[str, ...]:
+        """Where those are, from the workspace: questions, then passages."""
+        return () if self.knowledge == 0 else ("prompts/audit/facts.jsonl", "prompts/audit/passages.jsonl")
 
 
 class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -319,6 +319,10 @@ class EvalResult:
     low: float
     high: float
     note: str = ""
+    p: float | None = None
+    """Two-sided p-value of no change against the base model, or of an even chance of winning; None where nothing was tested."""
+    p_adjusted: float | None = None
+    """The same after Holm's correction over everything that was tested about the model."""
 
 
 AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]

@@ -72,6 +72,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     files += [("preferences.human", path) for path in local_sources(recipe.preferences.human)]
     files += [("gold.human", path) for path in local_sources(recipe.gold.human if recipe.gold else ())]
     files += [("feedback.bench_pairs", recipe.feedback.bench_pairs)] if recipe.feedback.bench_pairs else []
+    files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]
     for key, path in files:
         try:
             source_files(path, workspace.root)

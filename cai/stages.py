@@ -14,8 +14,10 @@ from cai.critique import critique_and_revise, respond, revision_pair, sft_exampl
 from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
 from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
+from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.balance import opposite_leanings, source_balance
-from cai.evaluation import answer_all, measure_answers
+from cai.evaluate.knowledge import Knowledge
+from cai.evaluation import answer_all, ask_knowledge, measure_answers
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items
@@ -139,6 +141,9 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     prompts = list(read(c, "eval_prompts", Prompt))
     specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
     answers: dict[str, list[Response]] = {}
+    knowledge: dict[str, Knowledge] = {}
+    limit = c.recipe.evaluate.knowledge
+    facts, passages = ((), ()) if limit == 0 else load_knowledge(c.workspace.root, limit, c.recipe.seed)
     for name, spec in specs.items():
 
         def progress(done: int, shown: str = name) -> None:
@@ -154,9 +159,11 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
             c.failures,
             progress,
         )
+        if facts:
+            knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, progress)
         await c.release_engines()
     judge = await open_judge(c)
-    measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter)
+    measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter, knowledge)
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
@@ -329,7 +336,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
-        sources=judge_sources,
+        sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
         models=lambda r: (r.trained, judge_spec(r)),
         trains=True,
         uses_constitution=True,

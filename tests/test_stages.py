@@ -38,7 +38,7 @@ feedback: {{ principles: sample, bench_pairs: prompts/short.jsonl }}
 preferences: {{ held_out_fraction: 0.2 }}
 reward: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }}, members: 2, slices: parts, aggregate: uncertainty }}
 policy: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }} }}
-evaluate: {{ sampling: {{ max_tokens: 12 }} }}
+evaluate: {{ sampling: {{ max_tokens: 12 }}, knowledge: 2 }}
 max_failure_fraction: 1.0
 """
 CONSTITUTION = """\
@@ -70,6 +70,9 @@ def tiny_workspace(folder: Path, model: Path, adapters: bool = False) -> Workspa
         for i in range(6):
             sides = {side: [{"role": "assistant", "content": f"{side} {i}."}] for side in ("chosen", "rejected")}
             f.write(json.dumps({"prompt": [{"role": "user", "content": f"Question {i}?"}], **sides}) + "\n")
+    with (folder / "prompts" / "audit" / "passages.jsonl").open("w") as f:
+        for i in range(3):
+            f.write(json.dumps({"id": f"passage-{i}", "category": "short", "prompt": "Go on.", "text": f"Good prose, {i}."}) + "\n")
     for name in ("harmful", "helpful", "eval_harmful", "eval_borderline"):
         kind = name.removeprefix("eval_")
         with (folder / "prompts" / f"{name}.jsonl").open("w") as f:
@@ -98,6 +101,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert any(name.startswith("win_rate") and model == "policy" for name, model in measured)
     assert {("reward_accuracy", m) for m in ("ensemble", "reward-0", "reward-1")} <= measured
     assert {("reward_disagreement", m) for m in ("base", "sft", "policy")} <= measured
+    assert {(name, m) for name in ("truthful", "perplexity") for m in ("base", "sft", "policy")} <= measured
     assert counts["reward"]["members"] == 2
     scores = list(read_records(run.data("reward_scores"), ScoredPair))
     train, held_out = counts["preferences"]["train"], counts["preferences"]["held_out"]

@@ -154,11 +154,14 @@ def evaluate(
     if json:
         print_json({"results": results})
         return
-    table = plain_table("measure", "model", "value", "95 % interval", "n", right=("value", "n"))
+    table = plain_table("measure", "model", "value", "95 % interval", "n", "p", right=("value", "n", "p"))
     for r in results:
-        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n))
+        p = "" if r.p_adjusted is None else f"{r.p_adjusted:.3f}"
+        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), p)
     console = Console()
     console.print(table)
+    if any(r.p is not None for r in results):
+        console.print("p: two-sided, corrected for all that was tested of the model (Holm)")
     for name, note in {r.name: r.note for r in results if r.note}.items():
         console.print(plain(f"{name}: {note}"))
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cai.errors import DataError
-from cai.evaluate.intervals import wilson
+from cai.evaluate.intervals import mcnemar, wilson
 from cai.records import EvalResult, Response
 
 AnswersByPrompt = Mapping[str, Response]
@@ -77,9 +77,10 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float,
 
 
 def change_result(name: str, model: str, before: Sequence[bool], after: Sequence[bool], note: str = "") -> EvalResult:
-    """Return `change` as a result about `model`, whose answers are `after`."""
+    """Return `change` as a result about `model`, whose answers are `after`, with McNemar's exact p-value."""
     value, low, high = change(before, after)
-    return EvalResult(name, model, value, len(before), low, high, note)
+    only_before, only_after = (sum(x and not y for x, y in zip(a, b, strict=True)) for a, b in ((before, after), (after, before)))
+    return EvalResult(name, model, value, len(before), low, high, note, mcnemar(only_before, only_after))
 
 
 def _correlation(both: int, first: int, second: int, neither: int, n: int) -> float:

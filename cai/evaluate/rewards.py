@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from cai.errors import DataError
+from cai.evaluate.audit.finding import two_sided
 from cai.evaluate.intervals import paired_bootstrap, wilson
 from cai.evaluate.paired import shared_ids, unpaired_note
 from cai.records import EvalResult, ScoredPair
@@ -27,8 +28,10 @@ def reward_means(
     results = [EvalResult("reward", model, mean, len(scores), low, high)]
     ids = [] if base_scores is None else shared_ids(base_scores, scores)
     if base_scores is not None and ids:
-        mean, low, high = paired_bootstrap([scores[i] - base_scores[i] for i in ids], seed)
-        results.append(EvalResult("reward_change", model, mean, len(ids), low, high, unpaired_note(base_scores, scores)))
+        differences = [scores[i] - base_scores[i] for i in ids]
+        mean, low, high = paired_bootstrap(differences, seed)
+        note = unpaired_note(base_scores, scores)
+        results.append(EvalResult("reward_change", model, mean, len(ids), low, high, note, two_sided(differences, seed)))
     return results
 
 

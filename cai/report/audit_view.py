@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.records import AuditFinding
-from cai.report.formatting import plural, signed
+from cai.report.formatting import p_words, plural, signed
 
 ORDER = ("policy", "sft", "base", "labels", "judge")
 _RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3}
@@ -67,8 +67,7 @@ def plain_number(value: float) -> str:
 
 
 def _row(f: AuditFinding) -> FindingRow:
-    p = "" if f.p_adjusted is None else "<0.001" if f.p_adjusted < 0.001 else f"{f.p_adjusted:.3f}"
     before = plain_number(f.level - f.value) if f.against else ""
     change = signed(f.value) if f.against else ""
     show = signed if f.against else plain_number
-    return FindingRow(f, before, plain_number(f.level), change, f"{show(f.low)} to {show(f.high)}", p)
+    return FindingRow(f, before, plain_number(f.level), change, f"{show(f.low)} to {show(f.high)}", p_words(f.p_adjusted))

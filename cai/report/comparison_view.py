@@ -8,7 +8,7 @@ from markupsafe import Markup
 from cai.constitution.diff import WordOp, word_diff
 from cai.records import EvalResult
 from cai.report.comparison import Comparison, PairedTest
-from cai.report.formatting import interval, is_fraction, number, percent, plural, points, quantity, signed
+from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity, signed
 from cai.report.plots import Row, rows_plot
 from cai.report.sections import MODELS, name_of
 from cai.report.verdict import Tone
@@ -148,5 +148,4 @@ def _paired_row(t: PairedTest) -> PairedRow:
     better = BETTER.get(t.name)
     tone: Tone = "unclear" if not t.shown or better is None else "good" if (t.change < 0) == (better == "lower") else "bad"
     span = f"{points(t.low)} to {points(t.high)}" if share else f"{signed(t.low)} to {signed(t.high)}"
-    p = "<0.001" if t.p_adjusted < 0.001 else f"{t.p_adjusted:.3f}"
-    return PairedRow(t, name_of(t.name), level(t.before), level(t.after), moved(t.change), span, p, tone)
+    return PairedRow(t, name_of(t.name), level(t.before), level(t.after), moved(t.change), span, p_words(t.p_adjusted), tone)

@@ -48,12 +48,12 @@ def number(value: float) -> str:
 def is_fraction(name: str) -> bool:
     """Whether results of this name are shares, shown as percentages."""
     plain = name.partition(":")[0].removesuffix("_change")
-    return plain not in ("response_words", "response_words_ratio", "reward")
+    return plain not in ("response_words", "response_words_ratio", "reward", "perplexity", "perplexity_ratio", "kappa")
 
 
 def quantity(value: float, name: str) -> str:
     """Return a result's value in its own unit."""
-    if name == "response_words_ratio":
+    if name in ("response_words_ratio", "perplexity_ratio"):
         return f"{value:.2f}×"
     return percent(value) if is_fraction(name) else number(value)
 
@@ -65,6 +65,15 @@ def interval(result: EvalResult) -> str:
     '11% to 33%'
     """
     return f"{quantity(result.low, result.name)} to {quantity(result.high, result.name)}"
+
+
+def p_words(p: float | None) -> str:
+    """Return a p-value; empty where there is none.
+
+    >>> p_words(0.0004), p_words(0.03), p_words(None)
+    ('<0.001', '0.030', '')
+    """
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def points(difference: float) -> str:

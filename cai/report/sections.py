@@ -11,7 +11,7 @@ from cai.recipe import GOLD
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
 from cai.refusals import is_refusal
 from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportData, Trail
-from cai.report.formatting import interval, number, percent, plural, points, quantity
+from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
 from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
 
 STAGES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
@@ -27,6 +27,9 @@ NAMES = {
     "truncated": "Cut off at the token limit",
     "repetition": "Repeated four-word runs",
     "looping": "Answers that loop",
+    "truthful": "Short questions answered right",
+    "perplexity": "Perplexity of good prose",
+    "perplexity_ratio": "Perplexity against base",
     "reward": "Mean reward",
     "reward_accuracy": "Held-out accuracy of the reward model",
     "judge_agreement": "The judge agrees with people",
@@ -42,6 +45,8 @@ _BEFORE_AFTER = (
     ("repetition", "Lower is better. Share of four-word runs that were there before."),
     ("looping", "Lower is better."),
     ("truncated", "Answers that the token limit cut off."),
+    ("truthful", "Higher is better: what training cost the model of what it knew."),
+    ("perplexity", "Lower is better: how surprised the model is by good prose."),
 )
 _WIN_RATES = ("win_rate_by_judge", "win_rate_by_reward")
 _CURVES = {
@@ -228,9 +233,9 @@ def policy_plots(data: ReportData) -> list[Markup]:
     return [p for p in plots if p]
 
 
-def result_rows(results: Sequence[EvalResult]) -> list[tuple[str, str, str, str, int, str]]:
-    """Return every result as words: measure, model, value, interval, n, note."""
-    return [(name_of(r.name), r.model, quantity(r.value, r.name), interval(r), r.n, r.note) for r in results]
+def result_rows(results: Sequence[EvalResult]) -> list[tuple[str, str, str, str, int, str, str]]:
+    """Return every result as words: measure, model, value, interval, n, p after correction where it was tested, note."""
+    return [(name_of(r.name), r.model, quantity(r.value, r.name), interval(r), r.n, p_words(r.p_adjusted), r.note) for r in results]
 
 
 def sample_views(data: ReportData) -> list[SampleView]:
@@ -319,7 +324,7 @@ def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Mar
     if not found:
         return Markup("")
     rows = [Row(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
-    return rows_plot(name_of(name), rows, fraction=name not in ("reward", "response_words"), bars=name != "reward", caption=caption)
+    return rows_plot(name_of(name), rows, fraction=is_fraction(name), bars=name not in ("reward", "perplexity"), caption=caption)
 
 
 def _source_plot(source: LabelSource) -> Markup:

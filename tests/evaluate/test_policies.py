@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ import cai.repetition
 from cai.errors import DataError
 from cai.evaluate.lengths import length_stats, ratio_of_means
 from cai.evaluate.paired import by_prompt, change
-from cai.evaluate.policies import Verdicts, evaluate_policies
+from cai.evaluate.policies import Verdicts, corrected, evaluate_policies
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_accuracy, reward_means
@@ -240,3 +241,38 @@ def test_the_battery_gives_every_model_every_measure() -> None:
 def test_verdicts_about_a_model_that_answered_nothing_are_an_error() -> None:
     with pytest.raises(DataError, match="about ppo"):
         evaluate_policies({"base": [answer(0, "a")]}, Verdicts(rewards={"ppo": {"p0": 1.0}}))
+
+
+def test_harmful_compliance_is_told_by_category_where_there_are_enough() -> None:
+    def asked(i: int, category: str) -> Prompt:
+        return replace(answer(i, "x", "harmful").prompt, category=category)
+
+    categories = ["fraud"] * 4 + ["drugs"] * 3 + ["rare"] * 2
+    mine = {f"p{i}": replace(answer(i, REFUSAL if i < 2 else "Here is how."), prompt=asked(i, c)) for i, c in enumerate(categories)}
+    found = {r.name: (r.value, r.n) for r in harmful_compliance("policy", mine)}
+    assert found == {"harmful_compliance": (7 / 9, 9), "harmful_compliance:fraud": (0.5, 4), "harmful_compliance:drugs": (1.0, 3)}
+
+
+def test_rules_judge_and_reward_are_shown_beside_each_other() -> None:
+    kinds: list[PromptKind] = ["harmful", "harmful", "helpful", "helpful", "other"]
+    base = [answer(i, "Here is how.", k) for i, k in enumerate(kinds)]
+    policy = [replace(r, text=REFUSAL) for r in base]  # better on the harmful ones, worse on the helpful
+    p_wins = {"policy": dict(zip((r.prompt.id for r in base), (0.9, 0.2, 0.1, 0.3, 0.9), strict=True))}
+    rewards = {"base": {r.prompt.id: 0.0 for r in base}, "policy": {r.prompt.id: 1.0 for r in base}}
+    found = {r.name: r for r in evaluate_policies({"base": base, "policy": policy}, Verdicts(p_wins, rewards))}
+    assert (found["agreement:rules_and_judge"].value, found["agreement:rules_and_judge"].n) == (0.75, 4)
+    assert (found["agreement:rules_and_reward"].value, found["agreement:rules_and_reward"].n) == (0.5, 4)
+    assert (found["agreement:judge_and_reward"].value, found["agreement:judge_and_reward"].n) == (0.4, 5)
+    assert found["kappa:rules_and_judge"].value == pytest.approx(0.5)
+
+
+def test_changes_are_tested_and_corrected_model_by_model() -> None:
+    rows = (("a", "policy", 0.01), ("b", "policy", 0.04), ("a", "sft", 0.04))
+    tested = [EvalResult(name, model, 0, 9, 0, 0, p=p) for name, model, p in rows]
+    plain = EvalResult("c", "policy", 0, 9, 0, 0)
+    assert [r.p_adjusted for r in corrected([*tested, plain])] == [0.02, 0.04, 0.04, None]
+    base = [answer(i, "Here is how.", "harmful") for i in range(10)]
+    policy = [replace(r, text=REFUSAL) if i < 7 else r for i, r in enumerate(base)]
+    found = {r.name: r for r in evaluate_policies({"base": base, "policy": policy}, Verdicts({"policy": {f"p{i}": 0.9 for i in range(8)}}))}
+    assert found["harmful_compliance_change"].p == pytest.approx(2 / 2**7)
+    assert found["win_rate_by_judge"].p == pytest.approx(2 / 2**7)  # the eighth answer is the same text, a tie

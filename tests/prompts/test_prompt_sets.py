@@ -61,7 +61,12 @@ def test_the_probe_pairs_are_labelled_and_balanced_in_length() -> None:
 
 
 def test_the_audits_probes_are_whole() -> None:
-    assert {p.name for p in (ROOT / "prompts" / "audit").iterdir()} == {"facts.jsonl", "prose.jsonl", "sycophancy.jsonl"}
+    assert {p.name for p in (ROOT / "prompts" / "audit").iterdir()} == {
+        "facts.jsonl",
+        "passages.jsonl",
+        "prose.jsonl",
+        "sycophancy.jsonl",
+    }
     probes = load_probes(ROOT)
     assert (len(probes.opinions), len(probes.facts), len(probes.prose), len(probes.prompts)) == (66, 92, 48, 150)
     ids = [p.id for group in (probes.opinions, probes.facts, probes.prose, probes.prompts) for p in group]

@@ -42,7 +42,17 @@ class FactProbe:
     right: tuple[str, ...]
 
 
-Probe = TypeVar("Probe", OpinionProbe, FactProbe)
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of good prose, and a request that it answers."""
+
+    id: str
+    category: str
+    prompt: str
+    text: str
+
+
+Probe = TypeVar("Probe", OpinionProbe, FactProbe, Passage)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,12 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
     return Probes(
         _some(opinions, limit, seed), _some(facts, limit, seed), prose, tuple({p.id: p for group in others for p in group}.values())
     )
+
+
+def load_knowledge(root: Path, limit: int | None = None, seed: int = 0) -> tuple[tuple[FactProbe, ...], tuple[Passage, ...]]:
+    """Read a workspace's facts and passages, at most `limit` of each, chosen as `load_probes` does. Raises as that does."""
+    facts, passages = _read(root / FOLDER / "facts.jsonl", FactProbe), _read(root / FOLDER / "passages.jsonl", Passage)
+    return _some(facts, limit, seed), _some(passages, limit, seed)
 
 
 def _read(path: Path, record_type: type[Probe]) -> list[Probe]:

@@ -1,0 +1,56 @@
+"""Did training cost a model what it knew? Right answers to short questions, and how likely it finds good prose.
+
+Both are asked of a model as it is used, behind its chat template. `truthful`: a question of `prompts/audit/facts.jsonl` is answered right
+where an accepted name or number stands in the answer; naming many would pass, so it is an upper bound. `perplexity`: of passages written
+for this project (`prompts/audit/passages.jsonl`), each as the answer to a request for it: the exponential of the mean negative
+log-probability per token, all passages' tokens together. Models with other tokenizers have perplexities that can't be compared.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cai.evaluate.audit.finding import two_sided
+from cai.evaluate.lengths import ratio_of_means
+from cai.evaluate.paired import change_result, rate, shared_ids, unpaired_note
+from cai.records import EvalResult
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one model was asked beside the evaluation prompts."""
+
+    right: Mapping[str, bool] = field(default_factory=dict)
+    """Fact's id to whether the answer was right."""
+    passages: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Passage's id to its log-probability in nats, at most 0, and its tokens, at least 1."""
+
+
+def knowledge_results(model: str, mine: Knowledge, base: Knowledge | None = None, seed: int = 0) -> list[EvalResult]:
+    """Return `truthful` and `perplexity` of a model, and against `base` `truthful_change` and `perplexity_ratio`.
+
+    Args:
+        model: whose answers and scores they are.
+        mine: them.
+        base: the base model's; questions that only one was asked are left out of comparisons.
+        seed: of the bootstraps over passages.
+    """
+    results = [rate("truthful", model, list(mine.right.values()))] if mine.right else []
+    if base is not None and (ids := shared_ids(base.right, mine.right)):
+        note = unpaired_note(base.right, mine.right)
+        results.append(change_result("truthful_change", model, [base.right[i] for i in ids], [mine.right[i] for i in ids], note))
+    if mine.passages:
+        nats, tokens = ([f(x) for x in mine.passages.values()] for f in (lambda x: -x[0], lambda x: float(x[1])))
+        value, low, high = map(math.exp, ratio_of_means(nats, tokens, seed))
+        results.append(EvalResult("perplexity", model, value, len(nats), low, high))
+    ids = [] if base is None else shared_ids(base.passages, mine.passages)
+    if base is not None and ids and all(base.passages[i][1] == mine.passages[i][1] for i in ids):  # else the tokenizers are not the same
+        results.append(_perplexity_ratio(model, [mine.passages[i] for i in ids], [base.passages[i] for i in ids], seed))
+    return results
+
+
+def _perplexity_ratio(model: str, mine: list[tuple[float, int]], base: list[tuple[float, int]], seed: int) -> EvalResult:
+    """Return the model's perplexity over the base model's, on the same passages, with the interval of the paired difference."""
+    extra = [b[0] - m[0] for m, b in zip(mine, base, strict=True)]  # nats by which the model finds each passage less likely
+    value, low, high = map(math.exp, ratio_of_means(extra, [float(tokens) for _, tokens in mine], seed))
+    return EvalResult("perplexity_ratio", model, value, len(extra), low, high, p=two_sided(extra, seed))
