@@ -117,7 +117,9 @@ def evaluate(
     calibration: Annotated[
         Path | None, typer.Option(help="What `cai judge calibrate` wrote for the embedded judge: weighs its verdicts on pairs")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts per set", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Prompts per set, and items per lm-eval task", min=1)] = None,
+    lm_eval: Annotated[str | None, typer.Option(help="Likelihood benchmarks by lm-eval, and nothing else: arc_easy,hellaswag")] = None,
+    lm_tasks: Annotated[Path | None, typer.Option(help="A folder of task files of your own, in place of lm-eval's")] = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -127,6 +129,7 @@ def evaluate(
     from cai.benching import evaluate_models, rank_models
     from cai.console import RichReporter, plain, plain_table
     from cai.errors import RecipeError
+    from cai.lm_benchmarks import benchmark_models
     from cai.recipe import Aggregate
 
     if aggregate not in get_args(Aggregate):
@@ -150,7 +153,11 @@ def evaluate(
         return
     if len(models) > 1:
         raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
-    results = evaluate_models(models[0], against, constitution, reward or [], how, calibration, limit, seed, reporter)
+    if lm_eval is not None:
+        names = {"model": models[0]} if against is None else {"base": against, "model": models[0]}
+        results = benchmark_models(names, [t.strip() for t in lm_eval.split(",") if t.strip()], limit, lm_tasks)
+    else:
+        results = evaluate_models(models[0], against, constitution, reward or [], how, calibration, limit, seed, reporter)
     if json:
         print_json({"results": results})
         return
