@@ -203,6 +203,9 @@ def _judged(
                 def progress(done: int, shown: str = name) -> None:
                     reporter.progress(done, len(prompts), f"answers of {shown}")
 
+                def read_progress(done: int, shown: str = name) -> None:
+                    reporter.progress(done, len(passages), f"passages read by {shown}")
+
                 engine = await open_engine(spec_from_name(name))
                 model = TextModel(engine, store, "evaluate")
                 try:
@@ -216,7 +219,7 @@ def _judged(
                         progress,
                     )
                     if with_knowledge:
-                        known[label] = await ask_knowledge(facts, passages, model, templates, recipe, failures, progress)
+                        known[label] = await ask_knowledge(facts, passages, model, templates, recipe, failures, read_progress)
                 finally:
                     await engine.close()
             engine = await open_engine(recipe.model)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cai.console import Reporter
 from cai.critique import respond
+from cai.errors import ModelError, ReplyError
 from cai.evaluate.arena import Arena, Duel, pairings, rate
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.markers import mentions
@@ -76,16 +77,48 @@ async def ask_knowledge(
     failures: list[Failure],
     on_progress: Callable[[int], None],
 ) -> Knowledge:
-    """Ask a model short questions with known answers, as the audit does, and how likely it finds some passages."""
-    limits = {"window": recipe.window, "max_failure_fraction": recipe.max_failure_fraction}
-    sampling = recipe.evaluate.sampling
-    asked = await ask_probes(Probes(facts=tuple(facts)), model, templates, sampling, recipe.seed, failures=failures, **limits)  # type: ignore[arg-type]
+    """Ask a model short questions with known answers, as the audit does, and how likely it finds some passages.
+
+    A server that can't say how likely a text is leaves the passages out, as counted failures.
+
+    Args:
+        facts: the questions.
+        passages: the texts.
+        model: is asked.
+        templates: `respond` frames both.
+        recipe: sampling of the answers, window, failure limit and seed.
+        failures: gets what could not be had.
+        on_progress: told how many passages are done.
+    """
+    asked = await ask_probes(
+        Probes(facts=tuple(facts)),
+        model,
+        templates,
+        recipe.evaluate.sampling,
+        recipe.seed,
+        window=recipe.window,
+        max_failure_fraction=recipe.max_failure_fraction,
+        failures=failures,
+    )
 
     async def work(passage: Passage) -> tuple[str, TextLogprob]:
         prompt = templates.respond.render({"conversation": (Message("user", passage.prompt),)})
-        return passage.id, await model.score(prompt.messages, passage.text)
+        try:
+            return passage.id, await model.score(prompt.messages, passage.text)
+        except ReplyError:
+            raise
+        except ModelError as e:
+            raise ReplyError("not_scored", str(e)) from e
 
-    scored = run_items(passages, work, stage="evaluate", failures=failures, on_progress=on_progress, **limits)  # type: ignore[arg-type]
+    scored = run_items(
+        passages,
+        work,
+        window=recipe.window,
+        max_failure_fraction=1.0,
+        stage="evaluate",
+        failures=failures,
+        on_progress=on_progress,
+    )
     nats = {i: (reply.total, reply.tokens) async for i, reply in scored}
     return Knowledge({f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}, nats)
 

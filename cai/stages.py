@@ -149,6 +149,9 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
         def progress(done: int, shown: str = name) -> None:
             c.reporter.progress(done, len(prompts), f"answers of {shown}")
 
+        def read_progress(done: int, shown: str = name) -> None:
+            c.reporter.progress(done, len(passages), f"passages read by {shown}")
+
         model = await c.model(spec)
         answers[name] = await answer_all(
             prompts,
@@ -160,7 +163,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
             progress,
         )
         if facts:
-            knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, progress)
+            knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, read_progress)
         await c.release_engines()
     judge = await open_judge(c)
     measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter, knowledge)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cai.call_store import CallStore
+from cai.errors import ModelError
 from cai.evaluate.audit.probes import FactProbe, Passage, load_knowledge
 from cai.evaluate.intervals import mcnemar
 from cai.evaluate.knowledge import Knowledge, knowledge_results
@@ -82,3 +83,23 @@ def test_the_shipped_passages_are_whole_and_a_limit_only_adds(tmp_path: Path) ->
     assert all(50 <= len(p.text.split()) <= 120 and p.prompt and p.text == p.text.strip() for p in passages)
     few, more = ({p.id for p in load_knowledge(ROOT, n)[1]} for n in (4, 9))
     assert few < more
+
+
+def test_a_model_that_cannot_score_texts_has_no_perplexity_and_answers_all_the_same() -> None:
+    def answer(request: Request) -> Reply:
+        if isinstance(request, ScoreRequest):
+            raise ModelError("can't say how likely a given text is")
+        return Completion("It is Paris.", False, 5, 5)
+
+    failures: list[Failure] = []
+
+    async def ask() -> Knowledge:
+        with CallStore(None) as store:
+            model = TextModel(ScriptedEngine(answer), store, "evaluate")
+            facts = (FactProbe("f1", "geography", "Capital of France?", ("Paris",)),)
+            passages = (Passage("p1", "story", "Tell a story.", "Once."), Passage("p2", "story", "Another.", "Twice."))
+            templates = load_templates(ROOT / "prompts" / "templates")
+            return await ask_knowledge(facts, passages, model, templates, Recipe(name="r"), failures, lambda n: None)
+
+    assert asyncio.run(ask()) == Knowledge({"f1": True}, {})
+    assert [(f.item_id, f.reason) for f in failures] == [("p1", "not_scored"), ("p2", "not_scored")]
