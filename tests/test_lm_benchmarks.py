@@ -44,10 +44,9 @@ def test_only_yes_or_no_is_counted_and_filters_stay_apart() -> None:
     assert items == {"t:acc": {"3:h": True}, "t:acc:strict": {"3:h": False}}
 
 
+@pytest.mark.filterwarnings("default")  # lm-eval's own
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the lm-eval extra is not installed")
-def test_a_task_is_scored_item_by_item_and_compared(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_task_is_scored_item_by_item_and_compared(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"question": f"{i} is", "choices": [" a", " bb"], "label": i % 2} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (tmp_path / "own.yaml").write_text(TASK.format(data=tmp_path / "rows.jsonl"))
