@@ -71,9 +71,9 @@ def model_server(log: Path, faults: str = "", seconds: float = 0.0) -> Iterator[
         server.kill()
 
 
-def drill_workspace(folder: Path, port: int, timeout: float = 60.0, prompts: int = PROMPTS) -> Workspace:
+def drill_workspace(folder: Path, port: int, timeout: float = 60.0, prompts: int = PROMPTS, concurrency: int = CONCURRENCY) -> Workspace:
     """A workspace whose recipe asks the server on a port."""
-    workspace = make_workspace(folder, RECIPE.format(port=port, timeout=timeout, concurrency=CONCURRENCY), adapters=False)
+    workspace = make_workspace(folder, RECIPE.format(port=port, timeout=timeout, concurrency=concurrency), adapters=False)
     lines = (json.dumps({"prompt": f"How would I do harm number {i}?"}) for i in range(prompts))
     (folder / "prompts" / "drill.jsonl").write_text("\n".join(lines) + "\n")
     return workspace

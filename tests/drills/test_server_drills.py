@@ -4,7 +4,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from tests.drills.drilling import (
     CONCURRENCY,
     PROMPTS,
-    ModelServer,
     ask_at,
     drill_workspace,
     kept,
@@ -27,21 +25,19 @@ from tests.workspaces import ROOT, cai, data_bytes
 PASSING = "busy,error,overloaded,cut,half,html,empty,deep,miscounted,reset,none"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    """A server that does nothing wrong."""
-    with model_server(tmp_path_factory.mktemp("calm") / "log") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, server: ModelServer) -> tuple[Counter[str], dict[str, bytes]]:
-    """What a run that nobody disturbed was answered, and what it wrote."""
-    outputs = run_to_end(drill_workspace(tmp_path_factory.mktemp("calm") / "w", server.port))
-    answered = server.answered()
-    assert set(answered.values()) == {1} and len(answered) > 4 * PROMPTS
-    assert len(set(outputs["sft.jsonl"].splitlines())) == PROMPTS
+def undisturbed(folder: Path, prompts: int = PROMPTS) -> tuple[Counter[str], dict[str, bytes]]:
+    """What a run that nobody disturbs is answered, and what it writes."""
+    with model_server(folder / "log") as server:
+        outputs = run_to_end(drill_workspace(folder / "w", server.port, prompts=prompts))
+        answered = server.answered()
+    assert set(answered.values()) == {1} and len(answered) > 4 * prompts
+    assert len(set(outputs["sft.jsonl"].splitlines())) == prompts
     return answered, outputs
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Counter[str], dict[str, bytes]]:
+    return undisturbed(tmp_path_factory.mktemp("calm"))
 
 
 def test_a_misbehaving_server_is_waited_out(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
@@ -107,25 +103,33 @@ def test_a_server_that_is_killed_and_comes_back_costs_only_time(tmp_path: Path, 
     assert server.answered().total() <= calm[0].total() + 2 * CONCURRENCY, "at most what was on its way when the server died"
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_killed_client_loses_nothing_that_was_kept(tmp_path: Path, kills: int, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
+@pytest.mark.parametrize(
+    ("kills", "prompts", "concurrency"), [(1, PROMPTS, CONCURRENCY), pytest.param(100, 200, 4, marks=pytest.mark.slow)]
+)
+def test_a_killed_client_loses_nothing_that_was_kept(
+    tmp_path: Path, kills: int, prompts: int, concurrency: int, calm: tuple[Counter[str], dict[str, bytes]]
+) -> None:
+    (tmp_path / "calm").mkdir()
+    wanted, outputs = calm if prompts == PROMPTS else undisturbed(tmp_path / "calm", prompts)
     draw = random.Random(kills)
     with model_server(tmp_path / "log", seconds=0.05) as server:
-        workspace = drill_workspace(tmp_path / "w", server.port)
-        for _ in range(kills):
+        workspace = drill_workspace(tmp_path / "w", server.port, prompts=prompts, concurrency=concurrency)
+        for number in range(kills):
             had, seen = kept(workspace), len(server.lines())
             run = start_run(workspace)
-            wanted = seen + draw.randrange(1, 6)
-            wait_until(lambda run=run, wanted=wanted: run.poll() == 0 or len(server.lines()) >= wanted, run)
+            ahead = seen + draw.randrange(1, 6)
+            wait_until(lambda ahead=ahead: len(server.lines()) >= ahead, run)
             run.kill()
             run.communicate()
-            assert not had & {key for _, key in server.lines()[seen:]}, "a kept answer was asked for again"
-            assert had <= kept(workspace), "a kept answer was lost"
+            assert run.returncode == -signal.SIGKILL
+            assert not had & {key for _, key in server.lines()[seen:]}, f"kill {number}: a kept answer was asked for again"
+            assert had <= kept(workspace), f"kill {number}: a kept answer was lost"
         had, seen = kept(workspace), len(server.lines())
-        assert run_to_end(workspace) == calm[1]
+        assert len(had) < len(wanted), "every kill came in the middle"
+        assert run_to_end(workspace) == outputs
         assert not had & {key for _, key in server.lines()[seen:]}
-    assert server.answered().keys() == calm[0].keys() == kept(workspace)
-    assert server.answered().total() <= calm[0].total() + CONCURRENCY * kills, "at most what was on its way was answered twice"
+    assert server.answered().keys() == wanted.keys() == kept(workspace)
+    assert server.answered().total() <= wanted.total() + concurrency * kills, "at most what was on its way was answered twice"
 
 
 def test_ctrl_c_waits_for_what_is_paid_for_and_keeps_it(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
