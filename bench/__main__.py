@@ -6,7 +6,7 @@ python -m bench [NAME ...]
 import subprocess
 import sys
 
-BENCHES = ("startup", "resume", "critique_revision", "prefix_sharing", "generation", "training_speed")
+BENCHES = ("startup", "resume", "overhead", "critique_revision", "prefix_sharing", "generation", "training_speed")
 
 
 def main(names: list[str]) -> int:

@@ -24,11 +24,13 @@ from cai.errors import StoreError
 T = TypeVar("T")
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60.0
+# Rows in the order of their arrival, and an index of the keys beside them. In a store clustered by key (as older ones are, which go on
+# working) every call longer than a quarter of a page takes a page of its own, each somewhere else on the disk.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
-    key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL,
+    key BLOB NOT NULL UNIQUE, stage TEXT NOT NULL, model TEXT NOT NULL,
     request BLOB NOT NULL, reply BLOB NOT NULL, seconds REAL NOT NULL, at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
-) WITHOUT ROWID
+)
 """
 
 

@@ -10,7 +10,7 @@ import gzip
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -106,19 +106,45 @@ def refuse_overwriting(out: Path | None, inputs: Iterable[Path]) -> None:
         raise DataError(f"{out}: is to be read and would be written over. Name another file to write.")
 
 
+@contextlib.contextmanager
+def record_writer(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Give a function that adds one record to a JSONL file, which appears whole when the block has succeeded, or not at all.
+
+    Raises:
+        StoreError: the disk is full or the folder can't be written.
+    """
+    encoder = msgspec.json.Encoder()
+    with atomic_file(path) as temporary, temporary.open("wb") as f:
+
+        def write(record: Any) -> None:
+            f.write(encoder.encode(record) + b"\n")
+
+        yield write
+
+
 def write_records(path: Path, records: Iterable[Any]) -> int:
     """Write records to a JSONL file that appears whole or not at all; return how many.
 
     Raises:
         StoreError: the disk is full or the folder can't be written.
     """
-    encoder = msgspec.json.Encoder()
     count = 0
-    with atomic_file(path) as temporary, temporary.open("wb") as f:
+    with record_writer(path) as write:
         for record in records:
-            f.write(encoder.encode(record) + b"\n")
+            write(record)
             count += 1
     return count
+
+
+def count_records(path: Path) -> int:
+    """Return how many records a JSONL file has, without reading them. Raises `DataError` as `read_records` does."""
+    return sum(1 for _ in read_lines(path))
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a killed process left of a file that it was writing. Only for who knows that nobody is writing it now."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
 from cai.interrupt import run_interruptible
-from cai.jsonl import disk_error, write_text
+from cai.jsonl import disk_error, remove_unfinished, write_text
 from cai.manifest import (
     Manifest,
     StageEntry,
@@ -327,6 +327,9 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
+    for path in stage.writes(context.recipe):
+        if path.endswith(".jsonl"):
+            remove_unfinished(context.run.path / path)  # the run is locked: nobody else is writing it
     started = time.monotonic()
     reset_device_peak()
 

@@ -21,9 +21,9 @@ from cai.evaluation import answer_all, ask_knowledge, measure_answers
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items
-from cai.jsonl import read_records, write_records, write_text
+from cai.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.judge_card import measure_judge
-from cai.pairs import contrast_pair, pair_tasks, sample_pair
+from cai.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
@@ -43,14 +43,16 @@ async def respond_stage(c: Context) -> dict[str, int]:
     c.failures += [*train.failures, *evaluate.failures]
     write_records(c.run.data("prompts"), train.prompts)
     write_records(c.run.data("eval_prompts"), evaluate.prompts)
+    counts = {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts)}
+    near = {"near_duplicates": n} if (n := train.counts.get("near_duplicates")) else {}
+    del train, evaluate  # read again from the file, one at a time
     model = await c.model(c.recipe.model)
 
     async def work(prompt: Prompt) -> Response:
         return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
 
-    responses = await write_all(c, "responses", each(c, train.prompts, work))
-    near = {"near_duplicates": n} if (n := train.counts.get("near_duplicates")) else {}
-    return {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts), "responses": responses, **near}
+    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, total=counts["prompts"]))
+    return {**counts, "responses": responses, **near}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
@@ -65,40 +67,50 @@ async def critique_stage(c: Context) -> dict[str, int]:
             response, c.constitution, model, c.templates, config, c.recipe.seed, judge=ask, recipe_hash=c.settings_hash
         )
 
-    traces = [t async for t in each(c, read(c, "responses", Response), work, item_id=lambda r: r.prompt.id)]
-    sft = [example for trace in traces for example in sft_examples(trace, config)]
-    write_records(c.run.data("traces"), traces)
-    write_records(c.run.data("sft"), sft)
-    pairs = [revision_pair(t) for t in traces if t.rounds and t.dropped in (None, "worse_by_judge")]
-    write_records(c.run.data("revision_pairs"), pairs)
-    dropped = Counter(f"dropped_{t.dropped}" for t in traces if t.dropped)
-    return {"traces": len(traces), "sft_examples": len(sft), "revision_pairs": len(pairs), **dict(sorted(dropped.items()))}
+    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    with (
+        record_writer(c.run.data("traces")) as write_trace,
+        record_writer(c.run.data("sft")) as write_example,
+        record_writer(c.run.data("revision_pairs")) as write_pair,
+    ):
+        responses, total = read(c, "responses", Response), count_records(c.run.data("responses"))
+        async for trace in each(c, responses, work, total=total, item_id=lambda r: r.prompt.id):
+            write_trace(trace)
+            counts["traces"] += 1
+            for example in sft_examples(trace, config):
+                write_example(example)
+                counts["sft_examples"] += 1
+            if trace.rounds and trace.dropped in (None, "worse_by_judge"):
+                write_pair(revision_pair(trace))
+                counts["revision_pairs"] += 1
+            if trace.dropped:
+                dropped[f"dropped_{trace.dropped}"] += 1
+    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs")} | dict(sorted(dropped.items()))
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
     """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
     config = c.recipe.pairs
-    prompts = list(read(c, "prompts", Prompt))
+    total = config.per_prompt * count_records(c.run.data("prompts"))
     policy = await c.model(c.adapted("sft"))
-    sampled = [
-        pair
-        async for pair in each(
-            c, pair_tasks(prompts, config.per_prompt), lambda t: sample_pair(t, policy, c.templates, config, c.recipe.seed, c.settings_hash)
-        )
-    ]
-    made = []
-    if config.contrast:
-        base = await c.model(c.recipe.model)
-        made = [
-            pair
-            async for pair in each(
-                c,
-                pair_tasks(prompts, config.per_prompt),
-                lambda t: contrast_pair(t, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash),
-            )
-        ]
-    write_records(c.run.data("pairs"), [*sampled, *made])
-    return {"sampled": len(sampled), "contrast": len(made)}
+    base = await c.model(c.recipe.model) if config.contrast else None
+
+    def sample(task: PairTask) -> Awaitable[ResponsePair]:
+        return sample_pair(task, policy, c.templates, config, c.recipe.seed, c.settings_hash)
+
+    def contrast(task: PairTask) -> Awaitable[ResponsePair]:
+        assert base is not None
+        return contrast_pair(task, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash)
+
+    counts: Counter[str] = Counter()
+    with record_writer(c.run.data("pairs")) as write:
+        for kind, make in (("sampled", sample), ("contrast", contrast))[: 1 if base is None else 2]:
+            tasks = pair_tasks(read(c, "prompts", Prompt), config.per_prompt)
+            async for pair in each(c, tasks, make, total=total):
+                write(pair)
+                counts[kind] += 1
+    return {"sampled": counts["sampled"], "contrast": counts["contrast"]}
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:
@@ -108,10 +120,19 @@ async def feedback_stage(c: Context) -> dict[str, int]:
         c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
         if not c.manifest.judge.beats_baselines:
             c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
-    pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair) if p.p_a is None]
-    unique = list({p.id: p for p in pairs}.values())
-    judgments = await write_all(c, "judgments", each(c, unique, judge, failure_of=lambda j: j.failure))
+    total = sum(1 for _ in _unlabelled(c))
+    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, total=total, failure_of=lambda j: j.failure))
     return {"judged": judgments, "failed": len(c.failures)}
+
+
+def _unlabelled(c: Context) -> Iterator[ResponsePair]:
+    """Yield each pair that wasn't labelled by its making, once."""
+    seen: set[str] = set()
+    for name in ("pairs", "revision_pairs"):
+        for pair in read(c, name, ResponsePair):
+            if pair.p_a is None and pair.id not in seen:
+                seen.add(pair.id)
+                yield pair
 
 
 def preferences_stage(c: Context) -> dict[str, int]:
@@ -196,22 +217,28 @@ def each(
     items: Iterable[T],
     work: Callable[[T], Awaitable[R]],
     *,
+    total: int,
     item_id: Callable[[T], str] | None = None,
     failure_of: Callable[[R], str | None] = lambda result: None,
 ) -> AsyncIterator[R]:
-    """Run items through the current stage with the recipe's limits, and show progress. A shard leaves other shards' prompts out."""
-    items = [item for item in items if c.shard is None or c.shard.owns(_prompt_id(item))]
-    c.reporter.progress(0, len(items))
+    """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
+
+    A shard leaves other shards' prompts out; how many are its own shows at the end.
+    """
+    shard = c.shard
+    mine = items if shard is None else (item for item in items if shard.owns(_prompt_id(item)))
+    expected = total if shard is None else None
+    c.reporter.progress(0, expected)
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
     return run_items(
-        items,
+        mine,
         work,
         window=c.recipe.window,
         max_failure_fraction=c.recipe.max_failure_fraction,
         stage=c.stage,
         failures=c.failures,
         failure_of=failure_of,
-        on_progress=lambda done: c.reporter.progress(done, len(items)),
+        on_progress=lambda done: c.reporter.progress(done, expected),
         **named,
     )
 
@@ -222,7 +249,12 @@ def _prompt_id(item: Any) -> str:
 
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
     """Write results to one of the run's files; it appears whole when the last has come."""
-    return write_records(c.run.data(name), [r async for r in results])
+    count = 0
+    with record_writer(c.run.data(name)) as write:
+        async for result in results:
+            write(result)
+            count += 1
+    return count
 
 
 async def open_judge(c: Context) -> Judge:

@@ -21,7 +21,7 @@ wherever they are inserted. All other text goes in unchanged.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from cai.errors import TemplateError
@@ -166,8 +166,14 @@ def disarm(text: str, labels: Sequence[str] = ()) -> str:
     text = _CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
     if not labels:
         return text
+    return _opening_with(tuple(labels)).sub(r"\1> ", text)
+
+
+@lru_cache(maxsize=256)
+def _opening_with(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """Match the start of a line that opens with one of the labels. Made once for each template, not for each text."""
     spelled = "|".join(_spelling(label) for label in labels)
-    return re.sub(rf"(^|[{_LINE_BREAKS}])(?={_IGNORED}(?:{spelled}))", r"\1> ", text, flags=re.IGNORECASE)
+    return re.compile(rf"(^|[{_LINE_BREAKS}])(?={_IGNORED}(?:{spelled}))", re.IGNORECASE)
 
 
 def load_templates(folder: Path) -> Templates:

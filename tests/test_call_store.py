@@ -355,3 +355,26 @@ def test_two_processes_write_one_store_at_once(path: Path, tmp_path: Path) -> No
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+def test_a_store_of_the_former_layout_goes_on_as_it_is(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    old = sqlite3.connect(path)
+    old.execute(
+        "CREATE TABLE calls (key BLOB PRIMARY KEY, stage TEXT NOT NULL, model TEXT NOT NULL, request BLOB NOT NULL, reply BLOB NOT NULL, "
+        "seconds REAL NOT NULL, at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP) WITHOUT ROWID"
+    )
+    old.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    old.close()
+    fill(path, 3)
+    with CallStore(path) as store, CallStore(path.with_name("new.sqlite")) as new:
+        asyncio.run(put(store, 0, "again"))
+        assert len(store) == 3
+        assert store.get(key(0), Completion) == Completion("again 0", False, 3, 4)
+        assert new.merge(path).added == 3
+
+
+def test_a_call_takes_little_more_room_than_its_text(path: Path) -> None:
+    text = "x" * 1500
+    fill(path, 400, text)
+    assert path.stat().st_size < 400 * 1.6 * len(text)

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 import cai.jsonl
 from cai.errors import DataError, StoreError
-from cai.jsonl import append_record, atomic_file, disk_error, read_lines, read_records, write_records, write_text
+from cai.jsonl import (
+    append_record,
+    atomic_file,
+    count_records,
+    disk_error,
+    read_lines,
+    read_records,
+    record_writer,
+    remove_unfinished,
+    write_records,
+    write_text,
+)
 from cai.records import Failure
 
 ONE, TWO = Failure("respond", "a", "empty_reply"), Failure("critique", "ü", "timeout", "line\nbreak")
@@ -192,3 +203,25 @@ def test_a_full_disk_says_that_nothing_is_lost() -> None:
 )
 def test_disk_errors_say_what_to_do(number: int, said: str) -> None:
     assert said in str(disk_error(OSError(number, os.strerror(number)), Path("f")))
+
+
+def test_a_writer_shows_its_file_when_all_is_written_and_leaves_nothing_of_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "failures.jsonl"
+    with record_writer(path) as write:
+        write(ONE)
+        assert not path.exists()
+        write(TWO)
+    assert list(read_records(path, Failure)) == [ONE, TWO]
+    assert count_records(path) == 2
+    with pytest.raises(RuntimeError), record_writer(path) as write:
+        write(ONE)
+        raise RuntimeError
+    assert list(read_records(path, Failure)) == [ONE, TWO]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".traces.jsonl.abc", ".traces.jsonl.def", ".other.jsonl.abc", "traces.jsonl"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path / "traces.jsonl")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.jsonl.abc", "traces.jsonl"]

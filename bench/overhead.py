@@ -1,0 +1,198 @@
+"""What a run costs beside its model: time and memory a call, and the call store at many calls. The model is scripted and answers at once.
+
+    python -m bench.overhead [--items 2000 8000] [--calls 100000 400000]
+
+Time is this process's processor time, so that other work on the machine counts less; commits a second are also given by the clock. Each
+size runs in a process of its own, and what grows with the size is the difference between two sizes: that is what the last lines
+extrapolate from, and they say so.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from cai.call_store import CallStore
+from cai.console import Reporter
+from cai.ids import content_hash
+from cai.models import opening
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
+from cai.models.scripted import ScriptedEngine
+from cai.pipeline import RunSummary, run_recipe
+from cai.recipe import load_recipe
+from cai.records import Message
+from cai.stages import STAGES
+from cai.workspace import Workspace, init_workspace
+
+STAGES_MEASURED = ("respond", "critique", "pairs", "feedback")
+RECIPE = """\
+model: { path: scripted }
+prompts:
+  train: [{ path: prompts/many.jsonl }]
+  near_duplicates: null
+critique: { min_p_revised: 0.0 }
+feedback: { principles: sample, per_label: 1, bench_pairs: null }
+max_failure_fraction: 1.0
+name: overhead
+"""
+PROMPT = "How do I explain to somebody that matter number {i} is not what they think, and that {other} would be better for everybody?"
+SENTENCE = "This is a sentence of an answer, as models give them. "
+WINDOW = 512
+"""Calls that arrive together, as they do from a run's default window."""
+
+
+def answer_at_once(request: Request) -> Reply:
+    """A reply that depends on the request and costs next to nothing."""
+    number = zlib.crc32(request.messages[-1].content.encode())
+    if isinstance(request, CompleteRequest):
+        return Completion(f"{SENTENCE * (1 + request.seed % 5)} This is answer {number ^ request.seed} to it.", False, 200, 40)
+    assert isinstance(request, ChoicesRequest)
+    return ChoiceLogprobs(tuple(-1.0 - (number + i) % 7 for i in range(len(request.choices))), 200)
+
+
+def run_pipeline(items: int) -> dict[str, Any]:
+    """Run the stages that ask a model over some prompts, then again with the manifest, then from the call store alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder) / "workspace")
+        init_workspace(workspace.root)
+        with (workspace.root / "prompts" / "many.jsonl").open("w") as f:
+            for i in range(items):
+                kind = ("harmful", "borderline", "helpful")[i % 3]
+                text = PROMPT.format(i=i, other=content_hash(i))
+                f.write(json.dumps({"id": f"p{i}", "kind": kind, "messages": [{"role": "user", "content": text}]}) + "\n")
+        path = workspace.root / "runs" / "overhead.yaml"
+        path.write_text(RECIPE)
+        recipe = load_recipe(path)
+        run = workspace.run(recipe.name)
+        run.model("sft").mkdir(parents=True)  # `pairs` samples from whatever adapter is there, and a scripted model has none
+
+        opening.ScriptedEngine = lambda name: ScriptedEngine(answer_at_once, name)  # type: ignore[assignment, misc]
+
+        def timed() -> tuple[float, float, RunSummary]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            summary = run_recipe(recipe, workspace, STAGES, Reporter(), only=STAGES_MEASURED)
+            return time.perf_counter() - wall, time.process_time() - cpu, summary
+
+        before = peak_bytes()
+        _, first, summary = timed()
+        calls = sum(s.calls_made for s in summary.stages)
+        peak = peak_bytes()
+        resume_wall, resume, _ = timed()
+        run.manifest.unlink()
+        shutil.rmtree(run.path / "data")
+        replay_wall, replay, again = timed()
+        assert sum(s.calls_made for s in again.stages) == 0
+        return {
+            "items": items,
+            "calls": calls,
+            "cpu_us_per_call": 1e6 * first / calls,
+            "cpu_us_per_call_from_store": 1e6 * replay / calls,
+            "peak_mb_before": before / 1e6,
+            "peak_mb": peak / 1e6,
+            "resume_s": resume_wall,
+            "resume_cpu_s": resume,
+            "from_store_s": replay_wall,
+            "store_bytes_per_call": workspace.store_path.stat().st_size / calls,
+        }
+
+
+def fill_store(calls: int) -> dict[str, Any]:
+    """Put calls of a usual size into a store, as a server's replies arrive, then open it and look calls up."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "calls.sqlite"
+        text = SENTENCE * 10
+
+        async def fill(store: CallStore) -> None:
+            for first in range(0, calls, WINDOW):
+                rows = range(first, min(first + WINDOW, calls))
+                await asyncio.gather(
+                    *(store.put(key(i), "respond", "m", request(i), Completion(f"{i} {text}", False, 200, 120), 1.0) for i in rows)
+                )
+
+        def request(i: int) -> CompleteRequest:
+            return CompleteRequest((Message("system", "Be good."), Message("user", f"{i} {text}")), Sampling(), i)
+
+        before = peak_bytes()
+        with CallStore(path) as store:
+            wall, cpu = time.perf_counter(), time.process_time()
+            asyncio.run(fill(store))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        size = sum(p.stat().st_size for p in Path(folder).iterdir())
+        opened = time.perf_counter()
+        with CallStore(path) as store:
+            assert store.get(key(0), Completion) is not None
+            opened = time.perf_counter() - opened
+            looked = [random.Random(0).randrange(calls) for _ in range(20_000)]
+            hits = time.process_time()
+            assert all(store.get(key(i), Completion) is not None for i in looked)
+            hits = time.process_time() - hits
+            misses = time.process_time()
+            assert all(store.get(key(-1 - i), Completion) is None for i in looked)
+            misses = time.process_time() - misses
+        return {
+            "calls": calls,
+            "commits_per_s": calls / wall,
+            "commits_per_cpu_s": calls / cpu,
+            "bytes_per_call": size / calls,
+            "open_and_first_call_ms": 1e3 * opened,
+            "hit_cpu_us": 1e6 * hits / len(looked),
+            "miss_cpu_us": 1e6 * misses / len(looked),
+            "peak_mb_more": (peak_bytes() - before) / 1e6,
+        }
+
+
+def key(i: int) -> str:
+    """A call's key."""
+    return content_hash(i, length=64)
+
+
+def peak_bytes() -> int:
+    """This process's peak resident memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_process_of_its_own(what: str, size: int) -> dict[str, Any]:
+    """Measure one size in a fresh process, so that its peak of memory is its own."""
+    command = [sys.executable, "-m", "bench.overhead", "--one", what, str(size)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def growth(smaller: dict[str, Any], larger: dict[str, Any], value: str, per: str) -> float:
+    """How much a figure grows with each further item or call."""
+    return float((larger[value] - smaller[value]) / (larger[per] - smaller[per]))
+
+
+def main(items: list[int], calls: list[int]) -> None:
+    """Print each size's figures, and what they come to at a million items and ten million calls."""
+    pipelines = [in_process_of_its_own("pipeline", n) for n in sorted(items)]
+    stores = [in_process_of_its_own("store", n) for n in sorted(calls)]
+    for row in (*pipelines, *stores):
+        print(json.dumps({k: round(v, 2) for k, v in row.items()}))
+    if len(pipelines) > 1:
+        memory = growth(pipelines[0], pipelines[-1], "peak_mb", "items")
+        print(json.dumps({"extrapolated_peak_mb_at_1e6_items": round(pipelines[-1]["peak_mb"] + memory * (1e6 - pipelines[-1]["items"]))}))
+    if len(stores) > 1:
+        print(json.dumps({"extrapolated_gb_at_1e7_calls": round(stores[-1]["bytes_per_call"] * 1e7 / 1e9, 1)}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, nargs="+", default=[2000, 8000])
+    parser.add_argument("--calls", type=int, nargs="+", default=[100_000, 400_000])
+    parser.add_argument("--one", nargs=2, metavar=("pipeline|store", "SIZE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps((run_pipeline if given.one[0] == "pipeline" else fill_store)(int(given.one[1]))))
+    else:
+        main(given.items, given.calls)
