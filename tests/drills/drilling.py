@@ -104,7 +104,7 @@ def wait_until(condition: Any, process: "subprocess.Popen[str]", seconds: float 
 
 def run_to_end(workspace: Workspace, *more: str) -> dict[str, bytes]:
     """Run the drill's stages to their end; return the record files of the run `s`."""
-    done = cai(workspace.root, *STAGES, *more, timeout=120)
+    done = cai(workspace.root, *STAGES, *more, timeout=600)
     assert done.returncode == 0, done.stderr
     return data_bytes(workspace.run("s"))
 
