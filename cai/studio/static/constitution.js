@@ -33,7 +33,6 @@ function number() {
 }
 
 async function send(path, body, replaceText = false) {
-  clearTimeout(timer);
   try {
     show(await ask(`${base}/${path}`, body), replaceText);
     tell("");
@@ -51,7 +50,12 @@ function queue(work) {
   return sending;
 }
 
-const keep = () => queue(() => area.value === kept || send("draft", { text: area.value, version }));
+function keep() {
+  return queue(() => {
+    clearTimeout(timer); // whatever it waits for is sent now
+    return area.value === kept || send("draft", { text: area.value, version });
+  });
+}
 
 area.addEventListener("input", () => {
   state.textContent = "typing…";
