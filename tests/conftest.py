@@ -1,5 +1,6 @@
 """What several rooms' tests share: a language model small enough to train in a test."""
 
+import signal
 import warnings
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 settings.register_profile("cai", deadline=None, derandomize=True)  # a busy machine is no failure, and a failure comes again
 settings.load_profile("cai")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a shell's job in the background: the processes that tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -157,7 +157,9 @@ def test_shipped_files_round_trip_in_readable_yaml(path, tmp_path):
     assert text.count("weight:") == sum(p.weight != 1 for p in constitution.principles)
 
 
-stripped = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=200).map(str.strip).filter(bool)
+stripped = (
+    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), min_size=1, max_size=200).map(str.strip).filter(bool)
+)
 sentence = st.lists(
     st.sampled_from(["word", "#", "- a", "key: value", "'", '"', "\\n", "é", "|", ">-", "%", "🙂", "---", "{x}", "null"]),
     min_size=1,
