@@ -14,7 +14,7 @@ import msgspec
 
 from cai.constitution.lint import Finding, lint_text
 from cai.constitution.load import entries, parse_constitution
-from cai.errors import CaiError, ConstitutionError, DataError, StoreError
+from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
 from cai.jsonl import disk_error, write_text
 from cai.records import Constitution
@@ -22,7 +22,7 @@ from cai.workspace import Workspace
 from cai.yaml_source import parse_yaml
 
 
-class ChangedElsewhereError(CaiError, ValueError):
+class ChangedElsewhereError(ConstitutionError):
     """The text is not what the change was made from."""
 
 

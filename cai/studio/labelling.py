@@ -34,7 +34,7 @@ MAX_NAME = 60
 _SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 
 
-class NotLastError(CaiError, ValueError):
+class NotLastError(DataError):
     """Only a rater's last answer can be taken back."""
 
 
