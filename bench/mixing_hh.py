@@ -1,6 +1,6 @@
 """Does mixing human and AI labels help? Reward models on human only, AI only and mixed labels of the same rows, tested on people's choices.
 
-    python bench/mixing_hh.py --pairs FILE --out FOLDER [--train 400] [--test 300] [--protocol pointwise --per-label 3]
+    python -m bench.mixing_hh --pairs FILE --out FOLDER [--train 400] [--test 300] [--protocol pointwise --per-label 3]
 
 All three arms train on the same pairs of responses, so only the labels differ: people's, the judge's, or people's on every other row and
 the judge's on the rest. The last rows of the file are the test. Prints one JSON object: held-out accuracy, its 95 % interval and n per
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from bench.reward_data import reward_parser
 from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
 from cai.data.human import load_pairs
@@ -83,24 +84,13 @@ def correct(folder: Path, test: Sequence[Preference]) -> list[float]:
 
 def main() -> None:
     """Parse the command line, label, train, test, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=Path, required=True)
+    parser = reward_parser(__doc__, train=400)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=400)
-    parser.add_argument("--test", type=int, default=300)
     parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument("--model", default="embedded")
     parser.add_argument("--judge", default="embedded")
     parser.add_argument("--protocol", default="pointwise")
     parser.add_argument("--per-label", type=int, default=3)
     parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--max-length", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=10)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     pairs = load_pairs(given.pairs, kind="harmful").preferences
