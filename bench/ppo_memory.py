@@ -1,8 +1,10 @@
 """Peak memory of one PPO step (sample, score, update): every role on one base, against a whole model for each role.
 
-    python -m bench.ppo_memory [--model embedded] [--batch 16] [--micro 2] [--tokens 48] [--members 1,3] [--variants shared,separate,lean]
+    python -m bench.ppo_memory [--model embedded] [--precision bfloat16] [--batch 16] [--micro 2] [--tokens 48] [--members 1,3]
+                               [--variants shared,separate,lean]
 
-Each figure comes from a process of its own, with the same prompts, seed, LoRA shapes, optimizer, batch, micro-batch and bfloat16 bases:
+Each figure comes from a process of its own, with the same prompts, seed, LoRA shapes, optimizer, batch, micro-batch and precision of the
+bases (`bfloat16` is under autocast, with what trains in float32; some processors only imitate it, and are several times slower at it):
 
     shared      this project: one base, the roles are adapters on it
     separate    what one would write otherwise: policy, reference, value and each reward member a whole model with its adapter, as TRL's
@@ -26,6 +28,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from cai.recipe import Precision
 
 GIB = 2**30
 TEMPERATURE = 0.7
@@ -58,7 +62,7 @@ class Peak:
         self._thread.join()
 
 
-def make_adapters(model: str, folder: Path, members: int) -> None:
+def make_adapters(model: str, precision: Precision, folder: Path, members: int) -> None:
     """Write an SFT adapter and reward members with random weights: memory doesn't hang on what they say."""
     import torch
 
@@ -68,7 +72,7 @@ def make_adapters(model: str, folder: Path, members: int) -> None:
     from cai.train.ensemble import load_scorer, scoring_tokenizer
     from cai.train.running import quiet_training
 
-    spec = ModelSpec(path=model, precision="bfloat16")
+    spec = ModelSpec(path=model, precision=precision)
     for i, name in enumerate(["sft", *[f"reward-{i}" for i in range(members)]]):
         torch.manual_seed(i)
         with quiet_training():
@@ -106,12 +110,12 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
     from cai.train.rollout import describe, sample, tasks
     from cai.train.shared import load_shared_base
 
-    spec = ModelSpec(path=given.model, precision="bfloat16")
+    spec = ModelSpec(path=given.model, precision=given.precision)
     ppo = PPOSpec(response_length=given.tokens, num_ppo_epochs=EPOCHS, local_rollout_forward_batch_size=given.micro)
     config = PolicyConfig(
-        method="ppo", precision="bfloat16", batch_size=given.micro, gradient_accumulation=given.batch // given.micro, ppo=ppo
+        method="ppo", precision=given.precision, batch_size=given.micro, gradient_accumulation=given.batch // given.micro, ppo=ppo
     )
-    shared = load_shared_base(spec, "bfloat16", folder / "sft", member_folders(given, folder), LoraSpec())
+    shared = load_shared_base(spec, given.precision, folder / "sft", member_folders(given, folder), LoraSpec())
     todo = tasks(prompts, 0, 0, given.batch)
     ends = stop_ids(shared.causal, tokenizer)
     responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
@@ -131,18 +135,21 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     from cai.train.ppo_math import advantages_and_returns, policy_loss, token_rewards, value_loss, whiten
     from cai.train.running import float_trained_weights
 
-    spec = ModelSpec(path=given.model, precision="bfloat16")
+    spec = ModelSpec(path=given.model, precision=given.precision)
 
     def model(name: str, trainable: bool) -> Any:
         base = load_causal_lm(spec, trainable=True) if name == "sft" else load_scorer(spec, tokenizer.pad_token_id)
         made = PeftModel.from_pretrained(base, str(folder / name), is_trainable=trainable)
         if trainable:
             return float_trained_weights(made)
-        return made.to(torch.bfloat16)
+        return made.to(torch.float32 if given.precision == "float32" else torch.bfloat16)
+
+    def computing() -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=given.precision != "float32")
 
     policy, reference, value = model("sft", True), model("sft", False), model("reward-0", True)
     rewards = [model(path.name, False) for path in member_folders(given, folder)]
-    with torch.autocast("cpu", torch.bfloat16):
+    with computing():
         tokenizer.padding_side = "left"
         asked = tokenizer.pad({"input_ids": [ids for _, ids in prompts]}, return_tensors="pt")
         torch.manual_seed(0)
@@ -174,7 +181,7 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
         return inner.score(hidden).squeeze(-1).float()
 
     micros = [slice(i, i + given.micro) for i in range(0, given.batch, given.micro)]
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), computing():
         old_BT = torch.cat([logps(policy, rows) for rows in micros])
         reference_BT = torch.cat([logps(reference, rows) for rows in micros])
         old_values_BT = torch.cat([values(value, rows)[:, start - 1 : -1] for rows in micros])
@@ -187,11 +194,11 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     for _ in range(EPOCHS):
         for rows in micros:
             mask = mask_BT[rows]
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing():
                 new_BT = logps(policy, rows)
             loss, _ = policy_loss(new_BT, old_BT[rows], advantages_BT[rows], mask, cliprange=0.2, count=mask_BT.sum())
             loss.backward()
-            with torch.autocast("cpu", torch.bfloat16):
+            with computing():
                 new_values_BT = values(value, rows)[:, start - 1 : -1]
             loss, _ = value_loss(new_values_BT, old_values_BT[rows], returns_BT[rows], mask, cliprange_value=0.2, count=mask_BT.sum())
             (0.1 * loss).backward()
@@ -239,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure each variant in its own process, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=16, help="responses in the step")
     parser.add_argument("--micro", type=int, default=2, help="responses in a forward and backward pass")
     parser.add_argument("--tokens", type=int, default=48, help="longest response")
@@ -250,11 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.variant:
         print(json.dumps(measure(given)))
         return
-    report: dict[str, Any] = {k: getattr(given, k) for k in ("model", "batch", "micro", "tokens")}
-    same = ["--model", given.model, "--batch", str(given.batch), "--micro", str(given.micro), "--tokens", str(given.tokens)]
+    report: dict[str, Any] = {k: getattr(given, k) for k in ("model", "precision", "batch", "micro", "tokens")}
+    same = [f"--{k}={v}" for k, v in report.items()]
     with tempfile.TemporaryDirectory() as folder:
         counts = given.members.split(",")
-        make_adapters(given.model, Path(folder), max(map(int, counts)))
+        make_adapters(given.model, given.precision, Path(folder), max(map(int, counts)))
         for members in counts:
             found: dict[str, Any] = {}
             for variant in given.variants.split(","):

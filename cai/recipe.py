@@ -311,7 +311,7 @@ class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What happens once it does: nothing is looked at, a warning, or training ends there."""
     every_steps: Positive = 20
     prompts: Positive = 64
-    """At most this many of the evaluation prompts, chosen by hash."""
+    """At most this many of the evaluation prompts, and at most half of them, chosen by hash. `evaluate` leaves them out."""
     patience: Positive = 2
     """Looks in a row that must find it."""
     min_drop: Annotated[float, Meta(ge=0)] = 1.0

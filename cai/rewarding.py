@@ -7,10 +7,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cai.data.prompts import part_watched
 from cai.errors import ReplyError
 from cai.feedback.adherence import adherence
 from cai.flow import together
-from cai.ids import split_fraction
 from cai.jsonl import read_records
 from cai.models.base import TextModel
 from cai.pipeline import Context
@@ -136,10 +136,8 @@ def track_look(c: Context, point: WatchPoint) -> None:
 
 
 def watched_prompts(c: Context) -> list[Prompt]:
-    """Return the evaluation prompts that a policy is watched on, chosen by hash, so that more of them only adds."""
-    prompts = list(read_records(c.run.data("eval_prompts"), Prompt))
-    chosen = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{c.recipe.seed}"), p.id))[: c.recipe.policy.watch.prompts]
-    return sorted(chosen, key=lambda p: p.id)
+    """Return the held-out prompts that a policy is watched on, which `evaluate` then leaves out."""
+    return part_watched(list(read_records(c.run.data("eval_prompts"), Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
 
 
 def _base(c: Context, precision: Any) -> ModelSpec:

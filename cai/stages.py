@@ -13,7 +13,8 @@ from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
-from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all
+from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all, part_watched
+from cai.errors import RecipeError
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.balance import opposite_leanings, source_balance
 from cai.evaluate.knowledge import Knowledge
@@ -38,6 +39,11 @@ R = TypeVar("R")
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
     evaluate = load_all(c.recipe.prompts.evaluate, c.workspace.root, c.recipe.seed)
+    if c.recipe.watched and len(evaluate.prompts) < 2:
+        raise RecipeError(
+            f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
+            "to measure it on. Add some, or set policy.watch.action: off"
+        )
     train = assert_disjoint(load_all(c.recipe.prompts.train, c.workspace.root, c.recipe.seed), evaluate)
     train = drop_near_repeats(train, evaluate, c.recipe.prompts.near_duplicates)
     c.failures += [*train.failures, *evaluate.failures]
@@ -160,6 +166,9 @@ def preferences_stage(c: Context) -> dict[str, int]:
 async def evaluate_stage(c: Context) -> dict[str, int]:
     """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
     prompts = list(read(c, "eval_prompts", Prompt))
+    watched: list[Prompt] = []
+    if c.recipe.watched:  # the policy's weights were chosen by how they did on these
+        watched, prompts = part_watched(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
     specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
     answers: dict[str, list[Response]] = {}
     knowledge: dict[str, Knowledge] = {}
@@ -195,7 +204,8 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     write_records(c.run.data("samples"), measured.samples)
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
-    return {"prompts": len(prompts), "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
+    left_out = {"watched_prompts_left_out": len(watched)} if watched else {}
+    return {"prompts": len(prompts), **left_out, "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
 
 def report_stage(c: Context) -> dict[str, int]:
@@ -370,7 +380,10 @@ STAGES: tuple[Stage, ...] = (
         evaluate_stage,
         reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
-        settings=lambda r: (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
+        settings=lambda r: (
+            (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
+            r.policy.watch.prompts if r.watched else None,
+        ),
         sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
         models=lambda r: (r.trained, judge_spec(r)),
         trains=True,

@@ -226,7 +226,8 @@ def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: 
     logs = [m for m in rows(run.metrics) if m["stage"] == "policy"]
     assert {"terms/model", "terms/constitution", "terms/length", "terms/refusal", "kl"} <= logs[0].keys()
     points = rows(run.model("policy") / "frontier.jsonl")
-    assert [(p["step"], p["n"]) for p in points] == [(0, 6), (2, 6), (3, 6)]
+    assert [(p["step"], p["n"]) for p in points] == [(0, 3), (2, 3), (3, 3)]
+    assert (counts["evaluate"]["watched_prompts_left_out"], counts["evaluate"]["prompts"]) == (3, 3), "what chooses must not measure"
     gold, proxy = (file_hash(run.model(name) / "adapter_model.safetensors") for name in ("gold", "reward-0"))
     assert gold != proxy
 
@@ -239,8 +240,14 @@ def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: 
     ppo = "policy={method: ppo, max_length: 512, batch_size: 4, watch: {every_steps: 2}, ppo: {response_length: 8, total_episodes: 12}}"
     other = run_recipe(recipe_of(workspace, overrides[0], ppo), workspace, STAGES, Reporter(), only=("policy",))
     assert [s.counts for s in other.stages] == [{"examples": 12, "steps": 3}]
-    assert [(p["step"], p["n"]) for p in rows(run.model("policy") / "frontier.jsonl")] == [(0, 6), (2, 6), (3, 6)]
+    assert [(p["step"], p["n"]) for p in rows(run.model("policy") / "frontier.jsonl")] == [(0, 3), (2, 3), (3, 3)]
     assert [m["step"] for m in rows(run.metrics) if m["stage"] == "policy"] == [1, 2, 3]
+
+
+def test_a_watched_policy_needs_prompts_to_be_chosen_by_and_others_to_be_measured_on(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    with pytest.raises(RecipeError, match="1 held-out prompts, and a watched policy needs two"):
+        run_data(workspace, "gold={fraction: 0.4}", "prompts.evaluate=[{path: prompts/eval_harmful.jsonl, limit: 1}]")
 
 
 def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp_path: Path) -> None:

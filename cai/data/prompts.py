@@ -105,6 +105,24 @@ def drop_near_repeats(train: "LoadedPrompts", evaluate: "LoadedPrompts", similar
     return LoadedPrompts(tuple(p for mine, p in kept if mine), train.failures + failures, counts)
 
 
+def part_watched(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
+    """Part evaluation prompts into those that a policy in training is watched on, and those that are left to measure it on.
+
+    Weights that are chosen because they did well on some prompts do well on them by luck too, so what chooses must not be what measures.
+
+    Args:
+        prompts: all that are held out.
+        count: how many to watch; never more than half of them, and one that is watched stays so when `count` grows.
+        seed: the run's.
+
+    Returns:
+        The watched ones, sorted by id, and the rest, in the order they came in.
+    """
+    by_hash = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{seed}"), p.id))
+    watched = {p.id: p for p in by_hash[: min(count, len(prompts) // 2)]}
+    return [watched[i] for i in sorted(watched)], [p for p in prompts if p.id not in watched]
+
+
 def is_hub(source: PromptSource, root: Path) -> bool:
     """Whether a source is a dataset on the Hub, not files here."""
     return source.path.startswith(HUB) or (source.format == "hub" and not (root / source.path).is_dir())

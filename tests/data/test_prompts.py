@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cai.data.conversations import RowFault, parse_transcript, render_transcript
-from cai.data.prompts import LoadedPrompts, assert_disjoint, drop_near_repeats, load_all, load_prompts
+from cai.data.prompts import LoadedPrompts, assert_disjoint, drop_near_repeats, load_all, load_prompts, part_watched
 from cai.errors import DataError
 from cai.recipe import PromptSource
-from cai.records import Message
+from cai.records import Message, Prompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -259,3 +259,16 @@ def test_near_repeats_of_evaluation_and_of_earlier_training_prompts_are_dropped_
     assert [(f.item_id, f.reason) for f in clean.failures] == [("near-evaluate", "near_duplicate"), ("again", "near_duplicate")]
     assert "repeats evaluation prompt e1" in clean.failures[0].detail and "repeats prompt first" in clean.failures[1].detail
     assert drop_near_repeats(train, evaluate, 1.0).prompts == drop_near_repeats(train, evaluate, None).prompts == train.prompts
+
+
+def test_watched_prompts_are_at_most_half_and_stay_watched_as_more_are() -> None:
+    prompts = [Prompt(f"p{i}", "harmful", (Message("user", f"How do I do {i}?"),), "test") for i in range(9)]
+    few, rest = part_watched(prompts, 2, 0)
+    more, left = part_watched(prompts, 64, 0)
+    assert (len(few), len(more)) == (2, 4) and set(few) < set(more), "4 of 9 are at most half"
+    assert sorted(p.id for p in more) == [p.id for p in more] and [p.id for p in left] == sorted(p.id for p in left)
+    assert set(few) | set(rest) == set(more) | set(left) == set(prompts) and not set(more) & set(left)
+    assert [len({p.id for p in part_watched(prompts, 4, seed)[0]} & {p.id for p in more}) for seed in range(1, 6)] != [4] * 5, (
+        "drawn by the seed"
+    )
+    assert part_watched(prompts[:1], 5, 0) == ([], prompts[:1])

@@ -31,7 +31,8 @@ def undisturbed(folder: Path, prompts: int = PROMPTS) -> tuple[Counter[str], dic
         outputs = run_to_end(drill_workspace(folder / "w", server.port, prompts=prompts))
         answered = server.answered()
     assert set(answered.values()) == {1} and len(answered) > 4 * prompts
-    assert len(set(outputs["sft.jsonl"].splitlines())) == prompts
+    assert len(set(outputs["traces.jsonl"].splitlines())) == prompts
+    assert len(set(outputs["sft.jsonl"].splitlines())) > 0.9 * prompts, "the rules drop few of these revisions"
     return answered, outputs
 
 
