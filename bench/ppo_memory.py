@@ -1,7 +1,7 @@
 """Peak memory of one PPO step (sample, score, update): every role on one base, against a whole model for each role.
 
     python -m bench.ppo_memory [--model embedded] [--precision bfloat16] [--batch 16] [--micro 2] [--tokens 48] [--members 1,3]
-                               [--variants shared,separate,lean]
+                               [--variants shared,separate,lean] [--checkpointing]
 
 Each figure comes from a process of its own, with the same prompts, seed, LoRA shapes, optimizer, batch, micro-batch and precision of the
 bases (`bfloat16` is under autocast, with what trains in float32; some processors only imitate it, and are several times slower at it):
@@ -115,7 +115,9 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
     config = PolicyConfig(
         method="ppo", precision=given.precision, batch_size=given.micro, gradient_accumulation=given.batch // given.micro, ppo=ppo
     )
-    shared = load_shared_base(spec, given.precision, folder / "sft", member_folders(given, folder), LoraSpec())
+    shared = load_shared_base(
+        spec, given.precision, folder / "sft", member_folders(given, folder), LoraSpec(), gradient_checkpointing=given.checkpointing
+    )
     todo = tasks(prompts, 0, 0, given.batch)
     ends = stop_ids(shared.causal, tokenizer)
     responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
@@ -141,6 +143,8 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
         base = load_causal_lm(spec, trainable=True) if name == "sft" else load_scorer(spec, tokenizer.pad_token_id)
         made = PeftModel.from_pretrained(base, str(folder / name), is_trainable=trainable)
         if trainable:
+            if given.checkpointing:
+                base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             return float_trained_weights(made)
         return made.to(torch.float32 if given.precision == "float32" else torch.bfloat16)
 
@@ -191,6 +195,9 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
         advantages_BT = whiten(advantages_BT, mask_BT)
     trained = [p for of in (policy, value) for p in of.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, eps=1e-5, weight_decay=0.0)
+    if given.checkpointing:  # it works in training mode only
+        policy.train()
+        value.train()
     for _ in range(EPOCHS):
         for rows in micros:
             mask = mask_BT[rows]
@@ -249,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=16, help="responses in the step")
     parser.add_argument("--micro", type=int, default=2, help="responses in a forward and backward pass")
+    parser.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass, in every variant")
     parser.add_argument("--tokens", type=int, default=48, help="longest response")
     parser.add_argument("--members", default="1,3", help="reward members")
     parser.add_argument("--variants", default="shared,separate,lean")
@@ -259,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(given)))
         return
     report: dict[str, Any] = {k: getattr(given, k) for k in ("model", "precision", "batch", "micro", "tokens")}
-    same = [f"--{k}={v}" for k, v in report.items()]
+    same = [f"--{k}={v}" for k, v in report.items()] + ["--checkpointing"] * given.checkpointing
+    report["checkpointing"] = given.checkpointing
     with tempfile.TemporaryDirectory() as folder:
         counts = given.members.split(",")
         make_adapters(given.model, given.precision, Path(folder), max(map(int, counts)))

@@ -23,7 +23,7 @@ TOGETHER = ("sft", "reward", "dpo", "grpo")
 
 def torchrun(*command: str, cwd: Path = ROOT, processes: int = 2) -> "subprocess.CompletedProcess[str]":
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
