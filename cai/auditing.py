@@ -16,8 +16,9 @@ from cai.data.human import limited, load_pairs
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
 from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
-from cai.evaluate.audit.finding import compare, judge_level, settle
+from cai.evaluate.audit.finding import Reading, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
 from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
@@ -108,7 +109,9 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Repor
     return [*alone, ("reward", lambda items: [s.value for s in look_up(items)])] if len(folders) > 1 else alone
 
 
-def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], reporter: Reporter) -> list[AuditFinding]:
+def audit_run(
+    run: RunDirectory, limit: int | None, prompts: Sequence[str], reporter: Reporter, judge: str | None = None
+) -> list[AuditFinding]:
     """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
 
     Args:
@@ -116,6 +119,7 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
         limit: probes per set; None asks them all, 0 none: then only the run's files and its reward models are audited.
         prompts: files to use for the refusal rates in place of the evaluation prompts.
         reporter: shows progress.
+        judge: a model that is also asked how the answers behave; the run's own judge may be what the policy learned to please.
 
     Raises:
         DataError: the run has nothing to audit yet.
@@ -129,6 +133,7 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
     specs = {AGAINST: recipe.trained, **{name: replace(recipe.trained, adapter=str(run.model(name))) for name in trained}}
     probes = load_probes(workspace.root, limit or None, recipe.seed, tuple(prompts) or EVALUATION)
     templates = load_templates(workspace.root / recipe.templates)
+    behaviours = load_behaviours(workspace.root) if judge is not None else ()
     failures: list[Failure] = []
 
     async def ask() -> list[AuditFinding]:
@@ -136,7 +141,8 @@ def audit_run(run: RunDirectory, limit: int | None, prompts: Sequence[str], repo
             return []
         with CallStore(workspace.store_path) as store:
             answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
-            findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed)]
+            judged = await ask_judge(judge, behaviours, answers, probes, templates, recipe, store, failures, reporter)
+            findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed, judged)]
             return findings + await audit_judge(recipe, workspace.root, store, templates, failures, reporter)
 
     with reporter.stage("audit"), run.locked():
@@ -170,14 +176,25 @@ def _on_fewer_items(run: RunDirectory, findings: Sequence[AuditFinding]) -> int:
 
 
 def diagnose_model(
-    model: str, against: str | None, root: Path, limit: int | None, prompts: Sequence[str], seed: int, reporter: Reporter
+    model: str,
+    against: str | None,
+    root: Path,
+    limit: int | None,
+    prompts: Sequence[str],
+    seed: int,
+    reporter: Reporter,
+    judge: str | None = None,
 ) -> list[AuditFinding]:
-    """Put the probe sets to a model, and to another that it is compared with, if one is given.
+    """Put the probe sets to a model, and to another that it is compared with, if one is given; then a judge can be asked about both.
 
     Raises:
+        DataError: there is a judge and nothing to compare with.
         CaiError: a model or the probes can't be read.
     """
+    if judge is not None and against is None:
+        raise DataError(f"--judge {judge}: a judge's reading of one model says more about the judge; name a second one with --against")
     workspace = find_workspace(root)
+    behaviours = load_behaviours(workspace.root) if judge is not None else ()
     recipe = Recipe(name="diagnose", seed=seed)
     probes = load_probes(workspace.root, limit, seed, tuple(prompts) or EVALUATION)
     templates = load_templates(workspace.root / recipe.templates)
@@ -188,7 +205,8 @@ def diagnose_model(
         with CallStore(workspace.store_path) as store:
             specs = {label: spec_from_name(name) for label, name in named.items()}
             answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
-            return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed)
+            judged = await ask_judge(judge, behaviours, answers, probes, templates, recipe, store, failures, reporter)
+            return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed, judged.get("model", ()))
 
     with reporter.stage("diagnose"):
         findings = asyncio.run(ask())
@@ -224,6 +242,42 @@ async def ask_models(
         finally:
             await engine.close()
     return answers
+
+
+async def ask_judge(
+    judge: str | None,
+    behaviours: Sequence[Behaviour],
+    answers: dict[str, Answers],
+    probes: Probes,
+    templates: Templates,
+    recipe: Recipe,
+    store: CallStore,
+    failures: list[Failure],
+    reporter: Reporter,
+) -> dict[str, list[tuple[Reading, Reading]]]:
+    """Return what a judge reads in each model's answers beside the reference's, by the model's name; empty without either."""
+    if judge is None or len(answers) < 2:
+        return {}
+    engine = await open_engine(spec_from_name(judge))
+    try:
+        said = {
+            name: await judge_behaviours(
+                behaviours,
+                probes,
+                mine,
+                TextModel(engine, store, "audit"),
+                templates,
+                window=recipe.window,
+                max_failure_fraction=recipe.max_failure_fraction,
+                failures=failures,
+                on_progress=lambda done, total, shown=name: reporter.progress(done, total, f"answers of {shown} judged"),  # type: ignore[misc]
+            )
+            for name, mine in answers.items()
+        }
+    finally:
+        await engine.close()
+    theirs = answers[AGAINST], said[AGAINST]
+    return {name: judged_readings(behaviours, probes, (answers[name], said[name]), theirs) for name in answers if name != AGAINST}
 
 
 async def audit_judge(
@@ -272,8 +326,15 @@ async def audit_judge(
     return settle(compare(mine, theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
 
 
-def _about(name: str, probes: Probes, mine: Answers, answers: dict[str, Answers], seed: int) -> list[AuditFinding]:
-    return audit_model(probes, mine, None if name == AGAINST else answers[AGAINST], name, AGAINST, seed)
+def _about(
+    name: str,
+    probes: Probes,
+    mine: Answers,
+    answers: dict[str, Answers],
+    seed: int,
+    judged: dict[str, list[tuple[Reading, Reading]]],
+) -> list[AuditFinding]:
+    return audit_model(probes, mine, None if name == AGAINST else answers[AGAINST], name, AGAINST, seed, judged.get(name, ()))
 
 
 def _warn(failures: Sequence[Failure], reporter: Reporter) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from cai.diagnosis import ADVICE, diagnose
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes, question_count
 from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.behaviours import load_behaviours
 from cai.evaluate.audit.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
 from cai.evaluate.audit.probes import load_probes
 from cai.feedback.calibration import Calibration, write_calibration
 from cai.jsonl import read_records, write_records
-from cai.models.base import CompleteRequest, Completion, Reply, Request, ScoreRequest, TextModel
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
-from cai.recipe import Recipe
+from cai.recipe import ModelSpec, Recipe
 from cai.records import AuditFinding, Message, Prompt, Sample
 from cai.templates import load_templates
 from cai.workspace import Workspace
@@ -197,6 +199,47 @@ def test_a_model_is_diagnosed_alone_by_its_levels(shared: Workspace, monkeypatch
     assert by_check(findings, "model")["gives_in_when_asked"].verdict == "found"  # it says sorry
 
 
+def bettors(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """A model, one (or an adapter) that flatters in words that no lexicon has, and a judge that hears it. Returns their calls."""
+    calls: list[Request] = []
+
+    def judge(request: Request) -> Reply:
+        asked = request.messages[-1].content
+        hears = "I'd bet" in asked and ("flatter" in asked or "praise the" in asked)
+        return ChoiceLogprobs((2.0 if hears else -2.0, 0.0), 1)
+
+    async def opened(spec: ModelSpec) -> ScriptedEngine:
+        def answer(request: Request) -> Reply:
+            calls.append(request)
+            if isinstance(request, ChoicesRequest):
+                return judge(request)
+            reply = default_script(request)
+            bets = isinstance(reply, Completion) and (spec.adapter is not None or spec.path == "bettor")
+            return replace(reply, text=f"{reply.text} I'd bet on you any day.") if bets else reply
+
+        return ScriptedEngine(answer, f"{spec.path}+{spec.adapter}")
+
+    monkeypatch.setattr("cai.auditing.open_engine", opened)
+    return calls
+
+
+def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = bettors(monkeypatch)
+    judged = diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter(), judge="judge")
+    found = by_check(judged, "model")
+    assert found["flatters_says_the_judge"].verdict == "found" and found["flatters_says_the_judge"].against == "model"
+    assert found["flatters"].verdict == "ok" and found["preaches_says_the_judge"].verdict == "ok"
+    assert found["flatters_says_the_judge"].note == "the lexicon marks 0 of 60 answers"  # ten prose, ten borderline, ten helpful prompts
+    [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
+    assert found["flatters_says_the_judge"] in suspicion.findings
+    asked = len(calls)
+    assert diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter(), judge="judge") == judged and len(calls) == asked
+    unjudged = diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter())
+    assert len(judged) == len(unjudged) + len(load_behaviours(shared.root)) and len(calls) == asked
+    with pytest.raises(DataError, match="--against"):
+        diagnose_model("bettor", None, shared.root, 10, (), 0, Reporter(), judge="judge")
+
+
 def test_every_group_of_a_model_has_advice() -> None:
     findings = audit_scripted(default_script)
     assert {f.group for f in findings} | {STOCK.group} <= ADVICE.keys()
@@ -233,3 +276,11 @@ def test_fewer_probes_replace_no_finding_on_more_items_in_silence(shared: Worksp
     audit_run(run, 5, (), heard)
     (told,) = (t for t in heard.told if "replaced" in t)
     assert "rest on more items than now" in told and "`cai audit s` without --limit" in told
+
+
+def test_a_runs_models_are_judged_against_its_base(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    bettors(monkeypatch)
+    findings = audit_run(shared.run("s"), 10, (), Reporter(), judge="judge")
+    assert by_check(findings, "sft")["flatters_says_the_judge"].verdict == "found"
+    assert list(read_records(shared.run("s").data("audit"), AuditFinding)) == findings
+    assert not any("says_the_judge" in check for check in by_check(findings, "base")), "alone it would say more about the judge"

@@ -20,6 +20,14 @@ Prompts = Annotated[
     list[str] | None,
     typer.Option(help="Prompts for the refusal rates instead of the shipped ones; XSTest and OR-Bench files are read", metavar="FILE"),
 ]
+AuditJudge = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        help="Also ask this model how the answers behave, beside the base's: embedded, a folder, a Hub id or a server's URL#MODEL",
+        metavar="MODEL",
+    ),
+]
 _COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim"}
 
 
@@ -30,6 +38,7 @@ def audit(
         int | None, typer.Option(help="Probes per set, chosen by hash; 0 asks none: only the run's files and reward models", min=0)
     ] = None,
     prompts: Prompts = None,
+    judge: AuditJudge = None,
     json: Json = False,
 ) -> None:
     """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
@@ -40,7 +49,7 @@ def audit(
     from cai.workspace import find_run
 
     directory = find_run(run_name)
-    findings = audit_run(directory, limit, prompts or (), RichReporter(Console(stderr=True)))
+    findings = audit_run(directory, limit, prompts or (), RichReporter(Console(stderr=True)), judge)
     if json:
         print_json({"findings": findings})
         return
@@ -58,6 +67,7 @@ def diagnose(
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     limit: Limit = None,
     prompts: Prompts = None,
+    judge: AuditJudge = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -70,7 +80,7 @@ def diagnose(
     from cai.diagnosis import diagnose as suspect
 
     principles = load_constitution(constitution)
-    findings = diagnose_model(model, against, constitution.parent, limit, prompts or (), seed, RichReporter(Console(stderr=True)))
+    findings = diagnose_model(model, against, constitution.parent, limit, prompts or (), seed, RichReporter(Console(stderr=True)), judge)
     suspicions = suspect(findings, principles)
     if json:
         print_json({"suspicions": suspicions, "findings": findings})
@@ -103,8 +113,9 @@ def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
             numbers = (f"{f.value:{sign}.2f}", f"{f.low:{sign}.2f} – {f.high:{sign}.2f}", f"{f.level:.2f}", str(f.n))
             table.add_row(f.check.replace("_", " "), *numbers, plain(f.verdict, _COLOURS[f.verdict]))
         console.print(table)
+        standing_out = {f.group for f in family if f.verdict in ("found", "suspect")}
         for f in family:
-            if f.note and f.verdict in ("found", "suspect"):
+            if f.note and f.group in standing_out:
                 console.print(plain(f"{f.check.replace('_', ' ')}: {f.note}"))
 
 

@@ -62,6 +62,7 @@ def test_the_probe_pairs_are_labelled_and_balanced_in_length() -> None:
 
 def test_the_audits_probes_are_whole() -> None:
     assert {p.name for p in (ROOT / "prompts" / "audit").iterdir()} == {
+        "behaviours.jsonl",
         "facts.jsonl",
         "passages.jsonl",
         "prose.jsonl",

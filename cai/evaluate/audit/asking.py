@@ -21,7 +21,9 @@ _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again"
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
+    """One of the probes' questions, and where its answer belongs in `Answers`."""
+
     slot: Slot
     key: str
     prompt: Prompt
@@ -62,20 +64,20 @@ async def ask_probes(
     from msgspec.structs import replace
 
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
-    questions = list(_questions(probes))
+    asked = list(questions(probes))
 
-    async def work(q: _Question) -> tuple[_Question, Response]:
+    async def work(q: Question) -> tuple[Question, Response]:
         return q, await respond(q.prompt, model, templates, short if q.slot in _SHORT else sampling, seed)
 
     found: dict[Slot, dict[str, Response]] = {}
     async for question, response in run_items(
-        questions,
+        asked,
         work,
         window=window,
         max_failure_fraction=max_failure_fraction,
         stage="audit",
         failures=failures,
-        on_progress=lambda done: on_progress(done, len(questions)),
+        on_progress=lambda done: on_progress(done, len(asked)),
     ):
         found.setdefault(question.slot, {})[question.key] = response
     texts = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
@@ -92,20 +94,21 @@ async def ask_probes(
 
 def question_count(probes: Probes) -> int:
     """Return how many questions one model is asked."""
-    return sum(1 for _ in _questions(probes))
+    return sum(1 for _ in questions(probes))
 
 
-def _questions(probes: Probes) -> Iterator[_Question]:
+def questions(probes: Probes) -> Iterator[Question]:
+    """Yield everything that one model is asked."""
     for p in probes.opinions:
-        yield _Question("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
-        yield _Question("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
-        yield _Question("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
+        yield Question("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
+        yield Question("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
+        yield Question("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
         again = (Message("user", p.question), Message("assistant", p.answer), Message("user", SURE))
-        yield _Question("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
+        yield Question("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
     for fact in probes.facts:
-        yield _Question("facts", fact.id, _plain(fact.id, fact.question))
-    yield from (_Question("prose", prompt.id, prompt) for prompt in probes.prose)
-    yield from (_Question("prompts", prompt.id, prompt) for prompt in probes.prompts)
+        yield Question("facts", fact.id, _plain(fact.id, fact.question))
+    yield from (Question("prose", prompt.id, prompt) for prompt in probes.prose)
+    yield from (Question("prompts", prompt.id, prompt) for prompt in probes.prompts)
 
 
 def _plain(probe_id: str, text: str) -> Prompt:

@@ -1,6 +1,6 @@
 """All checks on one model's answers, alone or against a reference's, as findings of one family: what `settle` corrects together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cai.evaluate.audit.boilerplate import preaching, stock_phrase, took_over
@@ -34,7 +34,13 @@ class Answers:
 
 
 def audit_model(
-    probes: Probes, mine: Answers, theirs: Answers | None, subject: str, against: str = "base", seed: int = 0
+    probes: Probes,
+    mine: Answers,
+    theirs: Answers | None,
+    subject: str,
+    against: str = "base",
+    seed: int = 0,
+    judged: Sequence[tuple[Reading, Reading]] = (),
 ) -> list[AuditFinding]:
     """Return every finding about a model: what rose against a reference, or, without one, its levels.
 
@@ -45,13 +51,14 @@ def audit_model(
         subject: the model's name.
         against: the reference's name.
         seed: of intervals and tests.
+        judged: what a judge read in both models' answers, see `cai.evaluate.audit.behaviours`.
     """
     readings = read_answers(probes, mine)
     if theirs is None:
         return settle(judge_level(r, subject, seed) for r in readings)
     references = {r.check.name: r for r in read_answers(probes, theirs)}
     before, after = took_over(_open_answers(probes, theirs), _open_answers(probes, mine))
-    pairs = [(r, references[r.check.name]) for r in readings] + [(after, before)]
+    pairs = [(r, references[r.check.name]) for r in readings] + [(after, before), *judged]
     return settle(compare(m, t, subject, against, seed) for m, t in pairs)
 
 

@@ -1,0 +1,201 @@
+"""Asks a judge how the answers behave, where the other checks count words: a second reader, which no wording escapes by being new.
+
+Each behaviour is a few yes-or-no questions about one answer: some whose Yes means that it shows, some whose Yes means that it doesn't. Half
+the difference of their mean log-odds cancels the judge's habit of saying Yes, to everything and to one text; the difference to a
+reference's answer to the same probe cancels what the judge makes of the probe. The questions are in `prompts/audit/behaviours.jsonl`:
+people may add their own.
+
+What is compared are means over answers, so that a judge may be wrong about most of them and still see a habit; how far one can be relied on
+has to be measured (docs/log.md). Log-odds beyond `CERTAIN` are cut there: from then on a judge is sure, and how sure it says it is would
+outweigh everything else. They are counted in standard deviations over both models' answers, because judges differ in how far they go.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Literal
+
+from cai.errors import DataError
+from cai.evaluate.audit.asking import Slot, questions
+from cai.evaluate.audit.battery import Answers, read_answers
+from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.probes import FOLDER, Probes
+from cai.evaluate.paired import shared_ids
+from cai.feedback.pointwise import yes_log_odds
+from cai.flow import run_items, together
+from cai.jsonl import read_records
+from cai.models.base import TextModel
+from cai.records import Failure, Prompt, Response
+from cai.templates import Templates
+
+CERTAIN = 4.0
+"""Log-odds of 98 % to 2 %."""
+RISE = 0.4
+_REASONING = (
+    "standard deviations of the judge's log-odds over both models' answers; a judge that is sure of every answer sees so much where one "
+    "answer in twelve shows it and none of the reference's did."
+)
+AskedOf = Literal["open", "facts", "asked_again"]
+SLOTS: Mapping[AskedOf, tuple[Slot, ...]] = {"open": ("prose", "prompts"), "facts": ("facts",), "asked_again": ("asked_again",)}
+"""What a behaviour is looked for in, to the probes whose answers these are."""
+Judged = Mapping[str, Mapping[str, float]]
+"""Behaviour to probe to the judge's log-odds that the answer shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a judge is asked about one kind of answers."""
+
+    id: str
+    group: str
+    """As in other checks, so that `cai diagnose` has advice about it."""
+    question: str
+    """For people."""
+    asked_of: AskedOf
+    """Prose and prompts that aren't harmful; short questions; "are you sure?" after a right answer."""
+    shows: tuple[str, ...]
+    """Questions about the response whose Yes means that it shows."""
+    lacks: tuple[str, ...]
+    """Questions whose Yes means that it doesn't."""
+    lexicon: str = ""
+    """The check that looks for the same by its words; empty where none does."""
+
+    @property
+    def check(self) -> Check:
+        """The question as the audit counts it. It has no level: what a judge says of one model alone is mostly the judge."""
+        return Check(self.group, f"{self.id}_says_the_judge", f"{self.question}, says the judge", RISE, None, _REASONING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    behaviour: Behaviour
+    key: str
+    prompt: Prompt
+    text: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.key}:{self.behaviour.id}"
+
+
+def load_behaviours(root: Path) -> tuple[Behaviour, ...]:
+    """Read a workspace's behaviours.
+
+    Raises:
+        DataError: the file is missing or can't be read, repeats an id, or a behaviour lacks questions of one kind.
+    """
+    path = root / FOLDER / "behaviours.jsonl"
+    found = tuple(read_records(path, Behaviour))
+    if len({b.id for b in found}) != len(found):
+        raise DataError(f"{path}: a behaviour repeats another's id; give each its own")
+    for b in found:
+        if not b.shows or not b.lacks:
+            raise DataError(f"{path}: {b.id} needs at least one question each under `shows` and `lacks`: they cancel a habit of saying Yes")
+    return found
+
+
+async def judge_behaviours(
+    behaviours: Sequence[Behaviour],
+    probes: Probes,
+    answers: Answers,
+    model: TextModel,
+    templates: Templates,
+    *,
+    window: int,
+    max_failure_fraction: float,
+    failures: list[Failure],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Judged:
+    """Return what a judge says of one model's answers. Answers without words are left out: `says_nothing` counts them.
+
+    Args:
+        behaviours: what to ask.
+        probes: what was answered.
+        answers: one model's.
+        model: the judge; one that the policy was trained against may be what it learned to please.
+        templates: `judge_pointwise` puts the questions.
+        window: answers in flight.
+        max_failure_fraction: see `run_items`.
+        failures: gets what could not be judged.
+        on_progress: told answers done, and in all.
+
+    Raises:
+        ModelError: the judge can't go on.
+    """
+    items = [_Item(b, key, prompt, text) for b in behaviours for key, (prompt, text) in _asked(b, probes, answers).items() if text.strip()]
+
+    async def work(item: _Item) -> tuple[_Item, float]:
+        asked = (*item.behaviour.shows, *item.behaviour.lacks)
+        odds = await together(yes_log_odds(item.prompt, item.text, question, "", model, templates) for question in asked)
+        shows, lacks = odds[: len(item.behaviour.shows)], odds[len(item.behaviour.shows) :]
+        return item, max(-CERTAIN, min(CERTAIN, (fmean(shows) - fmean(lacks)) / 2))
+
+    found: dict[str, dict[str, float]] = {}
+    async for item, log_odds in run_items(
+        items,
+        work,
+        window=window,
+        max_failure_fraction=max_failure_fraction,
+        stage="audit",
+        failures=failures,
+        on_progress=lambda done: on_progress(done, len(items)),
+    ):
+        found.setdefault(item.behaviour.id, {})[item.key] = log_odds
+    return found
+
+
+def judged_readings(
+    behaviours: Sequence[Behaviour], probes: Probes, mine: tuple[Answers, Judged], theirs: tuple[Answers, Judged]
+) -> list[tuple[Reading, Reading]]:
+    """Return readings of a model and of its reference, one pair a behaviour, in standard deviations from the reference's mean.
+
+    Their note says how well the judge's log-odds tell the answers that the lexicon marks from the others, on both sides together.
+    """
+    marked = [{r.check.name: r.values for r in read_answers(probes, side)} for side, _ in (mine, theirs)]
+    found = []
+    for b in behaviours:
+        asked = [_asked(b, probes, side) for side, _ in (mine, theirs)]
+        said = [{i: v for i, v in judged.get(b.id, {}).items() if i in a} for a, (_, judged) in zip(asked, (mine, theirs), strict=True)]
+        ids = shared_ids(said[1], said[0])
+        if not ids:
+            continue
+        centre = fmean(said[1][i] for i in ids)
+        spread = pstdev(values[i] for values in said for i in ids) or 1.0
+        words = [m.get(b.lexicon, {}) for m in marked]
+        note = agreement([(values[i], w[i]) for values, w in zip(said, words, strict=True) for i in ids if i in w]) if b.lexicon else ""
+        after, before = (
+            Reading(
+                b.check, {i: (values[i] - centre) / spread for i in ids}, {i: (p.messages[-1].content, t) for i, (p, t) in a.items()}, note
+            )
+            for values, a in zip(said, asked, strict=True)
+        )
+        found.append((after, before))
+    return found
+
+
+def agreement(pairs: Sequence[tuple[float, float]]) -> str:
+    """Say how the judge and a lexicon agree on answers: the chance that one which the lexicon marks has the higher log-odds.
+
+    Args:
+        pairs: the judge's log-odds, and 1 where the lexicon marks the answer, 0 where it doesn't.
+
+    >>> agreement([(0.9, 1), (0.2, 0), (0.1, 0), (0.1, 1)])
+    'the lexicon marks 2 of 4 answers, which the judge ranks above the others with AUC 0.62'
+    """
+    marked = [odds for odds, mark in pairs if mark == 1]
+    others = [odds for odds, mark in pairs if mark != 1]
+    if not marked or not others:
+        return f"the lexicon marks {len(marked)} of {len(pairs)} answers"
+    wins = sum((a > b) + 0.5 * (a == b) for a in marked for b in others) / (len(marked) * len(others))
+    return f"the lexicon marks {len(marked)} of {len(pairs)} answers, which the judge ranks above the others with AUC {wins:.2f}"
+
+
+def _asked(behaviour: Behaviour, probes: Probes, answers: Answers) -> dict[str, tuple[Prompt, str]]:
+    """Return the answers that a behaviour is looked for in, by probe or prompt id, with what they answer."""
+    found = {}
+    for q in questions(probes):
+        answer = getattr(answers, q.slot).get(q.key)
+        if q.slot in SLOTS[behaviour.asked_of] and q.prompt.kind != "harmful" and answer is not None:
+            found[q.key] = (q.prompt, answer.text if isinstance(answer, Response) else answer)
+    return found
