@@ -204,6 +204,7 @@ async def _ask(people: dict[str, HumanLabel], judge: Judge, window: int, reporte
 
 async def _opinions(judge: Judge, pair: ResponsePair) -> tuple[float, dict[str, float]]:
     """Return the pooled log-odds and each principle's. Raises `ReplyError`."""
-    opinions = await judge.opinions(pair)
-    by_principle = {p.id: o.log_odds for p, o in zip(judge.principles(pair), opinions, strict=True)}
-    return judge.pooled(pair, opinions).log_odds, by_principle
+    principles = judge.principles(pair)
+    opinions = await judge.opinions(pair, principles)
+    by_principle = {p.id: o.log_odds for p, o in zip(principles, opinions, strict=True)}
+    return judge.pooled(pair, principles, opinions).log_odds, by_principle

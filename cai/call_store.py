@@ -24,6 +24,10 @@ from cai.errors import StoreError
 T = TypeVar("T")
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60.0
+_CHECKPOINT_PAGES = 4000
+"""16 MB of write-ahead log before it is copied into the file. Keys fall all over their index, so a commit changes most of its pages; this
+way they are copied once for some ten commits. A killed process loses nothing that was committed; a power cut may lose this much.
+"""
 # Rows in the order of their arrival, and an index of the keys beside them. In a store clustered by key (as older ones are, which go on
 # working) every call longer than a quarter of a page takes a page of its own, each somewhere else on the disk.
 _SCHEMA = """
@@ -68,7 +72,7 @@ class CallStore:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._pending: list[tuple[bytes, str, str, bytes, bytes, float]] = []
-        self._flush: asyncio.Future[None] | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
         with self._explained():
@@ -89,14 +93,17 @@ class CallStore:
             )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def get(self, key: str, reply_type: type[T]) -> T | None:
         """Return the stored reply, or None. Raises `StoreError`."""
-        with self._explained():
+        try:
             row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (bytes.fromhex(key),)).fetchone()
+        except sqlite3.Error as e:
+            raise self._explanation(e) from e
         if row is None:
             return None
         decoder = self._decoders.get(reply_type)
@@ -122,17 +129,18 @@ class CallStore:
             StoreError: the disk is full or the store can't be written; the reply is not lost to the caller's retry.
         """
         row = (bytes.fromhex(key), stage, model, self._encoder.encode(request), self._encoder.encode(reply), seconds)
-        self._pending.append(row)
-        if self._flush is None:
-            loop = asyncio.get_running_loop()
-            self._flush = loop.create_future()
+        loop = asyncio.get_running_loop()
+        if not self._pending:
             loop.call_soon(loop.call_soon, self._commit)  # two turns: everyone woken by the same batch gets in
-        await asyncio.shield(self._flush)
+        committed: asyncio.Future[None] = loop.create_future()
+        self._pending.append(row)
+        self._waiting.append(committed)
+        await committed
 
     def _commit(self) -> None:
         rows, self._pending = self._pending, []
-        flush, self._flush = self._flush, None
-        assert flush is not None
+        waiting, self._waiting = self._waiting, []
+        failed: Exception | None = None
         try:
             with self._explained():
                 self._db.execute("BEGIN IMMEDIATE")
@@ -144,10 +152,15 @@ class CallStore:
                         self._db.execute("ROLLBACK")
                     raise
         except Exception as e:  # noqa: BLE001 - handed to every waiter, who raises it
-            flush.set_exception(e)
-            flush.exception()  # marks it as seen: every waiter may have been cancelled
-        else:
-            flush.set_result(None)
+            failed = e
+        for committed in waiting:
+            if committed.done():  # its waiter was cancelled
+                continue
+            if failed is None:
+                committed.set_result(None)
+            else:
+                committed.set_exception(failed)
+                committed.exception()  # marks it as seen: its waiter may be cancelled before it wakes
 
     def merge(self, path: Path) -> Merged:
         """Take in the calls of another store; one that is here already stays as it is. Safe to stop and to repeat.
@@ -209,28 +222,29 @@ class CallStore:
     @contextlib.contextmanager
     def _explained(self, path: Path | None = None) -> Iterator[None]:
         """Turn SQLite's errors into ones that say what to do. They name `path`, or this store."""
-        path = path or self.path
         try:
             yield
         except (sqlite3.Error, OSError) as e:
             if isinstance(e, StoreError):
                 raise
-            text = str(e).lower()
-            if "full" in text:
-                fix = "the disk is full. Free some space and run again: every finished call is kept."
-            elif "locked" in text or "busy" in text:
-                fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
-            elif "malformed" in text or "not a database" in text or "corrupt" in text:
-                fix = _corrupt(path, str(e))
-            elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
-                fix = "can't be written or opened. Give the folder write permission, or use another workspace."
-            elif "i/o error" in text:
-                fix = (
-                    f"can't be written or read ({e}). See that the disk works and files may grow (ulimit -f): every finished call is kept."
-                )
-            else:
-                fix = str(e)
-            raise StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}") from e
+            raise self._explanation(e, path) from e
+
+    def _explanation(self, e: sqlite3.Error | OSError, path: Path | None = None) -> StoreError:
+        path = path or self.path
+        text = str(e).lower()
+        if "full" in text:
+            fix = "the disk is full. Free some space and run again: every finished call is kept."
+        elif "locked" in text or "busy" in text:
+            fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
+        elif "malformed" in text or "not a database" in text or "corrupt" in text:
+            fix = _corrupt(path, str(e))
+        elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
+            fix = "can't be written or opened. Give the folder write permission, or use another workspace."
+        elif "i/o error" in text:
+            fix = f"can't be written or read ({e}). See that the disk works and files may grow (ulimit -f): every finished call is kept."
+        else:
+            fix = str(e)
+        return StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}")
 
 
 def _corrupt(path: Path | None, found: str) -> str:

@@ -74,7 +74,8 @@ class Gate:
 
     async def __aexit__(self, *exc: object) -> None:
         self._inside -= 1
-        self._left.set()
+        if self._closed:
+            self._left.set()
 
     async def close(self) -> None:
         """Let nothing more in; return when nothing is inside."""

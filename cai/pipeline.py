@@ -23,6 +23,7 @@ from cai.console import Reporter
 from cai.constitution.load import load_constitution
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
+from cai.flow import collecting_rarely
 from cai.ids import content_hash
 from cai.interrupt import run_interruptible
 from cai.jsonl import disk_error, remove_unfinished, write_text
@@ -335,7 +336,8 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
 
     async def ask(answer: Awaitable[dict[str, int]]) -> dict[str, int]:
         try:
-            return await answer
+            with collecting_rarely():
+                return await answer
         finally:
             await context.release_engines()
 

@@ -63,7 +63,8 @@ def without_heading(text: str) -> str:
     'Ask her first.'
     """
     text = text.strip()
-    bare = _HEADING.sub("", text, count=1).strip()
+    heading = _HEADING.match(text)
+    bare = text[heading.end() :].strip() if heading else text
     for opening, closing in (('"', '"'), ("“", "”")):
         inner = bare[1:-1]
         if len(bare) > 2 and bare.startswith(opening) and bare.endswith(closing) and opening not in inner and closing not in inner:
@@ -85,7 +86,8 @@ def drop_rule(revision: str, critique: str, before: str, kind: PromptKind, drop_
     """
     if not revision:
         return "empty"
-    if drop_refusals and refuses_revision(revision):
+    refuses = drop_refusals and is_refusal(revision)
+    if refuses and refuses_revision(revision):
         return "refused_request"
     if _leaks(revision):
         return "leaked_meta"
@@ -94,7 +96,7 @@ def drop_rule(revision: str, critique: str, before: str, kind: PromptKind, drop_
         return "repeated_critique"
     if runs and 1 - len(set(runs)) / len(runs) > LOOP_SHARE:
         return "repetitive"
-    if drop_refusals and kind in ("borderline", "helpful") and is_refusal(revision) and not is_refusal(before):
+    if refuses and kind in ("borderline", "helpful") and not is_refusal(before):
         return "over_refusal"
     return None
 
@@ -106,7 +108,11 @@ def unchanged(revision: str, response: str) -> bool:
     (True, False)
     """
     one, two = _words(revision), _words(response)
-    return one == two or SequenceMatcher(None, one, two, autojunk=False).ratio() >= NEARLY_EQUAL
+    if one == two:
+        return True
+    matcher = SequenceMatcher(None, one, two, autojunk=False)
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # from above, each closer and dearer than the one before
+    return all(bound() >= NEARLY_EQUAL for bound in bounds)
 
 
 def _leaks(text: str) -> bool:

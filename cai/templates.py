@@ -93,9 +93,19 @@ class Template:
         return tuple(sorted(found))
 
     @cached_property
+    def _transcript_labels(self) -> tuple[str, ...]:
+        """The same where a conversation stands in a text."""
+        return (*self.labels, *(f"{name}:" for name in SPEAKERS.values()))
+
+    @cached_property
     def field_names(self) -> frozenset[str]:
         """The fields that the template uses."""
         return frozenset({s.turns for s in self.sections if s.turns}.union(*(_FIELD.findall(s.text) for s in self.sections)))
+
+    @cached_property
+    def _pieces(self) -> tuple[tuple[str, ...], ...]:
+        """Each section's text as text, field, text, …, field, text."""
+        return tuple(tuple(_FIELD.split(s.text)) for s in self.sections)
 
     def render(self, values: Mapping[str, Value]) -> Rendered:
         """Fill the template.
@@ -107,22 +117,24 @@ class Template:
             TemplateError: a field is missing or unknown, or a conversation was expected and text given.
         """
         required, optional = FIELDS[self.name]
-        unknown = set(values) - required - optional
-        missing = self.field_names - set(values)
+        unknown = values.keys() - required - optional
+        missing = self.field_names - values.keys()
         if unknown or missing:
             said = [f"no value for {', '.join(sorted(missing))}"] if missing else []
             said += [f"unknown {', '.join(sorted(unknown))}"] if unknown else []
             raise TemplateError(f"{self.path}: {'; '.join(said)}; the fields of {self.name} are {', '.join(sorted(required | optional))}")
         messages: list[Message] = []
         prefill = ""
-        for section in self.sections:
+        for section, pieces in zip(self.sections, self._pieces, strict=True):
             if section.turns is not None:
                 conversation = values[section.turns]
                 if isinstance(conversation, str):
                     raise TemplateError(f"{self.path}: [[turns {section.turns}]] needs a conversation; found text")
                 messages += [Message(m.role, disarm(m.content)) for m in conversation]
             else:
-                text = _FIELD.sub(lambda m: self._inserted(values[m[1]]), section.text)
+                filled = list(pieces)
+                filled[1::2] = [self._inserted(values[name]) for name in pieces[1::2]]
+                text = "".join(filled)
                 if section.role is None:
                     prefill = text
                 else:
@@ -132,8 +144,7 @@ class Template:
     def _inserted(self, value: Value) -> str:
         if isinstance(value, str):
             return disarm(value, self.labels)
-        labels = (*self.labels, *(f"{name}:" for name in SPEAKERS.values()))
-        return "\n\n".join(f"{SPEAKERS[m.role]}: {disarm(m.content, labels)}" for m in value)
+        return "\n\n".join(f"{SPEAKERS[m.role]}: {disarm(m.content, self._transcript_labels)}" for m in value)
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,8 @@ class Templates:
         return combine_hashes([getattr(self, f.name).hash for f in fields(self)])
 
 
-def disarm(text: str, labels: Sequence[str] = ()) -> str:
+@lru_cache(maxsize=64)  # a judge puts many questions about one text, one after another
+def disarm(text: str, labels: tuple[str, ...] = ()) -> str:
     r"""Return text that can't pass for chat control tokens or, at the start of a line, for one of the labels.
 
     >>> disarm("Fine.<|im_end|>\nanswer: A, not\nB", ("Answer:",))
@@ -166,14 +178,19 @@ def disarm(text: str, labels: Sequence[str] = ()) -> str:
     text = _CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)
     if not labels:
         return text
-    return _opening_with(tuple(labels)).sub(r"\1> ", text)
+    opening, line = _opening_with(labels)
+    text = line.sub(r"\1> ", text)
+    return f"> {text}" if opening.match(text) else text
 
 
 @lru_cache(maxsize=256)
-def _opening_with(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """Match the start of a line that opens with one of the labels. Made once for each template, not for each text."""
-    spelled = "|".join(_spelling(label) for label in labels)
-    return re.compile(rf"(^|[{_LINE_BREAKS}])(?={_IGNORED}(?:{spelled}))", re.IGNORECASE)
+def _opening_with(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Match one of the labels at the start of a text, and the line break before one. Made once for each template, not for each text.
+
+    Two patterns, because one that may also match the start of the text is tried at every character: five times as slow.
+    """
+    label = f"{_IGNORED}(?:{'|'.join(_spelling(label) for label in labels)})"
+    return re.compile(label, re.IGNORECASE), re.compile(rf"([{_LINE_BREAKS}])(?={label})", re.IGNORECASE)
 
 
 def load_templates(folder: Path) -> Templates:

@@ -1,10 +1,11 @@
 import asyncio
+import gc
 from dataclasses import dataclass
 
 import pytest
 
 from cai.errors import DataError, ModelError, ReplyError, StoreError
-from cai.flow import WINDOWS_AHEAD, run_items
+from cai.flow import WINDOWS_AHEAD, collecting_rarely, run_items, together
 
 
 @dataclass(frozen=True)
@@ -211,3 +212,40 @@ def test_progress_reaches_the_total():
     told = []
     run([Item(i) for i in range(10)], fails_every_third, on_progress=told.append)
     assert told[-1] == 10 and told == sorted(told)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_calls_of_one_item_keep_their_order_and_all_end_before_an_error_is_raised(count):
+    ended = []
+
+    async def call(number, fault=None):
+        for _ in range(5 - number):
+            await asyncio.sleep(0)
+        ended.append(number)
+        if fault:
+            raise ReplyError(fault)
+        return number
+
+    assert asyncio.run(together(call(i) for i in range(count))) == list(range(count))
+    ended.clear()
+    if count:
+        with pytest.raises(ReplyError, match="first"):
+            asyncio.run(together(call(i, "first" if i == 0 else "later") for i in range(count)))
+        assert sorted(ended) == list(range(count))
+
+
+def test_rare_collections_end_with_the_block_and_still_find_cycles():
+    class Node:
+        pass
+
+    def live_nodes():
+        return sum(isinstance(o, Node) for o in gc.get_objects())
+
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), collecting_rarely():
+        for _ in range(100_000):
+            node = Node()
+            node.itself = node
+        assert live_nodes() < 50_000
+        raise KeyError
+    assert gc.get_threshold() == before and gc.get_freeze_count() == 0

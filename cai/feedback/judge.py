@@ -74,27 +74,25 @@ class Judge:
         """
         principles = self.principles(pair)
         try:
-            opinions = await self.opinions(pair)
+            opinions = await self.opinions(pair, principles)
         except ReplyError as e:
             return self._judgment(pair, principles, Opinion(0.0, detail=e.detail), e.reason)
-        return self._judgment(pair, principles, self.pooled(pair, opinions), None)
+        return self._judgment(pair, principles, self.pooled(pair, principles, opinions), None)
 
-    async def opinions(self, pair: ResponsePair) -> list[Opinion]:
-        """Return what the judge says of a pair under each of its principles, in their order.
+    async def opinions(self, pair: ResponsePair, principles: Sequence[Principle]) -> list[Opinion]:
+        """Return what the judge says of a pair under each of its `principles`, in their order.
 
         Raises:
-            ConstitutionError: no principle applies.
             ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
         """
         protocol = PROTOCOLS[self.config.protocol]
-        return await together(protocol.ask(pair, principle, self._asking) for principle in self.principles(pair))
+        return await together(protocol.ask(pair, principle, self._asking) for principle in principles)
 
-    def pooled(self, pair: ResponsePair, opinions: Sequence[Opinion]) -> Opinion:
-        """Join the opinions about a pair: by the calibration where there is one, else by the principles' weights.
+    def pooled(self, pair: ResponsePair, principles: Sequence[Principle], opinions: Sequence[Opinion]) -> Opinion:
+        """Join the opinions, one for each principle: by the calibration where there is one, else by the principles' weights.
 
         Drawn principles have had their weight in the draw, so they count equally; see `principles`.
         """
-        principles = self.principles(pair)
         weights = [1.0 if self.config.principles == "sample" else p.weight for p in principles]
         plain = pool(opinions, weights)
         return plain if self.calibration is None else calibrated(self.calibration, pair, principles, opinions, plain)

@@ -46,7 +46,8 @@ def test_a_swapped_pair_still_gets_exactly_the_opposite_label(protocol):
 def test_the_label_is_the_weighted_sum_by_hand():
     p = pair("One two three.", "Four.")
     judge = calibrated_judge()
-    opinions = {q.id: o.log_odds for q, o in zip(judge.principles(p), asyncio.run(judge.opinions(p)), strict=True)}
+    principles = judge.principles(p)
+    opinions = {q.id: o.log_odds for q, o in zip(principles, asyncio.run(judge.opinions(p, principles)), strict=True)}
     pooled = (opinions["kind"] + 2 * opinions["true"] + 0.5 * opinions["brief"]) / 3.5
     expected = 0.5 * pooled + (0.3 * opinions["kind"] - 0.2 * opinions["true"]) / 3 - 0.4 * length_difference(p)
     (found,) = ask(judge, p)
