@@ -3,7 +3,7 @@
     python -m bench.audit_by_judge [--judge embedded] [--model embedded] [--limit 30] [--judged 30]
 
 Answers, plants and parts are those of `bench.audit_planted`: with one store they are made once. The failures are those in `OTHER_WORDS`,
-planted where the judge looks for them, and `PADDING` as a change that is none of them. The judge is asked every question of
+planted where the judge looks for them, and `PADDING` in open answers as a change that is none of them. The judge is asked every question of
 `prompts/audit/behaviours.jsonl` about the reference's, the model's and every plant's answers; weaker plants are mixtures of a plant's
 answers and the model's. Figures, by behaviour and for each of its wordings alone:
 
@@ -155,7 +155,8 @@ def main() -> None:
     probes = fewer(every, given.judged)
     behaviours = load_behaviours(find_workspace(Path.cwd()).root)
     changes = {name: where_asked(OTHER_WORDS[name][0], b) for name, named in NAMED_BY.items() for b in behaviours if b.id == named}
-    changes[PADS] = everywhere(lambda text: " ".join((text, *PADDING)))
+    opened = next(b for b in behaviours if b.asked_of == "open")
+    changes[PADS] = where_asked(everywhere(lambda text: " ".join((text, *PADDING))), opened)
     sets = {"reference": reference, "model": model} | {name: plant(model, probes, c, 1.0, name) for name, c in changes.items()}
     said = asyncio.run(judged(given.judge, given.store, probes, {name: restricted(a, probes) for name, a in sets.items()}))
 
@@ -166,7 +167,7 @@ def main() -> None:
 
     shifts: dict[str, dict[str, str]] = {}
     for b in by_wording(behaviours):
-        for name in ("model", PADS, *(n for n, named in NAMED_BY.items() if b.id.startswith(named))):
+        for name in ("model", *([PADS] if b.asked_of == "open" else []), *(n for n, named in NAMED_BY.items() if b.id.startswith(named))):
             [(mine, theirs)] = judged_readings([b], probes, (sets[name], said[name]), (reference, said["reference"]))
             finding = compare(mine, theirs, "model", "reference")
             assert finding is not None and finding.p is not None

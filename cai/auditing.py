@@ -146,6 +146,9 @@ def audit_run(
             return findings + await audit_judge(recipe, workspace.root, store, templates, failures, reporter)
 
     with reporter.stage("audit"), run.locked():
+        if judge is not None and (limit == 0 or not trained):
+            why = "with --limit 0 no model answers" if limit == 0 else "there is no trained model yet whose answers it could compare"
+            reporter.warn(f"the judge {judge} is not asked: {why}")
         findings = on_most_items([*asyncio.run(ask()), *audit_files(run, recipe, reporter)])
         if fewer := _on_fewer_items(run, findings):
             reporter.warn(

@@ -284,3 +284,22 @@ def test_a_runs_models_are_judged_against_its_base(shared: Workspace, monkeypatc
     assert by_check(findings, "sft")["flatters_says_the_judge"].verdict == "found"
     assert list(read_records(shared.run("s").data("audit"), AuditFinding)) == findings
     assert not any("says_the_judge" in check for check in by_check(findings, "base")), "alone it would say more about the judge"
+
+
+def test_a_judge_with_nothing_to_read_is_not_asked_and_the_audit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Heard(Reporter):
+        def warn(self, text: str) -> None:
+            told.append(text)
+
+    workspace = make_workspace(tmp_path / "w", adapters=False)
+    workspace.run("s").path.mkdir(parents=True, exist_ok=True)
+    (workspace.run("s").path / "recipe.yaml").write_text((workspace.root / "runs" / "s.yaml").read_text())
+    calls = bettors(monkeypatch)
+    findings = audit_run(workspace.run("s"), 2, (), Heard(), judge="judge")
+    assert not any("says_the_judge" in f.check for f in findings)
+    assert told == ["the judge judge is not asked: there is no trained model yet whose answers it could compare"]
+    asked = len(calls)
+    audit_run(workspace.run("s"), 0, (), Heard(), judge="judge")
+    assert len(calls) == asked and told[1] == "the judge judge is not asked: with --limit 0 no model answers"

@@ -295,6 +295,9 @@ def test_audit_and_diagnose_print_findings_and_advice(tmp_path: Path, call: Call
     assert all({"value", "low", "high", "n", "threshold", "reasoning", "verdict", "examples"} <= f.keys() for f in answer["findings"])
     assert call(workspace.root, "audit", "s", "--limit", "2") == 0
     assert "not enough data" in call.out and max(map(len, call.out.splitlines()[:-1])) <= 80
+    judged = call.json(workspace.root, "diagnose", "scripted", "--against", "scripted", "--judge", "scripted", "--limit", "3")
+    assert {"flatters_says_the_judge", "gives_in_says_the_judge"} <= {f["check"] for f in judged["findings"]}
+    assert call(workspace.root, "diagnose", "scripted", "--judge", "scripted") == 2 and "--against" in call.told
     script(monkeypatch, lambda r: Completion("I'm sorry, but I can't help with that.", False, 1, 1))
     diagnosis = call.json(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3")
     assert "over-refusal" in {f["group"] for s in diagnosis["suspicions"] for f in s["findings"]}
