@@ -128,25 +128,32 @@ def synthetic_model(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cases", type=int, nargs="+", help="by number, from 0")
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case is not None:
         sys.stdout.write(json.dumps(measure(CASES[arguments.case], arguments.model)) + "\n")
         return
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, model in (("embedded", "embedded"), ("wide", synthetic_model(Path(folder) / "wide"))):
             d = read_dimensions(ModelSpec(path=model))
             assert d is not None
             for number, case in enumerate(CASES):
-                if arguments.quick and number not in QUICK:
+                if number not in (arguments.cases or (QUICK if arguments.quick else range(len(CASES)))):
                     continue
                 command = [sys.executable, "-m", "bench.plan_memory", "--case", str(number), "--model", model]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                peak, guess = int(done.stdout.splitlines()[-1]), predicted(case, d, model)
                 shown = ", ".join(f"{k}={v}" for k, v in case.items())
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    failed += 1
+                    print(f"{name:9} {shown:90} exit {done.returncode}: {(done.stderr.splitlines() or ['killed'])[-1]}", flush=True)
+                    continue
+                peak, guess = int(done.stdout.splitlines()[-1]), predicted(case, d, model)
                 print(f"{name:9} {shown:90} predicted {guess / 2**30:5.2f}  measured {peak / 2**30:5.2f} GiB  {guess / peak - 1:+5.0%}")
                 sys.stdout.flush()
+    sys.exit(min(failed, 1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ What it can't say (the interpreter and libraries, an allocator's waste) is one c
 Counted for a Llama-like decoder: grouped attention, a gated MLP, no attention matrix kept (SDPA), LoRA weights in float32 under autocast.
 """
 
+import ctypes
+import gc
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 SCORE_BYTES = 28.0
 """Per position that is scored and entry of the vocabulary, fitted to SFT's measured peaks: logits, float32 log-probabilities, entropy and
 their gradients, several of them at once."""
+SCORED_TOKENS = 16_384
+"""That reward models run at once (`cai.train.ensemble`)."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
 """Per trained weight: both of Adam's moments."""
 
@@ -179,3 +184,20 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float) -> float:
     if spec.adapter is not None and spec.precision != "nf4":
         loading = loading_bytes(d, "float32")
     return PROCESS_BYTES + max(running, loading)
+
+
+def scoring_bytes(d: Dimensions, precision: Precision, tokens: float) -> float:
+    """Return the peak of reward models that score texts, with `tokens` in all: a lone member is merged in float32, and no more than
+    `SCORED_TOKENS` run at once."""
+    at_once = min(tokens, SCORED_TOKENS) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]
+    return PROCESS_BYTES + max(weight_bytes(d, precision) + at_once, loading_bytes(d, "float32" if precision != "nf4" else precision))
+
+
+def release_memory() -> None:
+    """Give the system back what nothing uses any more. After an engine or a training, glibc keeps freed blocks of some tenths of a GiB."""
+    gc.collect()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL(None).malloc_trim(0)
+        except (AttributeError, OSError):  # another C library
+            return

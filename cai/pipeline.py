@@ -6,7 +6,6 @@ outputs are what the manifest says. Otherwise it runs; calls it has made before 
 """
 
 import asyncio
-import gc
 import inspect
 import os
 import time
@@ -40,6 +39,7 @@ from cai.manifest import (
     reset_device_peak,
     write_manifest,
 )
+from cai.memory import release_memory
 from cai.models.base import Engine, TextModel
 from cai.models.opening import open_engine
 from cai.recipe import ModelSpec, Recipe
@@ -96,7 +96,7 @@ class Context:
         for engine in self._engines.values():
             await engine.close()
         self._engines.clear()
-        gc.collect()
+        release_memory()
 
 
 @dataclass(frozen=True)
@@ -363,6 +363,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         raise
     finally:
         entry.seconds = time.monotonic() - started
+        release_memory()
         for model, spec in context.models:
             usage = model.usage
             entry.calls_made += usage.made

@@ -1,56 +1,55 @@
 """What a run will cost, before anything runs: calls, tokens, seconds, memory and money per stage.
 
-Calls are exact upper bounds (no reuse, nothing dropped). Tokens are estimated from the prompts' lengths and the sampling limits. Seconds
-come from the last finished run of the same model in this workspace, stage by stage, and otherwise from rates measured on two CPU cores
-with the embedded model, scaled by parameters: rough, and said so.
+Calls are exact upper bounds (no reuse, nothing dropped). Tokens are estimated from the prompts' lengths, the constitution's and the
+templates' wording, and the sampling limits. Seconds are counted work at the speed that this machine is measured to have right now
+(`cai.speed`), corrected, stage by stage, by what the last finished run of the same model took on this machine.
 """
 
-import math
 from dataclasses import dataclass, replace
+from functools import cache
+from statistics import fmean
 from typing import Any
 
 from msgspec import structs
 
 from cai.constitution.load import load_constitution
+from cai.costs import (
+    MEAN_FILL,
+    TURN_TOKENS,
+    SpeedOf,
+    StagePlan,
+    Wording,
+    add,
+    answering,
+    asked_principles,
+    asking,
+    auditing,
+    judging,
+    opening,
+    ppo,
+    rewarded,
+    rewarding,
+    scoring,
+    training,
+)
 from cai.data.human import load_pairs
 from cai.data.prompts import load_all
 from cai.errors import CaiError
 from cai.jsonl import read_records
-from cai.manifest import read_manifest
-from cai.memory import generation_bytes, read_dimensions, training_bytes, weight_bytes
-from cai.recipe import ONLINE, FeedbackConfig, ModelSpec, Recipe, TrainSpec, load_recipe
-from cai.records import Prompt
+from cai.manifest import machine_facts, read_manifest
+from cai.memory import Dimensions
+from cai.recipe import ONLINE, Precision, Recipe, SamplingSpec, load_recipe
+from cai.records import Constitution, Preference, Prompt
 from cai.setup_check import check_setup
+from cai.speed import IMPORT_SECONDS, Speed, measure_speed
+from cai.templates import Template, Templates, load_templates
 from cai.workspace import Workspace
 
 CHARACTERS_PER_TOKEN = 4.3
-QUESTION_TOKENS = 45
-"""Template text and principle around a judged response."""
+TEMPLATE_TOKENS = 30
+"""That a chat template puts around a conversation of one turn, the system prompt of its own included that some have."""
 FACT_TOKENS = 48
 """Longest answer to a question that asks for a name or a number."""
-MEAN_FILL = 0.8
-"""Part of `max_tokens` that an average completion uses."""
-EMBEDDED_PARAMETERS = 134.5e6
-EMBEDDED_COMPLETION_RATE = 330.0
-EMBEDDED_PROMPT_RATE = 2000.0
-EMBEDDED_TRAIN_RATE = 900.0
-"""Tokens a second of the embedded model on two cores, bf16, from docs/log.md."""
-LOADING_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage's cost. `seconds` None where nothing is known about the model's speed (a server never measured)."""
-
-    name: str
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    train_steps: int = 0
-    seconds: float | None = 0.0
-    memory_bytes: int | None = 0
-    """At the peak; None where nothing here says what shape the model has. 0: no model in this process."""
-    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,31 +62,27 @@ class Plan:
     memory_bytes: int | None
     cost: float
     basis: str
-
-
-def judge_calls(config: FeedbackConfig, principles: int) -> int:
-    """Return the model calls that judging one pair takes. `principles`: how many apply to its prompt."""
-    asked = principles if config.principles == "ensemble" else min(config.per_label, principles)
-    per_principle = {"pairwise": 2, "pairwise-cot": 4, "pointwise": 2, "pointwise-contrast": 4, "likelihood": 4}
-    return asked * per_principle[config.protocol]
-
-
-def _tokens(prompts: list[Prompt]) -> float:
-    """Return the mean length of some prompts, in estimated tokens."""
-    characters = sum(len(m.content) for p in prompts for m in p.messages)
-    return 30 + characters / CHARACTERS_PER_TOKEN / max(1, len(prompts))
+    speeds: tuple[Speed, ...]
+    """What was measured, for each shape and precision that the run needs."""
 
 
 def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
-    """Work out what a recipe costs.
+    """Work out what a recipe costs. Measures this machine, which takes a few seconds, if the run computes anything on it.
 
     Raises:
         RecipeError: the recipe can't run as it stands.
         DataError: a prompt file can't be read.
     """
     _, _, model_fingerprint = check_setup(recipe, workspace)
-    scales = _measured_scales(workspace, model_fingerprint)
-    stages = tuple(_scaled(s, scales.get(s.name)) for s in draft(recipe, workspace))
+    measured: list[Speed] = []
+
+    @cache
+    def speed_of(d: Dimensions, precision: Precision) -> Speed:
+        measured.append(measure_speed(d, precision))
+        return measured[-1]
+
+    scales = _measured_scales(workspace, model_fingerprint, speed_of)
+    stages = tuple(_scaled(s, scales.get(s.name)) for s in draft(recipe, workspace, speed_of))
     known = [s.seconds for s in stages if s.seconds is not None]
     return Plan(
         stages,
@@ -95,198 +90,217 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
         sum(known) if len(known) == len(stages) else None,
         None if any(s.memory_bytes is None for s in stages) else max(s.memory_bytes or 0 for s in stages),
         sum(s.cost for s in stages),
-        f"times: {'as measured in earlier runs of this model here' if scales else 'rough, scaled from two CPU cores'}; "
-        "calls and tokens: upper bounds, with nothing reused or dropped; memory: from the model's shape, texts of mean length",
+        _basis(recipe, measured, scales),
+        tuple(measured),
     )
 
 
-def draft(recipe: Recipe, workspace: Workspace) -> list[StagePlan]:
-    """Return every stage's cost at the built-in rates."""
+def _basis(recipe: Recipe, measured: list[Speed], scales: dict[str, float]) -> str:
+    """Say what the numbers rest on, a line a fact."""
+    lines = [_said(s) for s in measured]
+    if scales:
+        lines.append(f"times of {', '.join(scales)}: corrected by the last run of this model on this machine")
+    if any(spec is not None and spec.is_server for spec in (recipe.model, recipe.feedback.judge)):
+        lines.append(
+            "a server's time isn't known here; its tokens are counted, each completion at "
+            f"{MEAN_FILL:.0%} of its limit, and every question with its whole text"
+        )
+    lines.append("calls and tokens: upper bounds, with nothing reused or dropped; memory: from the model's shape, texts of mean length")
+    return "\n".join(lines)
+
+
+def _said(s: Speed) -> str:
+    where = f"{s.device} with {s.threads} threads" if s.device == "cpu" else s.device
+    reading = f"{s.bandwidth / 1e9:,.1f} GB/s of weights" if s.step_seconds else "its weights unnoticed"
+    large, prompts, trained = (f"{flops / 1e9:,.0f}" for flops in (s.matmul_flops, s.prompt_flops, s.trained_flops))
+    return (
+        f"measured just now, {s.precision} on {where}: large matrix products {large} GFLOP/s, prompts {prompts}, training {trained}; "
+        f"a decoding step reads {reading}"
+    )
+
+
+def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[StagePlan]:
+    """Return every stage's cost at a speed."""
     constitution = load_constitution(workspace.root / recipe.constitution)
+    words = wording(constitution, load_templates(workspace.root / recipe.templates))
     train = list(load_all(recipe.prompts.train, workspace.root, recipe.seed).prompts)
     evaluate = list(load_all(recipe.prompts.evaluate, workspace.root, recipe.seed).prompts)
     critiqued = [p for p in train if p.kind in recipe.critique.kinds]
-    applying = sum(len(constitution.for_kind(p.kind)) for p in train) / max(1, len(train))
-    judge, rounds, judged = recipe.feedback.judge or recipe.model, recipe.critique.rounds, recipe.critique.min_p_revised > 0
+    asked = asked_principles(recipe.feedback, round(sum(len(constitution.for_kind(p.kind)) for p in train) / max(1, len(train))))
+    model, judge = recipe.model, recipe.feedback.judge or recipe.model
     prompt, answer = _tokens(train), MEAN_FILL * recipe.respond.sampling.max_tokens
     revised, sampled = MEAN_FILL * recipe.critique.sampling.max_tokens, MEAN_FILL * recipe.pairs.sampling.max_tokens
-    evaluated = MEAN_FILL * recipe.evaluate.sampling.max_tokens
-    pairs = len(train) * recipe.pairs.per_prompt
+    evaluated, shown = MEAN_FILL * recipe.evaluate.sampling.max_tokens, _tokens(evaluate)
+    rounds, pairs = recipe.critique.rounds, len(train) * recipe.pairs.per_prompt
     contrast = pairs if recipe.pairs.contrast else 0
-    bench = recipe.feedback.bench_limit if recipe.feedback.bench_pairs else 0
-    if recipe.feedback.bench_pairs:
-        found = load_pairs(workspace.root / recipe.feedback.bench_pairs, limit=recipe.feedback.bench_limit, seed=recipe.seed)
-        bench = len(found.preferences)
+    harmful = sum(p.kind == "harmful" for p in evaluate)
 
-    def judging(name: str, judged_pairs: int, response: float) -> StagePlan:
-        return _judging(name, judge, judged_pairs, judge_calls(recipe.feedback, round(applying)), prompt + response)
+    def judged(name: str, count: float, text: float, response: float) -> StagePlan:
+        return judging(name, judge, speed_of, recipe.feedback, words, count, asked, text, response)
+
+    def answered(name: str, spec: Any, count: float, tokens: float, sampling: SamplingSpec, per_prompt: int = 1) -> StagePlan:
+        return answering(name, spec, speed_of, count, tokens, sampling, per_prompt)
 
     examples = len(critiqued) * (rounds if recipe.critique.train_on == "every" else 1) + len(train) - len(critiqued)
     preferences = pairs + contrast + len(critiqued)
     adapted = structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
-    policy = _training("policy", recipe.policy, recipe.trained, preferences, prompt, sampled, 4)
-    if recipe.policy.method in ONLINE:
-        policy = _rewarded(recipe, len(train), prompt)
-    elif recipe.policy.method == "ppo":
-        policy = _ppo(recipe, len(train), prompt)
-    elif recipe.policy.method == "kto":  # an example is one side, which runs with its own prompt and with another, under two models
-        policy = _training("policy", recipe.policy, recipe.trained, 2 * preferences, prompt, sampled, 4)
-    elif recipe.policy.method == "online-dpo":
-        new = recipe.policy.rounds.count * min(len(train), recipe.policy.rounds.prompts or len(train)) * recipe.pairs.per_prompt
-        asked = judging("policy", new if recipe.policy.rounds.labels == "judge" else 0, sampled)
-        made = _add(_calls("policy", adapted, 2 * new, prompt, sampled), asked)
-        policy = _add(made, _training("policy", recipe.policy, recipe.trained, new, prompt, sampled, 4))
+    questions = rounds * len(critiqued)
+    imported = StagePlan("respond", seconds=IMPORT_SECONDS if _computes_here(recipe) else 0.0)
+    bench = _bench_pairs(recipe, workspace)
     return [
-        _calls("respond", recipe.model, len(train), prompt, answer),
-        _add(
-            _calls("critique", recipe.model, 2 * rounds * len(critiqued), prompt + answer + QUESTION_TOKENS, revised),
-            judging("critique", len(critiqued) if judged else 0, revised),
+        add(imported, opening("respond", model, speed_of), answered("respond", model, len(train), prompt, recipe.respond.sampling)),
+        add(
+            opening("critique", model, speed_of),
+            answered("critique", model, questions, prompt + answer + words.critique, recipe.critique.sampling),
+            answered("critique", model, questions, prompt + answer + words.revise + revised, recipe.critique.sampling),
+            judged("critique", len(critiqued) if recipe.critique.min_p_revised > 0 else 0, prompt, revised),
         ),
-        _training("sft", recipe.sft, recipe.trained, examples, prompt, revised, 1),
-        _calls("pairs", adapted, 2 * (pairs + contrast), prompt, sampled),
-        judging("feedback", pairs + len(critiqued) + bench, sampled),
+        training("sft", recipe.sft, recipe.trained, speed_of, examples, prompt, (revised,)),
+        add(
+            opening("pairs", adapted, speed_of),
+            answered("pairs", adapted, pairs, prompt, recipe.pairs.sampling, 2),
+            opening("pairs", model, speed_of) if contrast else StagePlan("pairs"),
+            answered("pairs", model, 2 * contrast, prompt + words.statement, recipe.pairs.sampling),
+        ),
+        add(
+            opening("feedback", judge, speed_of),
+            judged("feedback", pairs, prompt, sampled),
+            # what `critique` has judged is in the call store
+            judged("feedback", 0 if recipe.critique.min_p_revised > 0 else len(critiqued), prompt, revised),
+            judged("feedback", len(bench), *_lengths(bench)),
+        ),
         StagePlan("preferences"),
-        _reward(recipe, preferences, prompt, sampled),
-        policy,
-        _add(
-            _add(
-                _calls("evaluate", adapted, 3 * len(evaluate), _tokens(evaluate), evaluated),
-                judging("evaluate", 2 * len(evaluate), evaluated),
-            ),
-            _add(
-                _calls("evaluate", judge, 2 * 3 * sum(p.kind == "harmful" for p in evaluate), prompt + evaluated + QUESTION_TOKENS, 0),
-                _knowledge(recipe, workspace),
-            ),
+        rewarding(recipe, speed_of, preferences, prompt, sampled),
+        _policy(recipe, speed_of, len(train), preferences, prompt, judged),
+        add(
+            *(opening("evaluate", spec, speed_of) for spec in (recipe.trained, adapted, adapted, judge)),
+            *[answered("evaluate", adapted, len(evaluate), shown, recipe.evaluate.sampling)] * 3,
+            judged("evaluate", 2 * len(evaluate), shown, evaluated),
+            asking("evaluate", judge, speed_of, 3 * harmful, shown + evaluated, 2, words.question),
+            _knowledge(recipe, workspace, speed_of),
+            scoring("evaluate", recipe, speed_of, 3 * len(evaluate), shown + evaluated),
+            auditing(recipe, speed_of, len(evaluate), shown, evaluated),
         ),
         StagePlan("report", seconds=1.0),
     ]
 
 
-def _knowledge(recipe: Recipe, workspace: Workspace) -> StagePlan:
-    """Three models' short answers to questions, and passages that are read."""
-    config = recipe.evaluate
+def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float, prompt: float, judged: Any) -> StagePlan:
+    """Return what the policy's method costs."""
+    config, sampled = recipe.policy, MEAN_FILL * recipe.pairs.sampling.max_tokens
+    kept = preferences * (1 - recipe.preferences.held_out_fraction)
+
+    def on_pairs(count: float, answers: int, passes: float) -> StagePlan:
+        """A training from the SFT adapter, whose shape it has; the frozen copy is a second adapter."""
+        return training(
+            "policy",
+            config,
+            recipe.trained,
+            speed_of,
+            count,
+            prompt,
+            (sampled,) * answers,
+            reference_passes=passes,
+            adapters=2,
+            lora_layers=recipe.sft.lora.layers,
+        )
+
+    if config.method in ONLINE:
+        return rewarded(recipe, speed_of, prompts, prompt)
+    if config.method == "ppo":
+        return ppo(recipe, speed_of, prompts, prompt)
+    if config.method == "kto":  # an example is one side: with its own prompt and another's, under two models; one of the four passes trains
+        return on_pairs(2 * kept, 1, 3 * config.epochs)
+    if config.method == "online-dpo":
+        adapted = structs.replace(recipe.trained, adapter="models/sft")
+        drawn = min(prompts, config.rounds.prompts or prompts) * recipe.pairs.per_prompt
+        count = config.rounds.count
+        a_round = add(
+            opening("policy", adapted, speed_of),
+            answering("policy", adapted, speed_of, drawn, prompt, recipe.pairs.sampling, 2),
+            judged("policy", drawn, prompt, sampled)
+            if config.rounds.labels == "judge"
+            else scoring("policy", recipe, speed_of, 2 * drawn, prompt + sampled),
+            on_pairs(drawn, 2, 1.0),
+        )
+        return add(*[a_round] * count)
+    return on_pairs(kept, 2, 1.0)  # the reference's log-probabilities are kept after the first epoch
+
+
+def _knowledge(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> StagePlan:
+    """Return what three models' short answers to questions cost, and passages that are read."""
+    config, question = recipe.evaluate, TEMPLATE_TOKENS + 15.0
     if not config.knowledge_files:
-        return StagePlan("evaluate", seconds=0.0)
+        return StagePlan("evaluate")
     facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
     read = sum(len(p["text"]) for p in passages) / CHARACTERS_PER_TOKEN / max(1, len(passages))
-    asked = _calls("evaluate", recipe.trained, 3 * len(facts), QUESTION_TOKENS, min(FACT_TOKENS, config.sampling.max_tokens))
-    return _add(asked, _calls("evaluate", recipe.trained, 3 * len(passages), QUESTION_TOKENS + read, 0))
-
-
-def _calls(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, completion_tokens: float) -> StagePlan:
-    prompt, completion = round(calls * prompt_tokens), round(calls * completion_tokens)
-    cost = (prompt * spec.prompt_price + completion * spec.completion_price) / 1e6
-    if spec.is_server or spec.path == "scripted":
-        return StagePlan(name, calls, prompt, completion, 0, None if spec.is_server else 0.0, 0, cost)
-    shape = read_dimensions(spec)
-    if shape is None:
-        return StagePlan(name, calls, prompt, completion, 0, None, None, cost)
-    scale = shape.parameters / EMBEDDED_PARAMETERS
-    seconds = LOADING_SECONDS + scale * (prompt / EMBEDDED_PROMPT_RATE + completion / EMBEDDED_COMPLETION_RATE)
-    memory = generation_bytes(shape, spec, prompt_tokens + completion_tokens)
-    return StagePlan(name, calls, prompt, completion, 0, seconds, round(memory), cost)
-
-
-def _training(name: str, spec: TrainSpec, model: ModelSpec, examples: int, prompt: float, answer: float, sequences: int) -> StagePlan:
-    """`sequences`: forward passes per example (DPO: chosen and rejected, under policy and reference)."""
-    per_step = spec.batch_size * spec.gradient_accumulation
-    steps = math.ceil(math.ceil(examples / per_step) * spec.epochs)
-    shape = None if model.is_server else read_dimensions(model)
-    if shape is None:
-        return StagePlan(name, train_steps=steps, seconds=None, memory_bytes=None)
-    length = min(prompt + answer, spec.max_length)
-    seconds = shape.parameters / EMBEDDED_PARAMETERS * steps * per_step * sequences * length / EMBEDDED_TRAIN_RATE
-    answers = 1 if sequences == 1 else 2
-    answer = min(answer, length)
-    tokens = spec.batch_size * (length - answer + answers * answer)  # the prompt of a pair runs once
-    scored = 0.0 if name == "reward" else spec.batch_size * answers * answer
-    memory = training_bytes(shape, spec, tokens, scored, adapters=2 if name == "policy" else 1)
-    return StagePlan(name, train_steps=steps, seconds=seconds, memory_bytes=round(memory))
-
-
-def _rewarded(recipe: Recipe, prompts: int, prompt: float) -> StagePlan:
-    """Training on the policy's own samples, with a base in memory for the rewards and one for gold."""
-    config, online = recipe.policy, recipe.policy.online
-    answer, completions = MEAN_FILL * online.max_tokens, prompts * online.num_generations
-    training = _training("policy", config, recipe.trained, completions, prompt, answer, 1)
-    sampling = _calls("policy", recipe.trained, math.ceil(completions * config.epochs), prompt, answer)
-    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
-    if shape is None or training.seconds is None or sampling.seconds is None or training.memory_bytes is None:
-        return training
-    bases = 1 + (recipe.gold is not None)
-    memory = training.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)
-    return replace(training, seconds=2 * training.seconds + sampling.seconds, memory_bytes=round(memory))  # twice: reference and rewards
-
-
-def _ppo(recipe: Recipe, prompts: int, prompt: float) -> StagePlan:
-    """PPO: a step samples responses, asks every role about them, and trains two of the roles on them some times over."""
-    config, ppo = recipe.policy, recipe.policy.ppo
-    episodes = ppo.total_episodes or max(1, int(config.epochs * prompts))
-    per_step = config.batch_size * config.gradient_accumulation * ppo.num_mini_batches
-    steps = math.ceil(episodes / per_step)
-    answer = min(MEAN_FILL * ppo.response_length, config.max_length)
-    once = _training("policy", structs.replace(config, epochs=1.0), recipe.trained, steps * per_step, prompt, answer, 1)
-    sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=ppo.local_rollout_forward_batch_size)
-    sampling = _calls("policy", sampler, steps * per_step, prompt, answer)
-    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
-    if shape is None or once.seconds is None or sampling.seconds is None:
-        return replace(once, train_steps=steps)
-    frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold
-    passes = 2 * ppo.num_ppo_epochs + (2 + frozen) / 3  # policy and value function train; a forward pass alone is a third
-    both = structs.replace(config.lora, rank=2 * config.lora.rank)  # one adapter of twice the rank weighs what two trained ones do
-    tokens = config.batch_size * min(prompt + answer, config.max_length)
-    training = training_bytes(shape, structs.replace(config, lora=both), tokens, 0.0, adapters=1 + math.ceil(frozen / 2))
-    memory = max(training, sampling.memory_bytes or 0)
-    return StagePlan("policy", train_steps=steps, seconds=passes * once.seconds + sampling.seconds, memory_bytes=round(memory))
-
-
-def _reward(recipe: Recipe, preferences: int, prompt: float, answer: float) -> StagePlan:
-    """Every member's training, one after the other. By source or principle the members share the labels out, about evenly."""
-    config = recipe.reward
-    part = 1 / config.members
-    share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
-    one = _training("reward", config, recipe.trained, math.ceil(preferences * share), prompt, answer, 2)
-    seconds = None if one.seconds is None else one.seconds * config.members
-    return replace(one, train_steps=one.train_steps * config.members, seconds=seconds)
-
-
-def _add(a: StagePlan, b: StagePlan) -> StagePlan:
-    seconds = None if a.seconds is None or b.seconds is None else a.seconds + b.seconds
-    return StagePlan(
-        a.name,
-        a.calls + b.calls,
-        a.prompt_tokens + b.prompt_tokens,
-        a.completion_tokens + b.completion_tokens,
-        a.train_steps + b.train_steps,
-        seconds,
-        None if a.memory_bytes is None or b.memory_bytes is None else max(a.memory_bytes, b.memory_bytes),
-        a.cost + b.cost,
+    short = structs.replace(config.sampling, max_tokens=min(FACT_TOKENS, config.sampling.max_tokens))
+    return add(
+        answering("evaluate", recipe.trained, speed_of, 3 * len(facts), question, short),
+        asking("evaluate", recipe.trained, speed_of, 3 * len(passages), question + read, 1, 0),
     )
 
 
-def _judging(name: str, spec: ModelSpec, pairs: int, calls: int, text_tokens: float) -> StagePlan:
-    """Every question is billed with its whole text; the local model computes a text once for all questions about it."""
-    billed = _calls(name, spec, pairs * calls, text_tokens + QUESTION_TOKENS, 0)
-    if billed.seconds is None:
-        return billed
-    computed = pairs * (2 * text_tokens + calls * QUESTION_TOKENS)
-    return replace(billed, seconds=billed.seconds * computed / max(1, billed.prompt_tokens))
+def _computes_here(recipe: Recipe) -> bool:
+    return any(not (spec.is_server or spec.path == "scripted") for spec in (recipe.model, recipe.trained))
 
 
-def _measured_scales(workspace: Workspace, model_fingerprint: str) -> dict[str, float]:
-    """Return, per stage, measured seconds over planned ones in the newest run of this model that made its calls itself."""
+def _bench_pairs(recipe: Recipe, workspace: Workspace) -> list[Preference]:
+    """Return the pairs that the judge is measured on."""
+    if not recipe.feedback.bench_pairs:
+        return []
+    found = load_pairs(workspace.root / recipe.feedback.bench_pairs, limit=recipe.feedback.bench_limit, seed=recipe.seed)
+    return list(found.preferences)
+
+
+def _lengths(pairs: list[Preference]) -> tuple[float, float]:
+    """Return the mean tokens of the prompts and of the responses of some pairs."""
+    responses = [len(text) for p in pairs for text in (p.chosen, p.rejected)]
+    return _tokens([p.prompt for p in pairs]), sum(responses) / CHARACTERS_PER_TOKEN / max(1, len(responses))
+
+
+def _tokens(prompts: list[Prompt]) -> float:
+    """Return the mean length of some prompts, in estimated tokens."""
+    characters = sum(len(m.content) for p in prompts for m in p.messages)
+    return TEMPLATE_TOKENS + characters / CHARACTERS_PER_TOKEN / max(1, len(prompts))
+
+
+def wording(constitution: Constitution, templates: Templates) -> Wording:
+    """Return the tokens that templates and principles put around a run's texts."""
+
+    def own(template: Template) -> float:
+        return sum(len(s.text) for s in template.sections)
+
+    def mean(field: str) -> float:
+        return fmean(len(getattr(p, field)) for p in constitution.principles)
+
+    def tokens(*characters: float) -> float:
+        return TURN_TOKENS + sum(characters) / CHARACTERS_PER_TOKEN
+
+    return Wording(
+        critique=TURN_TOKENS + tokens(own(templates.critique), mean("critique")),
+        revise=tokens(own(templates.revise), mean("statement"), mean("revision")),
+        question=tokens(own(templates.judge_pointwise), (mean("ask_positive") + mean("ask_negative")) / 2),
+        comparison=tokens(own(templates.judge_pairwise), mean("compare")),
+        statement=tokens(own(templates.likelihood_good), mean("statement")),
+    )
+
+
+def _measured_scales(workspace: Workspace, model_fingerprint: str, speed_of: SpeedOf) -> dict[str, float]:
+    """Return, per stage, measured seconds over planned ones in the newest run of this model on this machine that made its calls itself."""
     scales: dict[str, float] = {}
+    machine = machine_facts()
     for path in sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
         manifest = read_manifest(path)
-        if manifest is None or manifest.model_fingerprint != model_fingerprint:
+        if manifest is None or manifest.model_fingerprint != model_fingerprint or manifest.machine != machine:
             continue
         try:
-            planned = draft(load_recipe(path.parent / "recipe.yaml"), workspace)
+            planned = draft(load_recipe(path.parent / "recipe.yaml"), workspace, speed_of)
         except CaiError:  # its prompts or constitution are gone: it can't be compared
             continue
         for stage in planned:
             entry = manifest.stage(stage.name)
-            mostly_made = entry is not None and entry.calls_reused <= entry.calls_made / 10
+            mostly_made = entry is not None and entry.calls_reused <= entry.calls_made / 2  # verdicts on equal answers are always reused
             if entry is not None and entry.status == "done" and mostly_made and stage.seconds and stage.name != "report":
                 scales[stage.name] = entry.seconds / stage.seconds
     return scales

@@ -14,8 +14,9 @@ FLOORS = {
     1: "constitution/ templates recipe workspace call_store manifest shards",
     2: "models/",
     3: "data/ feedback/ critique revision_rules pairs",
-    4: "train/ evaluate/ memory plan status setup_check tracking",
-    5: "report/ workbench/ annotating evaluation reward_models judge_card exporting auditing diagnosis merging lm_benchmarks",
+    4: "train/ evaluate/ memory status setup_check tracking",
+    5: "report/ workbench/ annotating evaluation reward_models judge_card exporting auditing diagnosis merging lm_benchmarks "
+    "plan costs speed",
     6: "pipeline rewarding online_dpo training_stages stages benching chat calibrating studio/",
     7: "cli/",
     8: "__main__",

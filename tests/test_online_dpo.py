@@ -17,6 +17,7 @@ from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.train.reward import train_reward
 from cai.train.sft import train_sft
 from cai.workspace import Workspace
+from tests.speeds import steady
 from tests.test_pipeline import Interrupting
 from tests.test_stages import tiny_workspace
 from tests.train.builders import adapter, examples, model_at, preferences, prompt, reward_config, sft_config
@@ -143,7 +144,7 @@ def test_rounds_of_an_earlier_recipe_go(tmp_path: Path) -> None:
 def test_a_plan_counts_what_the_rounds_ask(start: Path) -> None:
     workspace = Workspace(start)
     costs = [
-        next(s for s in draft(recipe_of(workspace, *ROUNDS, *more), workspace) if s.name == "policy")
+        next(s for s in draft(recipe_of(workspace, *ROUNDS, *more), workspace, steady) if s.name == "policy")
         for more in ((), ("policy.rounds.labels=reward",), ("policy.method=dpo",))
     ]
     assert [c.calls for c in costs] == [2 * 12 * (2 + 4), 2 * 12 * 2, 0], "two samples, and four questions to a principle"

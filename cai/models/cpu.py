@@ -37,7 +37,21 @@ def speed_up(model: Any) -> Any:
             for name, child in list(module.named_children()):
                 if _is_gated(child):
                     setattr(module, name, GatedMLP(child))
+        _leave_file(model)
     return model
+
+
+def _leave_file(model: Any) -> None:
+    """Copy what wasn't packed of the weights: they lie in the mapped file, which stays in memory whole as long as one of them does."""
+    copies: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        copy = parameter.data.clone()
+        copies[parameter.data_ptr()] = copy
+        parameter.data = copy
+    head = model.get_output_embeddings()
+    plain = getattr(head, "plain_weight", None)
+    if plain is not None:  # a tied embedding has been copied already
+        head.plain_weight = copies[plain.data_ptr()] if plain.data_ptr() in copies else plain.clone()
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

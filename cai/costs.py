@@ -1,0 +1,323 @@
+"""What each kind of work costs: counted calls, tokens and steps, and their seconds at this machine's speed. One plain function a kind.
+
+Counts are upper bounds where a run may drop or reuse something. A server's seconds are unknown here (None): they hang on its hardware
+and on who else it serves. `cai.plan` puts these together into stages.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from msgspec import structs
+
+from cai.auditing import REWARD_ANSWERS
+from cai.evaluate.audit.rewriting import REWRITES
+from cai.memory import Dimensions, generation_bytes, read_dimensions, scoring_bytes, training_bytes, weight_bytes
+from cai.recipe import FeedbackConfig, ModelSpec, Precision, Recipe, SamplingSpec, TrainSpec
+from cai.speed import (
+    Speed,
+    completion_seconds,
+    draw_seconds,
+    loading_seconds,
+    prompt_seconds,
+    scoring_seconds,
+    training_seconds,
+)
+from cai.train.ensemble import CENTRE_PAIRS
+
+SpeedOf = Callable[[Dimensions, Precision], Speed]
+MEAN_FILL = 0.85
+"""Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
+TURN_TOKENS = 6
+"""That a chat template puts around a turn, and after the last one to open the answer."""
+REWRITE_TOKENS = 25
+"""That the audit's rewrite of an answer adds, on average; the one that says everything twice adds the answer too."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's cost. `seconds` None where nothing is known about the model's speed (a server, a model that isn't on this disk)."""
+
+    name: str
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    train_steps: int = 0
+    trained_tokens: int = 0
+    """Run forward and backward, over all steps, padding included."""
+    seconds: float | None = 0.0
+    memory_bytes: int | None = 0
+    """At the peak; None where nothing here says what shape the model has. 0: no model in this process."""
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Tokens, on average, of what is put around the texts of a run: a template's own and a principle's."""
+
+    critique: float
+    revise: float
+    question: float
+    """Asked of one response."""
+    comparison: float
+    """Asked of two."""
+    statement: float
+
+
+def add(a: StagePlan, *others: StagePlan) -> StagePlan:
+    """Return what several pieces of work cost, one after the other."""
+    for b in others:
+        a = StagePlan(
+            a.name,
+            a.calls + b.calls,
+            a.prompt_tokens + b.prompt_tokens,
+            a.completion_tokens + b.completion_tokens,
+            a.train_steps + b.train_steps,
+            a.trained_tokens + b.trained_tokens,
+            None if a.seconds is None or b.seconds is None else a.seconds + b.seconds,
+            None if a.memory_bytes is None or b.memory_bytes is None else max(a.memory_bytes, b.memory_bytes),
+            a.cost + b.cost,
+        )
+    return a
+
+
+def opening(name: str, spec: ModelSpec, speed_of: SpeedOf) -> StagePlan:
+    """Return what it costs to have a model ready to answer; one with an adapter has it merged."""
+    shape = read_dimensions(spec)
+    if shape is None:  # a server's is not opened here; one that is not on this disk is unknown, as its calls will say
+        return StagePlan(name)
+    return StagePlan(name, seconds=loading_seconds(speed_of(shape, spec.precision), shape, merged=spec.adapter is not None))
+
+
+def answering(
+    name: str, spec: ModelSpec, speed_of: SpeedOf, prompts: float, prompt_tokens: float, sampling: SamplingSpec, per_prompt: int = 1
+) -> StagePlan:
+    """Return what completions cost.
+
+    Args:
+        name: of the stage.
+        spec: the model.
+        speed_of: this machine's speed with a shape.
+        prompts: how many.
+        prompt_tokens: of one, template included.
+        sampling: its longest completion, and what makes drawing dear.
+        per_prompt: completions of each prompt, which runs once for them.
+    """
+    mean = MEAN_FILL * sampling.max_tokens
+    calls = round(prompts * per_prompt)
+    done = _billed(name, spec, calls, prompt_tokens, mean)
+    shape = read_dimensions(spec)
+    if shape is None or not calls:
+        return done
+    speed = speed_of(shape, spec.precision)
+    rows = min(calls, spec.batch_size)
+    seconds = (
+        prompt_seconds(speed, shape, prompts * prompt_tokens, prompt_tokens)
+        + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt_tokens)
+        + calls * mean * draw_seconds(speed, rows, sampling.temperature, sampling.top_p)
+    )
+    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt_tokens + sampling.max_tokens)
+    return replace(done, seconds=seconds, memory_bytes=round(memory))
+
+
+def asking(
+    name: str, spec: ModelSpec, speed_of: SpeedOf, texts: float, text_tokens: float, questions: float, question_tokens: float
+) -> StagePlan:
+    """Return what comparing the answers of questions about texts costs: every question is billed with its whole text, and the local
+    model runs a text once for all questions about it."""
+    calls = round(texts * questions)
+    done = _billed(name, spec, calls, text_tokens + question_tokens, 0)
+    shape = read_dimensions(spec)
+    if shape is None or not calls:
+        return done
+    speed = speed_of(shape, spec.precision)
+    computed = texts * (text_tokens + questions * question_tokens)
+    seconds = prompt_seconds(speed, shape, computed, text_tokens) + calls * speed.head_seconds
+    memory = generation_bytes(shape, structs.replace(spec, batch_size=min(calls, spec.batch_size)), text_tokens + question_tokens)
+    return replace(done, seconds=seconds, memory_bytes=round(memory))
+
+
+def judging(
+    name: str,
+    spec: ModelSpec,
+    speed_of: SpeedOf,
+    config: FeedbackConfig,
+    words: Wording,
+    pairs: float,
+    asked: int,
+    prompt: float,
+    response: float,
+) -> StagePlan:
+    """Return what judging pairs costs by a protocol.
+
+    Args:
+        name: of the stage.
+        spec: the judge.
+        speed_of: this machine's speed with a shape.
+        config: the protocol.
+        words: tokens around the texts.
+        pairs: how many.
+        asked: principles a pair.
+        prompt: tokens of a prompt.
+        response: tokens of a response.
+    """
+    one, both = prompt + response, prompt + 2 * response
+    if config.protocol == "pointwise":
+        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question)
+    if config.protocol == "pointwise-contrast":
+        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question)
+    if config.protocol == "pairwise":
+        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison)
+    if config.protocol == "pairwise-cot":
+        thought = SamplingSpec(max_tokens=config.cot_max_tokens)
+        reasons = answering(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, thought)
+        return add(reasons, asking(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, 1, MEAN_FILL * config.cot_max_tokens))
+    return asking(name, spec, speed_of, 4 * pairs * asked, words.statement + one, 1, 0)  # likelihood: under and against each principle
+
+
+def asked_principles(config: FeedbackConfig, applying: int) -> int:
+    """Return how many principles a pair is judged by."""
+    return applying if config.principles == "ensemble" else min(config.per_label, applying)
+
+
+def _billed(name: str, spec: ModelSpec, calls: int, prompt_tokens: float, completion_tokens: float) -> StagePlan:
+    """Return calls, tokens and money; seconds and memory where no model of this process is asked."""
+    prompt, completion = round(calls * prompt_tokens), round(calls * completion_tokens)
+    cost = (prompt * spec.prompt_price + completion * spec.completion_price) / 1e6
+    nothing = spec.path == "scripted" or not calls
+    return StagePlan(
+        name,
+        calls,
+        prompt,
+        completion,
+        seconds=0.0 if nothing else None,
+        memory_bytes=0 if nothing or spec.is_server else None,
+        cost=cost,
+    )
+
+
+def training(
+    name: str,
+    config: TrainSpec,
+    model: ModelSpec,
+    speed_of: SpeedOf,
+    examples: float,
+    prompt: float,
+    answers: tuple[float, ...],
+    *,
+    scored: bool = True,
+    shared: bool = True,
+    reference_passes: float = 0.0,
+    adapters: int = 1,
+    lora_layers: int | None = None,
+) -> StagePlan:
+    """Return what a training costs.
+
+    Args:
+        name: of the stage.
+        config: the recipe's block.
+        model: what is trained.
+        speed_of: this machine's speed with a shape.
+        examples: how many there are.
+        prompt: tokens of a prompt.
+        answers: tokens of each completion of an example: one for SFT, two for a pair.
+        scored: whether the completions' scores over the vocabulary are trained on; not for a reward model.
+        shared: whether an example's prompt runs once for all its completions.
+        reference_passes: forward passes of a reference over all examples.
+        adapters: on the base.
+        lora_layers: adapted layers, where an adapter that is there decides and not `config.lora`.
+    """
+    per_step = config.batch_size * config.gradient_accumulation
+    steps = math.ceil(math.ceil(examples / per_step) * config.epochs)
+    shape = None if model.is_server else read_dimensions(model)
+    if shape is None or not examples:
+        known = not examples or model.path == "scripted"
+        return StagePlan(name, train_steps=steps, seconds=0.0 if known else None, memory_bytes=0 if known else None)
+    answers = tuple(min(a, config.max_length) for a in answers)
+    prompt = max(0.0, min(prompt, config.max_length - max(answers)))
+    one = (prompt + sum(answers)) if shared else (prompt * len(answers) + sum(answers))
+    tokens, targets = examples * config.epochs * one, examples * config.epochs * sum(answers) * scored
+    speed = speed_of(shape, config.precision)
+    lora = config.lora if lora_layers is None else structs.replace(config.lora, layers=lora_layers)
+    config = structs.replace(config, lora=lora)
+    seconds = loading_seconds(speed, shape) + training_seconds(
+        speed, shape, config, tokens, prompt + max(answers), targets, reference_passes / config.epochs
+    )
+    memory = training_bytes(shape, config, config.batch_size * one, config.batch_size * sum(answers) * scored, adapters)
+    return StagePlan(name, train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
+
+
+def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, tokens: float) -> StagePlan:
+    """Return what it costs to load a run's reward models, and to score texts of so many tokens with every member."""
+    model, members = recipe.trained, recipe.reward.members
+    shape = None if model.is_server else read_dimensions(model)
+    if shape is None:
+        known = model.path == "scripted"
+        return StagePlan(name, seconds=0.0 if known else None, memory_bytes=0 if known else None)
+    speed = speed_of(shape, recipe.reward.precision)
+    tokens = min(tokens, recipe.reward.max_length)
+    seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, texts * tokens, tokens)
+    return StagePlan(name, seconds=seconds, memory_bytes=round(scoring_bytes(shape, recipe.reward.precision, texts * tokens)))
+
+
+def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: float, answer: float) -> StagePlan:
+    """Return what training and measuring every reward model costs. By source or principle the members share the labels, about evenly."""
+    config, part = recipe.reward, 1 / recipe.reward.members
+    train = preferences * (1 - recipe.preferences.held_out_fraction)
+    share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
+    one = training("reward", config, recipe.trained, speed_of, math.ceil(train * share), prompt, (answer, answer), scored=False)
+    centred = scoring("reward", recipe, speed_of, 2 * (min(CENTRE_PAIRS, train) + preferences - train), prompt + answer)
+    members = add(*[add(one, centred)] * config.members)
+    return add(members, scoring("reward", recipe, speed_of, 2 * (preferences - train), prompt + answer))
+
+
+def auditing(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float, answer: float) -> StagePlan:
+    """Return what the audit of a run's files costs: the reward models score answers and rewrites of them."""
+    answers = min(REWARD_ANSWERS, prompts)
+    mean = prompt + answer + (len(REWRITES) * REWRITE_TOKENS + answer) / (1 + len(REWRITES))
+    return scoring("evaluate", recipe, speed_of, answers * (1 + len(REWRITES)), mean)
+
+
+def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> StagePlan:
+    """Return what GRPO and RLOO cost: samples of the policy, scored by reward models; a base in memory for these, and one for gold."""
+    config, online = recipe.policy, recipe.policy.online
+    completions = prompts * online.num_generations
+    sampling = SamplingSpec(max_tokens=online.max_tokens, temperature=min(online.temperature, 5.0))
+    answer = MEAN_FILL * online.max_tokens
+    train = training("policy", config, recipe.trained, speed_of, completions, prompt, (answer,), reference_passes=config.epochs)
+    samples = answering("policy", recipe.trained, speed_of, prompts * config.epochs, prompt, sampling, online.num_generations)
+    scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt + answer)
+    both = add(train, replace(samples, calls=0, prompt_tokens=0, completion_tokens=0), scores)
+    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
+    if shape is None or both.memory_bytes is None:
+        return both
+    bases = 1 + (recipe.gold is not None)
+    return replace(both, memory_bytes=round(both.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)))
+
+
+def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> StagePlan:
+    """Return what PPO costs: a step samples responses, asks every role about them, and trains two of the roles on them some times over."""
+    config, settings = recipe.policy, recipe.policy.ppo
+    episodes = settings.total_episodes or max(1, int(config.epochs * prompts))
+    per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
+    steps = math.ceil(episodes / per_step)
+    answer = min(MEAN_FILL * settings.response_length, config.max_length)
+    frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold
+    # both trained roles go over every response some times; before, they and the frozen ones only look at it
+    passes = 2 * settings.num_ppo_epochs
+    once: Any = structs.replace(config, epochs=1.0)
+    train = training(
+        "policy", once, recipe.trained, speed_of, passes * steps * per_step, prompt, (answer,), reference_passes=(2 + frozen) / passes
+    )
+    sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
+    sampling = SamplingSpec(max_tokens=settings.response_length, temperature=settings.temperature)
+    samples = answering("policy", sampler, speed_of, steps * per_step, prompt, sampling)
+    both = replace(add(train, samples), calls=0, prompt_tokens=0, completion_tokens=0, train_steps=steps)
+    shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
+    if shape is None:
+        return both
+    wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # weighs what two trained ones do
+    tokens = config.batch_size * min(prompt + answer, config.max_length)
+    memory = max(training_bytes(shape, wide, tokens, 0.0, adapters=1 + math.ceil(frozen / 2)), samples.memory_bytes or 0)
+    return replace(both, memory_bytes=round(memory))
