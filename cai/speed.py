@@ -25,6 +25,8 @@ PROBE_WEIGHTS = 32e6
 """Weights of the probe's layers, about: more than a processor's cache holds, so that they are read from memory as a whole model's are."""
 PROBE_FLOP = {"cpu": 2e10, "cuda": 2e13}
 """Of one pass over prompts: about a tenth of a second on two cores."""
+PATIENCE_SECONDS = 1.0
+"""For one rate: what takes longer is done once."""
 _HEAD_WEIGHTS = 5e7
 """Of the output layer, at most; a larger vocabulary is reckoned from a part of it."""
 _VOCABULARY = 512
@@ -172,15 +174,15 @@ def measure_speed(d: Dimensions, precision: Precision, clock: Callable[[], float
     probe = probe_shape(d)
 
     def timed(run: Callable[[], Any], repeats: int = 2) -> float:
-        """Return the mean seconds of a call after one that isn't counted."""
-        took = []
-        for _ in range(repeats + 1):
+        """Return the mean seconds of a call after one that isn't counted; of that one where it alone took long."""
+        took: list[float] = []
+        while len(took) <= repeats and sum(took) < PATIENCE_SECONDS:
             started = clock()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             took.append(clock() - started)
-        return sum(took[1:]) / repeats
+        return took[0] if len(took) == 1 else sum(took[1:]) / (len(took) - 1)
 
     with tempfile.TemporaryDirectory() as folder, quiet_training():
         path = _random_model(probe, Path(folder))

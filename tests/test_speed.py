@@ -16,7 +16,9 @@ TINY = Dimensions(64, 2, 128, 4, 2, 16, 300, True, 4.0)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_rate_is_measured(precision: Precision) -> None:
     ticks = iter(range(10**6))
-    speed = measure_speed(TINY, precision, clock=lambda: float(next(ticks)))  # each look at the clock is a second
+    speed = measure_speed(
+        TINY, precision, clock=lambda: float(next(ticks))
+    )  # each look at the clock is a second, so that everything is done once
     assert speed.precision == precision and speed.device in ("cpu", "cuda") and speed.threads >= 1
     numbers = [x for x in astuple(speed) if isinstance(x, float)]
     assert all(math.isfinite(x) and x >= 0 for x in numbers)
