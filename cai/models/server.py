@@ -77,6 +77,7 @@ class ServerEngine:
         self._owner = ""
         self._tokenizes = False
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
+        self._asking_for_tokens = asyncio.Lock()
 
     @classmethod
     async def connect(
@@ -180,7 +181,11 @@ class ServerEngine:
         """Return a choice's tokens; remembered, as they depend only on what stands right before: the prefill, or the assistant header."""
         key = (request.prefill, choice)
         if key not in self._choice_tokens:
-            self._choice_tokens[key] = await self._continuation(request.messages, request.prefill, choice, prompt)
+            async with (
+                self._asking_for_tokens
+            ):  # a stage begins with a window full of questions: the others wait for the first one's answer
+                if key not in self._choice_tokens:
+                    self._choice_tokens[key] = await self._continuation(request.messages, request.prefill, choice, prompt)
         return self._choice_tokens[key]
 
     async def _choices_by_text(self, request: ChoicesRequest) -> ChoiceLogprobs:

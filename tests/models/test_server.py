@@ -251,17 +251,17 @@ def test_a_choice_that_would_merge_with_the_prefill_is_tokenized_alone() -> None
     assert reply.logprobs == (pytest.approx(logprob(prompt, tokenize("b")[0])),)
 
 
-def test_choices_are_tokenized_once_for_all_items() -> None:
+def test_choices_are_tokenized_once_for_all_items_also_where_these_begin_together() -> None:
     server = FakeVllm()
-    items = [ChoicesRequest((Message("user", str(i)),), ("Yes", "No")) for i in range(5)]
+    at_once = server.transport
 
-    async def run() -> None:
-        engine = await ServerEngine.connect(ModelSpec(path=URL), server.transport, Sleeper())
-        for item in items:
-            await engine.submit(item)
-        await engine.close()
+    class Network(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await asyncio.sleep(0)  # what begins together has begun before the first reply is there
+            return await at_once.handle_async_request(request)
 
-    asyncio.run(run())
+    server.transport = Network()  # type: ignore[assignment]
+    ask(server, *(ChoicesRequest((Message("user", str(i)),), ("Yes", "No")) for i in range(5)))
     assert len(server.bodies("/tokenize")) == 1 + 2 + 5  # the fingerprint's probe, two choices, five prompts
 
 
