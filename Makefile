@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install check test test-all bench format clean
+.PHONY: quickstart install check test test-all test-server bench format clean
 
 quickstart: install
 	$(BIN)/cai run runs/quickstart.yaml
@@ -28,7 +28,10 @@ test: install
 	$(BIN)/pytest -q
 
 test-all: install
-	$(BIN)/pytest -q -m ''
+	$(BIN)/pytest -q -rs -m ''
+
+test-server: install
+	$(BIN)/python -m tests.vllm_server
 
 bench: install
 	$(BIN)/python -m bench
@@ -38,4 +41,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist
+	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist

@@ -1,15 +1,18 @@
-"""The server engine against a real vLLM, named by the environment variable CAI_TEST_SERVER (see docs/servers.md)."""
+"""The server engine against a real vLLM: `make test-server` starts one; CAI_TEST_SERVER names any other (see docs/servers.md)."""
 
 import asyncio
 import math
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from cai.errors import ReplyError
-from cai.models.base import ChoicesRequest, CompleteRequest, Sampling, ScoreRequest
+from cai.models.base import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
+from cai.models.local import LocalEngine
 from cai.models.server import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
@@ -18,15 +21,17 @@ URL = os.environ.get("CAI_TEST_SERVER", "")
 pytestmark = [
     pytest.mark.server,
     pytest.mark.enable_socket,
-    pytest.mark.skipif(not URL, reason="set CAI_TEST_SERVER=http://127.0.0.1:8000/v1 to a running vLLM server"),
+    pytest.mark.skipif(not URL, reason="no vLLM server: `make test-server` starts one (or set CAI_TEST_SERVER to its address)"),
 ]
 ASK = (Message("user", "Is Paris in France? Answer Yes or No."),)
 SAMPLING = Sampling(max_tokens=24)
+TOLERANCE_NATS = 0.02
+"""Of float32, which `make test-server` serves in. In bfloat16 one prompt run in two ways differs by up to half a nat."""
 
 
-def against_server(work: Callable[[ServerEngine], Coroutine[Any, Any, Any]]) -> Any:
+def against_server(work: Callable[[ServerEngine], Coroutine[Any, Any, Any]], **spec: Any) -> Any:
     async def run() -> Any:
-        engine = await ServerEngine.connect(ModelSpec(path=URL))
+        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec))
         try:
             return await work(engine)
         finally:
@@ -35,11 +40,32 @@ def against_server(work: Callable[[ServerEngine], Coroutine[Any, Any, Any]]) -> 
     return asyncio.run(run())
 
 
-def submit(*requests: Any) -> list[Any]:
+def submit(*requests: Request, **spec: Any) -> list[Any]:
     async def work(engine: ServerEngine) -> list[Any]:
         return await asyncio.gather(*(engine.submit(r) for r in requests), return_exceptions=True)
 
-    return against_server(work)  # type: ignore[no-any-return]
+    return against_server(work, **spec)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def folders() -> dict[str, Path]:
+    """Where the served model and its adapter lie on this disk, by name."""
+    cards = httpx.get(f"{URL}/models").json()["data"]
+    found = {card["id"]: Path(card["root"]) for card in sorted(cards, key=lambda c: c["parent"] is not None)}
+    if len(found) != 2 or not all(folder.is_dir() for folder in found.values()):
+        pytest.skip(f"needs one model and one adapter out of folders here, as `make test-server` has; it serves {found}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def local(folders: dict[str, Path]) -> Iterator[dict[str | None, LocalEngine]]:
+    """The same weights in this process: the model under None, the adapter on it under its name."""
+    (_, model), (name, adapter) = folders.items()
+    found = {None: None, name: str(adapter)}
+    engines = {n: LocalEngine.load(ModelSpec(path=str(model), adapter=a, precision="float32")) for n, a in found.items()}
+    yield engines
+    for engine in engines.values():
+        asyncio.run(engine.close())
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
@@ -64,8 +90,8 @@ def test_choices_agree_with_scores_of_the_same_words(prefill: str) -> None:
         requests.append(ScoreRequest(ASK, prefill))
     choices, *scores = submit(*requests)
     before = scores.pop().total if prefill else 0.0
-    # Two ways through the model in bfloat16: one reads the prefix cache, one doesn't.
-    assert list(choices.logprobs) == pytest.approx([s.total - before for s in scores], abs=0.25)
+    # Two ways through the model: one reads the prefix cache, one doesn't.
+    assert list(choices.logprobs) == pytest.approx([s.total - before for s in scores], abs=TOLERANCE_NATS)
     assert sum(math.exp(v) for v in choices.logprobs[:3]) < 1.01
 
 
@@ -92,3 +118,37 @@ def test_a_reconnected_engine_has_the_same_fingerprint() -> None:
         return engine.fingerprint
 
     assert against_server(fingerprint) == against_server(fingerprint)
+
+
+def test_seeds_are_each_requests_own_whatever_else_is_in_the_batch() -> None:
+    """The same prompt many times with one seed and with many; alone and in a crowd."""
+    story = (Message("user", "Tell me a short story."),)
+    alone = submit(CompleteRequest(story, SAMPLING, 5))[0]
+    crowd = submit(*(CompleteRequest(story, SAMPLING, seed) for seed in (5, 6, 5, 7, 5)))
+    assert [crowd[i].text == alone.text for i in range(5)] == [True, False, True, False, True]
+    assert crowd[1].text != crowd[3].text
+
+
+LOCALLY = (
+    ChoicesRequest(ASK, ("Yes", "No", "I don't know")),
+    ChoicesRequest((Message("system", "You are a judge."), Message("user", "Is water dry?")), (" A", " B"), "Answer:"),
+    ScoreRequest(ASK, "Yes, Paris is in France."),
+    CompleteRequest(ASK, Sampling(max_tokens=24, temperature=0.0), 0),
+)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_answers_are_those_of_the_same_weights_in_this_process(local: dict[str | None, LocalEngine], adapted: bool) -> None:
+    name = [*local][adapted]
+
+    async def here() -> list[Any]:
+        return await asyncio.gather(*map(local[name].submit, LOCALLY))
+
+    ours, theirs = asyncio.run(here()), submit(*LOCALLY, adapter=name)
+    for mine, served in zip(ours[:2], theirs[:2], strict=True):
+        assert served.logprobs == pytest.approx(mine.logprobs, abs=TOLERANCE_NATS)
+        assert served.prompt_tokens == mine.prompt_tokens
+    assert theirs[2].total == pytest.approx(ours[2].total, abs=TOLERANCE_NATS)
+    assert (theirs[2].tokens, theirs[2].prompt_tokens) == (ours[2].tokens, ours[2].prompt_tokens)
+    assert (theirs[3].text, theirs[3].truncated) == (ours[3].text, ours[3].truncated)
+    assert theirs[3].completion_tokens - ours[3].completion_tokens == (not ours[3].truncated), "vLLM counts the token that ends a turn"
