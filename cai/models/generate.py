@@ -96,7 +96,7 @@ def complete(
             break
         if len(live) < _KEEP_FRACTION * len(running) or slots.length == slots.capacity:
             kept = torch.tensor([i for i, row in enumerate(running) if row in live], device=device)
-            slots = slots.take(kept, _ROOM)
+            slots = slots.take(kept, _ROOM, last=True)
             tokens = tokens[kept]
             running = [row for row in running if row in live]
         logits = slots.forward(tokens[:, None], torch.ones(len(running), 1, dtype=torch.bool, device=device))[:, -1]
@@ -180,7 +180,7 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
         check()
         if not bool(real[rows, at].all()):  # texts that have ended leave the batch
             kept = real[rows, at].nonzero()[:, 0]
-            rows, slots = rows[kept], slots.take(kept, longest - at + 1)
+            rows, slots = rows[kept], slots.take(kept, longest - at + 1, last=True)
         width = min(max(1, _SCORE_POSITIONS // len(rows)), longest - at)
         logits = slots.forward(targets[rows, at - 1 : at + width - 1], real[rows, at - 1 : at + width - 1], keep=width)
         found = _logprobs(logits, targets[rows, at : at + width]).double()

@@ -119,18 +119,24 @@ class Slots:
         logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits
         return logits
 
-    def take(self, rows: Tensor, room: int) -> "Slots":
+    def take(self, rows: Tensor, room: int, *, last: bool = False) -> "Slots":
         """Return the memory of the given rows (repeats allowed), without leading columns that none of them uses.
 
         Args:
             rows: indices of the rows to copy.
             room: columns to leave free for what follows.
+            last: this memory isn't needed any more: each layer is let go of once it is copied, so that there is never a second whole one.
         """
         valid = self.valid[rows]
         first = int(valid.any(0).int().argmax()) if bool(valid.any()) else self.length
         taken = Slots(self.model, self.length - first + room)
         taken.valid = valid[:, first:]
-        taken.cache = Cache(layers=[layer.take(rows, first, taken.capacity) for layer in self.cache.layers])
+        layers = []
+        for layer in self.cache.layers:
+            layers.append(layer.take(rows, first, taken.capacity))
+            if last:
+                layer.keys = layer.values = None
+        taken.cache = Cache(layers=layers)
         return taken
 
     def _masks(self, seen_BT: Tensor, positions_BQ: Tensor, positions_BT: Tensor) -> Any:

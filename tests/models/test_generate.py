@@ -145,6 +145,15 @@ def test_memory_asked_for_holds_the_prompts(llama: Any) -> None:
             torch.testing.assert_close(after[i], whole[-1], atol=1e-4, rtol=1e-4)
 
 
+def test_a_memory_that_grows_lets_go_of_the_old_one_layer_by_layer(llama: Any) -> None:
+    _, slots = run_prompts(llama, prompts(), room=1)
+    assert slots is not None
+    rows, step = torch.tensor([2, 0]), torch.full((2, 1), 17)
+    kept, moved = slots.take(rows, 3), slots.take(rows, 3, last=True)
+    assert all(layer.keys is None and layer.values is None for layer in slots.cache.layers)
+    torch.testing.assert_close(kept.forward(step, step > 0), moved.forward(step, step > 0), atol=0.0, rtol=0.0)
+
+
 def test_layers_without_attention_are_refused_by_name() -> None:
     config = hf.LlamaConfig(num_hidden_layers=2)
     config.layer_types = ["full_attention", "linear_attention"]
