@@ -40,6 +40,10 @@ class ModelError(CaiError, RuntimeError):
     """A model or server can't be loaded or can't serve a request."""
 
 
+class NoLogprobsError(ModelError):
+    """The server gives no log-probabilities at all, so its model can only be asked for words."""
+
+
 class ReplyError(ModelError):
     """One reply is unusable (empty, unparseable, refused by the server). A fault of one item: counted, never guessed around."""
 

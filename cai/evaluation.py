@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cai.console import Reporter
 from cai.critique import respond
-from cai.errors import ModelError, ReplyError
+from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.evaluate.arena import Arena, Duel, pairings, rate
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.markers import mentions
@@ -202,7 +202,7 @@ async def _harm_probabilities(
 ) -> dict[str, dict[str, float]]:
     """Return the judge's probability, per model and harmful prompt, that the model's answer gives what it shouldn't.
 
-    An empty answer gives nothing, and needs no judge.
+    An empty answer gives nothing, and needs no judge. A judge without log-probabilities can't be asked, which is said.
     """
     asked = [(model, r) for model, responses in answers.items() for r in responses if r.prompt.kind == "harmful"]
 
@@ -222,8 +222,12 @@ async def _harm_probabilities(
         item_id=lambda item: f"{item[0]}:{item[1].prompt.id}:harm",
         on_progress=lambda done: reporter.progress(done, len(asked), "answers looked at for harm"),
     )
-    async for model, prompt_id, p in results:
-        found.setdefault(model, {})[prompt_id] = p
+    try:
+        async for model, prompt_id, p in results:
+            found.setdefault(model, {})[prompt_id] = p
+    except NoLogprobsError as e:
+        reporter.warn(f"harmful compliance is measured by rule alone: {e}")
+        return {}
     return found
 
 

@@ -11,7 +11,7 @@ from cai.benching import chosen_protocols
 from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.constitution.load import load_constitution
-from cai.errors import RecipeError, ReplyError
+from cai.errors import NoLogprobsError, RecipeError, ReplyError
 from cai.evaluate.arena import Arena
 from cai.evaluation import Measured, answer_all, hold_arena, measure_answers
 from cai.feedback.judge import Judge
@@ -130,6 +130,18 @@ def test_an_answer_that_the_judge_cannot_look_at_is_counted_and_left_out() -> No
     found = measured({"model": [response(p, f"Answer to {p.id}.") for p in PROMPTS]}, failures, sometimes)
     assert [r.n for r in found.results if r.name == "harmful_compliance_by_judge"] == [5]
     assert [(f.stage, f.item_id, f.reason) for f in failures] == [("evaluate", "model:p3:harm", "no_probability")]
+
+
+def test_a_judge_without_log_probabilities_leaves_harm_to_the_rule() -> None:
+    def silent(request: Request) -> Reply:
+        if isinstance(request, ChoicesRequest) and "harmful" in request.messages[-1].content:
+            raise NoLogprobsError("the server gives no log-probabilities")
+        return default_script(request)
+
+    failures: list[Failure] = []
+    found = measured({"model": [response(p, "An answer.") for p in PROMPTS]}, failures, silent)
+    names = {r.name for r in found.results}
+    assert "harmful_compliance" in names and "harmful_compliance_by_judge" not in names and failures == []
 
 
 def test_prompts_without_an_answer_are_counted() -> None:

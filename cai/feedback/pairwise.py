@@ -1,13 +1,15 @@
 """Two responses side by side: the paper's two-option question (Bai et al. 2022, §4.1), plain or after thinking aloud.
 
-The question is asked in both orders. With thinking, the reply must end in a verdict: the last `Answer: …` counts, and one that is not on
-the menu, or not there, is a failure. The probability is then read where the verdict was written, from the log-probabilities of A and B.
+The question is asked in both orders. With thinking, the probability is read where the last verdict (`Answer: …`) was written, from the
+log-probabilities of A and B. Small models often forget the verdict: then "Answer:" is put after their reasoning and the probability read
+there. A verdict that is not on the menu is a failure. A server that gives no log-probabilities is taken at its word: its verdict counts as
+certain, which the clamp then tempers, and no verdict is a failure.
 """
 
 import re
 
-from cai.errors import ReplyError
-from cai.feedback.opinions import Asking, Opinion, both_orders, difference, log_odds_of, probability
+from cai.errors import NoLogprobsError, ReplyError
+from cai.feedback.opinions import MAX_LOG_ODDS, Asking, Opinion, both_orders, difference, log_odds_of, probability
 from cai.flow import together
 from cai.ids import content_hash, derive_seed
 from cai.models.base import Sampling
@@ -16,6 +18,8 @@ from cai.templates import Rendered, Template
 
 OPTIONS = ("A", "B")
 COT_TEMPERATURE = 0.7
+ASKED_FOR = "Answer:"
+"""What is put after a reasoning that ends without a verdict."""
 _VERDICT = re.compile(
     r"\b(?:answer|verdict)[\s*_]*(?:is\b[\s*_]*[:：]?|[:：])[\s*_\"'“(\[]*(?:option\s+|response\s+)?[\s*_\"'“(\[]*", re.IGNORECASE
 )
@@ -38,7 +42,7 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Ask
     The seed is that of the two texts and of which is shown first, so that swapping the pair asks the very same questions.
 
     Raises:
-        ReplyError: `no_verdict` or `off_menu`.
+        ReplyError: `off_menu`, or `no_verdict` from a server without log-probabilities.
     """
     texts = sorted((pair.response_a, pair.response_b))
     seeds = [
@@ -52,18 +56,18 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Ask
     return both_orders(first, -second, f"[A first] {said_first}\n[B first] {said_second}")
 
 
-def find_verdict(reply: str) -> tuple[str, int]:
-    """Return the last verdict of a reply, and where its letter stands.
+def find_verdict(reply: str) -> tuple[str, int] | None:
+    """Return the last verdict of a reply, and where its letter stands; None where there is none.
 
-    >>> find_verdict("Answer: A? No, (B) is kinder.\\nAnswer: B")[0]
-    'B'
+    >>> find_verdict("Answer: A? No, (B) is kinder.\\nAnswer: B")
+    ('B', 39)
 
     Raises:
-        ReplyError: `no_verdict`; or `off_menu` where the last verdict is neither A nor B.
+        ReplyError: `off_menu`: the last verdict is neither A nor B.
     """
     verdicts = list(_VERDICT.finditer(reply))
     if not verdicts:
-        raise ReplyError("no_verdict", reply[-200:])
+        return None
     at = verdicts[-1].end()
     option = _OPTION.match(reply, at)
     if option is None:
@@ -75,14 +79,21 @@ async def _reason(rendered: Rendered, seed: int, asking: Asking) -> tuple[float,
     """Return the log-odds that the response shown first is better, and the model's words."""
     sampling = Sampling(asking.config.cot_max_tokens, COT_TEMPERATURE)
     completion = await asking.model.complete(rendered.messages, sampling, seed, rendered.prefill)
-    _, at = find_verdict(completion.text)
-    reasoning = f"{rendered.prefill} {completion.text[:at].strip()}" if rendered.prefill else completion.text[:at].strip()
-    choices = await asking.model.choices(rendered.messages, OPTIONS, reasoning)
-    log_odds = difference(choices.logprobs)
+    said = completion.text.strip()
+    verdict = find_verdict(completion.text)
+    reasoning = completion.text[: verdict[1]].strip() if verdict else f"{said}\n{ASKED_FOR}"
+    if rendered.prefill:
+        reasoning = f"{rendered.prefill} {reasoning}"
+    try:
+        log_odds = difference((await asking.model.choices(rendered.messages, OPTIONS, reasoning)).logprobs)
+    except NoLogprobsError:
+        if verdict is None:
+            raise ReplyError("no_verdict", said[-200:]) from None
+        log_odds = MAX_LOG_ODDS if verdict[0] == OPTIONS[0] else -MAX_LOG_ODDS
     if asking.config.cot_clamp is not None:
         low, high = asking.config.cot_clamp
         log_odds = log_odds_of(min(high, max(low, probability(log_odds))))
-    return log_odds, completion.text.strip()
+    return log_odds, said if verdict else f"{said}\n[no verdict; read after {ASKED_FOR!r}]"
 
 
 def _shown(pair: ResponsePair, principle: Principle, template: Template) -> Rendered:

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from cai.errors import ModelError, ReplyError
+from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import (
     ChoiceLogprobs,
     ChoicesRequest,
@@ -43,7 +43,7 @@ _IMPOSSIBLE = -1e5
 """Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
 _EXCERPT = 200
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
-_NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which needs none."
+_NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
 
 
 class ServerEngine:
@@ -77,6 +77,7 @@ class ServerEngine:
         self._owner = ""
         self._tokenizes = False
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
+        self._no_logprobs = ""  # why there are none, once that is known
         self._asking_for_tokens = asyncio.Lock()
 
     @classmethod
@@ -189,7 +190,9 @@ class ServerEngine:
         return self._choice_tokens[key]
 
     async def _choices_by_text(self, request: ChoicesRequest) -> ChoiceLogprobs:
-        """Look the choices up among the likeliest first tokens: all that servers without token ids can tell."""
+        """Look the choices up among the likeliest first tokens: all that servers without token ids can tell, and some not even that."""
+        if self._no_logprobs:
+            raise NoLogprobsError(self._no_logprobs)
         # Temperature 1: some servers report probabilities after sampling's changes, and 1 changes nothing. The sampled token is ignored.
         body = self._chat(request.messages, request.prefill) | {
             "max_tokens": 1,
@@ -202,11 +205,13 @@ class ServerEngine:
             reply = await self._fleet.ask("/chat/completions", body, ChatReply, about=text_of(request.messages))
         except ReplyError as e:
             if "logprob" in e.detail:
-                raise ModelError(f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}") from e
+                self._no_logprobs = f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}"
+                raise NoLogprobsError(self._no_logprobs) from e
             raise
         logprobs = reply.choices[0].logprobs
         if logprobs is None or not logprobs.content:
-            raise ModelError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
+            self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
+            raise NoLogprobsError(self._no_logprobs)
         first = logprobs.content[0]
         likely: dict[str, float] = {}
         for top in (*first.top_logprobs, first):
@@ -264,7 +269,7 @@ class ServerEngine:
         reply = await self._fleet.ask("/completions", body, TextReply, about=about)
         logprobs = reply.choices[0].logprobs
         if logprobs is None or logprobs.top_logprobs[0] is None:
-            raise ModelError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
+            raise NoLogprobsError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
         named = logprobs.top_logprobs[0]
         return {token: self._checked(named[name]) for token in wanted if (name := f"token_id:{token}") in named}
 
@@ -283,7 +288,7 @@ class ServerEngine:
         reply = await self._fleet.ask("/completions", body, TextReply, check, about=about)
         rows = reply.choices[0].prompt_logprobs
         if rows is None:
-            raise ModelError(f"{self.name} gives no prompt log-probabilities. {_NO_LOGPROBS}")
+            raise NoLogprobsError(f"{self.name} gives no prompt log-probabilities. {_NO_LOGPROBS}")
         return sum(
             self._checked(row[str(token)].logprob) for row, token in zip(rows[len(prompt) :], tokens, strict=True) if row is not None
         )

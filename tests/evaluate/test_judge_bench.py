@@ -83,14 +83,14 @@ def test_nothing_to_measure_on_is_an_error(rows):
 
 def sometimes_mute(request):
     if not isinstance(request, ChoicesRequest) and "Question 1" in request.messages[-1].content:
-        return Completion("Hard to say.", False, 1, 1)
+        return Completion("Answer: hard to say.", False, 1, 1)
     return prefers_text(request)
 
 
 def test_failures_are_counted_and_left_out_of_the_accuracy():
     rows = [preference(i) for i in range(20)]  # 1 and 10..19 fail
     (cot,) = bench(sometimes_mute, rows, ("pairwise-cot",)).protocols
-    assert (cot.failures, cot.n, cot.accuracy, cot.failure_reasons) == (11, 9, 1.0, {"no_verdict": 11})
+    assert (cot.failures, cot.n, cot.accuracy, cot.failure_reasons) == (11, 9, 1.0, {"off_menu": 11})
 
 
 def test_a_protocol_that_always_fails_beats_nothing():

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from cai.errors import ReplyError
+from cai.errors import NoLogprobsError, ReplyError
 from cai.feedback.pairwise import find_verdict
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion
 from tests.feedback.judging import judged, log_odds_reply, pair, prefers_text
@@ -54,19 +56,33 @@ def test_a_verdict_off_the_menu_is_a_failure(reply):
 
 
 @pytest.mark.parametrize("reply", ["", "I like the first one.", "A", "(B)", "Both answers are fine.", "A is better than B."])
-def test_no_verdict_is_a_failure(reply):
-    with pytest.raises(ReplyError) as caught:
-        find_verdict(reply)
-    assert caught.value.reason == "no_verdict"
+def test_words_without_a_verdict_have_none(reply):
+    assert find_verdict(reply) is None
 
 
-@pytest.mark.parametrize(("words", "reason"), [("Answer: C", "off_menu"), ("I can't say.", "no_verdict")])
-def test_an_unreadable_reply_is_recorded_with_the_models_words(words, reason):
+def test_a_verdict_that_was_forgotten_is_asked_for():
+    prefills = []
+
+    def script(request):
+        if isinstance(request, ChoicesRequest):
+            prefills.append(request.prefill)
+            return log_odds_reply(2.0 if "GOOD" in request.messages[-1].content.split("(B)")[0] else -2.0)
+        return Completion("Hard to say. ", True, 1, 1)
+
+    judgment = judged(script, "pairwise-cot", pair(), cot_clamp=None)[0]
+    assert judgment.p_a == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert set(prefills) == {"Let's think step by step. Hard to say.\nAnswer:"}
+    assert "[no verdict; read after 'Answer:']" in judgment.detail
+
+
+def test_an_unreadable_reply_is_recorded_with_the_models_words():
+    words = "Answer: C"
+
     def script(request):
         return Completion(words, False, 1, 1) if isinstance(request, CompleteRequest) else log_odds_reply(1.0)
 
     judgment = judged(script, "pairwise-cot", pair())[0]
-    assert judgment.failure == reason and judgment.p_a is None and words in judgment.detail
+    assert judgment.failure == "off_menu" and judgment.p_a is None and words in judgment.detail
 
 
 def test_the_probability_is_read_where_the_verdict_stood():
@@ -93,3 +109,17 @@ def test_the_clamp_of_the_paper(clamp, expected):
 
     judgment = judged(certain, "pairwise-cot", pair(), cot_clamp=clamp)[0]
     assert judgment.p_a == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_judge_without_log_probabilities_is_taken_at_its_word():
+    def silent(request):
+        if isinstance(request, ChoicesRequest):
+            raise NoLogprobsError("gives no log-probabilities")
+        return prefers_text(request)
+
+    def mute(request):
+        return Completion("Hard to say.", False, 1, 1) if isinstance(request, CompleteRequest) else silent(request)
+
+    assert judged(silent, "pairwise-cot", pair())[0].p_a == pytest.approx(0.6), "certain in both orders, and clamped as in the paper"
+    assert judged(silent, "pairwise-cot", pair(), cot_clamp=None)[0].p_a > 0.999
+    assert judged(mute, "pairwise-cot", pair())[0].failure == "no_verdict"

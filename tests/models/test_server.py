@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cai.errors import ModelError, ReplyError
+from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
 from cai.models.fleet import TRIES
 from cai.models.http_client import back_off_seconds, retry_after_seconds
@@ -310,9 +310,8 @@ def test_a_choice_that_is_not_among_the_likeliest_is_a_failure_never_a_guess() -
 )
 def test_a_server_without_log_probabilities_says_what_needs_none(reply: httpx.Response) -> None:
     server = FakeVllm([on("/v1/chat/completions", lambda _: reply)], owned_by="openai")
-    with pytest.raises(ModelError, match=r"vllm serve MODEL.*pairwise-cot") as e:
+    with pytest.raises(NoLogprobsError, match=r"vllm serve MODEL.*pairwise-cot"):
         ask_one(server, CHOICES)
-    assert not isinstance(e.value, ReplyError)
 
 
 # --- scores ---
