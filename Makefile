@@ -34,7 +34,7 @@ test-server: install
 	$(BIN)/python -m tests.vllm_server
 
 bench: install
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(ARGS)
 
 format: install
 	$(BIN)/ruff format .

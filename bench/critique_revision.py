@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.table import Row
 from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
 from cai.critique import critique_and_revise, respond
@@ -116,6 +117,15 @@ def measure(count: int, loop_count: int, repeats: int, max_tokens: int) -> dict[
     asyncio.run(engine.close())
     spread = {key: [round(f([r[key] for r in rows]), 3) for f in (min, statistics.median, max)] for key in rows[0]}
     return {"prompts": count, "loop_prompts": loop_count, "max_tokens": max_tokens, "repeats": repeats, "min_median_max": spread}
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return the ratio of prompts per second."""
+    count, loop, repeats, tokens = (12, 1, 2, 24) if quick else (64, 6, 3, 80)
+    spread = measure(count, loop, repeats, tokens)["min_median_max"]["ratio"]
+    what = f"critique and revision, prompts/s ({count} prompts, {tokens} tokens)"
+    against = "a transformers loop, one prompt at a time"
+    return [Row("critique_revision", what, against, spread[1], spread[0], spread[2], repeats)]
 
 
 if __name__ == "__main__":

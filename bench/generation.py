@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.table import Row, row
 from cai.jsonl import read_records
 from cai.models.base import CompleteRequest, Completion, Sampling
 from cai.models.loading import load_causal_lm, load_tokenizer
@@ -29,7 +30,7 @@ def real_prompts(count: int) -> list[tuple[Message, ...]]:
     files = [
         [p["messages"] for p in read_records(ROOT / "prompts" / f"{name}.jsonl", dict)] for name in ("harmful", "borderline", "helpful")
     ]
-    mixed = [tuple(Message(**m) for m in messages) for row in zip(*files, strict=False) for messages in row]
+    mixed = [tuple(Message(**m) for m in messages) for taken in zip(*files, strict=False) for messages in taken]
     return [mixed[i % len(mixed)] for i in range(count)]
 
 
@@ -57,8 +58,8 @@ def with_generate(model: Any, tokenizer: Any, prompts: Sequence[tuple[Message, .
             out = model.generate(
                 **inputs, max_new_tokens=tokens, do_sample=True, temperature=1.0, top_k=0, pad_token_id=tokenizer.pad_token_id
             )
-        for row in out[:, inputs["input_ids"].shape[1] :].tolist():
-            made += row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+        for ids in out[:, inputs["input_ids"].shape[1] :].tolist():
+            made += ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
     return made
 
 
@@ -75,6 +76,34 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} ({low} to {high})"
 
 
+def measure(sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) -> Iterator[tuple[int, list[tuple[float, float, float]]]]:
+    """Yield each number of sequences with the tokens per second, per repeat, of the engine, of whole batches and of one by one."""
+    spec = ModelSpec(batch_size=max(sizes))
+    engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
+    with_engine(engine, real_prompts(8), 4, 0)
+    with_generate(plain, tokenizer, real_prompts(8), 4, 8)
+    for size in sizes:
+        prompts = real_prompts(size)
+        found = []
+        for repeat in range(1, repeats + 1):
+            ours = rate(lambda p=prompts, r=repeat: with_engine(engine, p, tokens, r))  # type: ignore[misc]
+            batched = rate(lambda p=prompts: with_generate(plain, tokenizer, p, tokens, len(p)))  # type: ignore[misc]
+            single = rate(lambda p=prompts: with_generate(plain, tokenizer, p[:loop_prompts], tokens, 1))  # type: ignore[misc]
+            found.append((ours, batched, single))
+        yield size, found
+    asyncio.run(engine.close())
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return the ratios of tokens per second."""
+    sizes, tokens, repeats, loop = ((16,), 16, 2, 1) if quick else ((32, 96), 96, 3, 4)
+    return [
+        row("generation", f"tokens/s, {size} sequences of {tokens} tokens", against, [r[0] / r[other] for r in found])
+        for size, found in measure(sizes, tokens, repeats, loop)
+        for other, against in ((1, "generate, whole batches"), (2, "generate, one by one"))
+    ]
+
+
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,25 +116,13 @@ def main() -> None:
     if a.quick:
         a.sequences, a.tokens, a.repeats, a.loop_prompts = "16", 16, 2, 2
     sizes = [int(n) for n in a.sequences.split(",")]
-    spec = ModelSpec(batch_size=max(sizes))
-    engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
-    with_engine(engine, real_prompts(8), 4, 0)
-    with_generate(plain, tokenizer, real_prompts(8), 4, 8)
     print(f"median tokens/s (min to max) of {a.repeats} runs, {a.tokens} new tokens at most\n")
     print("| sequences | engine | generate, batched | generate, one by one | engine / batched | engine / one by one |")
     print("|---|---|---|---|---|---|")
-    for size in sizes:
-        prompts = real_prompts(size)
-        rows = []
-        for repeat in range(1, a.repeats + 1):
-            ours = rate(lambda p=prompts, r=repeat: with_engine(engine, p, a.tokens, r))  # type: ignore[misc]
-            batched = rate(lambda p=prompts: with_generate(plain, tokenizer, p, a.tokens, len(p)))  # type: ignore[misc]
-            single = rate(lambda p=prompts: with_generate(plain, tokenizer, p[: a.loop_prompts], a.tokens, 1))  # type: ignore[misc]
-            rows.append((ours, batched, single))
-        columns = list(zip(*rows, strict=True))
-        ratios = [[r[0] / r[other] for r in rows] for other in (1, 2)]
+    for size, found in measure(sizes, a.tokens, a.repeats, a.loop_prompts):
+        columns = list(zip(*found, strict=True))
+        ratios = [[r[0] / r[other] for r in found] for other in (1, 2)]
         print(f"| {size} | " + " | ".join([*map(spread, columns), *(spread(r, 2) for r in ratios)]) + " |", flush=True)
-    asyncio.run(engine.close())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from bench.table import Row, row
 from cai.call_store import CallStore
 from cai.console import Reporter
 from cai.ids import content_hash
@@ -168,6 +169,17 @@ def in_process_of_its_own(what: str, size: int) -> dict[str, Any]:
     return found
 
 
+def rows(quick: bool) -> list[Row]:
+    """Return what a call costs beside its model, and what the store keeps up with."""
+    items, calls = (300, 20_000) if quick else (2000, 100_000)
+    run, store = in_process_of_its_own("pipeline", items), in_process_of_its_own("store", calls)
+    return [
+        row("overhead", f"our processor time a call ({run['calls']:,} calls)", "", [run["cpu_us_per_call"]], "µs"),
+        row("overhead", f"peak memory of a run of {items:,} items", "", [run["peak_mb"]], "MB"),
+        row("overhead", f"commits a second of processor time ({calls:,} calls)", "", [store["commits_per_cpu_s"]], "/s"),
+    ]
+
+
 def growth(smaller: dict[str, Any], larger: dict[str, Any], value: str, per: str) -> float:
     """How much a figure grows with each further item or call."""
     return float((larger[value] - smaller[value]) / (larger[per] - smaller[per]))
@@ -177,8 +189,8 @@ def main(items: list[int], calls: list[int]) -> None:
     """Print each size's figures, and what they come to at a million items and ten million calls."""
     pipelines = [in_process_of_its_own("pipeline", n) for n in sorted(items)]
     stores = [in_process_of_its_own("store", n) for n in sorted(calls)]
-    for row in (*pipelines, *stores):
-        print(json.dumps({k: round(v, 2) for k, v in row.items()}))
+    for found in (*pipelines, *stores):
+        print(json.dumps({k: round(v, 2) for k, v in found.items()}))
     if len(pipelines) > 1:
         memory = growth(pipelines[0], pipelines[-1], "peak_mb", "items")
         print(json.dumps({"extrapolated_peak_mb_at_1e6_items": round(pipelines[-1]["peak_mb"] + memory * (1e6 - pipelines[-1]["items"]))}))

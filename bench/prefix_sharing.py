@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.generation import real_prompts, spread
+from bench.table import Row, row
 from cai.constitution.load import load_constitution
 from cai.models.base import ChoiceLogprobs, ChoicesRequest
 from cai.models.encoding import Encoder
@@ -68,6 +69,34 @@ def with_batches(model: Any, tokenizer: Any, requests: list[ChoicesRequest], siz
     return found
 
 
+def measure(texts: int, principles: int, text_tokens: int, repeats: int) -> tuple[int, list[tuple[float, float]], float]:
+    """Return how many questions there are, both rates of each repeat, and the largest difference of an answer, in nats."""
+    spec = ModelSpec()
+    engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
+    requests = questions(texts, principles, text_tokens, tokenizer)
+    with_engine(engine, requests[:4])
+    with_batches(plain, tokenizer, requests[:4], 4)
+    rates: list[tuple[float, float]] = []
+    gap = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        shared = with_engine(engine, requests)
+        middle = time.perf_counter()
+        unshared = with_batches(plain, tokenizer, requests, spec.batch_size)
+        rates.append((len(requests) / (middle - started), len(requests) / (time.perf_counter() - middle)))
+        gap = max(gap, *(abs(x - y) for x, y in zip(shared, unshared, strict=True)))
+    asyncio.run(engine.close())
+    return len(requests), rates, gap
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return the ratio of questions per second."""
+    count, rates, gap = measure(1, 4, 120, 2) if quick else measure(2, 16, 250, 3)
+    ratios = [shared / plain for shared, plain in rates]
+    note = f"answers differ by at most {gap:.2g} nats"
+    return [row("prefix_sharing", f"questions/s about a text ({count} questions)", "padded batches of whole prompts", ratios, note=note)]
+
+
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,26 +108,12 @@ def main() -> None:
     a = parser.parse_args()
     if a.quick:
         a.texts, a.principles, a.repeats = 1, 4, 2
-    spec = ModelSpec()
-    engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
-    requests = questions(a.texts, a.principles, a.text_tokens, tokenizer)
-    with_engine(engine, requests[:4])
-    with_batches(plain, tokenizer, requests[:4], 4)
-    rates: list[tuple[float, float]] = []
-    gap = 0.0
-    for _ in range(a.repeats):
-        started = time.perf_counter()
-        shared = with_engine(engine, requests)
-        middle = time.perf_counter()
-        unshared = with_batches(plain, tokenizer, requests, spec.batch_size)
-        rates.append((len(requests) / (middle - started), len(requests) / (time.perf_counter() - middle)))
-        gap = max(gap, *(abs(x - y) for x, y in zip(shared, unshared, strict=True)))
-    asyncio.run(engine.close())
+    count, rates, gap = measure(a.texts, a.principles, a.text_tokens, a.repeats)
     print(f"median questions/s (min to max) of {a.repeats} runs, {a.texts} texts of {a.text_tokens} tokens\n")
     print("| questions | shared | plain batches | ratio | largest difference of Yes - No, in nats |")
     print("|---|---|---|---|---|")
     columns = [spread(c, 1) for c in zip(*rates, strict=True)]
-    print(f"| {len(requests)} | " + " | ".join([*columns, spread([s / u for s, u in rates], 2), f"{gap:.2f}"]) + " |")
+    print(f"| {count} | " + " | ".join([*columns, spread([s / u for s, u in rates], 2), f"{gap:.2f}"]) + " |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.table import Row, row
 from cai.console import Reporter
 from cai.pipeline import RunSummary, run_recipe
 from cai.recipe import load_recipe
@@ -62,6 +63,22 @@ def measure(items: int) -> dict[str, float]:
         assert sum(s.calls_made for s in replay.stages) == 0
         assert before == {p.name: p.read_bytes() for p in (run.path / "data").iterdir()}
         return {"items": items, "calls": calls, "first_s": first, "resume_s": with_manifest, "from_store_s": from_store}
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return the seconds of both ways to resume."""
+    found = measure(500 if quick else 10_000)
+    what = f"resuming {found['items']:,} items ({found['calls']:,} calls)"
+    return [
+        row("resume", what, "", [found["resume_s"]], "s"),
+        row("resume", f"{what}, the call store alone left", "", [found["from_store_s"]], "s"),
+        row(
+            "resume",
+            f"{what}, the call store alone left",
+            "the first run, whose model answers at once",
+            [found["first_s"] / found["from_store_s"]],
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Optimizer steps of DPO and reward training, here and in plain TRL: rate, losses, peak memory.
 
-    python -m bench.training_speed [--kinds dpo,reward] [--pairs FILE] [--steps 6] [--batch 8] [--precision bfloat16] [--trl-float32]
+    python -m bench.training_speed [--kinds dpo,reward] [--pairs FILE] [--steps 6] [--batch 8] [--precision auto] [--trl-float32]
 
 Both sides train one model (`--model`, or the embedded one) on the same pairs in the same order with the same LoRA weights, optimizer and
-learning rate, and hand over to each other after every step, so that whatever else the machine does slows both. TRL runs its own
-trainers, collators and losses as they are, on the token ids that `cai` makes (it would tokenize the same text a little differently, and
-the losses could not be compared), with the base in bfloat16 (its own default of float32 weights under autocast is slower:
-`--trl-float32`). The first step, which allocates, is not counted. The ratio is of CPU seconds, which a busy machine changes less than
-`wall_ratio`; its spread is that of the steps' own ratios. Peak memory is that of a process that trains alone.
+learning rate, and hand over to each other after every step, so that whatever else the machine does slows both. TRL runs its own trainers,
+collators and losses as they are, on the token ids that `cai` makes (it would tokenize the same text a little differently, and the losses
+could not be compared), with the base in the same precision (where that is bfloat16, its own default of float32 weights under autocast is
+slower: `--trl-float32`). The first step, which allocates, is not counted. The ratio is of CPU seconds, which a busy machine changes less
+than `wall_ratio`; its spread is that of the steps' own ratios. Peak memory is that of a process that trains alone.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from bench.table import Row
 from cai.data.human import load_pairs
 from cai.models.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec, PolicyConfig, RewardConfig
@@ -168,8 +169,27 @@ def compare(kind: str, a: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Parse the command line, measure, print one JSON object a kind."""
+def rows(quick: bool) -> list[Row]:
+    """Return the ratio of step rates of both kinds."""
+    a = arguments(["--steps", "3", "--batch", "2", "--layers", "4"] if quick else [])
+    with tempfile.TemporaryDirectory() as folder:
+        found = {kind: compare(kind, a, Path(folder) / kind) for kind in a.kinds.split(",")}
+    return [
+        Row(
+            "training_speed",
+            f"{kind} steps of {a.batch} pairs, processor time",
+            "plain TRL, same rows, weights and precision",
+            f["ratio"],
+            *f["ratio_low_high"],
+            f["steps"],
+            note=f"losses differ by at most {f['largest_loss_difference']:.1g}",
+        )
+        for kind, f in found.items()
+    ]
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Parse a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", default="dpo,reward")
     parser.add_argument("--pairs", type=Path, default=PROBES)
@@ -178,11 +198,16 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--trl-float32", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--alone", choices=["cai", "trl"])
-    a = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """Measure, and print one JSON object a kind."""
+    a = arguments()
     with tempfile.TemporaryDirectory() as folder:
         for kind in a.kinds.split(","):
             if a.alone:

@@ -1,0 +1,169 @@
+"""Critique and revision on a server: `cai`, against the recipe that public scripts use on the same server.
+
+    python -m bench.swarm [--prompts 200] [--seconds 0.05] [--repeats 3]
+
+That recipe (as in llm-swarm's constitutional-AI example): for each prompt one coroutine holds a growing chat, few-shot turns in front,
+and awaits three replies one after the other; a semaphore bounds the prompts in flight, and all rows stay in memory until the end. Both
+make three calls a prompt, have as many in flight, and talk to the tests' own server, whose chat replies take `--seconds` each, or to a
+real one (`CAI_TEST_SERVER`, as for the server tests). `cai` also commits every call to its store and streams records. Two ratios: prompts
+a second, and the characters of prompts that each sends: few-shots and the growing chat are what a server has to read.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.generation import real_prompts
+from bench.table import Row, row
+from cai.call_store import CallStore
+from cai.constitution.load import load_constitution
+from cai.critique import critique_and_revise, respond
+from cai.flow import run_items
+from cai.models.base import CompleteRequest, Engine, Reply, Request, TextModel
+from cai.models.opening import open_engine
+from cai.recipe import CritiqueConfig, ModelSpec, SteadySampling
+from cai.records import Prompt, RevisionTrace
+from cai.templates import load_templates
+from tests.models.serving import ServerProcess
+
+ROOT = Path(__file__).parent.parent
+TOKENS = 64
+IN_FLIGHT = 64
+
+
+class Counting:
+    """An engine that notes how many characters it is asked with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.fingerprint, self.characters = engine, engine.name, engine.fingerprint, 0
+
+    async def submit(self, request: Request) -> Reply:
+        assert isinstance(request, CompleteRequest)
+        self.characters += sum(len(m.content) for m in request.messages) + len(request.prefill)
+        return await self.engine.submit(request)
+
+
+async def with_cai(spec: ModelSpec, prompts: list[Prompt], store_path: Path, seed: int) -> tuple[float, int]:
+    """Return seconds, and the characters asked with."""
+    constitution, templates = load_constitution(ROOT / "constitution" / "general.yaml"), load_templates(ROOT / "prompts" / "templates")
+    config = CritiqueConfig(sampling=SteadySampling(max_tokens=TOKENS), min_p_revised=0.0, drop_refusals=False)
+    engine = await open_engine(spec)
+    counting = Counting(engine)
+    with CallStore(store_path) as store:
+        model: Any = TextModel(counting, store, "bench")  # type: ignore[arg-type]
+
+        async def work(prompt: Prompt) -> RevisionTrace:
+            response = await respond(prompt, model, templates, config.sampling, seed)
+            return await critique_and_revise(response, constitution, model, templates, config, seed)
+
+        started = time.perf_counter()
+        flow = run_items(prompts, work, window=IN_FLIGHT, max_failure_fraction=1.0, stage="bench", failures=[])
+        done = [trace async for trace in flow]
+        seconds = time.perf_counter() - started
+    await engine.close()
+    assert len(done) == len(prompts)
+    return seconds, counting.characters
+
+
+async def with_recipe(spec: ModelSpec, name: str, prompts: list[Prompt], seed: int) -> tuple[float, int]:
+    """Return seconds, and the characters asked with, of the public recipe."""
+    principles = load_constitution(ROOT / "constitution" / "general.yaml").principles
+    shots = [
+        {"role": role, "content": text}
+        for p in principles[:2]
+        for role, text in (
+            ("user", "How can I get into my neighbour's wifi?"),
+            ("assistant", "You could try common passwords, or a tool that listens for the handshake."),
+            ("user", p.critique),
+            ("assistant", "The response helps with getting into a network without permission, which is illegal and harms the neighbour."),
+            ("user", p.revision),
+            ("assistant", "I can't help with that; ask your neighbour, or your provider for a line of your own."),
+        )
+    ]
+    limit, characters = asyncio.Semaphore(IN_FLIGHT), 0
+    kept: list[dict[str, str]] = []
+    async with httpx.AsyncClient(base_url=spec.path, timeout=120, limits=httpx.Limits(max_connections=IN_FLIGHT)) as client:
+
+        async def work(number: int, prompt: Prompt) -> None:
+            nonlocal characters
+            async with limit:
+                chat, texts = list(shots), []
+                principle = principles[(number + seed) % len(principles)]
+                for asked in (prompt.messages[-1].content, principle.critique, principle.revision):
+                    chat.append({"role": "user", "content": asked})
+                    characters += sum(len(m["content"]) for m in chat)
+                    body = {"model": name, "messages": chat, "max_tokens": TOKENS, "temperature": 0.7, "seed": seed}
+                    reply = (await client.post("/chat/completions", json=body)).raise_for_status().json()
+                    texts.append(reply["choices"][0]["message"]["content"])
+                    chat.append({"role": "assistant", "content": texts[-1]})
+                kept.append(dict(zip(("response", "critique", "revision"), texts, strict=True)))
+
+        started = time.perf_counter()
+        await asyncio.gather(*(work(i, p) for i, p in enumerate(prompts)))
+        seconds = time.perf_counter() - started
+    assert len(kept) == len(prompts)
+    return seconds, characters
+
+
+@contextlib.contextmanager
+def server(seconds: float) -> Iterator[str]:
+    """Yield the URL of a real server, if one is named, or of the tests' own."""
+    if real := os.environ.get("CAI_TEST_SERVER"):
+        yield real.rstrip("/")
+        return
+    process = ServerProcess(seconds)
+    try:
+        yield process.url
+    finally:
+        process.kill()
+
+
+def measure(count: int, seconds: float, repeats: int) -> list[Row]:
+    """Take turns, and return the rows."""
+    prompts = [Prompt(f"p{i}", "harmful", m, "bench") for i, m in enumerate(real_prompts(count))]
+    speed, read, real = [], [], "CAI_TEST_SERVER" in os.environ
+    with server(seconds) as url, tempfile.TemporaryDirectory() as folder:
+        spec = ModelSpec(path=url, concurrency=IN_FLIGHT)
+        name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+        for seed in range(repeats):
+            ours, our_characters = asyncio.run(with_cai(spec, prompts, Path(folder) / f"{seed}.sqlite", seed))
+            theirs, their_characters = asyncio.run(with_recipe(spec, name, prompts, seed))
+            speed.append(theirs / ours)
+            read.append(their_characters / our_characters)
+    note = "a real server" if real else f"the tests' own server, {seconds:g} s a reply: only the clients differ"
+    against = "llm-swarm-style recipe"
+    return [
+        row("swarm", f"critique and revision, prompts/s ({count} prompts)", against, speed, note=note),
+        row(
+            "swarm",
+            "characters of prompts that the server reads",
+            against,
+            read,
+            note="two few-shot chats in front; without what a server's prefix cache spares",
+        ),
+    ]
+
+
+def rows(quick: bool) -> list[Row]:
+    """Return what `measure` finds at one of two sizes."""
+    return measure(100, 0.05, 2) if quick else measure(400, 0.1, 3)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=0.05)
+    parser.add_argument("--repeats", type=int, default=3)
+    a = parser.parse_args()
+    for line in measure(a.prompts, a.seconds, a.repeats):
+        print(json.dumps(asdict(line)))
