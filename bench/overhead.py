@@ -1,6 +1,6 @@
 """What a run costs beside its model: time and memory a call, and the call store at many calls. The model is scripted and answers at once.
 
-    python -m bench.overhead [--items 2000 8000] [--calls 100000 400000]
+    python -m bench.overhead [--items 2000 8000] [--calls 100000 400000] [--texts 20000 80000]
 
 Time is this process's processor time, so that other work on the machine counts less; commits a second are also given by the clock. Each
 size runs in a process of its own, and what grows with the size is the difference between two sizes: that is what the last lines
@@ -18,12 +18,14 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.table import Row, row
 from cai.call_store import CallStore
 from cai.console import Reporter
+from cai.data.repeats import NearRepeats
 from cai.ids import content_hash
 from cai.models import opening
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
@@ -95,6 +97,8 @@ def run_pipeline(items: int) -> dict[str, Any]:
         return {
             "items": items,
             "calls": calls,
+            "cpu_s": first,
+            "cpu_s_from_store": replay,
             "cpu_us_per_call": 1e6 * first / calls,
             "cpu_us_per_call_from_store": 1e6 * replay / calls,
             "peak_mb_before": before / 1e6,
@@ -151,6 +155,30 @@ def fill_store(calls: int) -> dict[str, Any]:
         }
 
 
+def find_repeats(texts: int) -> dict[str, Any]:
+    """Look for near-repeats among prompts of 25 words: of words in common use, and made from one sentence with two words exchanged."""
+    words = [content_hash(i, 6) for i in range(5000)]
+    draw = random.Random(0)
+    before = peak_bytes()
+
+    def cpu_us(count: int, text: Callable[[int], str]) -> float:
+        with NearRepeats(0.8) as met:
+            cpu = time.process_time()
+            for i in range(count):
+                met.twin(text(i), f"prompt {i}")
+            return 1e6 * (time.process_time() - cpu) / count
+
+    apart = cpu_us(texts, lambda i: " ".join(draw.choices(words, k=25)))
+    peak = peak_bytes()
+    alike = {n: cpu_us(n, lambda i: PROMPT.format(i=i, other=content_hash(i))) for n in (1000, 2000)}
+    return {
+        "texts": texts,
+        "cpu_us_per_text": apart,
+        "peak_mb_more": (peak - before) / 1e6,
+        **{f"cpu_us_per_text_of_one_sentence_{n}": us for n, us in alike.items()},
+    }
+
+
 def key(i: int) -> str:
     """A call's key."""
     return content_hash(i, length=64)
@@ -159,6 +187,9 @@ def key(i: int) -> str:
 def peak_bytes() -> int:
     """This process's peak resident memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {"pipeline": run_pipeline, "store": fill_store, "repeats": find_repeats}
 
 
 def in_process_of_its_own(what: str, size: int) -> dict[str, Any]:
@@ -185,13 +216,17 @@ def growth(smaller: dict[str, Any], larger: dict[str, Any], value: str, per: str
     return float((larger[value] - smaller[value]) / (larger[per] - smaller[per]))
 
 
-def main(items: list[int], calls: list[int]) -> None:
+def main(items: list[int], calls: list[int], texts: list[int]) -> None:
     """Print each size's figures, and what they come to at a million items and ten million calls."""
     pipelines = [in_process_of_its_own("pipeline", n) for n in sorted(items)]
     stores = [in_process_of_its_own("store", n) for n in sorted(calls)]
-    for found in (*pipelines, *stores):
+    repeats = [in_process_of_its_own("repeats", n) for n in sorted(texts)]
+    for found in (*pipelines, *stores, *repeats):
         print(json.dumps({k: round(v, 2) for k, v in found.items()}))
     if len(pipelines) > 1:
+        ends = pipelines[0], pipelines[-1]
+        further = {f"{name}_further_call": round(1e6 * growth(*ends, name, "calls"), 2) for name in ("cpu_s", "cpu_s_from_store")}
+        print(json.dumps({f"us_{name}": value for name, value in further.items()}))
         memory = growth(pipelines[0], pipelines[-1], "peak_mb", "items")
         print(json.dumps({"extrapolated_peak_mb_at_1e6_items": round(pipelines[-1]["peak_mb"] + memory * (1e6 - pipelines[-1]["items"]))}))
     if len(stores) > 1:
@@ -202,9 +237,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[2000, 8000])
     parser.add_argument("--calls", type=int, nargs="+", default=[100_000, 400_000])
-    parser.add_argument("--one", nargs=2, metavar=("pipeline|store", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--texts", type=int, nargs="+", default=[20_000, 80_000])
+    parser.add_argument("--one", nargs=2, metavar=("WHAT", "SIZE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps((run_pipeline if given.one[0] == "pipeline" else fill_store)(int(given.one[1]))))
+        print(json.dumps(MEASURES[given.one[0]](int(given.one[1]))))
     else:
-        main(given.items, given.calls)
+        main(given.items, given.calls, given.texts)

@@ -13,7 +13,8 @@ from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
-from cai.data.prompts import assert_disjoint, drop_near_repeats, load_all, part_watched
+from cai.data.prompts import LeftOut, load_all, part_watched, stream_prompts, without_evaluated, without_near_repeats
+from cai.data.repeats import Seen
 from cai.errors import RecipeError
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.balance import opposite_leanings, source_balance
@@ -27,7 +28,7 @@ from cai.judge_card import measure_judge
 from cai.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
-from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.records import Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.tracking import PIPELINE
 from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
@@ -38,27 +39,28 @@ R = TypeVar("R")
 
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
-    evaluate = load_all(c.recipe.prompts.evaluate, c.workspace.root, c.recipe.seed)
+    sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
+    evaluate = load_all(sources.evaluate, root, seed)
     if c.recipe.watched and len(evaluate.prompts) < 2:
         raise RecipeError(
             f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
             "to measure it on. Add some, or set policy.watch.action: off"
         )
-    train = assert_disjoint(load_all(c.recipe.prompts.train, c.workspace.root, c.recipe.seed), evaluate)
-    train = drop_near_repeats(train, evaluate, c.recipe.prompts.near_duplicates)
-    c.failures += [*train.failures, *evaluate.failures]
-    write_records(c.run.data("prompts"), train.prompts)
-    write_records(c.run.data("eval_prompts"), evaluate.prompts)
-    counts = {"prompts": len(train.prompts), "evaluation_prompts": len(evaluate.prompts)}
-    near = {"near_duplicates": n} if (n := train.counts.get("near_duplicates")) else {}
-    del train, evaluate  # read again from the file, one at a time
+    left_out, leaked, near = LeftOut(), list[Failure](), list[Failure]()
+    train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
+    train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near)
+    counts = {
+        "prompts": write_records(c.run.data("prompts"), train),
+        "evaluation_prompts": write_records(c.run.data("eval_prompts"), evaluate.prompts),
+    }
+    c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]
     model = await c.model(c.recipe.model)
 
     async def work(prompt: Prompt) -> Response:
         return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
 
     responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, total=counts["prompts"]))
-    return {**counts, "responses": responses, **near}
+    return {**counts, "responses": responses, **({"near_duplicates": len(near)} if near else {})}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
@@ -133,12 +135,11 @@ async def feedback_stage(c: Context) -> dict[str, int]:
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
     """Yield each pair that wasn't labelled by its making, once."""
-    seen: set[str] = set()
-    for name in ("pairs", "revision_pairs"):
-        for pair in read(c, name, ResponsePair):
-            if pair.p_a is None and pair.id not in seen:
-                seen.add(pair.id)
-                yield pair
+    with Seen() as seen:
+        for name in ("pairs", "revision_pairs"):
+            for pair in read(c, name, ResponsePair):
+                if pair.p_a is None and seen.add(pair.id):
+                    yield pair
 
 
 def preferences_stage(c: Context) -> dict[str, int]:

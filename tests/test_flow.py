@@ -239,7 +239,7 @@ def test_rare_collections_end_with_the_block_and_still_find_cycles():
         pass
 
     def live_nodes():
-        return sum(isinstance(o, Node) for o in gc.get_objects())
+        return sum(type(o) is Node for o in gc.get_objects())
 
     before = gc.get_threshold()
     with pytest.raises(KeyError), collecting_rarely():

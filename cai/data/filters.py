@@ -1,7 +1,5 @@
-"""What keeps data clean: one key for texts that say the same, near-duplicates, splits that don't leak, and length statistics."""
+"""What keeps data clean: one key for texts that say the same, splits that don't leak, and length statistics."""
 
-import hashlib
-import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -44,45 +42,6 @@ def sides_by_hash(prompt: Prompt, one: str, other: str) -> tuple[str, str]:
     return (second, first) if split_fraction(texts_key(prompt, one, other), "sides") < 0.5 else (first, second)
 
 
-def shingles(text: str, words: int = 5) -> frozenset[int]:
-    """Return 64-bit hashes of all runs of `words` words of the normalised text; of the whole text where it is shorter."""
-    tokens = normalise(text).split()
-    runs = [tokens[i : i + words] for i in range(max(1, len(tokens) - words + 1))]
-    return frozenset(int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big") for run in runs)
-
-
-def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: float = 0.8) -> tuple[list[T], list[tuple[T, T]]]:
-    """Keep the first of every group of items whose texts share most of their five-word runs.
-
-    Exact Jaccard similarity on shingles. Candidates come from an index of the lowest shingles of every kept text: two sets that share
-    a fraction s of their members must share one of their first (1-s)·size + 1 in any common order (prefix filtering, Chaudhuri et al.
-    2006), so none is missed and nothing is random.
-
-    Args:
-        items: in order of preference.
-        texts: one per item.
-        threshold: Jaccard similarity in (0, 1] from which two texts are near-duplicates; 1 drops only the same set of runs.
-
-    Returns:
-        The kept items in order, and each dropped item with the kept one that it repeats.
-    """
-    sets = [shingles(text) for text in texts]
-    kept: list[int] = []
-    dropped: list[tuple[T, T]] = []
-    index: dict[int, list[int]] = {}
-    for i, mine in enumerate(sets):
-        prefix = sorted(mine)[: len(mine) - _at_least(threshold, len(mine)) + 1]
-        candidates = dict.fromkeys(k for s in prefix for k in index.get(s, ()))
-        twin = next((k for k in candidates if len(mine & sets[k]) >= threshold * len(mine | sets[k])), None)
-        if twin is not None:
-            dropped.append((items[i], items[twin]))
-            continue
-        kept.append(i)
-        for s in prefix:
-            index.setdefault(s, []).append(i)
-    return [items[i] for i in kept], dropped
-
-
 def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:
     """Split into training and held-out preferences by a hash of the prompt's normalised text.
 
@@ -122,11 +81,6 @@ def length_stats(preferences: Sequence[Preference]) -> "LengthStats":
         mean_rejected_characters=sum(len(p.rejected) for p in preferences) / n,
         chosen_longer_fraction=sum(_longer(p) for p in preferences) / n,
     )
-
-
-def _at_least(threshold: float, size: int) -> int:
-    """Members that a set of this size shares with any set of at least this similarity: the least integer ≥ threshold × size."""
-    return math.ceil(threshold * size - 1e-9)
 
 
 def _longer(preference: Preference) -> float:

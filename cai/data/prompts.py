@@ -1,17 +1,19 @@
 """Prompts from files, folders and the Hub, in the formats that people have them in. Human labels are `human`'s business.
 
 Every row either becomes a `Prompt` or is counted: duplicates and rows over the limit in `counts`, unusable ones as `Failure`s that name
-file and line.
+file and line. Prompts stream: what finds repeats among them keeps hashes on disk, and only who asks for a tuple holds them all.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
-from cai.data.filters import drop_near_duplicates, prompt_key
+from cai.data.filters import prompt_key
+from cai.data.repeats import NearRepeats, Seen
 from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
@@ -36,73 +38,94 @@ def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts"
     Raises:
         DataError: the source isn't there, can't be read, or has no usable prompt at all.
     """
-    loaded = _without_repeats((item for row in _rows(source, root) for item in _read(row, source)), source.limit, seed)
-    if not loaded.prompts:
-        first = "".join(f"\n  {f.item_id}: {f.detail}" for f in loaded.failures[:5])
-        raise DataError(f"{source.path}: no usable prompt in {loaded.counts['rows']} rows{first}")
-    return loaded
+    left_out = LeftOut()
+    prompts = tuple(_source_prompts(source, root, seed, left_out))
+    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
 
 
 def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedPrompts":
-    """Load several sources; a prompt that repeats one of an earlier source is dropped and counted.
+    """Load several sources whole. As `stream_prompts`, for what is small or needed twice."""
+    left_out = LeftOut()
+    prompts = tuple(stream_prompts(sources, root, seed, left_out))
+    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
+
+
+def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "LeftOut") -> Iterator[Prompt]:
+    """Yield the prompts of several sources; one that repeats one of an earlier source is left out and counted.
+
+    Args:
+        sources: in order of preference.
+        root: the workspace that relative paths start from.
+        seed: the run's.
+        left_out: gets what is no prompt; complete when the last prompt has come.
 
     Raises:
-        DataError: listing every source that can't be loaded.
+        DataError: at the end, listing every source that can't be loaded.
     """
-    loaded: list[LoadedPrompts] = []
+    across: list[Failure] = []
     problems: list[str] = []
-    for source in sources:
-        try:
-            loaded.append(load_prompts(source, root, seed))
-        except DataError as e:
-            problems.append(str(e))
+    with Seen() as keys, Seen() as ids:
+        for source in sources:
+            try:
+                for prompt in _source_prompts(source, root, seed, left_out):
+                    if (key := prompt_key(prompt)) in keys:
+                        left_out.duplicates += 1
+                    elif not ids.add(prompt.id):
+                        across.append(_repeated_id(prompt, prompt.source))
+                    else:
+                        keys.add(key)
+                        yield prompt
+            except DataError as e:
+                problems.append(str(e))
     if problems:
         raise DataError("\n".join(problems))
-    merged = _without_repeats(((p, p.source) for part in loaded for p in part.prompts), None, seed)
-    counts = {key: sum(part.counts[key] for part in loaded) for key in merged.counts}
-    counts["duplicates"] += merged.counts["duplicates"]
-    counts["failed"] += merged.counts["failed"]
-    failures = tuple(f for part in loaded for f in part.failures) + merged.failures
-    return LoadedPrompts(merged.prompts, failures, counts)
+    left_out.failures += across
 
 
-def assert_disjoint(train: "LoadedPrompts", evaluate: "LoadedPrompts") -> "LoadedPrompts":
-    """Make training prompts disjoint from evaluation prompts: return `train` without those that `evaluate` has too.
+def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failures: list[Failure]) -> Iterator[Prompt]:
+    """Make training prompts disjoint from evaluation prompts: yield those that `evaluate` hasn't, by id and by text.
 
-    Returns:
-        The remaining training prompts, with `counts["in_evaluate"]` and one failure for each that was dropped.
+    Args:
+        train: training prompts.
+        evaluate: evaluation prompts.
+        failures: gets one for each that was left out.
     """
-    keys = {prompt_key(p) for p in evaluate.prompts}
-    ids = {p.id for p in evaluate.prompts}
-    leaked = {p.id for p in train.prompts if p.id in ids or prompt_key(p) in keys}
-    kept = tuple(p for p in train.prompts if p.id not in leaked)
-    failures = tuple(Failure(STAGE, p.id, "in_evaluate", f"{p.source}: also an evaluation prompt") for p in train.prompts if p.id in leaked)
-    return LoadedPrompts(kept, train.failures + failures, {**train.counts, "in_evaluate": len(leaked)})
+    keys = {prompt_key(p) for p in evaluate}
+    ids = {p.id for p in evaluate}
+    for p in train:
+        if p.id in ids or prompt_key(p) in keys:
+            failures.append(Failure(STAGE, p.id, "in_evaluate", f"{p.source}: also an evaluation prompt"))
+        else:
+            yield p
 
 
-def drop_near_repeats(train: "LoadedPrompts", evaluate: "LoadedPrompts", similarity: float | None) -> "LoadedPrompts":
-    """Return `train` without prompts that say almost what an evaluation prompt or an earlier training prompt says.
+def without_near_repeats(
+    train: Iterable[Prompt], evaluate: Sequence[Prompt], similarity: float | None, failures: list[Failure]
+) -> Iterator[Prompt]:
+    """Yield training prompts that don't say almost what an evaluation prompt or an earlier training prompt says.
 
     Args:
         train: training prompts.
         evaluate: prompts that training must not come near.
-        similarity: Jaccard similarity of five-word runs, in (0, 1], from which two prompts are near-duplicates; None drops nothing.
-
-    Returns:
-        The remaining training prompts, with `counts["near_duplicates"]` and one failure, naming the twin, for each that was dropped.
+        similarity: Jaccard similarity of five-word runs, in (0, 1], from which two prompts are near-duplicates; None leaves nothing out.
+        failures: gets one, naming the twin, for each that was left out.
     """
     if similarity is None:
-        return train
-    both = [*((False, p) for p in evaluate.prompts), *((True, p) for p in train.prompts)]
-    texts = ["\n".join(m.content for m in p.messages) for _, p in both]
-    kept, dropped = drop_near_duplicates(both, texts, similarity)
-    failures = tuple(
-        Failure(STAGE, p.id, "near_duplicate", f"{p.source}: repeats {'' if trained else 'evaluation '}prompt {twin.id} of {twin.source}")
-        for (mine, p), (trained, twin) in dropped
-        if mine
-    )
-    counts = {**train.counts, "near_duplicates": len(failures)}
-    return LoadedPrompts(tuple(p for mine, p in kept if mine), train.failures + failures, counts)
+        yield from train
+        return
+    with NearRepeats(similarity) as met:
+        for p in evaluate:
+            met.twin(_text(p), f"evaluation prompt {p.id} of {p.source}")
+        for p in train:
+            twin = met.twin(_text(p), f"prompt {p.id} of {p.source}")
+            if twin is None:
+                yield p
+            else:
+                failures.append(Failure(STAGE, p.id, "near_duplicate", f"{p.source}: repeats {twin}"))
+
+
+def _text(prompt: Prompt) -> str:
+    return "\n".join(m.content for m in prompt.messages)
 
 
 def part_watched(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
@@ -200,39 +223,73 @@ def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
     return Prompt(str(identity), kind, as_prompt(messages_of(value.get("messages"))), name, category)
 
 
-def _without_repeats(items: Iterator[tuple[Prompt | Failure, str]], limit: int | None, seed: int) -> "LoadedPrompts":
-    """Drop and count repeated prompts, then keep `limit` of them, chosen by hash, in the order met."""
-    prompts: list[Prompt] = []
-    failures: list[Failure] = []
-    seen_ids: set[str] = set()
-    seen_keys: set[str] = set()
-    rows = duplicates = 0
-    for item, where in items:
-        rows += 1
-        if isinstance(item, Failure):
-            failures.append(item)
-        elif (key := prompt_key(item)) in seen_keys:
-            duplicates += 1
-        elif item.id in seen_ids:
-            failures.append(
-                Failure(STAGE, where, "repeated_id", f"id {item.id!r} already belongs to another prompt; give this one its own")
-            )
+def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "LeftOut") -> Iterator[Prompt]:
+    """Yield the prompts of one source, in the order of its rows. Where it has a limit, the rows are read twice: first to see which to keep.
+
+    Raises:
+        DataError: it isn't there, can't be read, or has no usable prompt at all.
+    """
+
+    def rank(prompt: Prompt) -> tuple[float, str]:
+        return split_fraction(prompt.id, f"limit:{seed}"), prompt.id
+
+    def distinct(left_out: LeftOut) -> Iterator[Prompt]:
+        return _distinct((item for row in _rows(source, root) for item in _read(row, source)), left_out)
+
+    last = None if source.limit is None else max(nsmallest(source.limit, map(rank, distinct(LeftOut()))), default=None)
+    rows, failed, usable = left_out.rows, len(left_out.failures), False
+    for prompt in distinct(left_out):
+        usable = True
+        if last is None or rank(prompt) <= last:
+            yield prompt
         else:
-            seen_keys.add(key)
-            seen_ids.add(item.id)
-            prompts.append(item)
-    kept = prompts
-    if limit is not None and limit < len(prompts):
-        chosen = {p.id for p in sorted(prompts, key=lambda p: (split_fraction(p.id, f"limit:{seed}"), p.id))[:limit]}
-        kept = [p for p in prompts if p.id in chosen]
-    counts = {
-        "rows": rows,
-        "duplicates": duplicates,
-        "empty": sum(f.reason == "empty" for f in failures),
-        "failed": len(failures),
-        "over_limit": len(prompts) - len(kept),
-    }
-    return LoadedPrompts(tuple(kept), tuple(failures), counts)
+            left_out.over_limit += 1
+    if not usable:
+        first = "".join(f"\n  {f.item_id}: {f.detail}" for f in left_out.failures[failed:][:5])
+        raise DataError(f"{source.path}: no usable prompt in {left_out.rows - rows} rows{first}")
+
+
+def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "LeftOut") -> Iterator[Prompt]:
+    """Yield the prompts that weren't there before."""
+    with Seen() as keys, Seen() as ids:
+        for item, where in items:
+            left_out.rows += 1
+            if isinstance(item, Failure):
+                left_out.failures.append(item)
+            elif (key := prompt_key(item)) in keys:
+                left_out.duplicates += 1
+            elif not ids.add(item.id):
+                left_out.failures.append(_repeated_id(item, where))
+            else:
+                keys.add(key)
+                yield item
+
+
+def _repeated_id(prompt: Prompt, where: str) -> Failure:
+    return Failure(STAGE, where, "repeated_id", f"id {prompt.id!r} already belongs to another prompt; give this one its own")
+
+
+@dataclass
+class LeftOut:
+    """What was met on the way to the prompts and is none."""
+
+    rows: int = 0
+    duplicates: int = 0
+    over_limit: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    """Rows that are no prompt; `item_id` is FILE:LINE."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`rows` read, `duplicates`, `failed` (of which `empty`), `over_limit`; prompts = rows - duplicates - failed - over_limit."""
+        empty = sum(f.reason == "empty" for f in self.failures)
+        return {
+            "rows": self.rows,
+            "duplicates": self.duplicates,
+            "empty": empty,
+            "failed": len(self.failures),
+            "over_limit": self.over_limit,
+        }
 
 
 @dataclass(frozen=True)
@@ -241,6 +298,5 @@ class LoadedPrompts:
 
     prompts: tuple[Prompt, ...]
     failures: tuple[Failure, ...]
-    """Rows that are no prompt; `item_id` is FILE:LINE."""
     counts: dict[str, int]
-    """`rows` read, `duplicates`, `failed` (of which `empty`), `over_limit`; prompts = rows - duplicates - failed - over_limit."""
+    """As in `LeftOut`."""

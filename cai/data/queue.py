@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cai.data.filters import drop_near_duplicates, prompt_key, texts_key
+from cai.data.filters import prompt_key, texts_key
+from cai.data.repeats import drop_near_duplicates
 from cai.records import ResponsePair
 
 SIMILAR = 0.8

@@ -1,8 +1,6 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cai.data.filters import drop_near_duplicates, length_stats, normalise, prompt_key, shingles, split_by_prompt
+from cai.data.filters import length_stats, normalise, prompt_key, split_by_prompt
 from cai.records import Message, Preference, Prompt, Provenance
 
 
@@ -27,28 +25,6 @@ def test_a_split_never_separates_one_prompt_and_never_moves_rows() -> None:
     assert not {prompt_key(p.prompt) for p in more_train} & {prompt_key(p.prompt) for p in more_held_out}
     assert split_by_prompt(rows, 0.25, "t")[1] != held_out
     assert split_by_prompt(rows, 0.0, "s") == (rows, []) and split_by_prompt(rows, 1.0, "s") == ([], rows)
-
-
-WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=14).map(" ".join)
-
-
-@given(st.lists(WORDS, max_size=12), st.sampled_from([0.3, 0.5, 0.7, 0.8, 1.0]))
-def test_near_duplicates_are_those_that_comparing_all_pairs_finds(texts: list[str], threshold: float) -> None:
-    sets = [shingles(t) for t in texts]
-    kept: list[int] = []
-    for i, mine in enumerate(sets):
-        if not any(len(mine & sets[k]) >= threshold * len(mine | sets[k]) for k in kept):
-            kept.append(i)
-    found, dropped = drop_near_duplicates(range(len(texts)), texts, threshold)
-    assert found == kept
-    assert len(found) + len(dropped) == len(texts)
-
-
-def test_near_duplicates_name_what_they_repeat() -> None:
-    base = "please tell me how to bake a loaf of rye bread at home without an oven"
-    items = ["a", "b", "c"]
-    kept, dropped = drop_near_duplicates(items, [base, base + " today", "quite another question about the weather in spring"])
-    assert kept == ["a", "c"] and dropped == [("b", "a")]
 
 
 def test_length_statistics_count_equal_lengths_as_half() -> None:

@@ -1,4 +1,5 @@
 import csv
+import gc
 import gzip
 import io
 import json
@@ -7,10 +8,19 @@ from pathlib import Path
 import pytest
 
 from cai.data.conversations import RowFault, parse_transcript, render_transcript
-from cai.data.prompts import LoadedPrompts, assert_disjoint, drop_near_repeats, load_all, load_prompts, part_watched
+from cai.data.prompts import (
+    LeftOut,
+    LoadedPrompts,
+    load_all,
+    load_prompts,
+    part_watched,
+    stream_prompts,
+    without_evaluated,
+    without_near_repeats,
+)
 from cai.errors import DataError
 from cai.recipe import PromptSource
-from cai.records import Message, Prompt
+from cai.records import Failure, Message, Prompt
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,8 +51,9 @@ def test_shipped_prompts_load_whole(name: str, count: int) -> None:
 def test_shipped_training_and_evaluation_prompts_share_nothing() -> None:
     train = load_all([PromptSource(path=f"prompts/{n}.jsonl") for n in ("harmful", "helpful", "borderline")], ROOT, 0)
     evaluate = load_all([PromptSource(path="prompts/eval_*.jsonl")], ROOT, 0)
-    assert assert_disjoint(train, evaluate).counts["in_evaluate"] == 0
-    assert drop_near_repeats(train, evaluate, 0.8).counts["near_duplicates"] == 0
+    left_out: list[Failure] = []
+    kept = without_near_repeats(without_evaluated(train.prompts, evaluate.prompts, left_out), evaluate.prompts, 0.8, left_out)
+    assert tuple(kept) == train.prompts and left_out == []
 
 
 def test_a_cai_row_keeps_its_id_kind_and_category(tmp_path: Path) -> None:
@@ -191,10 +202,9 @@ def test_training_prompts_that_are_evaluated_are_dropped_and_counted(tmp_path: P
     write_jsonl(tmp_path / "t.jsonl", [cai_row("t1", "Shared  PROMPT"), cai_row("t2", "mine"), cai_row("e2", "same id")])
     write_jsonl(tmp_path / "e.jsonl", [cai_row("e1", "shared prompt"), cai_row("e2", "theirs")])
     train, evaluate = (load_all([PromptSource(path=n)], tmp_path, 0) for n in ("t.jsonl", "e.jsonl"))
-    clean = assert_disjoint(train, evaluate)
-    assert [p.id for p in clean.prompts] == ["t2"]
-    assert clean.counts["in_evaluate"] == 2
-    assert [f.reason for f in clean.failures] == ["in_evaluate"] * 2
+    left_out: list[Failure] = []
+    assert [p.id for p in without_evaluated(train.prompts, evaluate.prompts, left_out)] == ["t2"]
+    assert [(f.item_id, f.reason) for f in left_out] == [("t1", "in_evaluate"), ("e2", "in_evaluate")]
 
 
 def test_folders_and_the_hub_go_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +263,53 @@ def test_near_repeats_of_evaluation_and_of_earlier_training_prompts_are_dropped_
     write_jsonl(tmp_path / "t.jsonl", rows)
     write_jsonl(tmp_path / "e.jsonl", [cai_row("e1", ask)])
     train, evaluate = (load_all([PromptSource(path=n)], tmp_path, 0) for n in ("t.jsonl", "e.jsonl"))
-    clean = drop_near_repeats(train, evaluate, 0.8)
-    assert [p.id for p in clean.prompts] == ["first", "far"]
-    assert clean.counts["near_duplicates"] == 2
-    assert [(f.item_id, f.reason) for f in clean.failures] == [("near-evaluate", "near_duplicate"), ("again", "near_duplicate")]
-    assert "repeats evaluation prompt e1" in clean.failures[0].detail and "repeats prompt first" in clean.failures[1].detail
-    assert drop_near_repeats(train, evaluate, 1.0).prompts == drop_near_repeats(train, evaluate, None).prompts == train.prompts
+    left_out: list[Failure] = []
+    kept = without_near_repeats(train.prompts, evaluate.prompts, 0.8, left_out)
+    assert [p.id for p in kept] == ["first", "far"]
+    assert [(f.item_id, f.reason) for f in left_out] == [("near-evaluate", "near_duplicate"), ("again", "near_duplicate")]
+    assert left_out[0].detail == "t.jsonl: repeats evaluation prompt e1 of e.jsonl"
+    assert left_out[1].detail == "t.jsonl: repeats prompt first of t.jsonl"
+    for similarity in (1.0, None):
+        assert tuple(without_near_repeats(train.prompts, evaluate.prompts, similarity, left_out)) == train.prompts
+    assert len(left_out) == 2
+
+
+def test_streamed_prompts_are_counted_by_hand(tmp_path: Path) -> None:
+    first = [
+        cai_row("a1", "Same"),
+        cai_row("a2", " same"),  # a repeat of a1
+        cai_row("a1", "another text under a used id"),
+        cai_row("a3", "Another text under a USED id"),  # no repeat: what it repeats was refused
+        cai_row("a4", "   "),  # empty
+    ]
+    write_jsonl(tmp_path / "a.jsonl", first)
+    write_jsonl(tmp_path / "b.jsonl", [cai_row("b1", "SAME"), cai_row("a3", "new text, used id"), cai_row("b2", "new"), cai_row("b3", "x")])
+    sources = [PromptSource(path="a.jsonl"), PromptSource(path="b.jsonl", limit=3)]
+    left_out = LeftOut()
+    kept = [p.id for p in stream_prompts(sources, tmp_path, 0, left_out)]
+    assert kept[:2] == ["a1", "a3"]
+    over = {"b1", "a3", "b2", "b3"} - set(b_kept(tmp_path, 3))
+    assert len(over) == 1
+    duplicates, repeated_ids = 1 + ("b1" not in over), 1 + ("a3" not in over)
+    assert kept[2:] == [i for i in ("b2", "b3") if i not in over]
+    assert left_out.counts == {"rows": 9, "duplicates": duplicates, "empty": 1, "failed": 1 + repeated_ids, "over_limit": 1}
+    assert [f.reason for f in left_out.failures] == ["repeated_id", "empty", *["repeated_id"] * (repeated_ids - 1)]
+
+
+def b_kept(folder: Path, limit: int) -> list[str]:
+    return [p.id for p in load_prompts(PromptSource(path="b.jsonl", limit=limit), folder, 0).prompts]
+
+
+def test_no_prompt_is_held_while_they_stream(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [cai_row(f"p{i}", f"prompt number {i} of a file") for i in range(400)])
+    alive = 0
+    for source in (PromptSource(path="p.jsonl"), PromptSource(path="p.jsonl", limit=200)):
+        left_out: list[Failure] = []
+        train = without_evaluated(stream_prompts([source], tmp_path, 0, LeftOut()), (), left_out)
+        for number, _ in enumerate(without_near_repeats(train, (), 0.8, left_out)):
+            if number == 150:
+                alive = sum(type(o) is Prompt for o in gc.get_objects())
+        assert 1 <= alive < 10
 
 
 def test_watched_prompts_are_at_most_half_and_stay_watched_as_more_are() -> None:

@@ -1,0 +1,163 @@
+"""What was met before, among more texts than fit in memory: the same text, or nearly the same.
+
+Both are kept in a private file of SQLite's in the folder for temporary files, which goes when it is closed or the process dies; until it
+outgrows a cache of 16 MB it is not even written. So a million prompts cost as much memory as a thousand.
+"""
+
+import hashlib
+import math
+import sqlite3
+from array import array
+from collections.abc import Sequence
+from typing import TypeVar
+
+from cai.data.filters import normalise
+from cai.errors import StoreError
+
+T = TypeVar("T")
+SHINGLE_WORDS = 5
+_CACHE_KIB = 16 * 1024
+_SHARING = "SELECT number, name, shingles FROM lowest JOIN texts USING (number) WHERE shingle = ? ORDER BY number"
+
+
+class _Scratch:
+    """A private database that nobody else sees, in one transaction that never ends."""
+
+    def __init__(self, *tables: str) -> None:
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+        for table in ("BEGIN", *tables):
+            self._db.execute(table)
+
+    def _run(self, statement: str, values: tuple[int | str | bytes, ...]) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as e:
+            raise StoreError(
+                f"what is needed to find repeated prompts can't be kept in the folder for temporary files ({e}). "
+                "Free some space there, or name another folder with SQLITE_TMPDIR."
+            ) from e
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._db.close()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Seen(_Scratch):
+    """A set of texts that only grows. Of each it keeps a 64-bit hash: among a million, two that differ are taken for one with p < 1e-7.
+
+    >>> with Seen() as seen:
+    ...     [seen.add("a"), "a" in seen, "b" in seen, seen.add("a")]
+    [True, True, False, False]
+
+    Raises:
+        StoreError: the disk is full.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("CREATE TABLE seen (hash INTEGER PRIMARY KEY)")
+
+    def add(self, text: str) -> bool:
+        """Put a text in; return whether it is new."""
+        return self._run("INSERT OR IGNORE INTO seen VALUES (?)", (_hash(text),)).rowcount == 1
+
+    def __contains__(self, text: str) -> bool:
+        return self._run("SELECT 1 FROM seen WHERE hash = ?", (_hash(text),)).fetchone() is not None
+
+    def __enter__(self) -> "Seen":
+        return self
+
+
+class NearRepeats(_Scratch):
+    """Texts that share less than `threshold` of their five-word runs with one another, each under a name.
+
+    Exact Jaccard similarity on shingles. Candidates come from an index of the lowest shingles of every kept text: two sets that share
+    a fraction s of their members must share one of their first (1-s)·size + 1 in any common order (prefix filtering, Chaudhuri et al.
+    2006), so none is missed and nothing is random. The time grows with the length of the texts, and, where many share some wording but
+    too little to be repeats, with the square of their number: each is compared with all of those.
+
+    Args:
+        threshold: Jaccard similarity in (0, 1] from which two texts are near-duplicates; 1 finds only the same set of runs.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__(
+            "CREATE TABLE texts (number INTEGER PRIMARY KEY, name TEXT NOT NULL, shingles BLOB NOT NULL)",
+            "CREATE TABLE lowest (shingle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (shingle, number)) WITHOUT ROWID",
+        )
+        self.threshold = threshold
+        self._kept = 0
+
+    def twin(self, text: str, name: str) -> str | None:
+        """Return the name of an earlier text that this one nearly repeats; where there is none, keep it under its own and return None."""
+        mine = shingles(text)
+        ordered = sorted(mine)
+        lowest = ordered[: len(mine) - _at_least(self.threshold, len(mine)) + 1]
+        looked_at: set[int] = set()
+        for shingle in lowest:
+            for number, name_of_theirs, packed in self._run(_SHARING, (_signed(shingle),)):
+                if number in looked_at:
+                    continue
+                looked_at.add(number)
+                theirs = array("Q", packed)
+                shared = len(mine.intersection(theirs))
+                if shared >= self.threshold * (len(mine) + len(theirs) - shared):
+                    return str(name_of_theirs)
+        self._run("INSERT INTO texts VALUES (?, ?, ?)", (self._kept, name, array("Q", ordered).tobytes()))
+        for shingle in lowest:
+            self._run("INSERT INTO lowest VALUES (?, ?)", (_signed(shingle), self._kept))
+        self._kept += 1
+        return None
+
+    def __enter__(self) -> "NearRepeats":
+        return self
+
+
+def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: float = 0.8) -> tuple[list[T], list[tuple[T, T]]]:
+    """Keep the first of every group of items whose texts share most of their five-word runs, as `NearRepeats` finds them.
+
+    Args:
+        items: in order of preference.
+        texts: one per item.
+        threshold: similarity from which two texts are near-duplicates.
+
+    Returns:
+        The kept items in order, and each dropped item with the kept one that it repeats.
+    """
+    kept: list[T] = []
+    dropped: list[tuple[T, T]] = []
+    with NearRepeats(threshold) as met:
+        for number, (item, text) in enumerate(zip(items, texts, strict=True)):
+            twin = met.twin(text, str(number))
+            if twin is None:
+                kept.append(item)
+            else:
+                dropped.append((item, items[int(twin)]))
+    return kept, dropped
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Return 64-bit hashes of all runs of five words of the normalised text; of the whole text where it is shorter."""
+    tokens = normalise(text).split()
+    runs = [tokens[i : i + SHINGLE_WORDS] for i in range(max(1, len(tokens) - SHINGLE_WORDS + 1))]
+    return frozenset(int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big") for run in runs)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True)
+
+
+def _signed(number: int) -> int:
+    """Return an unsigned 64-bit number as one that SQLite holds, in the same order."""
+    return number - 2**63
+
+
+def _at_least(threshold: float, size: int) -> int:
+    """Members that a set of this size shares with any set of at least this similarity: the least integer ≥ threshold × size."""
+    return math.ceil(threshold * size - 1e-9)
