@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from cai.call_store import CallStore
 from cai.ids import content_hash
 from cai.records import Message
@@ -61,6 +63,7 @@ class ScoreRequest:
 
 
 Request = CompleteRequest | ChoicesRequest | ScoreRequest
+_ENCODER = msgspec.json.Encoder()
 _COMMIT_SECONDS = 0.25
 """Without a commit after which what is still in flight has not been started: a few turns of the event loop, and then some."""
 
@@ -193,7 +196,8 @@ class TextModel:
         return reply
 
     async def _answer(self, request: Request) -> Reply:
-        key = content_hash((self.engine.fingerprint, type(request).__name__, request), length=64)
+        written = msgspec.Raw(_ENCODER.encode(request))  # once, for the key and for the store
+        key = content_hash((self.engine.fingerprint, type(request).__name__, written), length=64)
         if (stored := self.store.get(key, REPLY_TYPES[type(request)])) is not None:
             self.usage.reused += 1
             return stored
@@ -209,7 +213,7 @@ class TextModel:
         started = time.monotonic()
         try:
             reply = await self.engine.submit(request)
-            await self.store.put(key, self.stage, self.engine.name, request, reply, time.monotonic() - started)
+            await self.store.put(key, self.stage, self.engine.name, written, reply, time.monotonic() - started)
         except Exception as e:
             future.set_exception(e)
             future.exception()  # marks it as seen: nobody else may be waiting

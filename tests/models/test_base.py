@@ -1,6 +1,7 @@
 """`TextModel`: answers from the store, shares what is in flight, and hands on faults to everyone who waits."""
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -229,3 +230,22 @@ def test_the_scripted_engine_depends_on_the_request_alone() -> None:
         return [found[i] for i in sorted(found)]
 
     assert asyncio.run(replies([0, 1, 2])) == asyncio.run(replies([2, 0, 1]))
+
+
+def test_a_call_is_stored_under_the_hash_of_its_plain_json_and_with_its_request() -> None:
+    """What stores in the world are keyed by: to change it would be to pay for every call again."""
+    call = (
+        '["gated","CompleteRequest",{"messages":[{"role":"user","content":"Is \\"é\\" it?"}],'
+        '"sampling":{"max_tokens":8,"temperature":1.0,"top_p":1.0},"seed":7,"prefill":"So"}]'
+    )
+    key = hashlib.sha256(call.encode()).hexdigest()
+
+    async def work(store: CallStore) -> None:
+        engine = GatedEngine()
+        engine.gate.set()
+        reply = await TextModel(engine, store, "s").complete([Message("user", 'Is "é" it?')], SAMPLING, 7, "So")
+        assert store.get(key, Completion) == reply
+        (request,) = store._db.execute("SELECT request FROM calls").fetchone()
+        assert call == f'["gated","CompleteRequest",{request.decode()}]'
+
+    with_store(work)
