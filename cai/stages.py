@@ -48,7 +48,7 @@ async def respond_stage(c: Context) -> dict[str, int]:
         )
     left_out, leaked, near = LeftOut(), list[Failure](), list[Failure]()
     train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
-    train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near)
+    train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near, c.reporter.warn)
     counts = {
         "prompts": write_records(c.run.data("prompts"), train),
         "evaluation_prompts": write_records(c.run.data("eval_prompts"), evaluate.prompts),

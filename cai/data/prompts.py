@@ -4,7 +4,7 @@ Every row either becomes a `Prompt` or is counted: duplicates and rows over the 
 file and line. Prompts stream: what finds repeats among them keeps hashes on disk, and only who asks for a tuple holds them all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
@@ -21,6 +21,8 @@ from cai.recipe import PromptSource
 from cai.records import PROMPT_KINDS, Failure, Prompt, PromptKind
 
 STAGE = "prompts"
+MANY_COMPARISONS = 10_000_000
+"""Some ten seconds of comparing prompts with one another."""
 _FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
@@ -100,7 +102,11 @@ def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failu
 
 
 def without_near_repeats(
-    train: Iterable[Prompt], evaluate: Sequence[Prompt], similarity: float | None, failures: list[Failure]
+    train: Iterable[Prompt],
+    evaluate: Sequence[Prompt],
+    similarity: float | None,
+    failures: list[Failure],
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Prompt]:
     """Yield training prompts that don't say almost what an evaluation prompt or an earlier training prompt says.
 
@@ -109,15 +115,24 @@ def without_near_repeats(
         evaluate: prompts that training must not come near.
         similarity: Jaccard similarity of five-word runs, in (0, 1], from which two prompts are near-duplicates; None leaves nothing out.
         failures: gets one, naming the twin, for each that was left out.
+        warn: told once if the prompts share so much wording that the search takes long.
     """
     if similarity is None:
         yield from train
         return
+    warned = False
     with NearRepeats(similarity) as met:
         for p in evaluate:
             met.twin(_text(p), f"evaluation prompt {p.id} of {p.source}")
-        for p in train:
+        for number, p in enumerate(train, 1):
             twin = met.twin(_text(p), f"prompt {p.id} of {p.source}")
+            if met.comparisons > MANY_COMPARISONS and not warned:
+                warned = True
+                warn(
+                    f"prompts.near_duplicates: {met.comparisons} comparisons for the first {number} prompts, because many share "
+                    "some wording without being repeats. That grows with the square of their number; null leaves the search out, and drops "
+                    "exact repeats only."
+                )
             if twin is None:
                 yield p
             else:

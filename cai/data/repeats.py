@@ -92,6 +92,7 @@ class NearRepeats(_Scratch):
             "CREATE TABLE lowest (shingle INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (shingle, number)) WITHOUT ROWID",
         )
         self.threshold = threshold
+        self.comparisons = 0
         self._kept = 0
 
     def twin(self, text: str, name: str) -> str | None:
@@ -105,6 +106,7 @@ class NearRepeats(_Scratch):
                 if number in looked_at:
                     continue
                 looked_at.add(number)
+                self.comparisons += 1
                 theirs = array("Q", packed)
                 shared = len(mine.intersection(theirs))
                 if shared >= self.threshold * (len(mine) + len(theirs) - shared):

@@ -274,6 +274,19 @@ def test_near_repeats_of_evaluation_and_of_earlier_training_prompts_are_dropped_
     assert len(left_out) == 2
 
 
+def test_a_search_among_prompts_of_one_sentence_says_once_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "tell me {} in your own words what a person who has never been to sea has to know about the tides"
+    prompts = [Prompt(f"p{i}", "helpful", (Message("user", sentence.format(f"{i} {i}a {i}b {i}c")),), "s") for i in range(40)]
+    monkeypatch.setattr("cai.data.prompts.MANY_COMPARISONS", 100)
+    said: list[str] = []
+    assert list(without_near_repeats(prompts, (), 0.95, [], said.append)) == prompts
+    (text,) = said
+    assert text.startswith("prompts.near_duplicates: 10") and "null" in text
+    said.clear()
+    far = [Prompt(f"p{i}", "helpful", (Message("user", f"number {i}"),), "s") for i in range(400)]
+    assert list(without_near_repeats(far, (), 0.95, [], said.append)) == far and said == []
+
+
 def test_streamed_prompts_are_counted_by_hand(tmp_path: Path) -> None:
     first = [
         cai_row("a1", "Same"),
