@@ -1,8 +1,10 @@
 """The server engine against a real vLLM: `make test-server` starts one; CAI_TEST_SERVER names any other (see docs/servers.md)."""
 
 import asyncio
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
+from cai.call_store import CallStore
+from cai.constitution.load import load_constitution
 from cai.errors import ReplyError
-from cai.models.base import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
+from cai.feedback.judge import Judge
+from cai.flow import run_items
+from cai.models.base import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest, TextModel
 from cai.models.local import LocalEngine
 from cai.models.server import ServerEngine
-from cai.recipe import ModelSpec
-from cai.records import Message
+from cai.recipe import FeedbackConfig, ModelSpec
+from cai.records import Message, Prompt, Provenance, ResponsePair
+from cai.templates import load_templates
+from tests.workspaces import ROOT
 
 URL = os.environ.get("CAI_TEST_SERVER", "")
 pytestmark = [
@@ -25,13 +33,32 @@ pytestmark = [
 ]
 ASK = (Message("user", "Is Paris in France? Answer Yes or No."),)
 SAMPLING = Sampling(max_tokens=24)
+ASKED, HIT = "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+"""Prompt tokens that the server's prefix cache was asked for since its start, and those that it had."""
 TOLERANCE_NATS = 0.02
 """Of float32, which `make test-server` serves in. In bfloat16 one prompt run in two ways differs by up to half a nat."""
 
 
-def against_server(work: Callable[[ServerEngine], Coroutine[Any, Any, Any]], **spec: Any) -> Any:
+class Recorder(httpx.AsyncBaseTransport):
+    """The network, with a note of what was asked at one address, in the order of sending."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.bodies: list[Any] = []
+        self._network = httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == self.path:
+            self.bodies.append(json.loads(request.content))
+        return await self._network.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self._network.aclose()
+
+
+def against_server(work: Callable[[ServerEngine], Coroutine[Any, Any, Any]], transport: Recorder | None = None, **spec: Any) -> Any:
     async def run() -> Any:
-        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec))
+        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec), transport)
         try:
             return await work(engine)
         finally:
@@ -152,3 +179,72 @@ def test_answers_are_those_of_the_same_weights_in_this_process(local: dict[str |
     assert (theirs[2].tokens, theirs[2].prompt_tokens) == (ours[2].tokens, ours[2].prompt_tokens)
     assert (theirs[3].text, theirs[3].truncated) == (ours[3].text, ours[3].truncated)
     assert theirs[3].completion_tokens - ours[3].completion_tokens == (not ours[3].truncated), "vLLM counts the token that ends a turn"
+
+
+def test_an_adapter_is_another_model(folders: dict[str, Path]) -> None:
+    async def look(engine: ServerEngine) -> tuple[str, Any, Any]:
+        sampled = CompleteRequest(ASK, SAMPLING, 1)
+        return engine.fingerprint, await engine.submit(LOCALLY[0]), await engine.submit(sampled)
+
+    (fingerprint, choices, said), adapted = against_server(look), against_server(look, adapter=[*folders][1])
+    assert adapted[0] != fingerprint
+    assert max(abs(a - b) for a, b in zip(adapted[1].logprobs, choices.logprobs, strict=True)) > 50 * TOLERANCE_NATS
+    assert adapted[2].text != said.text
+
+
+def test_a_judges_questions_about_one_text_come_together_and_share_it_on_the_server() -> None:
+    """Some principles about a few pairs, through the real judge: what is sent when, and what the server's cache says of it."""
+    start = "The committee met on a wet Tuesday and talked at length about the bridge, its cost, and whom it would serve. "
+    texts = [f"Text {i} of the record. " + start * 12 + f"It closed at {i}." for i in range(8)]
+    pairs = [
+        ResponsePair(Prompt(f"p{i}", "helpful", (Message("user", f"Sum up item {i}."),), "test"), a, b, "sampled", Provenance("test"))
+        for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))
+    ]
+    constitution = load_constitution(ROOT / "constitution" / "general.yaml")
+    recorder = Recorder("/v1/completions")
+    failures: list[Any] = []
+
+    async def judge_all(engine: ServerEngine) -> None:
+        model = TextModel(engine, CallStore(None), "feedback")
+        config = FeedbackConfig(protocol="pointwise-contrast", principles="sample", per_label=2)
+        judge = Judge(config, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
+        judged = run_items(pairs, judge, window=8, max_failure_fraction=0.0, stage="feedback", failures=failures)
+        assert [j.failure async for j in judged] == [None] * 4
+
+    before = metric(ASKED), metric(HIT)
+    against_server(judge_all, recorder, concurrency=4)
+    asked, hit = metric(ASKED) - before[0], metric(HIT) - before[1]
+    prompts = [tuple(body["prompt"]) for body in recorder.bodies]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(prompt[:100], []).append(i)
+    assert [len(places) for places in groups.values()] == [4] * 8, "eight texts, two principles of two questions about each"
+    shared = [shared_tokens([prompts[i] for i in places]) for places in groups.values()]
+    assert min(shared) > 256, "the text stands before the question"
+    # A pair's eight questions leave in one go, but for what is in flight; all pairs are in the window.
+    assert max(places[-1] - places[0] for places in groups.values()) < 8 + 2 * 4
+    # All but a text's first question find the text's whole blocks in the cache.
+    block = block_tokens()
+    assert asked == sum(map(len, prompts))
+    assert hit >= sum(3 * (tokens // block * block) for tokens in shared) > 0.4 * asked
+
+
+def shared_tokens(prompts: list[tuple[int, ...]]) -> int:
+    """Return the length of the beginning that all prompts share."""
+    return next((i for i, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1), min(map(len, prompts)))
+
+
+def metric(name: str) -> float:
+    """Return the sum of a counter in the server's metrics."""
+    text = httpx.get(f"{URL.removesuffix('/v1')}/metrics").text
+    found = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name}{{")]
+    assert found, f"{name} is not among the server's metrics"
+    return sum(found)
+
+
+def block_tokens() -> int:
+    """Return the length of the whole blocks in which the server shares beginnings: on a GPU 16 by default, on a CPU 128."""
+    text = httpx.get(f"{URL.removesuffix('/v1')}/metrics").text
+    found = re.search(r'vllm:cache_config_info\{.*\bblock_size="(\d+)"', text)
+    assert found
+    return int(found[1])
