@@ -38,6 +38,8 @@ RANK = 8
 LORA_MODULES = tuple("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
 START_SECONDS = 1200.0
 STOP_SECONDS = 20.0
+COMMAND_STOP_SECONDS = 5.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TAIL_LINES = 40
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
 """Where nothing else is set. The last one: even with --enforce-eager, vLLM compiles pieces of its sampler, with the system's g++."""
@@ -110,11 +112,11 @@ def running(command: Sequence[str], url: str, log: Path, environment: Mapping[st
     Raises:
         ServerError: it ended, or isn't healthy in time; with the log's tail.
     """
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=dict(environment) | os.environ, start_new_session=True, cwd=log.parent
-        )
+    process = None
     try:
+        with log.open("wb") as out, signals_held():
+            variables = dict(environment) | os.environ
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables, start_new_session=True, cwd=log.parent)
         deadline = time.monotonic() + start_seconds
         while not _healthy(url):
             if process.poll() is not None:
@@ -124,7 +126,38 @@ def running(command: Sequence[str], url: str, log: Path, environment: Mapping[st
             time.sleep(0.5)
         yield
     finally:
-        _stop(process)
+        if process is not None:
+            _stop(process)
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command in the foreground and return its exit code. It doesn't outlive an interruption."""
+    process = None
+    try:
+        with signals_held():
+            process = subprocess.Popen(command, env=os.environ | dict(environment))
+        return process.wait()
+    finally:
+        if process is not None and process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(COMMAND_STOP_SECONDS)
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back what would interrupt the block until its end: a process that is being started is then known, and can be stopped."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _healthy(url: str) -> bool:
@@ -142,11 +175,13 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     """End the process group: politely, then for certain. A child may outlive its leader, so the group is always told twice."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    finally:  # also where a second Ctrl-C cuts the wait
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def free_port() -> int:
@@ -158,7 +193,7 @@ def free_port() -> int:
 
 def main(command: Sequence[str], dtype: str, with_adapter: bool = True) -> int:
     """Serve, run the command, stop; return the command's exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, lambda n, _: sys.exit(128 + n))
     python, port = install(), free_port()
     adapter = Path(tempfile.mkdtemp(prefix="cai-tiny-lora-")) if with_adapter else None
@@ -170,7 +205,7 @@ def main(command: Sequence[str], dtype: str, with_adapter: bool = True) -> int:
         with running(server, f"http://127.0.0.1:{port}/health", VENV / "server.log", ENVIRONMENT, START_SECONDS):
             url = f"http://127.0.0.1:{port}/v1"
             print(f"vLLM serves at {url}, after {time.monotonic() - started:.0f} s", flush=True)
-            return subprocess.run(command, env=os.environ | {"CAI_TEST_SERVER": url}, check=False).returncode
+            return run_command(command, {"CAI_TEST_SERVER": url})
     except ServerError as e:
         print(e, file=sys.stderr)
         return 1
