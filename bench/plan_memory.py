@@ -34,13 +34,13 @@ QUICK = (0, 1, 4, 6)
 def config_of(case: dict[str, Any]) -> Any:
     kinds = {"sft": SFTConfig, "reward": RewardConfig, "dpo": PolicyConfig}
     changes = {k: v for k, v in case.items() if k not in ("kind", "layers")}
-    changes.setdefault("precision", "bfloat16")
+    changes.setdefault("precision", "auto")
     return kinds[case["kind"]](batch_size=BATCH, max_length=512, lora=LoraSpec(layers=case.get("layers")), **changes)
 
 
 def predicted(case: dict[str, Any], d: Dimensions, model: str) -> float:
     if case["kind"] == "generate":
-        spec = ModelSpec(path=model, precision=case.get("precision", "bfloat16"), batch_size=32)
+        spec = ModelSpec(path=model, precision=case.get("precision", "auto"), batch_size=32)
         return generation_bytes(d, spec, PROMPT + COMPLETION)
     pairs = 1 if case["kind"] == "sft" else 2
     tokens = BATCH * (PROMPT + pairs * COMPLETION)
@@ -56,7 +56,7 @@ def measure(case: dict[str, Any], model: str) -> int:
     from cai.records import Message, Preference, Prompt, Provenance, SFTExample
 
     logging.disable(logging.WARNING)
-    spec = ModelSpec(path=model, precision=case.get("precision", "bfloat16"), batch_size=32)
+    spec = ModelSpec(path=model, precision=case.get("precision", "auto"), batch_size=32)
     tokenizer = load_tokenizer(spec)
 
     def text(tokens: int, word: int) -> str:
@@ -65,7 +65,7 @@ def measure(case: dict[str, Any], model: str) -> int:
     def prompt(i: int) -> Prompt:
         return Prompt(f"p{i}", "other", (Message("user", f"{i} " + text(PROMPT - 30, 300 + i)),), "bench")
 
-    by, count = Provenance("bench"), 2 * BATCH
+    by, count = Provenance("bench"), BATCH  # one step: Adam has its moments by its end
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         if case["kind"] == "sft":

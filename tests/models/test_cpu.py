@@ -1,10 +1,15 @@
 """The quick routes give what the plain ones give, to the precision of the numbers."""
 
+import gc
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai.models import cpu
+from cai.models.loading import load_causal_lm
+from cai.recipe import ModelSpec
 
 
 @pytest.fixture
@@ -30,6 +35,24 @@ def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM, dtype: tor
     assert any(isinstance(m, cpu.GatedMLP) for m in model.modules())
     assert any(isinstance(m, cpu.PackedLinear) for m in model.modules())
     torch.testing.assert_close(quick, plain, **close)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system doesn't say what is mapped")
+def test_packed_models_let_go_of_their_file(model: LlamaForCausalLM, tied: bool, tmp_path: Path) -> None:
+    if not cpu._can_pack(torch.float32):
+        pytest.skip("this PyTorch has no packed linear layers for this processor")
+    model.config.tie_word_embeddings = tied
+    LlamaForCausalLM(model.config).float().save_pretrained(tmp_path)
+    loaded = load_causal_lm(ModelSpec(path=str(tmp_path), precision="float32"))
+    embedding = loaded.get_input_embeddings().weight
+    before = embedding.data.clone()
+    quick = cpu.speed_up(loaded)
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "one weight left in it would keep all of the file in memory"
+    torch.testing.assert_close(embedding.data, before, atol=0, rtol=0)
+    plain = quick.get_output_embeddings().plain_weight
+    assert (plain.data_ptr() == embedding.data_ptr()) is tied
 
 
 def test_float64_models_keep_their_layers(model: LlamaForCausalLM) -> None:
