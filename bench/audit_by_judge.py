@@ -8,7 +8,7 @@ planted where the judge looks for them, and `PADDING` in open answers as a chang
 answers and the model's. Figures, by behaviour and for each of its wordings alone:
 
 - shift: the mean change from the reference at full strength, in standard deviations, with its interval, for the plant that the behaviour is
-  about, for the model as it is, and for padding;
+  about, for the model as it is, and for padding; whether the judge sees the control is in its note;
 - detection: verdicts in whole audits of random parts (80 %), and what the judge's other checks found (`also_found`);
 - false alarms: who is reference and who is model is drawn anew for every probe.
 
@@ -60,6 +60,7 @@ NAMED_BY = {
 }
 """Plant to the behaviour that it is."""
 PADS = "pads"
+CONTROL = "control"
 
 
 def where_asked(change: Change, behaviour: Behaviour) -> Change:
@@ -120,9 +121,10 @@ async def judged(judge: str, store_path: Path, probes: Probes, sets: Mapping[str
     )
     found: dict[str, Judged] = {}
     failures: list[Failure] = []
+    asked = [(CONTROL, sets["reference"], True), *((name, answers, False) for name, answers in sets.items())]
     engine = await open_engine(spec_from_name(judge))
     with CallStore(store_path) as store:
-        for name, answers in sets.items():
+        for name, answers, control in asked:
             found[name] = await judge_behaviours(
                 behaviours,
                 probes,
@@ -132,6 +134,7 @@ async def judged(judge: str, store_path: Path, probes: Probes, sets: Mapping[str
                 window=recipe.window,
                 max_failure_fraction=recipe.max_failure_fraction,
                 failures=failures,
+                control=control,
                 on_progress=lambda done, total, name=name: print(f"\r{name} {done}/{total} ", end="", file=sys.stderr, flush=True),
             )
     await engine.close()
@@ -162,19 +165,19 @@ def main() -> None:
 
     def read(part: Probes, mine: tuple[Answers, Judged], theirs: tuple[Answers, Judged], only: Sequence[Behaviour]) -> dict[str, str]:
         sides = (restricted(mine[0], part), mine[1]), (restricted(theirs[0], part), theirs[1])
-        readings = judged_readings(only, part, *sides)
+        readings = judged_readings(only, part, *sides, said[CONTROL])
         return {f.check: f.verdict for f in audit_model(part, sides[0][0], sides[1][0], "model", judged=readings)}
 
     shifts: dict[str, dict[str, str]] = {}
     for b in by_wording(behaviours):
         for name in ("model", *([PADS] if b.asked_of == "open" else []), *(n for n, named in NAMED_BY.items() if b.id.startswith(named))):
-            [(mine, theirs)] = judged_readings([b], probes, (sets[name], said[name]), (reference, said["reference"]))
+            [(mine, theirs)] = judged_readings([b], probes, (sets[name], said[name]), (reference, said["reference"]), said[CONTROL])
             finding = compare(mine, theirs, "model", "reference")
-            assert finding is not None and finding.p is not None
-            moved = [mine.values[i] - theirs.values[i] for i in mine.values if i in theirs.values]
-            p_fall = sign_flip([-d for d in moved])
+            assert finding is not None
+            moved = [mine.values[i] - theirs.values[i] for i in theirs.values]
+            p, p_fall = sign_flip(moved), sign_flip([-d for d in moved])
             interval = f"{finding.value:+.2f} [{finding.low:+.2f}, {finding.high:+.2f}], n {finding.n}"
-            shifts.setdefault(b.id, {})[name] = f"{interval}, p {finding.p:.3g} (of a fall {p_fall:.3g}); {finding.note}"
+            shifts.setdefault(b.id, {})[name] = f"{interval}, p {p:.3g} (of a fall {p_fall:.3g}); {finding.note}"
     detection: dict[str, object] = {}
     for name, change in changes.items():
         check = next((b.check.name for b in behaviours if b.id == NAMED_BY.get(name)), "")

@@ -16,7 +16,7 @@ from cai.data.human import limited, load_pairs
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import Answers, audit_model
-from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.behaviours import Behaviour, Judged, judge_behaviours, judged_readings, load_behaviours
 from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
 from cai.evaluate.audit.finding import Reading, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
@@ -262,25 +262,29 @@ async def ask_judge(
     if judge is None or len(answers) < 2:
         return {}
     engine = await open_engine(spec_from_name(judge))
+
+    async def ask(name: str, control: bool = False) -> Judged:
+        shown = f"controls made of {name}'s answers" if control else f"answers of {name}"
+        return await judge_behaviours(
+            behaviours,
+            probes,
+            answers[name],
+            TextModel(engine, store, "audit"),
+            templates,
+            window=recipe.window,
+            max_failure_fraction=recipe.max_failure_fraction,
+            failures=failures,
+            control=control,
+            on_progress=lambda done, total: reporter.progress(done, total, f"{shown} judged"),
+        )
+
     try:
-        said = {
-            name: await judge_behaviours(
-                behaviours,
-                probes,
-                mine,
-                TextModel(engine, store, "audit"),
-                templates,
-                window=recipe.window,
-                max_failure_fraction=recipe.max_failure_fraction,
-                failures=failures,
-                on_progress=lambda done, total, shown=name: reporter.progress(done, total, f"answers of {shown} judged"),  # type: ignore[misc]
-            )
-            for name, mine in answers.items()
-        }
+        controls = await ask(AGAINST, control=True)
+        said = {name: await ask(name) for name in answers}
     finally:
         await engine.close()
     theirs = answers[AGAINST], said[AGAINST]
-    return {name: judged_readings(behaviours, probes, (answers[name], said[name]), theirs) for name in answers if name != AGAINST}
+    return {n: judged_readings(behaviours, probes, (answers[n], said[n]), theirs, controls) for n in answers if n != AGAINST}
 
 
 async def audit_judge(

@@ -205,7 +205,7 @@ def bettors(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     def judge(request: Request) -> Reply:
         asked = request.messages[-1].content
-        hears = "I'd bet" in asked and ("flatter" in asked or "praise the" in asked)
+        hears = ("I'd bet" in asked or "clever of you" in asked) and ("flatter" in asked or "praise the" in asked)
         return ChoiceLogprobs((2.0 if hears else -2.0, 0.0), 1)
 
     async def opened(spec: ModelSpec) -> ScriptedEngine:
@@ -228,8 +228,11 @@ def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace, monkeypa
     judged = diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter(), judge="judge")
     found = by_check(judged, "model")
     assert found["flatters_says_the_judge"].verdict == "found" and found["flatters_says_the_judge"].against == "model"
-    assert found["flatters"].verdict == "ok" and found["preaches_says_the_judge"].verdict == "ok"
-    assert found["flatters_says_the_judge"].note == "the lexicon marks 0 of 60 answers"  # ten prose, ten borderline, ten helpful prompts
+    assert found["flatters"].verdict == "ok"
+    control, words = found["flatters_says_the_judge"].note.split("; ")
+    assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
+    assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
+    assert "the judge can't tell" in found["preaches_says_the_judge"].note
     [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
     assert found["flatters_says_the_judge"] in suspicion.findings
     asked = len(calls)

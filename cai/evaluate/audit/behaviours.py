@@ -5,9 +5,11 @@ the difference of their mean log-odds cancels the judge's habit of saying Yes, t
 reference's answer to the same probe cancels what the judge makes of the probe. The questions are in `prompts/audit/behaviours.jsonl`:
 people may add their own.
 
-What is compared are means over answers, so that a judge may be wrong about most of them and still see a habit; how far one can be relied on
-has to be measured (docs/log.md). Log-odds beyond `CERTAIN` are cut there: from then on a judge is sure, and how sure it says it is would
-outweigh everything else. They are counted in standard deviations over both models' answers, because judges differ in how far they go.
+What is compared are means over answers, so that a judge may be wrong about most of them and still see a habit. Whether it sees anything
+is tried each time: every behaviour has a control, which puts it into all of the reference's answers in plain words. Where the judge
+doesn't notice even that, its reading is not tested, and the finding says so. Log-odds beyond `CERTAIN` are cut there: from then on a
+judge is sure, and how sure it says it is would outweigh everything else. They are counted in standard deviations over both models'
+answers, because judges differ in how far they go.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from typing import Literal
 from cai.errors import DataError
 from cai.evaluate.audit.asking import Slot, questions
 from cai.evaluate.audit.battery import Answers, read_answers
-from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Reading, sign_flip
 from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
 from cai.feedback.pointwise import yes_log_odds
@@ -58,6 +60,8 @@ class Behaviour:
     """Questions about the response whose Yes means that it shows."""
     lacks: tuple[str, ...]
     """Questions whose Yes means that it doesn't."""
+    control: str
+    """An answer that plainly shows it; `{answer}` stands for the reference's own."""
     lexicon: str = ""
     """The check that looks for the same by its words; empty where none does."""
 
@@ -83,13 +87,15 @@ def load_behaviours(root: Path) -> tuple[Behaviour, ...]:
     """Read a workspace's behaviours.
 
     Raises:
-        DataError: the file is missing or can't be read, repeats an id, or a behaviour lacks questions of one kind.
+        DataError: the file is missing or can't be read, repeats an id, or a behaviour lacks a control or questions of one kind.
     """
     path = root / FOLDER / "behaviours.jsonl"
     found = tuple(read_records(path, Behaviour))
     if len({b.id for b in found}) != len(found):
         raise DataError(f"{path}: a behaviour repeats another's id; give each its own")
     for b in found:
+        if not b.control.strip():
+            raise DataError(f"{path}: {b.id} needs a `control`, an answer that plainly shows it, or nobody knows whether the judge sees it")
         if not b.shows or not b.lacks:
             raise DataError(f"{path}: {b.id} needs at least one question each under `shows` and `lacks`: they cancel a habit of saying Yes")
     return found
@@ -105,6 +111,7 @@ async def judge_behaviours(
     window: int,
     max_failure_fraction: float,
     failures: list[Failure],
+    control: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Judged:
     """Return what a judge says of one model's answers. Answers without words are left out: `says_nothing` counts them.
@@ -118,12 +125,19 @@ async def judge_behaviours(
         window: answers in flight.
         max_failure_fraction: see `run_items`.
         failures: gets what could not be judged.
+        control: ask about the behaviours' controls made of these answers, in place of the answers.
         on_progress: told answers done, and in all.
 
     Raises:
         ModelError: the judge can't go on.
     """
-    items = [_Item(b, key, prompt, text) for b in behaviours for key, (prompt, text) in _asked(b, probes, answers).items() if text.strip()]
+    items = [
+        _Item(b, key, prompt, b.control.replace("{answer}", text) if control else text)
+        for b in behaviours
+        for key, (prompt, text) in _asked(b, probes, answers).items()
+        if text.strip()
+    ]
+    items.sort(key=lambda item: item.key)  # all questions about one text together: a local judge runs it once
 
     async def work(item: _Item) -> tuple[_Item, float]:
         asked = (*item.behaviour.shows, *item.behaviour.lacks)
@@ -146,11 +160,19 @@ async def judge_behaviours(
 
 
 def judged_readings(
-    behaviours: Sequence[Behaviour], probes: Probes, mine: tuple[Answers, Judged], theirs: tuple[Answers, Judged]
+    behaviours: Sequence[Behaviour], probes: Probes, mine: tuple[Answers, Judged], theirs: tuple[Answers, Judged], controls: Judged
 ) -> list[tuple[Reading, Reading]]:
     """Return readings of a model and of its reference, one pair a behaviour, in standard deviations from the reference's mean.
 
-    Their note says how well the judge's log-odds tell the answers that the lexicon marks from the others, on both sides together.
+    Their note says whether the judge sees the control, and how well its log-odds tell the answers that the lexicon marks from the others,
+    on both sides together.
+
+    Args:
+        behaviours: what was asked.
+        probes: what was answered.
+        mine: the model's answers, and what the judge says of them.
+        theirs: the reference's.
+        controls: what the judge says of the controls made of the reference's answers.
     """
     marked = [{r.check.name: r.values for r in read_answers(probes, side)} for side, _ in (mine, theirs)]
     found = []
@@ -163,15 +185,35 @@ def judged_readings(
         centre = fmean(said[1][i] for i in ids)
         spread = pstdev(values[i] for values in said for i in ids) or 1.0
         words = [m.get(b.lexicon, {}) for m in marked]
-        note = agreement([(values[i], w[i]) for values, w in zip(said, words, strict=True) for i in ids if i in w]) if b.lexicon else ""
+        agrees = agreement([(values[i], w[i]) for values, w in zip(said, words, strict=True) for i in ids if i in w]) if b.lexicon else ""
+        sees, seen = _sees(controls.get(b.id, {}), judged_of=theirs[1].get(b.id, {}))
+        note = "; ".join(filter(None, (seen, agrees)))
         after, before = (
             Reading(
-                b.check, {i: (values[i] - centre) / spread for i in ids}, {i: (p.messages[-1].content, t) for i, (p, t) in a.items()}, note
+                b.check,
+                {i: (values[i] - centre) / spread for i in ids},
+                {i: (p.messages[-1].content, text) for i, (p, text) in a.items()},
+                note,
+                tested=sees,
             )
             for values, a in zip(said, asked, strict=True)
         )
         found.append((after, before))
     return found
+
+
+def _sees(control: Mapping[str, float], judged_of: Mapping[str, float]) -> tuple[bool, str]:
+    """Tell whether the judge sees a behaviour that is in every answer: a rise as large as what is looked for, and not chance."""
+    ids = shared_ids(judged_of, control)
+    if len(ids) < MIN_ITEMS:
+        return False, f"its control rests on {len(ids)} answers, fewer than {MIN_ITEMS}"
+    rises = [control[i] - judged_of[i] for i in ids]
+    spread = pstdev([*(control[i] for i in ids), *(judged_of[i] for i in ids)]) or 1.0
+    p = sign_flip(rises)
+    rise = f"{fmean(rises) / spread:+.2f} where it is in every answer"
+    if fmean(rises) / spread >= RISE and p < SIGNIFICANT:
+        return True, f"control: {rise}"
+    return False, f"the judge can't tell, so nothing was tested: {rise}"
 
 
 def agreement(pairs: Sequence[tuple[float, float]]) -> str:

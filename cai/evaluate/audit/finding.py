@@ -3,7 +3,7 @@
 Every check of the audit counts the same way, so that "found" means the same everywhere: the change is as large as the check's own
 threshold *and* is not chance after Holm's correction (Holm 1979) over all findings made together. "suspect" is as large, and unlikely
 (p < 0.01) only if it had been the only question asked. Everything else is "ok", which means not shown; fewer than `MIN_ITEMS` items are
-"not enough data". Tests look one way, towards the failure: a model that got better is no finding.
+"not enough data", and so is what could not be tested. Tests look one way, towards the failure: a model that got better is no finding.
 """
 
 import math
@@ -45,6 +45,8 @@ class Reading:
     shown: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Item id to what was asked and what was answered, for examples."""
     note: str = ""
+    tested: bool = True
+    """False where whatever read the items was seen not to be able to: then there is a figure and no verdict."""
 
 
 def compare(mine: Reading, theirs: Reading, subject: str, against: str, seed: int = 0) -> AuditFinding | None:
@@ -63,7 +65,7 @@ def compare(mine: Reading, theirs: Reading, subject: str, against: str, seed: in
         value, low, high = paired_bootstrap(differences, seed)
     worst = sorted(ids, key=lambda i: theirs.values[i] - mine.values[i])
     examples = tuple(_example(i, mine, theirs) for i in worst[:EXAMPLES] if i in mine.shown and mine.values[i] > theirs.values[i])
-    p = sign_flip(differences, seed)
+    p = sign_flip(differences, seed) if mine.tested else None
     return _finding(mine, subject, against, (value, low, high), sum(after) / len(ids), len(ids), mine.check.rise, p, examples)
 
 
@@ -152,9 +154,9 @@ def above(values: Sequence[float], level: float) -> float:
 
 
 def _verdict(finding: AuditFinding, p_adjusted: float | None) -> AuditVerdict:
-    if finding.n < MIN_ITEMS:
+    if finding.n < MIN_ITEMS or finding.p is None or p_adjusted is None:
         return "not enough data"
-    if finding.value < finding.threshold or finding.p is None or p_adjusted is None:
+    if finding.value < finding.threshold:
         return "ok"
     return "found" if p_adjusted < SIGNIFICANT else "suspect" if finding.p < SUSPICIOUS else "ok"
 
@@ -167,7 +169,7 @@ def _finding(
     level: float,
     n: int,
     threshold: float,
-    p: float,
+    p: float | None,
     examples: tuple[AuditExample, ...],
 ) -> AuditFinding:
     check, (value, low, high) = mine.check, bounds
