@@ -1,28 +1,37 @@
 """Tokens per second of completions: the local engine, `generate` on whole batches, and `generate` one prompt at a time.
 
     python -m bench.generation [--sequences 32,64,96] [--tokens 96] [--repeats 3] [--loop-prompts 4] [--quick]
+    python -m tests.vllm_server --no-adapter --dtype auto python -m bench.generation [...]      # and vLLM's CPU build
 
-All use the embedded model in bfloat16, the same real prompts (prompts/*.jsonl), temperature 1 and the same token limit, in one process,
-taking turns; a ratio is of two runs that followed each other. Tokens after the end of a turn are not counted.
+All use the embedded model in the precision that suits this machine, the same real prompts (prompts/*.jsonl), temperature 1 and the same
+token limit, in one process, taking turns; a ratio is of two runs that followed each other. Tokens after the end of a turn are not
+counted. With a vLLM's address in $CAI_TEST_SERVER, it answers the same requests in its turn, all at once, and is idle in the others'.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.table import Row, row
 from cai.jsonl import read_records
-from cai.models.base import CompleteRequest, Completion, Sampling
+from cai.models.base import CompleteRequest, Completion, Engine, Sampling
 from cai.models.loading import load_causal_lm, load_tokenizer
 from cai.models.local import LocalEngine
+from cai.models.precision import resolved_precision
+from cai.models.server import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 ROOT = Path(__file__).parent.parent
+BATCHED, SINGLE, VLLM = "generate, whole batches", "generate, one by one", "vLLM"
+Rates = dict[str, float]
+"""Tokens per second of one repeat: `engine`, and everything that it is measured against."""
 
 
 def real_prompts(count: int) -> list[tuple[Message, ...]]:
@@ -34,13 +43,26 @@ def real_prompts(count: int) -> list[tuple[Message, ...]]:
     return [mixed[i % len(mixed)] for i in range(count)]
 
 
+async def answered(engine: Engine, prompts: Sequence[tuple[Message, ...]], tokens: int, seed: int) -> list[Completion]:
+    """Return an engine's completions of all prompts at once."""
+    requests = [CompleteRequest(p, Sampling(tokens), seed * 10_000 + i) for i, p in enumerate(prompts)]
+    return [r for r in await asyncio.gather(*map(engine.submit, requests)) if isinstance(r, Completion)]
+
+
 def with_engine(engine: LocalEngine, prompts: Sequence[tuple[Message, ...]], tokens: int, seed: int) -> int:
     """Return how many tokens the engine made."""
+    return sum(r.completion_tokens for r in asyncio.run(answered(engine, prompts, tokens, seed)))
+
+
+def with_server(url: str, prompts: Sequence[tuple[Message, ...]], tokens: int, seed: int) -> int:
+    """Return how many tokens a vLLM made; it counts the one that ends a turn, which isn't counted here. Connecting takes its time too."""
 
     async def run() -> int:
-        requests = [CompleteRequest(p, Sampling(tokens), seed * 10_000 + i) for i, p in enumerate(prompts)]
-        replies = await asyncio.gather(*map(engine.submit, requests))
-        return sum(r.completion_tokens for r in replies if isinstance(r, Completion))
+        engine = await ServerEngine.connect(ModelSpec(path=url, concurrency=len(prompts)))
+        try:
+            return sum(r.completion_tokens - (not r.truncated) for r in await answered(engine, prompts, tokens, seed))
+        finally:
+            await engine.close()
 
     return asyncio.run(run())
 
@@ -76,31 +98,38 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def measure(sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) -> Iterator[tuple[int, list[tuple[float, float, float]]]]:
-    """Yield each number of sequences with the tokens per second, per repeat, of the engine, of whole batches and of one by one."""
+def measure(sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) -> Iterator[tuple[int, list[Rates]]]:
+    """Yield each number of sequences with the rates of each repeat."""
     spec = ModelSpec(batch_size=max(sizes))
     engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
+    work: dict[str, Callable[[list[tuple[Message, ...]], int], int]] = {
+        "engine": lambda prompts, repeat: with_engine(engine, prompts, tokens, repeat),
+        BATCHED: lambda prompts, _: with_generate(plain, tokenizer, prompts, tokens, len(prompts)),
+        SINGLE: lambda prompts, _: with_generate(plain, tokenizer, prompts[:loop_prompts], tokens, 1),
+    }
     with_engine(engine, real_prompts(8), 4, 0)
     with_generate(plain, tokenizer, real_prompts(8), 4, 8)
+    if url := os.environ.get("CAI_TEST_SERVER"):
+        with_server(url, real_prompts(8), 4, 0)
+        work[VLLM] = lambda prompts, repeat: with_server(url, prompts, tokens, repeat)
     for size in sizes:
         prompts = real_prompts(size)
-        found = []
-        for repeat in range(1, repeats + 1):
-            ours = rate(lambda p=prompts, r=repeat: with_engine(engine, p, tokens, r))  # type: ignore[misc]
-            batched = rate(lambda p=prompts: with_generate(plain, tokenizer, p, tokens, len(p)))  # type: ignore[misc]
-            single = rate(lambda p=prompts: with_generate(plain, tokenizer, p[:loop_prompts], tokens, 1))  # type: ignore[misc]
-            found.append((ours, batched, single))
-        yield size, found
+        yield size, [{name: rate(partial(make, prompts, repeat)) for name, make in work.items()} for repeat in range(1, repeats + 1)]
     asyncio.run(engine.close())
+
+
+def ratios(found: list[Rates]) -> dict[str, list[float]]:
+    """Return the engine's rate over each other's, per repeat."""
+    return {name: [rates["engine"] / rates[name] for rates in found] for name in found[0] if name != "engine"}
 
 
 def rows(quick: bool) -> list[Row]:
     """Return the ratios of tokens per second."""
     sizes, tokens, repeats, loop = ((16,), 16, 2, 1) if quick else ((32, 96), 96, 3, 4)
     return [
-        row("generation", f"tokens/s, {size} sequences of {tokens} tokens", against, [r[0] / r[other] for r in found])
+        row("generation", f"tokens/s, {size} sequences of {tokens} tokens", against, values)
         for size, found in measure(sizes, tokens, repeats, loop)
-        for other, against in ((1, "generate, whole batches"), (2, "generate, one by one"))
+        for against, values in ratios(found).items()
     ]
 
 
@@ -116,13 +145,13 @@ def main() -> None:
     if a.quick:
         a.sequences, a.tokens, a.repeats, a.loop_prompts = "16", 16, 2, 2
     sizes = [int(n) for n in a.sequences.split(",")]
-    print(f"median tokens/s (min to max) of {a.repeats} runs, {a.tokens} new tokens at most\n")
-    print("| sequences | engine | generate, batched | generate, one by one | engine / batched | engine / one by one |")
-    print("|---|---|---|---|---|---|")
-    for size, found in measure(sizes, a.tokens, a.repeats, a.loop_prompts):
-        columns = list(zip(*found, strict=True))
-        ratios = [[r[0] / r[other] for r in found] for other in (1, 2)]
-        print(f"| {size} | " + " | ".join([*map(spread, columns), *(spread(r, 2) for r in ratios)]) + " |", flush=True)
+    print(f"median tokens/s (min to max) of {a.repeats} runs, {a.tokens} new tokens at most, {resolved_precision(ModelSpec().precision)}\n")
+    for i, (size, found) in enumerate(measure(sizes, a.tokens, a.repeats, a.loop_prompts)):
+        if i == 0:
+            heads = ["sequences", *found[0], *(f"engine / {name}" for name in ratios(found))]
+            print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+        cells = [*(spread([rates[name] for rates in found]) for name in found[0]), *(spread(r, 2) for r in ratios(found).values())]
+        print(f"| {size} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
