@@ -6,6 +6,7 @@
     ├── TemplateError     (ValueError)   a prompt template: unknown or missing field
     ├── DataError         (ValueError)   a data file; names file and line
     ├── ModelError        (RuntimeError) a model or server: can't load, can't answer, refuses
+    │   ├── NoLogprobsError              a server that gives no log-probabilities: its model can only be asked for words
     │   └── ReplyError                   one item's reply is unusable: recorded and counted, never fatal alone
     ├── StoreError        (OSError)      the call store or a run directory: full, corrupt, locked
     └── TrainingError     (RuntimeError) a trainer: nothing to train, diverged, wrong world size

@@ -24,7 +24,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     classes = {name: c for name, c in vars(cai.errors).items() if inspect.isclass(c)}
     actual = {name: (c.__bases__[0].__name__, c.__bases__[1].__name__ if len(c.__bases__) > 1 else None) for name, c in classes.items()}
     assert drawn() == actual
-    assert len(actual) == 9
+    assert len(actual) == 10
 
 
 def test_every_error_says_what_it_is_for() -> None:
