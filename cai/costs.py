@@ -115,7 +115,7 @@ def answering(
     seconds = (
         prompt_seconds(speed, shape, prompts * prompt_tokens, prompt_tokens)
         + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt_tokens)
-        + calls * mean * draw_seconds(speed, rows, sampling.temperature, sampling.top_p)
+        + calls * mean * draw_seconds(speed, sampling.temperature, sampling.top_p)
     )
     memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt_tokens + sampling.max_tokens)
     return replace(done, seconds=seconds, memory_bytes=round(memory))

@@ -59,8 +59,8 @@ class Speed:
     """Of a layer for one decoded token, for each token before it."""
     head_seconds: float
     """Of the output layer and of a draw among the likeliest tokens, for one decoded token."""
-    sort_seconds: float
-    """More for a draw with `top_p` that needs the whole vocabulary sorted."""
+    wide_seconds: float
+    """More for a draw with `top_p` whose nucleus is wide: some thousands of tokens are put in order."""
     plain_flops: float
     """FLOP a second of a forward pass without adapters outside the engine: reward scores, layers without an adapter in training."""
     trained_flops: float
@@ -114,13 +114,10 @@ def completion_seconds(s: Speed, d: Dimensions, rows: float, batch_size: int, lo
     return d.layers * (steps * s.step_seconds + tokens * a_token)
 
 
-def draw_seconds(s: Speed, rows: int, temperature: float, top_p: float) -> float:
-    """Return what the output layer and the draw of one token take in a batch of `rows`.
-
-    With `top_p` below 1 the whole vocabulary of all rows is sorted as soon as one row's nucleus is wide (`cai.models.sampling`).
-    """
-    wide = 0.0 if top_p >= 1 or temperature == 0 else 1 - (1 - min(1.0, WIDE_NUCLEUS * temperature**WIDENING)) ** rows
-    return s.head_seconds + wide * s.sort_seconds
+def draw_seconds(s: Speed, temperature: float, top_p: float) -> float:
+    """Return what the output layer and the draw of one token take; with `top_p` below 1, more of them the hotter they are drawn."""
+    wide = 0.0 if top_p >= 1 or temperature == 0 else min(1.0, WIDE_NUCLEUS * temperature**WIDENING)
+    return s.head_seconds + wide * s.wide_seconds
 
 
 def scoring_seconds(s: Speed, d: Dimensions, tokens: float, length: float) -> float:
@@ -190,7 +187,7 @@ def measure_speed(d: Dimensions, precision: Precision, clock: Callable[[], float
         tokens = int(max(32, min(4096, PROBE_FLOP[device] / layer_flop(probe, 1, 128))))
         prompt, step, row, column, loading = _engine_rates(spec, probe, tokens, timed, clock)
         plain, trained = _training_rates(spec, probe, tokens, timed)
-        head, sort, score = _head_rates(d, precision, device, timed)
+        head, wide, score = _head_rates(d, precision, device, timed)
     side = 2048
     a = torch.randn(side, side, device=device, dtype=_dtype(precision))
     weights = d.linear / d.layers
@@ -205,7 +202,7 @@ def measure_speed(d: Dimensions, precision: Precision, clock: Callable[[], float
         row_seconds=row * larger,
         column_seconds=column * d.heads / probe.heads,
         head_seconds=head,
-        sort_seconds=sort,
+        wide_seconds=wide,
         plain_flops=plain,
         trained_flops=trained,
         score_seconds=score,
@@ -330,11 +327,11 @@ def _training_rates(spec: ModelSpec, d: Dimensions, tokens: int, timed: Callable
 
 
 def _head_rates(d: Dimensions, precision: Precision, device: str, timed: Callable[..., float]) -> tuple[float, float, float]:
-    """Return the seconds of the output layer for a decoded token, what sorting adds, and those for a position that is trained on."""
+    """Return the seconds of the output layer for a decoded token, what a wide nucleus adds, and of a position that is trained on."""
     import torch
     from torch.nn.functional import cross_entropy, linear
 
-    from cai.models.sampling import draw
+    from cai.models.sampling import NUCLEUS, draw
 
     size = int(min(d.vocabulary, max(1024, _HEAD_WEIGHTS / d.hidden)))
     whole = d.vocabulary / size
@@ -345,17 +342,18 @@ def _head_rates(d: Dimensions, precision: Precision, device: str, timed: Callabl
     uniform = torch.full((rows,), 0.5, device=device, dtype=torch.float64)
     targets = torch.arange(positions, device=device)
 
-    def sample(peaks: float) -> float:
-        """Return the seconds of a step. `peaks`: of the logits; low ones make a nucleus of half the vocabulary."""
+    def sample(likely: int) -> float:
+        """Return the seconds of a step that draws among some `likely` tokens."""
+        ahead = torch.where(torch.arange(size, device=device) < likely, 20.0, 0.0)
 
         def run() -> None:
             with torch.inference_mode():
-                draw(linear(hidden[:rows], weight) * peaks, temperature, top_p, uniform)
+                draw(linear(hidden[:rows], weight) * 0.01 + ahead, temperature, top_p, uniform)
 
         return timed(run)
 
     def loss() -> None:
         cross_entropy(linear(hidden, weight).float(), targets).backward()  # type: ignore[no-untyped-call]
 
-    peaked = sample(1.0)
-    return whole * peaked / rows, whole * max(0.0, sample(0.01) - peaked) / rows, whole * timed(loss, 2) / positions
+    narrow = sample(NUCLEUS[0] // 4)
+    return whole * narrow / rows, whole * max(0.0, sample(4 * NUCLEUS[0]) - narrow) / rows, whole * timed(loss, 2) / positions

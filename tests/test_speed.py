@@ -26,14 +26,14 @@ def test_every_rate_is_measured(precision: Precision) -> None:
     one_pass = 4096 * 2 * (2 * TINY.linear / 2 + 2 * 128 * 64)
     assert speed.prompt_flops == speed.plain_flops == one_pass and speed.trained_flops == 2 * one_pass
     assert speed.matmul_flops == 2 * 2048**3
-    assert speed.head_seconds == 1 / 32 and speed.sort_seconds == 0 and speed.score_seconds == 1 / 64
+    assert speed.head_seconds == 1 / 32 and speed.wide_seconds == 0 and speed.score_seconds == 1 / 64
     assert speed.layer_bytes == TINY.linear / 2 * {"float32": 4, "bfloat16": 2}[precision]
 
 
-def test_a_batch_sorts_its_vocabulary_as_soon_as_one_row_needs_it() -> None:
-    assert draw_seconds(SPEED, 64, 1.0, 1.0) == draw_seconds(SPEED, 64, 0.0, 0.9) == SPEED.head_seconds
-    few, many = draw_seconds(SPEED, 1, 0.7, 0.9), draw_seconds(SPEED, 10_000, 0.7, 0.9)
-    assert SPEED.head_seconds < few < many == pytest.approx(SPEED.head_seconds + SPEED.sort_seconds)
+def test_hotter_draws_have_more_wide_nuclei() -> None:
+    assert draw_seconds(SPEED, 1.0, 1.0) == draw_seconds(SPEED, 0.0, 0.9) == SPEED.head_seconds
+    cool, hot = draw_seconds(SPEED, 0.7, 0.9), draw_seconds(SPEED, 3.0, 0.9)
+    assert SPEED.head_seconds < cool < hot == pytest.approx(SPEED.head_seconds + SPEED.wide_seconds)
 
 
 def test_weights_that_are_read_unnoticed_set_no_bandwidth() -> None:

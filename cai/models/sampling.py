@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BLOCK = 256
-_NUCLEUS = 256
-"""Tokens looked at first for `top_p`; rows whose nucleus is larger are sorted in full."""
+NUCLEUS = (256, 4096)
+"""Likeliest tokens looked at for `top_p`, the fewest first; a row whose nucleus is larger than all of these is sorted in full."""
 
 
 def uniforms(seeds: NDArray[np.uint64], step: int) -> NDArray[np.float64]:
@@ -79,11 +79,18 @@ def _invert(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw_nucleus(probs_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
-    count = min(_NUCLEUS, probs_BV.shape[-1])
-    mass, index = probs_BV.topk(count, dim=-1)
-    if bool((mass.sum(-1) < top_p_B).logical_and(top_p_B < 1).any()):
-        mass, index = probs_BV.sort(dim=-1, descending=True, stable=True)
-    before = mass.double().cumsum(-1) - mass
-    kept = torch.where(before < top_p_B[:, None], mass, torch.zeros_like(mass))
-    chosen, _ = _invert(kept, uniform_B * kept.double().sum(-1))
-    return index.gather(1, chosen[:, None])[:, 0]
+    """Return a token of each row's nucleus, 0 for rows that keep all; one row's wide nucleus doesn't have the others' tokens sorted."""
+    tokens_B = torch.zeros_like(uniform_B, dtype=torch.long)
+    left = (top_p_B < 1).nonzero()[:, 0]
+    for count in (*(n for n in NUCLEUS if n < probs_BV.shape[-1]), probs_BV.shape[-1]):
+        if not len(left):
+            break
+        top_p = top_p_B[left, None]
+        mass, index = probs_BV[left].topk(count, dim=-1)
+        before = mass.double().cumsum(-1) - mass
+        whole = (before[:, -1:] + mass[:, -1:] >= top_p)[:, 0] | (count == probs_BV.shape[-1])
+        kept = torch.where(before < top_p, mass, torch.zeros_like(mass))[whole]
+        chosen, _ = _invert(kept, uniform_B[left[whole]] * kept.double().sum(-1))
+        tokens_B[left[whole]] = index[whole].gather(1, chosen[:, None])[:, 0]
+        left = left[~whole]
+    return tokens_B
