@@ -1,37 +1,45 @@
 """Questions per second of a judge that asks a whole constitution about each text: shared beginnings, against plain batches.
 
     python -m bench.prefix_sharing [--texts 2] [--principles 16] [--text-tokens 250] [--repeats 3] [--quick]
+    python -m tests.vllm_server --no-adapter --dtype auto python -m bench.prefix_sharing [...]      # and vLLM's CPU build
 
-Every principle of constitution/general.yaml is asked positively and negatively about each text (made of shipped prompts), Yes against
-No. The plain way pads the same token ids into batches of the same size and reads the last position's logits. Runs take turns, and the
-largest difference of Yes minus No between the two is printed beside the speed.
+Every principle of constitution/general.yaml is asked positively and negatively about each text (made of shipped prompts, in another
+order at each repeat, so that no text has been seen before), Yes against No. The plain way pads the same token ids into batches of the
+same size and reads the last position's logits. With a vLLM's address in $CAI_TEST_SERVER, it answers the same questions in its turn, with
+its prefix cache on. Runs take turns, and the largest difference of Yes minus No from the engine's is printed beside the speed.
 """
 
 import argparse
 import asyncio
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.generation import real_prompts, spread
+from bench.generation import ratios, real_prompts, spread
 from bench.table import Row, row
 from cai.constitution.load import load_constitution
-from cai.models.base import ChoiceLogprobs, ChoicesRequest
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, Engine
 from cai.models.encoding import Encoder
 from cai.models.loading import load_causal_lm, load_tokenizer
 from cai.models.local import LocalEngine
+from cai.models.server import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 ROOT = Path(__file__).parent.parent
 CHOICES = ("Yes", "No")
+PADDED, VLLM = "padded batches of whole prompts", "vLLM"
 
 
-def questions(texts: int, principles: int, tokens: int, tokenizer: Any) -> list[ChoicesRequest]:
-    """Return both questions of each principle about each text."""
+def questions(texts: int, principles: int, tokens: int, tokenizer: Any, turn: int = 0) -> list[ChoicesRequest]:
+    """Return both questions of each principle about each text; another `turn` has other texts."""
     asked = load_constitution(ROOT / "constitution" / "general.yaml").principles
     chosen = [asked[i % len(asked)] for i in range(principles)]
-    words = [" ".join(m.content for p in real_prompts(90)[start::texts] for m in p) for start in range(texts)]
+    prompts = real_prompts(90)
+    prompts = prompts[17 * turn % 90 :] + prompts[: 17 * turn % 90]
+    words = [" ".join(m.content for p in prompts[start::texts] for m in p) for start in range(texts)]
     bodies = [tokenizer.decode(tokenizer(w, add_special_tokens=False)["input_ids"][:tokens]) for w in words]
     return [
         ChoicesRequest((Message("user", f"Here is a text.\n\n{body}\n\nQuestion {i}: {question} Answer Yes or No."),), CHOICES)
@@ -41,12 +49,21 @@ def questions(texts: int, principles: int, tokens: int, tokenizer: Any) -> list[
     ]
 
 
-def with_engine(engine: LocalEngine, requests: list[ChoicesRequest]) -> list[float]:
-    """Return log P(Yes) - log P(No) of each question."""
+async def answered(engine: Engine, requests: list[ChoicesRequest]) -> list[float]:
+    """Return log P(Yes) - log P(No) of each question, all asked at once."""
+    replies = await asyncio.gather(*map(engine.submit, requests))
+    return [r.logprobs[0] - r.logprobs[1] for r in replies if isinstance(r, ChoiceLogprobs)]
+
+
+def with_server(url: str, requests: list[ChoicesRequest]) -> list[float]:
+    """Return the same from a vLLM. Connecting takes its time too."""
 
     async def run() -> list[float]:
-        replies = await asyncio.gather(*map(engine.submit, requests))
-        return [r.logprobs[0] - r.logprobs[1] for r in replies if isinstance(r, ChoiceLogprobs)]
+        engine = await ServerEngine.connect(ModelSpec(path=url, concurrency=len(requests)))
+        try:
+            return await answered(engine, requests)
+        finally:
+            await engine.close()
 
     return asyncio.run(run())
 
@@ -69,32 +86,38 @@ def with_batches(model: Any, tokenizer: Any, requests: list[ChoicesRequest], siz
     return found
 
 
-def measure(texts: int, principles: int, text_tokens: int, repeats: int) -> tuple[int, list[tuple[float, float]], float]:
-    """Return how many questions there are, both rates of each repeat, and the largest difference of an answer, in nats."""
+def measure(texts: int, principles: int, text_tokens: int, repeats: int) -> tuple[int, list[dict[str, float]], float]:
+    """Return how many questions there are, the questions per second of each repeat, and the largest difference of an answer, in nats."""
     spec = ModelSpec()
     engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
-    requests = questions(texts, principles, text_tokens, tokenizer)
-    with_engine(engine, requests[:4])
-    with_batches(plain, tokenizer, requests[:4], 4)
-    rates: list[tuple[float, float]] = []
+    work: dict[str, Callable[[list[ChoicesRequest]], list[float]]] = {
+        "engine": lambda asked: asyncio.run(answered(engine, asked)),
+        PADDED: lambda asked: with_batches(plain, tokenizer, asked, spec.batch_size),
+    }
+    if url := os.environ.get("CAI_TEST_SERVER"):
+        work[VLLM] = lambda asked: with_server(url, asked)
+    rates: list[dict[str, float]] = []
     gap = 0.0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        shared = with_engine(engine, requests)
-        middle = time.perf_counter()
-        unshared = with_batches(plain, tokenizer, requests, spec.batch_size)
-        rates.append((len(requests) / (middle - started), len(requests) / (time.perf_counter() - middle)))
-        gap = max(gap, *(abs(x - y) for x, y in zip(shared, unshared, strict=True)))
+    for turn in range(repeats + 1):
+        requests = questions(texts, principles, text_tokens, tokenizer, turn)[: None if turn else 4]
+        answers, found = [], {}
+        for name, ask in work.items():
+            started = time.perf_counter()
+            answers.append(ask(requests))
+            found[name] = len(requests) / (time.perf_counter() - started)
+        if turn:  # the first is to warm up
+            rates.append(found)
+            gap = max(gap, *(abs(x - y) for other in answers[1:] for x, y in zip(answers[0], other, strict=True)))
     asyncio.run(engine.close())
     return len(requests), rates, gap
 
 
 def rows(quick: bool) -> list[Row]:
-    """Return the ratio of questions per second."""
+    """Return the ratios of questions per second."""
     count, rates, gap = measure(1, 4, 120, 2) if quick else measure(2, 16, 250, 3)
-    ratios = [shared / plain for shared, plain in rates]
     note = f"answers differ by at most {gap:.2g} nats"
-    return [row("prefix_sharing", f"questions/s about a text ({count} questions)", "padded batches of whole prompts", ratios, note=note)]
+    what = f"questions/s about a text ({count} questions)"
+    return [row("prefix_sharing", what, against, values, note=note) for against, values in ratios(rates).items()]
 
 
 def main() -> None:
@@ -109,11 +132,11 @@ def main() -> None:
     if a.quick:
         a.texts, a.principles, a.repeats = 1, 4, 2
     count, rates, gap = measure(a.texts, a.principles, a.text_tokens, a.repeats)
-    print(f"median questions/s (min to max) of {a.repeats} runs, {a.texts} texts of {a.text_tokens} tokens\n")
-    print("| questions | shared | plain batches | ratio | largest difference of Yes - No, in nats |")
-    print("|---|---|---|---|---|")
-    columns = [spread(c, 1) for c in zip(*rates, strict=True)]
-    print(f"| {count} | " + " | ".join([*columns, spread([s / u for s, u in rates], 2), f"{gap:.2f}"]) + " |")
+    print(f"median questions/s (min to max) of {a.repeats} runs, {a.texts} texts of {a.text_tokens} tokens, {count} questions")
+    print(f"largest difference of Yes - No from the engine's: {gap:.2f} nats\n\n| | questions/s | engine's rate over it |\n|---|---|---|")
+    over = ratios(rates)
+    for name in rates[0]:
+        print(f"| {name} | {spread([found[name] for found in rates], 1)} | {spread(over[name], 2) if name in over else ''} |")
 
 
 if __name__ == "__main__":
