@@ -11,6 +11,7 @@ import contextlib
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from itertools import chain, repeat
 from operator import attrgetter
 from typing import TypeVar
 
@@ -36,6 +37,8 @@ async def run_items(
     item_id: Callable[[T], str] = attrgetter("id"),
     failure_of: Callable[[R], str | None] = lambda result: None,
     on_progress: Callable[[int], None] = lambda done: None,
+    known: Iterable[R | None] = (),
+    on_result: Callable[[R | None], None] = lambda result: None,
 ) -> AsyncIterator[R]:
     """Yield each item's result, in the order of the items; an item that fails is left out and added to `failures`.
 
@@ -50,12 +53,14 @@ async def run_items(
         item_id: names an item in its failure.
         failure_of: why a result counts as failed though there is one (a judgement that names its own failure); it is yielded all the same.
         on_progress: told how many items are finished, whenever results are handed over.
+        known: results of the first items from an earlier try, in their order; `None` for one to be worked on all the same.
+        on_result: told each item's result as it is handed over, or `None` where the item failed: what `known` may be the next time.
 
     Raises:
         ModelError: too many items failed, with the commonest reasons; or the model can't go on.
         CaiError: whatever else `work` raises. All other items are cancelled first.
     """
-    source = enumerate(items)
+    source = enumerate(zip(items, chain(known, repeat(None)), strict=False))
     finished: dict[int, tuple[list[R], Failure | None]] = {}
     handed_over = 0
     reasons: Counter[str] = Counter()
@@ -65,12 +70,12 @@ async def run_items(
 
     async def worker() -> None:
         nonlocal done
-        for index, item in source:  # shared: whoever is free takes the next, at once
+        for index, (item, earlier) in source:  # shared: whoever is free takes the next, at once
             while index >= handed_over + WINDOWS_AHEAD * window:
                 room.clear()
                 await room.wait()
             try:
-                result = await work(item)
+                result = await work(item) if earlier is None else earlier
                 reason = failure_of(result)
                 failure = None if reason is None else Failure(stage, item_id(item), reason)
                 finished[index] = ([result], failure)
@@ -98,6 +103,7 @@ async def run_items(
                 handed_over += 1
                 if failure is not None:
                     failures.append(failure)
+                on_result(results[0] if failure is None else None)
                 for result in results:
                     yield result
             room.set()

@@ -8,6 +8,7 @@ outputs are what the manifest says. Otherwise it runs; calls it has made before 
 import asyncio
 import inspect
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from cai.errors import CaiError, DataError, RecipeError
 from cai.flow import collecting_rarely
 from cai.ids import content_hash
 from cai.interrupt import run_interruptible
+from cai.journal import Journal
 from cai.jsonl import disk_error, remove_unfinished, write_text
 from cai.manifest import (
     Manifest,
@@ -74,9 +76,17 @@ class Context:
     stage: str = ""
     settings_hash: str = ""
     """Hash of what decides the current stage, for records' provenance."""
+    fingerprint: str = ""
+    """Hash of everything that decides the current stage's outcome."""
+    journals: list[Journal[Any]] = field(default_factory=list)
     models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def journal(self, name: str, result_type: Any) -> Journal[Any]:
+        """Return the journal of that name of the current stage; it goes when the stage is done."""
+        self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
+        return self.journals[-1]
 
     async def model(self, spec: ModelSpec) -> TextModel:
         """Return a model whose calls are counted for the current stage. The same spec shares one engine."""
@@ -324,7 +334,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     if not stage.always:
         context.tracking.start()
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
-    context.stage, context.failures = stage.name, []
+    context.stage, context.failures, context.fingerprint = stage.name, [], wanted
     context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
@@ -364,6 +374,9 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     finally:
         entry.seconds = time.monotonic() - started
         release_memory()
+        for journal in context.journals:
+            journal.close()
+        context.journals.clear()
         for model, spec in context.models:
             usage = model.usage
             entry.calls_made += usage.made
@@ -375,6 +388,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         if entry.status == "done":
             written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
             entry.outputs = {path: file_hash(context.run.path / path) for path in written}
+            shutil.rmtree(context.run.unfinished, ignore_errors=True)
         entry.peak_memory_bytes = peak_memory_bytes()
         entry.peak_device_bytes = peak_device_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())

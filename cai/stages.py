@@ -5,8 +5,10 @@ that is the model's business. Those that train are in `cai.training_stages`. Num
 2212.08073).
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
@@ -15,7 +17,7 @@ from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
 from cai.data.prompts import LeftOut, load_all, part_watched, stream_prompts, without_evaluated, without_near_repeats
 from cai.data.repeats import Seen
-from cai.errors import RecipeError
+from cai.errors import DataError, RecipeError
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.balance import opposite_leanings, source_balance
 from cai.evaluate.knowledge import Knowledge
@@ -23,6 +25,7 @@ from cai.evaluation import answer_all, ask_knowledge, measure_answers
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items
+from cai.ids import content_hash
 from cai.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.judge_card import measure_judge
 from cai.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
@@ -32,6 +35,7 @@ from cai.records import Failure, Judgment, Prompt, Response, ResponsePair, Revis
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.tracking import PIPELINE
 from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
+from cai.workspace import file_hash
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,6 +43,39 @@ R = TypeVar("R")
 
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
+    counts = _write_prompts(c)
+    model = await c.model(c.recipe.model)
+
+    async def work(prompt: Prompt) -> Response:
+        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
+
+    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
+    return {**counts, "responses": responses}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What became of a run's prompts, kept until `respond` is done: to look for near-repeats among a million of them takes minutes."""
+
+    of: str
+    """Hash of what decides them, and of their files."""
+    counts: dict[str, int]
+    failures: tuple[Failure, ...]
+
+
+def _write_prompts(c: Context) -> dict[str, int]:
+    """Write the prompts to train and to evaluate on, unless a try of this stage that was stopped has. Returns counts."""
+    kept = c.run.unfinished / "prompts.jsonl"
+    train_path, evaluate_path = paths = c.run.data("prompts"), c.run.data("eval_prompts")
+
+    def written() -> str:
+        return content_hash((c.fingerprint, [file_hash(path) for path in paths if path.exists()]))
+
+    with contextlib.suppress(DataError):
+        before = next(read_records(kept, _Written), None)
+        if before and before.of == written():
+            c.failures += before.failures
+            return before.counts
     sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
     evaluate = load_all(sources.evaluate, root, seed)
     if c.recipe.watched and len(evaluate.prompts) < 2:
@@ -49,18 +86,12 @@ async def respond_stage(c: Context) -> dict[str, int]:
     left_out, leaked, near = LeftOut(), list[Failure](), list[Failure]()
     train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
     train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near, c.reporter.warn)
-    counts = {
-        "prompts": write_records(c.run.data("prompts"), train),
-        "evaluation_prompts": write_records(c.run.data("eval_prompts"), evaluate.prompts),
-    }
+    counts = {"prompts": write_records(train_path, train), "evaluation_prompts": write_records(evaluate_path, evaluate.prompts)}
+    if near:
+        counts["near_duplicates"] = len(near)
     c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]
-    model = await c.model(c.recipe.model)
-
-    async def work(prompt: Prompt) -> Response:
-        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
-
-    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, total=counts["prompts"]))
-    return {**counts, "responses": responses, **({"near_duplicates": len(near)} if near else {})}
+    write_records(kept, [_Written(written(), counts, tuple(c.failures))])
+    return counts
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
@@ -83,7 +114,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
         record_writer(c.run.data("revision_pairs")) as write_pair,
     ):
         responses, total = read(c, "responses", Response), count_records(c.run.data("responses"))
-        async for trace in each(c, responses, work, total=total, item_id=lambda r: r.prompt.id):
+        async for trace in each(c, responses, work, RevisionTrace, total=total, item_id=lambda r: r.prompt.id):
             write_trace(trace)
             counts["traces"] += 1
             for example in sft_examples(trace, config):
@@ -115,7 +146,7 @@ async def pairs_stage(c: Context) -> dict[str, int]:
     with record_writer(c.run.data("pairs")) as write:
         for kind, make in (("sampled", sample), ("contrast", contrast))[: 1 if base is None else 2]:
             tasks = pair_tasks(read(c, "prompts", Prompt), config.per_prompt)
-            async for pair in each(c, tasks, make, total=total):
+            async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):
                 write(pair)
                 counts[kind] += 1
     return {"sampled": counts["sampled"], "contrast": counts["contrast"]}
@@ -129,7 +160,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
         if not c.manifest.judge.beats_baselines:
             c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
     total = sum(1 for _ in _unlabelled(c))
-    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, total=total, failure_of=lambda j: j.failure))
+    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
     return {"judged": judgments, "failed": len(c.failures)}
 
 
@@ -227,20 +258,24 @@ def each(
     c: Context,
     items: Iterable[T],
     work: Callable[[T], Awaitable[R]],
+    result_type: type[R],
     *,
     total: int,
+    name: str = "results",
     item_id: Callable[[T], str] | None = None,
     failure_of: Callable[[R], str | None] = lambda result: None,
 ) -> AsyncIterator[R]:
     """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
 
-    A shard leaves other shards' prompts out; how many are its own shows at the end.
+    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too. A shard leaves other
+    shards' prompts out; how many are its own shows at the end.
     """
     shard = c.shard
     mine = items if shard is None else (item for item in items if shard.owns(_prompt_id(item)))
     expected = total if shard is None else None
     c.reporter.progress(0, expected)
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
+    journal = c.journal(name, result_type)
     return run_items(
         mine,
         work,
@@ -250,6 +285,8 @@ def each(
         failures=c.failures,
         failure_of=failure_of,
         on_progress=lambda done: c.reporter.progress(done, expected),
+        known=journal.known(),
+        on_result=journal.add,
         **named,
     )
 

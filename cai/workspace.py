@@ -78,6 +78,11 @@ class RunDirectory:
         """The call store of a shard."""
         return self.path / STORE_NAME
 
+    @property
+    def unfinished(self) -> Path:
+        """Folder of what is kept of a stage until it is done."""
+        return self.path / "unfinished"
+
     def in_use(self) -> bool:
         """Whether a process is running this recipe now."""
         try:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: "errors ids records jsonl yaml_source console flow interrupt refusals repetition endings",
+    0: "errors ids records jsonl yaml_source console flow journal interrupt refusals repetition endings",
     1: "constitution/ templates recipe workspace call_store manifest shards",
     2: "models/",
     3: "data/ feedback/ critique revision_rules pairs",

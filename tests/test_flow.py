@@ -44,6 +44,21 @@ def test_fewer_items_than_the_window(count):
     assert results == list(range(count)) and failures == []
 
 
+def test_known_results_are_taken_and_only_the_others_worked_on():
+    worked, told = [], []
+
+    async def work(item):
+        worked.append(item.number)
+        if item.number == 7:
+            raise ReplyError("refused", "")
+        return item.number
+
+    known = [None if i in (3, 7) else i for i in range(20)]
+    results, failures = run([Item(i) for i in range(25)], work, window=2, known=known, on_result=told.append)
+    assert results == [i for i in range(25) if i != 7] and worked == [3, 7, 20, 21, 22, 23, 24]
+    assert told == [None if i == 7 else i for i in range(25)] and [f.item_id for f in failures] == ["item-7"]
+
+
 def test_exactly_the_first_unfinished_items_are_active():
     active, finished, seen = set(), set(), []
 

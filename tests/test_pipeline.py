@@ -249,8 +249,52 @@ def test_too_many_failures_stop_a_stage_with_their_reasons(tmp_path: Path, monke
     assert entry.status == "failed" and f"{len(failures)} of 12 items failed" in entry.message
     assert not run.data("responses").exists()
     mended = run_data(workspace)
-    assert mended.stages[0].calls_reused == 12 - len(failures) and mended.stages[0].calls_made == len(failures)
+    assert mended.stages[0].counts["responses"] == 12 and mended.stages[0].calls_made == len(failures)
     assert rows(run.failures) == [] and len(mended.stages) == len(DATA_STAGES)
+
+
+@pytest.mark.parametrize("after", [9, 22, 50, 140])
+def test_a_stopped_stage_goes_on_after_its_finished_items_without_their_calls(tmp_path: Path, after: int) -> None:
+    calm, stopped = make_workspace(tmp_path / "calm"), make_workspace(tmp_path / "stopped")
+    whole = run_data(calm)
+    run = stopped.run("s")
+    with pytest.raises(KeyboardInterrupt):
+        run_data(stopped, "window=4", reporter=Interrupting(after))
+    journals = [p for p in run.unfinished.iterdir() if p.name != "prompts.jsonl"]
+    assert len(journals) == 1
+    finished = len(journals[0].read_text().splitlines()) - 1
+    stopped.store_path.unlink()  # what isn't in the journal is asked again now
+    again = run_data(stopped, "window=4")
+    assert not run.unfinished.exists() and data_bytes(run) == data_bytes(calm.run("s"))
+    resumed = next(s for s in again.stages if not s.reused)
+    calls = next(s for s in whole.stages if s.name == resumed.name).calls_made
+    assert resumed.calls_made <= calls - finished and finished > 0
+
+
+def test_a_stopped_stage_with_other_settings_starts_anew(tmp_path: Path) -> None:
+    calm, stopped = make_workspace(tmp_path / "calm"), make_workspace(tmp_path / "stopped")
+    run_data(calm, "seed=7")
+    with pytest.raises(KeyboardInterrupt):
+        run_data(stopped, "window=4", reporter=Interrupting(9))
+    run_data(stopped, "seed=7")
+    assert data_bytes(stopped.run("s")) == data_bytes(calm.run("s"))
+
+
+def test_prompts_are_looked_through_once_however_often_a_stage_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = workspace.run("s")
+    with (workspace.root / "prompts" / "helpful.jsonl").open("a") as f:
+        f.write("no JSON\n")
+    with pytest.raises(KeyboardInterrupt):
+        run_data(workspace, "window=4", reporter=Interrupting(9))
+    with monkeypatch.context() as patched:
+        patched.setattr("cai.stages.stream_prompts", lambda *_: pytest.fail("looked through again"))
+        run_data(workspace, only=("respond",))
+    assert [f["reason"] for f in rows(run.failures)] == ["unreadable"]
+    with run.data("prompts").open("a") as f:  # by hand: they are written anew, as ever
+        f.write("{}\n")
+    run_data(workspace, only=("respond",))
+    assert len(rows(run.data("prompts"))) == 12
 
 
 def test_a_bug_in_a_stage_is_not_dressed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +328,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not full.run("s").data("responses").exists()
     assert not list((full.run("s").path / "data").glob(".*")), "a temporary file stayed"
     again = run_data(full)
-    assert again.stages[0].calls_made == 0 and again.stages[0].calls_reused == 12
+    assert again.stages[0].calls_made == 0 and again.stages[0].counts["responses"] == 12
     assert data_bytes(full.run("s")) == data_bytes(calm.run("s"))
 
 
