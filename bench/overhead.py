@@ -4,7 +4,7 @@
 
 Time is this process's processor time, so that other work on the machine counts less; commits a second are also given by the clock. Each
 size runs in a process of its own, and what grows with the size is the difference between two sizes: that is what the last lines
-extrapolate from, and they say so.
+extrapolate from, and they say so. `--one pipeline 1000000` runs one size (or `stopped`: a run stopped amid a stage; `store`; `repeats`).
 """
 
 import argparse
@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cai.models import opening
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
 from cai.models.scripted import ScriptedEngine
 from cai.pipeline import RunSummary, run_recipe
-from cai.recipe import load_recipe
+from cai.recipe import Recipe, load_recipe
 from cai.records import Message
 from cai.stages import STAGES
 from cai.workspace import Workspace, init_workspace
@@ -62,8 +63,9 @@ def answer_at_once(request: Request) -> Reply:
     return ChoiceLogprobs(tuple(-1.0 - (number + i) % 7 for i in range(len(request.choices))), 200)
 
 
-def run_pipeline(items: int) -> dict[str, Any]:
-    """Run the stages that ask a model over some prompts, then again with the manifest, then from the call store alone."""
+@contextmanager
+def scripted_run(items: int) -> Iterator[tuple[Workspace, Recipe]]:
+    """Give a workspace of some prompts, and a recipe for them, whose model answers at once."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "workspace")
         init_workspace(workspace.root)
@@ -75,10 +77,15 @@ def run_pipeline(items: int) -> dict[str, Any]:
         path = workspace.root / "runs" / "overhead.yaml"
         path.write_text(RECIPE)
         recipe = load_recipe(path)
-        run = workspace.run(recipe.name)
-        run.model("sft").mkdir(parents=True)  # `pairs` samples from whatever adapter is there, and a scripted model has none
-
+        workspace.run(recipe.name).model("sft").mkdir(parents=True)  # `pairs` samples from whatever adapter is there; a script has none
         opening.ScriptedEngine = lambda name: ScriptedEngine(answer_at_once, name)  # type: ignore[assignment, misc]
+        yield workspace, recipe
+
+
+def run_pipeline(items: int) -> dict[str, Any]:
+    """Run the stages that ask a model over some prompts, then again with the manifest, then from the call store alone."""
+    with scripted_run(items) as (workspace, recipe):
+        run = workspace.run(recipe.name)
 
         def timed() -> tuple[float, float, RunSummary]:
             wall, cpu = time.perf_counter(), time.process_time()
@@ -107,6 +114,56 @@ def run_pipeline(items: int) -> dict[str, Any]:
             "resume_cpu_s": resume,
             "from_store_s": replay_wall,
             "store_bytes_per_call": workspace.store_path.stat().st_size / calls,
+        }
+
+
+class StopAt(Reporter):
+    """Stops a run, as Ctrl-C does, when a stage has been answered a number of times, and notes when it was answered first."""
+
+    def __init__(self, stage: str, calls: int) -> None:
+        self.name, self.left = stage, calls
+        self.begun = time.perf_counter()
+        self.first: float | None = None
+        self.within = False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Look whether it is the stage."""
+        self.within = name == self.name
+        yield
+
+    def call(self) -> None:
+        """Count an answer."""
+        if self.within:
+            self.first = self.first or time.perf_counter()
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+def stop_amid(items: int) -> dict[str, Any]:
+    """Stop a run amid `critique`, and run it again up to its first call."""
+    with scripted_run(items) as (workspace, recipe):
+        two = ("respond", "critique")
+
+        def run(calls: int) -> StopAt:
+            reporter = StopAt("critique", calls)
+            with suppress(KeyboardInterrupt):
+                run_recipe(recipe, workspace, STAGES, reporter, only=two)
+            assert reporter.first is not None
+            return reporter
+
+        run(items)  # a critique and a revision each
+        journal = workspace.run(recipe.name).unfinished / "results.jsonl"
+        finished = sum(1 for _ in journal.open("rb")) - 1
+        cpu = time.process_time()
+        again = run(2 * WINDOW)
+        return {
+            "items": items,
+            "finished_items_taken_up": finished,
+            "s_to_first_call": again.first - again.begun if again.first else 0.0,
+            "cpu_s_to_first_calls": time.process_time() - cpu,
+            "peak_mb": peak_bytes() / 1e6,
         }
 
 
@@ -189,7 +246,12 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {"pipeline": run_pipeline, "store": fill_store, "repeats": find_repeats}
+MEASURES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "pipeline": run_pipeline,
+    "stopped": stop_amid,
+    "store": fill_store,
+    "repeats": find_repeats,
+}
 
 
 def in_process_of_its_own(what: str, size: int) -> dict[str, Any]:
