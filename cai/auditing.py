@@ -3,7 +3,6 @@
 Findings are corrected for their number within one family: everything asked about one model, one reward model, the labels, or the judge.
 """
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from cai.evaluate.policies import AGAINST
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items, together
+from cai.interrupt import run_interruptible
 from cai.jsonl import read_records, write_records
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
@@ -149,7 +149,7 @@ def audit_run(
         if judge is not None and (limit == 0 or not trained):
             why = "with --limit 0 no model answers" if limit == 0 else "there is no trained model yet whose answers it could compare"
             reporter.warn(f"the judge {judge} is not asked: {why}")
-        findings = on_most_items([*asyncio.run(ask()), *audit_files(run, recipe, reporter)])
+        findings = on_most_items([*run_interruptible(ask(), reporter), *audit_files(run, recipe, reporter)])
         if fewer := _on_fewer_items(run, findings):
             reporter.warn(
                 f"{fewer} findings of the last audit rest on more items than now, or weren't looked for, and are replaced: "
@@ -212,7 +212,7 @@ def diagnose_model(
             return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed, judged.get("model", ()))
 
     with reporter.stage("diagnose"):
-        findings = asyncio.run(ask())
+        findings = run_interruptible(ask(), reporter)
     _warn(failures, reporter)
     return findings
 

@@ -1,6 +1,5 @@
 """`cai judge bench` and `cai evaluate MODEL`: measurements without a run, over the workspace's call store."""
 
-import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from cai.evaluate.knowledge import Knowledge
 from cai.evaluation import answer_all, ask_knowledge, hold_arena, measure_answers
 from cai.feedback.calibration import read_calibration
 from cai.feedback.judge import Judge
+from cai.interrupt import run_interruptible
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
@@ -93,7 +93,7 @@ def bench_judge(
                 await engine.close()
 
     with reporter.stage("bench"):
-        return asyncio.run(measure())
+        return run_interruptible(measure(), reporter)
 
 
 def evaluate_models(
@@ -231,7 +231,7 @@ def _judged(
                 await engine.close()
 
     with reporter.stage("evaluate"):
-        result = asyncio.run(ask())
+        result = run_interruptible(ask(), reporter)
     if failures:
         reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")
     return result

@@ -1,6 +1,5 @@
 """A judge beside people's labels: `cai judge calibrate`, and the judges' part of `cai human agreement`. Over the workspace's call store."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from cai.feedback.judge import Judge
 from cai.feedback.opinions import probability
 from cai.flow import run_items
 from cai.ids import split_fraction
+from cai.interrupt import run_interruptible
 from cai.jsonl import refuse_overwriting
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
@@ -175,7 +175,7 @@ def ask_judges(
         return found
 
     with reporter.stage("judge"):
-        return asyncio.run(ask_all())
+        return run_interruptible(ask_all(), reporter)
 
 
 async def _ask(people: dict[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], int]:

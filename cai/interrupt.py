@@ -7,20 +7,32 @@ import asyncio
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
+from cai.console import Reporter
+
 T = TypeVar("T")
+Finish = Callable[[], Awaitable[None]]
+STOPPING = "Stopping when the calls in flight are answered. Ctrl-C again stops at once, and they are asked anew."
+_finishers: ContextVar[list[Finish] | None] = ContextVar("_finishers", default=None)
 
 
-def run_interruptible(work: Awaitable[T], finish: Callable[[], Awaitable[None]]) -> T:
-    """Run `work` to its end, as `asyncio.run` does.
+def finish_first(finish: Finish) -> None:
+    """Have something awaited at the first Ctrl-C, while the work that calls this goes on; outside `run_interruptible` nothing is."""
+    if (finishers := _finishers.get()) is not None:
+        finishers.append(finish)
+
+
+def run_interruptible(work: Awaitable[T], reporter: Reporter) -> T:
+    """Run `work` to its end, as `asyncio.run` does. At the first Ctrl-C what it left with `finish_first` is awaited, then it is cancelled.
 
     Args:
         work: what to run.
-        finish: awaited at the first Ctrl-C, while `work` goes on; when it returns, `work` is cancelled.
+        reporter: says what Ctrl-C does.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; at the second one, without waiting for `finish`.
+        KeyboardInterrupt: Ctrl-C; at the second one, without waiting for anything.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return asyncio.run(_awaited(work))  # signals belong to somebody else, or are ignored
@@ -37,6 +49,8 @@ def run_interruptible(work: Awaitable[T], finish: Callable[[], Awaitable[None]])
                 raise KeyboardInterrupt
             loop.call_soon_threadsafe(interrupted.set)
 
+        finishers: list[Finish] = []
+        _finishers.set(finishers)
         task = asyncio.ensure_future(work)
         signal.signal(signal.SIGINT, on_signal)
         watch = asyncio.create_task(interrupted.wait())
@@ -44,7 +58,8 @@ def run_interruptible(work: Awaitable[T], finish: Callable[[], Awaitable[None]])
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not pressed:
                 return await task
-            await finish()
+            reporter.say(STOPPING, "yellow")
+            await asyncio.gather(*(finish() for finish in finishers))
         finally:
             watch.cancel()
             task.cancel()

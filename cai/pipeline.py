@@ -5,7 +5,6 @@ outputs are what the manifest says. Otherwise it runs; calls it has made before 
 `cai.stages`; this module knows only order, fingerprints, locks and bookkeeping.
 """
 
-import asyncio
 import inspect
 import os
 import shutil
@@ -351,18 +350,12 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         finally:
             await context.release_engines()
 
-    async def finish() -> None:
-        context.reporter.say(
-            "Stopping when the calls in flight are answered. Ctrl-C again stops at once, and they are asked anew.", "yellow"
-        )
-        await asyncio.gather(*(model.finish() for model, _ in context.models))
-
     try:
         with context.reporter.stage(stage.name):
             if stage.together(context.recipe):
                 context.team.call(number)
             made = stage.run(context)
-            entry.counts = run_interruptible(ask(made), finish) if inspect.isawaitable(made) else made
+            entry.counts = run_interruptible(ask(made), context.reporter) if inspect.isawaitable(made) else made
         entry.status = "done"
     except KeyboardInterrupt:
         entry.status = "stopped"

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from cai.call_store import CallStore
-from cai.interrupt import Gate, run_interruptible
+from cai.console import Reporter
+from cai.interrupt import STOPPING, Gate, finish_first, run_interruptible
 from cai.models.base import Reply, Request, Sampling, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.records import Message
@@ -26,10 +27,6 @@ def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-async def nothing() -> None:
-    """Nothing to finish."""
-
-
 async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
@@ -42,15 +39,20 @@ def test_without_ctrl_c_it_is_an_ordinary_run() -> None:
     async def broken() -> None:
         raise KeyError("k")
 
-    assert run_interruptible(work(), nothing) == 7
+    assert run_interruptible(work(), Reporter()) == 7
     with pytest.raises(KeyError):
-        run_interruptible(broken(), nothing)
+        run_interruptible(broken(), Reporter())
 
 
 def test_the_first_ctrl_c_finishes_then_cancels() -> None:
     told: list[str] = []
 
+    class Saying(Reporter):
+        def say(self, text: str, style: str = "") -> None:
+            told.append(text)
+
     async def work() -> None:
+        finish_first(finish)
         press()
         try:
             await forever()
@@ -62,8 +64,8 @@ def test_the_first_ctrl_c_finishes_then_cancels() -> None:
         told.append("finished")
 
     with pytest.raises(KeyboardInterrupt):
-        run_interruptible(work(), finish)
-    assert told == ["finished", "cancelled"]
+        run_interruptible(work(), Saying())
+    assert told == [STOPPING, "finished", "cancelled"]
 
 
 def test_the_second_ctrl_c_waits_for_nothing() -> None:
@@ -71,6 +73,7 @@ def test_the_second_ctrl_c_waits_for_nothing() -> None:
 
     async def work() -> None:
         nonlocal cancelled
+        finish_first(finish)
         press()
         try:
             await forever()
@@ -82,7 +85,7 @@ def test_the_second_ctrl_c_waits_for_nothing() -> None:
         await forever()
 
     with pytest.raises(KeyboardInterrupt):
-        run_interruptible(work(), finish)
+        run_interruptible(work(), Reporter())
     assert cancelled
 
 
@@ -94,7 +97,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         return signal.getsignal(signal.SIGINT)  # type: ignore[return-value]
 
     try:
-        assert run_interruptible(work(), forever) is signal.SIG_IGN
+        assert run_interruptible(work(), Reporter()) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -134,18 +137,18 @@ def test_what_an_engine_had_started_is_committed_and_what_it_had_not_is_left() -
         return default_script(request)
 
     with CallStore(None) as store:
-        model = TextModel(ScriptedEngine(script, delay_seconds=0.05), store, "respond")
 
-        async def item(i: int) -> None:
+        async def item(model: TextModel, i: int) -> None:
             first = await model.complete([Message("user", f"{i}")], Sampling(), seed=i)
             await model.complete([Message("user", first.text)], Sampling(), seed=100 + i)
 
         async def work() -> None:
-            items = [asyncio.create_task(item(i)) for i in range(5)]
+            model = TextModel(ScriptedEngine(script, delay_seconds=0.05), store, "respond")
+            items = [asyncio.create_task(item(model, i)) for i in range(5)]
             await asyncio.sleep(0.01)
             press()
             await asyncio.gather(*items)
 
         with pytest.raises(KeyboardInterrupt):
-            run_interruptible(work(), model.finish)
-        assert sorted(asked) == list(range(5)) and len(store) == model.usage.made == 5
+            run_interruptible(work(), Reporter())
+        assert sorted(asked) == list(range(5)) and len(store) == 5

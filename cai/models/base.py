@@ -19,6 +19,7 @@ import msgspec
 
 from cai.call_store import CallStore
 from cai.ids import content_hash
+from cai.interrupt import finish_first
 from cai.records import Message
 
 
@@ -146,6 +147,9 @@ class TextModel:
     on_reply: Callable[[], None] = lambda: None
     """Told of every reply, made or reused: for progress."""
     _in_flight: dict[str, "asyncio.Future[Reply]"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finish_first(self.finish)
 
     @property
     def fingerprint(self) -> str:

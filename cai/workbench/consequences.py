@@ -6,7 +6,6 @@ the principles that changed. Each label change is also attributed: every pair is
 single change made to it.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from cai.critique import critique_and_revise
 from cai.errors import ReplyError
 from cai.evaluate.intervals import paired_bootstrap, wilson
 from cai.feedback.judge import Judge
+from cai.interrupt import run_interruptible
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.workbench.ground import Bench, Calls, Ground, load_sample, make_ground, open_bench, recipe_for, run_ground
 from cai.workspace import RunDirectory, Workspace
@@ -126,8 +126,8 @@ def compare_on_sample(
         CaiError: something can't be read, or the model can't go on.
     """
     with reporter.stage("diff"):
-        return asyncio.run(
-            compared(before, after, workspace, reporter, sample, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed)
+        return run_interruptible(
+            compared(before, after, workspace, reporter, sample, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed), reporter
         )
 
 

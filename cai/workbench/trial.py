@@ -13,6 +13,7 @@ from cai.errors import ConstitutionError, DataError, RecipeError
 from cai.feedback.calibration import Calibration, check_fits
 from cai.feedback.judge import Judge
 from cai.ids import content_hash
+from cai.interrupt import run_interruptible
 from cai.records import Constitution, Judgment, Message, Principle, Prompt, PromptKind, RevisionTrace
 from cai.workbench.ground import Bench, open_bench, recipe_for, with_protocol
 from cai.workspace import Workspace
@@ -144,7 +145,7 @@ def try_prompt(
         return tuple(found)
 
     with reporter.stage("try"):
-        return asyncio.run(go())
+        return run_interruptible(go(), reporter)
 
 
 async def trying(

@@ -5,7 +5,6 @@ A pair is told from the side that people preferred, which no protocol can see: e
 Whatever is fitted, one scale per set of scores, is fitted on other prompts than it is measured on.
 """
 
-import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cai.feedback.judge import PROTOCOLS
 from cai.feedback.opinions import Asking, Opinion, probability
 from cai.flow import together
 from cai.ids import split_fraction
+from cai.interrupt import run_interruptible
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.workbench.ground import Bench, Calls, open_bench, recipe_for, with_protocol
@@ -164,7 +164,7 @@ def validate_constitution(
             )
 
     with reporter.stage("validate"):
-        return asyncio.run(ask())
+        return run_interruptible(ask(), reporter)
 
 
 def told_from_the_preferred_side(preference: Preference) -> ResponsePair:

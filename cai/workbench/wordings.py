@@ -4,7 +4,6 @@ Each text is asked for on its own, with two worked cases in front of it. A reply
 in its place and it shares a word that carries meaning with the statement; otherwise the rule's wording stays, and that is counted.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from cai.constitution.wording import claim
 from cai.errors import ConstitutionError, ReplyError
 from cai.flow import together
 from cai.ids import derive_seed
+from cai.interrupt import run_interruptible
 from cai.models.base import Sampling
 from cai.records import Constitution, Message, Principle
 from cai.templates import disarm
@@ -90,7 +90,7 @@ def word_document(path: Path, accepted: str | None, model: str, reporter: Report
             return await word_all(review, bench)
 
     with reporter.stage("import"):
-        worded = asyncio.run(go())
+        worded = run_interruptible(go(), reporter)
     note = f"{worded.written} texts written by {model}; {worded.refused} of its replies did not hold up, and the rules' wording stands"
     return (worded.review if accepted is None else accept(worded.review, accepted, path)), note
 

@@ -20,7 +20,7 @@ from tests.drills.drilling import (
     start_server,
     wait_until,
 )
-from tests.workspaces import ROOT, cai, data_bytes
+from tests.workspaces import ROOT, cai, data_bytes, start_cai
 
 PASSING = "busy,error,overloaded,cut,half,html,empty,deep,miscounted,reset,none"
 
@@ -147,6 +147,20 @@ def test_ctrl_c_waits_for_what_is_paid_for_and_keeps_it(tmp_path: Path, calm: tu
         ask_at(workspace, server.port)
         assert run_to_end(workspace) == calm[1]
     assert server.answered() == calm[0], "nothing was answered twice"
+
+
+def test_ctrl_c_keeps_what_other_commands_paid_for_too(tmp_path: Path) -> None:
+    with model_server(tmp_path / "log", seconds=1.0) as server:
+        workspace = drill_workspace(tmp_path / "w", server.port)
+        constitutions = ("constitution/general.yaml", "constitution/helpful-only.yaml")
+        command = start_cai(
+            workspace.root, "constitution", "diff", *constitutions, "--recipe", "runs/s.yaml", "--prompts", "prompts/drill.jsonl"
+        )
+        wait_until(lambda: server.answered().total() > 0, command)
+        command.send_signal(signal.SIGINT)
+        _, err = command.communicate(timeout=60)
+        assert command.returncode == 130 and "Ctrl-C again stops at once" in err and "Traceback" not in err
+        assert set(server.answered()) == kept(workspace) and len(kept(workspace)) >= PROMPTS
 
 
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
