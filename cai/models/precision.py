@@ -1,16 +1,23 @@
-"""What `precision: auto` means on this machine: bfloat16 where the processor multiplies it, float32 where it would be imitated."""
+"""What `precision: auto` means on this machine: bfloat16 where it is the faster one, else float32."""
 
+import time
 from functools import cache
 from typing import Literal
 
 from cai.recipe import Precision
 
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Of x86 and Arm: a CPU without any of them widens every number first."""
+ENOUGH_FASTER = 1.25
+"""How much faster bfloat16 has to be. What was measured is far from it on either side: 0.5 and below, 2 and above (docs/log.md)."""
+_SIDE, _REPEATS = 768, 5
+
 
 def resolved_precision(precision: Precision) -> Literal["float32", "bfloat16", "nf4"]:
     """Return the precision to load and compute in.
 
-    A CPU without bfloat16 instructions (AVX512-BF16, AMX, or Arm's BF16) widens every number first: on such a machine the embedded
-    model decoded 2.6 and 2.9 times faster in float32, and large matrices were multiplied two to four times faster (docs/log.md).
+    On a CPU that has instructions for bfloat16, `auto` multiplies a matrix in both precisions, for some hundredths of a second: an Intel
+    processor whose AMX is hidden by a virtual machine takes twice the time of float32 with AVX512-BF16, others half of it.
     """
     return _fastest() if precision == "auto" else precision
 
@@ -22,4 +29,21 @@ def _fastest() -> Literal["float32", "bfloat16"]:
     if torch.cuda.is_available():
         return "bfloat16"
     able = torch.cpu.get_capabilities()
-    return "bfloat16" if any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+    if not any(able.get(name) for name in BFLOAT16_FLAGS):
+        return "float32"
+    in_float32, in_bfloat16 = _product_seconds()
+    return "bfloat16" if in_float32 > ENOUGH_FASTER * in_bfloat16 else "float32"
+
+
+def _product_seconds() -> tuple[float, float]:
+    """Return the least seconds of a product in float32 and in bfloat16, taken in turn: other work on the machine only adds to some."""
+    import torch
+
+    sides = [torch.ones(_SIDE, _SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(1 + _REPEATS):
+        for side, seconds in zip(sides, found, strict=True):
+            started = time.perf_counter()
+            torch.mm(side[:256], side)
+            seconds.append(time.perf_counter() - started)
+    return min(found[0][1:]), min(found[1][1:])

@@ -16,11 +16,27 @@ def forget() -> Iterator[None]:
     precision._fastest.cache_clear()
 
 
-@pytest.mark.parametrize("able", [set(), {"avx512_bf16"}, {"amx_bf16"}, {"bf16"}])
-def test_auto_is_bfloat16_only_where_a_cpu_multiplies_it(able: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("able", "seconds", "chosen"),
+    [
+        (set(), (2.0, 1.0), "float32"),  # imitated: not even tried
+        ({"avx512_bf16"}, (1.0, 2.0), "float32"),
+        ({"avx512_bf16"}, (2.0, 1.0), "bfloat16"),
+        ({"avx512_bf16", "amx_bf16"}, (8.0, 1.0), "bfloat16"),
+        ({"bf16"}, (1.1, 1.0), "float32"),
+    ],
+)
+def test_auto_is_bfloat16_only_where_it_is_faster(
+    able: set[str], seconds: tuple[float, float], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: name in able for name in ("avx2", "avx512_bf16", "amx_bf16", "bf16")})
-    assert resolved_precision("auto") == ("bfloat16" if able else "float32")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: name in able for name in ("avx2", *precision.BFLOAT16_FLAGS)})
+    monkeypatch.setattr(precision, "_product_seconds", lambda: seconds)
+    assert resolved_precision("auto") == chosen
+
+
+def test_both_products_are_timed() -> None:
+    assert all(0 < seconds < 60 for seconds in precision._product_seconds())
 
 
 def test_auto_is_bfloat16_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
