@@ -41,8 +41,16 @@ STOP_SECONDS = 20.0
 COMMAND_STOP_SECONDS = 5.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TAIL_LINES = 40
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1"}
-"""Where nothing else is set. The last one: even with --enforce-eager, vLLM compiles pieces of its sampler, with the system's g++."""
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+    "LD_PRELOAD": str(VENV / "lib" / "libiomp5.so"),
+}
+"""Where nothing else is set. Even with --enforce-eager, vLLM compiles pieces of its sampler, with the system's g++, unless TorchDynamo is
+off. By itself it leaves a core to its front end, which is half of two; and it asks for Intel's OpenMP to be loaded first."""
 
 
 class ServerError(RuntimeError):
