@@ -10,7 +10,7 @@ BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 """Of x86 and Arm: a CPU without any of them widens every number first."""
 ENOUGH_FASTER = 1.25
 """How much faster bfloat16 has to be. What was measured is far from it on either side: 0.5 and below, 2 and above (docs/log.md)."""
-_SIDE, _REPEATS = 768, 5
+_SIDE, _REPEATS = 512, 20
 
 
 def resolved_precision(precision: Precision) -> Literal["float32", "bfloat16", "nf4"]:
@@ -36,14 +36,22 @@ def _fastest() -> Literal["float32", "bfloat16"]:
 
 
 def _product_seconds() -> tuple[float, float]:
-    """Return the least seconds of a product in float32 and in bfloat16, taken in turn: other work on the machine only adds to some."""
+    """Return the least seconds of a product in float32 and in bfloat16 on one core, taken in turn.
+
+    Short ones, many of them: other work on the machine lengthens most, but not all, and would lengthen those on several cores.
+    """
     import torch
 
     sides = [torch.ones(_SIDE, _SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     found: tuple[list[float], list[float]] = ([], [])
-    for _ in range(1 + _REPEATS):
-        for side, seconds in zip(sides, found, strict=True):
-            started = time.perf_counter()
-            torch.mm(side[:256], side)
-            seconds.append(time.perf_counter() - started)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(1 + _REPEATS):
+            for side, seconds in zip(sides, found, strict=True):
+                started = time.perf_counter()
+                torch.mm(side[:128], side)
+                seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
     return min(found[0][1:]), min(found[1][1:])
