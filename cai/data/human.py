@@ -4,6 +4,7 @@ Serves `cai human import`, `cai judge bench --pairs`, human labels in a mixture,
 recognised from the first row that can be read, then every row is held to it. Rows that can't be used are named and counted.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def load_labels(
             failures.append(Failure(STAGE, where, "not_human", f"its source is {one.preference.source}: not a person's label"))
     if not labels:
         raise _nothing(str(path), "label", rows, found, failures)
-    return LoadedLabels(tuple(labels), tuple(failures), found, rows)
+    return LoadedLabels(tuple(labels), tuple(failures), found, rows, Counter(one.doubt for _, one in readings if one.doubt))
 
 
 def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
@@ -300,3 +301,5 @@ class LoadedLabels:
     """`item_id` is FILE:LINE."""
     format: PairFormat
     rows: int
+    doubts: Mapping[str, int]
+    """See `Reading.doubt`, to how many labels have it."""

@@ -18,11 +18,11 @@ from cai.records import PROMPT_KINDS, HumanLabel, Message, Preference, Prompt, P
 Side = tuple[tuple[Message, ...], str]
 """A prompt and the response to it."""
 BY_PEOPLE = Provenance(model="")
-_ANNOTATOR = ("annotator", "annotator_id", "completed_by", "rater", "rater_id", "worker_id", "user_id", "labeler")
+ANNOTATOR = ("annotator", "annotator_id", "completed_by", "rater", "rater_id", "worker_id", "user_id", "labeler")
 _TIME = ("time", "timestamp", "updated_at", "created_at", "submitted_at")
 _ATTRIBUTES = ("attributes", "annotator_attributes", "rater_attributes")
 ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
-WHO = (*_ANNOTATOR, *_TIME, *_ATTRIBUTES)
+WHO = (*ANNOTATOR, *_TIME, *_ATTRIBUTES)
 """Columns about the person."""
 
 
@@ -36,6 +36,8 @@ class Reading:
     annotator: str = ""
     time: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    doubt: str = ""
+    """What the source leaves unsaid that bears on whether the label counts."""
 
     @property
     def by_person(self) -> bool:
@@ -115,14 +117,14 @@ def checked(found: Reading) -> Reading:
 
 def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) -> Reading:
     """Add who gave a label and when, as far as the mapping says."""
-    annotator = next((_name(who[key]) for key in _ANNOTATOR if who.get(key) not in (None, "")), "")
+    annotator = next((name_of(who[key]) for key in ANNOTATOR if who.get(key) not in (None, "")), "")
     time = next((_time(who[key]) for key in _TIME if who.get(key) not in (None, "")), "")
     nested: Mapping[str, Any] = next((who[key] for key in _ATTRIBUTES if isinstance(who.get(key), dict)), {})
     flat = {
         key.removeprefix(prefix): value
         for key, value in who.items()
         for prefix in ATTRIBUTE_PREFIXES
-        if key.startswith(prefix) and key not in (*_ANNOTATOR, *_ATTRIBUTES)
+        if key.startswith(prefix) and key not in (*ANNOTATOR, *_ATTRIBUTES)
     }
     attributes = {str(k): str(v) for k, v in {**flat, **nested}.items() if v not in (None, "") and not isinstance(v, dict | list)}
     return Reading(preference, as_shown, annotator, time, attributes)
@@ -171,8 +173,8 @@ def column(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _name(value: Any) -> str:
-    """Label Studio gives a number, or a mapping with id and email."""
+def name_of(value: Any) -> str:
+    """Return how a person is called: Label Studio gives a number, or a mapping with id and email."""
     if isinstance(value, dict):
         value = value.get("email") or value.get("username") or value.get("id") or ""
     return str(value).strip()

@@ -1,17 +1,18 @@
 """Readers of formats that say what each person answered: `cai`'s own labels, tables, Label Studio and Argilla exports.
 
 One row may hold several people's answers; one of them that can't be read is a fault of its own and takes no other with it. What the
-tools export was read in their documentation and source (Label Studio: JSON, JSON-MIN, CSV; Argilla: 2.x nested and flattened records,
-1.x datasets of the Hub).
+tools export was seen from Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records); Argilla's 1.x datasets
+of the Hub were read in its documentation and source.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from cai.data.conversations import RowFault
-from cai.data.readings import ATTRIBUTE_PREFIXES, WHO, Reading, Side, checked, column, number, reading, side
+from cai.data.readings import ATTRIBUTE_PREFIXES, WHO, Reading, Side, checked, column, name_of, number, reading, side
 from cai.records import HumanLabel, Preference, PromptKind
 
 Row = dict[str, Any]
@@ -29,6 +30,8 @@ COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRI
 """What `is_column` knows, in words."""
 _FIRST = frozenset(("a", "1", "left", "first", "chosen", *(pair[0] for pair in RESPONSES), "response a", "response 1", "option a"))
 _SECOND = frozenset(("b", "2", "right", "second", "rejected", *(pair[1] for pair in RESPONSES), "response b", "response 2", "option b"))
+NO_STATUS = "the export doesn't say which answers are drafts or were discarded, so they count as well; to_list(flatten=True) says it"
+"""Argilla 2's `to_json` and nested `to_list` leave the status of a response out."""
 _TIE = frozenset(("tie", "equal", "equally good", "draw", "same", "both", "neither", "no preference"))
 
 
@@ -51,25 +54,26 @@ def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found
     if row.get("p_a") not in (None, ""):
         p_a = number(row, "p_a", 0.0, high=1.0)
     else:
-        name = next((c for c in CHOICES if row.get(c) not in (None, "")), None)
+        name = next((c for c in CHOICES if row.get(c) not in (None, "")), None) or next((c for c in row if _is_pairwise(row[c])), None)
         if name is None:
-            raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}")
+            raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; name another with --column choice=…")
         p_a = p_first(row[name])
     yield reading(*sides, p_a, row, source, kind, as_shown=True)
 
 
 def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """A task with everybody's annotations. A person's last complete answer to it counts; skips are faults."""
+    """A task with everybody's annotations. A person's last complete answer to it counts; skips and drafts are faults."""
     data = row["data"] if isinstance(row.get("data"), dict) else {}
     sides = sides_of(data)
     annotations = [a for a in _listed(row.get("annotations")) if isinstance(a, dict)]
-    if not annotations:
+    drafts = [d for d in _listed(row.get("drafts")) if not isinstance(d, dict) or d.get("annotation") is None]
+    if not annotations and not drafts:
         raise RowFault("not_labelled", "the task has no annotation")
 
     def one(annotation: Row) -> Reading:
         if annotation.get("was_cancelled"):
-            raise RowFault("skipped", f"annotator {annotation.get('completed_by')} skipped the task")
-        results = [r for r in _listed(annotation.get("result")) if isinstance(r, dict) and r.get("type") in ("pairwise", "choices")]
+            raise RowFault("skipped", f"annotator {name_of(annotation.get('completed_by', ''))} skipped the task")
+        results = _about_the_pair([r for r in _listed(annotation.get("result")) if isinstance(r, dict)])
         if not results:
             raise RowFault("not_labelled", "the annotation has no pairwise or single choice")
         p_a = p_first([r.get("value") for r in results])
@@ -77,6 +81,9 @@ def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterato
         return reading(*sides, p_a, data, source, kind, as_shown=True, who=who)
 
     yield from _each(annotations, one)
+    for draft in drafts:  # an unfinished change of an annotation leaves what was submitted
+        who = name_of(draft.get("user")) if isinstance(draft, dict) else ""
+        yield RowFault("not_submitted", f"a draft{f' of {who}' if who else ''} was not submitted")
 
 
 def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
@@ -86,13 +93,16 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
     names, sides = _named_sides(fields)
     responses = _argilla_responses(row)
     if not responses:
+        if text := next((key for key, value in row.items() if key.endswith(".responses") and isinstance(value, str) and value), None):
+            raise RowFault("unreadable", f"{text} is a text here; a CSV can't hold lists, so export as JSON Lines or Parquet")
         raise RowFault("not_labelled", "the record has no response")
     about = {**fields, **(row["metadata"] if isinstance(row.get("metadata"), dict) else {})}
 
     def one(response: Row) -> Reading:
         if response.get("status") not in (None, "submitted"):
             raise RowFault("not_submitted", f"the response of {response.get('user_id')} is {response.get('status')}")
-        return reading(*sides, _argilla_choice(response.get("value"), names), about, source, kind, as_shown=True, who=response)
+        found = reading(*sides, _argilla_choice(response.get("value"), names), about, source, kind, as_shown=True, who=response)
+        return found if "status" in response or not nested else replace(found, doubt=NO_STATUS)
 
     yield from _each(responses, one)
 
@@ -163,6 +173,33 @@ def _named_sides(fields: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[Side
     return names, (side(prompt, first), side(prompt, second))
 
 
+def _about_the_pair(results: list[Row]) -> list[Row]:
+    """Return what an annotation says of the two responses: its set-up may ask other things too, as a table may have other columns.
+
+    It is the control that is named like a column of ours, else the one that is pairwise, else the only one.
+
+    Raises:
+        RowFault: there are several, and nothing tells them apart.
+    """
+    choices = [r for r in results if r.get("type") in ("pairwise", "choices")]
+    controls = {str(r.get("from_name")): r["type"] for r in choices}
+    name = next((c for c in CHOICES if c in controls), None) or next((c for c in controls if controls[c] == "pairwise"), None)
+    if name is None and len(controls) > 1:
+        raise RowFault(
+            "no_choice",
+            f"which of {', '.join(controls)} is about the two responses? Name that control `better`, or export JSON-MIN or CSV and say "
+            "--column choice=NAME",
+        )
+    return [r for r in choices if name is None or str(r.get("from_name")) == name]
+
+
+def _is_pairwise(value: Any) -> bool:
+    """Whether a cell holds what a Pairwise control of Label Studio says, whatever the control is called."""
+    if isinstance(value, str):
+        return value.startswith('[{"selected":')
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "selected" in value[0]
+
+
 def sides_of(fields: Mapping[str, Any]) -> tuple[Side, Side]:
     """Return prompt and response of both sides of a row or task. Raises `RowFault` where it hasn't got them."""
     return _named_sides(fields)[1]
@@ -225,4 +262,10 @@ def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
             raise RowFault("no_choice", f"the ranking names {', '.join(rank)}; expected {' and '.join(names)}")
         first, second = (rank[n] for n in names)
         return 0.5 if first == second else float(first < second)
+    if isinstance(value, list) and all(isinstance(v, str) for v in value) and set(value) == set(names):
+        raise RowFault(
+            "no_choice",
+            "a ranking without its ranks, which Argilla 2 leaves out of what it exports (its issue 5712): the order of "
+            f"{', '.join(map(str, value))} says nothing. Ask with a label question",
+        )
     return p_first(value)
