@@ -1,5 +1,6 @@
 """What `cai human` does: labels in and out, agreement among people and of judges with them, and what people should label next."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal, cast
 from cai.data.export import label_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.human import LoadedLabels, PairFormat, load_labels, load_pairs, local_sources
+from cai.data.people import described, load_people
 from cai.data.pooling import consensus, pair_key
 from cai.data.queue import Queued, choose_pairs
 from cai.data.rows import source_files
@@ -37,10 +39,14 @@ class Imported:
     """Reason to count."""
     rejects: str | None
     """File that names every rejected row; None where there is none."""
+    doubts: dict[str, int]
+    """What an export leaves unsaid about labels that were taken all the same, to their count."""
+    undescribed: tuple[str, ...]
+    """Annotators whom `people` doesn't have."""
 
 
 def import_labels(
-    files: Sequence[Path], out: Path, format: str, kind: PromptKind | None, columns: Mapping[str, str]
+    files: Sequence[Path], out: Path, format: str, kind: PromptKind | None, columns: Mapping[str, str], people: Path | None = None
 ) -> tuple[Imported, tuple[Failure, ...]]:
     """Read people's labels from files of any known format into one file of `HumanLabel` records.
 
@@ -50,13 +56,17 @@ def import_labels(
         format: of all files; `auto` recognises each.
         kind: for prompts that don't say it themselves.
         columns: our name of a column to theirs.
+        people: table of annotators with their attributes, for exports that have none.
 
     Raises:
-        DataError: listing every file that can't be read; or `out` is one of them.
+        DataError: listing every file that can't be read; or `out` is one of them; or `people` describes no annotator of theirs.
         StoreError: `out` can't be written.
     """
-    refuse_overwriting(out, files)
+    refuse_overwriting(out, [*files, *([people] if people else [])])
     labels, failures, loaded = read_label_files(files, format, kind, columns)
+    undescribed: tuple[str, ...] = ()
+    if people is not None:
+        labels, undescribed = described(labels, load_people(people), people)
     write_records(out, labels)
     rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
     if failures:
@@ -75,6 +85,8 @@ def import_labels(
         tuple(part.format for part in loaded),
         reasons,
         str(rejects) if failures else None,
+        dict(sum((Counter(part.doubts) for part in loaded), Counter[str]())),
+        undescribed,
     ), failures
 
 

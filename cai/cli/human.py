@@ -32,6 +32,9 @@ def import_(
     format: Format = "auto",
     kind: Annotated[str | None, typer.Option(help="Kind of prompt, where rows don't say: harmful, borderline, helpful, other")] = None,
     column: Columns = None,
+    people: Annotated[
+        Path | None, typer.Option(help="Table of annotators, one a row, with attributes: CSV or JSONL with a column `annotator`")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Read people's labels with annotator, time and attributes; rows that can't be used are named and counted."""
@@ -40,13 +43,17 @@ def import_(
     from cai.annotating import import_labels
     from cai.console import plain
 
-    result, failures = import_labels(files, out, format, _kind(kind), _columns(column))
+    result, failures = import_labels(files, out, format, _kind(kind), _columns(column), people)
     if json:
         print_json(result)
         return
     console = Console(stderr=True)
     for f in failures[:SHOWN]:
         console.print(plain(f"{f.item_id}: {f.reason}: {f.detail}", "yellow"))
+    for doubt, count in result.doubts.items():
+        console.print(plain(f"{count} labels: {doubt}", "yellow"))
+    if result.undescribed:
+        console.print(plain(f"{people} says nothing of {', '.join(result.undescribed)}", "yellow"))
     typer.echo(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")
     if failures:
         reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items())

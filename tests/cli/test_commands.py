@@ -17,6 +17,7 @@ from cai.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
+EXPORTS = Path(__file__).parents[1] / "data" / "exports"
 
 
 @pytest.fixture(scope="module")
@@ -537,6 +538,24 @@ def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
     assert call(tmp_path, "human", "agreement", "u.jsonl") == 0 and "nothing to compare" in call.out
     assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "x.jsonl", "--column", "choice") == 2
     assert "--column choice: expected OURS=THEIRS" in call.told
+
+
+def test_an_export_without_attributes_gets_them_from_a_table(tmp_path: Path, call: Called) -> None:
+    (tmp_path / "people.csv").write_text("annotator,language\n2,sw\n4,sw\n")
+    given = ("human", "import", str(EXPORTS / "label_studio.json"), "-o", "labels.jsonl", "--people", "people.csv")
+    assert call(tmp_path, *given) == 0 and "people.csv says nothing of 3" in call.told
+    answer = call.json(tmp_path, "human", "agreement", "labels.jsonl")
+    assert [r["n"] for r in answer["results"] if (r["name"], r["model"]) == ("alpha", "language = sw")] == [3]
+    before = (tmp_path / "people.csv").read_bytes()
+    assert call(tmp_path, *given[:4], "people.csv", "--people", "people.csv") == 2 and (tmp_path / "people.csv").read_bytes() == before
+
+
+def test_what_an_export_leaves_unsaid_is_said(tmp_path: Path, call: Called) -> None:
+    assert call(tmp_path, "human", "import", str(EXPORTS / "argilla_nested.json"), "-o", "labels.jsonl") == 0
+    assert "8 labels: the export doesn't say which answers are drafts" in call.told
+    assert list(call.json(tmp_path, "human", "import", str(EXPORTS / "argilla_nested.json"), "-o", "labels.jsonl")["doubts"].values()) == [
+        8
+    ]
 
 
 def test_agreement_of_people_groups_gold_and_judge(shared: Workspace, tmp_path: Path, call: Called) -> None:
