@@ -76,7 +76,11 @@ class Job(Reporter):
                     return
                 self._stop = lambda: loop.call_soon_threadsafe(task.cancel)
                 self.state = "running"
-            await work(self)
+            try:
+                await work(self)
+            finally:
+                with self._lock:
+                    self._stop = None  # a stop that comes now would find the loop closed
 
         try:
             asyncio.run(main())
@@ -89,7 +93,6 @@ class Job(Reporter):
             _log.exception("a job of the studio failed")
             outcome, self.error = "failed", f"{type(e).__name__}: {e}. This is a bug; the terminal shows where."
         with self._lock:
-            self._stop = None
             if self.state != "stopped":
                 self.state = outcome
 

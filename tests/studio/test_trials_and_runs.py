@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -107,6 +108,24 @@ def test_a_job_can_be_stopped_while_it_works_and_while_it_waits() -> None:
     first.stop()
     jobs.close()
     assert (first.state, second.state) == ("stopped", "stopped")
+
+
+def test_a_stop_that_comes_as_a_job_ends_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = asyncio.run
+
+    def late(main: Coroutine[Any, Any, None]) -> None:
+        try:
+            run(main)
+        finally:
+            job.stop()
+
+    async def nothing(job: Job) -> None:
+        pass
+
+    monkeypatch.setattr("asyncio.run", late)
+    job = Job("steps")
+    job.run(nothing)
+    assert (job.state, job.error) == ("done", "")
 
 
 def test_only_the_latest_jobs_are_kept_and_a_bug_is_said() -> None:
