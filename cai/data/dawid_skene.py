@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MAX_ROUNDS = 200
-TOLERANCE = 1e-4
-"""Change of any item's probability below which the fit is done."""
+MAX_ROUNDS = 5000
+TOLERANCE = 1e-7
+"""Change of any item's probability in a round below which the fit is done. Where people are noisy the rounds change little long before the
+fit is near its end: 1e-4 left a pair's probability up to 0.94 from it, in draws of six near-guessers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Several people's labels of one pair: who counts, how they are pooled, and what Dawid and Skene's model makes of unreliable people."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,16 @@ def test_dawid_skene_outvotes_two_people_who_guess_by_one_who_knows() -> None:
     majority = sum((sum(answers[i].values()) > 2.5) == (t > 0.5) for i, t in truth.items())
     assert right > 280 > majority
     assert fitted.accuracy == pytest.approx(skill, abs=0.08)
+
+
+def test_dawid_skene_of_noisy_people_is_fitted_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = random.Random(0)
+    votes = {f"pair {i}": {f"p{j}": float(drawn.random() < 0.5 + 0.04 * j * (-1) ** i) for j in range(6)} for i in range(60)}
+    found = dawid_skene(votes, 1e-6)
+    monkeypatch.setattr("cai.data.dawid_skene.TOLERANCE", 0.0)
+    monkeypatch.setattr("cai.data.dawid_skene.MAX_ROUNDS", 20_000)
+    end = dawid_skene(votes, 1e-6)
+    assert max(abs(found.p_first[k] - p) for k, p in end.p_first.items()) < 1e-4
 
 
 def test_dawid_skene_needs_answers() -> None:
