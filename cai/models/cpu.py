@@ -7,15 +7,22 @@ Measured for a 135M model decoding 64 rows in bfloat16 on two cores, in millisec
 3. linear layers whose weights are put into oneDNN's blocked layout once, not at every call 128
 4. the gate's activation and the product with it done inside those layers                  109
 
+And batches run in a thread that has the processor's cores to itself (`release_threads`).
+
 Where a route isn't open (4-bit weights, a GPU, a PyTorch without these operators) the model is left as it is.
 """
 
+import ctypes
+import os
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 _NAME = "cai_grouped_sdpa"
+_SOFT = 1
+"""OpenMP 5.0, `omp_pause_soft`: let go of resources, and keep the settings."""
 _MOST_SCORES = 8_000_000
 """Attention scores to hold at once; above this, the flash kernel, which holds none, is as fast."""
 
@@ -39,6 +46,27 @@ def speed_up(model: Any) -> Any:
                     setattr(module, name, GatedMLP(child))
         _leave_file(model)
     return model
+
+
+def release_threads() -> None:
+    """End the helper threads that OpenMP keeps for the calling thread, which is about to wait; it starts others when it needs them.
+
+    Each thread that ever computed in parallel keeps its own. GNU's OpenMP lets helpers wait for their next piece by spinning, but sends
+    them to sleep after each one as soon as there are more of them than cores, whoever they wait for: with a second set kept by the thread
+    that loaded the model, or trained, batches took a third longer (docs/log.md).
+    """
+    if (openmp := _gnu_openmp()) is not None:
+        openmp.omp_pause_resource_all(_SOFT)
+
+
+@cache
+def _gnu_openmp() -> Any:
+    """Return GNU's OpenMP library if this process has loaded it and it can let go of threads, else None."""
+    try:
+        library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
+    except (OSError, AttributeError):  # AttributeError: a system without RTLD_NOLOAD
+        return None
+    return library if hasattr(library, "omp_pause_resource_all") else None
 
 
 def _leave_file(model: Any) -> None:

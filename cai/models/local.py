@@ -145,6 +145,8 @@ class LocalEngine:
 
     async def _dispatch(self) -> None:
         """Run batches until nothing is pending."""
+        from cai.models.cpu import release_threads
+
         batch: list[_Job] = []
         try:
             while True:
@@ -155,8 +157,9 @@ class LocalEngine:
                 batch = take_batch(self._pending, self._batch_size)
                 taken = set(map(id, batch))
                 self._pending = [job for job in self._pending if id(job) not in taken]
+                release_threads()
                 async with self._gate:
-                    replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._run, batch)
+                    replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._run_alone, batch)
                     self.batches += 1
                     for job, reply in zip(batch, replies, strict=True):
                         if not job.reply.done():
@@ -187,8 +190,17 @@ class LocalEngine:
         if self._stop.is_set():
             raise _StoppedError(self.name)
 
+    def _run_alone(self, jobs: Sequence[_Job]) -> list[Reply]:
+        """Answer one batch in the worker thread, and leave the cores to whoever computes next."""
+        from cai.models.cpu import release_threads
+
+        try:
+            return self._run(jobs)
+        finally:
+            release_threads()
+
     def _run(self, jobs: Sequence[_Job]) -> list[Reply]:
-        """Answer one batch in the worker thread; one that fails is tried again in halves, and again, down to single requests."""
+        """Answer one batch; one that fails is tried again in halves, and again, down to single requests."""
         try:
             return self._answer(jobs)
         except ModelError:

@@ -1,6 +1,8 @@
 """The quick routes give what the plain ones give, to the precision of the numbers."""
 
 import gc
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,26 @@ def test_attention_agrees_with_the_definition(queries: int, most_scores: int, mo
     scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3 + mask
     wanted = torch.softmax(scores, -1) @ value.repeat_interleave(2, 1)
     torch.testing.assert_close(found, wanted.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_a_thread_lets_its_helpers_go() -> None:
+    """In a process of its own: how many threads compute is the whole process's setting."""
+    program = """
+import os, torch
+from cai.models import cpu
+count = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(3)
+alone = count()
+big = torch.ones(1_000_000)
+wanted = big.exp()
+helped = count()
+cpu.release_threads()
+print(cpu._gnu_openmp() is not None, helped - alone, count() - alone, bool((big.exp() == wanted).all()))
+"""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("counts threads in /proc")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found, helpers, left, same = done.stdout.split()
+    if found == "False":
+        pytest.skip("PyTorch computes with another OpenMP here")
+    assert int(helpers) == 2 and left == "0" and same == "True"
