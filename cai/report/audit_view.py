@@ -31,6 +31,8 @@ class Family:
     standing_out: tuple[FindingRow, ...]
     """Found or suspect."""
     rows: tuple[FindingRow, ...]
+    undecided: str
+    """How many of them can't say anything, in words; empty where all can."""
 
 
 def families(findings: Sequence[AuditFinding]) -> list[Family]:
@@ -43,7 +45,7 @@ def families(findings: Sequence[AuditFinding]) -> list[Family]:
         rows = tuple(_row(f) for f in mine)
         against = next((f.against for f in mine if f.against), "")
         title = subject + (f", against {against}" if against else "")
-        found.append(Family(title, tuple(r for r in rows if r.finding.verdict in ("found", "suspect")), rows))
+        found.append(Family(title, tuple(r for r in rows if r.finding.verdict in ("found", "suspect")), rows, _undecided(mine)))
     return found
 
 
@@ -51,19 +53,25 @@ def audit_summary(findings: Sequence[AuditFinding]) -> str:
     """Say in a sentence what the audit came to, trained models first and by name."""
     named = [f for f in findings if f.verdict == "found"]
     if not named:
-        return f"None of {plural(len(findings), 'check')} found a failure. That is no proof of health: see n and the intervals."
+        none = f"None of {plural(len(findings), 'check')} found a failure{_undecided(findings)}."
+        return f"{none} That is no proof of health: see n and the intervals."
     by_subject = {s: list(dict.fromkeys(f.group for f in named if f.subject == s)) for s in dict.fromkeys(f.subject for f in named)}
     parts = [f"{subject}: {', '.join(groups)}" for subject, groups in by_subject.items()]
     return f"Found in {'; '.join(parts)}. {plural(len(findings), 'check')} in all, corrected for their number within each subject."
 
 
+def _undecided(findings: Sequence[AuditFinding]) -> str:
+    count = sum(f.verdict == "not enough data" for f in findings)
+    return f"; {count} of them {'has' if count == 1 else 'have'} too little data to say" if count else ""
+
+
 def plain_number(value: float) -> str:
     """Return a level with two digits after the point.
 
-    >>> plain_number(0.1), plain_number(-0.5)
-    ('0.10', '−0.50')
+    >>> plain_number(0.1), plain_number(-0.5), plain_number(-0.001)
+    ('0.10', '−0.50', '0.00')
     """
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def _row(f: AuditFinding) -> FindingRow:

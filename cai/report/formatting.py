@@ -105,10 +105,10 @@ def duration(seconds: float) -> str:
 def signed(value: float) -> str:
     """Return a score with its sign.
 
-    >>> signed(1.5), signed(-0.126)
-    ('+1.50', '−0.13')
+    >>> signed(1.5), signed(-0.126), signed(-0.001)
+    ('+1.50', '−0.13', '+0.00')
     """
-    return f"{value:+.2f}".replace("-", "−")
+    return f"{value:+z.2f}".replace("-", "−")
 
 
 def plural(count: int, thing: str) -> str:

@@ -1,6 +1,7 @@
 """The report as a page: complete, self-contained, and unmoved by whatever models and people have written."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from cai.evaluate.balance import source_balance
 from cai.jsonl import write_records
 from cai.records import Message, Preference, Prompt, Provenance
+from cai.report.audit_view import audit_summary, families
 from cai.report.collect import collect_report
 from cai.report.page import POLICY, render_report
-from tests.report.run_directory import write_run
+from tests.report.run_directory import findings, write_run
 
 SECTIONS = (
     "verdict",
@@ -258,3 +260,11 @@ def test_sources_that_pull_in_opposite_directions_are_shown(tmp_path: Path) -> N
     html = render_report(collect_report(run))
     assert "pull in opposite directions: the longer response is chosen in 100%" in html
     assert "ai:&lt;b&gt;x&lt;/b&gt;" in html and "n = 20" in html
+
+
+def test_checks_with_too_little_data_are_not_taken_for_healthy() -> None:
+    healthy = findings("Said so.")[1]
+    short = replace(healthy, verdict="not enough data", p=None, p_adjusted=None)
+    assert "None of 3 checks found a failure; 2 of them have too little data to say." in audit_summary([healthy, short, short])
+    assert [f.undecided for f in families([healthy, short])] == ["; 1 of them has too little data to say"]
+    assert [f.undecided for f in families([healthy])] == [""]
