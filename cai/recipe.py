@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from cai.errors import RecipeError
 from cai.ids import content_hash
 from cai.records import PromptKind
+from cai.repetition import LOOPING
 from cai.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -317,8 +318,14 @@ class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Looks in a row that must find it."""
     min_drop: Annotated[float, Meta(ge=0)] = 1.0
     """How far gold must have fallen from its best, in half-widths of the 95 % interval of that change."""
+    min_words: Fraction = 0.25
+    """Answers vanish where their mean length is below this share of the first look's. 0 allows any."""
+    min_distinct: Fraction = 0.5
+    """Answers are alike where the share that differs from prompt to prompt is below this share of the first look's. 0 allows any."""
+    max_repetition: Fraction = LOOPING
+    """Answers loop where more than this share of their four-word runs are repeats, and it was less at the first look."""
     select: Literal["best", "last"] = "best"
-    """Which weights become the policy: those of the look with the highest gold reward, or the last."""
+    """Which weights become the policy: those of the look with the highest gold reward among those whose answers are whole, or the last."""
 
 
 class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

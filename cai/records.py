@@ -403,6 +403,10 @@ class WatchPoint:
     proxy_scores: tuple[float, ...] = ()
     """By prompt, in the prompts' order."""
     gold_scores: tuple[float, ...] = ()
+    distinct: float = 1.0
+    """Share of the responses that differ, but for case and spaces."""
+    collapse: Literal["", "vanish", "alike", "loop"] = ""
+    """How answers came apart since the first look, whatever the rewards say. Such a look is never the best."""
     verdict: Literal["go", "warn", "stop"] = "go"
     """What the rule said after this look."""
 

@@ -22,7 +22,7 @@ from cai.train.terms import Answers, Rewarding, TermScorer, proxy_of
 from cai.train.watch import FRONTIER, Items, Watch, Watching
 from cai.workspace import file_hash
 
-LOOKED_AT = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition")
+LOOKED_AT = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
 """What of a look at a policy goes to the tracker."""
 
 

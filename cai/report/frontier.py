@@ -8,7 +8,7 @@ from markupsafe import Markup
 from cai.records import WatchPoint
 from cai.report.formatting import number, signed
 from cai.report.plots import Series, line_plot
-from cai.train.watch import best_step, mean_interval
+from cai.train.watch import best_step, collapse_words, mean_interval
 
 _TONES = (("policy", "human"), ("sft", "base"))
 """Colours of proxy and gold, by arm."""
@@ -32,7 +32,7 @@ def frontier_plot(arms: Mapping[str, Sequence[WatchPoint]]) -> Markup:
             series.append(_changes(f"{label}, {name}" if name else label, tone, points, scores))
     caption = (
         "Change from the first look, in standard deviations over prompts. Bands: 95 % intervals of the mean change per prompt. Where the "
-        "proxy rises and gold falls, the policy is being over-optimised."
+        "proxy rises and gold falls, the policy is being over-optimised; where both rise and the answers come apart, both are fooled."
     )
     return line_plot("Reward over distance from the reference", series, "√KL, in √nats per response", caption)
 
@@ -44,6 +44,7 @@ def along_the_way(arms: Mapping[str, Sequence[WatchPoint]]) -> list[Markup]:
         ("Words per response", lambda p: p.words, "Neither direction is better: it shows whether reward is bought with length."),
         ("Refusals", lambda p: p.refusal_rate, "Share of responses that open by refusing, by rule."),
         ("Repetition", lambda p: p.repetition, "Share of four-word runs that were there before. Lower is better."),
+        ("Different answers", lambda p: p.distinct, "Share of responses that differ from prompt to prompt. Low: one answer for all."),
         ("Disagreement of the reward models", lambda p: p.disagreement, "Mean standard deviation over members. It rises where they guess."),
     ]
     plots = []
@@ -62,15 +63,20 @@ def frontier_words(points: Sequence[WatchPoint]) -> str:
     first, last = points[0], points[-1]
     best = next(p for p in points if p.step == best_step(points))
     said = next((p for p in points if p.verdict != "go"), None)
-    if said is None:
-        verdict = "The rule saw no over-optimisation."
-    else:
-        what = "ended the training" if said.verdict == "stop" else "warned"
+    torn = next((p for p in points if p.collapse), None)
+    what = "ended the training" if said and said.verdict == "stop" else "warned"
+    if said and said.collapse:
+        verdict = f"Collapsed: at step {said.step} the rule {what}, because {collapse_words(first, said)}."
+    elif said:
         verdict = f"Over-optimised: at step {said.step} the rule {what}, gold having changed by {signed(said.gold_change)} from its best."
+    elif torn:
+        verdict = f"The rule did not speak, but at step {torn.step} {collapse_words(first, torn)}."
+    else:
+        verdict = "The rule saw no over-optimisation."
     return (
         f"{verdict} From step {first.step} to {last.step} the proxy went from {number(first.proxy)} to {number(last.proxy)}, gold from "
         f"{number(first.gold)} to {number(last.gold)}, at {number(last.kl)} nats from the reference (n = {last.n} held-out prompts). "
-        f"Best by gold: step {best.step}, at {number(best.gold)}."
+        f"Best by gold{' where answers are whole' if torn else ''}: step {best.step}, at {number(best.gold)}."
     )
 
 

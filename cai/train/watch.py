@@ -6,11 +6,13 @@ people want. As the policy leaves its reference the proxy goes on rising, while 
 that later decisions rest on, so a training that was killed and goes on decides what it would have decided.
 
 The rule. An observation is compared with the best one so far, by gold, prompt by prompt. It counts as over-optimised where the proxy has
-risen and gold has fallen by at least `min_drop` half-widths of the 95 % interval of its own change. After `patience` such observations in
-a row the verdict is `warn` or `stop`, as the recipe says.
+risen and gold has fallen by at least `min_drop` half-widths of the 95 % interval of its own change. It counts, too, where answers came
+apart since the first look, whatever the rewards say: they vanish, are alike from prompt to prompt, or loop. Such an observation is never
+the best. After `patience` observations in a row that count the verdict is `warn` or `stop`, as the recipe says.
 
-Departures from the paper: gold is one more small model on human labels, not the labeller itself, so it can be fooled too; the interval
-is of one look, and looking again and again finds chance falls more often than 2.5 %, which is what `patience` is for.
+Departures from the paper: gold is one more small model on human labels, not the labeller itself, so it can be fooled too, which is what
+the signs in the answers are for (a gold model that had learned that shorter is better gave its highest reward to a policy that said
+nothing); the interval is of one look, and looking again and again finds chance falls more often than 2.5 %: hence `patience`.
 """
 
 import math
@@ -30,6 +32,7 @@ from cai.repetition import repeated_fraction
 from cai.train.checkpoints import checkpoint_folder
 
 Verdict = Literal["go", "warn", "stop"]
+Collapse = Literal["", "vanish", "alike", "loop"]
 Items = Sequence[tuple[Sequence[Message], str]]
 """Conversations up to the response, and responses."""
 FRONTIER = "frontier.jsonl"
@@ -122,7 +125,9 @@ class Watch:
             n=len(responses),
             proxy_scores=values,
             gold_scores=gold,
+            distinct=len({" ".join(text.lower().split()) for text in responses}) / len(responses),
         )
+        point = replace(point, collapse=collapse(point, self.points[0], self.config) if self.points else "")
         point = replace(point, verdict=verdict([*self.points, point], self.config))
         append_record(self.path, point)
         self.points.append(point)
@@ -131,7 +136,7 @@ class Watch:
 
     @property
     def best_step(self) -> int | None:
-        """The observed step with the highest mean gold reward, the earliest of equals; None before the first."""
+        """The best observed step so far, by `best_step`."""
         return best_step(self.points)
 
 
@@ -150,8 +155,17 @@ class Watching:
 
 
 def best_step(points: Sequence[WatchPoint]) -> int | None:
-    """Return the step whose mean gold reward is highest, the earliest of equals; None where there is none."""
-    return max(points, key=lambda p: (p.gold, -p.step)).step if points else None
+    """Return the step whose mean gold reward is highest, the earliest of equals, where answers are whole; None where there is none."""
+    return max((p for p in points if not p.collapse), key=lambda p: (p.gold, -p.step)).step if points else None
+
+
+def collapse(point: WatchPoint, first: WatchPoint, config: WatchConfig) -> Collapse:
+    """Return how answers came apart since the first look: the first sign of these that the recipe's thresholds give, or nothing."""
+    if point.words < config.min_words * first.words:
+        return "vanish"
+    if point.distinct < config.min_distinct * first.distinct:
+        return "alike"
+    return "loop" if point.repetition > config.max_repetition >= first.repetition else ""
 
 
 def verdict(points: Sequence[WatchPoint], config: WatchConfig) -> Verdict:
@@ -159,7 +173,7 @@ def verdict(points: Sequence[WatchPoint], config: WatchConfig) -> Verdict:
     recent = points[-config.patience :]
     if config.action == "off" or len(recent) < config.patience:
         return "go"
-    return config.action if all(over_optimised(p, config.min_drop) for p in recent) else "go"
+    return config.action if all(p.collapse or over_optimised(p, config.min_drop) for p in recent) else "go"
 
 
 def over_optimised(point: WatchPoint, min_drop: float) -> bool:
@@ -187,10 +201,22 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def alarm(watch: Watch, verdict: Verdict) -> str:
     """Return what a person is told when a verdict is not `go`."""
     ends = "training stops here" if verdict == "stop" else "training goes on"
+    last = watch.points[-1]
+    if last.collapse:
+        return f"step {last.step}: {collapse_words(watch.points[0], last)}. No reward is to be believed of that; {ends}"
     return (
-        f"step {watch.points[-1].step}: gold reward has fallen from its best (step {watch.best_step}) while the reward that the policy is "
+        f"step {last.step}: gold reward has fallen from its best (step {watch.best_step}) while the reward that the policy is "
         f"trained on rises: it is over-optimised; {ends}"
     )
+
+
+def collapse_words(first: WatchPoint, point: WatchPoint) -> str:
+    """Say how the answers of a look came apart."""
+    if point.collapse == "vanish":
+        return f"answers vanish: {point.words:.1f} words on average, and {first.words:.1f} at first"
+    if point.collapse == "alike":
+        return f"answers are alike: {point.distinct:.0%} of them differ, and {first.distinct:.0%} did at first"
+    return f"answers loop: {point.repetition:.0%} of their four-word runs are repeats, and {first.repetition:.0%} were at first"
 
 
 def best_folder(out: Path, step: int) -> Path:

@@ -1,6 +1,7 @@
 """The over-optimisation plots: what is drawn, in what units, and what is said of it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -64,12 +65,28 @@ def test_the_words_say_verdict_and_choice(points: list[WatchPoint]) -> None:
     assert "the rule saw no over-optimisation" in frontier_words(points[:2]).lower()
 
 
+def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[WatchPoint]) -> None:
+    gone = replace(points[1], words=0.0, collapse="vanish", verdict="go")
+    words = frontier_words([points[0], gone])
+    assert words.startswith("The rule did not speak, but at step 10 answers vanish: 0.0 words on average, and 3.0 at first.")
+    assert "Best by gold where answers are whole: step 0" in words
+    words = frontier_words([points[0], gone, replace(gone, step=20, verdict="stop")])
+    assert words.startswith("Collapsed: at step 20 the rule ended the training, because answers vanish")
+
+
 def test_what_responses_are_like_is_drawn_too(points: list[WatchPoint], tmp_path: Path) -> None:
     titles = [re.search(r"<b>(.*?)</b>", plot).group(1) for plot in along_the_way({"": points})]  # type: ignore[union-attr]
-    assert titles == ["KL to the reference", "Words per response", "Refusals", "Repetition", "Disagreement of the reward models"]
+    assert titles == [
+        "KL to the reference",
+        "Words per response",
+        "Refusals",
+        "Repetition",
+        "Different answers",
+        "Disagreement of the reward models",
+    ]
     single = observed(tmp_path / "single.jsonl", disagreement=False)
-    assert len(along_the_way({"": single})) == 4
-    assert len(along_the_way({"one": single, "several": points})) == 5
+    assert len(along_the_way({"": single})) == 5
+    assert len(along_the_way({"one": single, "several": points})) == 6
 
 
 def test_the_report_of_a_watched_run_shows_it_and_that_of_another_does_not(tmp_path: Path) -> None:

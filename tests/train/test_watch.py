@@ -10,7 +10,7 @@ from cai.errors import TrainingError
 from cai.jsonl import read_records
 from cai.recipe import WatchConfig
 from cai.records import WatchPoint
-from cai.train.watch import Items, Scores, Watch, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
+from cai.train.watch import Items, Scores, Watch, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
 from tests.train.builders import prompt
 
 PROMPTS = [prompt(i) for i in range(4)]
@@ -73,6 +73,38 @@ def test_gold_that_falls_while_the_proxy_rises_is_noticed(tmp_path: Path, action
 )
 def test_other_curves_are_not(tmp_path: Path, curve: list[tuple[float, float]]) -> None:
     assert set(climb(watch(tmp_path, action="stop"), curve)) == {"go"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "sign", "told"),
+    [
+        ("", "vanish", "answers vanish: 2.0 words on average, and 32.0 at first"),
+        (
+            "I am sorry but I can not talk about such a thing at all.",
+            "alike",
+            "answers are alike: 25% of them differ, and 100% did at first",
+        ),
+        ("{i} so it is and" + " so it is and" * 9, "loop", "answers loop: 82% of their four-word runs are repeats, and 0% were at first"),
+    ],
+)
+def test_answers_that_come_apart_are_noticed_though_both_rewards_applaud(tmp_path: Path, answer: str, sign: str, told: str) -> None:
+    w = watch(tmp_path, action="stop")
+    whole = [" ".join(f"word{i}-{j}" for j in range(30)) for i in range(4)]
+    assert w.observe(0, 0.0, [f"0 0 {text}" for text in whole]) == "go"
+    assert w.observe(1, 1.0, [f"1 1 {text}" for text in whole]) == "go"
+    torn = [f"9 9 {answer.format(i=i)}" for i in range(4)]
+    assert [w.observe(2, 9.0, torn), w.observe(3, 9.0, torn)] == ["go", "stop"]
+    assert [p.collapse for p in w.points] == ["", "", sign, sign]
+    assert (w.best_step, w.points[-1].gold_change) == (1, 8.0), "gold is highest where nothing is left of the answers"
+    assert alarm(w, "stop") == f"step 3: {told}. No reward is to be believed of that; training stops here"
+
+
+def test_answers_that_were_so_from_the_start_have_not_come_apart(tmp_path: Path) -> None:
+    loops = ["1 1" + " so it is and" * 9] * 4
+    w = watch(tmp_path, patience=1)
+    assert [w.observe(step, 0.1, loops) for step in range(3)] == ["go"] * 3
+    any_length = watch(tmp_path / "free", patience=1, min_words=0)
+    assert [any_length.observe(i, 0.1, [f"{i} {i}{' word' * n} {k}" for k in range(4)]) for i, n in enumerate((90, 1))] == ["go", "go"]
 
 
 def test_a_fall_inside_its_interval_is_not_a_fall(tmp_path: Path) -> None:
