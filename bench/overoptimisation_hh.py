@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--proxy-pairs", type=int, default=300)
     parser.add_argument("--gold-pairs", type=int, default=600)
     parser.add_argument("--test-pairs", type=int, default=200, help="of each kind, to measure the reward models on")
+    parser.add_argument("--balance-length", action="store_true", help="weigh pairs so that longer and shorter answers win equally often")
     parser.add_argument("--watched", type=int, default=48)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--beta", type=float, default=0.001, help="KL coefficient: low, to see what happens")
@@ -105,6 +106,7 @@ def train_scorer(
         max_length=given.max_length,
         precision=given.precision,
         lora=LoraSpec(layers=given.layers, rank=rank, alpha=2 * rank),
+        balance_length=given.balance_length,
         save_steps=20,
     )
     model, out = ModelSpec(path=given.model, precision=given.precision), given.out / name
@@ -171,7 +173,22 @@ def summary(points: Sequence[WatchPoint]) -> dict[str, object]:
     """Return what an arm came to: gold at its best and at the end, and the frontier itself."""
     best = next(p for p in points if p.step == best_step(points))
     first, last = points[0], points[-1]
-    shown = ("step", "kl", "proxy", "disagreement", "gold", "gold_low", "gold_high", "words", "refusal_rate", "repetition", "n", "verdict")
+    shown = (
+        "step",
+        "kl",
+        "proxy",
+        "disagreement",
+        "gold",
+        "gold_low",
+        "gold_high",
+        "words",
+        "refusal_rate",
+        "repetition",
+        "distinct",
+        "collapse",
+        "n",
+        "verdict",
+    )
     return {
         "best": {"step": best.step, "kl": best.kl, "gold": best.gold, "gold_low": best.gold_low, "gold_high": best.gold_high},
         "proxy_gain": last.proxy - first.proxy,

@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--proxy-pairs", type=int, default=300)
     parser.add_argument("--gold-pairs", type=int, default=600)
     parser.add_argument("--test-pairs", type=int, default=200, help="of each kind, to measure the reward models on")
+    parser.add_argument("--balance-length", action="store_true", help="weigh pairs so that longer and shorter answers win equally often")
     parser.add_argument("--sft-examples", type=int, default=120)
     parser.add_argument("--watched", type=int, default=64)
     parser.add_argument("--every", type=int, default=5)

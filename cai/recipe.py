@@ -262,6 +262,8 @@ class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
     margin: Annotated[float, Meta(ge=0)] = 0.0
     """Score difference that a certain label asks for before its loss fades (Llama 2, eq. 2); a label p asks for |2p − 1| of it."""
+    balance_length: bool = False
+    """Weigh pairs so that longer and shorter answers win equally often, at each difference in length: against learning that alone."""
     members: Positive = 1
     """Reward models in the ensemble."""
     slices: Slices = "all"
@@ -293,6 +295,8 @@ class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     learning_rate: Rate = 5e-4
     lora: LoraSpec = LoraSpec(rank=32, alpha=64)
     """Of another shape than the reward models', so that the two err in different ways."""
+    balance_length: bool = False
+    """As in `reward`."""
     human: tuple[HumanSource, ...] = ()
     """Label files of its own. Pairs of `preferences` with a prompt that is in them are dropped, and counted."""
     fraction: Fraction = 0.0
@@ -303,14 +307,14 @@ class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def reward(self) -> RewardConfig:
         """The settings of its training, as a reward model's."""
-        return RewardConfig(**{name: getattr(self, name) for name in TrainSpec.__struct_fields__})
+        return RewardConfig(**{name: getattr(self, name) for name in (*TrainSpec.__struct_fields__, "balance_length")})
 
 
 class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Watching for over-optimisation: is gold reward falling while the reward that the policy is trained on rises?"""
+    """Watching for over-optimisation: does gold fall while the reward that the policy is trained on rises, or do answers come apart?"""
 
     action: Literal["off", "warn", "stop"] = "warn"
-    """What happens once it does: nothing is looked at, a warning, or training ends there."""
+    """What happens once they do: nothing is looked at, a warning, or training ends there."""
     every_steps: Positive = 20
     prompts: Positive = 64
     """At most this many of the evaluation prompts, and at most half of them, chosen by hash. `evaluate` leaves them out."""

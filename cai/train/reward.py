@@ -19,6 +19,7 @@ from cai.jsonl import write_text
 from cai.recipe import ModelSpec, RewardConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
+from cai.train.balance import balance_lengths
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import reward_rows
@@ -135,7 +136,8 @@ def train_reward(
     config = config.member
     base = replace(model, adapter=None, precision=config.precision)
     tokenizer = scoring_tokenizer(load_tokenizer(base))
-    rows, dropped = reward_rows(tokenizer, preferences, config.max_length, config.margin)
+    weighted = balance_lengths(preferences) if config.balance_length else preferences
+    rows, dropped = reward_rows(tokenizer, weighted, config.max_length, config.margin)
     centre_on = choose_centre_pairs(preferences) if member.centre_on is None else member.centre_on
     measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
     fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)

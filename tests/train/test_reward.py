@@ -1,17 +1,20 @@
 """Reward training on a tiny model: soft labels, weights, what is saved, and what is measured."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace as replace_setting
 
 from cai.errors import TrainingError
 from cai.models.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
 from cai.records import Preference, RewardScore
+from cai.train.balance import balance_lengths
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
 from cai.train.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
@@ -44,6 +47,17 @@ def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) 
 def values(scorer: RewardEnsemble, items: Any) -> list[float]:
     """Return the aggregated scores alone."""
     return [s.value for s in scorer.score(items)]
+
+
+def test_balanced_lengths_train_as_the_weights_say(tiny_model_dir: Path, tmp_path: Path) -> None:
+    pairs = [replace(p, rejected="no" * (60 if i < 6 else 1)) for i, p in enumerate(preferences(8))]
+    model, plain = model_at(tiny_model_dir), reward_config()
+    train_reward(replace_setting(plain, balance_length=True), model, pairs, (), tmp_path / "asked", 0)
+    train_reward(plain, model, balance_lengths(pairs), (), tmp_path / "weighed", 0)
+    train_reward(plain, model, pairs, (), tmp_path / "plain", 0)
+    assert_same_weights(tmp_path / "asked", tmp_path / "weighed")
+    with pytest.raises(AssertionError):
+        assert_same_weights(tmp_path / "asked", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("share", ["always", "never"])
