@@ -7,10 +7,16 @@ serves a whole workspace; any number of processes may share it (WAL).
 Commits are grouped: replies that arrive together (one model batch) become one transaction, and `put` returns when it is on disk.
 That is also what makes a resumed run identical to a calm one: the local model forms batches from what is pending when nothing
 else can move, so the batches depend only on which calls are in the store, and a batch is in the store whole or not at all.
+
+Whoever is about to ask claims the call, so that of several processes one asks and the others wait for its reply. A claim is a lock on
+one byte of a file beside the store: the kernel drops it when its process dies, however that happens.
 """
 
 import asyncio
 import contextlib
+import errno
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +81,7 @@ class CallStore:
         self._waiting: list[asyncio.Future[None]] = []
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+        self._claims: int | None = None
         with self._explained():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +120,30 @@ class CallStore:
             return decoder.decode(row[0])  # type: ignore[no-any-return]
         except msgspec.DecodeError as e:
             raise StoreError(_corrupt(self.path, str(e))) from e
+
+    def claim(self, key: str) -> bool:
+        """Say that this process is about to ask; False where another one is asking now. Then `get`, and `release` once that is answered.
+
+        Where a file system has no such locks every claim is granted, and two processes may ask the same.
+        """
+        if self.path is None:
+            return True
+        try:
+            if self._claims is None:
+                self._claims = os.open(self.path.with_name(self.path.name + "-claims"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return True
+        try:
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _claimed_byte(key))
+        except OSError as e:
+            return e.errno not in (errno.EACCES, errno.EAGAIN)  # either may mean that another process has it
+        return True
+
+    def release(self, key: str) -> None:
+        """Give a claim back: the reply is committed, or there is none."""
+        if self._claims is not None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _claimed_byte(key))
 
     async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
         """Store a reply; return when it is committed. Calls put in the same turn of the event loop share one transaction.
@@ -210,8 +241,11 @@ class CallStore:
             return int(self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file. What was put is already committed."""
+        """Close the file, and give up all claims. What was put is already committed."""
         self._db.close()
+        if self._claims is not None:
+            os.close(self._claims)
+            self._claims = None
 
     def __enter__(self) -> "CallStore":
         return self
@@ -245,6 +279,10 @@ class CallStore:
         else:
             fix = str(e)
         return StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}")
+
+
+def _claimed_byte(key: str) -> int:
+    return int(key[:15], 16)  # a file's offsets have 63 bits
 
 
 def _corrupt(path: Path | None, found: str) -> str:

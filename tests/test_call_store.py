@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import cai.call_store
 from cai.call_store import SCHEMA_VERSION, CallStore
 from cai.errors import StoreError
 from cai.ids import content_hash
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Completion
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling, TextModel
+from cai.models.scripted import ScriptedEngine
 from cai.records import Message
 
 REQUEST = ChoicesRequest((Message("user", "Is it?"),), ("Yes", "No"))
@@ -355,6 +356,75 @@ def test_two_processes_write_one_store_at_once(path: Path, tmp_path: Path) -> No
     db = sqlite3.connect(path)
     assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
+
+
+def test_two_processes_with_the_same_work_share_it(path: Path, tmp_path: Path) -> None:
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    for log in logs:
+        log.touch()  # who comes last may find everything asked
+    (first, *a), (second, *b) = [finish(p) for p in [worker(path, 0, 60, log, delay=0.03) for log in logs]]
+    asked = [line for log in logs for line in log.read_text().splitlines()]
+    assert first == second
+    assert len(asked) == len(set(asked)) == a[0] + b[0] == 120, "a call was made twice"
+    assert a[1] + b[1] == 120
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from cai.call_store import CallStore
+store = CallStore(Path(sys.argv[1]))
+print(store.claim(sys.argv[2]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holding(path: Path) -> Iterator[Callable[[str], "subprocess.Popen[str]"]]:
+    """Start processes that claim a call and keep it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(claimed: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", HOLDER, str(path), claimed]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None and started[-1].stdout.readline() == "True\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_claim_is_of_one_process_and_dies_with_it(path: Path, holding: Callable[[str], "subprocess.Popen[str]"]) -> None:
+    holder = holding(key(0))
+    with CallStore(path) as store:
+        assert (store.claim(key(0)), store.claim(key(1))) == (False, True)
+        holder.kill()
+        holder.wait()
+        assert store.claim(key(0))
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_call_that_another_process_dies_of_or_sits_on_is_made_here(
+    path: Path, monkeypatch: pytest.MonkeyPatch, holding: Callable[[str], "subprocess.Popen[str]"], killed: bool
+) -> None:
+    monkeypatch.setattr("cai.models.base._CLAIM_SECONDS", 600.0 if killed else 0.3)
+    engine, request = ScriptedEngine(), CompleteRequest((Message("user", "hello"),), Sampling(), 1)
+    holder = holding(key((engine.fingerprint, "CompleteRequest", request)))
+
+    async def ask() -> int:
+        with CallStore(path) as store:
+            model = TextModel(engine, store, "respond")
+            asked = asyncio.create_task(model.call(request))
+            await asyncio.sleep(0.1)
+            assert not asked.done()
+            if killed:
+                holder.kill()
+            await asked
+            return model.usage.made
+
+    assert asyncio.run(ask()) == 1
 
 
 def test_a_store_of_the_former_layout_goes_on_as_it_is(path: Path) -> None:

@@ -5,8 +5,8 @@
     nats   = (await model.score(messages, "Paris.")).total
 
 An `Engine` does the work: the local model, a server, a scripted fake. It takes requests one at a time and batches or pipelines
-them as it likes. `TextModel` looks each request up in the call store first, lets identical requests in flight share one call, and
-hands a reply on only when it is committed, so that nothing that has been used can be lost.
+them as it likes. `TextModel` looks each request up in the call store first, lets identical requests in flight share one call, also
+with other processes on the same store, and hands a reply on only when it is committed, so that nothing that has been used can be lost.
 """
 
 import asyncio
@@ -67,6 +67,10 @@ Request = CompleteRequest | ChoicesRequest | ScoreRequest
 _ENCODER = msgspec.json.Encoder()
 _COMMIT_SECONDS = 0.25
 """Without a commit after which what is still in flight has not been started: a few turns of the event loop, and then some."""
+_CLAIM_PAUSE = 0.02
+"""Seconds before the first look for a reply that another process is waiting for; then ever longer, up to a second."""
+_CLAIM_SECONDS = 600.0
+"""After these the call is made here as well: the other process may be stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +206,6 @@ class TextModel:
     async def _answer(self, request: Request) -> Reply:
         written = msgspec.Raw(_ENCODER.encode(request))  # once, for the key and for the store
         key = content_hash((self.engine.fingerprint, type(request).__name__, written), length=64)
-        if (stored := self.store.get(key, REPLY_TYPES[type(request)])) is not None:
-            self.usage.reused += 1
-            return stored
         if (shared := self._in_flight.get(key)) is not None:
             await asyncio.wait([shared])
             if shared.cancelled():  # whoever asked first went away: that is no answer to this one
@@ -212,12 +213,13 @@ class TextModel:
             reply = shared.result()
             self.usage.reused += 1
             return reply
+        claimed = self.store.claim(key)
+        if claimed and (stored := self._found(key, request)) is not None:
+            return stored
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
-        started = time.monotonic()
         try:
-            reply = await self.engine.submit(request)
-            await self.store.put(key, self.stage, self.engine.name, written, reply, time.monotonic() - started)
+            reply = (None if claimed else await self._await_claim(key, request)) or await self._ask(key, request, written)
         except Exception as e:
             future.set_exception(e)
             future.exception()  # marks it as seen: nobody else may be waiting
@@ -227,7 +229,35 @@ class TextModel:
             raise
         finally:
             del self._in_flight[key]
+            self.store.release(key)
         future.set_result(reply)
+        return reply
+
+    def _found(self, key: str, request: Request) -> Reply | None:
+        """Return the stored reply and give the claim back, or return None and keep it."""
+        try:
+            stored: Reply | None = self.store.get(key, REPLY_TYPES[type(request)])
+        except BaseException:
+            self.store.release(key)
+            raise
+        if stored is not None:
+            self.store.release(key)
+            self.usage.reused += 1
+        return stored
+
+    async def _await_claim(self, key: str, request: Request) -> Reply | None:
+        """Wait for the process that is asking the same. Returns its reply; or None, where it gave none and this one is to ask."""
+        pause, given_up = _CLAIM_PAUSE, time.monotonic() + _CLAIM_SECONDS
+        while not self.store.claim(key) and time.monotonic() < given_up:
+            await asyncio.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+        return self._found(key, request)
+
+    async def _ask(self, key: str, request: Request, written: msgspec.Raw) -> Reply:
+        """Ask the engine, and return its reply once it is committed."""
+        started = time.monotonic()
+        reply = await self.engine.submit(request)
+        await self.store.put(key, self.stage, self.engine.name, written, reply, time.monotonic() - started)
         self.usage.made += 1
         self.usage.prompt_tokens += reply.prompt_tokens
         self.usage.completion_tokens += reply.completion_tokens if isinstance(reply, Completion) else 0

@@ -188,4 +188,5 @@ def test_two_clients_share_one_store(tmp_path: Path, calm: tuple[Counter[str], d
         assert data_bytes(workspace.run("s")) == data_bytes(workspace.run("other")) == calm[1]
         assert kept(workspace) == set(calm[0])
         before = server.answered()
+        assert before == calm[0], "no call was paid for twice"
         assert run_to_end(workspace, "--name", "third") and server.answered() == before
