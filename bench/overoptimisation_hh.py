@@ -1,12 +1,14 @@
 """Over-optimisation on human labels: a policy trained hard against one reward model, and against an ensemble, each watched by gold.
 
     python -m bench.overoptimisation_hh --pairs FILE --out FOLDER [--sft ADAPTER] [--method grpo|rloo|ppo] [--steps 100] [--members 3]
+                                        [--labels human|gold] [--balance-length]
 
 The prompts of the file are dealt into three parts that share none: the reward models' pairs (on whose prompts the policy also
-samples), the gold reward model's, and those that the policies are watched on. The single reward model is the ensemble's first member,
-so both arms see the same labels and start from the same adapter. Prints one JSON object, and leaves `frontier.html` and
-`frontier.json` in FOLDER. Run again after a kill it goes on from where it was; FOLDER also keeps what a later run with other --steps
-or another --method can use again.
+samples), the gold reward model's, and those that the policies are watched on, with whose pairs the reward models are measured. The
+single reward model is the ensemble's first member, so both arms see the same labels and start from the same adapter. With `--labels
+gold` the gold reward model labels the others' pairs, as in Gao et al. (arXiv 2210.10760, §2): then gold is what the labels mean by
+definition, however well it agrees with people. Prints one JSON object, and leaves `frontier.html` and `frontier.json` in FOLDER. Run
+again after a kill it goes on from where it was; FOLDER also keeps what a later run with other --steps or another --method can use again.
 """
 
 import argparse
@@ -14,13 +16,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from statistics import fmean
 
-from msgspec import to_builtins
 from msgspec.structs import replace
 
-from cai.data.filters import prompt_key, split_by_prompt
+from cai.data.filters import split_by_prompt
 from cai.data.human import load_pairs
 from cai.errors import RecipeError
 from cai.ids import split_fraction
@@ -30,10 +32,11 @@ from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, PPOSpec,
 from cai.records import Preference, Prompt, WatchPoint
 from cai.report.page import render_frontier
 from cai.train.encode import encode_turn
-from cai.train.ensemble import load_ensemble
+from cai.train.ensemble import RewardEnsemble, load_ensemble, score_pairs
+from cai.train.held_out import measure_margins
 from cai.train.online import train_online
 from cai.train.ppo import train_ppo
-from cai.train.reward import HeldOutMetrics, measure_reward, train_reward
+from cai.train.reward import train_reward
 from cai.train.terms import Rewarding, proxy_of
 from cai.train.watch import FRONTIER, Items, Watch, best_step
 from cai.workspace import file_hash
@@ -53,7 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--penalty", type=float, default=1.0, help="standard deviations taken off by `uncertainty`")
     parser.add_argument("--proxy-pairs", type=int, default=300)
     parser.add_argument("--gold-pairs", type=int, default=600)
-    parser.add_argument("--test-pairs", type=int, default=200, help="of each kind, to measure the reward models on")
+    parser.add_argument("--labels", choices=("human", "gold"), default="human", help="of the reward models' pairs; gold's own are people's")
+    parser.add_argument("--test-pairs", type=int, default=200, help="to measure the reward models on")
     parser.add_argument("--balance-length", action="store_true", help="weigh pairs so that longer and shorter answers win equally often")
     parser.add_argument("--watched", type=int, default=48)
     parser.add_argument("--every", type=int, default=10)
@@ -74,8 +78,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def deal(given: argparse.Namespace) -> tuple[list[Preference], list[Preference], list[Preference], list[Preference], list[Prompt]]:
-    """Return pairs to train and test the proxy on, pairs to train and test gold on, and prompts to watch, sharing no prompt."""
+def deal(given: argparse.Namespace) -> tuple[list[Preference], list[Preference], list[Preference], list[Prompt]]:
+    """Return pairs to train the proxy on, pairs to train gold on, pairs to test both on, and prompts of these to watch."""
     tokenizer = load_tokenizer(ModelSpec(path=given.model))
     pairs = load_pairs(given.pairs).preferences
     room = given.max_length - given.max_tokens
@@ -85,28 +89,57 @@ def deal(given: argparse.Namespace) -> tuple[list[Preference], list[Preference],
     dealt = []
     for name, found, wanted in (("proxy", proxy, given.proxy_pairs), ("gold", gold, given.gold_pairs)):
         ordered = sorted(found, key=lambda p: (split_fraction(p.id, f"order:{given.seed}"), p.id))
-        if len(ordered) < wanted + 20:
+        if len(ordered) < wanted:
             raise RecipeError(
                 f"{given.pairs}: {len(ordered)} pairs for {name} (of {len(pairs)}, {len(short)} have prompts of at most {room} tokens), "
-                f"and --{name}-pairs {wanted} leaves fewer than 20 to test on"
+                f"fewer than --{name}-pairs {wanted}"
             )
-        trained_on = {prompt_key(p.prompt) for p in ordered[:wanted]}
-        others = [p for p in ordered[wanted:] if prompt_key(p.prompt) not in trained_on]
-        dealt += [ordered[:wanted], others[: given.test_pairs]]
+        dealt.append(ordered[:wanted])
+    test = sorted(watched, key=lambda p: (split_fraction(p.id, f"test:{given.seed}"), p.id))[: given.test_pairs]
     prompts = list({p.prompt.id: p.prompt for p in watched}.values())
     prompts = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{given.seed}"), p.id))[: given.watched]
-    return dealt[0], dealt[1], dealt[2], dealt[3], sorted(prompts, key=lambda p: p.id)
+    return dealt[0], dealt[1], test, sorted(prompts, key=lambda p: p.id)
 
 
-def train_scorer(
-    given: argparse.Namespace, name: str, train: Sequence[Preference], test: Sequence[Preference], rank: int, seed: int
-) -> tuple[Path, HeldOutMetrics]:
-    """Train a reward model, or find it finished, and measure it on the test pairs."""
+def relabelled(pairs: Sequence[Preference], scorer: RewardEnsemble) -> list[Preference]:
+    """Return pairs with the better side by a reward model as chosen."""
+    scored = score_pairs(scorer, pairs, held_out=True)
+    return [replace_fields(p if s.margin > 0 else p.swapped(), p_chosen=1.0, source="gold") for p, s in zip(pairs, scored, strict=True)]
+
+
+def train_scorers(given: argparse.Namespace) -> tuple[Path, list[Path], list[Preference], list[Prompt], dict[str, dict[str, float]]]:
+    """Train gold and the reward models, or find them finished, and measure them by people's and, where it labels, by gold's labels.
+
+    Returns:
+        Gold, the reward models, the pairs that these were trained on, the prompts to watch, and what was measured.
+    """
+    pairs, gold_pairs, test, watched = deal(given)
+    model = ModelSpec(path=given.model, precision=given.precision)
+    gold = train_scorer(given, "gold", gold_pairs, 32, given.seed + 1000, given.balance_length)
+    truths = {"people": [p.p_chosen for p in test]}
+    if given.labels == "gold":
+        scorer = load_ensemble([gold], model)
+        pairs = relabelled(pairs, scorer)
+        truths["gold"] = [float(s.margin > 0) for s in score_pairs(scorer, test, held_out=True)]
+    balance = given.balance_length and given.labels == "human"
+    members = [train_scorer(given, f"reward-{i}", pairs, 16, given.seed + i, balance) for i in range(given.members)]
+    measured = {}
+    for folder in (gold, *members) if test else ():
+        margins = [s.margin for s in score_pairs(load_ensemble([folder], model), test, held_out=True)]
+        for by in truths if folder != gold else ("people",):
+            found = measure_margins(margins, truths[by])
+            measured[f"{folder.name} by {by}"] = {name: getattr(found, name) for name in ("accuracy", "low", "high", "n")}
+            say(f"{folder.name}: prefers what {by} do in {found.accuracy:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n} pairs")
+    return gold, members, pairs, watched, measured
+
+
+def train_scorer(given: argparse.Namespace, name: str, train: Sequence[Preference], rank: int, seed: int, balance: bool) -> Path:
+    """Train a reward model, or find it finished."""
     config = RewardConfig(
         max_length=given.max_length,
         precision=given.precision,
         lora=LoraSpec(layers=given.layers, rank=rank, alpha=2 * rank),
-        balance_length=given.balance_length,
+        balance_length=balance,
         save_steps=20,
     )
     model, out = ModelSpec(path=given.model, precision=given.precision), given.out / name
@@ -116,7 +149,7 @@ def train_scorer(
             say(f"{name}: step {step}/{total}, loss {metrics['loss']:.3f}")
 
     train_reward(config, model, train, (), out, seed, note)
-    return out, measure_reward(load_ensemble([out], model), test)
+    return out
 
 
 def train_arm(
@@ -204,14 +237,8 @@ def main() -> None:
     if given.batch_size % given.num_generations or given.batch_size % min(8, given.batch_size):
         raise RecipeError("--batch-size must be a multiple of --num-generations and, above 8, of 8")
     started = time.monotonic()
-    proxy_train, proxy_test, gold_train, gold_test, watched = deal(given)
-    measured: dict[str, HeldOutMetrics] = {}
-    gold, measured["gold"] = train_scorer(given, "gold", gold_train, gold_test, 32, given.seed + 1000)
-    members = []
-    for i in range(given.members):
-        folder, measured[f"member {i}"] = train_scorer(given, f"reward-{i}", proxy_train, proxy_test, 16, given.seed + i)
-        members.append(folder)
-    prompts = list({p.prompt.id: p.prompt for p in proxy_train}.values())
+    gold, members, pairs, watched, measured = train_scorers(given)
+    prompts = list({p.prompt.id: p.prompt for p in pairs}.values())
     arms = {"one reward model": members[:1]} | ({f"{len(members)} reward models": members} if len(members) > 1 else {})
     points = {}
     for name, used in arms.items():
@@ -219,9 +246,7 @@ def main() -> None:
         points[name] = list(read_records(out / FRONTIER, WatchPoint))
     report = {
         "arms": {name: summary(found) for name, found in points.items()},
-        "reward_models": {
-            name: {k: v for k, v in to_builtins(m).items() if k in ("accuracy", "low", "high", "n")} for name, m in measured.items()
-        },
+        "reward_models": measured,
         "seconds": round(time.monotonic() - started, 1),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items() if k != "out"},
     }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from msgspec import to_builtins
 
-from bench.overoptimisation_hh import deal, say, train_scorer
+from bench.overoptimisation_hh import say, train_scorers
 from cai.evaluate.intervals import wilson
 from cai.jsonl import read_records, write_text
 from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig, SFTConfig, WatchConfig
@@ -46,7 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--aggregate", choices=("mean", "min", "uncertainty"), default="uncertainty")
     parser.add_argument("--proxy-pairs", type=int, default=300)
     parser.add_argument("--gold-pairs", type=int, default=600)
-    parser.add_argument("--test-pairs", type=int, default=200, help="of each kind, to measure the reward models on")
+    parser.add_argument("--labels", choices=("human", "gold"), default="human", help="of the reward models' pairs; gold's own are people's")
+    parser.add_argument("--test-pairs", type=int, default=200, help="to measure the reward models on")
     parser.add_argument("--balance-length", action="store_true", help="weigh pairs so that longer and shorter answers win equally often")
     parser.add_argument("--sft-examples", type=int, default=120)
     parser.add_argument("--watched", type=int, default=64)
@@ -184,18 +185,12 @@ def main() -> None:
     """Train what is missing, look at what came of it, print."""
     given = arguments()
     started = time.monotonic()
-    proxy_train, proxy_test, gold_train, gold_test, watched = deal(given)
-    gold, measured = train_scorer(given, "gold", gold_train, gold_test, 32, given.seed + 1000)
-    accuracy = {"gold": measured}
-    members = []
-    for i in range(given.members):
-        folder, accuracy[f"member {i}"] = train_scorer(given, f"reward-{i}", proxy_train, proxy_test, 16, given.seed + i)
-        members.append(folder)
-    sft = train_start(given, proxy_train)
-    looks = {m: train_policy(given, m, sft, members, gold, proxy_train, watched) for m in given.methods.split(",")}
+    gold, members, pairs, watched, measured = train_scorers(given)
+    sft = train_start(given, pairs)
+    looks = {m: train_policy(given, m, sft, members, gold, pairs, watched) for m in given.methods.split(",")}
     report = {
         "policies": to_builtins(looks),
-        "reward_models": {name: {"accuracy": m.accuracy, "low": m.low, "high": m.high, "n": m.n} for name, m in accuracy.items()},
+        "reward_models": measured,
         "seconds": round(time.monotonic() - started, 1),
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(given).items() if k != "out"},
     }
@@ -203,7 +198,7 @@ def main() -> None:
     print(table(looks, given.kl))
     print(
         "\nreward models on held-out pairs: "
-        + "; ".join(f"{k} {m.accuracy:.0%} [{m.low:.0%}, {m.high:.0%}], n = {m.n}" for k, m in accuracy.items())
+        + "; ".join(f"{k} {m['accuracy']:.0%} [{m['low']:.0%}, {m['high']:.0%}], n = {m['n']}" for k, m in measured.items())
     )
 
 

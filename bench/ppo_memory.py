@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.recipe import Precision
+from cai.recipe import PolicyConfig, PPOSpec, Precision
 
 GIB = 2**30
 TEMPERATURE = 0.7
@@ -106,19 +106,31 @@ def read_prompts(tokenizer: Any, count: int) -> list[tuple[str, list[int]]]:
     return [(str(i), encode_turn(tokenizer, [Message("user", text)], "")[0]) for i, text in enumerate(texts)]
 
 
+def step_config(given: argparse.Namespace) -> PolicyConfig:
+    """Return the settings of a step, the same in every variant."""
+    return PolicyConfig(
+        method="ppo",
+        precision=given.precision,
+        batch_size=given.micro,
+        gradient_accumulation=given.batch // given.micro,
+        warmup_fraction=0.0,
+        ppo=PPOSpec(
+            response_length=given.tokens, num_ppo_epochs=EPOCHS, local_rollout_forward_batch_size=given.micro, temperature=TEMPERATURE
+        ),
+    )
+
+
 def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any) -> None:
     """One step of `cai.train.ppo`, without its bookkeeping."""
     from cai.models.local import stop_ids
-    from cai.recipe import LoraSpec, ModelSpec, PolicyConfig, PPOSpec, RewardConfig
+    from cai.recipe import LoraSpec, ModelSpec, RewardConfig
     from cai.train.ppo_update import World, make_batch, make_optimizer, update
     from cai.train.rollout import describe, sample, tasks
     from cai.train.shared import load_shared_base
 
     spec = ModelSpec(path=given.model, precision=given.precision)
-    ppo = PPOSpec(response_length=given.tokens, num_ppo_epochs=EPOCHS, local_rollout_forward_batch_size=given.micro)
-    config = PolicyConfig(
-        method="ppo", precision=given.precision, batch_size=given.micro, gradient_accumulation=given.batch // given.micro, ppo=ppo
-    )
+    config = step_config(given)
+    ppo = config.ppo
     shared = load_shared_base(
         spec, given.precision, folder / "sft", member_folders(given, folder), LoraSpec(), gradient_checkpointing=given.checkpointing
     )
@@ -133,89 +145,22 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
 def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any, lean: bool) -> None:
     """One step with a whole model for each role."""
     import torch
-    from peft import PeftModel
 
-    from cai.models.loading import load_causal_lm
-    from cai.recipe import ModelSpec
-    from cai.train.ensemble import load_scorer
-    from cai.train.ppo_math import advantages_and_returns, policy_loss, token_rewards, value_loss, whiten
-    from cai.train.running import float_trained_weights
+    from bench.ppo_separate import load_separate
+    from cai.models.local import stop_ids
+    from cai.recipe import ModelSpec, RewardConfig
+    from cai.train.ppo_update import ADAM_EPSILON, make_batch
+    from cai.train.rollout import tasks
 
-    spec = ModelSpec(path=given.model, precision=given.precision)
-
-    def model(name: str, trainable: bool) -> Any:
-        base = load_causal_lm(spec, trainable=True) if name == "sft" else load_scorer(spec, tokenizer.pad_token_id)
-        made = PeftModel.from_pretrained(base, str(folder / name), is_trainable=trainable)
-        if trainable:
-            if given.checkpointing:
-                base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            return float_trained_weights(made)
-        return made.to(torch.float32 if given.precision == "float32" else torch.bfloat16)
-
-    def computing() -> Any:
-        return torch.autocast("cpu", torch.bfloat16, enabled=given.precision != "float32")
-
-    policy, reference, value = model("sft", True), model("sft", False), model("reward-0", True)
-    rewards = [model(path.name, False) for path in member_folders(given, folder)]
-    with computing():
-        tokenizer.padding_side = "left"
-        asked = tokenizer.pad({"input_ids": [ids for _, ids in prompts]}, return_tensors="pt")
-        torch.manual_seed(0)
-        with torch.no_grad():
-            tokens_BT = policy.generate(**asked, max_new_tokens=given.tokens, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0)
-        start = asked["input_ids"].shape[1]
-        response_BT = tokens_BT[:, start:]
-        ended_BT = (response_BT == tokenizer.eos_token_id).int()
-        mask_BT = (ended_BT.cumsum(1) - ended_BT) == 0
-        seen_BT = torch.cat((asked["attention_mask"], mask_BT.long()), 1)
-
-    def logps(of: Any, rows: Any) -> Any:
-        inputs = {"input_ids": tokens_BT[rows], "attention_mask": seen_BT[rows], "use_cache": False}
-        if not lean:
-            logits = of(**inputs).logits[:, start - 1 : -1] / TEMPERATURE
-            return torch.log_softmax(logits, -1).gather(2, response_BT[rows][:, :, None])[:, :, 0].float()
-        from cai.train.shared import TokenLogprobs
-
-        hidden = of.get_base_model().base_model(**inputs).last_hidden_state[:, start - 1 : -1]
-        weight = of.get_output_embeddings().weight
-        flat, _ = TokenLogprobs.apply(
-            hidden.reshape(-1, hidden.shape[-1]).float(), weight, None, response_BT[rows].reshape(-1), TEMPERATURE
-        )
-        return flat.view(response_BT[rows].shape)
-
-    def values(of: Any, rows: Any) -> Any:
-        inner = of.get_base_model()
-        hidden = inner.base_model(input_ids=tokens_BT[rows], attention_mask=seen_BT[rows], use_cache=False).last_hidden_state
-        return inner.score(hidden).squeeze(-1).float()
-
-    micros = [slice(i, i + given.micro) for i in range(0, given.batch, given.micro)]
-    with torch.no_grad(), computing():
-        old_BT = torch.cat([logps(policy, rows) for rows in micros])
-        reference_BT = torch.cat([logps(reference, rows) for rows in micros])
-        old_values_BT = torch.cat([values(value, rows)[:, start - 1 : -1] for rows in micros])
-        scores_B = torch.stack([torch.cat([values(of, rows)[:, -1] for rows in micros]) for of in rewards]).mean(0)
-        paid_BT = token_rewards(scores_B, old_BT - reference_BT, mask_BT, 0.05)
-        advantages_BT, returns_BT = advantages_and_returns(paid_BT, old_values_BT, mask_BT, gamma=1.0, lam=0.95)
-        advantages_BT = whiten(advantages_BT, mask_BT)
-    trained = [p for of in (policy, value) for p in of.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=5e-5, eps=1e-5, weight_decay=0.0)
-    if given.checkpointing:  # it works in training mode only
-        policy.train()
-        value.train()
-    for _ in range(EPOCHS):
-        for rows in micros:
-            mask = mask_BT[rows]
-            with computing():
-                new_BT = logps(policy, rows)
-            loss, _ = policy_loss(new_BT, old_BT[rows], advantages_BT[rows], mask, cliprange=0.2, count=mask_BT.sum())
-            loss.backward()
-            with computing():
-                new_values_BT = values(value, rows)[:, start - 1 : -1]
-            loss, _ = value_loss(new_values_BT, old_values_BT[rows], returns_BT[rows], mask, cliprange_value=0.2, count=mask_BT.sum())
-            (0.1 * loss).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    spec, config = ModelSpec(path=given.model, precision=given.precision), step_config(given)
+    models = load_separate(spec, folder / "sft", member_folders(given, folder), tokenizer, checkpointing=given.checkpointing, lean=lean)
+    todo = tasks(prompts, 0, 0, given.batch)
+    ends = stop_ids(models.policy.get_base_model(), tokenizer)
+    torch.manual_seed(0)
+    responses = models.sample([t.prompt_ids for t in todo], given.tokens, TEMPERATURE, ends)
+    episodes = models.describe(todo, [(ids, ids[-1] in ends) for ids in responses], given.micro, TEMPERATURE)
+    batch = make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, "cpu")
+    models.update(torch.optim.AdamW(models.trained(), lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0), batch, config)
 
 
 def member_folders(given: argparse.Namespace, folder: Path) -> list[Path]:
