@@ -5,19 +5,16 @@ that is the model's business. Those that train are in `cai.training_stages`. Num
 2212.08073).
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
 from cai.data.human import load_human, local_sources
 from cai.data.mixture import mix
-from cai.data.prompts import LeftOut, load_all, part_watched, stream_prompts, without_evaluated, without_near_repeats
+from cai.data.prompts import part_watched
 from cai.data.repeats import Seen
-from cai.errors import DataError, RecipeError
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.balance import opposite_leanings, source_balance
 from cai.evaluate.knowledge import Knowledge
@@ -25,17 +22,16 @@ from cai.evaluation import answer_all, ask_knowledge, measure_answers
 from cai.feedback.calibration import calibration_of
 from cai.feedback.judge import Judge
 from cai.flow import run_items
-from cai.ids import content_hash
 from cai.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.judge_card import measure_judge
 from cai.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
-from cai.records import Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
+from cai.run_prompts import write_prompts
 from cai.tracking import PIPELINE
 from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
-from cai.workspace import file_hash
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,7 +39,7 @@ R = TypeVar("R")
 
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
-    counts = _write_prompts(c)
+    counts = write_prompts(c)
     model = await c.model(c.recipe.model)
 
     async def work(prompt: Prompt) -> Response:
@@ -51,47 +47,6 @@ async def respond_stage(c: Context) -> dict[str, int]:
 
     responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
     return {**counts, "responses": responses}
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What became of a run's prompts, kept until `respond` is done: to look for near-repeats among a million of them takes minutes."""
-
-    of: str
-    """Hash of what decides them, and of their files."""
-    counts: dict[str, int]
-    failures: tuple[Failure, ...]
-
-
-def _write_prompts(c: Context) -> dict[str, int]:
-    """Write the prompts to train and to evaluate on, unless a try of this stage that was stopped has. Returns counts."""
-    kept = c.run.unfinished / "prompts.jsonl"
-    train_path, evaluate_path = paths = c.run.data("prompts"), c.run.data("eval_prompts")
-
-    def written() -> str:
-        return content_hash((c.fingerprint, [file_hash(path) for path in paths if path.exists()]))
-
-    with contextlib.suppress(DataError):
-        before = next(read_records(kept, _Written), None)
-        if before and before.of == written():
-            c.failures += before.failures
-            return before.counts
-    sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
-    evaluate = load_all(sources.evaluate, root, seed)
-    if c.recipe.watched and len(evaluate.prompts) < 2:
-        raise RecipeError(
-            f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
-            "to measure it on. Add some, or set policy.watch.action: off"
-        )
-    left_out, leaked, near = LeftOut(), list[Failure](), list[Failure]()
-    train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
-    train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near, c.reporter.warn)
-    counts = {"prompts": write_records(train_path, train), "evaluation_prompts": write_records(evaluate_path, evaluate.prompts)}
-    if near:
-        counts["near_duplicates"] = len(near)
-    c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]
-    write_records(kept, [_Written(written(), counts, tuple(c.failures))])
-    return counts
 
 
 async def critique_stage(c: Context) -> dict[str, int]:

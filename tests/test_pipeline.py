@@ -288,7 +288,7 @@ def test_prompts_are_looked_through_once_however_often_a_stage_is_taken_up(tmp_p
     with pytest.raises(KeyboardInterrupt):
         run_data(workspace, "window=4", reporter=Interrupting(9))
     with monkeypatch.context() as patched:
-        patched.setattr("cai.stages.stream_prompts", lambda *_: pytest.fail("looked through again"))
+        patched.setattr("cai.run_prompts.stream_prompts", lambda *_: pytest.fail("looked through again"))
         run_data(workspace, only=("respond",))
     assert [f["reason"] for f in rows(run.failures)] == ["unreadable"]
     with run.data("prompts").open("a") as f:  # by hand: they are written anew, as ever

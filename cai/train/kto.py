@@ -74,7 +74,7 @@ def kto_trainer(
     from datasets import Dataset
     from trl import KTOConfig
 
-    from cai.train.trainers import SoftKTOCollator, SoftKTORun
+    from cai.train.kto_trainer import SoftKTOCollator, SoftKTORun
 
     arguments = KTOConfig(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),

@@ -1,4 +1,4 @@
-"""TRL's three trainers, with what `cai` needs added: soft labels, weights, resumable checkpoints, silence.
+"""TRL's three trainers on examples and pairs, with what `cai` needs added: soft labels, weights, resumable checkpoints, silence.
 
 Import it inside functions only: it loads torch and TRL. Pinned to TRL 1.16, whose hooks it uses: `_save_checkpoint`, `_send_telemetry`,
 `_prepare_dataset`, `_metrics`, and the `_use_triton` switch of the fused LM head.
@@ -17,15 +17,14 @@ import trl.trainer.utils as trl_utils
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
-from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
-from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+from trl import DPOTrainer, RewardTrainer, SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollator
 
 from cai.errors import TrainingError
 from cai.recipe import DPOConfig
 from cai.train.checkpoints import mark_whole
 from cai.train.encode import IGNORED
-from cai.train.losses import dpo_loss, imitation_loss, kto_loss, reward_loss, weighted_mean
+from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
@@ -96,7 +95,7 @@ class Resumable(Trainer):  # type: ignore[misc]
             mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
 
 
-class _CountsExamples(Resumable):
+class CountsExamples(Resumable):
     """Divides the loss by the examples of the whole optimizer step, so that batch and accumulation are interchangeable."""
 
     loss_is_scaled_for_ga = True
@@ -105,11 +104,11 @@ class _CountsExamples(Resumable):
         count = torch.tensor(sum(len(batch["weight"]) for batch in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
-    def _count(self, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float | None:
+    def count(self, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float | None:
         """Return what to divide this process's sum by: gradients are averaged over processes, so the sum is over all but not the mean."""
         return None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
 
-    def _note(self, **values: torch.Tensor) -> None:
+    def note(self, **values: torch.Tensor) -> None:
         """Record the mean over pairs and processes of some (B,) tensors, for the log."""
         mode = "train" if self.model.training else "eval"
         for name, value_B in values.items():
@@ -167,7 +166,7 @@ def score_ends(model: Any) -> None:
     model.forward = forward
 
 
-class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
+class SoftRewardRun(CountsExamples, RewardTrainer):  # type: ignore[misc]
     """TRL's reward training with soft labels and weights, on padded or packed pairs."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -179,10 +178,10 @@ class SoftRewardRun(_CountsExamples, RewardTrainer):  # type: ignore[misc]
         outputs = model(**{k: v for k, v in inputs.items() if k not in LABELS}, use_cache=False)
         chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
         center = self.args.center_rewards_coefficient or 0.0
-        count = self._count(num_items_in_batch)
+        count = self.count(num_items_in_batch)
         loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, margin_B=inputs.get("margin"), count=count)
         margin_B = chosen_B - rejected_B
-        self._note(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
+        self.note(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
         return (loss, outputs) if return_outputs else loss
 
 
@@ -249,7 +248,7 @@ class PairLogps:
     desensitised: torch.Tensor
 
 
-class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
+class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
     """TRL's DPO with soft labels and weights: four losses of the family, the reference an adapter or the bare base.
 
     Each row's reference log-probabilities are kept once they are known, so that later epochs need no reference pass; they go into
@@ -295,13 +294,13 @@ class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
         margin_B = self.beta * (chosen_B - rejected_B)
         if self.state.global_step == 0 and self.starts_at_reference:
             check_reference(self.beta * torch.cat((chosen_B, rejected_B)))
-        self._note(
+        self.note(
             rewards__chosen=self.beta * chosen_B,
             rewards__rejected=self.beta * rejected_B,
             rewards__margins=margin_B,
             rewards__accuracies=(margin_B * (p_B - 0.5) > 0),
         )
-        loss = weighted_mean(loss_B, weight_B, self._count(num_items_in_batch))
+        loss = weighted_mean(loss_B, weight_B, self.count(num_items_in_batch))
         return (loss, None) if return_outputs else loss
 
     def _logps(self, model: Any, inputs: dict[str, Any]) -> PairLogps:
@@ -341,60 +340,6 @@ class SoftDPORun(_CountsExamples, DPOTrainer):  # type: ignore[misc]
             kept = load_file(Path(resume_from_checkpoint) / REFERENCE_LOGPS)["logps_N2"]
             self.reference_logps_N2.copy_(kept)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-
-class SoftKTOCollator(DataCollatorForUnpairedPreference):  # type: ignore[misc]
-    """Pads single completions, and beside them each prompt with the completion of its neighbour in the batch; carries their labels."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return TRL's batch, with the labels `p_desirable` and `weight` (B,)."""
-        neighbours = [examples[-1], *examples[:-1]]
-        paired = [
-            {**e, "KL_completion_ids": n["completion_ids"], "label": e["p_desirable"] > 0.5}
-            for e, n in zip(examples, neighbours, strict=True)
-        ]
-        return {**super().torch_call(paired), **label_tensors(examples)}
-
-
-class SoftKTORun(_CountsExamples, KTOTrainer):  # type: ignore[misc]
-    """TRL's KTO with soft labels and weights."""
-
-    def __init__(self, model: Any, **kwargs: Any) -> None:
-        super().__init__(model=model, **kwargs)
-        trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return `kto_loss` of a batch; log the KL estimate, implicit rewards' margin, and accuracy against the labels."""
-        p_B, weight_B = inputs["p_desirable"], inputs["weight"]
-        with completion_positions_only():
-            logps_B = self._logps(model, inputs, "")
-            with torch.no_grad():
-                kl_B = self._logps(self.model, inputs, "KL_")
-            with reference_of(self):
-                reference_logps_B = self._logps(self.model, inputs, "")
-                kl_B = kl_B - self._logps(self.model, inputs, "KL_")
-        logratio_B = logps_B - reference_logps_B
-        kl = self.accelerator.gather(kl_B).mean().clamp(min=0)
-        if self.state.global_step == 0:
-            check_reference(self.beta * logratio_B)
-        leaning_B = 2.0 * p_B - 1.0
-        self._note(
-            kl=kl.expand(len(p_B)),
-            rewards__margins=2.0 * self.beta * leaning_B * logratio_B,
-            rewards__accuracies=(leaning_B * logratio_B > 0),
-        )
-        loss = weighted_mean(kto_loss(logratio_B, kl, p_B, beta=self.beta), weight_B, self._count(num_items_in_batch))
-        return (loss, None) if return_outputs else loss
-
-    def _logps(self, model: Any, inputs: dict[str, Any], which: str) -> torch.Tensor:
-        """Return log-probabilities summed over the matched (`""`) or the neighbours' (`"KL_"`) completions, (B,)."""
-        tokens_BT, mask_BT = inputs[f"{which}input_ids"], inputs[f"{which}attention_mask"]
-        labels_BT = tokens_BT.masked_fill(inputs[f"{which}completion_mask"] == 0, IGNORED)
-        outputs = model(input_ids=tokens_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)
-        return outputs.log_probs.float().sum(dim=1)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

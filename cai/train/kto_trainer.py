@@ -1,0 +1,69 @@
+"""TRL's KTO trainer with soft labels and weights: see `cai.train.trainers`, which has what it shares with the others.
+
+Import it inside functions only: it loads torch and TRL.
+"""
+
+from typing import Any
+
+import torch
+import trl.trainer.utils as trl_utils
+from trl import KTOTrainer
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+from cai.train.encode import IGNORED
+from cai.train.losses import kto_loss, weighted_mean
+from cai.train.trainers import CountsExamples, check_reference, completion_positions_only, label_tensors, reference_of
+
+
+class SoftKTOCollator(DataCollatorForUnpairedPreference):  # type: ignore[misc]
+    """Pads single completions, and beside them each prompt with the completion of its neighbour in the batch; carries their labels."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return TRL's batch, with the labels `p_desirable` and `weight` (B,)."""
+        neighbours = [examples[-1], *examples[:-1]]
+        paired = [
+            {**e, "KL_completion_ids": n["completion_ids"], "label": e["p_desirable"] > 0.5}
+            for e, n in zip(examples, neighbours, strict=True)
+        ]
+        return {**super().torch_call(paired), **label_tensors(examples)}
+
+
+class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
+    """TRL's KTO with soft labels and weights."""
+
+    def __init__(self, model: Any, **kwargs: Any) -> None:
+        super().__init__(model=model, **kwargs)
+        trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Return `kto_loss` of a batch; log the KL estimate, implicit rewards' margin, and accuracy against the labels."""
+        p_B, weight_B = inputs["p_desirable"], inputs["weight"]
+        with completion_positions_only():
+            logps_B = self._logps(model, inputs, "")
+            with torch.no_grad():
+                kl_B = self._logps(self.model, inputs, "KL_")
+            with reference_of(self):
+                reference_logps_B = self._logps(self.model, inputs, "")
+                kl_B = kl_B - self._logps(self.model, inputs, "KL_")
+        logratio_B = logps_B - reference_logps_B
+        kl = self.accelerator.gather(kl_B).mean().clamp(min=0)
+        if self.state.global_step == 0:
+            check_reference(self.beta * logratio_B)
+        leaning_B = 2.0 * p_B - 1.0
+        self.note(
+            kl=kl.expand(len(p_B)),
+            rewards__margins=2.0 * self.beta * leaning_B * logratio_B,
+            rewards__accuracies=(leaning_B * logratio_B > 0),
+        )
+        loss = weighted_mean(kto_loss(logratio_B, kl, p_B, beta=self.beta), weight_B, self.count(num_items_in_batch))
+        return (loss, None) if return_outputs else loss
+
+    def _logps(self, model: Any, inputs: dict[str, Any], which: str) -> torch.Tensor:
+        """Return log-probabilities summed over the matched (`""`) or the neighbours' (`"KL_"`) completions, (B,)."""
+        tokens_BT, mask_BT = inputs[f"{which}input_ids"], inputs[f"{which}attention_mask"]
+        labels_BT = tokens_BT.masked_fill(inputs[f"{which}completion_mask"] == 0, IGNORED)
+        outputs = model(input_ids=tokens_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)
+        return outputs.log_probs.float().sum(dim=1)  # type: ignore[no-any-return]
