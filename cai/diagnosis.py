@@ -54,8 +54,8 @@ ADVICE: dict[str, Advice] = {
     "verbosity": Advice(
         "It answers at length.",
         ("feedback", "preferences", "policy"),
-        "Compare the win rate with the length-controlled one; drop or down-weight labels that prefer length, or train DPO with a length-"
-        "desensitised loss.",
+        "Compare the win rate with the length-controlled one; drop or down-weight labels that prefer length, train the reward "
+        "models with `reward.balance_length`, or DPO with a length-desensitised loss.",
         r"length|concise|brief|long",
     ),
     "format gaming": Advice(

@@ -17,7 +17,7 @@ FLOORS = {
     4: "train/ evaluate/ memory status setup_check tracking",
     5: "report/ workbench/ annotating evaluation reward_models judge_card exporting auditing diagnosis merging lm_benchmarks "
     "plan costs speed",
-    6: "pipeline rewarding online_dpo training_stages stages benching chat calibrating studio/",
+    6: "pipeline rewarding online_dpo training_stages run_prompts stages benching chat calibrating studio/",
     7: "cli/",
     8: "__main__",
 }

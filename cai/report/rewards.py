@@ -16,7 +16,7 @@ BUCKETS = {
     "kind": ("Right by kind of prompt", ""),
     "length": (
         "Right by length of the better response",
-        "A model that follows length is right at one end and wrong at the other.",
+        "A model that follows length is right at one end and wrong at the other; `reward.balance_length` weighs against that.",
     ),
 }
 CURVES = (("loss", "Loss"), ("accuracy", "Training accuracy"), ("margin", "Reward margin"))
