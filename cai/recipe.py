@@ -325,7 +325,7 @@ class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
     min_words: Fraction = 0.25
     """Answers vanish where their mean length is below this share of the first look's. 0 allows any."""
     min_distinct: Fraction = 0.5
-    """Answers are alike where the share that differs from prompt to prompt is below this share of the first look's. 0 allows any."""
+    """Answers are alike where the share of different two-word runs in all of them is below this share of the first look's. 0 allows any."""
     max_repetition: Fraction = LOOPING
     """Answers loop where more than this share of their four-word runs are repeats, and it was less at the first look."""
     select: Literal["best", "last"] = "best"

@@ -404,7 +404,7 @@ class WatchPoint:
     """By prompt, in the prompts' order."""
     gold_scores: tuple[float, ...] = ()
     distinct: float = 1.0
-    """Share of the responses that differ, but for case and spaces."""
+    """Share of all responses' two-word runs that are different ones."""
     collapse: Literal["", "vanish", "alike", "loop"] = ""
     """How answers came apart since the first look, whatever the rewards say. Such a look is never the best."""
     verdict: Literal["go", "warn", "stop"] = "go"

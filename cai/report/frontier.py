@@ -38,16 +38,15 @@ def frontier_plot(arms: Mapping[str, Sequence[WatchPoint]]) -> Markup:
 
 
 def along_the_way(arms: Mapping[str, Sequence[WatchPoint]]) -> list[Markup]:
-    """Draw length, refusals, repetition, KL and, for ensembles, disagreement over training steps; how many answers differ if not all do."""
+    """Draw length, refusals, repetition, KL and, for ensembles, disagreement and variety over training steps."""
     shown: list[tuple[str, Callable[[WatchPoint], float | None], str]] = [
         ("KL to the reference", lambda p: p.kl, "Nats per response."),
         ("Words per response", lambda p: p.words, "Neither direction is better: it shows whether reward is bought with length."),
         ("Refusals", lambda p: p.refusal_rate, "Share of responses that open by refusing, by rule."),
         ("Repetition", lambda p: p.repetition, "Share of four-word runs that were there before. Lower is better."),
+        ("Variety", lambda p: p.distinct, "Share of all responses' two-word runs that are different. Low: one answer for all."),
         ("Disagreement of the reward models", lambda p: p.disagreement, "Mean standard deviation over members. It rises where they guess."),
     ]
-    if any(p.distinct < 1 for points in arms.values() for p in points):
-        shown.append(("Different answers", lambda p: p.distinct, "Share of responses that differ from prompt to prompt. Low: one for all."))
     plots = []
     for title, value, caption in shown:
         series = [

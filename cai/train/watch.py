@@ -28,7 +28,7 @@ from cai.jsonl import append_record, read_records, write_records
 from cai.recipe import WatchConfig
 from cai.records import Message, Prompt, WatchPoint
 from cai.refusals import is_refusal
-from cai.repetition import repeated_fraction
+from cai.repetition import distinct_fraction, repeated_fraction
 from cai.train.checkpoints import checkpoint_folder
 
 Verdict = Literal["go", "warn", "stop"]
@@ -125,7 +125,7 @@ class Watch:
             n=len(responses),
             proxy_scores=values,
             gold_scores=gold,
-            distinct=len({" ".join(text.lower().split()) for text in responses}) / len(responses),
+            distinct=distinct_fraction(responses),
         )
         point = replace(point, collapse=collapse(point, self.points[0], self.config) if self.points else "")
         point = replace(point, verdict=verdict([*self.points, point], self.config))
@@ -163,9 +163,9 @@ def collapse(point: WatchPoint, first: WatchPoint, config: WatchConfig) -> Colla
     """Return how answers came apart since the first look: the first sign of these that the recipe's thresholds give, or nothing."""
     if point.words < config.min_words * first.words:
         return "vanish"
-    if point.distinct < config.min_distinct * first.distinct:
-        return "alike"
-    return "loop" if point.repetition > config.max_repetition >= first.repetition else ""
+    if point.repetition > config.max_repetition >= first.repetition:
+        return "loop"
+    return "alike" if point.distinct < config.min_distinct * first.distinct else ""
 
 
 def verdict(points: Sequence[WatchPoint], config: WatchConfig) -> Verdict:
@@ -215,7 +215,7 @@ def collapse_words(first: WatchPoint, point: WatchPoint) -> str:
     if point.collapse == "vanish":
         return f"answers vanish: {point.words:.1f} words on average, and {first.words:.1f} at first"
     if point.collapse == "alike":
-        return f"answers are alike: {point.distinct:.0%} of them differ, and {first.distinct:.0%} did at first"
+        return f"answers are alike: {point.distinct:.0%} of all their two-word runs differ, and {first.distinct:.0%} did at first"
     return f"answers loop: {point.repetition:.0%} of their four-word runs are repeats, and {first.repetition:.0%} were at first"
 
 

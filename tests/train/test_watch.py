@@ -82,7 +82,7 @@ def test_other_curves_are_not(tmp_path: Path, curve: list[tuple[float, float]]) 
         (
             "I am sorry but I can not talk about such a thing at all.",
             "alike",
-            "answers are alike: 25% of them differ, and 100% did at first",
+            "answers are alike: 25% of all their two-word runs differ, and 95% did at first",
         ),
         ("{i} so it is and" + " so it is and" * 9, "loop", "answers loop: 82% of their four-word runs are repeats, and 0% were at first"),
     ],
