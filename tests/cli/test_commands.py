@@ -141,7 +141,7 @@ def test_what_a_user_can_mend_is_a_panel_and_exit_code_2(tmp_path: Path, call: C
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
-    code = "import cai.stages as s\ns.load_all = lambda *a: 1 / 0\nfrom cai.cli import main\nmain()"
+    code = "import cai.run_prompts as s\ns.load_all = lambda *a: 1 / 0\nfrom cai.cli import main\nmain()"
     import subprocess
     import sys
 
