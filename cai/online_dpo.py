@@ -2,7 +2,8 @@
 
 Each round keeps what it made in `models/policy/round-N/`: `pairs.jsonl`, `judgments.jsonl`, `preferences.jsonl` and the adapter. Sampling,
 judging, mixing and training are those of the stages that do them once; this module only goes round. A killed run goes on where it was:
-samples and judgments are in the call store, and a round's training is finished, or goes on from its checkpoint.
+samples and judgments are in the call store, and a round's training is finished, or goes on from its checkpoint. Of several processes
+the first samples and judges, and all train.
 
 Departures from the literature, which has it both ways:
 
@@ -17,6 +18,7 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ from cai.train.checkpoints import TrainResult
 from cai.train.dpo import train_dpo
 from cai.train.running import HISTORY, OnLog, is_first_process
 
-RECORDS = ("pairs.jsonl", "judgments.jsonl", "preferences.jsonl")
+PREFERENCES = "preferences.jsonl"
+"""What a round trains on."""
+RECORDS = ("pairs.jsonl", "judgments.jsonl", PREFERENCES)
 """What a round leaves beside its adapter."""
 REWARD = "reward"
 """The protocol that reward models' judgments name."""
@@ -61,10 +65,8 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
     with asyncio.Runner() as runner:  # the engines' event loop; training is no coroutine, so that Ctrl-C stops it at once
         for number in range(1, config.count + 1):
             folder = out / f"round-{number}"
-            try:
-                preferences = runner.run(judged_pairs(c, number, start, folder))
-            finally:
-                runner.run(c.release_engines())
+            c.team.lead(partial(judge_round, c, runner, number, start, folder))
+            preferences = list(read_records(folder / PREFERENCES, Preference))
             done = sum(result.steps for result in results)
 
             def log(step: int, total: int, metrics: dict[str, float], done: int = done) -> None:
@@ -74,8 +76,9 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
             reference = sft if config.reference == "sft" and start != sft else None
             results.append(train_dpo(c.recipe.policy, c.recipe.trained, start, preferences, folder, seed, log, reference=reference))
             start = folder
-    publish(start, out)
-    write_records(out / HISTORY, rounds_log(out, config.count))
+    if c.team.leads:
+        publish(start, out)
+        write_records(out / HISTORY, rounds_log(out, config.count))
     dropped = sum((Counter(result.dropped) for result in results), Counter[str]())
     return TrainResult(
         sum(result.steps for result in results),
@@ -86,8 +89,16 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
     )
 
 
-async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> list[Preference]:
-    """Sample a round's pairs from the policy at its start, have them judged, and write down and return what is trained on."""
+def judge_round(c: Context, runner: asyncio.Runner, number: int, start: Path, folder: Path) -> None:
+    """Make what a round trains on, and leave the memory to its training."""
+    try:
+        runner.run(judged_pairs(c, number, start, folder))
+    finally:
+        runner.run(c.release_engines())
+
+
+async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> None:
+    """Sample a round's pairs from the policy at its start, have them judged, and write down all three."""
     config = c.recipe.policy.rounds
     prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
     policy = await c.model(replace(c.recipe.trained, adapter=str(start)))
@@ -115,8 +126,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> li
     c.failures += mixture.dropped
     write_records(folder / "pairs.jsonl", pairs)
     write_records(folder / "judgments.jsonl", judgments)
-    write_records(folder / "preferences.jsonl", mixture.train)
-    return list(mixture.train)
+    write_records(folder / PREFERENCES, mixture.train)
 
 
 def round_prompts(prompts: Sequence[Prompt], limit: int | None, number: int, seed: int) -> list[Prompt]:

@@ -49,7 +49,7 @@ from cai.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.shards import Shard
 from cai.templates import Templates, load_templates
 from cai.tracking import PIPELINE, Tracking
-from cai.train.team import Team, gather_team
+from cai.train.team import LeaderGone, Team, gather_team
 from cai.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 
 UNTRAINED = ("respond", "critique")
@@ -130,10 +130,8 @@ class Stage:
     uses_prompts: bool = False
     trains: bool = False
     """Trains, or samples from what was trained."""
-    together: Callable[[Recipe], bool] = lambda recipe: False
+    together: bool = False
     """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
-    check: Callable[[Recipe], None] = lambda recipe: None
-    """Raises what can be known to be wrong before anything is spent."""
     shardable: bool = False
     """Whether clients may share its calls, each for its own prompts."""
     always: bool = False
@@ -237,8 +235,6 @@ def run_recipe(
     chosen = choose_stages(stages, only if shard is None else only or UNTRAINED, start)
     if shard is not None:
         _check_shardable(chosen, stages)
-    for stage in chosen:
-        stage.check(recipe)
     team = gather_team()
     if not team.leads:
         return _follow(team, recipe, workspace, stages)
@@ -257,7 +253,10 @@ def _follow(team: Team, recipe: Recipe, workspace: Workspace, stages: Sequence[S
             run = workspace.run(recipe.name)
             context = Context(recipe, workspace, run, store, constitution, templates, Manifest(recipe.name), Reporter(), team)
             context.stage = stages[number].name
-            stages[number].run(context)
+            try:
+                stages[number].run(context)
+            except LeaderGone:
+                break
     return RunSummary(recipe.name, (), (), None)
 
 
@@ -352,7 +351,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
 
     try:
         with context.reporter.stage(stage.name):
-            if stage.together(context.recipe):
+            if stage.together:
                 context.team.call(number)
             made = stage.run(context)
             entry.counts = run_interruptible(ask(made), context.reporter) if inspect.isawaitable(made) else made

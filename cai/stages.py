@@ -31,7 +31,7 @@ from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.run_prompts import write_prompts
 from cai.tracking import PIPELINE
-from cai.training_stages import SHARED_METHODS, check_policy, policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
+from cai.training_stages import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -310,7 +310,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: r.sft,
         models=lambda r: (r.trained,),
         trains=True,
-        together=lambda r: True,
+        together=True,
     ),
     Stage(
         "pairs",
@@ -352,7 +352,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: (r.reward, r.gold and r.gold.reward),
         models=lambda r: (r.trained,),
         trains=True,
-        together=lambda r: True,
+        together=True,
     ),
     Stage(
         "policy",
@@ -363,8 +363,7 @@ STAGES: tuple[Stage, ...] = (
         sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
         models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
         trains=True,
-        together=lambda r: r.policy.method in SHARED_METHODS,
-        check=check_policy,
+        together=True,
         uses_constitution=True,
         uses_templates=True,
     ),

@@ -16,7 +16,6 @@ from cai.records import Preference, Prompt, SFTExample
 from cai.reward_models import gold_model, reward_models, train_gold, train_rewards
 from cai.train.checkpoints import TrainResult
 from cai.train.running import HISTORY, OnLog, is_first_process
-from cai.train.team import refuse_processes
 from cai.train.watch import FRONTIER
 from cai.workspace import replace_stage_rows
 
@@ -43,12 +42,6 @@ def reward_stage(c: Context) -> dict[str, int]:
     if c.recipe.gold is not None:
         counts |= train_gold(c.recipe, c.recipe.gold, c.run, partial(on_log, GOLD))
     return counts
-
-
-def check_policy(recipe: Recipe) -> None:
-    """Raise `TrainingError` where several processes were started and the policy's method doesn't share its work among them."""
-    if recipe.policy.method not in SHARED_METHODS:
-        refuse_processes(f"policy.method: {recipe.policy.method}")
 
 
 def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
@@ -134,8 +127,6 @@ POLICY_METHODS: dict[str, Callable[[Context], Awaitable[dict[str, int]] | dict[s
     "rloo": online,
     "ppo": ppo,
 }
-SHARED_METHODS = ("dpo", "ppo", "grpo", "rloo")
-"""Methods whose trainer several processes may share, with the losses of one (tests/train/test_processes.py, test_ppo.py)."""
 SAMPLING = (*ONLINE, "ppo")
 """Methods that train on the policy's own samples, scored by the run's reward models."""
 

@@ -132,7 +132,11 @@ def reward_rows(
 
 
 def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return two rows of each pair, with `prompt_ids`, `completion_ids`, `p_desirable` and `weight`, and what was left out and why.
+    """Return two rows of each pair, and how many pairs were left out and why.
+
+    Rows have `prompt_ids`, `completion_ids`, `p_desirable`, `weight`, and `KL_completion_ids`: a completion of another prompt, from which
+    KTO estimates how far the policy is from its reference. It is set here and not from neighbours in a batch, so that neither the size of
+    batches nor the number of processes changes the estimate's terms.
 
     A label is taken for what it says of each side: chosen is desirable with probability `p_chosen`, rejected with the rest. Both are
     left out where `dpo_rows` would, so that both methods see the same pairs.
@@ -141,8 +145,7 @@ def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int,
         tokenizer: with a chat template.
         preferences: judged pairs.
         max_length: longest prompt plus completion in tokens.
-        seed: of the rows' order. KTO estimates a divergence from neighbours in a batch, which TRL therefore doesn't shuffle, and which
-            should not be two answers to one prompt.
+        seed: of the rows' order, in which TRL takes them.
 
     Raises:
         TrainingError: nothing is left.
@@ -154,7 +157,13 @@ def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int,
         for side, p in (("chosen_ids", pair["p_chosen"]), ("rejected_ids", 1.0 - pair["p_chosen"]))
     ]
     Random(seed).shuffle(rows)
-    return rows, dropped
+    return [{**row, "KL_completion_ids": _completion_from_elsewhere(rows, i)} for i, row in enumerate(rows)], dropped
+
+
+def _completion_from_elsewhere(rows: Sequence[dict[str, Any]], i: int) -> list[int]:
+    """Return the completion of the nearest row before the i-th that has another prompt, or of the one before it where none is near."""
+    before = [rows[(i - k) % len(rows)] for k in range(1, 9)]  # before the first is the last; pairs of one prompt are rarely more
+    return next((row for row in before if row["prompt_ids"] != rows[i]["prompt_ids"]), before[0])["completion_ids"]  # type: ignore[no-any-return]
 
 
 def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Counter[str]) -> Any:

@@ -1,14 +1,14 @@
 """Kahneman–Tversky optimization (arXiv 2402.01306) on the same preferences as DPO, from the same start and against the same reference.
 
 A thin layer over TRL's `KTOTrainer`. Departures from the paper: each side of a judged pair is a single example, desirable with the
-probability that its label gives it (see `cai.train.losses`), so both λ are 1; weights as everywhere.
+probability that its label gives it (see `cai.train.losses`), so both λ are 1; weights as everywhere; and the completion that a prompt
+gets to estimate the divergence is set beforehand, where TRL and the paper take that of a neighbour in the batch.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cai.errors import TrainingError
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments
@@ -33,19 +33,15 @@ def train_kto(
     """Train the policy on the two sides of preferences, and save it as `train_dpo` does.
 
     Args:
-        config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two, and is at least 2.
+        config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two. The divergence is estimated from
+            a batch of all processes, so gradient accumulation, other than in DPO, doesn't stand in for a larger one.
         model: as for `train_dpo`, and so are `sft_adapter`, `preferences`, `out`, `seed` and `watching`.
         on_log: called after each step, with `kl`, `rewards/margins`, `rewards/accuracies`, `loss`.
 
     Raises:
-        TrainingError: as `train_dpo`, or a batch holds a single completion, which leaves nothing to estimate the divergence from.
+        TrainingError: as `train_dpo`.
         ModelError: the model or the adapter can't be loaded.
     """
-    if config.batch_size < 2:
-        raise TrainingError(
-            "policy.batch_size is 1: KTO estimates how far the policy is from its reference by pairing the prompts of a batch with each "
-            "other's completions.\nFix: batch_size 2 or more, with a higher gradient_accumulation if need be"
-        )
     return train_policy(
         config,
         model,

@@ -16,16 +16,12 @@ from cai.train.trainers import CountsExamples, check_reference, completion_posit
 
 
 class SoftKTOCollator(DataCollatorForUnpairedPreference):  # type: ignore[misc]
-    """Pads single completions, and beside them each prompt with the completion of its neighbour in the batch; carries their labels."""
+    """Pads single completions, and beside them each prompt with another's completion; carries their labels."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return TRL's batch, with the labels `p_desirable` and `weight` (B,)."""
-        neighbours = [examples[-1], *examples[:-1]]
-        paired = [
-            {**e, "KL_completion_ids": n["completion_ids"], "label": e["p_desirable"] > 0.5}
-            for e, n in zip(examples, neighbours, strict=True)
-        ]
-        return {**super().torch_call(paired), **label_tensors(examples)}
+        sided = [{**e, "label": e["p_desirable"] > 0.5} for e in examples]
+        return {**super().torch_call(sided), **label_tensors(examples)}
 
 
 class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
@@ -62,7 +58,7 @@ class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
         return (loss, None) if return_outputs else loss
 
     def _logps(self, model: Any, inputs: dict[str, Any], which: str) -> torch.Tensor:
-        """Return log-probabilities summed over the matched (`""`) or the neighbours' (`"KL_"`) completions, (B,)."""
+        """Return log-probabilities summed over the row's own (`""`) or another prompt's (`"KL_"`) completions, (B,)."""
         tokens_BT, mask_BT = inputs[f"{which}input_ids"], inputs[f"{which}attention_mask"]
         labels_BT = tokens_BT.masked_fill(inputs[f"{which}completion_mask"] == 0, IGNORED)
         outputs = model(input_ids=tokens_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)

@@ -6,6 +6,7 @@ stage that trains, the leader calls the others by the stage's number; they read 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,11 @@ PATIENCE = timedelta(days=30)
 """How long the others wait for the leader, who may be sampling for hours; the library's own limits are minutes."""
 STALL = timedelta(hours=2)
 """How long a process waits for the others inside a training, where the first also measures and saves."""
-_OVER = -1
+_OVER, _DONE = -1, -2
+
+
+class LeaderGone(Exception):
+    """The leader has failed, and says itself why."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,18 @@ class Team:
         """Have the others run a stage, by its number. Only the leader calls."""
         if self.size > 1:
             self._broadcast(stage)
+
+    def lead(self, work: Callable[[], None]) -> None:
+        """Have the leader do something within a stage that all take part in, while the others wait.
+
+        Raises:
+            LeaderGone: in the others, where it failed.
+        """
+        if self.leads:
+            work()
+            self.call(_DONE)
+        elif self.awaited() is None:
+            raise LeaderGone
 
     def dismiss(self) -> None:
         """Let the others go. Only the leader does, as its last word."""

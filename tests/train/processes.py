@@ -7,6 +7,7 @@ from pathlib import Path
 from cai.recipe import ModelSpec, OnlineConfig, PolicyConfig, WatchConfig
 from cai.records import RewardScore
 from cai.train.dpo import train_dpo
+from cai.train.kto import train_kto
 from cai.train.online import train_online
 from cai.train.reward import train_reward
 from cai.train.running import process_count
@@ -22,7 +23,7 @@ BATCH = 4
 ONLINE = OnlineConfig(num_generations=2, max_tokens=6)
 
 
-def grpo(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:
+def sampled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:
     """Train a policy on its own samples, watched by the opposite of what it is rewarded with."""
     prompts = [prompt(i) for i in range(STEPS * BATCH // ONLINE.num_generations)]
 
@@ -40,7 +41,7 @@ def letters(items: Items) -> list[RewardScore]:
 
 
 def run_all(model_dir: Path, out: Path) -> None:
-    """Train SFT, then a reward model, and DPO and GRPO from it, and save them in `out`."""
+    """Train SFT, then a reward model, and the policies from it, and save them in `out`."""
     changes = {"batch_size": BATCH // process_count(), "epochs": 1.0, "learning_rate": 1e-3}
     texts = ["yes.", "no, and a much longer answer than that.", "perhaps", "it depends on whom one asks."]
     examples = [example(i, texts[i % 4] + str(i)) for i in range(STEPS * BATCH)]
@@ -52,7 +53,9 @@ def run_all(model_dir: Path, out: Path) -> None:
         "dpo": lambda folder: train_dpo(dpo_config(**changes), model, out / "sft", pairs, folder, 0),
         # the last of three steps has one pair left: it and repeats for the first process, repeats alone for the second
         "dpo-short": lambda folder: train_dpo(dpo_config(**changes), model, out / "sft", pairs[: 2 * BATCH + 1], folder, 0),
-        "grpo": lambda folder: grpo(dpo_config(**changes, method="grpo", online=ONLINE), model, out / "sft", folder),
+        "kto": lambda folder: train_kto(dpo_config(**changes), model, out / "sft", pairs[: STEPS * BATCH // 2], folder, 0),
+        "grpo": lambda folder: sampled(dpo_config(**changes, method="grpo", online=ONLINE), model, out / "sft", folder),
+        "rloo": lambda folder: sampled(dpo_config(**changes, method="rloo", online=ONLINE), model, out / "sft", folder),
     }
     for name, train in trainings.items():
         train(out / name)

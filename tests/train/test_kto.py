@@ -43,6 +43,15 @@ def test_a_pair_is_two_rows_told_from_either_side_and_shuffled(tiny_model_dir: P
     assert rows != kto_rows(tokenizer, [preference(i, 0.8, 0.5) for i in range(20)], 512, 1)[0]
 
 
+def test_the_divergence_is_estimated_on_another_prompts_completion(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(model_at(tiny_model_dir))
+    for pairs in (1, 2, 20):
+        rows, _ = kto_rows(tokenizer, [preference(i) for i in range(pairs)], 512, 0)
+        for row in rows:
+            [source] = [r for r in rows if r["completion_ids"] == row["KL_completion_ids"]]
+            assert (source["prompt_ids"] != row["prompt_ids"]) == (pairs > 1) and source is not row
+
+
 def test_certain_labels_give_trls_own_loss(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     from trl import KTOTrainer
     from trl.trainer.utils import add_fused_lm_head
@@ -92,9 +101,7 @@ def test_resuming_gives_the_same_policy(tiny_model_dir: Path, sft: Path, tmp_pat
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_batch_of_one_is_refused_and_a_policy_off_its_reference_too(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="batch_size is 1"):
-        train_kto(dpo_config(batch_size=1), model_at(tiny_model_dir), sft, preferences(2), tmp_path, 0)
+def test_a_policy_off_its_reference_is_refused(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     trainer = moved(trainer_for(tiny_model_dir, sft, preferences(2), tmp_path))
     trainer.state.global_step = 0
     with quiet_training(), pytest.raises(TrainingError, match="differs from its reference"):

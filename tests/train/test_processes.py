@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ import pytest
 
 from cai.jsonl import read_records
 from cai.manifest import read_manifest
-from cai.records import WatchPoint
+from cai.online_dpo import PREFERENCES
+from cai.records import Preference, WatchPoint
 from cai.train.watch import FRONTIER
+from cai.workspace import Workspace
+from tests.test_online_dpo import ROUNDS
 from tests.test_stages import tiny_workspace
 from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all
 from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
 
-TOGETHER = ("sft", "reward", "dpo", "grpo")
+TOGETHER = ("sft", "reward", "dpo", "kto", "grpo", "rloo")
 
 
 def torchrun(*command: str, cwd: Path = ROOT, processes: int = 2) -> "subprocess.CompletedProcess[str]":
@@ -49,6 +53,12 @@ def test_two_processes_train_as_one_does(trained: tuple[Path, Path], kind: str) 
     assert len(losses(one)) == STEPS
     assert losses(two) == pytest.approx(losses(one), rel=1e-4, abs=1e-5)
     assert_same_weights(one, two, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_ktos_divergence_is_that_of_all_processes(trained: tuple[Path, Path]) -> None:
+    one, two = ([step["kl"] for step in rows(folder / "kto" / "training_log.jsonl")] for folder in trained)
+    assert max(one) > 0.0 and two == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -83,6 +93,35 @@ def test_a_run_is_led_by_one_process_and_trained_by_two(tmp_path: Path, tiny_mod
 
 
 @pytest.mark.slow
+def test_rounds_of_online_dpo_are_sampled_by_one_process_and_trained_by_two_as_by_one(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "one", tiny_model_dir)
+    assert cai(workspace.root, "run", "runs/s.yaml", "--only", "respond,critique,sft").returncode == 0
+    shutil.copytree(workspace.root, tmp_path / "two")
+    overrides = [o for value in (*ROUNDS, "policy.rounds.prompts=8") for o in ("--set", value)]
+    command = ("run", "runs/s.yaml", "--only", "policy", "--json", *overrides)
+    assert cai(workspace.root, *command).returncode == 0
+    done = torchrun("-m", "cai", *command, "--set", "policy.batch_size=2", cwd=tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (w.run("s").model("policy") for w in (workspace, Workspace(tmp_path / "two")))
+    for number in ("round-1", "round-2"):
+        texts = [[(p.chosen, p.rejected, p.p_chosen) for p in read_records(f / number / PREFERENCES, Preference)] for f in (one, two)]
+        assert texts[0] == texts[1] and len(texts[0]) % 4 == 0, "else the last step would repeat some pairs"
+        assert losses(two / number) == pytest.approx(losses(one / number), rel=1e-4, abs=1e-5)
+        assert_same_weights(one / number, two / number, rtol=1e-3, atol=2e-5)
+    assert_same_weights(two, two / "round-2")
+
+
+@pytest.mark.slow
+def test_a_round_that_fails_ends_every_process_with_one_message(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    assert cai(workspace.root, "run", "runs/s.yaml", "--only", "respond,critique,sft").returncode == 0
+    overrides = [o for value in (*ROUNDS, "preferences.min_margin=0.5") for o in ("--set", value)]  # no label is so certain
+    done = torchrun("-m", "cai", "run", "runs/s.yaml", "--only", "policy", *overrides, cwd=workspace.root)
+    assert done.returncode != 0 and not (workspace.run("s").model("policy") / "round-1" / "adapter_model.safetensors").exists()
+    assert done.stderr.count("DataError") == 1
+
+
+@pytest.mark.slow
 def test_a_users_error_ends_every_process_with_one_message(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w", RECIPE)
     done = torchrun("-m", "cai", "run", "runs/s.yaml", "--only", "policy", "--set", "constitution=nowhere.yaml", cwd=workspace.root)
@@ -95,11 +134,3 @@ def test_a_command_that_cannot_share_its_work_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = cai(workspace.root, "plan", "runs/s.yaml")
     assert done.returncode == 2 and "cai plan: started 2 times at once" in done.stderr
-
-
-def test_a_method_that_cannot_share_its_work_is_refused_before_anything_is_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = make_workspace(tmp_path / "w", RECIPE)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = cai(workspace.root, "run", "runs/s.yaml", "--set", "policy.method=kto")
-    assert done.returncode == 2 and "policy.method: kto: started 2 times at once" in done.stderr
-    assert not (workspace.root / "runs" / "s" / "manifest.json").exists()
