@@ -20,8 +20,8 @@ from cai.models.slots import Slots, join
 
 SHORTEST_SHARED_TOKENS = 16
 """A beginning shorter than this isn't worth a forward pass of its own."""
-CPU_TOKENS = 2048
-"""Tokens per forward pass: enough for the matrix units, few enough that activations stay near the processor."""
+CPU_TOKENS = 512
+"""Tokens per forward pass: enough for the matrix units, few enough that rows are of nearly one length and activations stay near."""
 GPU_TOKENS = 16384
 
 

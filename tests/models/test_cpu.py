@@ -18,9 +18,19 @@ from cai.recipe import ModelSpec
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=320, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
+    made = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        if parameter.dim() == 1:  # biases and norms, which start as zeros and ones
+            parameter.uniform_(0.5, 1.5)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -34,9 +44,20 @@ def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM, dtype: tor
     with torch.inference_mode():
         plain = model(ids).logits.float()
         quick = cpu.speed_up(model)(ids).logits.float()
-    assert any(isinstance(m, cpu.GatedMLP) for m in model.modules())
-    assert any(isinstance(m, cpu.PackedLinear) for m in model.modules())
+    kinds = {type(m) for m in model.modules()}
+    assert {cpu.GatedMLP, cpu.PackedLinear} <= kinds
+    assert ({cpu.RotaryAttention, torch.nn.RMSNorm} <= kinds) is (dtype == torch.float32)
     torch.testing.assert_close(quick, plain, **close)
+
+
+def test_small_weights_are_turned_in_float32_and_large_ones_packed(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not cpu._can_pack(torch.float32):
+        pytest.skip("this PyTorch has no packed linear layers for this processor")
+    monkeypatch.setattr(cpu, "_SMALL_WEIGHTS", 64 * 64)
+    cpu.speed_up(model.float())
+    attention, down = model.model.layers[0].self_attn, model.model.layers[0].mlp.down
+    assert type(attention.q) is torch.nn.Linear and attention.q.weight.T.is_contiguous()
+    assert type(down) is cpu.PackedLinear and type(model.lm_head) is cpu.PackedLinear
 
 
 @pytest.mark.parametrize("tied", [True, False])
