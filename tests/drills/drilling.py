@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -45,6 +46,15 @@ class ModelServer:
     def answered(self) -> Counter[str]:
         """How often each request was answered whole."""
         return Counter(key for what, key in self.lines() if what == "answered")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let it answer nothing for the block; what is asked meanwhile waits."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it at once."""

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -181,7 +182,11 @@ def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
 def test_two_clients_share_one_store(tmp_path: Path, calm: tuple[Counter[str], dict[str, bytes]]) -> None:
     with model_server(tmp_path / "log", seconds=0.02) as server:
         workspace = drill_workspace(tmp_path / "w", server.port)
-        runs = [start_run(workspace), start_run(workspace, "--name", "other")]
+        with server.held():  # until both are about to ask
+            runs = [start_run(workspace), start_run(workspace, "--name", "other")]
+            for name, run in zip(("s", "other"), runs, strict=True):
+                wait_until(workspace.run(name).manifest.exists, run)
+            time.sleep(1.0)
         for run in runs:
             _, err = run.communicate(timeout=120)
             assert run.returncode == 0, err
