@@ -238,10 +238,9 @@ def run_recipe(
     team = gather_team()
     if not team.leads:
         return _follow(team, recipe, workspace, stages)
-    try:
-        return _lead(team, recipe, workspace, stages, chosen, reporter, shard, command)
-    finally:
-        team.dismiss()
+    summary = _lead(team, recipe, workspace, stages, chosen, reporter, shard, command)
+    team.dismiss()  # one that has failed says why and ends, which ends the others: they may be anywhere in a training
+    return summary
 
 
 def _follow(team: Team, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:

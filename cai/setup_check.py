@@ -101,6 +101,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
 def _late_problems(recipe: Recipe) -> list[str]:
     """Return what the stages that train would find wrong with their settings, hours after the start."""
     policy, reward, problems = recipe.policy, recipe.reward, []
+    if policy.method == "kto" and policy.batch_size < 2:
+        problems.append("policy.batch_size: 1, and KTO estimates a divergence over a batch. Make it 2 or more")
     longest = {"ppo": ("ppo.response_length", policy.ppo.response_length)}
     longest |= dict.fromkeys(ONLINE, ("online.max_tokens", policy.online.max_tokens))
     if policy.method in longest:

@@ -44,6 +44,7 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("preferences.human=[{path: labels.jsonl}]", "preferences.human: .*labels.jsonl"),
         ("feedback.bench_pairs=none.jsonl", "feedback.bench_pairs: .*none.jsonl"),
         ("weights={path: ./nowhere}", "nowhere"),
+        ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),

@@ -31,7 +31,7 @@ _SILU = ("SiLU", "SiLUActivation")
 _ROTARY = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 _SMALL_WEIGHTS = 1_000_000
-"""Up to this many float32 weights, MKL's product takes less time than oneDNN's (docs/log.md); it wants them transposed."""
+"""Up to this many float32 weights, MKL's product takes less time than oneDNN's or about as long (docs/log.md); it wants them transposed."""
 _MOST_SCORES = 8_000_000
 """Attention scores to hold at once; above this, the flash kernel, which holds none, is as fast."""
 
@@ -66,9 +66,11 @@ def _quick_block(module: Any, dtype: torch.dtype) -> Any:
         return module
     if parts.keys() == {"gate_proj", "up_proj", "down_proj"} and type(getattr(module, "act_fn", None)).__name__ in _SILU:
         return GatedMLP(module)
-    if dtype == torch.float32 and kind in _ROTARY:
+    if dtype != torch.float32 or not type(module).__module__.startswith("transformers.models."):
+        return module
+    if kind in _ROTARY:
         return RotaryAttention(module)
-    if dtype == torch.float32 and kind in _NORMS:
+    if kind in _NORMS:
         norm = nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
         norm.weight = module.weight
         return norm

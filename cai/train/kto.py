@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cai.errors import TrainingError
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments
@@ -33,15 +34,21 @@ def train_kto(
     """Train the policy on the two sides of preferences, and save it as `train_dpo` does.
 
     Args:
-        config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two. The divergence is estimated from
-            a batch of all processes, so gradient accumulation, other than in DPO, doesn't stand in for a larger one.
+        config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two, and is at least 2. The
+            divergence is estimated from a batch of all processes, so gradient accumulation, other than in DPO, doesn't stand in for a
+            larger one.
         model: as for `train_dpo`, and so are `sft_adapter`, `preferences`, `out`, `seed` and `watching`.
         on_log: called after each step, with `kl`, `rewards/margins`, `rewards/accuracies`, `loss`.
 
     Raises:
-        TrainingError: as `train_dpo`.
+        TrainingError: as `train_dpo`, or a batch holds a single completion, which is too few to estimate the divergence from.
         ModelError: the model or the adapter can't be loaded.
     """
+    if config.batch_size < 2:
+        raise TrainingError(
+            "policy.batch_size is 1: KTO estimates how far the policy is from its reference over the completions of a batch.\n"
+            "Fix: batch_size 2 or more, with a higher gradient_accumulation if need be"
+        )
     return train_policy(
         config,
         model,

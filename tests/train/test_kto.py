@@ -101,7 +101,9 @@ def test_resuming_gives_the_same_policy(tiny_model_dir: Path, sft: Path, tmp_pat
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_policy_off_its_reference_is_refused(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+def test_a_batch_of_one_is_refused_and_a_policy_off_its_reference_too(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="batch_size is 1"):
+        train_kto(dpo_config(batch_size=1), model_at(tiny_model_dir), sft, preferences(2), tmp_path, 0)
     trainer = moved(trainer_for(tiny_model_dir, sft, preferences(2), tmp_path))
     trainer.state.global_step = 0
     with quiet_training(), pytest.raises(TrainingError, match="differs from its reference"):
