@@ -6,8 +6,8 @@ That recipe (as in llm-swarm's constitutional-AI example): for each prompt one c
 and awaits three replies one after the other; a semaphore bounds the prompts in flight, and all rows stay in memory until the end. Both
 make three calls a prompt, have as many in flight, and talk to the tests' own server, whose chat replies take `--seconds` each, or to a
 real one (`CAI_TEST_SERVER`, as for the server tests). `cai` also commits every call to its store and streams records. Three ratios:
-prompts a second; tokens that the server makes a second, because a real model answers few-shots more briefly; and the characters of prompts
-that each sends: few-shots and the growing chat are what a server has to read.
+prompts a second; tokens that the server makes a second, because a real model may answer few-shots more briefly; and the characters of
+prompts that each sends: few-shots and the growing chat are what a server has to read.
 """
 
 import argparse
