@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,24 @@ class CallStore:
             raise StoreError(
                 f"{self.path}: call store of version {version}, this cai reads {SCHEMA_VERSION}. Use the cai that made it, or move it away."
             )
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._write_ahead()
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Keep a journal ahead of the file. Two that do so to a new file at once are told that it is locked, without the usual wait."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as e:
+                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
 
     def get(self, key: str, reply_type: type[T]) -> T | None:
         """Return the stored reply, or None. Raises `StoreError`."""

@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +347,19 @@ def test_a_killed_run_resumes_to_identical_outputs_and_repeats_no_finished_call(
     assert out == calm
     assert (made, reused) == (300 - len(finished), len(finished))
     assert not finished & set((tmp_path / "resumed.log").read_text().splitlines())
+
+
+def test_a_new_store_may_be_opened_by_several_at_one_instant(tmp_path: Path) -> None:
+    start = threading.Barrier(4)
+
+    def open_store(number: int) -> None:
+        start.wait()
+        CallStore(tmp_path / f"{number}.sqlite").close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(60):
+            for opened in [pool.submit(open_store, number) for _ in range(4)]:
+                opened.result()
 
 
 def test_two_processes_write_one_store_at_once(path: Path, tmp_path: Path) -> None:
