@@ -41,7 +41,7 @@ def config_of(case: dict[str, Any]) -> Any:
 def predicted(case: dict[str, Any], d: Dimensions, model: str) -> float:
     if case["kind"] == "generate":
         spec = ModelSpec(path=model, precision=case.get("precision", "auto"), batch_size=32)
-        return generation_bytes(d, spec, PROMPT + COMPLETION)
+        return generation_bytes(d, spec, PROMPT + COMPLETION, "cpu")
     pairs = 1 if case["kind"] == "sft" else 2
     tokens = BATCH * (PROMPT + pairs * COMPLETION)
     scored = 0 if case["kind"] == "reward" else BATCH * pairs * COMPLETION

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast, get_args
+from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 from msgspec.structs import replace
 
@@ -23,12 +23,15 @@ from cai.feedback.judge import Judge
 from cai.interrupt import run_interruptible
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
-from cai.models.opening import open_engine
+from cai.models.opening import open_engine, release_memory
 from cai.recipe import Aggregate, FeedbackConfig, ProtocolName, Recipe
 from cai.records import EvalResult, Failure, Response
 from cai.reward_models import folder_accuracies
 from cai.templates import load_templates
 from cai.workspace import Workspace, find_workspace
+
+if TYPE_CHECKING:
+    from cai.train.ensemble import RewardEnsemble
 
 T = TypeVar("T")
 Measure = Callable[..., Awaitable[T]]
@@ -225,8 +228,15 @@ def _judged(
             engine = await open_engine(recipe.model)
             try:
                 judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed, calibration=weighed)
-                load = (lambda: load_ensemble(rewards, aggregate=aggregate)) if rewards else None
-                return await measure(answers, judge, load, recipe, failures, reporter, *([known] if with_knowledge else []))
+
+                async def load() -> "RewardEnsemble":
+                    await engine.close()
+                    release_memory()
+                    return load_ensemble(rewards, aggregate=aggregate)
+
+                return await measure(
+                    answers, judge, load if rewards else None, recipe, failures, reporter, *([known] if with_knowledge else [])
+                )
             finally:
                 await engine.close()
 

@@ -31,6 +31,8 @@ MEAN_FILL = 0.85
 """Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
 TURN_TOKENS = 6
 """That a chat template puts around a turn, and after the last one to open the answer."""
+SYSTEM_TOKENS = 24
+"""Of the system prompt that some chat templates put in front by themselves; the local model runs it once for a batch."""
 REWRITE_TOKENS = 25
 """That the audit's rewrite of an answer adds, on average; the one that says everything twice adds the answer too."""
 
@@ -113,28 +115,36 @@ def answering(
     speed = speed_of(shape, spec.precision)
     rows = min(calls, spec.batch_size)
     seconds = (
-        prompt_seconds(speed, shape, prompts * prompt_tokens, prompt_tokens)
+        prompt_seconds(speed, shape, prompts * (prompt_tokens - SYSTEM_TOKENS), prompt_tokens)
         + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt_tokens)
         + calls * mean * draw_seconds(speed, sampling.temperature, sampling.top_p)
     )
-    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt_tokens + sampling.max_tokens)
+    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt_tokens + sampling.max_tokens, speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
 def asking(
-    name: str, spec: ModelSpec, speed_of: SpeedOf, texts: float, text_tokens: float, questions: float, question_tokens: float
+    name: str,
+    spec: ModelSpec,
+    speed_of: SpeedOf,
+    texts: float,
+    text_tokens: float,
+    questions: float,
+    question_tokens: float,
+    prompt_tokens: float = SYSTEM_TOKENS,
 ) -> StagePlan:
     """Return what comparing the answers of questions about texts costs: every question is billed with its whole text, and the local
-    model runs a text once for all questions about it."""
+    model runs a text once for all questions about it, and once for two texts the prompt that both begin with."""
     calls = round(texts * questions)
     done = _billed(name, spec, calls, text_tokens + question_tokens, 0)
     shape = read_dimensions(spec)
     if shape is None or not calls:
         return done
     speed = speed_of(shape, spec.precision)
-    computed = texts * (text_tokens + questions * question_tokens)
+    computed = texts * (text_tokens - (SYSTEM_TOKENS + prompt_tokens) / 2 + questions * question_tokens)
     seconds = prompt_seconds(speed, shape, computed, text_tokens) + calls * speed.head_seconds
-    memory = generation_bytes(shape, structs.replace(spec, batch_size=min(calls, spec.batch_size)), text_tokens + question_tokens)
+    few = structs.replace(spec, batch_size=min(calls, spec.batch_size))
+    memory = generation_bytes(shape, few, text_tokens + question_tokens, speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -164,11 +174,11 @@ def judging(
     """
     one, both = prompt + response, prompt + 2 * response
     if config.protocol == "pointwise":
-        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question)
+        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question, prompt)
     if config.protocol == "pointwise-contrast":
-        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question)
+        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question, prompt)
     if config.protocol == "pairwise":
-        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison)
+        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison, prompt)
     if config.protocol == "pairwise-cot":
         thought = SamplingSpec(max_tokens=config.cot_max_tokens)
         reasons = answering(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, thought)
@@ -258,7 +268,8 @@ def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, tokens: 
     speed = speed_of(shape, recipe.reward.precision)
     tokens = min(tokens, recipe.reward.max_length)
     seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, texts * tokens, tokens)
-    return StagePlan(name, seconds=seconds, memory_bytes=round(scoring_bytes(shape, recipe.reward.precision, texts * tokens)))
+    memory = scoring_bytes(shape, recipe.reward.precision, texts * tokens, speed.device)
+    return StagePlan(name, seconds=seconds, memory_bytes=round(memory))
 
 
 def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: float, answer: float) -> StagePlan:

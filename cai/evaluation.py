@@ -3,9 +3,9 @@
 The measures themselves are in `cai.evaluate`; this module only gathers what they need.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cai.console import Reporter
 from cai.critique import respond
@@ -29,6 +29,8 @@ from cai.templates import Templates
 
 if TYPE_CHECKING:
     from cai.train.ensemble import RewardEnsemble
+
+LoadRewards: TypeAlias = "Callable[[], Awaitable[RewardEnsemble]]"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ async def ask_knowledge(
 async def measure_answers(
     answers: Mapping[str, Sequence[Response]],
     judge: Judge,
-    load_rewards: "Callable[[], RewardEnsemble] | None",
+    load_rewards: "LoadRewards | None",
     recipe: Recipe,
     failures: list[Failure],
     reporter: Reporter,
@@ -137,16 +139,16 @@ async def measure_answers(
     Args:
         answers: model name to its responses; `base` first.
         judge: compares each model's response with the base model's, and says which answers to harmful prompts are harmful.
-        load_rewards: loads the reward models, once the judge is done; None leaves their measures out.
+        load_rewards: loads the reward models, once nothing more is asked of the judge; None leaves their measures out.
         recipe: window, failure limit and seed.
         failures: gets what couldn't be judged.
         reporter: shows progress.
         knowledge: model name to what `ask_knowledge` gave.
     """
     p_wins = await _win_probabilities(answers, judge, recipe, failures, reporter)
-    scores = {} if load_rewards is None else score_answers(answers, load_rewards())
-    rewards = {model: {i: s.value for i, s in found.items()} for model, found in scores.items()}
     p_harmful = await _harm_probabilities(answers, judge, recipe, failures, reporter)
+    scores = {} if load_rewards is None else score_answers(answers, await load_rewards())
+    rewards = {model: {i: s.value for i, s in found.items()} for model, found in scores.items()}
     results = evaluate_policies(answers, Verdicts(p_wins, rewards, p_harmful), recipe.seed)
     spread = {model: {i: s.std for i, s in found.items() if len(s.members) > 1} for model, found in scores.items()}
     for model, stds in spread.items():
@@ -234,7 +236,7 @@ async def _harm_probabilities(
 async def hold_arena(
     answers: Mapping[str, Sequence[Response]],
     judge: Judge,
-    load_rewards: "Callable[[], RewardEnsemble] | None",
+    load_rewards: "LoadRewards | None",
     recipe: Recipe,
     failures: list[Failure],
     reporter: Reporter,
@@ -270,7 +272,7 @@ async def hold_arena(
     duels = [*tied, *[duel async for duel, failure in results if failure is None]]
     arenas = [rate(duels, "judge", recipe.seed)]
     if load_rewards is not None:
-        scores = {m: {i: s.value for i, s in mine.items()} for m, mine in score_answers(answers, load_rewards()).items()}
+        scores = {m: {i: s.value for i, s in mine.items()} for m, mine in score_answers(answers, await load_rewards()).items()}
         by_reward = [
             Duel(i, a, b, outcome)
             for a, b in pairings(list(found))

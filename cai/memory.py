@@ -7,15 +7,12 @@ What it can't say (the interpreter and libraries, an allocator's waste) is one c
 Counted for a Llama-like decoder: grouped attention, a gated MLP, no attention matrix kept (SDPA), LoRA weights in float32 under autocast.
 """
 
-import ctypes
-import gc
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cai.models.embedded import EMBEDDED
-from cai.models.precision import resolved_precision
+from cai.models.precision import resolved_precision, tokens_at_once
 from cai.recipe import ModelSpec, Precision, TrainSpec
 
 PROCESS_BYTES = 0.75e9
@@ -27,8 +24,6 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 SCORE_BYTES = 28.0
 """Per position that is scored and entry of the vocabulary, fitted to SFT's measured peaks: logits, float32 log-probabilities, entropy and
 their gradients, several of them at once."""
-SCORED_TOKENS = 16_384
-"""That reward models run at once (`cai.train.ensemble`)."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
 """Per trained weight: both of Adam's moments."""
 
@@ -167,18 +162,19 @@ def activation_bytes(d: Dimensions, precision: Precision) -> float:
     return BYTES[resolved_precision(precision)] * (6 * d.hidden + 3 * attention + 3 * cache + 5 * d.intermediate) + 4.0 * 4 * d.hidden
 
 
-def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float) -> float:
+def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str) -> float:
     """Return the peak of answering `spec.batch_size` prompts at once.
 
     Args:
         d: the model's shape.
         spec: precision and batch size; an adapter is merged in float32 before it is rounded, unless the base is 4-bit.
         tokens: of one sequence, prompt and completion.
+        device: where: "cpu" or "cuda".
     """
     size = BYTES[resolved_precision(spec.precision)]
     cache = spec.batch_size * tokens * 2 * d.layers * d.key_value_heads * d.head_size * size
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
-    prefill = spec.batch_size * tokens * (6 * d.hidden + 3 * d.intermediate) * size
+    prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, device)
     running = weight_bytes(d, spec.precision) + cache + max(scores, prefill)
     loading = loading_bytes(d, spec.precision)
     if spec.adapter is not None and spec.precision != "nf4":
@@ -186,18 +182,12 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float) -> float:
     return PROCESS_BYTES + max(running, loading)
 
 
-def scoring_bytes(d: Dimensions, precision: Precision, tokens: float) -> float:
-    """Return the peak of reward models that score texts, with `tokens` in all: a lone member is merged in float32, and no more than
-    `SCORED_TOKENS` run at once."""
-    at_once = min(tokens, SCORED_TOKENS) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]
-    return PROCESS_BYTES + max(weight_bytes(d, precision) + at_once, loading_bytes(d, "float32" if precision != "nf4" else precision))
+def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
+    """Return the peak of reward models that score texts, with `tokens` in all: a lone member is merged in float32."""
+    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, device)
+    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision))
 
 
-def release_memory() -> None:
-    """Give the system back what nothing uses any more. After an engine or a training, glibc keeps freed blocks of some tenths of a GiB."""
-    gc.collect()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (AttributeError, OSError):  # another C library
-            return
+def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
+    """Return what a layer's activations take where no gradient is wanted; there are `tokens` in all, of which some run at once."""
+    return min(tokens, tokens_at_once(device)) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]

@@ -40,9 +40,8 @@ from cai.manifest import (
     reset_device_peak,
     write_manifest,
 )
-from cai.memory import release_memory
 from cai.models.base import Engine, TextModel
-from cai.models.opening import open_engine
+from cai.models.opening import open_engine, release_memory
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.setup_check import check_setup, local_prompts, spec_fingerprint

@@ -5,6 +5,8 @@ templates' wording, and the sampling limits. Seconds are counted work at the spe
 (`cai.speed`), corrected, stage by stage, by what the last finished run of the same model took on this machine.
 """
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
@@ -15,6 +17,7 @@ from msgspec import structs
 from cai.constitution.load import load_constitution
 from cai.costs import (
     MEAN_FILL,
+    SYSTEM_TOKENS,
     TURN_TOKENS,
     SpeedOf,
     StagePlan,
@@ -33,21 +36,19 @@ from cai.costs import (
     training,
 )
 from cai.data.human import load_pairs
-from cai.data.prompts import load_all
+from cai.data.prompts import LeftOut, stream_prompts
 from cai.errors import CaiError
 from cai.jsonl import read_records
 from cai.manifest import machine_facts, read_manifest
 from cai.memory import Dimensions
 from cai.recipe import ONLINE, Precision, Recipe, SamplingSpec, load_recipe
-from cai.records import Constitution, Preference, Prompt
+from cai.records import Constitution, Preference, Principle, Prompt, PromptKind
 from cai.setup_check import check_setup
 from cai.speed import IMPORT_SECONDS, Speed, measure_speed
-from cai.templates import Template, Templates, load_templates
+from cai.templates import Template, Templates, Value, load_templates
 from cai.workspace import Workspace
 
 CHARACTERS_PER_TOKEN = 4.3
-TEMPLATE_TOKENS = 30
-"""That a chat template puts around a conversation of one turn, the system prompt of its own included that some have."""
 FACT_TOKENS = 48
 """Longest answer to a question that asks for a name or a number."""
 
@@ -123,17 +124,19 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
     """Return every stage's cost at a speed."""
     constitution = load_constitution(workspace.root / recipe.constitution)
     words = wording(constitution, load_templates(workspace.root / recipe.templates))
-    train = list(load_all(recipe.prompts.train, workspace.root, recipe.seed).prompts)
-    evaluate = list(load_all(recipe.prompts.evaluate, workspace.root, recipe.seed).prompts)
-    critiqued = [p for p in train if p.kind in recipe.critique.kinds]
-    asked = asked_principles(recipe.feedback, round(sum(len(constitution.for_kind(p.kind)) for p in train) / max(1, len(train))))
+    train, evaluate = (
+        _counted(stream_prompts(sources, workspace.root, recipe.seed, LeftOut()))
+        for sources in (recipe.prompts.train, recipe.prompts.evaluate)
+    )
+    critiqued = sum(train.kinds[kind] for kind in set(recipe.critique.kinds))
+    applying = sum(n * len(constitution.for_kind(kind)) for kind, n in train.kinds.items())
+    asked = asked_principles(recipe.feedback, round(applying / max(1, train.count)))
     model, judge = recipe.model, recipe.feedback.judge or recipe.model
-    prompt, answer = _tokens(train), MEAN_FILL * recipe.respond.sampling.max_tokens
+    prompt, answer = train.tokens, MEAN_FILL * recipe.respond.sampling.max_tokens
     revised, sampled = MEAN_FILL * recipe.critique.sampling.max_tokens, MEAN_FILL * recipe.pairs.sampling.max_tokens
-    evaluated, shown = MEAN_FILL * recipe.evaluate.sampling.max_tokens, _tokens(evaluate)
-    rounds, pairs = recipe.critique.rounds, len(train) * recipe.pairs.per_prompt
+    evaluated, shown = MEAN_FILL * recipe.evaluate.sampling.max_tokens, evaluate.tokens
+    rounds, pairs = recipe.critique.rounds, train.count * recipe.pairs.per_prompt
     contrast = pairs if recipe.pairs.contrast else 0
-    harmful = sum(p.kind == "harmful" for p in evaluate)
 
     def judged(name: str, count: float, text: float, response: float) -> StagePlan:
         return judging(name, judge, speed_of, recipe.feedback, words, count, asked, text, response)
@@ -141,19 +144,19 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
     def answered(name: str, spec: Any, count: float, tokens: float, sampling: SamplingSpec, per_prompt: int = 1) -> StagePlan:
         return answering(name, spec, speed_of, count, tokens, sampling, per_prompt)
 
-    examples = len(critiqued) * (rounds if recipe.critique.train_on == "every" else 1) + len(train) - len(critiqued)
-    preferences = pairs + contrast + len(critiqued)
+    examples = critiqued * (rounds if recipe.critique.train_on == "every" else 1) + train.count - critiqued
+    preferences = pairs + contrast + critiqued
     adapted = structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
-    questions = rounds * len(critiqued)
+    questions = rounds * critiqued
     imported = StagePlan("respond", seconds=IMPORT_SECONDS if _computes_here(recipe) else 0.0)
     bench = _bench_pairs(recipe, workspace)
     return [
-        add(imported, opening("respond", model, speed_of), answered("respond", model, len(train), prompt, recipe.respond.sampling)),
+        add(imported, opening("respond", model, speed_of), answered("respond", model, train.count, prompt, recipe.respond.sampling)),
         add(
             opening("critique", model, speed_of),
             answered("critique", model, questions, prompt + answer + words.critique, recipe.critique.sampling),
             answered("critique", model, questions, prompt + answer + words.revise + revised, recipe.critique.sampling),
-            judged("critique", len(critiqued) if recipe.critique.min_p_revised > 0 else 0, prompt, revised),
+            judged("critique", critiqued if recipe.critique.min_p_revised > 0 else 0, prompt, revised),
         ),
         training("sft", recipe.sft, recipe.trained, speed_of, examples, prompt, (revised,)),
         add(
@@ -166,20 +169,20 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
             opening("feedback", judge, speed_of),
             judged("feedback", pairs, prompt, sampled),
             # what `critique` has judged is in the call store
-            judged("feedback", 0 if recipe.critique.min_p_revised > 0 else len(critiqued), prompt, revised),
+            judged("feedback", 0 if recipe.critique.min_p_revised > 0 else critiqued, prompt, revised),
             judged("feedback", len(bench), *_lengths(bench)),
         ),
         StagePlan("preferences"),
         rewarding(recipe, speed_of, preferences, prompt, sampled),
-        _policy(recipe, speed_of, len(train), preferences, prompt, judged),
+        _policy(recipe, speed_of, train.count, preferences, prompt, judged),
         add(
             *(opening("evaluate", spec, speed_of) for spec in (recipe.trained, adapted, adapted, judge)),
-            *[answered("evaluate", adapted, len(evaluate), shown, recipe.evaluate.sampling)] * 3,
-            judged("evaluate", 2 * len(evaluate), shown, evaluated),
-            asking("evaluate", judge, speed_of, 3 * harmful, shown + evaluated, 2, words.question),
+            *[answered("evaluate", adapted, evaluate.count, shown, recipe.evaluate.sampling)] * 3,
+            judged("evaluate", 2 * evaluate.count, shown, evaluated),
+            asking("evaluate", judge, speed_of, 3 * evaluate.kinds["harmful"], shown + evaluated, 2, words.question),
             _knowledge(recipe, workspace, speed_of),
-            scoring("evaluate", recipe, speed_of, 3 * len(evaluate), shown + evaluated),
-            auditing(recipe, speed_of, len(evaluate), shown, evaluated),
+            scoring("evaluate", recipe, speed_of, 3 * evaluate.count, shown + evaluated),
+            auditing(recipe, speed_of, evaluate.count, shown, evaluated),
         ),
         StagePlan("report", seconds=1.0),
     ]
@@ -229,7 +232,7 @@ def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float,
 
 def _knowledge(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> StagePlan:
     """Return what three models' short answers to questions cost, and passages that are read."""
-    config, question = recipe.evaluate, TEMPLATE_TOKENS + 15.0
+    config, question = recipe.evaluate, SYSTEM_TOKENS + TURN_TOKENS + 15.0
     if not config.knowledge_files:
         return StagePlan("evaluate")
     facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
@@ -256,33 +259,53 @@ def _bench_pairs(recipe: Recipe, workspace: Workspace) -> list[Preference]:
 def _lengths(pairs: list[Preference]) -> tuple[float, float]:
     """Return the mean tokens of the prompts and of the responses of some pairs."""
     responses = [len(text) for p in pairs for text in (p.chosen, p.rejected)]
-    return _tokens([p.prompt for p in pairs]), sum(responses) / CHARACTERS_PER_TOKEN / max(1, len(responses))
+    return _counted(p.prompt for p in pairs).tokens, sum(responses) / CHARACTERS_PER_TOKEN / max(1, len(responses))
 
 
-def _tokens(prompts: list[Prompt]) -> float:
-    """Return the mean length of some prompts, in estimated tokens."""
-    characters = sum(len(m.content) for p in prompts for m in p.messages)
-    return TEMPLATE_TOKENS + characters / CHARACTERS_PER_TOKEN / max(1, len(prompts))
+@dataclass(frozen=True)
+class Counted:
+    """What a plan needs to know of prompts, however many they are."""
+
+    kinds: Counter[PromptKind]
+    """How many of each kind."""
+    characters: int
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.kinds.total()
+
+    @property
+    def tokens(self) -> float:
+        """Mean length, in estimated tokens, template included."""
+        return SYSTEM_TOKENS + TURN_TOKENS + self.characters / CHARACTERS_PER_TOKEN / max(1, self.count)
+
+
+def _counted(prompts: Iterable[Prompt]) -> Counted:
+    kinds: Counter[PromptKind] = Counter()
+    characters = 0
+    for p in prompts:
+        kinds[p.kind] += 1
+        characters += sum(len(m.content) for m in p.messages)
+    return Counted(kinds, characters)
 
 
 def wording(constitution: Constitution, templates: Templates) -> Wording:
     """Return the tokens that templates and principles put around a run's texts."""
 
-    def own(template: Template) -> float:
-        return sum(len(s.text) for s in template.sections)
-
-    def mean(field: str) -> float:
-        return fmean(len(getattr(p, field)) for p in constitution.principles)
-
-    def tokens(*characters: float) -> float:
-        return TURN_TOKENS + sum(characters) / CHARACTERS_PER_TOKEN
+    def tokens(template: Template, *words: Callable[[Principle], Mapping[str, str]]) -> float:
+        """Return the mean length of a template that is filled with a principle's words alone."""
+        nothing: dict[str, Value] = dict.fromkeys(template.field_names, "") | {"conversation": ()}
+        filled = [template.render(nothing | {"statement": p.statement} | dict(said(p))) for p in constitution.principles for said in words]
+        characters = fmean(sum(len(m.content) for m in rendered.messages) + len(rendered.prefill) for rendered in filled)
+        return TURN_TOKENS + characters / CHARACTERS_PER_TOKEN
 
     return Wording(
-        critique=TURN_TOKENS + tokens(own(templates.critique), mean("critique")),
-        revise=tokens(own(templates.revise), mean("statement"), mean("revision")),
-        question=tokens(own(templates.judge_pointwise), (mean("ask_positive") + mean("ask_negative")) / 2),
-        comparison=tokens(own(templates.judge_pairwise), mean("compare")),
-        statement=tokens(own(templates.likelihood_good), mean("statement")),
+        critique=TURN_TOKENS + tokens(templates.critique, lambda p: {"critique_request": p.critique}),
+        revise=tokens(templates.revise, lambda p: {"revision_request": p.revision}),
+        question=tokens(templates.judge_pointwise, lambda p: {"question": p.ask_positive}, lambda p: {"question": p.ask_negative}),
+        comparison=tokens(templates.judge_pairwise, lambda p: {"question": p.compare}),
+        statement=tokens(templates.likelihood_good, lambda p: {}),
     )
 
 

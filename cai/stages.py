@@ -7,7 +7,7 @@ that is the model's business. Those that train are in `cai.training_stages`. Num
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cai.auditing import AUDIT, audit_files
 from cai.critique import critique_and_revise, respond, revision_pair, sft_examples
@@ -32,6 +32,9 @@ from cai.reward_models import gold_data, gold_model, load_rewards, reward_models
 from cai.run_prompts import write_prompts
 from cai.tracking import PIPELINE
 from cai.training_stages import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
+
+if TYPE_CHECKING:
+    from cai.train.ensemble import RewardEnsemble
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -183,7 +186,12 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
             knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, read_progress)
         await c.release_engines()
     judge = await open_judge(c)
-    measured = await measure_answers(answers, judge, lambda: load_rewards(c.recipe, c.run), c.recipe, c.failures, c.reporter, knowledge)
+
+    async def rewards() -> "RewardEnsemble":
+        await c.release_engines()
+        return load_rewards(c.recipe, c.run)
+
+    measured = await measure_answers(answers, judge, rewards, c.recipe, c.failures, c.reporter, knowledge)
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}

@@ -31,6 +31,13 @@ def response(prompt: Prompt, text: str) -> Response:
     return Response(prompt, text, False, Provenance("test"))
 
 
+def loading(rewards: Any) -> Any:
+    async def load() -> Any:
+        return rewards()
+
+    return load
+
+
 def measured(
     answers: dict[str, list[Response]], failures: list[Failure], answer: Callable[[Request], Reply] = default_script, rewards: Any = None
 ) -> Measured:
@@ -39,7 +46,7 @@ def measured(
             constitution = load_constitution(ROOT / "constitution" / "general.yaml")
             model = TextModel(ScriptedEngine(answer), store, "evaluate")
             judge = Judge(RECIPE.feedback, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
-            return await measure_answers(answers, judge, rewards, RECIPE, failures, Reporter())
+            return await measure_answers(answers, judge, rewards and loading(rewards), RECIPE, failures, Reporter())
 
     return asyncio.run(measure())
 
@@ -191,7 +198,7 @@ def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_d
                 constitution = load_constitution(ROOT / "constitution" / "general.yaml")
                 templates = load_templates(ROOT / "prompts" / "templates")
                 judge = Judge(RECIPE.feedback, constitution, TextModel(ScriptedEngine(counting), store, "evaluate"), templates, 0)
-                return await hold_arena(answers, judge, rewards, RECIPE, [], Reporter())
+                return await hold_arena(answers, judge, rewards and loading(rewards), RECIPE, [], Reporter())
 
         return asyncio.run(run())
 

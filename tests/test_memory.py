@@ -74,9 +74,12 @@ def test_each_saving_saves_what_it_is_for() -> None:
 
 def test_a_longer_or_wider_batch_of_answers_needs_its_cache() -> None:
     spec = ModelSpec(path="owner/model", precision="bfloat16", batch_size=64)
-    per_token = 64 * 2 * 32 * 8 * 128 * 2 + 64 * (6 * 4096 + 3 * 14336) * 2
-    needed = [generation_bytes(Dimensions(4096, 32, 14336, 32, 8, 128, 128_256, False, 0.0), spec, tokens) for tokens in (2000, 3000)]
-    assert needed[1] - needed[0] == pytest.approx(1000 * per_token)
+    per_token = 64 * 2 * 32 * 8 * 128 * 2
+    shape = Dimensions(4096, 32, 14336, 32, 8, 128, 128_256, False, 0.0)
+    needed = {(n, where): generation_bytes(shape, spec, n, where) for n in (200, 2000, 3000) for where in ("cpu", "cuda")}
+    assert needed[3000, "cuda"] - needed[2000, "cuda"] == pytest.approx(1000 * per_token), "of its prompts, 16,384 tokens at once"
+    one_layer = (6 * 4096 + 3 * 14336) * 2
+    assert needed[200, "cuda"] - needed[200, "cpu"] == pytest.approx(64 * 200 * one_layer - 64 * 128_256 * 12), "scores are more"
 
 
 def test_a_model_that_is_not_here_is_unknown_and_not_fetched(tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ def test_completions_are_prompts_steps_tokens_and_draws() -> None:
     tokens = 16 * 85  # MEAN_FILL
     assert (cost.calls, cost.prompt_tokens, cost.completion_tokens) == (16, 16 * 60, tokens)
     layers = 30 * (2 * 100 * 1e-3 + tokens * (1e-5 + (60 + 50) * 1e-7))  # two batches of as many steps as the longest has tokens
-    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 16 * 60, 60) / 1e11 + layers + tokens * 1e-3)
+    own = 60 - 24  # a system prompt runs once for all
+    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 16 * own, 60) / 1e11 + layers + tokens * 1e-3)
     twice = answering("pairs", ModelSpec(batch_size=8), steady, 8, 60, greedy, per_prompt=2)
-    assert twice.calls == 16 and cost.seconds - twice.seconds == pytest.approx(layer_flop(SHAPE, 8 * 60, 60) / 1e11)  # type: ignore[operator]
+    assert twice.calls == 16 and cost.seconds - twice.seconds == pytest.approx(layer_flop(SHAPE, 8 * own, 60) / 1e11)  # type: ignore[operator]
     nucleus = [answering("a", ModelSpec(), steady, 16, 60, structs.replace(greedy, temperature=t, top_p=0.9)).seconds for t in (0.3, 1.0)]
     assert nucleus[0] < nucleus[1] < nucleus[0] + tokens * 2e-3, "a hotter draw more often needs the whole vocabulary sorted"
 
@@ -89,7 +90,9 @@ def test_completions_are_prompts_steps_tokens_and_draws() -> None:
 def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_each() -> None:
     cost = asking("feedback", ModelSpec(), steady, 4, 100, 6, 30)
     assert cost.calls == 24 and cost.prompt_tokens == 24 * 130
-    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 4 * (100 + 6 * 30), 100) / 1e11 + 24 * 1e-3)
+    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 4 * (100 - 24 + 6 * 30), 100) / 1e11 + 24 * 1e-3)
+    two_of_a_prompt = asking("feedback", ModelSpec(), steady, 4, 100, 6, 30, prompt_tokens=60)
+    assert cost.seconds - two_of_a_prompt.seconds == pytest.approx(layer_flop(SHAPE, 2 * (60 - 24), 100) / 1e11)  # type: ignore[operator]
     server = asking("feedback", ModelSpec(path="http://127.0.0.1:1/v1", prompt_price=2.0), steady, 4, 100, 6, 30)
     assert server.seconds is None and server.memory_bytes == 0 and server.cost == pytest.approx(24 * 130 * 2 / 1e6)
     scripted = asking("feedback", ModelSpec(path="scripted"), steady, 4, 100, 6, 30)

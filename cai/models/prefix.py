@@ -2,13 +2,14 @@
 
 Judging asks many questions about one text, few-shot prompts share their examples, and every prompt shares the system prompt. So the
 prompts are grouped by common beginnings, such that the tokens to compute are fewest; each group's beginning is run once, its keys
-and values are repeated for the group's rows, and only what differs is run per row. Rows of similar length go together in
-sub-batches small enough for the processor's cache, so little is spent on padding.
+and values are repeated for the group's rows, and only what differs is run per row. Beginnings share beginnings in their turn: two
+responses to one prompt have it in common, and all texts the system prompt. Rows of similar length go together in sub-batches small
+enough for the processor's cache, so little is spent on padding.
 
 The same rows in the same order always make the same sub-batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cai.models.precision import tokens_at_once
 from cai.models.slots import Slots, join
 
 SHORTEST_SHARED_TOKENS = 16
 """A beginning shorter than this isn't worth a forward pass of its own."""
-CPU_TOKENS = 512
-"""Tokens per forward pass: enough for the matrix units, few enough that rows are of nearly one length and activations stay near."""
-GPU_TOKENS = 16384
+PASS_TOKENS = 32
+"""What a pass costs beside its tokens, in tokens: on two cores it takes 30 ms over a single one, and 1 ms more for each other
+(docs/log.md). Beginnings that together save fewer tokens aren't worth one."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +90,24 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
     Args:
         model: a causal language model.
         prompts: token ids, none empty.
-        keep: how many of each prompt's last positions to return logits for.
+        keep: how many of each prompt's last positions to return logits for; 0 where only the memory is wanted.
         room: columns to leave free in the memory for what follows; None if nothing does, and no memory is wanted.
 
     Returns:
         Logits `[B, keep, vocabulary]` in the model's precision (rows in the given order, aligned on the right: a shorter prompt's
         first entries mean nothing), and the memory of all rows.
     """
-    groups = _with_even_tails(share_prefixes(prompts), prompts, keep)
+    groups = _with_even_tails(_worth_it(share_prefixes(prompts)), prompts, keep)
     group_of = {row: g for g, group in enumerate(groups) for row in group.rows}
     heads = [list(prompts[group.rows[0]][: group.length]) for group in groups]
-    shared = _run_heads(model, heads) if any(heads) else None
+    shared = run_prompts(model, heads, keep=0, room=0)[1] if any(heads) else None
 
     tails = [list(prompt[groups[group_of[i]].length :]) for i, prompt in enumerate(prompts)]
     logits: Tensor | None = None
     parts: list[Slots] = []
     order: list[int] = []
-    for rows in _sub_batches([len(t) for t in tails], _token_budget(model)):
-        width = max(len(tails[i]) for i in rows)
+    for rows in sub_batches([len(t) for t in tails], tokens_at_once(model.device.type)):
+        width = max(1, *(len(tails[i]) for i in rows))
         taken = torch.tensor([group_of[i] for i in rows], device=model.device)
         slots = Slots(model, width) if shared is None else shared.take(taken, width)
         found = slots.forward(*_left_padded([tails[i] for i in rows], model), keep=keep)
@@ -119,7 +121,14 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
     if room is None:
         return logits, None
     del shared
-    return logits, join(parts, torch.tensor(order, device=model.device), room)
+    whole = room == 0 and len(parts) == 1 and order == sorted(order)
+    return logits, parts[0] if whole else join(parts, torch.tensor(order, device=model.device), room)
+
+
+def _worth_it(groups: list[Group]) -> list[Group]:
+    """Return groups, none of them sharing anything where all together save too little."""
+    saved = sum((len(g.rows) - 1) * g.length for g in groups)
+    return groups if saved >= PASS_TOKENS else [Group(0, g.rows) for g in groups]
 
 
 def _with_even_tails(groups: list[Group], prompts: Sequence[Sequence[int]], keep: int) -> list[Group]:
@@ -131,28 +140,29 @@ def _with_even_tails(groups: list[Group], prompts: Sequence[Sequence[int]], keep
     return [g if g.length else Group(max(0, len(prompts[g.rows[0]]) - widest), g.rows) if len(g.rows) == 1 else g for g in capped]
 
 
-def _run_heads(model: Any, heads: list[list[int]]) -> Slots:
-    parts, order = [], []
-    for rows in _sub_batches([len(h) for h in heads], _token_budget(model)):
-        slots = Slots(model, max(1, max(len(heads[i]) for i in rows)))
-        slots.forward(*_left_padded([heads[i] for i in rows], model), keep=0)
-        parts.append(slots)
-        order += rows
-    return parts[0] if len(parts) == 1 and order == sorted(order) else join(parts, torch.tensor(order, device=model.device), 0)
+def sub_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Cut rows, longest first, into lists whose padded size stays within a budget of tokens, such that padding and passes cost least.
 
-
-def _token_budget(model: Any) -> int:
-    return CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
-
-
-def _sub_batches(lengths: list[int], budget: int) -> Iterator[list[int]]:
-    """Cut rows, longest first, into lists whose padded size stays within a budget of tokens."""
+    >>> sub_batches([100, 10, 100, 10], 512)
+    [[0, 2], [1, 3]]
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        count = max(1, budget // max(1, lengths[order[start]]))
-        yield order[start : start + count]
-        start += count
+    best: list[tuple[int, int]] = [(0, 0)]  # tokens' worth of the first n rows, and where the last of their lists starts
+    for end in range(1, len(order) + 1):
+        found = []
+        for start in range(end - 1, -1, -1):
+            padded = max(1, lengths[order[start]]) * (end - start)
+            if padded > budget and start < end - 1:
+                break
+            found.append((best[start][0] + padded + PASS_TOKENS, start))
+        best.append(min(found))
+    cuts = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        cuts.append(order[start:end])
+        end = start
+    return cuts[::-1]
 
 
 def _left_padded(rows: list[list[int]], model: Any) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from cai.errors import ModelError
 from cai.ids import split_fraction
 from cai.jsonl import write_text
-from cai.models.precision import resolved_precision
+from cai.models.precision import resolved_precision, tokens_at_once
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
 from cai.records import Message, Preference, RewardScore, ScoredPair
 from cai.train.encode import encode_turn
@@ -35,8 +35,6 @@ CENTRE = "centre.json"
 CENTRE_PAIRS = 64
 """128 responses: the standard error of their mean is a tenth of the scores' spread."""
 NO_LIMIT = 10**9
-SCORE_TOKENS = 16_384
-"""Padded tokens that `RewardEnsemble` runs at once; bounds memory."""
 _DEFAULTS = RewardConfig()
 
 
@@ -90,9 +88,9 @@ class RewardEnsemble:
         if member.adapter is not None:
             self.model.set_adapter(member.adapter)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        scores = [0.0] * len(ids)
+        scores, most = [0.0] * len(ids), tokens_at_once(self.model.device.type)
         while order:
-            size = max(1, SCORE_TOKENS // len(ids[order[0]]))
+            size = max(1, most // len(ids[order[0]]))
             batch, order = order[:size], order[size:]
             for i, score in zip(batch, self._score_batch([ids[i] for i in batch]), strict=True):
                 scores[i] = score - member.centre

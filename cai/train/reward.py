@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from cai.ids import derive_seed
 from cai.jsonl import write_text
+from cai.models.opening import release_memory
 from cai.recipe import ModelSpec, RewardConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
@@ -150,6 +151,7 @@ def train_reward(
     tokenizer.model_max_length = config.max_length  # saved with it, so that scoring cuts where training did
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     del trainer
+    release_memory()
     measured = {}
     if is_first_process():
         for stale in (CENTRE, METRICS):
@@ -161,6 +163,8 @@ def train_reward(
             write_text(out / METRICS, msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
             measured = _as_text(metrics)
             result = _with_metrics(result, metrics)
+        del scorer
+        release_memory()
     sources = preference_sources(preferences)
     facts = CardFacts("reward", model.path, "with a scalar head", sources, config, result, seed, measured, member.data_slice)
     write_card(out, facts)

@@ -129,6 +129,9 @@ def test_a_shared_text_is_computed_once(llama: Any, monkeypatch: pytest.MonkeyPa
     texts = [[r.randrange(3, 300) for _ in range(100)] for _ in range(2)]
     compare(llama, [Question([*text, q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
     assert computed == 2 * 100 + 32 * 3
+    computed, prompt = 0, texts[0][:70]
+    compare(llama, [Question([*prompt, *text[70:], q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
+    assert computed == 70 + 2 * 30 + 32 * 3, "two texts about one prompt have it in common"
 
 
 def test_memory_asked_for_holds_the_prompts(llama: Any) -> None:

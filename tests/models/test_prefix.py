@@ -1,10 +1,12 @@
 """Grouping by shared beginnings: the fewest tokens, every prompt once."""
 
+from itertools import product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.models import prefix
-from cai.models.prefix import Group, share_prefixes
+from cai.models.prefix import PASS_TOKENS, Group, share_prefixes, sub_batches
 
 TEXT_A, TEXT_B = [1, 2] * 60, [1, 2] * 15 + [3, 4] * 50
 
@@ -44,3 +46,24 @@ def test_every_prompt_once_and_never_dearer_than_alone(shapes: list[tuple[int, i
     one = prefix.common_prefix(min(prompts), max(prompts))
     if one >= prefix.SHORTEST_SHARED_TOKENS and all(len(p) > one for p in prompts):
         assert cost(groups, prompts) <= one + sum(len(p) - one for p in prompts)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8))
+def test_rows_are_cut_as_cheaply_as_any_cut_would(lengths: list[int]) -> None:
+    budget = 60
+
+    def cost_of(cuts: list[list[int]]) -> int:
+        return sum(PASS_TOKENS + len(rows) * max(1, *(lengths[i] for i in rows), 1) for rows in cuts)
+
+    cuts = sub_batches(lengths, budget)
+    assert sorted(i for rows in cuts for i in rows) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or len(rows) * max(lengths[i] for i in rows) <= budget for rows in cuts)
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for places in product((False, True), repeat=len(order) - 1):
+        other = [[order[0]]]
+        for i, cut in zip(order[1:], places, strict=True):
+            if cut:
+                other.append([])
+            other[-1].append(i)
+        if all(len(rows) == 1 or len(rows) * max(1, *(lengths[i] for i in rows)) <= budget for rows in other):
+            assert cost_of(cuts) <= cost_of(other)
