@@ -55,6 +55,27 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """How long texts of one sort are. What they cost goes by the mean; the memory that they need, by the longest of a batch."""
+
+    mean: float
+    longest: float
+
+    def __add__(self, other: "Tokens | float") -> "Tokens":
+        mean, longest = (other.mean, other.longest) if isinstance(other, Tokens) else (other, other)
+        return Tokens(self.mean + mean, self.longest + longest)
+
+    def capped(self, most: float) -> "Tokens":
+        """Return how long they are when cut."""
+        return Tokens(min(self.mean, most), min(self.longest, most))
+
+
+def written(max_tokens: int) -> Tokens:
+    """Return how long completions are under a limit."""
+    return Tokens(MEAN_FILL * max_tokens, max_tokens)
+
+
+@dataclass(frozen=True)
 class Wording:
     """Tokens, on average, of what is put around the texts of a run: a template's own and a principle's."""
 
@@ -93,7 +114,7 @@ def opening(name: str, spec: ModelSpec, speed_of: SpeedOf) -> StagePlan:
 
 
 def answering(
-    name: str, spec: ModelSpec, speed_of: SpeedOf, prompts: float, prompt_tokens: float, sampling: SamplingSpec, per_prompt: int = 1
+    name: str, spec: ModelSpec, speed_of: SpeedOf, prompts: float, prompt: Tokens, sampling: SamplingSpec, per_prompt: int = 1
 ) -> StagePlan:
     """Return what completions cost.
 
@@ -102,24 +123,24 @@ def answering(
         spec: the model.
         speed_of: this machine's speed with a shape.
         prompts: how many.
-        prompt_tokens: of one, template included.
+        prompt: length of one, template included.
         sampling: its longest completion, and what makes drawing dear.
         per_prompt: completions of each prompt, which runs once for them.
     """
-    mean = MEAN_FILL * sampling.max_tokens
+    mean = written(sampling.max_tokens).mean
     calls = round(prompts * per_prompt)
-    done = _billed(name, spec, calls, prompt_tokens, mean)
+    done = _billed(name, spec, calls, prompt.mean, mean)
     shape = read_dimensions(spec)
     if shape is None or not calls:
         return done
     speed = speed_of(shape, spec.precision)
     rows = min(calls, spec.batch_size)
     seconds = (
-        prompt_seconds(speed, shape, prompts * (prompt_tokens - SYSTEM_TOKENS), prompt_tokens)
-        + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt_tokens)
+        prompt_seconds(speed, shape, prompts * (prompt.mean - SYSTEM_TOKENS), prompt.mean)
+        + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt.mean)
         + calls * mean * draw_seconds(speed, sampling.temperature, sampling.top_p)
     )
-    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt_tokens + sampling.max_tokens, speed.device)
+    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt.longest + sampling.max_tokens, speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -128,23 +149,23 @@ def asking(
     spec: ModelSpec,
     speed_of: SpeedOf,
     texts: float,
-    text_tokens: float,
+    text: Tokens,
     questions: float,
-    question_tokens: float,
-    prompt_tokens: float = SYSTEM_TOKENS,
+    question: float,
+    prompt: float = SYSTEM_TOKENS,
 ) -> StagePlan:
     """Return what comparing the answers of questions about texts costs: every question is billed with its whole text, and the local
     model runs a text once for all questions about it, and once for two texts the prompt that both begin with."""
     calls = round(texts * questions)
-    done = _billed(name, spec, calls, text_tokens + question_tokens, 0)
+    done = _billed(name, spec, calls, text.mean + question, 0)
     shape = read_dimensions(spec)
     if shape is None or not calls:
         return done
     speed = speed_of(shape, spec.precision)
-    computed = texts * (text_tokens - (SYSTEM_TOKENS + prompt_tokens) / 2 + questions * question_tokens)
-    seconds = prompt_seconds(speed, shape, computed, text_tokens) + calls * speed.head_seconds
+    computed = texts * (text.mean - (SYSTEM_TOKENS + prompt) / 2 + questions * question)
+    seconds = prompt_seconds(speed, shape, computed, text.mean) + calls * speed.head_seconds
     few = structs.replace(spec, batch_size=min(calls, spec.batch_size))
-    memory = generation_bytes(shape, few, text_tokens + question_tokens, speed.device)
+    memory = generation_bytes(shape, few, text.longest + question, speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -156,8 +177,8 @@ def judging(
     words: Wording,
     pairs: float,
     asked: int,
-    prompt: float,
-    response: float,
+    prompt: Tokens,
+    response: Tokens,
 ) -> StagePlan:
     """Return what judging pairs costs by a protocol.
 
@@ -169,21 +190,22 @@ def judging(
         words: tokens around the texts.
         pairs: how many.
         asked: principles a pair.
-        prompt: tokens of a prompt.
-        response: tokens of a response.
+        prompt: length of a prompt.
+        response: length of a response.
     """
-    one, both = prompt + response, prompt + 2 * response
+    one, both = prompt + response, prompt + response + response
     if config.protocol == "pointwise":
-        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question, prompt)
+        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question, prompt.mean)
     if config.protocol == "pointwise-contrast":
-        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question, prompt)
+        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question, prompt.mean)
     if config.protocol == "pairwise":
-        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison, prompt)
+        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison, prompt.mean)
     if config.protocol == "pairwise-cot":
         thought = SamplingSpec(max_tokens=config.cot_max_tokens)
         reasons = answering(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, thought)
-        return add(reasons, asking(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, 1, MEAN_FILL * config.cot_max_tokens))
-    return asking(name, spec, speed_of, 4 * pairs * asked, words.statement + one, 1, 0)  # likelihood: under and against each principle
+        thoughts = written(config.cot_max_tokens)
+        return add(reasons, asking(name, spec, speed_of, 2 * pairs * asked, both + words.comparison + thoughts, 1, 0))
+    return asking(name, spec, speed_of, 4 * pairs * asked, one + words.statement, 1, 0)  # likelihood: under and against each principle
 
 
 def asked_principles(config: FeedbackConfig, applying: int) -> int:
@@ -213,8 +235,8 @@ def training(
     model: ModelSpec,
     speed_of: SpeedOf,
     examples: float,
-    prompt: float,
-    answers: tuple[float, ...],
+    prompt: Tokens,
+    answers: tuple[Tokens, ...],
     *,
     scored: bool = True,
     shared: bool = True,
@@ -230,8 +252,8 @@ def training(
         model: what is trained.
         speed_of: this machine's speed with a shape.
         examples: how many there are.
-        prompt: tokens of a prompt.
-        answers: tokens of each completion of an example: one for SFT, two for a pair.
+        prompt: length of a prompt.
+        answers: length of each completion of an example: one for SFT, two for a pair.
         scored: whether the completions' scores over the vocabulary are trained on; not for a reward model.
         shared: whether an example's prompt runs once for all its completions.
         reference_passes: forward passes of a reference over all examples.
@@ -244,35 +266,43 @@ def training(
     if shape is None or not examples:
         known = not examples or model.path == "scripted"
         return StagePlan(name, train_steps=steps, seconds=0.0 if known else None, memory_bytes=0 if known else None)
-    answers = tuple(min(a, config.max_length) for a in answers)
-    prompt = max(0.0, min(prompt, config.max_length - max(answers)))
-    one = (prompt + sum(answers)) if shared else (prompt * len(answers) + sum(answers))
-    tokens, targets = examples * config.epochs * one, examples * config.epochs * sum(answers) * scored
+
+    def example(prompt: float, *answers: float) -> tuple[float, float, float]:
+        """Return the tokens of an example, those of its completions, and those of its longest sequence."""
+        answers = tuple(min(a, config.max_length) for a in answers)
+        prompt = max(0.0, min(prompt, config.max_length - max(answers)))
+        return prompt * (1 if shared else len(answers)) + sum(answers), sum(answers), prompt + max(answers)
+
+    one, targets, length = example(prompt.mean, *(a.mean for a in answers))
+    longest_one, most_targets, _ = example(prompt.longest, *(a.longest for a in answers))
+    # single sequences are padded to the longest of their batch; pairs lie end to end, and not all of a batch are long
+    largest = longest_one if len(answers) == 1 else one + (longest_one - one) / math.sqrt(config.batch_size)
+    tokens, scores = examples * config.epochs * one, examples * config.epochs * targets * scored
     speed = speed_of(shape, config.precision)
     lora = config.lora if lora_layers is None else structs.replace(config.lora, layers=lora_layers)
     config = structs.replace(config, lora=lora)
     seconds = loading_seconds(speed, shape) + training_seconds(
-        speed, shape, config, tokens, prompt + max(answers), targets, reference_passes / config.epochs
+        speed, shape, config, tokens, length, scores, reference_passes / config.epochs
     )
-    memory = training_bytes(shape, config, config.batch_size * one, config.batch_size * sum(answers) * scored, adapters)
+    memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets * scored, adapters)
     return StagePlan(name, train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
 
 
-def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, tokens: float) -> StagePlan:
-    """Return what it costs to load a run's reward models, and to score texts of so many tokens with every member."""
+def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, text: Tokens) -> StagePlan:
+    """Return what it costs to load a run's reward models, and to score texts with every member."""
     model, members = recipe.trained, recipe.reward.members
     shape = None if model.is_server else read_dimensions(model)
     if shape is None:
         known = model.path == "scripted"
         return StagePlan(name, seconds=0.0 if known else None, memory_bytes=0 if known else None)
     speed = speed_of(shape, recipe.reward.precision)
-    tokens = min(tokens, recipe.reward.max_length)
+    tokens = text.capped(recipe.reward.max_length).mean
     seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, texts * tokens, tokens)
     memory = scoring_bytes(shape, recipe.reward.precision, texts * tokens, speed.device)
     return StagePlan(name, seconds=seconds, memory_bytes=round(memory))
 
 
-def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: float, answer: float) -> StagePlan:
+def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: Tokens, answer: Tokens) -> StagePlan:
     """Return what training and measuring every reward model costs. By source or principle the members share the labels, about evenly."""
     config, part = recipe.reward, 1 / recipe.reward.members
     train = preferences * (1 - recipe.preferences.held_out_fraction)
@@ -283,19 +313,19 @@ def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: flo
     return add(members, scoring("reward", recipe, speed_of, 2 * (preferences - train), prompt + answer))
 
 
-def auditing(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float, answer: float) -> StagePlan:
+def auditing(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens, answer: Tokens) -> StagePlan:
     """Return what the audit of a run's files costs: the reward models score answers and rewrites of them."""
     answers = min(REWARD_ANSWERS, prompts)
-    mean = prompt + answer + (len(REWRITES) * REWRITE_TOKENS + answer) / (1 + len(REWRITES))
-    return scoring("evaluate", recipe, speed_of, answers * (1 + len(REWRITES)), mean)
+    added = (len(REWRITES) * REWRITE_TOKENS + answer.mean) / (1 + len(REWRITES))
+    return scoring("evaluate", recipe, speed_of, answers * (1 + len(REWRITES)), prompt + answer + added)
 
 
-def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> StagePlan:
+def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> StagePlan:
     """Return what GRPO and RLOO cost: samples of the policy, scored by reward models; a base in memory for these, and one for gold."""
     config, online = recipe.policy, recipe.policy.online
     completions = prompts * online.num_generations
     sampling = SamplingSpec(max_tokens=online.max_tokens, temperature=min(online.temperature, 5.0))
-    answer = MEAN_FILL * online.max_tokens
+    answer = written(online.max_tokens)
     train = training("policy", config, recipe.trained, speed_of, completions, prompt, (answer,), reference_passes=config.epochs)
     samples = answering("policy", recipe.trained, speed_of, prompts * config.epochs, prompt, sampling, online.num_generations)
     scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt + answer)
@@ -307,13 +337,13 @@ def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> 
     return replace(both, memory_bytes=round(both.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)))
 
 
-def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> StagePlan:
+def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> StagePlan:
     """Return what PPO costs: a step samples responses, asks every role about them, and trains two of the roles on them some times over."""
     config, settings = recipe.policy, recipe.policy.ppo
     episodes = settings.total_episodes or max(1, int(config.epochs * prompts))
     per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
     steps = math.ceil(episodes / per_step)
-    answer = min(MEAN_FILL * settings.response_length, config.max_length)
+    answer = written(settings.response_length).capped(config.max_length)
     frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold
     # both trained roles go over every response some times; before, they and the frozen ones only look at it
     passes = 2 * settings.num_ppo_epochs
@@ -329,6 +359,6 @@ def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: float) -> Stage
     if shape is None:
         return both
     wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # weighs what two trained ones do
-    tokens = config.batch_size * min(prompt + answer, config.max_length)
+    tokens = config.batch_size * (prompt + answer).capped(config.max_length).longest
     memory = max(training_bytes(shape, wide, tokens, 0.0, adapters=1 + math.ceil(frozen / 2)), samples.memory_bytes or 0)
     return replace(both, memory_bytes=round(memory))

@@ -175,7 +175,8 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
     cache = spec.batch_size * tokens * 2 * d.layers * d.key_value_heads * d.head_size * size
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
     prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, device)
-    running = weight_bytes(d, spec.precision) + cache + max(scores, prefill)
+    head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
+    running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
     loading = loading_bytes(d, spec.precision)
     if spec.adapter is not None and spec.precision != "nf4":
         loading = loading_bytes(d, "float32")

@@ -21,6 +21,7 @@ from cai.costs import (
     TURN_TOKENS,
     SpeedOf,
     StagePlan,
+    Tokens,
     Wording,
     add,
     answering,
@@ -34,6 +35,7 @@ from cai.costs import (
     rewarding,
     scoring,
     training,
+    written,
 )
 from cai.data.human import load_pairs
 from cai.data.prompts import LeftOut, stream_prompts
@@ -132,16 +134,17 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
     applying = sum(n * len(constitution.for_kind(kind)) for kind, n in train.kinds.items())
     asked = asked_principles(recipe.feedback, round(applying / max(1, train.count)))
     model, judge = recipe.model, recipe.feedback.judge or recipe.model
-    prompt, answer = train.tokens, MEAN_FILL * recipe.respond.sampling.max_tokens
-    revised, sampled = MEAN_FILL * recipe.critique.sampling.max_tokens, MEAN_FILL * recipe.pairs.sampling.max_tokens
-    evaluated, shown = MEAN_FILL * recipe.evaluate.sampling.max_tokens, evaluate.tokens
+    prompt, shown = train.tokens, evaluate.tokens
+    answer, revised, sampled, evaluated = (
+        written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
+    )
     rounds, pairs = recipe.critique.rounds, train.count * recipe.pairs.per_prompt
     contrast = pairs if recipe.pairs.contrast else 0
 
-    def judged(name: str, count: float, text: float, response: float) -> StagePlan:
+    def judged(name: str, count: float, text: Tokens, response: Tokens) -> StagePlan:
         return judging(name, judge, speed_of, recipe.feedback, words, count, asked, text, response)
 
-    def answered(name: str, spec: Any, count: float, tokens: float, sampling: SamplingSpec, per_prompt: int = 1) -> StagePlan:
+    def answered(name: str, spec: Any, count: float, tokens: Tokens, sampling: SamplingSpec, per_prompt: int = 1) -> StagePlan:
         return answering(name, spec, speed_of, count, tokens, sampling, per_prompt)
 
     examples = critiqued * (rounds if recipe.critique.train_on == "every" else 1) + train.count - critiqued
@@ -150,6 +153,7 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
     questions = rounds * critiqued
     imported = StagePlan("respond", seconds=IMPORT_SECONDS if _computes_here(recipe) else 0.0)
     bench = _bench_pairs(recipe, workspace)
+    compared = _lengths(len(text) for p in bench for text in (p.chosen, p.rejected))
     return [
         add(imported, opening("respond", model, speed_of), answered("respond", model, train.count, prompt, recipe.respond.sampling)),
         add(
@@ -170,7 +174,7 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
             judged("feedback", pairs, prompt, sampled),
             # what `critique` has judged is in the call store
             judged("feedback", 0 if recipe.critique.min_p_revised > 0 else critiqued, prompt, revised),
-            judged("feedback", len(bench), *_lengths(bench)),
+            judged("feedback", len(bench), _counted(p.prompt for p in bench).tokens, compared),
         ),
         StagePlan("preferences"),
         rewarding(recipe, speed_of, preferences, prompt, sampled),
@@ -188,9 +192,9 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
     ]
 
 
-def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float, prompt: float, judged: Any) -> StagePlan:
+def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float, prompt: Tokens, judged: Any) -> StagePlan:
     """Return what the policy's method costs."""
-    config, sampled = recipe.policy, MEAN_FILL * recipe.pairs.sampling.max_tokens
+    config, sampled = recipe.policy, written(recipe.pairs.sampling.max_tokens)
     kept = preferences * (1 - recipe.preferences.held_out_fraction)
 
     def on_pairs(count: float, answers: int, passes: float) -> StagePlan:
@@ -232,11 +236,11 @@ def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float,
 
 def _knowledge(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> StagePlan:
     """Return what three models' short answers to questions cost, and passages that are read."""
-    config, question = recipe.evaluate, SYSTEM_TOKENS + TURN_TOKENS + 15.0
+    config, question = recipe.evaluate, Tokens(15.0, 30.0) + SYSTEM_TOKENS + TURN_TOKENS
     if not config.knowledge_files:
         return StagePlan("evaluate")
     facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
-    read = sum(len(p["text"]) for p in passages) / CHARACTERS_PER_TOKEN / max(1, len(passages))
+    read = _lengths(len(p["text"]) for p in passages)
     short = structs.replace(config.sampling, max_tokens=min(FACT_TOKENS, config.sampling.max_tokens))
     return add(
         answering("evaluate", recipe.trained, speed_of, 3 * len(facts), question, short),
@@ -256,10 +260,10 @@ def _bench_pairs(recipe: Recipe, workspace: Workspace) -> list[Preference]:
     return list(found.preferences)
 
 
-def _lengths(pairs: list[Preference]) -> tuple[float, float]:
-    """Return the mean tokens of the prompts and of the responses of some pairs."""
-    responses = [len(text) for p in pairs for text in (p.chosen, p.rejected)]
-    return _counted(p.prompt for p in pairs).tokens, sum(responses) / CHARACTERS_PER_TOKEN / max(1, len(responses))
+def _lengths(characters: Iterable[int]) -> Tokens:
+    """Return the estimated lengths of texts of so many characters."""
+    found = [*characters] or [0]
+    return Tokens(fmean(found) / CHARACTERS_PER_TOKEN, max(found) / CHARACTERS_PER_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -268,26 +272,24 @@ class Counted:
 
     kinds: Counter[PromptKind]
     """How many of each kind."""
-    characters: int
+    tokens: Tokens
+    """Estimated, template included."""
 
     @property
     def count(self) -> int:
         """How many."""
         return self.kinds.total()
 
-    @property
-    def tokens(self) -> float:
-        """Mean length, in estimated tokens, template included."""
-        return SYSTEM_TOKENS + TURN_TOKENS + self.characters / CHARACTERS_PER_TOKEN / max(1, self.count)
-
 
 def _counted(prompts: Iterable[Prompt]) -> Counted:
     kinds: Counter[PromptKind] = Counter()
-    characters = 0
+    characters = longest = 0
     for p in prompts:
         kinds[p.kind] += 1
-        characters += sum(len(m.content) for m in p.messages)
-    return Counted(kinds, characters)
+        here = sum(len(m.content) for m in p.messages)
+        characters, longest = characters + here, max(longest, here)
+    text = Tokens(characters / CHARACTERS_PER_TOKEN / max(1, kinds.total()), longest / CHARACTERS_PER_TOKEN)
+    return Counted(kinds, text + SYSTEM_TOKENS + TURN_TOKENS)
 
 
 def wording(constitution: Constitution, templates: Templates) -> Wording:

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from cai import plan
-from cai.costs import StagePlan, Wording, add, answering, asking, judging, training
+from cai.costs import StagePlan, Tokens, Wording, add, answering, asking, judging, training
 from cai.manifest import Manifest, StageEntry, machine_facts, write_manifest
 from cai.memory import EMBEDDED_SHAPE
 from cai.models.loading import model_fingerprint
@@ -21,6 +21,7 @@ from tests.speeds import SPEED, steady
 
 ROOT = Path(__file__).parents[1]
 SHAPE = EMBEDDED_SHAPE
+SIXTY, FORTY, HUNDRED = Tokens(60, 60), Tokens(40, 40), Tokens(100, 100)
 WORDS = Wording(critique=50, revise=100, question=30, comparison=40, statement=35)
 
 
@@ -75,27 +76,29 @@ def test_a_forward_pass_is_two_flop_a_weight_and_what_attention_adds() -> None:
 
 def test_completions_are_prompts_steps_tokens_and_draws() -> None:
     greedy = SamplingSpec(max_tokens=100, temperature=0)
-    cost = answering("respond", ModelSpec(batch_size=8), steady, 16, 60, greedy)
+    cost = answering("respond", ModelSpec(batch_size=8), steady, 16, SIXTY, greedy)
     tokens = 16 * 85  # MEAN_FILL
     assert (cost.calls, cost.prompt_tokens, cost.completion_tokens) == (16, 16 * 60, tokens)
     layers = 30 * (2 * 100 * 1e-3 + tokens * (1e-5 + (60 + 50) * 1e-7))  # two batches of as many steps as the longest has tokens
     own = 60 - 24  # a system prompt runs once for all
     assert cost.seconds == pytest.approx(layer_flop(SHAPE, 16 * own, 60) / 1e11 + layers + tokens * 1e-3)
-    twice = answering("pairs", ModelSpec(batch_size=8), steady, 8, 60, greedy, per_prompt=2)
+    twice = answering("pairs", ModelSpec(batch_size=8), steady, 8, SIXTY, greedy, per_prompt=2)
     assert twice.calls == 16 and cost.seconds - twice.seconds == pytest.approx(layer_flop(SHAPE, 8 * own, 60) / 1e11)  # type: ignore[operator]
-    nucleus = [answering("a", ModelSpec(), steady, 16, 60, structs.replace(greedy, temperature=t, top_p=0.9)).seconds for t in (0.3, 1.0)]
+    nucleus = [
+        answering("a", ModelSpec(), steady, 16, SIXTY, structs.replace(greedy, temperature=t, top_p=0.9)).seconds for t in (0.3, 1.0)
+    ]
     assert nucleus[0] < nucleus[1] < nucleus[0] + tokens * 2e-3, "a hotter draw more often needs the whole vocabulary sorted"
 
 
 def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_each() -> None:
-    cost = asking("feedback", ModelSpec(), steady, 4, 100, 6, 30)
+    cost = asking("feedback", ModelSpec(), steady, 4, HUNDRED, 6, 30)
     assert cost.calls == 24 and cost.prompt_tokens == 24 * 130
     assert cost.seconds == pytest.approx(layer_flop(SHAPE, 4 * (100 - 24 + 6 * 30), 100) / 1e11 + 24 * 1e-3)
-    two_of_a_prompt = asking("feedback", ModelSpec(), steady, 4, 100, 6, 30, prompt_tokens=60)
+    two_of_a_prompt = asking("feedback", ModelSpec(), steady, 4, HUNDRED, 6, 30, prompt=60)
     assert cost.seconds - two_of_a_prompt.seconds == pytest.approx(layer_flop(SHAPE, 2 * (60 - 24), 100) / 1e11)  # type: ignore[operator]
-    server = asking("feedback", ModelSpec(path="http://127.0.0.1:1/v1", prompt_price=2.0), steady, 4, 100, 6, 30)
+    server = asking("feedback", ModelSpec(path="http://127.0.0.1:1/v1", prompt_price=2.0), steady, 4, HUNDRED, 6, 30)
     assert server.seconds is None and server.memory_bytes == 0 and server.cost == pytest.approx(24 * 130 * 2 / 1e6)
-    scripted = asking("feedback", ModelSpec(path="scripted"), steady, 4, 100, 6, 30)
+    scripted = asking("feedback", ModelSpec(path="scripted"), steady, 4, HUNDRED, 6, 30)
     assert scripted.seconds == 0 and scripted.calls == 24
 
 
@@ -110,14 +113,14 @@ def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_
 )
 def test_protocols_ask_what_they_ask(protocol: Any, calls: int, tokens: int) -> None:
     config = FeedbackConfig(protocol=protocol, principles="sample", per_label=3)
-    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 3, 50, 40)
+    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 3, Tokens(50, 50), FORTY)
     assert cost.calls == 10 * calls
     assert cost.prompt_tokens == cost.calls * tokens
 
 
 def test_reasoning_is_written_and_then_read() -> None:
     config = FeedbackConfig(protocol="pairwise-cot", cot_max_tokens=100)
-    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 1, 50, 40)
+    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 1, Tokens(50, 50), FORTY)
     assert cost.calls == 10 * 4 and cost.completion_tokens == 10 * 2 * 85
 
 
@@ -126,7 +129,7 @@ def test_training_is_counted_by_passes() -> None:
 
     def cost(**more: Any) -> StagePlan:
         return training(
-            "sft", structs.replace(config, **more.pop("config", {})), ModelSpec(), steady, 20, 60, more.pop("answers", (40,)), **more
+            "sft", structs.replace(config, **more.pop("config", {})), ModelSpec(), steady, 20, SIXTY, more.pop("answers", (FORTY,)), **more
         )
 
     one = cost()
@@ -135,7 +138,7 @@ def test_training_is_counted_by_passes() -> None:
     flop = layer_flop(SHAPE, 4000, 100, 10)
     assert one.seconds == pytest.approx(loading + 2 * flop / 5e10 + 2 * flop / 8e10 + 20 * 2 * 40 * 4e-3)
     assert one.seconds is not None
-    pair, apart = cost(answers=(40, 40)), cost(answers=(40, 40), shared=False)
+    pair, apart = cost(answers=(FORTY, FORTY)), cost(answers=(FORTY, FORTY), shared=False)
     assert (pair.trained_tokens, apart.trained_tokens) == (20 * 2 * 140, 20 * 2 * 200)
     without = cost(scored=False).seconds
     assert without is not None and one.seconds - without == pytest.approx(20 * 2 * 40 * 4e-3), "a reward model scores no vocabulary"
@@ -143,6 +146,28 @@ def test_training_is_counted_by_passes() -> None:
     assert reference is not None and reference - one.seconds == pytest.approx(layer_flop(SHAPE, 2000, 100) / 8e10 + 800 * 4e-3 / 3)
     again = cost(config={"gradient_checkpointing": True}).seconds
     assert again is not None and again - one.seconds == pytest.approx(flop / 5e10), "half of forward and backward more"
+
+
+def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
+    def cost(prompt: Tokens, *answers: Tokens) -> StagePlan:
+        config = SFTConfig(batch_size=16, max_length=200)
+        return training("sft", config, ModelSpec(), steady, 20, prompt, answers, shared=True)
+
+    def grown(longest: float, *answers: Tokens) -> float:
+        even, uneven = cost(SIXTY, *answers), cost(Tokens(60, longest), *answers)
+        assert even.seconds == uneven.seconds and even.trained_tokens == uneven.trained_tokens
+        assert even.memory_bytes is not None and uneven.memory_bytes is not None
+        return uneven.memory_bytes - even.memory_bytes
+
+    single, pair = grown(100, FORTY), grown(100, FORTY, FORTY)
+    assert pair == pytest.approx(single / 4, rel=0.01), "of 16 pairs end to end not all are long; of 16 padded rows all are"
+    assert grown(500, FORTY) == pytest.approx(grown(160, FORTY)), "what is longer than max_length is cut"
+    asked = [asking("feedback", ModelSpec(batch_size=64), steady, 64, Tokens(1000, most), 1, 30) for most in (1000, 2000)]
+    answered = [answering("respond", ModelSpec(batch_size=64), steady, 64, Tokens(1000, most), SamplingSpec()) for most in (1000, 2000)]
+    for even, uneven in (asked, answered):
+        assert even.seconds == uneven.seconds and even.memory_bytes is not None and uneven.memory_bytes is not None
+        cache = 64 * 1000 * 2 * 30 * 3 * 64 * 4
+        assert uneven.memory_bytes - even.memory_bytes in (pytest.approx(cache, rel=0.01), pytest.approx(cache / 2, rel=0.01))
 
 
 def test_costs_add_up_and_the_unknown_stays_unknown() -> None:
