@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from cai.jsonl import read_records
 from cai.manifest import read_manifest
 from cai.online_dpo import PREFERENCES
 from cai.records import Preference, WatchPoint
+from cai.train.checkpoints import FINISHED
 from cai.train.watch import FRONTIER
 from cai.workspace import Workspace
 from tests.test_online_dpo import ROUNDS
@@ -25,11 +28,26 @@ from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
 TOGETHER = ("sft", "reward", "dpo", "kto", "grpo", "rloo")
 
 
-def torchrun(*command: str, cwd: Path = ROOT, processes: int = 2) -> "subprocess.CompletedProcess[str]":
+def started(*command: str, cwd: Path = ROOT) -> "subprocess.Popen[str]":
+    """Two processes under torchrun."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "400"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run([*launcher, *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*launcher, *command], cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def torchrun(*command: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    run = started(*command, cwd=cwd)
+    stdout, stderr = run.communicate(timeout=600)
+    return subprocess.CompletedProcess(run.args, run.returncode, stdout, stderr)
+
+
+def kill_leader(launcher: "subprocess.Popen[str]") -> None:
+    """Kill the first of a launcher's processes, as the system does where memory runs out."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    [leader] = [int(pid) for pid in children if b"RANK=0" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+    os.kill(leader, signal.SIGKILL)
 
 
 def losses(folder: Path) -> list[float]:
@@ -109,6 +127,33 @@ def test_rounds_of_online_dpo_are_sampled_by_one_process_and_trained_by_two_as_b
         assert losses(two / number) == pytest.approx(losses(one / number), rel=1e-4, abs=1e-5)
         assert_same_weights(one / number, two / number, rtol=1e-3, atol=2e-5)
     assert_same_weights(two, two / "round-2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
+@pytest.mark.parametrize("after", [f"round-1/{PREFERENCES}", f"round-1/{FINISHED}", f"round-2/{PREFERENCES}"])
+def test_a_killed_leader_ends_every_process_and_rounds_go_on_to_the_same_weights(tmp_path: Path, tiny_model_dir: Path, after: str) -> None:
+    calm = tiny_workspace(tmp_path / "calm", tiny_model_dir)
+    assert cai(calm.root, "run", "runs/s.yaml", "--only", "respond,critique,sft").returncode == 0
+    killed = Workspace(tmp_path / "killed")
+    shutil.copytree(calm.root, killed.root)
+    overrides = [o for value in (*ROUNDS, "policy.batch_size=2") for o in ("--set", value)]
+    command = ("-m", "cai", "run", "runs/s.yaml", "--only", "policy", *overrides)
+    assert torchrun(*command, cwd=calm.root).returncode == 0
+    one, two = (w.run("s").model("policy") for w in (calm, killed))
+
+    run = started(*command, cwd=killed.root)
+    while run.poll() is None and not (two / after).exists():
+        time.sleep(0.005)
+    kill_leader(run)
+    run.communicate(timeout=120)  # nobody waits for the dead
+    assert run.returncode != 0 and not (two / "adapter_model.safetensors").exists()
+
+    done = torchrun(*command, cwd=killed.root)
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(one, two, rtol=0.0, atol=0.0)
+    for number in ("round-1", "round-2"):
+        assert (one / number / PREFERENCES).read_bytes() == (two / number / PREFERENCES).read_bytes()
 
 
 @pytest.mark.slow
