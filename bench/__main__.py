@@ -25,6 +25,7 @@ BENCHES = (
     "prefix_sharing",
     "generation",
     "judge_parsing",
+    "reward_scoring",
     "training_speed",
     "plan_accuracy",
 )

@@ -24,7 +24,7 @@ from cai.speed import (
     scoring_seconds,
     training_seconds,
 )
-from cai.train.ensemble import CENTRE_PAIRS
+from cai.train.ensemble import CENTRE_PAIRS, KEPT_TOKENS
 
 SpeedOf = Callable[[Dimensions, Precision], Speed]
 MEAN_FILL = 0.85
@@ -288,17 +288,18 @@ def training(
     return StagePlan(name, train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
 
 
-def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, text: Tokens) -> StagePlan:
-    """Return what it costs to load a run's reward models, and to score texts with every member."""
+def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:
+    """Return what it costs to load a run's reward models, and to score answers with every member, so many to a prompt, which runs once."""
     model, members = recipe.trained, recipe.reward.members
     shape = None if model.is_server else read_dimensions(model)
     if shape is None:
         known = model.path == "scripted"
         return StagePlan(name, seconds=0.0 if known else None, memory_bytes=0 if known else None)
     speed = speed_of(shape, recipe.reward.precision)
-    tokens = text.capped(recipe.reward.max_length).mean
-    seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, texts * tokens, tokens)
-    memory = scoring_bytes(shape, recipe.reward.precision, texts * tokens, speed.device)
+    length = (prompt + answer).capped(recipe.reward.max_length).mean
+    tokens = texts * (length - (1 - 1 / per_prompt) * max(0.0, length - answer.mean))
+    seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, tokens, length)
+    memory = scoring_bytes(shape, recipe.reward.precision, min(tokens, KEPT_TOKENS), speed.device)
     return StagePlan(name, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -308,16 +309,17 @@ def rewarding(recipe: Recipe, speed_of: SpeedOf, preferences: float, prompt: Tok
     train = preferences * (1 - recipe.preferences.held_out_fraction)
     share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
     one = training("reward", config, recipe.trained, speed_of, math.ceil(train * share), prompt, (answer, answer), scored=False)
-    centred = scoring("reward", recipe, speed_of, 2 * (min(CENTRE_PAIRS, train) + preferences - train), prompt + answer)
+    centred = scoring("reward", recipe, speed_of, 2 * (min(CENTRE_PAIRS, train) + preferences - train), prompt, answer, 2)
     members = add(*[add(one, centred)] * config.members)
-    return add(members, scoring("reward", recipe, speed_of, 2 * (preferences - train), prompt + answer))
+    return add(members, scoring("reward", recipe, speed_of, 2 * (preferences - train), prompt, answer, 2))
 
 
 def auditing(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens, answer: Tokens) -> StagePlan:
     """Return what the audit of a run's files costs: the reward models score answers and rewrites of them."""
     answers = min(REWARD_ANSWERS, prompts)
-    added = (len(REWRITES) * REWRITE_TOKENS + answer.mean) / (1 + len(REWRITES))
-    return scoring("evaluate", recipe, speed_of, answers * (1 + len(REWRITES)), prompt + answer + added)
+    versions = 1 + len(REWRITES)
+    added = (len(REWRITES) * REWRITE_TOKENS + answer.mean) / versions
+    return scoring("evaluate", recipe, speed_of, answers * versions, prompt, answer + added, versions)
 
 
 def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> StagePlan:
@@ -328,7 +330,7 @@ def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) ->
     answer = written(online.max_tokens)
     train = training("policy", config, recipe.trained, speed_of, completions, prompt, (answer,), reference_passes=config.epochs)
     samples = answering("policy", recipe.trained, speed_of, prompts * config.epochs, prompt, sampling, online.num_generations)
-    scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt + answer)
+    scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt, answer, online.num_generations)
     both = add(train, replace(samples, calls=0, prompt_tokens=0, completion_tokens=0), scores)
     shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
     if shape is None or both.memory_bytes is None:

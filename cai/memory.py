@@ -162,6 +162,11 @@ def activation_bytes(d: Dimensions, precision: Precision) -> float:
     return BYTES[resolved_precision(precision)] * (6 * d.hidden + 3 * attention + 3 * cache + 5 * d.intermediate) + 4.0 * 4 * d.hidden
 
 
+def cache_bytes(d: Dimensions, precision: Precision) -> float:
+    """Return what the keys and values of one token take."""
+    return 2 * d.layers * d.key_value_heads * d.head_size * BYTES[resolved_precision(precision)]
+
+
 def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str) -> float:
     """Return the peak of answering `spec.batch_size` prompts at once.
 
@@ -172,7 +177,7 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
         device: where: "cpu" or "cuda".
     """
     size = BYTES[resolved_precision(spec.precision)]
-    cache = spec.batch_size * tokens * 2 * d.layers * d.key_value_heads * d.head_size * size
+    cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
     prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, device)
     head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
@@ -184,8 +189,8 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
 
 
 def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
-    """Return the peak of reward models that score texts, with `tokens` in all: a lone member is merged in float32."""
-    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, device)
+    """Return the peak of reward models that score texts together, with `tokens` in all: a lone member is merged in float32."""
+    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, device) + tokens * cache_bytes(d, precision)
     return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision))
 
 

@@ -185,7 +185,7 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
             judged("evaluate", 2 * evaluate.count, shown, evaluated),
             asking("evaluate", judge, speed_of, 3 * evaluate.kinds["harmful"], shown + evaluated, 2, words.question),
             _knowledge(recipe, workspace, speed_of),
-            scoring("evaluate", recipe, speed_of, 3 * evaluate.count, shown + evaluated),
+            scoring("evaluate", recipe, speed_of, 3 * evaluate.count, shown, evaluated, 3),
             auditing(recipe, speed_of, evaluate.count, shown, evaluated),
         ),
         StagePlan("report", seconds=1.0),
@@ -227,7 +227,7 @@ def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float,
             answering("policy", adapted, speed_of, drawn, prompt, recipe.pairs.sampling, 2),
             judged("policy", drawn, prompt, sampled)
             if config.rounds.labels == "judge"
-            else scoring("policy", recipe, speed_of, 2 * drawn, prompt + sampled),
+            else scoring("policy", recipe, speed_of, 2 * drawn, prompt, sampled, 2),
             on_pairs(drawn, 2, 1.0),
         )
         return add(*[a_round] * count)

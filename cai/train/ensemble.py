@@ -9,7 +9,7 @@ responses of some training pairs, the same pairs for all. Aggregations: Coste et
 takes off standard deviations, which are in the unit of the scores, where the paper takes off variances.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -34,6 +34,8 @@ CENTRE = "centre.json"
 """In a member's folder: what its scores are counted from."""
 CENTRE_PAIRS = 64
 """128 responses: the standard error of their mean is a tenth of the scores' spread."""
+KEPT_TOKENS = 8_192
+"""Of texts that are scored together: keys and values of what they have in common are kept for that long."""
 NO_LIMIT = 10**9
 _DEFAULTS = RewardConfig()
 
@@ -74,7 +76,7 @@ class RewardEnsemble:
     penalty: float = _DEFAULTS.uncertainty_penalty
 
     def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[RewardScore]:
-        """Return what all members say of each response to its conversation, in order. Runs in length-sorted batches.
+        """Return what all members say of each response to its conversation, in order. What texts have in common at the start runs once.
 
         Args:
             items: the conversation up to the response, and the response.
@@ -87,25 +89,79 @@ class RewardEnsemble:
         """Return one member's scores."""
         if member.adapter is not None:
             self.model.set_adapter(member.adapter)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
-        scores, most = [0.0] * len(ids), tokens_at_once(self.model.device.type)
-        while order:
-            size = max(1, most // len(ids[order[0]]))
-            batch, order = order[:size], order[size:]
-            for i, score in zip(batch, self._score_batch([ids[i] for i in batch]), strict=True):
-                scores[i] = score - member.centre
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        shared = _shares_beginnings(model)
+        score = _score_shared if shared else _score_padded
+        scores = [0.0] * len(ids)
+        for batch in _batches(ids, KEPT_TOKENS if shared else tokens_at_once(model.device.type), shared):
+            for i, found in zip(batch, score(model, [ids[i] for i in batch]), strict=True):
+                scores[i] = found - member.centre
         return scores
 
-    def _score_batch(self, ids: list[list[int]]) -> list[float]:
-        import torch
 
-        width = max(map(len, ids))
-        pad = self.tokenizer.pad_token_id
-        tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=self.model.device)
-        mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=self.model.device)
-        with torch.inference_mode():
-            logits_B1 = self.model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False).logits
-        return [float(x) for x in logits_B1.squeeze(-1).float()]
+def _shares_beginnings(model: Any) -> bool:
+    """Whether a scorer can take up a text where another pass left it: plain attention, under a head on the last token."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    from cai.models.slots import attention_windows
+
+    try:
+        attention_windows(model.config.get_text_config(decoder=True))
+    except ModelError:
+        return False
+    return isinstance(model, GenericForSequenceClassification)
+
+
+def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[int]]:
+    """Yield which texts to score together: those that begin alike, up to `budget` tokens in all; else even ones, padding included."""
+    order = sorted(range(len(ids)), key=lambda i: ids[i] if shared else [-len(ids[i])])
+    batch: list[int] = []
+    tokens = 0
+    for i in order:
+        tokens = tokens + len(ids[i]) if shared else (len(batch) + 1) * len(ids[batch[0] if batch else i])
+        if batch and tokens > budget:
+            yield batch
+            batch, tokens = [], len(ids[i])
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _score_shared(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of texts of which common beginnings run once."""
+    import torch
+
+    from cai.models.prefix import run_prompts
+
+    with torch.inference_mode():
+        logits_B11, _ = run_prompts(_Scorer(model), ids)
+    return [float(x) for x in logits_B11[:, -1, 0].float()]
+
+
+class _Scorer:
+    """A scorer as `run_prompts` takes a language model: its logits are its head's, of the last positions."""
+
+    def __init__(self, model: Any) -> None:
+        self.base_model, self.head = model.base_model, model.score
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+
+    def __call__(self, logits_to_keep: int, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+        hidden_BTD = self.base_model(**inputs).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=self.head(hidden_BTD[:, -logits_to_keep:]))
+
+
+def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of whole texts, padded on the right."""
+    import torch
+
+    width, pad = max(map(len, ids)), model.config.get_text_config().pad_token_id
+    tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=model.device)
+    with torch.inference_mode():
+        logits_B1 = model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False).logits
+    return [float(x) for x in logits_B1.squeeze(-1).float()]
 
 
 def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], held_out: bool) -> list[ScoredPair]:

@@ -128,8 +128,12 @@ def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: 
     together = values(scorer, items)
     assert len(set(together)) == 9
     assert values(scorer, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.ensemble.tokens_at_once", lambda device: 1)
+    monkeypatch.setattr("cai.train.ensemble.KEPT_TOKENS", 1)
     assert values(scorer, items) == pytest.approx(together, abs=1e-5)
+    monkeypatch.setattr("cai.train.ensemble._shares_beginnings", lambda model: False)
+    for tokens in (1, 10_000):
+        monkeypatch.setattr("cai.train.ensemble.tokens_at_once", lambda device, tokens=tokens: tokens)
+        assert values(scorer, items) == pytest.approx(together, abs=1e-5), "each text whole"
     assert scorer.score([]) == []
     rounded = values(load_ensemble([tmp_path]), items)
     assert rounded == pytest.approx(together, abs=0.3)
