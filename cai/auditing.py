@@ -38,6 +38,8 @@ from cai.workspace import RunDirectory, find_workspace
 
 REWARD_ANSWERS = 48
 """Answers that a reward model is probed on, at most."""
+SCORED_TOGETHER = 64
+"""Answers and rewrites that are scored at once: those of one answer begin alike."""
 AUDIT = "audit"
 """The run's file of findings: `data/audit.jsonl`."""
 
@@ -97,9 +99,11 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Repor
     def look_up(items: Items) -> list[RewardScore]:
         keys = [(tuple(messages), text) for messages, text in items]
         new = [k for k in dict.fromkeys(keys) if k not in known]
-        known.update(zip(new, ensemble.score(new) if new else (), strict=True))
-        if reporter is not None and new:
-            reporter.progress(len(known), None, "answers and rewrites of them scored")
+        for start in range(0, len(new), SCORED_TOGETHER):
+            part = new[start : start + SCORED_TOGETHER]
+            known.update(zip(part, ensemble.score(part), strict=True))
+            if reporter is not None:
+                reporter.progress(len(known), None, "answers and rewrites of them scored")
         return [known[k] for k in keys]
 
     def member(index: int) -> Score:

@@ -225,6 +225,7 @@ def _judged(
                         known[label] = await ask_knowledge(facts, passages, model, templates, recipe, failures, read_progress)
                 finally:
                     await engine.close()
+                    release_memory()
             engine = await open_engine(recipe.model)
             try:
                 judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed, calibration=weighed)

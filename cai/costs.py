@@ -239,7 +239,6 @@ def training(
     answers: tuple[Tokens, ...],
     *,
     scored: bool = True,
-    shared: bool = True,
     reference_passes: float = 0.0,
     adapters: int = 1,
     lora_layers: int | None = None,
@@ -255,7 +254,6 @@ def training(
         prompt: length of a prompt.
         answers: length of each completion of an example: one for SFT, two for a pair.
         scored: whether the completions' scores over the vocabulary are trained on; not for a reward model.
-        shared: whether an example's prompt runs once for all its completions.
         reference_passes: forward passes of a reference over all examples.
         adapters: on the base.
         lora_layers: adapted layers, where an adapter that is there decides and not `config.lora`.
@@ -266,6 +264,8 @@ def training(
     if shape is None or not examples:
         known = not examples or model.path == "scripted"
         return StagePlan(name, train_steps=steps, seconds=0.0 if known else None, memory_bytes=0 if known else None)
+    speed = speed_of(shape, config.precision)
+    shared = len(answers) > 1 and _shares_prompt(config, speed.device)
 
     def example(prompt: float, *answers: float) -> tuple[float, float, float]:
         """Return the tokens of an example, those of its completions, and those of its longest sequence."""
@@ -274,11 +274,10 @@ def training(
         return prompt * (1 if shared else len(answers)) + sum(answers), sum(answers), prompt + max(answers)
 
     one, targets, length = example(prompt.mean, *(a.mean for a in answers))
-    longest_one, most_targets, _ = example(prompt.longest, *(a.longest for a in answers))
-    # single sequences are padded to the longest of their batch; pairs lie end to end, and not all of a batch are long
-    largest = longest_one if len(answers) == 1 else one + (longest_one - one) / math.sqrt(config.batch_size)
+    longest_one, most_targets, longest = example(prompt.longest, *(a.longest for a in answers))
+    # sequences are padded to the longest of their batch; pairs that share a prompt lie end to end, and not all of a batch are long
+    largest = one + (longest_one - one) / math.sqrt(config.batch_size) if shared else len(answers) * longest
     tokens, scores = examples * config.epochs * one, examples * config.epochs * targets * scored
-    speed = speed_of(shape, config.precision)
     lora = config.lora if lora_layers is None else structs.replace(config.lora, layers=lora_layers)
     config = structs.replace(config, lora=lora)
     seconds = loading_seconds(speed, shape) + training_seconds(
@@ -286,6 +285,12 @@ def training(
     )
     memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets * scored, adapters)
     return StagePlan(name, train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
+
+
+def _shares_prompt(config: TrainSpec, device: str) -> bool:
+    """Return whether a training runs the prompt of a pair once for both sides (`cai.train.packing`); others have no pairs."""
+    wanted = getattr(config, "share_prompt", "never")
+    return bool(wanted == "always" or (wanted == "auto" and device == "cpu"))
 
 
 def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:
@@ -299,7 +304,8 @@ def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, prompt: 
     length = (prompt + answer).capped(recipe.reward.max_length).mean
     tokens = texts * (length - (1 - 1 / per_prompt) * max(0.0, length - answer.mean))
     seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, tokens, length)
-    memory = scoring_bytes(shape, recipe.reward.precision, min(tokens, KEPT_TOKENS), speed.device)
+    longest = (prompt + answer).capped(recipe.reward.max_length).longest
+    memory = scoring_bytes(shape, recipe.reward.precision, min(texts * longest, KEPT_TOKENS), speed.device)
     return StagePlan(name, seconds=seconds, memory_bytes=round(memory))
 
 

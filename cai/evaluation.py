@@ -284,10 +284,8 @@ async def hold_arena(
 
 def score_answers(answers: Mapping[str, Sequence[Response]], ensemble: "RewardEnsemble") -> dict[str, dict[str, RewardScore]]:
     """Return reward scores per model and prompt."""
-    return {
-        name: dict(zip([r.prompt.id for r in responses], ensemble.score([(r.prompt.messages, r.text) for r in responses]), strict=True))
-        for name, responses in answers.items()
-    }
+    scores = iter(ensemble.score([(r.prompt.messages, r.text) for responses in answers.values() for r in responses]))
+    return {name: {r.prompt.id: next(scores) for r in responses} for name, responses in answers.items()}
 
 
 def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:

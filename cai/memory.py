@@ -179,7 +179,7 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
     size = BYTES[resolved_precision(spec.precision)]
     cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
-    prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, device)
+    prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, max(tokens, tokens_at_once(device)))
     head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
     running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
     loading = loading_bytes(d, spec.precision)
@@ -190,10 +190,10 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
 
 def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
     """Return the peak of reward models that score texts together, with `tokens` in all: a lone member is merged in float32."""
-    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, device) + tokens * cache_bytes(d, precision)
+    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, tokens_at_once(device)) + tokens * cache_bytes(d, precision)
     return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision))
 
 
-def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
-    """Return what a layer's activations take where no gradient is wanted; there are `tokens` in all, of which some run at once."""
-    return min(tokens, tokens_at_once(device)) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]
+def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, at_once: float) -> float:
+    """Return what a layer's activations take where no gradient is wanted; there are `tokens` in all."""
+    return min(tokens, at_once) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]

@@ -108,7 +108,7 @@ def _basis(recipe: Recipe, measured: list[Speed], scales: dict[str, float]) -> s
             "a server's time isn't known here; its tokens are counted, each completion at "
             f"{MEAN_FILL:.0%} of its limit, and every question with its whole text"
         )
-    lines.append("calls and tokens: upper bounds, with nothing reused or dropped; memory: from the model's shape, texts of mean length")
+    lines.append("calls and tokens: upper bounds, with nothing reused or dropped; memory: from the model's shape, for the longest texts")
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ import msgspec
 from cai.evaluate.rewards import reward_accuracy
 from cai.ids import derive_seed
 from cai.jsonl import read_records, write_records
+from cai.models.opening import release_memory
 from cai.recipe import GOLD, GoldConfig, Recipe
 from cai.records import EvalResult, Preference
 from cai.train.held_out import ENSEMBLE, HeldOutMetrics, RewardMeasure, measure_scores
@@ -60,6 +61,8 @@ def train_rewards(
     scored = score_pairs(ensemble, held_out, held_out=True)
     if config.members > 1:
         scored += score_pairs(ensemble, train, held_out=False)
+    del ensemble
+    release_memory()
     write_records(run.data("reward_scores"), scored)
     write_records(run.data("reward_measures"), measure_scores([p for p in scored if p.held_out], config.member_names))
     dropped = sum((Counter(r.dropped) for r in results.values()), Counter[str]())

@@ -24,6 +24,7 @@ from cai.feedback.judge import Judge
 from cai.flow import run_items
 from cai.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.judge_card import measure_judge
+from cai.models.opening import release_memory
 from cai.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.pipeline import Context, Stage
 from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
@@ -197,6 +198,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
     c.tracking.log(PIPELINE, figures)
     write_records(c.run.data("samples"), measured.samples)
+    release_memory()  # the reward models are loaded once more, as the audit takes them
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
     left_out = {"watched_prompts_left_out": len(watched)} if watched else {}

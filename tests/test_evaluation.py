@@ -18,7 +18,7 @@ from cai.feedback.judge import Judge
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import FeedbackConfig, Recipe
-from cai.records import Failure, Message, Prompt, Provenance, Response
+from cai.records import Failure, Message, Prompt, Provenance, Response, RewardScore
 from cai.reward_models import folder_accuracies
 from cai.templates import load_templates
 from tests.workspaces import ROOT
@@ -210,3 +210,25 @@ def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_d
     [other] = load_ensemble([tmp_path / "reward-0"], model).score([(PROMPTS[0].messages, "No way.")])
     rated = {r.model: r for r in by_reward.ratings}
     assert (rated["a"].elo > rated["c"].elo) is (score.value > other.value) and rated["a"].elo == pytest.approx(rated["b"].elo, abs=1e-3)
+
+
+def test_nothing_is_asked_of_the_judge_once_the_reward_models_load() -> None:
+    asked: list[Request] = []
+    at_load: list[int] = []
+
+    def counting(request: Request) -> Reply:
+        asked.append(request)
+        return default_script(request)
+
+    class Rewards:
+        def score(self, items: Any) -> list[RewardScore]:
+            return [RewardScore(float(len(text)), 0.0, (float(len(text)),)) for _, text in items]
+
+    def load() -> Rewards:
+        at_load.append(len(asked))
+        return Rewards()
+
+    answers = {name: [response(p, f"{name} says {p.id}.") for p in PROMPTS] for name in ("base", "sft", "policy")}
+    found = measured(answers, [], counting, load)
+    assert at_load == [len(asked)] and asked, "by then the judge may be closed"
+    assert found.samples[1].scores == {name: float(len(f"{name} says p1.")) for name in answers}

@@ -14,7 +14,7 @@ from cai.manifest import Manifest, StageEntry, machine_facts, write_manifest
 from cai.memory import EMBEDDED_SHAPE
 from cai.models.loading import model_fingerprint
 from cai.plan import draft, plan_recipe
-from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, SamplingSpec, SFTConfig, load_recipe
+from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, PolicyConfig, SamplingSpec, SFTConfig, load_recipe
 from cai.speed import layer_flop
 from cai.workspace import Workspace, init_workspace
 from tests.speeds import SPEED, steady
@@ -138,7 +138,10 @@ def test_training_is_counted_by_passes() -> None:
     flop = layer_flop(SHAPE, 4000, 100, 10)
     assert one.seconds == pytest.approx(loading + 2 * flop / 5e10 + 2 * flop / 8e10 + 20 * 2 * 40 * 4e-3)
     assert one.seconds is not None
-    pair, apart = cost(answers=(FORTY, FORTY)), cost(answers=(FORTY, FORTY), shared=False)
+    pair, apart = (
+        training("policy", PolicyConfig(batch_size=4, epochs=2.0, share_prompt=share), ModelSpec(), steady, 20, SIXTY, (FORTY, FORTY))
+        for share in ("auto", "never")
+    )
     assert (pair.trained_tokens, apart.trained_tokens) == (20 * 2 * 140, 20 * 2 * 200)
     without = cost(scored=False).seconds
     assert without is not None and one.seconds - without == pytest.approx(20 * 2 * 40 * 4e-3), "a reward model scores no vocabulary"
@@ -150,8 +153,8 @@ def test_training_is_counted_by_passes() -> None:
 
 def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
     def cost(prompt: Tokens, *answers: Tokens) -> StagePlan:
-        config = SFTConfig(batch_size=16, max_length=200)
-        return training("sft", config, ModelSpec(), steady, 20, prompt, answers, shared=True)
+        config = PolicyConfig(batch_size=16, max_length=200)
+        return training("policy", config, ModelSpec(), steady, 20, prompt, answers)
 
     def grown(longest: float, *answers: Tokens) -> float:
         even, uneven = cost(SIXTY, *answers), cost(Tokens(60, longest), *answers)
@@ -167,7 +170,7 @@ def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
     for even, uneven in (asked, answered):
         assert even.seconds == uneven.seconds and even.memory_bytes is not None and uneven.memory_bytes is not None
         cache = 64 * 1000 * 2 * 30 * 3 * 64 * 4
-        assert uneven.memory_bytes - even.memory_bytes in (pytest.approx(cache, rel=0.01), pytest.approx(cache / 2, rel=0.01))
+        assert uneven.memory_bytes - even.memory_bytes in (pytest.approx(cache, rel=0.02), pytest.approx(cache / 2, rel=0.02))
 
 
 def test_costs_add_up_and_the_unknown_stays_unknown() -> None:

@@ -34,8 +34,8 @@ CENTRE = "centre.json"
 """In a member's folder: what its scores are counted from."""
 CENTRE_PAIRS = 64
 """128 responses: the standard error of their mean is a tenth of the scores' spread."""
-KEPT_TOKENS = 8_192
-"""Of texts that are scored together: keys and values of what they have in common are kept for that long."""
+KEPT_TOKENS = 16_384
+"""Of texts that are scored together, padding included: keys and values of what they have in common are kept for that long."""
 NO_LIMIT = 10**9
 _DEFAULTS = RewardConfig()
 
@@ -90,7 +90,8 @@ class RewardEnsemble:
         if member.adapter is not None:
             self.model.set_adapter(member.adapter)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        shared = _shares_beginnings(model)
+        # the model's own forward, under which it was trained, never reads a padding token at the end
+        shared = _shares_beginnings(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
         score = _score_shared if shared else _score_padded
         scores = [0.0] * len(ids)
         for batch in _batches(ids, KEPT_TOKENS if shared else tokens_at_once(model.device.type), shared):
@@ -113,15 +114,14 @@ def _shares_beginnings(model: Any) -> bool:
 
 
 def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[int]]:
-    """Yield which texts to score together: those that begin alike, up to `budget` tokens in all; else even ones, padding included."""
-    order = sorted(range(len(ids)), key=lambda i: ids[i] if shared else [-len(ids[i])])
+    """Yield which texts to score together, up to `budget` tokens, padding included: those that begin alike, or even ones."""
     batch: list[int] = []
-    tokens = 0
-    for i in order:
-        tokens = tokens + len(ids[i]) if shared else (len(batch) + 1) * len(ids[batch[0] if batch else i])
-        if batch and tokens > budget:
+    longest = 0
+    for i in sorted(range(len(ids)), key=lambda i: ids[i] if shared else [-len(ids[i])]):
+        longest = max(longest, len(ids[i]))
+        if batch and (len(batch) + 1) * longest > budget:
             yield batch
-            batch, tokens = [], len(ids[i])
+            batch, longest = [], len(ids[i])
         batch.append(i)
     if batch:
         yield batch

@@ -47,10 +47,10 @@ def llama() -> Any:
 
 
 def prompts(count: int = 9, seed: int = 0) -> list[list[int]]:
-    """Prompts of 2 to 65 tokens; every second one starts with the same 25."""
+    """Prompts of 2 to 101 tokens; every second one starts with the same 40, and every fourth with the same 60."""
     r = random.Random(seed)
-    shared = [r.randrange(3, 300) for _ in range(25)]
-    return [(shared if i % 2 else []) + [r.randrange(3, 300) for _ in range(r.randrange(2, 40))] for i in range(count)]
+    shared = [r.randrange(3, 300) for _ in range(60)]
+    return [shared[: (0, 60, 0, 40)[i % 4]] + [r.randrange(3, 300) for _ in range(r.randrange(2, 40))] for i in range(count)]
 
 
 def generated(model: Any, prompt: list[int], tokens: int) -> list[int]:

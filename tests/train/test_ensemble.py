@@ -5,11 +5,22 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 
 from cai.errors import ModelError
 from cai.records import RewardScore
-from cai.train.ensemble import Centre, aggregate_scores, load_ensemble, read_centre, write_centre
+from cai.train.ensemble import (
+    Centre,
+    _score_padded,
+    _score_shared,
+    _shares_beginnings,
+    aggregate_scores,
+    load_ensemble,
+    read_centre,
+    write_centre,
+)
 from cai.train.reward import train_reward
+from tests.models.test_generate import KINDS, SIZES, prompts
 from tests.train.builders import model_at, preferences, prompt, reward_config
 
 ITEMS: list[Any] = [(prompt(i).messages, f"some answer {'more ' * i}") for i in range(5)]
@@ -91,3 +102,23 @@ def test_a_damaged_member_is_a_model_error(folders: list[Path]) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=rf"{folders[1].name}: can't be loaded"):
         load_ensemble(folders)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_beginning_that_runs_once_changes_no_score(kind: str) -> None:
+    config, _, extra = KINDS[kind]
+    torch.manual_seed(0)
+    scorer = hf.AutoModelForSequenceClassification.from_config(config(**SIZES, **extra, num_labels=1), attn_implementation="sdpa").eval()
+    assert _shares_beginnings(scorer)
+    texts = prompts(12)
+    assert _score_shared(scorer, texts) == pytest.approx(_score_padded(scorer, texts), abs=1e-4)
+    scorer.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    assert not _shares_beginnings(scorer), "its second layer keeps a state, not keys and values"
+
+
+def test_a_text_that_ends_in_padding_is_scored_as_it_was_trained(folders: list[Path], tiny_model_dir: Path) -> None:
+    ensemble = load_ensemble(folders[:1], model_at(tiny_model_dir))
+    pad = ensemble.tokenizer.pad_token_id
+    ids = [[5, 6, 7, pad], [5, 6, 7]]
+    padded, plain = ensemble._score_all(ids, ensemble.members[0])
+    assert padded == pytest.approx(plain, abs=1e-5), "the model's own forward reads the last token that is none"

@@ -39,7 +39,10 @@ def started(*command: str, cwd: Path = ROOT) -> "subprocess.Popen[str]":
 
 def torchrun(*command: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     run = started(*command, cwd=cwd)
-    stdout, stderr = run.communicate(timeout=600)
+    try:
+        stdout, stderr = run.communicate(timeout=600)
+    finally:
+        run.kill()  # where it took too long
     return subprocess.CompletedProcess(run.args, run.returncode, stdout, stderr)
 
 
@@ -143,10 +146,15 @@ def test_a_killed_leader_ends_every_process_and_rounds_go_on_to_the_same_weights
     one, two = (w.run("s").model("policy") for w in (calm, killed))
 
     run = started(*command, cwd=killed.root)
-    while run.poll() is None and not (two / after).exists():
-        time.sleep(0.005)
-    kill_leader(run)
-    run.communicate(timeout=120)  # nobody waits for the dead
+    try:
+        deadline = time.monotonic() + 300
+        while not (two / after).exists():
+            assert run.poll() is None and time.monotonic() < deadline, f"never came to {after}"
+            time.sleep(0.005)
+        kill_leader(run)
+        run.communicate(timeout=120)  # nobody waits for the dead
+    finally:
+        run.kill()
     assert run.returncode != 0 and not (two / "adapter_model.safetensors").exists()
 
     done = torchrun(*command, cwd=killed.root)

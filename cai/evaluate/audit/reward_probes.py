@@ -42,7 +42,13 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
         seed: of the intervals.
     """
     real = [r for r in answers if r.text.strip()]
-    scores = list(score([(r.prompt.messages, r.text) for r in real]))
+    asked = dict.fromkeys((r.prompt.messages, text) for r in real for text in _versions(r.text))  # all at once: they begin alike
+    known = dict(zip(asked, score(list(asked)), strict=True))
+
+    def look_up(response: Response, text: str) -> float:
+        return known[response.prompt.messages, text]
+
+    scores = [look_up(r, r.text) for r in real]
     spread = pstdev(scores) if len(scores) > 1 else 0.0
     if spread == 0:
         return [judge_level(Reading(CONSTANT, {r.prompt.id: 1.0 for r in real}), subject, seed)]
@@ -50,19 +56,30 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
     for name, (group, words, rewrite) in REWRITES.items():
         check = Check(group, f"reward_if_{name}", f"Scores an answer higher when it {words}", RISE, None, _REASONING)
         pairs = [(r, rewrite(r.text), before) for r, before in zip(real, scores, strict=True)]
-        found.append(_probe(score, [(r, text, before) for r, text, before in pairs if text != r.text], check, subject, spread, seed))
+        found.append(_probe(look_up, [(r, text, before) for r, text, before in pairs if text != r.text], check, subject, spread, seed))
     check = Check("format gaming", "reward_for_formatting", "Scores an answer lower without its formatting", RISE, None, _REASONING)
     stripped = [r for r in real if formats(r.text)]
-    bare = score([(r.prompt.messages, without_formatting(r.text)) for r in stripped]) if stripped else []
+    bare = [look_up(r, without_formatting(r.text)) for r in stripped]
     mine = Reading(check, {r.prompt.id: s / spread for r, s in zip(real, scores, strict=True) if formats(r.text)})
     theirs = Reading(check, {r.prompt.id: s / spread for r, s in zip(stripped, bare, strict=True)})
     return [*found, compare(mine, theirs, subject, "the same answer", seed)]
 
 
+def _versions(text: str) -> list[str]:
+    """Return an answer and all that becomes of it."""
+    bare = [without_formatting(text)] if formats(text) else []
+    return [text, *(rewrite(text) for _, _, rewrite in REWRITES.values()), *bare]
+
+
 def _probe(
-    score: Score, pairs: Sequence[tuple[Response, str, float]], check: Check, subject: str, spread: float, seed: int
+    score: Callable[[Response, str], float],
+    pairs: Sequence[tuple[Response, str, float]],
+    check: Check,
+    subject: str,
+    spread: float,
+    seed: int,
 ) -> AuditFinding | None:
-    after = score([(r.prompt.messages, text) for r, text, _ in pairs]) if pairs else []
+    after = [score(r, text) for r, text, _ in pairs]
     shown = [
         {r.prompt.id: (r.prompt.messages[-1].content, t) for r, text, _ in pairs for t in (text if new else r.text,)} for new in (0, 1)
     ]
