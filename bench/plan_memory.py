@@ -45,7 +45,7 @@ def predicted(case: dict[str, Any], d: Dimensions, model: str) -> float:
     pairs = 1 if case["kind"] == "sft" else 2
     tokens = BATCH * (PROMPT + pairs * COMPLETION)
     scored = 0 if case["kind"] == "reward" else BATCH * pairs * COMPLETION
-    return training_bytes(d, config_of(case), tokens, scored, 2 if case["kind"] == "dpo" else 1)
+    return training_bytes(d, config_of(case), tokens, scored, "cpu", 2 if case["kind"] == "dpo" else 1)
 
 
 def measure(case: dict[str, Any], model: str) -> int:

@@ -140,7 +140,8 @@ def answering(
         + completion_seconds(speed, shape, calls, spec.batch_size, sampling.max_tokens, mean, prompt.mean)
         + calls * mean * draw_seconds(speed, sampling.temperature, sampling.top_p)
     )
-    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), prompt.longest + sampling.max_tokens, speed.device)
+    longest = min(prompt.longest + sampling.max_tokens, spec.max_length)
+    memory = generation_bytes(shape, structs.replace(spec, batch_size=rows), longest, speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -165,7 +166,7 @@ def asking(
     computed = texts * (text.mean - (SYSTEM_TOKENS + prompt) / 2 + questions * question)
     seconds = prompt_seconds(speed, shape, computed, text.mean) + calls * speed.head_seconds
     few = structs.replace(spec, batch_size=min(calls, spec.batch_size))
-    memory = generation_bytes(shape, few, text.longest + question, speed.device)
+    memory = generation_bytes(shape, few, min(text.longest + question, spec.max_length), speed.device)
     return replace(done, seconds=seconds, memory_bytes=round(memory))
 
 
@@ -283,7 +284,7 @@ def training(
     seconds = loading_seconds(speed, shape) + training_seconds(
         speed, shape, config, tokens, length, scores, reference_passes / config.epochs
     )
-    memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets * scored, adapters)
+    memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets * scored, speed.device, adapters)
     return StagePlan(name, train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
 
 
@@ -368,5 +369,7 @@ def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> Stag
         return both
     wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # weighs what two trained ones do
     tokens = config.batch_size * (prompt + answer).capped(config.max_length).longest
-    memory = max(training_bytes(shape, wide, tokens, 0.0, adapters=1 + math.ceil(frozen / 2)), samples.memory_bytes or 0)
+    device = speed_of(shape, config.precision).device
+    trained = training_bytes(shape, wide, tokens, 0.0, device, adapters=1 + math.ceil(frozen / 2))
+    memory = max(trained, samples.memory_bytes or 0)
     return replace(both, memory_bytes=round(memory))

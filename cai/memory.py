@@ -117,9 +117,9 @@ def weight_bytes(d: Dimensions, precision: Precision) -> float:
     )
 
 
-def loading_bytes(d: Dimensions, precision: Precision) -> float:
-    """Return the peak while weights load on a CPU: the file's pages are in memory beside what is made of them."""
-    return weight_bytes(d, precision) + d.parameters * d.file_bytes
+def loading_bytes(d: Dimensions, precision: Precision, device: str) -> float:
+    """Return the peak while weights load. On a CPU the file's pages are in memory beside what is made of them; a GPU holds no file."""
+    return weight_bytes(d, precision) + (d.parameters * d.file_bytes if device == "cpu" else 0.0)
 
 
 def lora_parameters(d: Dimensions, rank: int, layers: int | None) -> int:
@@ -129,7 +129,7 @@ def lora_parameters(d: Dimensions, rank: int, layers: int | None) -> int:
     return (d.layers if layers is None else min(layers, d.layers)) * rank * sum(sizes)
 
 
-def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: float, adapters: int = 1) -> float:
+def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: float, device: str, adapters: int = 1) -> float:
     """Return the peak of a training.
 
     Args:
@@ -137,6 +137,7 @@ def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: floa
         config: the recipe's block.
         tokens: that one forward pass with gradients runs at once, padding included.
         scored: positions whose scores over the vocabulary are kept for the backward pass; 0 for a reward model.
+        device: where: "cpu" or "cuda".
         adapters: on the base; 2 where a frozen copy is the reference.
     """
     layers = d.layers if config.lora.layers is None else min(config.lora.layers, d.layers)
@@ -148,7 +149,7 @@ def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: floa
     unpacked = 2.0 * d.hidden * d.intermediate if config.precision == "nf4" else 0.0  # one matrix at a time
     scores = scored * d.vocabulary * SCORE_BYTES
     running = weight_bytes(d, config.precision) + state + activations + unpacked + scores
-    return PROCESS_BYTES + max(running, loading_bytes(d, config.precision))
+    return PROCESS_BYTES + max(running, loading_bytes(d, config.precision, device))
 
 
 def activation_bytes(d: Dimensions, precision: Precision) -> float:
@@ -182,16 +183,16 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
     prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, max(tokens, tokens_at_once(device)))
     head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
     running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
-    loading = loading_bytes(d, spec.precision)
+    loading = loading_bytes(d, spec.precision, device)
     if spec.adapter is not None and spec.precision != "nf4":
-        loading = loading_bytes(d, "float32")
+        loading = loading_bytes(d, "float32", device)
     return PROCESS_BYTES + max(running, loading)
 
 
 def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
     """Return the peak of reward models that score texts together, with `tokens` in all: a lone member is merged in float32."""
     running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, tokens_at_once(device)) + tokens * cache_bytes(d, precision)
-    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision))
+    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision, device))
 
 
 def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, at_once: float) -> float:

@@ -57,19 +57,19 @@ def test_bytes_by_hand() -> None:
     config = SFTConfig(precision="bfloat16", lora=LoraSpec(rank=16))
     trained = lora_parameters(big, 16, None)
     wanted = PROCESS_BYTES + big.parameters * 2 + trained * 16 + 32 * 1000 * activation_bytes(big, "bfloat16") + 10 * 128_256 * 28
-    assert training_bytes(big, config, 1000, 10) == pytest.approx(wanted)
+    assert training_bytes(big, config, 1000, 10, "cpu") == pytest.approx(wanted)
 
 
 def test_each_saving_saves_what_it_is_for() -> None:
     def peak(**changes: object) -> float:
-        return training_bytes(LLAMA_8B, SFTConfig(**{"precision": "nf4", **changes}), 8192, 4096)  # type: ignore[arg-type]
+        return training_bytes(LLAMA_8B, SFTConfig(**{"precision": "nf4", **changes}), 8192, 4096, "cuda")  # type: ignore[arg-type]
 
     plain = peak()
     trained = lora_parameters(LLAMA_8B, 16, None)
     assert plain - peak(optimizer="paged_adamw_8bit") == pytest.approx(6 * trained)
     assert peak(gradient_checkpointing=True) < plain / 2
     assert peak(lora=LoraSpec(layers=8)) < plain / 1.5
-    assert training_bytes(LLAMA_8B, SFTConfig(precision="nf4"), 8192, 4096, adapters=2) - plain == pytest.approx(4 * trained)
+    assert training_bytes(LLAMA_8B, SFTConfig(precision="nf4"), 8192, 4096, "cuda", adapters=2) - plain == pytest.approx(4 * trained)
 
 
 def test_a_longer_or_wider_batch_of_answers_needs_its_cache() -> None:
@@ -104,3 +104,10 @@ def test_a_model_that_is_not_here_is_unknown_and_not_fetched(tmp_path: Path) -> 
         )
     )
     assert read_dimensions(ModelSpec(path=str(tmp_path))) == SMALL
+
+
+def test_files_lie_in_memory_beside_the_weights_on_a_cpu_alone() -> None:
+    spec, file = ModelSpec(path="owner/model", precision="nf4", batch_size=1), LLAMA_8B.parameters * LLAMA_8B.file_bytes
+    here, there = (generation_bytes(LLAMA_8B, spec, 10, device) for device in ("cpu", "cuda"))
+    assert here == pytest.approx(PROCESS_BYTES + weight_bytes(LLAMA_8B, "nf4") + file)
+    assert there < PROCESS_BYTES + 1.05 * weight_bytes(LLAMA_8B, "nf4")

@@ -165,11 +165,11 @@ def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
     single, pair = grown(100, FORTY), grown(100, FORTY, FORTY)
     assert pair == pytest.approx(single / 4, rel=0.01), "of 16 pairs end to end not all are long; of 16 padded rows all are"
     assert grown(500, FORTY) == pytest.approx(grown(160, FORTY)), "what is longer than max_length is cut"
-    asked = [asking("feedback", ModelSpec(batch_size=64), steady, 64, Tokens(1000, most), 1, 30) for most in (1000, 2000)]
-    answered = [answering("respond", ModelSpec(batch_size=64), steady, 64, Tokens(1000, most), SamplingSpec()) for most in (1000, 2000)]
+    asked = [asking("feedback", ModelSpec(batch_size=64), steady, 64, Tokens(900, most), 1, 30) for most in (900, 1800)]
+    answered = [answering("respond", ModelSpec(batch_size=64), steady, 64, Tokens(900, most), SamplingSpec()) for most in (900, 1800)]
     for even, uneven in (asked, answered):
         assert even.seconds == uneven.seconds and even.memory_bytes is not None and uneven.memory_bytes is not None
-        cache = 64 * 1000 * 2 * 30 * 3 * 64 * 4
+        cache = 64 * 900 * 2 * 30 * 3 * 64 * 4
         assert uneven.memory_bytes - even.memory_bytes in (pytest.approx(cache, rel=0.02), pytest.approx(cache / 2, rel=0.02))
 
 
