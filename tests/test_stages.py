@@ -1,9 +1,11 @@
 """The ten stages on a tiny real model: from prompts to report, twice, and through an interruption."""
 
+import gc
 import json
 import re
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,29 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n != "evaluate"])
     assert calls_made(third) == 0, "finished trainings are found again, so the policy that samples is the same"
     assert data_bytes(run) == before
+
+
+def test_reward_models_load_when_no_other_model_is_in_memory(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a base too many is what doesn't fit: neither the one just trained, nor the judge's, nor an earlier ensemble's."""
+    from transformers import PreTrainedModel
+
+    from cai.train import ensemble
+
+    def models() -> set[int]:
+        return {id(o) for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)}
+
+    before, beside = models(), []
+    load = ensemble.load_scorer
+
+    def watched(*args: Any) -> Any:
+        beside.append(len(models() - before))
+        return load(*args)
+
+    monkeypatch.setattr(ensemble, "load_scorer", watched)
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    run_recipe(recipe_of(workspace), workspace, STAGES, Reporter())
+    assert len(beside) >= 5, "two members are measured, then their ensemble; it is loaded to evaluate, and to audit"
+    assert set(beside) == {0}
 
 
 @pytest.mark.parametrize("after", [9, 30])
