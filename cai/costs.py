@@ -302,11 +302,10 @@ def scoring(name: str, recipe: Recipe, speed_of: SpeedOf, texts: float, prompt: 
         known = model.path == "scripted"
         return StagePlan(name, seconds=0.0 if known else None, memory_bytes=0 if known else None)
     speed = speed_of(shape, recipe.reward.precision)
-    length = (prompt + answer).capped(recipe.reward.max_length).mean
-    tokens = texts * (length - (1 - 1 / per_prompt) * max(0.0, length - answer.mean))
-    seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, tokens, length)
-    longest = (prompt + answer).capped(recipe.reward.max_length).longest
-    memory = scoring_bytes(shape, recipe.reward.precision, min(texts * longest, KEPT_TOKENS), speed.device)
+    text = (prompt + answer).capped(recipe.reward.max_length)
+    tokens = texts * (text.mean - (1 - 1 / per_prompt) * max(0.0, text.mean - answer.mean))
+    seconds = loading_seconds(speed, shape, merged=members == 1) + members * scoring_seconds(speed, shape, tokens, text.mean)
+    memory = scoring_bytes(shape, recipe.reward.precision, min(texts * text.longest, KEPT_TOKENS), speed.device)
     return StagePlan(name, seconds=seconds, memory_bytes=round(memory))
 
 
