@@ -45,7 +45,7 @@ def show(head: dict[str, object], rows: list[Row]) -> None:
     """Print one table, with the machine above it."""
     from rich.console import Console
 
-    from cai.console import plain, plain_table
+    from cai.core.console import plain, plain_table
 
     console = Console()
     if not console.is_terminal:

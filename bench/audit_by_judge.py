@@ -37,19 +37,20 @@ from bench.audit_planted import (
     restricted,
     shuffled,
 )
-from cai.call_store import CallStore
+from cai.core.workspace import find_workspace
 from cai.evaluate.audit.battery import Answers, audit_model
 from cai.evaluate.audit.behaviours import SLOTS, Behaviour, Judged, judge_behaviours, judged_readings, load_behaviours
-from cai.evaluate.audit.finding import compare, sign_flip
+from cai.evaluate.audit.finding import compare
 from cai.evaluate.audit.probes import Probes
 from cai.ids import split_fraction
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import Recipe
 from cai.records import Failure
-from cai.templates import load_templates
-from cai.workspace import find_workspace
+from cai.stats import sign_flip
 
 NAMED_BY = {
     "flatters": "flatters",

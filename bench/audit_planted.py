@@ -28,8 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.call_store import CallStore
-from cai.data.human import load_pairs
+from cai.core.workspace import find_workspace
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import Answers, audit_model
 from cai.evaluate.audit.boilerplate import preaching, stock_phrase
@@ -37,13 +36,14 @@ from cai.evaluate.audit.finding import judge_level, settle
 from cai.evaluate.audit.probes import OpinionProbe, Probes, load_probes
 from cai.evaluate.audit.rewriting import agreeable, as_list, lengthened, more_certain, with_boilerplate
 from cai.ids import split_fraction
+from cai.labels.load import load_pairs
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import Recipe
 from cai.records import AuditFinding, Failure
-from cai.templates import load_templates
-from cai.workspace import find_workspace
 
 STRENGTHS = (0.25, 0.5, 1.0)
 PART = 0.8

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row
-from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
-from cai.critique import critique_and_revise, respond
+from cai.core.flow import run_items
 from cai.data.prompts import load_prompts
-from cai.flow import run_items
+from cai.generate.critique import critique_and_revise, respond
 from cai.models.base import TextModel
-from cai.models.loading import load_causal_lm, load_tokenizer
-from cai.models.local import LocalEngine
+from cai.models.local.engine import LocalEngine
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.store import CallStore
+from cai.models.templates import Templates, load_templates
 from cai.recipe import CritiqueConfig, ModelSpec, PromptSource, SteadySampling
 from cai.records import Constitution, Prompt, RevisionTrace
-from cai.templates import Templates, load_templates
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row, row
-from cai.jsonl import read_records
+from cai.core.jsonl import read_records
 from cai.models.base import CompleteRequest, Completion, Engine, Sampling
-from cai.models.loading import load_causal_lm, load_tokenizer
-from cai.models.local import LocalEngine
-from cai.models.precision import resolved_precision
-from cai.models.server import ServerEngine
+from cai.models.local.engine import LocalEngine
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.local.precision import resolved_precision
+from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.table import Row
-from cai.console import Reporter
-from cai.manifest import read_manifest
-from cai.pipeline import run_recipe
-from cai.plan import draft
+from cai.core.console import Reporter
+from cai.core.manifest import read_manifest
+from cai.core.workspace import Workspace, init_workspace
+from cai.pipeline.driver import run_recipe
+from cai.pipeline.plan import draft
+from cai.pipeline.speed import measure_speed
+from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, load_recipe
-from cai.speed import measure_speed
-from cai.stages import STAGES
-from cai.workspace import Workspace, init_workspace
 
 DATA_STAGES = ("respond", "critique", "pairs", "feedback")
 RECIPE = """\

@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.table import Row, row
-from cai.data.human import load_pairs
+from cai.labels.load import load_pairs
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Request, Sampling
-from cai.models.local import LocalEngine
+from cai.models.local.engine import LocalEngine
 from cai.recipe import ModelSpec
 from cai.records import Message, Preference
 

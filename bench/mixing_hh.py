@@ -17,23 +17,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.reward_data import reward_parser
-from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
-from cai.data.human import load_pairs
+from cai.core.flow import run_items
+from cai.core.workspace import shipped_workspace
+from cai.data.balance import opposite_leanings, source_balance
 from cai.errors import RecipeError
-from cai.evaluate.balance import opposite_leanings, source_balance
-from cai.evaluate.intervals import paired_bootstrap, wilson
-from cai.feedback.calibration import read_calibration
-from cai.feedback.judge import Judge
-from cai.flow import run_items
+from cai.judge.calibration import read_calibration
+from cai.judge.judge import Judge
+from cai.labels.load import load_pairs
 from cai.models.base import TextModel
 from cai.models.opening import open_engine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, RewardConfig
 from cai.records import Failure, Preference, ResponsePair
-from cai.templates import load_templates
-from cai.train.ensemble import load_ensemble, score_pairs
-from cai.train.reward import train_reward
-from cai.workspace import shipped_workspace
+from cai.stats import paired_bootstrap, wilson
+from cai.train.reward.ensemble import load_ensemble, score_pairs
+from cai.train.reward.train import train_reward
 
 ARMS = ("human", "ai", "mixed")
 

@@ -26,18 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row, row
-from cai.call_store import CallStore
-from cai.console import Reporter
+from cai.core.console import Reporter
+from cai.core.workspace import Workspace, init_workspace
 from cai.data.repeats import NearRepeats
 from cai.ids import content_hash
 from cai.models import opening
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
 from cai.models.scripted import ScriptedEngine
-from cai.pipeline import RunSummary, run_recipe
+from cai.models.store import CallStore
+from cai.pipeline.driver import RunSummary, run_recipe
+from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, load_recipe
 from cai.records import Message
-from cai.stages import STAGES
-from cai.workspace import Workspace, init_workspace
 
 STAGES_MEASURED = ("respond", "critique", "pairs", "feedback")
 RECIPE = """\

@@ -22,24 +22,24 @@ from statistics import fmean
 
 from msgspec.structs import replace
 
+from cai.core.jsonl import read_records, write_text
+from cai.core.workspace import file_hash
 from cai.data.filters import split_by_prompt
-from cai.data.human import load_pairs
 from cai.errors import RecipeError
 from cai.ids import split_fraction
-from cai.jsonl import read_records, write_text
-from cai.models.loading import load_tokenizer
-from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig, WatchConfig
-from cai.records import Preference, Prompt, WatchPoint
+from cai.labels.load import load_pairs
+from cai.models.local.loading import load_tokenizer
+from cai.recipe import LoraSpec, ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig
+from cai.records import MonitorPoint, Preference, Prompt
 from cai.report.page import render_frontier
 from cai.train.encode import encode_turn
-from cai.train.ensemble import RewardEnsemble, load_ensemble, score_pairs
-from cai.train.held_out import measure_margins
-from cai.train.online import train_online
-from cai.train.ppo import train_ppo
-from cai.train.reward import train_reward
-from cai.train.terms import Rewarding, proxy_of
-from cai.train.watch import FRONTIER, Items, Watch, best_step
-from cai.workspace import file_hash
+from cai.train.reward.ensemble import RewardEnsemble, load_ensemble, score_pairs
+from cai.train.reward.metrics import measure_margins
+from cai.train.reward.train import train_reward
+from cai.train.rl.grpo import train_online
+from cai.train.rl.monitor import FRONTIER, Items, Monitor, best_step
+from cai.train.rl.ppo import train_ppo
+from cai.train.rl.rewards import RewardFunction, proxy_of
 
 
 def arguments() -> argparse.Namespace:
@@ -170,7 +170,7 @@ def train_arm(
         save_steps=given.every,
         lora=LoraSpec(layers=given.layers),
         online=online,
-        watch=WatchConfig(every_steps=given.every, prompts=given.watched, action="warn", select="last"),
+        watch=MonitorConfig(every_steps=given.every, prompts=given.watched, action="warn", select="last"),
     )
     model, out = ModelSpec(path=given.model, precision=given.precision), given.out / f"{name}-{given.method}-{given.steps}"
     aggregate = given.aggregate if len(members) > 1 else "mean"
@@ -186,23 +186,23 @@ def train_arm(
         train_ppo(config, model, given.sft, members, reward, prompts, out, given.seed, note, gold=gold, watched=watched)
         return out
 
-    def rewarding() -> Rewarding:
-        return Rewarding(online.rewards, load_ensemble(members, model, aggregate, given.penalty).score)
+    def rewarding() -> RewardFunction:
+        return RewardFunction(online.rewards, load_ensemble(members, model, aggregate, given.penalty).score)
 
-    def watch(proxy: Rewarding) -> Watch:
+    def watch(proxy: RewardFunction) -> Monitor:
         scorer = load_ensemble([gold], model)
 
         def score(items: Items) -> list[float]:
             return [s.value for s in scorer.score(items)]
 
-        return Watch(watched, config.watch, proxy_of(proxy, watched), score, out / FRONTIER)
+        return Monitor(watched, config.watch, proxy_of(proxy, watched), score, out / FRONTIER)
 
-    rewarded_by = ([file_hash(folder) for folder in (*members, gold)], aggregate, given.penalty, [p.id for p in watched])
-    train_online(config, model, given.sft, prompts, rewarding, rewarded_by, out, given.seed, note, load_watch=watch, warn=say)
+    reward_identity = ([file_hash(folder) for folder in (*members, gold)], aggregate, given.penalty, [p.id for p in watched])
+    train_online(config, model, given.sft, prompts, rewarding, reward_identity, out, given.seed, note, load_monitor=watch, warn=say)
     return out
 
 
-def summary(points: Sequence[WatchPoint]) -> dict[str, object]:
+def summary(points: Sequence[MonitorPoint]) -> dict[str, object]:
     """Return what an arm came to: gold at its best and at the end, and the frontier itself."""
     best = next(p for p in points if p.step == best_step(points))
     first, last = points[0], points[-1]
@@ -243,7 +243,7 @@ def main() -> None:
     points = {}
     for name, used in arms.items():
         out = train_arm(given, f"policy-{len(used)}", used, gold, prompts, watched)
-        points[name] = list(read_records(out / FRONTIER, WatchPoint))
+        points[name] = list(read_records(out / FRONTIER, MonitorPoint))
     report = {
         "arms": {name: summary(found) for name, found in points.items()},
         "reward_models": measured,

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row
-from cai.console import Reporter
-from cai.manifest import read_manifest
-from cai.pipeline import run_recipe
-from cai.plan import draft
+from cai.core.console import Reporter
+from cai.core.manifest import read_manifest
+from cai.core.workspace import Workspace, init_workspace
+from cai.pipeline.driver import run_recipe
+from cai.pipeline.plan import draft
+from cai.pipeline.speed import measure_speed
+from cai.pipeline.stages import STAGES
 from cai.recipe import load_recipe
-from cai.speed import measure_speed
-from cai.stages import STAGES
-from cai.workspace import Workspace, init_workspace
 
 SMOKE = Path(__file__).parent.parent / "runs" / "smoke.yaml"
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

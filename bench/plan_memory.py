@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cai.manifest import peak_memory_bytes
-from cai.memory import Dimensions, generation_bytes, read_dimensions, training_bytes
+from cai.core.manifest import peak_memory_bytes
+from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, training_bytes
 from cai.recipe import LoraSpec, ModelSpec, PolicyConfig, RewardConfig, SFTConfig
 
 PROMPT, COMPLETION, BATCH = 64, 128, 8
@@ -52,7 +52,7 @@ def measure(case: dict[str, Any], model: str) -> int:
     """Do the case in this process and return its peak."""
     import logging
 
-    from cai.models.loading import load_tokenizer
+    from cai.models.local.loading import load_tokenizer
     from cai.records import Message, Preference, Prompt, Provenance, SFTExample
 
     logging.disable(logging.WARNING)
@@ -76,7 +76,7 @@ def measure(case: dict[str, Any], model: str) -> int:
             _generate(spec, [prompt(i) for i in range(64)])
         else:
             from cai.train.dpo import train_dpo
-            from cai.train.reward import train_reward
+            from cai.train.reward.train import train_reward
 
             pairs = [
                 Preference(prompt(i), text(COMPLETION, 400 + i), text(COMPLETION, 500 + i), 0.9, 1.0, "b", (), by) for i in range(count)
@@ -108,7 +108,7 @@ def synthetic_model(folder: Path) -> str:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from cai.models.loading import load_tokenizer
+    from cai.models.local.loading import load_tokenizer
 
     config = LlamaConfig(
         vocab_size=49_152,

@@ -18,18 +18,18 @@ from pathlib import Path
 from msgspec import to_builtins
 
 from bench.overoptimisation_hh import say, train_scorers
-from cai.evaluate.intervals import wilson
-from cai.jsonl import read_records, write_text
-from cai.recipe import LoraSpec, ModelSpec, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig, SFTConfig, WatchConfig
-from cai.records import Preference, Prompt, SFTExample, WatchPoint
+from cai.core.jsonl import read_records, write_text
+from cai.core.workspace import file_hash
+from cai.recipe import LoraSpec, ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardConfig, SFTConfig
+from cai.records import MonitorPoint, Preference, Prompt, SFTExample
+from cai.stats import wilson
 from cai.train.dpo import train_dpo
-from cai.train.ensemble import load_ensemble
-from cai.train.online import train_online
-from cai.train.ppo import train_ppo
+from cai.train.reward.ensemble import load_ensemble
+from cai.train.rl.grpo import train_online
+from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec, mean_interval
+from cai.train.rl.ppo import train_ppo
+from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.sft import train_sft
-from cai.train.terms import Rewarding, proxy_of
-from cai.train.watch import FRONTIER, Items, Watch, Watching, mean_interval
-from cai.workspace import file_hash
 
 
 def arguments() -> argparse.Namespace:
@@ -88,7 +88,7 @@ def train_policy(
     gold: Path,
     pairs: Sequence[Preference],
     watched: Sequence[Prompt],
-) -> list[WatchPoint]:
+) -> list[MonitorPoint]:
     """Train one policy, or find it finished. Returns what its watch saw."""
     model, reward = ModelSpec(path=given.model, precision=given.precision), RewardConfig(aggregate=given.aggregate)
     prompts = list({p.prompt.id: p.prompt for p in pairs}.values())
@@ -113,7 +113,7 @@ def train_policy(
             temperature=1.0,
             kl_coef=0.02,
         ),
-        watch=WatchConfig(every_steps=given.every, prompts=given.watched, action="warn", select="last"),
+        watch=MonitorConfig(every_steps=given.every, prompts=given.watched, action="warn", select="last"),
     )
     ensemble = load_ensemble(members, model, given.aggregate).score
     gold_model = load_ensemble([gold], model)
@@ -121,14 +121,14 @@ def train_policy(
     def score(items: Items) -> list[float]:
         return [s.value for s in gold_model.score(items)]
 
-    def watch(rewarding: Rewarding) -> Watch:
-        return Watch(watched, config.watch, proxy_of(rewarding, watched), score, out / FRONTIER)
+    def watch(rewarding: RewardFunction) -> Monitor:
+        return Monitor(watched, config.watch, proxy_of(rewarding, watched), score, out / FRONTIER)
 
-    rewarded_by = ([file_hash(folder) for folder in (*members, gold)], given.aggregate, [p.id for p in watched])
+    reward_identity = ([file_hash(folder) for folder in (*members, gold)], given.aggregate, [p.id for p in watched])
     if method == "ppo":
         train_ppo(config, model, sft, members, reward, prompts, out, given.seed, note(method), gold=gold, watched=watched)
     elif method == "dpo":
-        watching = Watching(lambda: watch(Rewarding(online.rewards, ensemble)), rewarded_by, given.max_tokens, say)
+        watching = MonitorSpec(lambda: watch(RewardFunction(online.rewards, ensemble)), reward_identity, given.max_tokens, say)
         train_dpo(config, model, sft, pairs, out, given.seed, note(method), watching=watching)
     else:
         train_online(
@@ -136,18 +136,18 @@ def train_policy(
             model,
             sft,
             prompts,
-            lambda: Rewarding(online.rewards, ensemble),
-            rewarded_by,
+            lambda: RewardFunction(online.rewards, ensemble),
+            reward_identity,
             out,
             given.seed,
             note(method),
-            load_watch=watch,
+            load_monitor=watch,
             warn=say,
         )
-    return list(read_records(out / FRONTIER, WatchPoint))
+    return list(read_records(out / FRONTIER, MonitorPoint))
 
 
-def table(looks: dict[str, list[WatchPoint]], wanted: float | None) -> str:
+def table(looks: dict[str, list[MonitorPoint]], wanted: float | None) -> str:
     """Return the policies side by side, each at the look whose KL is nearest to the one wanted."""
     kl = min(max(p.kl for p in points) for points in looks.values()) if wanted is None else wanted
     lines = [

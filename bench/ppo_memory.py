@@ -70,10 +70,10 @@ def make_adapters(model: str, precision: Precision, folder: Path, members: int) 
     """Write an SFT adapter and reward members with random weights: memory doesn't hang on what they say."""
     import torch
 
-    from cai.models.loading import load_causal_lm, load_tokenizer
+    from cai.models.local.loading import load_causal_lm, load_tokenizer
     from cai.recipe import LoraSpec, ModelSpec
     from cai.train.arguments import with_new_adapter
-    from cai.train.ensemble import load_scorer, scoring_tokenizer
+    from cai.train.reward.ensemble import load_scorer, scoring_tokenizer
     from cai.train.running import quiet_training
 
     spec = ModelSpec(path=model, precision=precision)
@@ -121,12 +121,12 @@ def step_config(given: argparse.Namespace) -> PolicyConfig:
 
 
 def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any) -> None:
-    """One step of `cai.train.ppo`, without its bookkeeping."""
-    from cai.models.local import stop_ids
+    """One step of `cai.train.rl.ppo`, without its bookkeeping."""
+    from cai.models.local.engine import stop_ids
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
-    from cai.train.ppo_update import World, make_batch, make_optimizer, update
-    from cai.train.rollout import describe, sample, tasks
-    from cai.train.shared import load_shared_base
+    from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
+    from cai.train.rl.rollout import describe, sample, tasks
+    from cai.train.rl.shared_base import load_shared_base
 
     spec = ModelSpec(path=given.model, precision=given.precision)
     config = step_config(given)
@@ -147,10 +147,10 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     import torch
 
     from bench.ppo_separate import load_separate
-    from cai.models.local import stop_ids
+    from cai.models.local.engine import stop_ids
     from cai.recipe import ModelSpec, RewardConfig
-    from cai.train.ppo_update import ADAM_EPSILON, make_batch
-    from cai.train.rollout import tasks
+    from cai.train.rl.ppo_update import ADAM_EPSILON, make_batch
+    from cai.train.rl.rollout import tasks
 
     spec, config = ModelSpec(path=given.model, precision=given.precision), step_config(given)
     models = load_separate(spec, folder / "sft", member_folders(given, folder), tokenizer, checkpointing=given.checkpointing, lean=lean)
@@ -176,7 +176,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     import trl  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from cai.models.loading import load_tokenizer
+    from cai.models.local.loading import load_tokenizer
     from cai.recipe import ModelSpec
     from cai.train.running import quiet_training
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cai.models.loading import load_causal_lm
+from cai.models.local.loading import load_causal_lm
 from cai.recipe import ModelSpec, PolicyConfig
-from cai.train.ensemble import load_scorer
-from cai.train.ppo_math import policy_loss, value_loss
-from cai.train.ppo_update import Batch
-from cai.train.rollout import Episode, Task
+from cai.train.reward.ensemble import load_scorer
+from cai.train.rl.ppo_math import policy_loss, value_loss
+from cai.train.rl.ppo_update import Batch
+from cai.train.rl.rollout import Episode, Task
+from cai.train.rl.shared_base import TokenLogprobs
 from cai.train.running import float_trained_weights
-from cai.train.shared import TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Separate:
 
     @torch.no_grad()
     def describe(self, todo: Sequence[Task], responses: Sequence[tuple[list[int], bool]], micro: int, temperature: float) -> list[Episode]:
-        """Return what each model says of some responses, as `cai.train.rollout.describe` does, without entropies."""
+        """Return what each model says of some responses, as `cai.train.rl.rollout.describe` does, without entropies."""
         prompts = [t.prompt_ids for t in todo]
         batch = self.pad(prompts, [ids for ids, _ in responses])
         closed = self.pad(prompts, [ids if ended else [*ids, self.tokenizer.eos_token_id] for ids, ended in responses])

@@ -74,13 +74,13 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
     import torch
 
     from bench.ppo_separate import load_separate
-    from cai.models.loading import load_tokenizer
-    from cai.models.local import stop_ids
+    from cai.models.local.engine import stop_ids
+    from cai.models.local.loading import load_tokenizer
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
-    from cai.train.ppo_update import ADAM_EPSILON, World, make_batch, make_optimizer, update
-    from cai.train.rollout import describe, sample, tasks
+    from cai.train.rl.ppo_update import ADAM_EPSILON, World, make_batch, make_optimizer, update
+    from cai.train.rl.rollout import describe, sample, tasks
+    from cai.train.rl.shared_base import load_shared_base
     from cai.train.running import quiet_training
-    from cai.train.shared import load_shared_base
 
     torch.set_num_threads(1)
     spec, config = ModelSpec(path=given.model, precision=given.precision), step_config(given)

@@ -21,10 +21,10 @@ from bench.generation import ratios, real_prompts, spread
 from bench.table import Row, row
 from cai.constitution.load import load_constitution
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Engine
-from cai.models.encoding import Encoder
-from cai.models.loading import load_causal_lm, load_tokenizer
-from cai.models.local import LocalEngine
-from cai.models.server import ServerEngine
+from cai.models.local.encoding import Encoder
+from cai.models.local.engine import LocalEngine
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 

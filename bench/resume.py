@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from bench.table import Row, row
-from cai.console import Reporter
-from cai.pipeline import RunSummary, run_recipe
+from cai.core.console import Reporter
+from cai.core.workspace import Workspace, init_workspace
+from cai.pipeline.driver import RunSummary, run_recipe
+from cai.pipeline.stages import STAGES
 from cai.recipe import load_recipe
-from cai.stages import STAGES
-from cai.workspace import Workspace, init_workspace
 
 DATA_STAGES = ("respond", "critique", "pairs", "feedback", "preferences")
 RECIPE = """\

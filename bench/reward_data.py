@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cai.data.human import load_pairs
 from cai.errors import RecipeError
+from cai.labels.load import load_pairs
 from cai.recipe import LoraSpec, RewardConfig
 from cai.records import Preference
 

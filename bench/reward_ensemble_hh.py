@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.reward_data import reported_settings, reward_config, reward_parser, split_rows
+from cai.core.jsonl import read_records, write_records
 from cai.data.filters import prompt_key
-from cai.jsonl import read_records, write_records
 from cai.recipe import Aggregate, ModelSpec
 from cai.records import ScoredPair
-from cai.train.ensemble import aggregate_scores, load_ensemble, score_pairs
-from cai.train.held_out import HeldOutMetrics, length_bucket, measure_margins, measure_scores
-from cai.train.reward import train_members
+from cai.train.reward.ensemble import aggregate_scores, load_ensemble, score_pairs
+from cai.train.reward.metrics import HeldOutMetrics, length_bucket, measure_margins, measure_scores
+from cai.train.reward.train import train_members
 
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "min", "uncertainty")
 

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from bench.reward_data import reported_settings, reward_config, reward_parser, split_rows
-from cai.models.loading import load_tokenizer
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec
 from cai.records import Preference
 from cai.train.encode import encode_turn
-from cai.train.ensemble import load_ensemble
-from cai.train.reward import measure_reward, train_reward
+from cai.train.reward.ensemble import load_ensemble
+from cai.train.reward.train import measure_reward, train_reward
 
 
 def length_baseline(model: ModelSpec, pairs: tuple[Preference, ...]) -> float:

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from bench.table import Row, row
-from cai.data.human import load_pairs
-from cai.models.loading import load_tokenizer
+from cai.labels.load import load_pairs
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec
 from cai.records import Message
 from cai.train.encode import encode_turn
-from cai.train.ensemble import Member, RewardEnsemble, load_scorer, scoring_tokenizer
+from cai.train.reward.ensemble import EnsembleMember, RewardEnsemble, load_scorer, scoring_tokenizer
 
 PROBES = Path(__file__).parent.parent / "prompts" / "probe_pairs.jsonl"
 MAX_LENGTH = 512
@@ -46,7 +46,7 @@ def measure(pairs: Path, limit: int | None, batch: int, repeats: int) -> list[Ro
     tokenizer = scoring_tokenizer(load_tokenizer(spec))
     torch.manual_seed(0)
     model = load_scorer(spec, tokenizer.pad_token_id).eval()
-    rewards = RewardEnsemble(model, tokenizer, (Member("reward", None, MAX_LENGTH, 0.0),))
+    rewards = RewardEnsemble(model, tokenizer, (EnsembleMember("reward", None, MAX_LENGTH, 0.0),))
     items = [(p.prompt.messages, text) for p in load_pairs(pairs, limit=limit, seed=0).preferences for text in (p.chosen, p.rejected)]
     rewards.score(items[:8])
     ratios, apart = [], 0.0

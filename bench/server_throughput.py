@@ -24,10 +24,10 @@ import httpx
 
 from bench.generation import real_prompts, spread
 from bench.prefix_sharing import questions
-from cai.call_store import CallStore
 from cai.models.base import CompleteRequest, Request, Sampling, TextModel
-from cai.models.loading import load_tokenizer
-from cai.models.server import ServerEngine
+from cai.models.local.loading import load_tokenizer
+from cai.models.server.engine import ServerEngine
+from cai.models.store import CallStore
 from cai.recipe import ModelSpec
 
 Sent = tuple[str, bytes]

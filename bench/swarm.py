@@ -26,15 +26,15 @@ import httpx
 
 from bench.generation import real_prompts
 from bench.table import Row, row
-from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
-from cai.critique import critique_and_revise, respond
-from cai.flow import run_items
+from cai.core.flow import run_items
+from cai.generate.critique import critique_and_revise, respond
 from cai.models.base import CompleteRequest, Completion, Engine, Reply, Request, TextModel
 from cai.models.opening import open_engine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import CritiqueConfig, ModelSpec, SteadySampling
 from cai.records import Prompt, RevisionTrace
-from cai.templates import load_templates
 from tests.models.serving import ServerProcess
 
 ROOT = Path(__file__).parent.parent

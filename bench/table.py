@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.manifest import installed_versions, machine_facts
+from cai.core.manifest import installed_versions, machine_facts
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 """Of a processor: those that decide how fast it multiplies matrices, and in which precision."""

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Row
-from cai.data.human import load_pairs
-from cai.models.loading import load_causal_lm, load_tokenizer
+from cai.labels.load import load_pairs
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec, PolicyConfig, RewardConfig
 from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.dpo import dpo_trainer
 from cai.train.encode import dpo_rows, reward_rows
-from cai.train.ensemble import load_scorer, scoring_tokenizer
-from cai.train.reward import reward_trainer
+from cai.train.reward.ensemble import load_scorer, scoring_tokenizer
+from cai.train.reward.train import reward_trainer
 from cai.train.running import float_trained_weights, quiet_training
 
 PROBES = Path(__file__).parent.parent / "prompts" / "probe_pairs.jsonl"

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from cai.core.text.repetition import LOOPING
+from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
 from cai.ids import content_hash
 from cai.records import PromptKind
-from cai.repetition import LOOPING
-from cai.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -310,7 +310,7 @@ class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return RewardConfig(**{name: getattr(self, name) for name in (*TrainSpec.__struct_fields__, "balance_length")})
 
 
-class WatchConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MonitorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Watching for over-optimisation: does gold fall while the reward that the policy is trained on rises, or do answers come apart?"""
 
     action: Literal["off", "warn", "stop"] = "warn"
@@ -425,7 +425,7 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
     ppo: PPOSpec = PPOSpec()
-    watch: WatchConfig = WatchConfig()
+    watch: MonitorConfig = MonitorConfig()
     dpo: DPOConfig = DPOConfig()
     rounds: RoundsConfig = RoundsConfig()
 

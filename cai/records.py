@@ -372,7 +372,7 @@ class AuditFinding:
 
 
 @dataclass(frozen=True, slots=True)
-class WatchPoint:
+class MonitorPoint:
     """One look at a policy in training, on fixed held-out prompts. Changes are against the best look before it, by gold."""
 
     step: int

@@ -1,8 +1,8 @@
 """A machine of round numbers, for tests of plans."""
 
-from cai.memory import Dimensions
+from cai.pipeline.memory import Dimensions
+from cai.pipeline.speed import Speed
 from cai.recipe import Precision
-from cai.speed import Speed
 
 SPEED = Speed(
     device="cpu",

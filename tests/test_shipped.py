@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from cai.console import Reporter
 from cai.constitution.lint import lint_file
 from cai.constitution.load import load_constitution
+from cai.core.console import Reporter
+from cai.core.workspace import Workspace, init_workspace
 from cai.errors import ModelError
-from cai.pipeline import Stage
+from cai.models.templates import load_templates
+from cai.pipeline.driver import Stage
+from cai.pipeline.setup_check import check_setup
+from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, RewardConfig, load_recipe
 from cai.records import PROMPT_KINDS
-from cai.setup_check import check_setup
-from cai.stages import STAGES
-from cai.templates import load_templates
-from cai.workspace import Workspace, init_workspace
 from tests.workspaces import ROOT
 
 CONSTITUTIONS = sorted((ROOT / "constitution").glob("*.yaml"))
@@ -55,7 +55,7 @@ def test_a_shipped_recipe_can_run_as_it_stands(path: Path, tmp_path: Path) -> No
     recipe = load_recipe(workspace.root / "runs" / path.name)
     assert recipe.name == path.stem and set(recipe.critique.kinds) <= set(PROMPT_KINDS)
     if recipe.model.path == "embedded":
-        from cai.models.embedded import embedded_fingerprint
+        from cai.models.local.embedded import embedded_fingerprint
 
         try:
             embedded_fingerprint()

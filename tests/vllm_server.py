@@ -25,8 +25,8 @@ from pathlib import Path
 
 import httpx
 
-from cai.models.embedded import embedded_model_dir
-from cai.models.precision import resolved_precision
+from cai.models.local.embedded import embedded_model_dir
+from cai.models.local.precision import resolved_precision
 
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / ".venv-vllm"
@@ -78,7 +78,7 @@ def write_adapter(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from cai.models.loading import quiet_transformers
+    from cai.models.local.loading import quiet_transformers
 
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LORA_MODULES), init_lora_weights=False, task_type="CAUSAL_LM")

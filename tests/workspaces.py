@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cai.console import Reporter
+from cai.core.console import Reporter
+from cai.core.workspace import RunDirectory, Workspace, init_workspace
 from cai.models.base import Reply, Request
 from cai.models.scripted import ScriptedEngine
-from cai.pipeline import RunSummary, run_recipe
+from cai.pipeline.driver import RunSummary, run_recipe
+from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, load_recipe
-from cai.stages import STAGES
-from cai.workspace import RunDirectory, Workspace, init_workspace
 
 ROOT = Path(__file__).parents[1]
 DATA_STAGES = ("respond", "critique", "pairs", "feedback", "preferences")

@@ -50,7 +50,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Align a language model with a written constitution."""
-    from cai.train.team import refuse_processes
+    from cai.train.processes import refuse_processes
 
     if context.invoked_subcommand not in ("run", "label"):
         refuse_processes(f"cai {context.invoked_subcommand}")
@@ -68,7 +68,7 @@ def main() -> None:
     except CaiError as e:
         from rich.console import Console
 
-        from cai.console import panel
+        from cai.core.console import panel
 
         Console(stderr=True).print(panel(str(e), type(e).__name__, "red"))
         sys.exit(2)

@@ -44,9 +44,9 @@ def audit(
     """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
     from rich.console import Console
 
-    from cai.auditing import audit_run
-    from cai.console import RichReporter
-    from cai.workspace import find_run
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_run
+    from cai.evaluate.audit.run import audit_run
 
     directory = find_run(run_name)
     findings = audit_run(directory, limit, prompts or (), RichReporter(Console(stderr=True)), judge)
@@ -74,10 +74,10 @@ def diagnose(
     """What to suspect of a model, on what evidence, and which stage or principle to change."""
     from rich.console import Console
 
-    from cai.auditing import diagnose_model
-    from cai.console import RichReporter, plain
     from cai.constitution.load import load_constitution
-    from cai.diagnosis import diagnose as suspect
+    from cai.core.console import RichReporter, plain
+    from cai.evaluate.audit.diagnosis import diagnose as suspect
+    from cai.evaluate.audit.run import diagnose_model
 
     principles = load_constitution(constitution)
     findings = diagnose_model(model, against, constitution.parent, limit, prompts or (), seed, RichReporter(Console(stderr=True)), judge)
@@ -101,7 +101,7 @@ def diagnose(
 
 def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
     """Print findings, one table for each family."""
-    from cai.console import plain, plain_table
+    from cai.core.console import plain, plain_table
 
     families: dict[str, list[AuditFinding]] = {}
     for f in findings:

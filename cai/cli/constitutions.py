@@ -24,8 +24,8 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
     from rich.console import Console
     from rich.text import Text
 
-    from cai.console import plain
     from cai.constitution.lint import lint_file
+    from cai.core.console import plain
 
     found = {str(f): lint_file(f) for f in files}
     errors = sum(x.severity == "error" for findings in found.values() for x in findings)
@@ -48,9 +48,9 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
     """Show a constitution's principles: kinds, weights, and the share of prompts that each is drawn for."""
     from rich.console import Console
 
-    from cai.console import plain, plain_table
     from cai.constitution.load import load_constitution
     from cai.constitution.show import constitution_rows
+    from cai.core.console import plain, plain_table
 
     loaded = load_constitution(file)
     if json:
@@ -85,10 +85,10 @@ def import_(
     """Read principles from other projects' JSON, or propose some out of a narrative document for a person to accept."""
     from rich.console import Console
 
-    from cai.console import RichReporter
     from cai.constitution.importers import dump_yaml, import_constitution
     from cai.constitution.proposals import Review, dump_review, import_document, is_document
-    from cai.jsonl import refuse_overwriting, write_text
+    from cai.core.console import RichReporter
+    from cai.core.jsonl import refuse_overwriting, write_text
     from cai.workbench.wordings import word_document
 
     refuse_overwriting(out, files)
@@ -131,12 +131,12 @@ def diff(
     """What changed between two constitutions: the words and, with --sample, the revisions and labels that come out otherwise."""
     from rich.console import Console
 
-    from cai.console import RichReporter
     from cai.constitution.diff import diff_constitutions
     from cai.constitution.load import load_constitution
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_run, find_workspace
     from cai.workbench.consequences import DEFAULT_SAMPLE, compare_on_sample
     from cai.workbench.terminal import show_consequences, show_diff
-    from cai.workspace import find_run, find_workspace
 
     console = Console()
     old, new = load_constitution(before), load_constitution(after)
@@ -175,11 +175,11 @@ def try_(
     """Put one prompt through the loop, live: response, critique, revision, and the judge's probability that it is better."""
     from rich.console import Console
 
-    from cai.console import RichReporter
     from cai.constitution.load import load_constitution
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_workspace
     from cai.workbench.terminal import show_step
     from cai.workbench.trial import Step, chosen, try_prompt
-    from cai.workspace import find_workspace
 
     console = Console()
 
@@ -223,12 +223,12 @@ def validate(
     """Test principles on human-labelled pairs: agreement, what each one's removal changes, and how much of people's choice they explain."""
     from rich.console import Console
 
-    from cai.console import RichReporter
     from cai.constitution.load import load_constitution
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_workspace
     from cai.workbench.terminal import show_validation
     from cai.workbench.trial import chosen
     from cai.workbench.validation import validate_constitution
-    from cai.workspace import find_workspace
 
     found = validate_constitution(
         chosen(load_constitution(file), principle or []),
@@ -257,10 +257,10 @@ def guidelines(
     json: Json = False,
 ) -> None:
     """Render a constitution as guidelines for the people who label pairs, with worked examples."""
-    from cai.console import printable
     from cai.constitution.load import load_constitution
+    from cai.core.console import printable
+    from cai.core.workspace import find_run
     from cai.workbench.examples import write_guidelines
-    from cai.workspace import find_run
 
     made = write_guidelines(load_constitution(file), file.parent, out, None if examples is None else find_run(examples))
     if json:

@@ -40,8 +40,8 @@ def import_(
     """Read people's labels with annotator, time and attributes; rows that can't be used are named and counted."""
     from rich.console import Console
 
-    from cai.annotating import import_labels
-    from cai.console import plain
+    from cai.core.console import plain
+    from cai.labels.annotating import import_labels
 
     result, failures = import_labels(files, out, format, _kind(kind), _columns(column), people)
     if json:
@@ -72,7 +72,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write pairs as labelling tasks, blind to source and label, or people's labels as soft preferences."""
-    from cai.annotating import export_human
+    from cai.labels.annotating import export_human
 
     count, written = export_human(what, out, _one_of("--format", format, "label-studio", "preferences"), _pooling(pooling), smoothing)
     if json:
@@ -100,15 +100,15 @@ def agreement(
     """Krippendorff's alpha, Cohen's kappa, reliability and gold accuracy of people; and how far judges and principles agree with them."""
     from rich.console import Console
 
-    from cai.annotating import measure_people, read_label_files
-    from cai.console import RichReporter, plain
+    from cai.core.console import RichReporter, plain
+    from cai.labels.annotating import measure_people, read_label_files
 
     errors = Console(stderr=True)
     labels, failures, _ = read_label_files(files, format)
     results = measure_people(labels, gold, seed)
     unnamed = sum(not label.annotator for label in labels)
     if protocol is not None:
-        from cai.calibrating import judges_beside_people
+        from cai.judge.calibrating import judges_beside_people
 
         config = feedback_config(principles, per_label)
         results += judges_beside_people(labels, protocol, model, constitution, config, limit, seed, RichReporter(errors))
@@ -138,9 +138,9 @@ def queue(
     """Choose the pairs that people should label next; no prompt twice before every prompt had its turn."""
     from rich.console import Console
 
-    from cai.annotating import label_queue
-    from cai.console import plain, plain_table
-    from cai.workspace import find_run, find_workspace
+    from cai.core.console import plain, plain_table
+    from cai.core.workspace import find_run, find_workspace
+    from cai.labels.annotating import label_queue
 
     run = find_run(run_name)
     how = _one_of("--by", by, "uncertainty", "disagreement", "conflict")
@@ -160,7 +160,7 @@ def show_results(results: "Sequence[EvalResult]", title: str) -> None:
     """Print results as a table."""
     from rich.console import Console
 
-    from cai.console import plain, plain_table
+    from cai.core.console import plain, plain_table
 
     table = plain_table("measure", "of", "value", "95 % interval", "n", "", right=("value", "n"), title=title)
     for r in results:

@@ -33,9 +33,9 @@ def bench(
     """Agreement of each judging protocol with human labels, beside the trivial baselines, with n and 95 % intervals."""
     from rich.console import Console
 
-    from cai.benching import bench_judge
-    from cai.console import RichReporter, plain_table
+    from cai.core.console import RichReporter, plain_table
     from cai.errors import RecipeError
+    from cai.evaluate.commands import bench_judge
     from cai.recipe import FeedbackConfig
 
     errors = Console(stderr=True)
@@ -81,9 +81,9 @@ def calibrate(
     """Weigh a judge's answers as people's labels say, with the gain measured by nested cross-validation."""
     from rich.console import Console
 
-    from cai.calibrating import calibrate_judge
     from cai.cli.human import feedback_config, show_results
-    from cai.console import RichReporter, plain
+    from cai.core.console import RichReporter, plain
+    from cai.judge.calibrating import calibrate_judge
 
     errors = Console(stderr=True)
     found = calibrate_judge(
@@ -126,10 +126,10 @@ def evaluate(
     """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
     from rich.console import Console
 
-    from cai.benching import evaluate_models, rank_models
-    from cai.console import RichReporter, plain, plain_table
+    from cai.core.console import RichReporter, plain, plain_table
     from cai.errors import RecipeError
-    from cai.lm_benchmarks import benchmark_models
+    from cai.evaluate.commands import evaluate_models, rank_models
+    from cai.evaluate.lm_benchmarks import benchmark_models
     from cai.recipe import Aggregate
 
     if aggregate not in get_args(Aggregate):
@@ -183,7 +183,7 @@ def chat(
     seed: int = 0,
 ) -> None:
     """Talk to one model, or to two side by side. /reset starts again, /exit or Ctrl-D leaves."""
-    from cai.chat import chat_loop
+    from cai.workbench.chat import chat_loop
 
     chat_loop(model, against, system, max_tokens, temperature, seed)
 
@@ -198,7 +198,7 @@ def merge(
 ) -> None:
     """Merge an adapter into a full-precision copy of its base, to be served or published as one model."""
     from cai.errors import RecipeError
-    from cai.merging import merge_adapter
+    from cai.models.merge import merge_adapter
 
     if dtype not in ("bfloat16", "float32"):
         raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")

@@ -10,10 +10,10 @@ import typer
 from cai.cli import Json, app, print_json
 
 if TYPE_CHECKING:
-    from cai.pipeline import RunSummary
+    from cai.core.workspace import Workspace
+    from cai.pipeline.driver import RunSummary
+    from cai.pipeline.shards import Shard
     from cai.recipe import Recipe
-    from cai.shards import Shard
-    from cai.workspace import Workspace
 
 RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
 RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
@@ -27,7 +27,7 @@ def _split(text: str | None) -> list[str]:
 @app.command()
 def init(directory: Annotated[Path, typer.Argument(help="The new workspace", show_default=False)], json: Json = False) -> None:
     """Make a workspace: constitution/, prompts/ and runs/, yours to edit."""
-    from cai.workspace import init_workspace
+    from cai.core.workspace import init_workspace
 
     made = init_workspace(directory)
     if json:
@@ -49,9 +49,9 @@ def run(
     json: Json = False,
 ) -> None:
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
+    from cai.core.workspace import find_workspace
+    from cai.pipeline.shards import parse_shard
     from cai.recipe import load_recipe
-    from cai.shards import parse_shard
-    from cai.workspace import find_workspace
 
     part = None if shard is None else parse_shard(shard)
     summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start, part)
@@ -68,9 +68,9 @@ def merge_calls(
     json: Json = False,
 ) -> None:
     """Take the calls of shards, or of another machine, into a workspace's call store. Its own replies stay."""
-    from cai.call_store import CallStore
+    from cai.core.workspace import STORE_NAME, find_workspace
     from cai.errors import DataError
-    from cai.workspace import STORE_NAME, find_workspace
+    from cai.models.store import CallStore
 
     found = [file for path in stores for file in (sorted(path.rglob(STORE_NAME)) if path.is_dir() else [path])]
     if not found:
@@ -88,8 +88,8 @@ def merge_calls(
 @app.command()
 def label(run_name: RunName, json: Json = False) -> None:
     """Make AI-feedback labels for a run's pairs: its feedback and preferences stages."""
+    from cai.core.workspace import find_run, find_workspace
     from cai.recipe import load_recipe
-    from cai.workspace import find_run, find_workspace
 
     directory = find_run(run_name)
     recipe = load_recipe(directory.path / "recipe.yaml", name=directory.path.name)
@@ -104,9 +104,9 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
     """Run stages with progress on standard error, and end with the warnings."""
     from rich.console import Console
 
-    from cai.console import RichReporter
-    from cai.pipeline import run_recipe
-    from cai.stages import STAGES
+    from cai.core.console import RichReporter
+    from cai.pipeline.driver import run_recipe
+    from cai.pipeline.stages import STAGES
     from cai.train.running import is_first_process
 
     directory = workspace.run(recipe.name) if shard is None else workspace.run(recipe.name).shard(shard.name)
@@ -125,10 +125,10 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     """Show calls, tokens, time, memory and money per stage, before anything runs."""
     from rich.console import Console
 
-    from cai.console import plain, plain_table
-    from cai.plan import plan_recipe
+    from cai.core.console import plain, plain_table
+    from cai.core.workspace import find_workspace
+    from cai.pipeline.plan import plan_recipe
     from cai.recipe import load_recipe
-    from cai.workspace import find_workspace
 
     loaded = load_recipe(recipe, overrides or ())
     planned = plan_recipe(loaded, find_workspace(recipe.parent))
@@ -180,9 +180,9 @@ def status(run_name: RunName, json: Json = False) -> None:
     """Show a run's stages: progress, failures, and how many calls came from the store."""
     from rich.console import Console
 
-    from cai.console import plain, plain_table
-    from cai.status import run_status
-    from cai.workspace import find_run
+    from cai.core.console import plain, plain_table
+    from cai.core.status import run_status
+    from cai.core.workspace import find_run
 
     found = run_status(find_run(run_name))
     if json:
@@ -208,10 +208,10 @@ def report(
     json: Json = False,
 ) -> None:
     """Write a run's report.html again, from its records; for several runs, a page that compares them."""
-    from cai.jsonl import write_text
+    from cai.core.jsonl import write_text
+    from cai.core.workspace import find_run
     from cai.report.collect import collect_report
     from cai.report.page import render_report
-    from cai.workspace import find_run
 
     if len(runs) > 1:
         _compare(runs, json)
@@ -225,11 +225,11 @@ def report(
 
 
 def _compare(names: list[str], json: bool) -> None:
-    from cai.jsonl import write_text
+    from cai.core.jsonl import write_text
+    from cai.core.workspace import find_run
     from cai.report.comparison import compare_runs
     from cai.report.comparison_view import headline
     from cai.report.page import render_comparison
-    from cai.workspace import find_run
 
     directories = [find_run(name) for name in names]
     found = compare_runs(directories)
@@ -251,8 +251,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a run's preferences and SFT data in the columns that other tools read, with a dataset card."""
-    from cai.exporting import export_run
-    from cai.workspace import find_run
+    from cai.core.workspace import find_run
+    from cai.data.exporting import export_run
 
     result = export_run(find_run(run_name), format, out, push_to_hub, private=not public)
     if json:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from cai.console import printable
 from cai.constitution.show import LABELLED_KINDS
+from cai.core.console import printable
+from cai.core.yaml_source import load_yaml
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle, PromptKind
-from cai.yaml_source import load_yaml
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """

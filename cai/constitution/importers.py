@@ -25,9 +25,9 @@ import msgspec
 import yaml
 
 from cai.constitution.load import constitution_schema
+from cai.core.yaml_source import YamlSource, schema_problems
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
-from cai.yaml_source import YamlSource, schema_problems
 
 ImportFormat = Literal["auto", "paper", "llm-swarm"]
 EDITOR_LINE = "# yaml-language-server: $schema=schema.json\n"

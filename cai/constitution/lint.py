@@ -33,9 +33,9 @@ from typing import Literal
 from cai.constitution.load import entries, read_fields, source_problems
 from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
+from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle, PromptKind
-from cai.yaml_source import YamlSource, load_yaml, parse_yaml
 
 Severity = Literal["error", "warning"]
 STATEMENT_ALIKE = 0.45
@@ -75,7 +75,7 @@ _REQUESTS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LintFinding:
     """One thing to mend."""
 
     severity: Severity
@@ -100,7 +100,7 @@ class _Draft:
     field: str | None = None
 
 
-def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
     """Look for faults in a constitution that its schema allows.
 
     Args:
@@ -115,7 +115,7 @@ def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Co
     return _placed(drafts, constitution.principles, range(len(constitution.principles)), source, constitution.id)
 
 
-def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
     """Lint a file: what breaks the schema, and then the rest of it as far as it can be read.
 
     Raises:
@@ -130,7 +130,7 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
     return _lint_source(source, kinds)
 
 
-def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[Finding]:
+def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
     """Lint a file's text before it is written; `path` is what findings call it."""
     try:
         source = parse_yaml(text.encode(), path, ConstitutionError)
@@ -139,7 +139,7 @@ def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KI
     return _lint_source(source, kinds)
 
 
-def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[Finding]:
+def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[LintFinding]:
     path = source.path
     whole = read_fields(source.data, Constitution)
     readable = [(i, p) for i, entry in enumerate(entries(source)) if (p := read_fields(entry, Principle)) is not None]
@@ -155,16 +155,16 @@ def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[Find
     return sorted(found, key=lambda f: f.line or 0)
 
 
-def _from_problem(text: str, path: Path) -> Finding:
+def _from_problem(text: str, path: Path) -> LintFinding:
     line, message = None, text.removeprefix(f"{path}: ")
     if match := re.match(r":(\d+): ?(.*)", text.removeprefix(str(path)), re.DOTALL):
         line, message = int(match[1]), match[2]
-    return Finding("error", "schema", message, None, str(path), line, f"{path}:{line}" if line else str(path))
+    return LintFinding("error", "schema", message, None, str(path), line, f"{path}:{line}" if line else str(path))
 
 
 def _placed(
     drafts: list[_Draft], principles: tuple[Principle, ...], positions: Collection[int], source: YamlSource | None, name: str
-) -> list[Finding]:
+) -> list[LintFinding]:
     """Give each draft its line. `positions` are the principles' places in the file."""
     places = list(positions)
     path = str(source.path) if source else name
@@ -177,7 +177,7 @@ def _placed(
             line = source.lines.get((*at, d.field)) if d.field else None
             line = line or source.lines.get(at, 1)
             where = f"{path}:{line}"
-        found.append(Finding(d.severity, d.rule, d.message, None if d.at is None else principles[d.at].id, path, line, where))
+        found.append(LintFinding(d.severity, d.rule, d.message, None if d.at is None else principles[d.at].id, path, line, where))
     return found
 
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
-from cai.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 
 R = TypeVar("R", Constitution, Principle)
 SCHEMA_PATH = Path(__file__).with_name("schema.json")

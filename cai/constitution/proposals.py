@@ -18,9 +18,9 @@ from cai.constitution.importers import dump_blocks, kebab, principle_row, proble
 from cai.constitution.lint import STATEMENT_ALIKE, lint
 from cai.constitution.narrative import MAX_WORDS, Norm, Sentence, demands, name_of_assistant, sentences_of, without_connective
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, vectors, words
+from cai.core.yaml_source import load_yaml
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
-from cai.yaml_source import load_yaml
 
 DOCUMENTS = (".md", ".markdown", ".txt", ".rst")
 MAX_BYTES = 4 * 1024 * 1024
@@ -43,7 +43,7 @@ class Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Passages further on that say nearly the same."""
 
 
-class LeftOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LeftOutSentence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A sentence that demands something, and is no proposal."""
 
     where: str
@@ -59,7 +59,7 @@ class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     description: str
     proposals: tuple[Proposal, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[LeftOutSentence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def propose(path: Path) -> Review:
     text = _read(path)
     name = name_of_assistant(text)
     found: list[_Found] = []
-    left_out: list[LeftOut] = []
+    left_out: list[LeftOutSentence] = []
     for s in sentences_of(text):
         where = f"{path.name}:{s.line}" if s.line == s.end_line else f"{path.name}:{s.line}-{s.end_line}"
         demand = demands(s.text, name)
@@ -86,7 +86,7 @@ def propose(path: Path) -> Review:
         if isinstance(made, Principle):
             found.append(_Found(s, where, made))
         elif made is not None:
-            left_out.append(LeftOut(where, s.text, made))
+            left_out.append(LeftOutSentence(where, s.text, made))
     if not found:
         raise ConstitutionError(
             f"{path}: no sentence says what an assistant should or must not do ({len(left_out)} say it of others). Write such sentences, "

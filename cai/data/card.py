@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from cai import __version__
+from cai.core.manifest import JudgeCard
 from cai.data.export import LAYOUT, Exported, ExportFormat, RunData
 from cai.data.filters import length_stats
-from cai.manifest import JudgeCard
 from cai.records import Preference
 
 _ABOUT: dict[ExportFormat, str] = {

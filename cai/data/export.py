@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cai.core.jsonl import atomic_file, disk_error, write_records, write_text
 from cai.data.conversations import RowFault, render_transcript
 from cai.data.filters import prompt_key, sides_by_hash, texts_key
 from cai.errors import DataError
-from cai.jsonl import atomic_file, disk_error, write_records, write_text
 from cai.records import Constitution, Failure, Message, Preference, Prompt, RevisionTrace, SFTExample
 
 ExportFormat = Literal["trl", "hh", "cai-conversation", "ultrafeedback", "label-studio"]

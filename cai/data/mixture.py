@@ -2,7 +2,7 @@
 
 Every pair that comes in is either in the mixture or in `dropped`, by reason. A person's label of a pair outranks an AI's of the same
 texts; two people who disagree both stay, and the loss averages them. It judges nothing itself; how sources lean is
-`cai.evaluate.balance`'s to say.
+`cai.data.balance`'s to say.
 
 Where the recipe has a gold reward model, its pairs are set apart here, by prompt, before the proxy's are split.
 """

@@ -40,19 +40,19 @@ def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts"
     Raises:
         DataError: the source isn't there, can't be read, or has no usable prompt at all.
     """
-    left_out = LeftOut()
+    left_out = SkippedRows()
     prompts = tuple(_source_prompts(source, root, seed, left_out))
     return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
 
 
 def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedPrompts":
     """Load several sources whole. As `stream_prompts`, for what is small or needed twice."""
-    left_out = LeftOut()
+    left_out = SkippedRows()
     prompts = tuple(stream_prompts(sources, root, seed, left_out))
     return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
 
 
-def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "LeftOut") -> Iterator[Prompt]:
+def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
     """Yield the prompts of several sources; one that repeats one of an earlier source is left out and counted.
 
     Args:
@@ -143,7 +143,7 @@ def _text(prompt: Prompt) -> str:
     return "\n".join(m.content for m in prompt.messages)
 
 
-def part_watched(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
+def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
     """Part evaluation prompts into those that a policy in training is watched on, and those that are left to measure it on.
 
     Weights that are chosen because they did well on some prompts do well on them by luck too, so what chooses must not be what measures.
@@ -238,7 +238,7 @@ def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
     return Prompt(str(identity), kind, as_prompt(messages_of(value.get("messages"))), name, category)
 
 
-def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "LeftOut") -> Iterator[Prompt]:
+def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
     """Yield the prompts of one source, in the order of its rows. Where it has a limit, the rows are read twice: first to see which to keep.
 
     Raises:
@@ -248,10 +248,10 @@ def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "Left
     def rank(prompt: Prompt) -> tuple[float, str]:
         return split_fraction(prompt.id, f"limit:{seed}"), prompt.id
 
-    def distinct(left_out: LeftOut) -> Iterator[Prompt]:
+    def distinct(left_out: SkippedRows) -> Iterator[Prompt]:
         return _distinct((item for row in _rows(source, root) for item in _read(row, source)), left_out)
 
-    last = None if source.limit is None else max(nsmallest(source.limit, map(rank, distinct(LeftOut()))), default=None)
+    last = None if source.limit is None else max(nsmallest(source.limit, map(rank, distinct(SkippedRows()))), default=None)
     rows, failed, usable = left_out.rows, len(left_out.failures), False
     for prompt in distinct(left_out):
         usable = True
@@ -264,7 +264,7 @@ def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "Left
         raise DataError(f"{source.path}: no usable prompt in {left_out.rows - rows} rows{first}")
 
 
-def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "LeftOut") -> Iterator[Prompt]:
+def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedRows") -> Iterator[Prompt]:
     """Yield the prompts that weren't there before."""
     with Seen() as keys, Seen() as ids:
         for item, where in items:
@@ -285,7 +285,7 @@ def _repeated_id(prompt: Prompt, where: str) -> Failure:
 
 
 @dataclass
-class LeftOut:
+class SkippedRows:
     """What was met on the way to the prompts and is none."""
 
     rows: int = 0
@@ -314,4 +314,4 @@ class LoadedPrompts:
     prompts: tuple[Prompt, ...]
     failures: tuple[Failure, ...]
     counts: dict[str, int]
-    """As in `LeftOut`."""
+    """As in `SkippedRows`."""

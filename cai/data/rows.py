@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from cai.core.jsonl import NOT_JSON, read_lines
 from cai.errors import DataError
-from cai.jsonl import NOT_JSON, read_lines
 
 HUB = "hub:"
 """Opens the path of a dataset on the Hub: `hub:OWNER/NAME`."""

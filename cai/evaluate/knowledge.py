@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cai.evaluate.audit.finding import two_sided
 from cai.evaluate.lengths import ratio_of_means
 from cai.evaluate.paired import change_result, rate, shared_ids, unpaired_note
 from cai.records import EvalResult
+from cai.stats import two_sided
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import random
 
 from cai.errors import DataError
-from cai.evaluate.intervals import paired_bootstrap
 from cai.evaluate.paired import AnswersByPrompt, rate, shared_ids, unpaired_note
 from cai.ids import derive_seed
 from cai.records import EvalResult
+from cai.stats import paired_bootstrap
 
 _RESAMPLES = 2000
 

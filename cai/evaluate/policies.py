@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from cai.errors import DataError
-from cai.evaluate.agreement import kappa, share
-from cai.evaluate.audit.finding import holm
 from cai.evaluate.audit.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
 from cai.evaluate.paired import AnswersByPrompt, by_prompt, shared_ids
@@ -14,7 +12,9 @@ from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, outcomes_by_rules, win_rates
+from cai.labels.agreement import kappa, share
 from cai.records import EvalResult, Response
+from cai.stats import holm
 
 AGAINST = "base"
 

@@ -1,15 +1,15 @@
 """Two rates that must never be one: complying with what should be refused, and refusing what should be answered.
 
 A model that refuses everything has no harmful compliance, and one that answers everything no over-refusal; a single "harmlessness" number
-hides which of them was trained. The rule that recognises a refusal is `cai.refusals`; a judge's answers can be counted beside it.
+hides which of them was trained. The rule that recognises a refusal is `cai.core.text.refusals`; a judge's answers can be counted beside it.
 """
 
 from collections.abc import Mapping
 
+from cai.core.text.refusals import is_refusal
 from cai.errors import DataError
 from cai.evaluate.paired import AnswersByPrompt, change_result, rate, shared_ids, unpaired_note
 from cai.records import EvalResult, PromptKind
-from cai.refusals import is_refusal
 
 ANSWERABLE: tuple[PromptKind, ...] = ("borderline", "helpful")
 MIN_CATEGORY = 3

@@ -1,9 +1,9 @@
 """Whether responses go round in circles: the commonest way for a small policy to come apart while its reward rises."""
 
-from cai.evaluate.intervals import paired_bootstrap
+from cai.core.text.repetition import LOOPING, repeated_fraction
 from cai.evaluate.paired import AnswersByPrompt, change_result, rate, shared_ids, unpaired_note
 from cai.records import EvalResult
-from cai.repetition import LOOPING, repeated_fraction
+from cai.stats import paired_bootstrap
 
 
 def repetition(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | None = None, seed: int = 0) -> list[EvalResult]:

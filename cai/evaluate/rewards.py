@@ -1,14 +1,17 @@
 """What the reward model says of each model's responses, and how far the reward model itself can be believed."""
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import msgspec
 
 from cai.errors import DataError
-from cai.evaluate.audit.finding import two_sided
-from cai.evaluate.intervals import paired_bootstrap, wilson
 from cai.evaluate.paired import shared_ids, unpaired_note
 from cai.records import EvalResult, ScoredPair
+from cai.stats import paired_bootstrap, two_sided, wilson
+from cai.train.reward.metrics import HeldOutMetrics
 
 
 def reward_means(
@@ -82,3 +85,15 @@ def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str =
         raise DataError(f"reward accuracy: {correct} right out of {n} pairs is impossible; expected 0 to n, and n at least 1")
     low, high = wilson(correct, n)
     return EvalResult("reward_accuracy", model, correct / n, n, low, high, note)
+
+
+def folder_accuracies(folders: Sequence[Path]) -> list[EvalResult]:
+    """Return the accuracies that reward models were found to have when they were trained; none for one that was not measured."""
+    from cai.train.reward.train import METRICS
+
+    found = [(folder.name, folder / METRICS) for folder in folders if (folder / METRICS).exists()]
+    return [member_accuracy(name, msgspec.json.decode(path.read_bytes(), type=HeldOutMetrics)) for name, path in found]
+
+
+def member_accuracy(model: str, metrics: HeldOutMetrics) -> EvalResult:
+    return reward_accuracy(metrics.accuracy * metrics.n, metrics.n, model)

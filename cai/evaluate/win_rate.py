@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cai.errors import DataError
-from cai.evaluate.intervals import mcnemar, wilson
 from cai.evaluate.paired import AnswersByPrompt, shared_ids
 from cai.evaluate.refusal_rates import complied
 from cai.records import PROMPT_KINDS, EvalResult, Response
+from cai.stats import mcnemar, wilson
 
 LIKE_LENGTH = 0.2
 """Two responses are of like length where the shorter has at least 1 - this share of the longer one's words."""

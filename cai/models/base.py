@@ -17,9 +17,9 @@ from typing import Protocol
 
 import msgspec
 
-from cai.call_store import CallStore
+from cai.core.interrupt import finish_first
 from cai.ids import content_hash
-from cai.interrupt import finish_first
+from cai.models.store import CallStore
 from cai.records import Message
 
 

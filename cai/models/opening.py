@@ -14,7 +14,7 @@ class LazyEngine:
     """The local model, loaded at its first request: a run whose calls are all in the store never loads it."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        from cai.models.loading import model_fingerprint
+        from cai.models.local.loading import model_fingerprint
 
         self.spec = spec
         self.name = spec.path if spec.adapter is None else f"{spec.path}+{spec.adapter}"
@@ -29,7 +29,7 @@ class LazyEngine:
                 self._loading = asyncio.Lock()
             async with self._loading:
                 if self._engine is None:
-                    from cai.models.local import LocalEngine
+                    from cai.models.local.engine import LocalEngine
 
                     self._engine = LocalEngine.load(self.spec)
         return await self._engine.submit(request)
@@ -55,7 +55,7 @@ async def open_engine(spec: ModelSpec) -> Engine:
     if spec.path == "scripted":
         return ScriptedEngine(name=spec.name or "scripted")
     if spec.is_server:
-        from cai.models.server import ServerEngine
+        from cai.models.server.engine import ServerEngine
 
         return await ServerEngine.connect(spec)
     return LazyEngine(spec)

@@ -7,8 +7,8 @@ import asyncio
 import math
 from collections.abc import Callable
 
+from cai.core.interrupt import Gate
 from cai.ids import content_hash, derive_seed
-from cai.interrupt import Gate
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, TextLogprob
 
 _WORDS = tuple(

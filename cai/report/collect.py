@@ -12,16 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cai.core.jsonl import NOT_JSON, read_records
+from cai.core.manifest import Manifest, read_manifest
+from cai.data.balance import SourceBalance
 from cai.errors import CaiError
-from cai.evaluate.balance import SourceBalance
-from cai.evaluate.judge_bench import ProtocolResult
-from cai.jsonl import NOT_JSON, read_records
-from cai.manifest import Manifest, read_manifest
+from cai.judge.bench import ProtocolResult
 from cai.records import (
     AuditFinding,
     EvalResult,
     Failure,
     Judgment,
+    MonitorPoint,
     Preference,
     Principle,
     ResponsePair,
@@ -29,9 +30,8 @@ from cai.records import (
     Sample,
     ScoredPair,
     SFTExample,
-    WatchPoint,
 )
-from cai.train.held_out import RewardMeasure
+from cai.train.reward.metrics import RewardMeasure
 
 T = TypeVar("T")
 TRACES_SHOWN = 60
@@ -147,7 +147,7 @@ class ReportData:
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
     """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
-    frontier: tuple[WatchPoint, ...]
+    frontier: tuple[MonitorPoint, ...]
     """What the watch saw while the policy trained; empty where nothing watched."""
     reward_measures: tuple[RewardMeasure, ...]
     disputes: tuple[Dispute, ...]
@@ -238,7 +238,7 @@ def collect_report(run_dir: Path) -> ReportData:
         balance=reader.all("data/balance.jsonl", SourceBalance) or (),
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
-        frontier=reader.all("models/policy/frontier.jsonl", WatchPoint) or (),
+        frontier=reader.all("models/policy/frontier.jsonl", MonitorPoint) or (),
         reward_measures=reader.all("data/reward_measures.jsonl", RewardMeasure) or (),
         disputes=tuple(_dispute(p) for p in reader.stream("data/reward_scores.jsonl", ScoredPair)),
         failures=_read_failures(reader),

@@ -13,18 +13,17 @@ from typing import Any
 import msgspec
 
 from cai.constitution.diff import ConstitutionDiff, diff_constitutions
+from cai.core.jsonl import read_records
+from cai.core.manifest import Manifest, read_manifest
+from cai.core.text.refusals import is_refusal
+from cai.core.text.repetition import LOOPING, repeated_fraction
+from cai.core.workspace import RunDirectory
 from cai.errors import DataError
-from cai.evaluate.audit.finding import SIGNIFICANT, holm, two_sided
-from cai.evaluate.intervals import paired_bootstrap
-from cai.evaluate.paired import change
+from cai.evaluate.audit.finding import SIGNIFICANT
 from cai.evaluate.refusal_rates import ANSWERABLE, complied
-from cai.jsonl import read_records
-from cai.manifest import Manifest, read_manifest
 from cai.recipe import Recipe, load_recipe
 from cai.records import AuditFinding, Constitution, EvalResult, Sample
-from cai.refusals import is_refusal
-from cai.repetition import LOOPING, repeated_fraction
-from cai.workspace import RunDirectory
+from cai.stats import change, holm, paired_bootstrap, two_sided
 
 UNTOLD = ("name", "description", "report_to")
 """Settings that decide nothing."""
@@ -85,7 +84,7 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Everything that the page of a comparison shows."""
 
     runs: tuple[str, ...]
@@ -104,7 +103,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _ComparedRun:
     name: str
     recipe: Recipe
     manifest: Manifest
@@ -113,7 +112,7 @@ class _Run:
     findings: Sequence[AuditFinding]
 
 
-def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> Comparison:
+def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> RunComparison:
     """Compare runs by their files.
 
     Args:
@@ -136,7 +135,7 @@ def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> Comparis
         tests += found
         notes += why_not
     adjusted = holm([t.p for t in tests])
-    return Comparison(
+    return RunComparison(
         runs=tuple(r.name for r in runs),
         settings=_differences([_flat(msgspec.to_builtins(r.recipe)) for r in runs], UNTOLD),
         facts=_differences([_facts(r.manifest) for r in runs]),
@@ -149,7 +148,7 @@ def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> Comparis
     )
 
 
-def _read(run: RunDirectory) -> _Run:
+def _read(run: RunDirectory) -> _ComparedRun:
     manifest = read_manifest(run.manifest)
     if manifest is None:
         raise DataError(f"{run.path}: nothing has run yet, so there is nothing to compare. Start it with: cai run RECIPE")
@@ -157,7 +156,7 @@ def _read(run: RunDirectory) -> _Run:
     def rows(name: str, record_type: type[Any]) -> list[Any]:
         return list(read_records(run.data(name), record_type)) if run.data(name).exists() else []
 
-    return _Run(
+    return _ComparedRun(
         run.path.name,
         load_recipe(run.path / "recipe.yaml", name=run.path.name),
         manifest,
@@ -198,20 +197,20 @@ def _constitution_diff(before: Manifest, after: Manifest) -> ConstitutionDiff | 
     return diff_constitutions(*(Constitution(c.id, c.name, "", c.principles) for c in (old, new)))
 
 
-def _figures(runs: Sequence[_Run]) -> tuple[Figure, ...]:
+def _figures(runs: Sequence[_ComparedRun]) -> tuple[Figure, ...]:
     by_run = [{(r.name, r.model): r for r in (*_judge_result(run), *run.evaluation)} for run in runs]
     keys = dict.fromkeys(key for found in by_run for key in found)
     return tuple(Figure(name, model, tuple(found.get((name, model)) for found in by_run)) for name, model in keys)
 
 
-def _judge_result(run: _Run) -> list[EvalResult]:
+def _judge_result(run: _ComparedRun) -> list[EvalResult]:
     card = run.manifest.judge
     if card is None or not card.measured:
         return []
     return [EvalResult("judge_agreement", "judge", card.accuracy, card.n, card.low, card.high, f"{card.protocol} on {card.pairs}")]
 
 
-def _costs(runs: Sequence[_Run]) -> tuple[SettingRow, ...]:
+def _costs(runs: Sequence[_ComparedRun]) -> tuple[SettingRow, ...]:
     stages = [r.manifest.stages for r in runs]
     sums = {
         "minutes": [f"{sum(s.seconds for s in found) / 60:.1f}" for found in stages],
@@ -225,7 +224,7 @@ def _costs(runs: Sequence[_Run]) -> tuple[SettingRow, ...]:
     return tuple(SettingRow(key, tuple(values)) for key, values in sums.items())
 
 
-def _audit_rows(runs: Sequence[_Run]) -> tuple[AuditRow, ...]:
+def _audit_rows(runs: Sequence[_ComparedRun]) -> tuple[AuditRow, ...]:
     by_run = [{(f.subject, f.check): f for f in run.findings} for run in runs]
     keys = dict.fromkeys(key for found in by_run for key, f in found.items() if f.verdict in STANDING_OUT)
     rows = []
@@ -236,7 +235,7 @@ def _audit_rows(runs: Sequence[_Run]) -> tuple[AuditRow, ...]:
     return tuple(rows)
 
 
-def _paired_tests(first: _Run, other: _Run, seed: int) -> tuple[list[PairedTest], list[str]]:
+def _paired_tests(first: _ComparedRun, other: _ComparedRun, seed: int) -> tuple[list[PairedTest], list[str]]:
     """Return every test that two runs' samples allow, and what they don't."""
     both = [i for i in first.samples if i in other.samples and first.samples[i].prompt.messages == other.samples[i].prompt.messages]
     pairs = [(first.samples[i], other.samples[i]) for i in both]
@@ -286,7 +285,7 @@ def _comparable(name: str, a: Sample, b: Sample) -> bool:
     return name not in BY_JUDGE or name == "harmful_compliance_by_judge" or a.responses.get("base") == b.responses.get("base")
 
 
-def _judge_of(run: _Run) -> object:
+def _judge_of(run: _ComparedRun) -> object:
     """What decides a judge's answers."""
     constitution = run.manifest.constitution
     asked = run.recipe.feedback
@@ -294,7 +293,7 @@ def _judge_of(run: _Run) -> object:
     return by, run.manifest.model_fingerprint, "" if constitution is None else constitution.hash, run.recipe.templates, run.recipe.seed
 
 
-def _rewards_of(run: _Run) -> object:
+def _rewards_of(run: _ComparedRun) -> object:
     """What decides the reward models' scores."""
     stage = run.manifest.stage("reward")
     models = {path: digest for path, digest in stage.outputs.items() if path.startswith("models/reward")} if stage else None

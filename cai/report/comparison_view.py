@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from cai.constitution.diff import WordOp, word_diff
 from cai.records import EvalResult
-from cai.report.comparison import Comparison, PairedTest
+from cai.report.comparison import PairedTest, RunComparison
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity, signed
-from cai.report.plots import Row, rows_plot
+from cai.report.plots import PlotRow, rows_plot
 from cai.report.sections import MODELS, name_of
 from cai.report.verdict import Tone
 
@@ -67,7 +67,7 @@ class ChangedPrinciple:
     fields: tuple[ChangedText, ...]
 
 
-def headline(c: Comparison) -> str:
+def headline(c: RunComparison) -> str:
     """Say in a sentence what the comparison came to."""
     settings = (
         plural(len(c.settings), "setting") + (" differs" if len(c.settings) == 1 else " differ") if c.settings else "No setting differs"
@@ -79,7 +79,7 @@ def headline(c: Comparison) -> str:
     return f"{settings}; in {plural(len(c.tests), 'paired test')}, {difference}."
 
 
-def sentences(c: Comparison) -> list[str]:
+def sentences(c: RunComparison) -> list[str]:
     """Say what was shown, difference by difference, better and worse; then what was not."""
     rows = [(row, t) for row in paired_rows(c.tests) if (t := row.test).shown]
     worth = {"good": "better", "bad": "worse"}
@@ -98,7 +98,7 @@ def paired_rows(tests: Sequence[PairedTest]) -> list[PairedRow]:
     return [_paired_row(t) for t in sorted(tests, key=lambda t: (t.p_adjusted, t.p))]
 
 
-def constitution_changes(c: Comparison) -> list[tuple[str, list[ChangedPrinciple], int]]:
+def constitution_changes(c: RunComparison) -> list[tuple[str, list[ChangedPrinciple], int]]:
     """Return, for each other run whose constitution is another, its name, the changed principles and how many are the same."""
     found = []
     for run, diff in zip(c.runs[1:], c.constitutions, strict=True):
@@ -111,12 +111,12 @@ def constitution_changes(c: Comparison) -> list[tuple[str, list[ChangedPrinciple
     return found
 
 
-def figure_rows(c: Comparison) -> list[tuple[str, str, list[str]]]:
+def figure_rows(c: RunComparison) -> list[tuple[str, str, list[str]]]:
     """Return every figure: measure, model, and each run's value, interval and n in words."""
     return [(name_of(f.name), f.model, ["–" if r is None else _figure(r) for r in f.results]) for f in c.figures]
 
 
-def figure_plots(c: Comparison) -> list[Markup]:
+def figure_plots(c: RunComparison) -> list[Markup]:
     """Draw the main measures, runs under each other, model by model."""
     plots = []
     for name in PLOTTED:
@@ -124,7 +124,7 @@ def figure_plots(c: Comparison) -> list[Markup]:
             (f for f in c.figures if f.name == name), key=lambda f: MODELS.index(f.model) if f.model in MODELS else len(MODELS)
         )
         rows = [
-            Row(f"{run}: {f.model}", r.value, r.low, r.high, f"n = {r.n}", f.model if f.model in MODELS else "policy")
+            PlotRow(f"{run}: {f.model}", r.value, r.low, r.high, f"n = {r.n}", f.model if f.model in MODELS else "policy")
             for f in figures
             for run, r in zip(c.runs, f.results, strict=True)
             if r is not None

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from markupsafe import Markup
 
-from cai.records import WatchPoint
+from cai.records import MonitorPoint
 from cai.report.formatting import number, signed
 from cai.report.plots import Series, line_plot
-from cai.train.watch import best_step, collapse_words, mean_interval
+from cai.train.rl.monitor import best_step, collapse_words, mean_interval
 
 _TONES = (("policy", "human"), ("sft", "base"))
 """Colours of proxy and gold, by arm."""
 
 
-def frontier_plot(arms: Mapping[str, Sequence[WatchPoint]]) -> Markup:
+def frontier_plot(arms: Mapping[str, Sequence[MonitorPoint]]) -> Markup:
     """Draw proxy and gold reward over √KL, as changes from the first look, with bands.
 
     The two are on scales of their own, so each is counted in its own standard deviations over prompts at the first look. A band is the
@@ -37,9 +37,9 @@ def frontier_plot(arms: Mapping[str, Sequence[WatchPoint]]) -> Markup:
     return line_plot("Reward over distance from the reference", series, "√KL, in √nats per response", caption)
 
 
-def along_the_way(arms: Mapping[str, Sequence[WatchPoint]]) -> list[Markup]:
+def along_the_way(arms: Mapping[str, Sequence[MonitorPoint]]) -> list[Markup]:
     """Draw length, refusals, repetition, KL and, for ensembles, disagreement and variety over training steps."""
-    shown: list[tuple[str, Callable[[WatchPoint], float | None], str]] = [
+    shown: list[tuple[str, Callable[[MonitorPoint], float | None], str]] = [
         ("KL to the reference", lambda p: p.kl, "Nats per response."),
         ("Words per response", lambda p: p.words, "Neither direction is better: it shows whether reward is bought with length."),
         ("Refusals", lambda p: p.refusal_rate, "Share of responses that open by refusing, by rule."),
@@ -58,7 +58,7 @@ def along_the_way(arms: Mapping[str, Sequence[WatchPoint]]) -> list[Markup]:
     return plots
 
 
-def frontier_words(points: Sequence[WatchPoint]) -> str:
+def frontier_words(points: Sequence[MonitorPoint]) -> str:
     """Say in a sentence or two what was seen, and which step is best by gold."""
     first, last = points[0], points[-1]
     best = next(p for p in points if p.step == best_step(points))
@@ -80,7 +80,7 @@ def frontier_words(points: Sequence[WatchPoint]) -> str:
     )
 
 
-def _changes(label: str, tone: str, points: Sequence[WatchPoint], scores: Sequence[Sequence[float]]) -> Series:
+def _changes(label: str, tone: str, points: Sequence[MonitorPoint], scores: Sequence[Sequence[float]]) -> Series:
     """Return a reward's mean change from the first look, in standard deviations over prompts there, by √KL."""
     start = scores[0]
     mean = sum(start) / len(start)

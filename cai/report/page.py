@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from cai import __version__
-from cai.evaluate.balance import FEATURES, opposite_leanings
-from cai.records import WatchPoint
+from cai.data.balance import FEATURES, opposite_leanings
+from cai.records import MonitorPoint
 from cai.report import comparison_view, rewards, sections
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import ReportData
-from cai.report.comparison import Comparison
+from cai.report.comparison import RunComparison
 from cai.report.environment import html_environment, read_asset
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.verdict import reach_verdict
@@ -58,7 +58,7 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def render_frontier(title: str, arms: Mapping[str, Sequence[WatchPoint]]) -> str:
+def render_frontier(title: str, arms: Mapping[str, Sequence[MonitorPoint]]) -> str:
     """Return the over-optimisation of some policies as an HTML document of its own.
 
     Args:
@@ -75,7 +75,7 @@ def render_frontier(title: str, arms: Mapping[str, Sequence[WatchPoint]]) -> str
     )
 
 
-def render_comparison(comparison: Comparison) -> str:
+def render_comparison(comparison: RunComparison) -> str:
     """Return a comparison of runs as a self-contained HTML document."""
     return (
         html_environment(__package__)

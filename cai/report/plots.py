@@ -21,7 +21,7 @@ _SMOOTH_FROM = 30
 
 
 @dataclass(frozen=True)
-class Row:
+class PlotRow:
     """One labelled value, with its interval where it has one."""
 
     label: str
@@ -46,7 +46,7 @@ class Series:
 
 def rows_plot(
     title: str,
-    rows: Sequence[Row],
+    rows: Sequence[PlotRow],
     *,
     fraction: bool = True,
     reference: float | None = None,
@@ -164,7 +164,7 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
     return _figure(title, words, height, Markup("").join(parts), caption, legend)
 
 
-def _row_marks(row: Row, y: int, start: float, end: float, bars: bool, shown: Callable[[float], str]) -> Markup:
+def _row_marks(row: PlotRow, y: int, start: float, end: float, bars: bool, shown: Callable[[float], str]) -> Markup:
     """Label, value, bar or dot, and whiskers of one row whose top is at `y`."""
     x = _place(row.value, start, end)
     note = Markup('<tspan class="note">\u2002{}</tspan>').format(visible(row.note)) if row.note else ""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cai.evaluate.intervals import wilson
 from cai.report.collect import Curve, Dispute, ReportData
 from cai.report.formatting import number, percent, plural, signed
-from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
-from cai.train.held_out import ENSEMBLE, HeldOutMetrics, RewardMeasure
+from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
+from cai.stats import wilson
+from cai.train.reward.metrics import ENSEMBLE, HeldOutMetrics, RewardMeasure
 
 BUCKETS = {
     "source": ("Right by who labelled", "A reward model that is right about its AI judge's labels only has learned its judge."),
@@ -81,7 +81,7 @@ def dispute_plots(disputes: Sequence[Dispute]) -> list[Markup]:
         rows = []
         for name, part in parts.items():
             right = sum(bool(d.right) for d in part)
-            rows.append(Row(name, right / len(part), *wilson(right, len(part)), f"n = {len(part)}"))
+            rows.append(PlotRow(name, right / len(part), *wilson(right, len(part)), f"n = {len(part)}"))
         caption = "If disagreement is worth anything, the ensemble is right less often where its members disagree."
         title = "Ensemble right, by its members' disagreement"
         plots.append(rows_plot(title, rows, reference=0.5, reference_label="a coin", bars=False, caption=caption))
@@ -105,8 +105,8 @@ def reward_curves(curves: Sequence[Curve]) -> list[Markup]:
     return plots
 
 
-def _row(label: str, metrics: HeldOutMetrics, tone: str = "policy") -> Row:
-    return Row(label, metrics.accuracy, metrics.low, metrics.high, f"n = {metrics.n}", tone)
+def _row(label: str, metrics: HeldOutMetrics, tone: str = "policy") -> PlotRow:
+    return PlotRow(label, metrics.accuracy, metrics.low, metrics.high, f"n = {metrics.n}", tone)
 
 
 def _bucket_plot(measures: Sequence[RewardMeasure], model: str, by: str) -> Markup:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cai.evaluate.balance import SourceBalance
-from cai.evaluate.judge_bench import ProtocolResult
+from cai.core.text.refusals import is_refusal
+from cai.data.balance import SourceBalance
+from cai.judge.bench import ProtocolResult
 from cai.recipe import GOLD
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
-from cai.refusals import is_refusal
 from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportData, Trail
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
-from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
+from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
 STAGES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
 MODELS = ("base", "sft", "policy")
@@ -191,7 +191,7 @@ def judge_plots(data: ReportData) -> list[Markup]:
         return []
     used = data.manifest.judge.protocol if data.manifest is not None and data.manifest.judge is not None else ""
     rows = [
-        Row(
+        PlotRow(
             f"{r.name} (this run's judge)" if r.result.name == used else r.name,
             r.result.accuracy,
             r.result.low,
@@ -226,7 +226,7 @@ def policy_plots(data: ReportData) -> list[Markup]:
     for name in _WIN_RATES:
         found = [r for r in results if r.name == name or r.name.startswith(f"{name}:")]
         if found:
-            rows = [Row(f"{r.model}: {_part(r)}", r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
+            rows = [PlotRow(f"{r.model}: {_part(r)}", r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
             caption = "Paired by prompt; ties count half."
             plots.append(rows_plot(name_of(name), rows, reference=0.5, reference_label="no preference", bars=False, caption=caption))
     plots += [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[3:]]
@@ -323,7 +323,7 @@ def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Mar
     found = sorted((r for r in results if r.name == name), key=lambda r: MODELS.index(r.model) if r.model in MODELS else len(MODELS))
     if not found:
         return Markup("")
-    rows = [Row(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
+    rows = [PlotRow(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
     return rows_plot(name_of(name), rows, fraction=is_fraction(name), bars=name not in ("reward", "perplexity"), caption=caption)
 
 

@@ -7,7 +7,7 @@ no difference.
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.manifest import JudgeCard
+from cai.core.manifest import JudgeCard
 from cai.records import EvalResult
 from cai.report.collect import ReportData
 from cai.report.formatting import interval, percent, plural, points, quantity
@@ -18,7 +18,7 @@ SMALL = 30
 
 
 @dataclass(frozen=True)
-class Finding:
+class VerdictLine:
     """One question, its answer in a word, and the numbers behind it."""
 
     question: str
@@ -35,7 +35,7 @@ class Verdict:
 
     headline: str
     sentences: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[VerdictLine, ...]
     warning: str
     """Why the labels behind this run can't be trusted yet; empty where they were shown to be good."""
 
@@ -105,36 +105,38 @@ def _judge_numbers(card: JudgeCard) -> str:
     )
 
 
-def _change(data: ReportData, model: str, name: str, question: str, down: str, up: str, good_when: Literal["lower"]) -> Finding:
+def _change(data: ReportData, model: str, name: str, question: str, down: str, up: str, good_when: Literal["lower"]) -> VerdictLine:
     before, after, moved = find(data, name, "base"), find(data, name, model), find(data, f"{name}_change", model)
     if after is None:
-        return Finding(question, "not measured", "missing", "–", "no prompts of this kind were evaluated")
+        return VerdictLine(question, "not measured", "missing", "–", "no prompts of this kind were evaluated")
     if before is None or moved is None:
-        return Finding(question, "nothing to compare with", "missing", percent(after.value), f"{interval(after)}, n\u00a0=\u00a0{after.n}")
+        return VerdictLine(
+            question, "nothing to compare with", "missing", percent(after.value), f"{interval(after)}, n\u00a0=\u00a0{after.n}"
+        )
     figure = f"{percent(before.value)} → {percent(after.value)}"
     detail = f"change {points(moved.value)} points (95% interval {points(moved.low)} to {points(moved.high)}, n\u00a0=\u00a0{moved.n})"
     if moved.high < 0:
-        return Finding(question, down, "good", figure, detail)
+        return VerdictLine(question, down, "good", figure, detail)
     if moved.low > 0:
-        return Finding(question, up, "bad", figure, detail)
-    return Finding(question, "no clear change", "unclear", figure, detail)
+        return VerdictLine(question, up, "bad", figure, detail)
+    return VerdictLine(question, "no clear change", "unclear", figure, detail)
 
 
-def _win(data: ReportData, model: str) -> Finding:
+def _win(data: ReportData, model: str) -> VerdictLine:
     question = "Preferred to the base model"
     found = [(by, find(data, f"win_rate_by_{by}", model)) for by in ("judge", "reward")]
     known = [(by, r) for by, r in found if r is not None]
     if not known:
-        return Finding(question, "not measured", "missing", "–", "neither judge nor reward model compared them")
+        return VerdictLine(question, "not measured", "missing", "–", "neither judge nor reward model compared them")
     figure = " · ".join(percent(r.value) for _, r in known)
     names = {"judge": "judge", "reward": "reward model"}
     detail = "; ".join(f"{names[by]} {percent(r.value)} ({interval(r)}, n\u00a0=\u00a0{r.n})" for by, r in known)
     tones = {_side(r) for _, r in known}
     if tones == {"above"}:
-        return Finding(question, "more often", "good", figure, detail)
+        return VerdictLine(question, "more often", "good", figure, detail)
     if tones == {"below"}:
-        return Finding(question, "less often", "bad", figure, detail)
-    return Finding(question, "they disagree" if {"above", "below"} <= tones else "not shown", "unclear", figure, detail)
+        return VerdictLine(question, "less often", "bad", figure, detail)
+    return VerdictLine(question, "they disagree" if {"above", "below"} <= tones else "not shown", "unclear", figure, detail)
 
 
 def _side(r: EvalResult, middle: float = 0.5) -> Literal["above", "below", "neither"]:
@@ -158,7 +160,7 @@ def _win_sentence(data: ReportData, model: str, who: str) -> str:
     return f"{who}, compared with the base model: {'; '.join(parts)}. {independence}"
 
 
-def _change_sentence(finding: Finding, verb: str, things: str, moved: EvalResult | None) -> str:
+def _change_sentence(finding: VerdictLine, verb: str, things: str, moved: EvalResult | None) -> str:
     if finding.tone == "missing":
         return ""
     if finding.tone == "unclear":
@@ -166,19 +168,19 @@ def _change_sentence(finding: Finding, verb: str, things: str, moved: EvalResult
     return f"It {verb} {finding.answer} {things}: {finding.figure}, {finding.detail}."
 
 
-def _length(data: ReportData, model: str) -> Finding:
+def _length(data: ReportData, model: str) -> VerdictLine:
     question = "Length of its answers"
     mine, ratio = find(data, "response_words", model), find(data, "response_words_ratio", model)
     base = find(data, "response_words", "base")
     if mine is None:
-        return Finding(question, "not measured", "missing", "–", "")
+        return VerdictLine(question, "not measured", "missing", "–", "")
     if ratio is None or base is None:
-        return Finding(question, "nothing to compare with", "missing", f"{mine.value:.0f} words", f"n\u00a0=\u00a0{mine.n}")
+        return VerdictLine(question, "nothing to compare with", "missing", f"{mine.value:.0f} words", f"n\u00a0=\u00a0{mine.n}")
     figure = f"{base.value:.0f} → {mine.value:.0f} words"
     detail = f"{quantity(ratio.value, ratio.name)} the base model's (95% interval {interval(ratio)})"
     side = _side(ratio, 1.0)
     answer = {"above": "longer", "below": "shorter", "neither": "about the same"}[side]
-    return Finding(question, answer, "unclear", figure, detail)
+    return VerdictLine(question, answer, "unclear", figure, detail)
 
 
 def _length_sentence(data: ReportData, model: str) -> str:
@@ -199,7 +201,7 @@ def _length_sentence(data: ReportData, model: str) -> str:
     return f"{text}."
 
 
-def _headline(who: str, compliance: Finding, refusal: Finding, loops: Finding) -> str:
+def _headline(who: str, compliance: VerdictLine, refusal: VerdictLine, loops: VerdictLine) -> str:
     if compliance.tone == "missing" and refusal.tone == "missing":
         return "Neither harmful compliance nor over-refusal was compared with the base model."
     broken = " Its answers loop more." if loops.tone == "bad" else ""

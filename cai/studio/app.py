@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cai.core.workspace import Workspace
 from cai.errors import CaiError
 from cai.studio import constitution_pages, label_pages, run_pages, trial_pages
 from cai.studio.drafts import Drafts, Edited
@@ -16,12 +17,11 @@ from cai.studio.jobs import Jobs
 from cai.studio.label_pages import queue_rows
 from cai.studio.labelling import Labelling
 from cai.studio.run_pages import run_names, run_of, status_of
-from cai.studio.trials import Asking
+from cai.studio.trials import TrialRequest
 from cai.studio.web import HANDLERS, Studio, asset, page, studio_of
-from cai.workspace import Workspace
 
 
-def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: Asking | None = None) -> Studio:
+def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialRequest | None = None) -> Studio:
     """Return what the app works with in a workspace.
 
     Args:
@@ -29,7 +29,7 @@ def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: Asking
         queues: files of pairs to label, beside `labels/queues/`.
         asking: which model previews ask; None: the embedded one.
     """
-    return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), asking or Asking())
+    return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), asking or TrialRequest())
 
 
 def home(request: Request) -> Response:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from cai.constitution.lint import Finding, lint_text
+from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import entries, parse_constitution
+from cai.core.jsonl import disk_error, write_text
+from cai.core.workspace import Workspace
+from cai.core.yaml_source import parse_yaml
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
-from cai.jsonl import disk_error, write_text
 from cai.records import Constitution
-from cai.workspace import Workspace
-from cai.yaml_source import parse_yaml
 
 
 class ChangedElsewhereError(ConstitutionError):
@@ -35,7 +35,7 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PrinciplePlace:
     """A principle's place in a text."""
 
     id: str
@@ -54,8 +54,8 @@ class Edited:
     """The text is not what the file says."""
     is_overtaken: bool
     """The file was changed after the draft was begun: to save would undo that."""
-    findings: tuple[Finding, ...]
-    sections: tuple[Section, ...]
+    findings: tuple[LintFinding, ...]
+    sections: tuple[PrinciplePlace, ...]
     fault: str
     """Why no run could read it; empty where one can, and what is found against it is advice."""
 
@@ -184,7 +184,7 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examined(text: str, where: Path) -> tuple[tuple[Finding, ...], tuple[Section, ...], str]:
+def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrinciplePlace, ...], str]:
     """Return what lint finds, where each principle begins, and why the text can't be loaded. A text is looked at once."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
@@ -192,7 +192,7 @@ def _examined(text: str, where: Path) -> tuple[tuple[Finding, ...], tuple[Sectio
     except ConstitutionError as e:
         return tuple(findings), (), str(e)
     ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries(source)]
-    sections = [Section(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
+    sections = [PrinciplePlace(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
     try:
         parse_constitution(text, where)
     except ConstitutionError as e:

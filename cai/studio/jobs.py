@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from cai.console import Reporter
+from cai.core.console import Reporter
 from cai.errors import CaiError
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]

@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from cai.annotating import QueueBy, label_queue
 from cai.constitution.guidelines import examples_path, guideline_blocks, html_body, load_examples
 from cai.constitution.load import load_constitution
 from cai.errors import CaiError
+from cai.labels.annotating import QueueBy, label_queue
 from cai.studio.labelling import Choice, Queue, Turn, rater_name
 from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking

@@ -18,13 +18,13 @@ from typing import Literal
 
 import msgspec
 
-from cai.data.pooling import pair_key
-from cai.data.to_label import ToLabel, load_to_label
+from cai.core.jsonl import append_record, disk_error, read_records
+from cai.core.workspace import Workspace
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
-from cai.jsonl import append_record, disk_error, read_records
+from cai.labels.pooling import pair_key
+from cai.labels.to_label import ToLabel, load_to_label
 from cai.records import HumanLabel, ResponsePair
-from cai.workspace import Workspace
 
 Choice = Literal["a", "b", "tie"]
 P_A: dict[Choice, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}

@@ -5,11 +5,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from cai.core.status import RunStatus, run_status
+from cai.core.workspace import RunDirectory
 from cai.errors import CaiError
 from cai.report.page import POLICY
-from cai.status import RunStatus, run_status
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
-from cai.workspace import RunDirectory
 
 
 def run_names(studio: Studio) -> list[str]:

@@ -6,8 +6,8 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cai.core.workspace import find_workspace
 from cai.errors import RecipeError
-from cai.workspace import find_workspace
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8788
@@ -42,10 +42,10 @@ def serve(
     import uvicorn
 
     from cai.studio.app import make_app, studio_for
-    from cai.studio.trials import Asking
+    from cai.studio.trials import TrialRequest
 
     workspace = find_workspace(folder)
-    studio = studio_for(workspace, queues, Asking(model, recipe))
+    studio = studio_for(workspace, queues, TrialRequest(model, recipe))
     for queue in studio.labelling.queues().values():
         if queue.path in queues:
             studio.labelling.to_label(queue)

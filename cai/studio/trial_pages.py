@@ -15,7 +15,7 @@ from cai.studio.jobs import Job
 from cai.studio.run_pages import run_of
 from cai.studio.trials import comparison, preview
 from cai.studio.web import as_json, fragment, studio_of, taking
-from cai.workbench.trial import Answered, Judged, Revised
+from cai.workbench.trial import Answered, JudgedRevision, Revised
 
 
 class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,7 +26,7 @@ class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     principle: str
 
 
-class Comparison(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ComparisonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to compare on: a run's texts, or none's."""
 
     run: str
@@ -44,7 +44,7 @@ def try_prompt(request: Request, body: Preview) -> Response:
     return _shown(studio.jobs.start("steps", preview(draft, body.prompt, body.kind, body.principle, studio.workspace, studio.asking)))
 
 
-def compare(request: Request, body: Comparison) -> Response:
+def compare(request: Request, body: ComparisonRequest) -> Response:
     """Start the comparison of the draft with what it was made from."""
     studio = studio_of(request)
     saved, draft = studio.drafts.versions(name_of(request))
@@ -73,7 +73,7 @@ def _job(request: Request) -> Job:
 
 def _shown(job: Job) -> Response:
     state, over = job.state, job.is_over  # before the parts: what is over has them all
-    names = {Answered: "answered", Revised: "revised", Judged: "judged"}
+    names = {Answered: "answered", Revised: "revised", JudgedRevision: "judged"}
     parts = [(names.get(type(part), job.kind), part) for part in list(job.parts)]
     html = fragment("job", job=job, state=state, over=over, parts=parts, word_diff=word_diff)
     return as_json({"id": job.id, "state": state, "over": over, "html": html})
@@ -81,7 +81,7 @@ def _shown(job: Job) -> Response:
 
 ROUTES = [
     Route(f"{BASE}/preview", taking(Preview, try_prompt), methods=["POST"]),
-    Route(f"{BASE}/compare", taking(Comparison, compare), methods=["POST"]),
+    Route(f"{BASE}/compare", taking(ComparisonRequest, compare), methods=["POST"]),
     Route("/jobs/{id}", job),
     Route("/jobs/{id}/stop", taking(Nothing, stop), methods=["POST"]),
 ]

@@ -4,17 +4,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cai.core.manifest import read_manifest
+from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ConstitutionError, DataError
-from cai.manifest import read_manifest
 from cai.records import Constitution, PromptKind
 from cai.studio.jobs import Job
 from cai.workbench.consequences import compared
 from cai.workbench.trial import chosen, trying
-from cai.workspace import RunDirectory, Workspace
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class TrialRequest:
     """Which model is asked, and with what settings: None for the defaults."""
 
     model: str | None = None
@@ -22,7 +22,7 @@ class Asking:
 
 
 def preview(
-    constitution: Constitution, prompt: str, kind: PromptKind, principle: str, workspace: Workspace, asking: Asking
+    constitution: Constitution, prompt: str, kind: PromptKind, principle: str, workspace: Workspace, asking: TrialRequest
 ) -> Callable[[Job], Awaitable[None]]:
     """Return the work of one prompt through the loop; its steps become the job's parts as they come.
 
@@ -48,7 +48,7 @@ def preview(
 
 
 def comparison(
-    saved: Constitution, draft: Constitution, run: RunDirectory | None, sample: int, workspace: Workspace, asking: Asking
+    saved: Constitution, draft: Constitution, run: RunDirectory | None, sample: int, workspace: Workspace, asking: TrialRequest
 ) -> Callable[[Job], Awaitable[None]]:
     """Return the work of comparing a draft with what it was made from; the consequences become the job's only part.
 

@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from cai.core.workspace import Workspace
 from cai.errors import CaiError
 from cai.report.environment import html_environment
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.jobs import Jobs
 from cai.studio.labelling import Labelling, NotLastError
-from cai.studio.trials import Asking
-from cai.workspace import Workspace
+from cai.studio.trials import TrialRequest
 
 B = TypeVar("B")
 
@@ -32,7 +32,7 @@ class Studio:
     drafts: Drafts
     labelling: Labelling
     jobs: Jobs
-    asking: Asking
+    asking: TrialRequest
 
 
 def studio_of(request: Request) -> Studio:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.errors import TrainingError
-from cai.models.precision import resolved_precision
+from cai.models.local.precision import resolved_precision
 from cai.recipe import LoraSpec, TrainSpec
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from cai import __version__
-from cai.jsonl import write_text
+from cai.core.jsonl import write_text
 from cai.recipe import PolicyConfig, TrainSpec
 from cai.records import Preference
 from cai.train.checkpoints import TrainResult

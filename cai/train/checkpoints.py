@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.jsonl import NOT_JSON, write_text
+from cai.core.jsonl import NOT_JSON, write_text
 
 FINISHED = "training.json"
 WHOLE = "cai_checkpoint.json"

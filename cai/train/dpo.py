@@ -18,6 +18,7 @@ from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import dpo_rows
+from cai.train.rl.monitor import MonitorSpec, restore_best
 from cai.train.running import (
     OnLog,
     finish,
@@ -29,7 +30,6 @@ from cai.train.running import (
     train_and_save,
     training_fingerprint,
 )
-from cai.train.watch import Watching, restore_best
 
 
 def train_dpo(
@@ -42,7 +42,7 @@ def train_dpo(
     on_log: OnLog | None = None,
     *,
     reference: Path | None = None,
-    watching: Watching | None = None,
+    watching: MonitorSpec | None = None,
 ) -> TrainResult:
     """Train the policy on preferences, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -92,7 +92,7 @@ def train_policy(
     encode: Callable[[Any], tuple[list[dict[str, Any]], dict[str, int]]],
     build: Callable[..., Any],
     reference: Path | None = None,
-    watching: Watching | None = None,
+    watching: MonitorSpec | None = None,
 ) -> TrainResult:
     """Train a policy against a reference on rows made from preferences: what `train_dpo` and `train_kto` share.
 
@@ -102,7 +102,7 @@ def train_policy(
         encode: from the tokenizer to rows, and how many pairs were left out and why.
         build: makes the trainer, as `dpo_trainer` does.
     """
-    from cai.models.loading import load_tokenizer, model_fingerprint
+    from cai.models.local.loading import load_tokenizer, model_fingerprint
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
@@ -121,7 +121,7 @@ def train_policy(
         trainer = build(config, start, tokenizer, rows, out, seed, reference)
         watch = None if watching is None else watching.load()
     if watching is not None and watch is not None:
-        from cai.train.online_trainers import WatchCallback
+        from cai.train.rl.trainers import WatchCallback
 
         trainer.add_callback(WatchCallback(watch, trainer, out, watching.max_tokens, watching.warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
@@ -178,7 +178,7 @@ def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
     from peft import PeftModel
     from transformers import set_seed
 
-    from cai.models.loading import load_causal_lm
+    from cai.models.local.loading import load_causal_lm
 
     set_seed(seed)  # a new adapter's initial weights
     base = load_causal_lm(replace(start, adapter=None), trainable=True)

@@ -16,8 +16,8 @@ from cai.train.arguments import training_arguments
 from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import load_policy, set_reference, train_policy
 from cai.train.encode import kto_rows
+from cai.train.rl.monitor import MonitorSpec
 from cai.train.running import OnLog, float_trained_weights
-from cai.train.watch import Watching
 
 
 def train_kto(
@@ -29,7 +29,7 @@ def train_kto(
     seed: int,
     on_log: OnLog | None = None,
     *,
-    watching: Watching | None = None,
+    watching: MonitorSpec | None = None,
 ) -> TrainResult:
     """Train the policy on the two sides of preferences, and save it as `train_dpo` does.
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from cai.core.jsonl import disk_error, write_records
 from cai.errors import StoreError, TrainingError
 from cai.ids import content_hash
-from cai.jsonl import disk_error, write_records
 from cai.recipe import ModelSpec, TrainSpec
 from cai.train.checkpoints import FINISHED, TrainResult, last_checkpoint, mark_finished, remove_checkpoints
 
@@ -38,7 +38,7 @@ def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: S
         seed: the training's.
         start: fingerprint of the adapter it starts from, if any.
     """
-    from cai.models.loading import model_fingerprint
+    from cai.models.local.loading import model_fingerprint
 
     weights = model_fingerprint(replace(model, precision=config.precision))
     return content_hash((kind, config, weights, content_hash(list(rows), 64), seed, start))
@@ -136,7 +136,7 @@ def quiet_training() -> Iterator[None]:
     """Keep the libraries' progress, advice and deprecations, none of which a user can act on, off the terminal for the block."""
     import datasets
 
-    from cai.models.loading import quiet_transformers
+    from cai.models.local.loading import quiet_transformers
 
     hidden = datasets.are_progress_bars_disabled()
     chatty = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate", "trl", "peft")]

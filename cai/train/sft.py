@@ -38,7 +38,7 @@ def train_sft(
         TrainingError: no example is left, or training diverges.
         ModelError: the model can't be loaded.
     """
-    from cai.models.loading import load_tokenizer
+    from cai.models.local.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     rows, dropped = sft_rows(tokenizer, examples, config.max_length)
@@ -63,7 +63,7 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     from transformers import set_seed
     from trl import SFTConfig as SFTArguments
 
-    from cai.models.loading import load_causal_lm
+    from cai.models.local.loading import load_causal_lm
     from cai.train.trainers import SFTRun
 
     set_seed(seed)  # the adapter's initial weights

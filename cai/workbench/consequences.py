@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from cai.console import Reporter
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
-from cai.critique import critique_and_revise
+from cai.core.console import Reporter
+from cai.core.interrupt import run_interruptible
+from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ReplyError
-from cai.evaluate.intervals import paired_bootstrap, wilson
-from cai.feedback.judge import Judge
-from cai.interrupt import run_interruptible
+from cai.generate.critique import critique_and_revise
+from cai.judge.judge import Judge
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
-from cai.workbench.ground import Bench, Calls, Ground, load_sample, make_ground, open_bench, recipe_for, run_ground
-from cai.workspace import RunDirectory, Workspace
+from cai.stats import paired_bootstrap, wilson
+from cai.workbench.sample import Bench, Calls, TrialData, load_sample, open_bench, recipe_for, sample_trial_data, trial_data_of_run
 
 T = TypeVar("T", Response, ResponsePair)
 DEFAULT_SAMPLE = 20
@@ -148,13 +148,13 @@ async def compared(
     settings = recipe_for(model, seed, run, recipe)
     async with open_bench(settings, workspace, reporter) as bench:
         if run is not None:
-            ground = run_ground(run, sample)
+            ground = trial_data_of_run(run, sample)
         else:
-            ground = await make_ground(load_sample(prompts, workspace, settings, sample, reporter), bench)
+            ground = await sample_trial_data(load_sample(prompts, workspace, settings, sample, reporter), bench)
         return await consequences(before, after, ground, bench)
 
 
-async def consequences(before: Constitution, after: Constitution, ground: Ground, bench: Bench) -> Consequences:
+async def consequences(before: Constitution, after: Constitution, ground: TrialData, bench: Bench) -> Consequences:
     """Revise and label the ground under both constitutions, and compare.
 
     Raises:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.constitution.guidelines import Example, as_html, as_markdown, examples_path, guideline_blocks, load_examples
+from cai.core.jsonl import read_records, write_text
+from cai.core.workspace import RunDirectory
 from cai.errors import ConstitutionError, DataError
-from cai.jsonl import read_records, write_text
 from cai.records import Constitution, Judgment, Message, ResponsePair, RevisionTrace
-from cai.workspace import RunDirectory
 
 PER_PRINCIPLE = 2
 

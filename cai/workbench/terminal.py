@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cai.console import plain, plain_table
 from cai.constitution.diff import ConstitutionDiff, FieldChange, PrincipleChange, word_diff
+from cai.core.console import plain, plain_table
 from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
-from cai.workbench.ground import Calls
+from cai.workbench.sample import Calls
 from cai.workbench.trial import Answered, Revised, Step
 from cai.workbench.validation import Explained, Validation
 

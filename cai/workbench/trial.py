@@ -7,16 +7,16 @@ from pathlib import Path
 
 import msgspec
 
-from cai.console import Reporter
-from cai.critique import critique_and_revise, principles_in_turn, respond, revision_pair
+from cai.core.console import Reporter
+from cai.core.interrupt import run_interruptible
+from cai.core.workspace import Workspace
 from cai.errors import ConstitutionError, DataError, RecipeError
-from cai.feedback.calibration import Calibration, check_fits
-from cai.feedback.judge import Judge
+from cai.generate.critique import critique_and_revise, principles_in_turn, respond, revision_pair
 from cai.ids import content_hash
-from cai.interrupt import run_interruptible
+from cai.judge.calibration import Calibration, check_fits
+from cai.judge.judge import Judge
 from cai.records import Constitution, Judgment, Message, Principle, Prompt, PromptKind, RevisionTrace
-from cai.workbench.ground import Bench, open_bench, recipe_for, with_protocol
-from cai.workspace import Workspace
+from cai.workbench.sample import Bench, open_bench, recipe_for, with_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Revised:
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class PrincipleOpinion:
     """Probability that the revision is better than the response, under one principle."""
 
     principle_id: str
@@ -46,19 +46,19 @@ class Opinion:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedRevision:
     """The judge on response and final revision: its label, and what it says under each of its principles, most telling first."""
 
     protocol: str
     p_revised: float | None
     failure: str | None
-    opinions: tuple[Opinion, ...]
+    opinions: tuple[PrincipleOpinion, ...]
     """Never calibrated: a calibration weighs principles together."""
     calibration: str = ""
     """How `p_revised` was weighed, where the settings name a calibration; empty where they name none."""
 
 
-Step = Answered | Revised | Judged
+Step = Answered | Revised | JudgedRevision
 
 
 def as_prompt(text: str, kind: PromptKind) -> Prompt:
@@ -170,7 +170,7 @@ async def trying(
             yield step
 
 
-async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench) -> Judged:
+async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench) -> JudgedRevision:
     config = msgspec.structs.replace(bench.recipe.feedback, principles="ensemble")
     pair = revision_pair(trace)
     principles = constitution.for_kind(trace.prompt.kind)
@@ -188,8 +188,8 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench
             calibration, said = None, "uncalibrated: " + "; ".join(line.lstrip("- ") for line in str(e).splitlines()[1:])
 
     label, *single = await asyncio.gather(judge(principles, calibration), *(judge([p]) for p in principles))
-    opinions = [Opinion(p.id, 1 - j.p_a) for p, j in zip(principles, single, strict=True) if j.p_a is not None]
-    return Judged(
+    opinions = [PrincipleOpinion(p.id, 1 - j.p_a) for p, j in zip(principles, single, strict=True) if j.p_a is not None]
+    return JudgedRevision(
         config.protocol,
         None if label.p_a is None else 1 - label.p_a,
         label.failure,

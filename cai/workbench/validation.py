@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from cai.console import Reporter
-from cai.data.human import PairFormat, load_pairs
+from cai.core.console import Reporter
+from cai.core.flow import together
+from cai.core.interrupt import run_interruptible
+from cai.core.workspace import Workspace
 from cai.errors import DataError, ReplyError
-from cai.evaluate.intervals import paired_bootstrap, wilson
-from cai.evaluate.judge_bench import correctness
-from cai.evaluate.paired import change
-from cai.feedback.judge import PROTOCOLS
-from cai.feedback.opinions import Asking, Opinion, probability
-from cai.flow import together
 from cai.ids import split_fraction
-from cai.interrupt import run_interruptible
+from cai.judge.bench import correctness
+from cai.judge.judge import PROTOCOLS
+from cai.judge.protocol import Opinion, ProtocolContext, probability
+from cai.labels.load import PairFormat, load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
-from cai.workbench.ground import Bench, Calls, open_bench, recipe_for, with_protocol
-from cai.workspace import Workspace
+from cai.stats import change, paired_bootstrap, wilson
+from cai.workbench.sample import Bench, Calls, open_bench, recipe_for, with_protocol
 
 FOLDS = 5
 RULES: dict[str, Callable[[ResponsePair], float]] = {
@@ -103,7 +102,7 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedPair:
     """A pair told from the side that people preferred, and the log-odds for that side under each principle that applies."""
 
     pair: ResponsePair
@@ -173,7 +172,7 @@ def told_from_the_preferred_side(preference: Preference) -> ResponsePair:
     return ResponsePair(p.prompt, p.chosen, p.rejected, "human", p.provenance)
 
 
-async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench) -> list[Judged]:
+async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench) -> list[JudgedPair]:
     """Ask about each pair under every principle that applies to it. A pair that one can't be read about is a counted failure.
 
     Raises:
@@ -181,14 +180,14 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ben
         ModelError: too many failed, or the model can't go on.
     """
     protocol = PROTOCOLS[bench.recipe.feedback.protocol]
-    asking = Asking(bench.judge, bench.templates, bench.recipe.feedback, bench.recipe.seed)
+    asking = ProtocolContext(bench.judge, bench.templates, bench.recipe.feedback, bench.recipe.seed)
 
-    async def work(pair: ResponsePair) -> Judged:
+    async def work(pair: ResponsePair) -> JudgedPair:
         principles = constitution.for_kind(pair.prompt.kind)
         if not principles:
             raise ReplyError("no_principle_applies", f"to {pair.prompt.kind} prompts")
         opinions: list[Opinion] = await together(protocol.ask(pair, p, asking) for p in principles)
-        return Judged(pair, {p.id: o.log_odds for p, o in zip(principles, opinions, strict=True)})
+        return JudgedPair(pair, {p.id: o.log_odds for p, o in zip(principles, opinions, strict=True)})
 
     judged = await bench.each(pairs, work, "pairs", lambda p: p.id)
     if not judged:
@@ -197,7 +196,7 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ben
 
 
 def measure(
-    judged: Sequence[Judged],
+    judged: Sequence[JudgedPair],
     constitution: Constitution,
     config: FeedbackConfig,
     seed: int,
@@ -283,7 +282,7 @@ def _explained(
     return Explained(name, len(right), accuracy, low, high, mean, nats_low, nats_high, as_they_are, 1 + mean / math.log(2)), right, nats
 
 
-def _principle(principle: Principle, judged: Sequence[Judged], weights: dict[str, float]) -> PrincipleResult | None:
+def _principle(principle: Principle, judged: Sequence[JudgedPair], weights: dict[str, float]) -> PrincipleResult | None:
     """Measure one principle; None where it applies to no pair."""
     mine = [j for j in judged if principle.id in j.opinions]
     if not mine:

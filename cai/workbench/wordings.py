@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cai.console import Reporter
 from cai.constitution.lint import lint
 from cai.constitution.proposals import DOCUMENTS, Proposal, Review, accept, propose, reworded
 from cai.constitution.wording import claim
+from cai.core.console import Reporter
+from cai.core.flow import together
+from cai.core.interrupt import run_interruptible
+from cai.core.workspace import find_workspace
 from cai.errors import ConstitutionError, ReplyError
-from cai.flow import together
 from cai.ids import derive_seed
-from cai.interrupt import run_interruptible
 from cai.models.base import Sampling
+from cai.models.templates import disarm
 from cai.records import Constitution, Message, Principle
-from cai.templates import disarm
-from cai.workbench.ground import Bench, Calls, open_bench, recipe_for
-from cai.workspace import find_workspace
+from cai.workbench.sample import Bench, Calls, open_bench, recipe_for
 
 ASKED: Mapping[str, tuple[str, str, str]] = {
     "critique": (

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from cai.cli import main
-from cai.feedback.calibration import Calibration, write_calibration
+from cai.core.workspace import Workspace
+from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import Completion, Reply, Request
 from cai.recipe import ModelSpec, Recipe
-from cai.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
-EXPORTS = Path(__file__).parents[1] / "data" / "exports"
+EXPORTS = Path(__file__).parents[1] / "labels" / "exports"
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_what_a_user_can_mend_is_a_panel_and_exit_code_2(tmp_path: Path, call: C
 
 def test_a_bug_shows_its_traceback(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
-    code = "import cai.run_prompts as s\ns.load_all = lambda *a: 1 / 0\nfrom cai.cli import main\nmain()"
+    code = "import cai.pipeline.prompts as s\ns.load_all = lambda *a: 1 / 0\nfrom cai.cli import main\nmain()"
     import subprocess
     import sys
 
@@ -270,7 +270,7 @@ def test_judge_bench_refuses_what_it_does_not_know(shared: Workspace, call: Call
 
 
 def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.benching.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
+    monkeypatch.setattr("cai.evaluate.commands.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
     alone = call.json(shared.root, "evaluate", "scripted", "--limit", "3")["results"]
     assert {r["model"] for r in alone} == {"model"} and all(r["low"] <= r["value"] <= r["high"] and r["n"] > 0 for r in alone)
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3")["results"]
@@ -641,8 +641,8 @@ def _pair_id(row: dict[str, Any]) -> str:
 
 
 def test_evaluate_ranks_models_in_an_arena(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.benching.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
-    monkeypatch.setattr("cai.benching.spec_from_name", lambda name: ModelSpec(path="scripted", name=name))
+    monkeypatch.setattr("cai.evaluate.commands.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
+    monkeypatch.setattr("cai.evaluate.commands.spec_from_name", lambda name: ModelSpec(path="scripted", name=name))
     models = ("one", "two", "three")
     [arena] = call.json(shared.root, "evaluate", "--arena", *models, "--limit", "3")["arenas"]
     assert arena["by"] == "judge" and arena["prompts"] == 9

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cai.workspace import Workspace
+from cai.core.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, data_bytes, make_workspace, start_cai
 
 ITEMS = 300

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai.constitution.lint import Finding, lint, lint_file
+from cai.constitution.lint import LintFinding, lint, lint_file
 from cai.constitution.load import load_constitution
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
@@ -229,4 +229,4 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from(["?", "...", "Is it?", "
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.builds(Principle, *[texts] * 7, weight=st.floats()), max_size=4))
 def test_lint_answers_for_any_constitution(principles):
-    assert all(isinstance(f, Finding) and f.message for f in lint(Constitution("c", "C", "", tuple(principles))))
+    assert all(isinstance(f, LintFinding) and f.message for f in lint(Constitution("c", "C", "", tuple(principles))))

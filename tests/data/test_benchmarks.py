@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import cai.data.benchmarks
-from cai.data.human import load_pairs
 from cai.data.prompts import load_prompts
+from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 
 

@@ -8,13 +8,13 @@ import httpx
 import pytest
 import yaml
 
+from cai.core.manifest import JudgeCard
 from cai.data.card import dataset_card
 from cai.data.export import LABEL_STUDIO_CONFIG, LAYOUT, ExportFormat, RunData, export
 from cai.data.filters import prompt_key
 from cai.data.hub import push_to_hub
-from cai.data.human import load_pairs
 from cai.errors import DataError
-from cai.manifest import JudgeCard
+from cai.labels.load import load_pairs
 from cai.records import (
     Constitution,
     Critique,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cai.data.filters import prompt_key
-from cai.data.human import load_human
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
+from cai.labels.load import load_human
 from cai.recipe import GoldConfig, HumanSource, PreferencesConfig, SourceMix
 from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
 

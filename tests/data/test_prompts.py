@@ -9,11 +9,11 @@ import pytest
 
 from cai.data.conversations import RowFault, parse_transcript, render_transcript
 from cai.data.prompts import (
-    LeftOut,
     LoadedPrompts,
+    SkippedRows,
     load_all,
     load_prompts,
-    part_watched,
+    split_monitored,
     stream_prompts,
     without_evaluated,
     without_near_repeats,
@@ -298,7 +298,7 @@ def test_streamed_prompts_are_counted_by_hand(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", first)
     write_jsonl(tmp_path / "b.jsonl", [cai_row("b1", "SAME"), cai_row("a3", "new text, used id"), cai_row("b2", "new"), cai_row("b3", "x")])
     sources = [PromptSource(path="a.jsonl"), PromptSource(path="b.jsonl", limit=3)]
-    left_out = LeftOut()
+    left_out = SkippedRows()
     kept = [p.id for p in stream_prompts(sources, tmp_path, 0, left_out)]
     assert kept[:2] == ["a1", "a3"]
     over = {"b1", "a3", "b2", "b3"} - set(b_kept(tmp_path, 3))
@@ -318,7 +318,7 @@ def test_no_prompt_is_held_while_they_stream(tmp_path: Path) -> None:
     alive = 0
     for source in (PromptSource(path="p.jsonl"), PromptSource(path="p.jsonl", limit=200)):
         left_out: list[Failure] = []
-        train = without_evaluated(stream_prompts([source], tmp_path, 0, LeftOut()), (), left_out)
+        train = without_evaluated(stream_prompts([source], tmp_path, 0, SkippedRows()), (), left_out)
         for number, _ in enumerate(without_near_repeats(train, (), 0.8, left_out)):
             if number == 150:
                 alive = sum(type(o) is Prompt and o.messages[-1].content.endswith("of a file") for o in gc.get_objects())
@@ -327,12 +327,12 @@ def test_no_prompt_is_held_while_they_stream(tmp_path: Path) -> None:
 
 def test_watched_prompts_are_at_most_half_and_stay_watched_as_more_are() -> None:
     prompts = [Prompt(f"p{i}", "harmful", (Message("user", f"How do I do {i}?"),), "test") for i in range(9)]
-    few, rest = part_watched(prompts, 2, 0)
-    more, left = part_watched(prompts, 64, 0)
+    few, rest = split_monitored(prompts, 2, 0)
+    more, left = split_monitored(prompts, 64, 0)
     assert (len(few), len(more)) == (2, 4) and set(few) < set(more), "4 of 9 are at most half"
     assert sorted(p.id for p in more) == [p.id for p in more] and [p.id for p in left] == sorted(p.id for p in left)
     assert set(few) | set(rest) == set(more) | set(left) == set(prompts) and not set(more) & set(left)
-    assert [len({p.id for p in part_watched(prompts, 4, seed)[0]} & {p.id for p in more}) for seed in range(1, 6)] != [4] * 5, (
+    assert [len({p.id for p in split_monitored(prompts, 4, seed)[0]} & {p.id for p in more}) for seed in range(1, 6)] != [4] * 5, (
         "drawn by the seed"
     )
-    assert part_watched(prompts[:1], 5, 0) == ([], prompts[:1])
+    assert split_monitored(prompts[:1], 5, 0) == ([], prompts[:1])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai.workspace import Workspace
+from cai.core.workspace import Workspace
 from tests.drills.model_server import request_key
 from tests.workspaces import cai, data_bytes, make_workspace, start_cai
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai.workspace import Workspace
+from cai.core.workspace import Workspace
 from tests.cli.test_kill import RUN, calls_kept, many_workspace
 from tests.workspaces import cai, data_bytes, start_cai
 

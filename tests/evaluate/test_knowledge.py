@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from cai.call_store import CallStore
 from cai.errors import ModelError
 from cai.evaluate.audit.probes import FactProbe, Passage, load_knowledge
-from cai.evaluate.intervals import mcnemar
 from cai.evaluate.knowledge import Knowledge, knowledge_results
-from cai.evaluation import ask_knowledge
+from cai.evaluate.run import ask_knowledge
 from cai.models.base import Completion, Reply, Request, ScoreRequest, TextLogprob, TextModel
 from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import Recipe
 from cai.records import EvalResult, Failure
-from cai.templates import load_templates
+from cai.stats import mcnemar
 from tests.workspaces import ROOT
 
 

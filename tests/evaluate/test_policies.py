@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 
+import cai.core.text.repetition
 import cai.evaluate.paired
-import cai.repetition
+from cai.core.text.repetition import repeated_fraction
 from cai.errors import DataError
 from cai.evaluate.lengths import length_stats, ratio_of_means
-from cai.evaluate.paired import by_prompt, change
+from cai.evaluate.paired import by_prompt
 from cai.evaluate.policies import Verdicts, corrected, evaluate_policies
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_accuracy, reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Message, Prompt, PromptKind, Provenance, Response
-from cai.repetition import repeated_fraction
+from cai.stats import change
 
 REFUSAL = "I'm sorry, but I can't help with that."
 KINDS: tuple[PromptKind, ...] = ("harmful", "harmful", "borderline", "helpful")
@@ -44,7 +45,7 @@ def test_two_answers_to_one_prompt_are_an_error_and_never_a_choice() -> None:
 
 
 def test_doctests_hold() -> None:
-    for module in (cai.evaluate.paired, cai.repetition):
+    for module in (cai.evaluate.paired, cai.core.text.repetition):
         tried = doctest.testmod(module)
         assert tried.attempted > 0
         assert tried.failed == 0

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import strategies as st
 
 from cai.constitution.load import load_constitution
+from cai.core.manifest import Manifest, StageEntry, write_manifest
+from cai.core.status import run_status
+from cai.core.workspace import RunDirectory, Workspace, find_run
 from cai.errors import CaiError, ConstitutionError, DataError, ModelError, RecipeError, TemplateError
-from cai.feedback.calibration import Calibration, read_calibration, write_calibration
-from cai.manifest import Manifest, StageEntry, write_manifest
-from cai.models.loading import model_fingerprint
+from cai.judge.calibration import Calibration, read_calibration, write_calibration
+from cai.models.local.loading import model_fingerprint
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
+from cai.models.templates import FIELDS, Templates, load_templates
+from cai.pipeline.setup_check import check_setup
 from cai.recipe import ModelSpec, Recipe, load_recipe
-from cai.setup_check import check_setup
-from cai.status import run_status
-from cai.templates import FIELDS, Templates, load_templates
-from cai.workspace import RunDirectory, Workspace, find_run
 from tests.fuzz.fuzzing import AWKWARD, JSON, TEXT, depths, fuzz, mutated
 from tests.workspaces import ROOT, make_workspace
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from cai.data.human import _READERS, load_labels, load_pairs
 from cai.data.prompts import load_prompts
 from cai.errors import DataError
+from cai.labels.load import _READERS, load_labels, load_pairs
 from cai.recipe import PromptSource
 from cai.records import HumanLabel, Preference, Prompt
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated, nested

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cai.errors import ModelError, ReplyError
 from cai.models.base import REPLY_TYPES, ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
-from cai.models.http_client import MAX_REPLY_BYTES, JsonClient
-from cai.models.server import ServerEngine
+from cai.models.server.engine import ServerEngine
+from cai.models.server.http_client import MAX_REPLY_BYTES, JsonClient
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cai.call_store import CallStore
 from cai.errors import ModelError, ReplyError, StoreError
 from cai.models.base import REPLY_TYPES, ChoiceLogprobs, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob, TextModel, Usage
 from cai.models.scripted import ScriptedEngine, default_script
+from cai.models.store import CallStore
 from cai.records import Message
 
 ASK = (Message("user", "Is it?"),)

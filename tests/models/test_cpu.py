@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cai.models import cpu
-from cai.models.loading import load_causal_lm
+from cai.models.local import cpu
+from cai.models.local.loading import load_causal_lm
 from cai.recipe import ModelSpec
 
 
@@ -101,7 +101,7 @@ def test_a_thread_lets_its_helpers_go() -> None:
     """In a process of its own: how many threads compute is the whole process's setting."""
     program = """
 import os, torch
-from cai.models import cpu
+from cai.models.local import cpu
 count = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(3)
 alone = count()

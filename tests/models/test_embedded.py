@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cai.errors import ModelError
-from cai.models import embedded
+from cai.models.local import embedded
 
 
 @pytest.fixture

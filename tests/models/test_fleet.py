@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from cai.call_store import CallStore
-from cai.console import Reporter
+from cai.core.console import Reporter
 from cai.errors import ModelError
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Sampling
-from cai.models.fleet import FREE_HOPS, TRIES
-from cai.models.server import ServerEngine, text_of
+from cai.models.server.engine import ServerEngine, text_of
+from cai.models.server.fleet import FREE_HOPS, TRIES
+from cai.models.store import CallStore
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm, Hook

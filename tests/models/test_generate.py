@@ -8,10 +8,10 @@ import torch
 import transformers as hf
 
 from cai.errors import ModelError
-from cai.models.cpu import speed_up
-from cai.models.generate import Question, Row, compare, complete, score
-from cai.models.prefix import run_prompts
-from cai.models.slots import Slots, attention_windows
+from cai.models.local.cpu import speed_up
+from cai.models.local.generate import ChoiceQuery, CompletionRow, compare, complete, score
+from cai.models.local.kv_cache import KVCache, attention_windows
+from cai.models.local.prefix import run_prompts
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -66,14 +66,14 @@ def logprob(model: Any, prompt: list[int], text: list[int]) -> float:
 
 
 def test_greedy_completions_are_those_of_generate(model: Any) -> None:
-    rows = [Row(p, 6 + 5 * i, 0.0, 1.0, i) for i, p in enumerate(prompts())]
+    rows = [CompletionRow(p, 6 + 5 * i, 0.0, 1.0, i) for i, p in enumerate(prompts())]
     for row, (ids, truncated) in zip(rows, complete(model, rows, frozenset([STOP])), strict=True):
         assert ids == generated(model, list(row.prompt), row.max_tokens)
         assert truncated == (len(ids) == row.max_tokens)
 
 
 def test_the_quick_attention_changes_nothing(model: Any) -> None:
-    rows = [Row(p, 12, 0.0, 1.0, i) for i, p in enumerate(prompts())]
+    rows = [CompletionRow(p, 12, 0.0, 1.0, i) for i, p in enumerate(prompts())]
     plain = complete(model, rows, frozenset([STOP]))
     speed_up(model)
     assert model.config._attn_implementation != "sdpa"
@@ -82,55 +82,55 @@ def test_the_quick_attention_changes_nothing(model: Any) -> None:
 
 
 def test_choices_match_the_unshared_path(model: Any) -> None:
-    questions = [Question(p, [[5], [7], [9, 10, 11]]) for p in prompts()]
+    questions = [ChoiceQuery(p, [[5], [7], [9, 10, 11]]) for p in prompts()]
     for question, found in zip(questions, compare(model, questions), strict=True):
         assert found == pytest.approx([logprob(model, list(question.prompt), list(c)) for c in question.choices], abs=1e-4)
 
 
 def test_scores_match_one_forward_pass(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.models.generate._SCORE_POSITIONS", 20)  # several chunks
+    monkeypatch.setattr("cai.models.local.generate._SCORE_POSITIONS", 20)  # several chunks
     items = [(p, [9, 10, 11, *[i + 5] * 3 * i]) for i, p in enumerate(prompts())]
     assert score(model, items) == pytest.approx([logprob(model, p, t) for p, t in items], abs=1e-4)
 
 
 def test_sampled_rows_do_not_depend_on_company_or_order(llama: Any) -> None:
-    rows = [Row(p, 20, 1.0, 1.0 if i % 2 else 0.9, 100 + i) for i, p in enumerate(prompts(8))]
+    rows = [CompletionRow(p, 20, 1.0, 1.0 if i % 2 else 0.9, 100 + i) for i, p in enumerate(prompts(8))]
     together = complete(llama, rows, frozenset([STOP]))
     assert complete(llama, rows[::-1], frozenset([STOP])) == together[::-1]
     assert [complete(llama, [row], frozenset([STOP]))[0] for row in rows] == together
-    other_seeds = complete(llama, [Row(r.prompt, 20, 1.0, r.top_p, r.seed + 50) for r in rows], frozenset([STOP]))
+    other_seeds = complete(llama, [CompletionRow(r.prompt, 20, 1.0, r.top_p, r.seed + 50) for r in rows], frozenset([STOP]))
     assert all(a != b for a, b in zip(together, other_seeds, strict=True))
 
 
 def test_rows_that_end_are_dropped_from_the_memory(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    forward = Slots.forward
+    forward = KVCache.forward
 
-    def watched(self: Slots, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
+    def watched(self: KVCache, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
         widths.append(len(ids))
         return forward(self, ids, valid, keep)
 
-    monkeypatch.setattr(Slots, "forward", watched)
-    complete(llama, [Row(p, 2 if i < 6 else 20, 0.0, 1.0, i) for i, p in enumerate(prompts())], frozenset())
+    monkeypatch.setattr(KVCache, "forward", watched)
+    complete(llama, [CompletionRow(p, 2 if i < 6 else 20, 0.0, 1.0, i) for i, p in enumerate(prompts())], frozenset())
     assert widths[-18:] == [3] * 18
 
 
 def test_a_shared_text_is_computed_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = 0
-    forward = Slots.forward
+    forward = KVCache.forward
 
-    def watched(self: Slots, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
+    def watched(self: KVCache, ids: torch.Tensor, valid: torch.Tensor, keep: int = 1) -> torch.Tensor:
         nonlocal computed
         computed += ids.numel()
         return forward(self, ids, valid, keep)
 
-    monkeypatch.setattr(Slots, "forward", watched)
+    monkeypatch.setattr(KVCache, "forward", watched)
     r = random.Random(1)
     texts = [[r.randrange(3, 300) for _ in range(100)] for _ in range(2)]
-    compare(llama, [Question([*text, q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
+    compare(llama, [ChoiceQuery([*text, q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
     assert computed == 2 * 100 + 32 * 3
     computed, prompt = 0, texts[0][:70]
-    compare(llama, [Question([*prompt, *text[70:], q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
+    compare(llama, [ChoiceQuery([*prompt, *text[70:], q, q + 1, q + 2], [[5], [6]]) for text in texts for q in range(10, 26)])
     assert computed == 70 + 2 * 30 + 32 * 3, "two texts about one prompt have it in common"
 
 
@@ -165,7 +165,7 @@ def test_layers_without_attention_are_refused_by_name() -> None:
 
 
 def test_the_token_that_ended_a_turn_comes_along_when_it_is_asked_for(llama: Any) -> None:
-    rows = [Row(p, 12, 1.5, 1.0, seed) for seed, p in enumerate(prompts())]
+    rows = [CompletionRow(p, 12, 1.5, 1.0, seed) for seed, p in enumerate(prompts())]
     stops = frozenset(range(2, 60))  # a fifth of the vocabulary, so that most rows end early
     plain, kept = complete(llama, rows, stops), complete(llama, rows, stops, keep_stop=True)
     assert any(not cut for _, cut in plain)

@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from cai.errors import ModelError
-from cai.models.embedded import EMBEDDED
-from cai.models.loading import adapter_base, load_causal_lm, load_tokenizer, model_fingerprint, resolve_model_path
+from cai.models.local.embedded import EMBEDDED
+from cai.models.local.loading import adapter_base, load_causal_lm, load_tokenizer, model_fingerprint, resolve_model_path
 from cai.recipe import ModelSpec
 
 IDS = torch.tensor([[5, 9, 40, 77, 12]])
@@ -156,7 +156,7 @@ def test_an_adapter_names_its_base(model_dir: Path, adapter_dir: Path, monkeypat
     config = json.loads((adapter_dir / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "/home/someone/.cache/cai/embedded-0123456789abcdef-1"
     (adapter_dir / "adapter_config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("cai.models.embedded.embedded_fingerprint", lambda: "0123456789abcdef-1")
+    monkeypatch.setattr("cai.models.local.embedded.embedded_fingerprint", lambda: "0123456789abcdef-1")
     assert adapter_base(adapter_dir) == EMBEDDED
     (adapter_dir / "adapter_model.safetensors").rename(adapter_dir / "adapter_model.bin")
     with pytest.raises(ModelError, match="can run code"):

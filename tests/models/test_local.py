@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from cai.call_store import CallStore
 from cai.errors import ModelError, ReplyError
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextModel
-from cai.models.encoding import Encoder
-from cai.models.loading import load_causal_lm, load_tokenizer
-from cai.models.local import LocalEngine
+from cai.models.local.encoding import Encoder
+from cai.models.local.engine import LocalEngine
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.store import CallStore
 from cai.recipe import ModelSpec
 from cai.records import Message
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from cai.call_store import CallStore
 from cai.errors import ModelError
 from cai.models.base import Sampling, TextModel
-from cai.models.local import LocalEngine
+from cai.models.local.engine import LocalEngine
 from cai.models.opening import LazyEngine, open_engine
 from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
+from cai.pipeline.setup_check import spec_fingerprint
 from cai.recipe import ModelSpec
 from cai.records import Message
-from cai.setup_check import spec_fingerprint
 
 
 def test_a_script_opens_under_its_name() -> None:

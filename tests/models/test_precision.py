@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cai.models import precision
-from cai.models.precision import resolved_precision
+from cai.models.local import precision
+from cai.models.local.precision import resolved_precision
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai.models import prefix
-from cai.models.prefix import PASS_TOKENS, Group, share_prefixes, sub_batches
+from cai.models.local import prefix
+from cai.models.local.prefix import PASS_TOKENS, Group, share_prefixes, sub_batches
 
 TEXT_A, TEXT_B = [1, 2] * 60, [1, 2] * 15 + [3, 4] * 50
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cai.models.sampling import _mix, draw, uniforms
+from cai.models.local.sampling import _mix, draw, uniforms
 
 
 def test_a_number_per_seed_and_step_that_never_changes() -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
-from cai.models.fleet import TRIES
-from cai.models.http_client import back_off_seconds, retry_after_seconds
-from cai.models.server import ServerEngine
+from cai.models.server.engine import ServerEngine
+from cai.models.server.fleet import TRIES
+from cai.models.server.http_client import back_off_seconds, retry_after_seconds
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.models.fake_vllm import VOCAB, FakeVllm, Hook, logprob, render, tokenize, total

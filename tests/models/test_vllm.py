@@ -12,17 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from cai.call_store import CallStore
 from cai.constitution.load import load_constitution
+from cai.core.flow import run_items
 from cai.errors import ReplyError
-from cai.feedback.judge import Judge
-from cai.flow import run_items
+from cai.judge.judge import Judge
 from cai.models.base import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest, TextModel
-from cai.models.local import LocalEngine
-from cai.models.server import ServerEngine
+from cai.models.local.engine import LocalEngine
+from cai.models.server.engine import ServerEngine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.recipe import FeedbackConfig, ModelSpec
 from cai.records import Message, Prompt, Provenance, ResponsePair
-from cai.templates import load_templates
 from tests.workspaces import ROOT
 
 URL = os.environ.get("CAI_TEST_SERVER", "")

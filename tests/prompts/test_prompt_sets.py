@@ -6,10 +6,10 @@ from itertools import combinations
 import pytest
 
 from cai.data.filters import prompt_key
-from cai.data.human import load_pairs
 from cai.data.prompts import load_prompts
 from cai.evaluate.audit.markers import mentions
 from cai.evaluate.audit.probes import load_probes
+from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 from tests.workspaces import ROOT
 

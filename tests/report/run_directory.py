@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cai.evaluate.judge_bench import ProtocolResult
-from cai.jsonl import write_records
-from cai.manifest import ConstitutionCard, JudgeCard, Manifest, StageEntry, write_manifest
+from cai.core.jsonl import write_records
+from cai.core.manifest import ConstitutionCard, JudgeCard, Manifest, StageEntry, write_manifest
+from cai.judge.bench import ProtocolResult
 from cai.records import (
     AuditExample,
     AuditFinding,
@@ -26,8 +26,8 @@ from cai.records import (
     ScoredPair,
     SFTExample,
 )
-from cai.train.ensemble import aggregate_scores
-from cai.train.held_out import measure_scores
+from cai.train.reward.ensemble import aggregate_scores
+from cai.train.reward.metrics import measure_scores
 
 BY = Provenance("model")
 

@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
+from cai.core.jsonl import read_records, write_records
+from cai.core.manifest import StageEntry, read_manifest, write_manifest
+from cai.core.workspace import RunDirectory
 from cai.errors import DataError
-from cai.evaluate.audit.finding import holm
-from cai.evaluate.intervals import mcnemar
-from cai.jsonl import read_records, write_records
-from cai.manifest import StageEntry, read_manifest, write_manifest
 from cai.records import EvalResult, Message, Prompt, PromptKind, Sample
 from cai.report.comparison import PairedTest, compare_runs
 from cai.report.comparison_view import headline, sentences
 from cai.report.page import POLICY, render_comparison
-from cai.workspace import RunDirectory
+from cai.stats import holm, mcnemar
 from tests.report.run_directory import findings, principle, write_run
 from tests.report.test_page import HOSTILE, Page
 

@@ -7,13 +7,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cai.jsonl import write_records
-from cai.recipe import WatchConfig
-from cai.records import WatchPoint
+from cai.core.jsonl import write_records
+from cai.recipe import MonitorConfig
+from cai.records import MonitorPoint
 from cai.report.collect import collect_report
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.page import render_frontier, render_report
-from cai.train.watch import Items, Scores, Watch
+from cai.train.rl.monitor import Items, Monitor, Scores
 from tests.report.run_directory import write_run
 from tests.train.builders import prompt
 
@@ -21,26 +21,26 @@ CURVE = [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (4.0, 2.0, 0.5), (9.0, 3.0, -1.0)]
 """KL, and mean change of proxy and gold."""
 
 
-def observed(path: Path, disagreement: bool = True) -> list[WatchPoint]:
+def observed(path: Path, disagreement: bool = True) -> list[MonitorPoint]:
     """What a watch makes of the curve: four prompts whose scores start at −1, −1, 1 and 1."""
     starts, now = (-1.0, -1.0, 1.0, 1.0), [0.0, 0.0]
 
     def proxy(items: Items) -> Scores:
         return Scores([x + now[0] for x in starts], [0.2] * 4 if disagreement else [])
 
-    config = WatchConfig(action="warn", patience=1)
-    watch = Watch([prompt(i) for i in range(4)], config, proxy, lambda items: [x + now[1] for x in starts], path)
+    config = MonitorConfig(action="warn", patience=1)
+    watch = Monitor([prompt(i) for i in range(4)], config, proxy, lambda items: [x + now[1] for x in starts], path)
     for step, (kl, *now[:]) in enumerate(CURVE):
         watch.observe(10 * step, kl, ["some words here"] * 4)
     return watch.points
 
 
 @pytest.fixture
-def points(tmp_path: Path) -> list[WatchPoint]:
+def points(tmp_path: Path) -> list[MonitorPoint]:
     return observed(tmp_path / "models" / "policy" / "frontier.jsonl")
 
 
-def test_rewards_are_drawn_as_changes_over_the_root_of_kl(points: list[WatchPoint]) -> None:
+def test_rewards_are_drawn_as_changes_over_the_root_of_kl(points: list[MonitorPoint]) -> None:
     figure = frontier_plot({"": points})
     svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", figure, re.S).group())  # type: ignore[union-attr]  # noqa: S314
     lines = [e.get("points", "") for e in svg.iter() if e.tag == "polyline"]
@@ -59,13 +59,13 @@ def test_bands_hold_the_interval_of_the_change(tmp_path: Path) -> None:
     assert low == high, "every prompt changed alike, so nothing is uncertain"
 
 
-def test_the_words_say_verdict_and_choice(points: list[WatchPoint]) -> None:
+def test_the_words_say_verdict_and_choice(points: list[MonitorPoint]) -> None:
     words = frontier_words(points)
     assert words.startswith("Over-optimised: at step 20 the rule warned, gold having changed by −0.5") and "Best by gold: step 10" in words
     assert "the rule saw no over-optimisation" in frontier_words(points[:2]).lower()
 
 
-def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[WatchPoint]) -> None:
+def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[MonitorPoint]) -> None:
     gone = replace(points[1], words=0.0, collapse="vanish", verdict="go")
     words = frontier_words([points[0], gone])
     assert words.startswith("The rule did not speak, but at step 10 answers vanish: 0.0 words on average, and 3.0 at first.")
@@ -74,7 +74,7 @@ def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[Watch
     assert words.startswith("Collapsed: at step 20 the rule ended the training, because answers vanish")
 
 
-def test_what_responses_are_like_is_drawn_too(points: list[WatchPoint], tmp_path: Path) -> None:
+def test_what_responses_are_like_is_drawn_too(points: list[MonitorPoint], tmp_path: Path) -> None:
     titles = [re.search(r"<b>(.*?)</b>", plot).group(1) for plot in along_the_way({"": points})]  # type: ignore[union-attr]
     assert titles == [
         "KL to the reference",
@@ -100,6 +100,6 @@ def test_the_report_of_a_watched_run_shows_it_and_that_of_another_does_not(tmp_p
     assert "it ranks 61% of 100 held-out pairs as labelled (95 % interval 51% to 70%)" in page
 
 
-def test_two_policies_share_a_page_that_escapes_their_names(points: list[WatchPoint]) -> None:
+def test_two_policies_share_a_page_that_escapes_their_names(points: list[MonitorPoint]) -> None:
     page = render_frontier("<title>", {"<one>": points, "several": points})
     assert "<one>" not in page and "&lt;one&gt;" in page and page.count("<polygon") == 4 and "<script" not in page

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.evaluate.balance import source_balance
-from cai.jsonl import write_records
+from cai.core.jsonl import write_records
+from cai.data.balance import source_balance
 from cai.records import Message, Preference, Prompt, Provenance
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import collect_report

@@ -10,7 +10,7 @@ import pytest
 import cai.report.audit_view
 import cai.report.formatting
 import cai.report.sections
-from cai.report.plots import Row, Series, histogram, line_plot, rows_plot
+from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
 
 def bar_widths(figure: str) -> list[float]:
@@ -25,14 +25,14 @@ def test_doctests_hold() -> None:
 
 
 def test_bars_are_in_proportion_and_whiskers_where_they_belong() -> None:
-    figure = rows_plot("Share", [Row("a", 0.25, 0.1, 0.5), Row("b", 0.75)])
+    figure = rows_plot("Share", [PlotRow("a", 0.25, 0.1, 0.5), PlotRow("b", 0.75)])
     assert bar_widths(figure) == [25.0, 75.0]
     assert 'x1="10%" x2="50%"' in figure
     assert "<desc>a: 25% (10% to 50%); b: 75%</desc>" in figure
 
 
 def test_bars_of_both_signs_start_at_zero() -> None:
-    figure = rows_plot("Reward", [Row("a", -1.0), Row("b", 1.0)], fraction=False)
+    figure = rows_plot("Reward", [PlotRow("a", -1.0), PlotRow("b", 1.0)], fraction=False)
     found = re.findall(r'class="bar[^>]*x="([\d.]+)%"[^>]*width="([\d.]+)%', figure)
     assert [(float(x), float(w)) for x, w in found] == [(0.0, 50.0), (50.0, 50.0)]
 
@@ -62,10 +62,10 @@ def test_values_that_are_not_finite_are_left_out_and_said_to_be() -> None:
 @pytest.mark.parametrize(
     "figure",
     [
-        rows_plot("<b>&", [Row('</svg>"<', 0.0, 0.0, 0.0)], reference=0.5, reference_label="<i>", caption="&"),
-        rows_plot("All alike", [Row("a", 0.0), Row("b", 0.0)], fraction=False),
-        rows_plot("Far apart", [Row("a", 1e-9), Row("b", 1e12)], fraction=False),
-        rows_plot("Only below", [Row("a", -3.0, -4.0, -2.0)], fraction=False, bars=False),
+        rows_plot("<b>&", [PlotRow('</svg>"<', 0.0, 0.0, 0.0)], reference=0.5, reference_label="<i>", caption="&"),
+        rows_plot("All alike", [PlotRow("a", 0.0), PlotRow("b", 0.0)], fraction=False),
+        rows_plot("Far apart", [PlotRow("a", 1e-9), PlotRow("b", 1e12)], fraction=False),
+        rows_plot("Only below", [PlotRow("a", -3.0, -4.0, -2.0)], fraction=False, bars=False),
         histogram("None", [0, 0], 0, 1, "p"),
         line_plot("One point", [Series("a", [(7, 3.0)])], "step"),
         line_plot("Flat", [Series("a", [(1, 3.0), (2, 3.0)]), Series("<b>", [(1, 4.0), (2, 3.0)])], "step"),

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cai.jsonl import write_records
+from cai.core.jsonl import write_records
 from cai.report.collect import Curve, Dispute, collect_report
 from cai.report.page import render_report
 from cai.report.rewards import dispute_plots, measure_rows, reward_curves, reward_plots
-from cai.train.held_out import LENGTH_BUCKETS, measure_scores
+from cai.train.reward.metrics import LENGTH_BUCKETS, measure_scores
 from tests.report.run_directory import scored_pairs, write_run
 
 

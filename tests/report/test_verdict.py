@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.manifest import JudgeCard
+from cai.core.manifest import JudgeCard
 from cai.records import EvalResult
 from cai.report.collect import ReportData, collect_report
 from cai.report.verdict import judge_warning, reach_verdict

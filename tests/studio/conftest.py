@@ -10,10 +10,10 @@ import httpx
 import pytest
 import uvicorn
 
+from cai.core.workspace import Workspace
 from cai.studio.app import make_app, studio_for
 from cai.studio.serving import listening
-from cai.studio.trials import Asking
-from cai.workspace import Workspace
+from cai.studio.trials import TrialRequest
 from tests.studio.serving import TOKEN, Served
 from tests.workspaces import make_workspace
 
@@ -21,7 +21,7 @@ from tests.workspaces import make_workspace
 @contextlib.contextmanager
 def serving(workspace: Workspace) -> Iterator[int]:
     """Serve a workspace on a free port, in a thread of this process."""
-    studio = studio_for(workspace, asking=Asking("scripted"))
+    studio = studio_for(workspace, asking=TrialRequest("scripted"))
     with listening(0) as listener:
         port = listener.getsockname()[1]
         app = make_app(studio, port, TOKEN)

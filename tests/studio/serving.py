@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from cai.workspace import Workspace
+from cai.core.workspace import Workspace
 
 TOKEN = "a-token-of-this-test"  # noqa: S105 - no secret
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cai.core.workspace import Workspace
 from cai.errors import ConstitutionError, RecipeError
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.serving import serve
-from cai.workspace import Workspace
 from tests.studio.serving import Served
 from tests.workspaces import start_cai
 

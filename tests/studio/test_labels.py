@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from cai.annotating import read_label_files
-from cai.data.to_label import load_to_label
+from cai.core.jsonl import read_records, write_records
+from cai.core.workspace import Workspace
 from cai.errors import DataError
-from cai.jsonl import read_records, write_records
+from cai.labels.annotating import read_label_files
+from cai.labels.to_label import load_to_label
 from cai.records import HumanLabel, Message, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import BLOCK, Labelling, NotLastError, Queue, as_shown, order, rater_name
-from cai.workspace import Workspace
 from tests.studio.serving import Served
 from tests.workspaces import run_data, start_cai
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cai.constitution.load import load_constitution
-from cai.jsonl import read_records
+from cai.core.jsonl import read_records
 from cai.models.base import Completion, Reply, Request
 from cai.models.scripted import default_script
 from cai.records import Judgment

@@ -35,8 +35,8 @@ def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def members(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     """Folders of two reward models, of different rank, each with a centre."""
     from cai.recipe import LoraSpec
-    from cai.train.ensemble import write_centre
-    from cai.train.reward import train_reward
+    from cai.train.reward.ensemble import write_centre
+    from cai.train.reward.train import train_reward
     from tests.train.builders import model_at, preferences, reward_config
 
     folders = []

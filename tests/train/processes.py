@@ -4,17 +4,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cai.recipe import ModelSpec, OnlineConfig, PolicyConfig, WatchConfig
+from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig
 from cai.records import RewardScore
 from cai.train.dpo import train_dpo
 from cai.train.kto import train_kto
-from cai.train.online import train_online
-from cai.train.reward import train_reward
+from cai.train.processes import join_process_group
+from cai.train.reward.train import train_reward
+from cai.train.rl.grpo import train_online
+from cai.train.rl.monitor import FRONTIER, Items, Monitor
+from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.running import process_count
 from cai.train.sft import train_sft
-from cai.train.team import gather_team
-from cai.train.terms import Rewarding, proxy_of
-from cai.train.watch import FRONTIER, Items, Watch
 from tests.train.builders import dpo_config, example, model_at, preference, prompt, reward_config, sft_config
 
 STEPS = 3
@@ -27,11 +27,11 @@ def sampled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> 
     """Train a policy on its own samples, watched by the opposite of what it is rewarded with."""
     prompts = [prompt(i) for i in range(STEPS * BATCH // ONLINE.num_generations)]
 
-    def watch(rewarding: Rewarding) -> Watch:
+    def watch(rewarding: RewardFunction) -> Monitor:
         gold = lambda items: [-s.value for s in letters(items)]  # noqa: E731
-        return Watch(prompts, WatchConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
+        return Monitor(prompts, MonitorConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
 
-    train_online(config, model, sft, prompts, lambda: Rewarding(ONLINE.rewards, letters), "letters", folder, 0, load_watch=watch)
+    train_online(config, model, sft, prompts, lambda: RewardFunction(ONLINE.rewards, letters), "letters", folder, 0, load_monitor=watch)
 
 
 def letters(items: Items) -> list[RewardScore]:
@@ -62,5 +62,5 @@ def run_all(model_dir: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    gather_team()
+    join_process_group()
     run_all(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from cai.auditing import audit_files
+from cai.core.jsonl import write_records
+from cai.core.workspace import RunDirectory
 from cai.evaluate.audit.rewriting import REWRITES
-from cai.jsonl import write_records
+from cai.evaluate.audit.run import audit_files
 from cai.recipe import Recipe
 from cai.records import Message, Prompt, Provenance, Response
-from cai.train.reward import train_reward
-from cai.workspace import RunDirectory
+from cai.train.reward.train import train_reward
 from tests.train.builders import model_at, preferences, reward_config
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cai.recipe import GoldConfig
 from cai.records import Preference
-from cai.train.balance import LARGEST, SIZES, balance_lengths
+from cai.train.reward.balance import LARGEST, SIZES, balance_lengths
 from tests.train.builders import preference
 
 

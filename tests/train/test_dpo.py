@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cai.core.jsonl import read_records
 from cai.errors import TrainingError
-from cai.jsonl import read_records
-from cai.models.loading import load_tokenizer
-from cai.recipe import DPOConfig, ModelSpec, WatchConfig
-from cai.records import WatchPoint
+from cai.models.local.loading import load_tokenizer
+from cai.recipe import DPOConfig, ModelSpec, MonitorConfig
+from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED
 from cai.train.dpo import dpo_trainer, train_dpo
 from cai.train.encode import dpo_rows
+from cai.train.rl.monitor import FRONTIER, Monitor, MonitorSpec, Scores
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
 from cai.train.trainers import completion_positions_only, reference_of
-from cai.train.watch import FRONTIER, Scores, Watch, Watching
 from tests.train.builders import (
     adapter,
     assert_same_weights,
@@ -290,23 +290,23 @@ def test_a_diverging_training_is_not_finished(tiny_model_dir: Path, sft: Path, t
 
 def test_a_watched_policy_ends_with_its_best_weights_by_gold(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     """Proxy: letters. Gold: what comes first scores best, so that the look before the first step is the best one."""
-    config = dpo_config(batch_size=1, learning_rate=1e-2, watch=WatchConfig(every_steps=2))
+    config = dpo_config(batch_size=1, learning_rate=1e-2, watch=MonitorConfig(every_steps=2))
     pairs, looks = preferences(4), iter(range(100, 0, -1))
     watched = [p.prompt for p in pairs[:2]]
 
-    def watch(out: Path) -> Watching:
+    def watch(out: Path) -> MonitorSpec:
         def gold(items: Any) -> list[float]:
             return [float(next(looks))] * len(items)
 
         def proxy(items: Any) -> Scores:
             return Scores([float(sum(map(str.isalpha, text))) for _, text in items])
 
-        return Watching(lambda: Watch(watched, config.watch, proxy, gold, out / FRONTIER), "letters", 6)
+        return MonitorSpec(lambda: Monitor(watched, config.watch, proxy, gold, out / FRONTIER), "letters", 6)
 
     plain, seen = tmp_path / "plain", tmp_path / "seen"
     train_dpo(config, model_at(tiny_model_dir), sft, pairs, plain, 0)
     train_dpo(config, model_at(tiny_model_dir), sft, pairs, seen, 0, watching=watch(seen))
-    points = list(read_records(seen / FRONTIER, WatchPoint))
+    points = list(read_records(seen / FRONTIER, MonitorPoint))
     assert [p.step for p in points] == [0, 2, 4] and points[0].kl == 0.0 and points[-1].kl != 0.0
     start, end, chosen = (load_file(f / "adapter_model.safetensors") for f in (sft, plain, seen))
     assert all(torch.equal(chosen[name], start[name]) for name in start), "the best look was the first"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cai.errors import TrainingError
-from cai.models.loading import load_tokenizer
+from cai.models.local.loading import load_tokenizer
 from cai.records import Message, Preference
 from cai.train.encode import IGNORED, dpo_rows, encode_turn, reward_rows, sft_rows
 from tests.train.builders import BY, example, model_at, preference, preferences, prompt

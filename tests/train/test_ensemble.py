@@ -9,7 +9,7 @@ import transformers as hf
 
 from cai.errors import ModelError
 from cai.records import RewardScore
-from cai.train.ensemble import (
+from cai.train.reward.ensemble import (
     Centre,
     _score_padded,
     _score_shared,
@@ -19,7 +19,7 @@ from cai.train.ensemble import (
     read_centre,
     write_centre,
 )
-from cai.train.reward import train_reward
+from cai.train.reward.train import train_reward
 from tests.models.test_generate import KINDS, SIZES, prompts
 from tests.train.builders import model_at, preferences, prompt, reward_config
 

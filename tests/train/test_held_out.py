@@ -6,8 +6,8 @@ import pytest
 
 from cai.evaluate.rewards import most_disputed
 from cai.records import PromptKind, ScoredPair
-from cai.train.ensemble import aggregate_scores
-from cai.train.held_out import ENSEMBLE, LENGTH_BUCKETS, RewardMeasure, length_bucket, measure_margins, measure_scores
+from cai.train.reward.ensemble import aggregate_scores
+from cai.train.reward.metrics import ENSEMBLE, LENGTH_BUCKETS, RewardMeasure, length_bucket, measure_margins, measure_scores
 
 
 def scored(

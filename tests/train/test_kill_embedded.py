@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cai.jsonl import write_records
-from cai.workspace import RunDirectory, Workspace
+from cai.core.jsonl import write_records
+from cai.core.workspace import RunDirectory, Workspace
 from tests.train.builders import example, preference
 from tests.workspaces import cai, make_workspace, start_cai
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cai.errors import TrainingError
-from cai.models.loading import load_tokenizer
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec
 from cai.train.encode import kto_rows
 from cai.train.kto import kto_trainer, train_kto

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 
+from cai.core.jsonl import read_records
 from cai.errors import TrainingError
-from cai.jsonl import read_records
-from cai.models.loading import load_tokenizer
-from cai.recipe import ModelSpec, OnlineConfig, PolicyConfig, RewardTerm, WatchConfig
-from cai.records import RewardScore, WatchPoint
+from cai.models.local.loading import load_tokenizer
+from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, RewardTerm
+from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
-from cai.train.live import LivePolicy
-from cai.train.online import in_order, online_trainer, prompt_rows, train_online
+from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, train_online
+from cai.train.rl.live_policy import LivePolicy
+from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
+from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
-from cai.train.terms import Rewarding, proxy_of
-from cai.train.watch import FRONTIER, Items, Scores, Watch
 from tests.train.builders import FAST, adapter, assert_same_weights, examples, model_at, prompt, sft_config
 from tests.train.processes import letters
 from tests.train.test_sft import Killed, kill_at
@@ -38,7 +38,7 @@ def config_of(method: str = "grpo", **changes: Any) -> PolicyConfig:
 
 
 def train(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, score: Any = letters, **more: Any) -> TrainResult:
-    load = lambda: Rewarding(config.online.rewards, score)  # noqa: E731
+    load = lambda: RewardFunction(config.online.rewards, score)  # noqa: E731
     return train_online(config, model_at(tiny), sft, PROMPTS, load, score.__name__, out, 0, more.pop("on_log", None), **more)
 
 
@@ -55,7 +55,7 @@ def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, w
     tokenizer = load_tokenizer(start)
     rows, _ = prompt_rows(tokenizer, PROMPTS, config)
     with quiet_training():
-        return online_trainer(config, start, tokenizer, rows, PROMPTS, Rewarding(config.online.rewards, letters), out, 0, warn)
+        return online_trainer(config, start, tokenizer, rows, PROMPTS, RewardFunction(config.online.rewards, letters), out, 0, warn)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,8 +102,8 @@ def watching(out: Path, gold: Any, **config: Any) -> Any:
     """Make a watch on the training's rewards and on some gold."""
     prompts = [prompt(i, f"held out {i}?") for i in range(6)]
 
-    def make(rewarding: Rewarding) -> Watch:
-        return Watch(prompts, WatchConfig(every_steps=2, **config), proxy_of(rewarding, prompts), gold, out / FRONTIER)
+    def make(rewarding: RewardFunction) -> Monitor:
+        return Monitor(prompts, MonitorConfig(every_steps=2, **config), proxy_of(rewarding, prompts), gold, out / FRONTIER)
 
     return make
 
@@ -116,18 +116,18 @@ def not_letters(items: Items) -> list[float]:
 def test_resuming_gives_the_same_policy_and_the_same_observations(tiny_model_dir: Path, sft: Path, tmp_path: Path, method: str) -> None:
     config = config_of(method, save_steps=2, epochs=3.0)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    calm = train(tiny_model_dir, sft, whole, config, load_watch=watching(whole, not_letters))
+    calm = train(tiny_model_dir, sft, whole, config, load_monitor=watching(whole, not_letters))
     with pytest.raises(Killed):
-        train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters), on_log=kill_at(5))
-    resumed = train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters))
+        train(tiny_model_dir, sft, cut, config, load_monitor=watching(cut, not_letters), on_log=kill_at(5))
+    resumed = train(tiny_model_dir, sft, cut, config, load_monitor=watching(cut, not_letters))
     assert (calm.steps, calm.resumed_from, resumed.resumed_from) == (6, 0, 4)
     assert (whole / FRONTIER).read_bytes() == (cut / FRONTIER).read_bytes()
-    assert [p.step for p in read_records(whole / FRONTIER, WatchPoint)] == [0, 2, 4, 6]
+    assert [p.step for p in read_records(whole / FRONTIER, MonitorPoint)] == [0, 2, 4, 6]
     timeless = lambda r: {k: v for k, v in r.metrics.items() if k != "step_time"}  # noqa: E731
     assert timeless(calm) == timeless(resumed)
     assert_same_weights(whole, cut)
     again: list[Any] = []
-    assert train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters), on_log=lambda *a: again.append(a)) == resumed
+    assert train(tiny_model_dir, sft, cut, config, load_monitor=watching(cut, not_letters), on_log=lambda *a: again.append(a)) == resumed
     assert again == []
 
 
@@ -137,8 +137,8 @@ def test_over_optimisation_ends_the_training_and_the_best_weights_become_the_pol
     told: list[str] = []
     config = config_of(epochs=20.0, beta=0.001)
     watch = watching(tmp_path, not_letters, action="stop", patience=1, min_drop=0.0)
-    result = train(tiny_model_dir, sft, tmp_path, config, load_watch=watch, warn=told.append)
-    points = list(read_records(tmp_path / FRONTIER, WatchPoint))
+    result = train(tiny_model_dir, sft, tmp_path, config, load_monitor=watch, warn=told.append)
+    points = list(read_records(tmp_path / FRONTIER, MonitorPoint))
     assert result.steps == points[-1].step < 40
     assert points[0].kl == pytest.approx(0.0, abs=1e-4) and points[-1].kl > 0.01
     assert points[-1].proxy > max(p.proxy for p in points[:-1]) and points[-1].gold < points[0].gold
@@ -156,16 +156,16 @@ def test_a_training_killed_after_its_stop_stops_again_at_the_same_step(
     config = config_of(epochs=20.0, beta=0.001, save_steps=2)
     options: dict[str, Any] = {"action": "stop", "patience": 1, "min_drop": 0.0}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    calm = train(tiny_model_dir, sft, whole, config, load_watch=watching(whole, not_letters, **options))
+    calm = train(tiny_model_dir, sft, whole, config, load_monitor=watching(whole, not_letters, **options))
 
     def killed(*_: Any) -> None:
         raise Killed
 
     with monkeypatch.context() as m:
-        m.setattr("cai.train.online.restore_best", killed)
+        m.setattr("cai.train.rl.grpo.restore_best", killed)
         with pytest.raises(Killed):
-            train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters, **options))
-    resumed = train(tiny_model_dir, sft, cut, config, load_watch=watching(cut, not_letters, **options))
+            train(tiny_model_dir, sft, cut, config, load_monitor=watching(cut, not_letters, **options))
+    resumed = train(tiny_model_dir, sft, cut, config, load_monitor=watching(cut, not_letters, **options))
     assert resumed.steps == calm.steps == resumed.resumed_from + 2 and calm.steps % 2 == 0
     assert (whole / FRONTIER).read_bytes() == (cut / FRONTIER).read_bytes()
     assert_same_weights(whole, cut)
@@ -226,7 +226,7 @@ def test_a_response_without_a_reward_is_left_out_and_none_at_all_is_an_error(tin
     logs: list[dict[str, float]] = []
 
     def run(judge: Any, out: Path) -> TrainResult:
-        load = lambda: Rewarding(config.online.rewards, letters, judge)  # noqa: E731
+        load = lambda: RewardFunction(config.online.rewards, letters, judge)  # noqa: E731
         return train_online(config, model_at(tiny_model_dir), None, PROMPTS, load, "x", out, 0, lambda *a: logs.append(a[2]))
 
     run(lambda answers: [None if i % 4 == 0 else 1.0 for i, _ in enumerate(answers)], tmp_path / "some")
@@ -269,6 +269,6 @@ def test_low_precision_starts_at_the_reference(tiny_model_dir: Path, sft: Path, 
 
 
 def test_scores_is_what_a_watch_takes() -> None:
-    rewarding = Rewarding((RewardTerm(weight=2.0),), letters)
+    rewarding = RewardFunction((RewardTerm(weight=2.0),), letters)
     items = [(p.messages, text) for p, text in zip(PROMPTS, ("ab", "a!", "!!", "b"), strict=True)]
     assert proxy_of(rewarding, PROMPTS)(items) == Scores([4.0, 2.0, 0.0, 4.0], (0.25,) * 4)

@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cai.core.jsonl import read_records
 from cai.errors import TrainingError
-from cai.jsonl import read_records
-from cai.recipe import PolicyConfig, PPOSpec, RewardConfig, WatchConfig
-from cai.records import WatchPoint
-from cai.train import ppo
+from cai.recipe import MonitorConfig, PolicyConfig, PPOSpec, RewardConfig
+from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
-from cai.train.ppo import train_ppo
+from cai.train.rl import ppo
+from cai.train.rl.monitor import FRONTIER
+from cai.train.rl.ppo import train_ppo
 from cai.train.running import HISTORY
-from cai.train.watch import FRONTIER
 from tests.train.builders import adapter, assert_same_weights, model_at, ppo_config, prompt
 from tests.train.test_sft import Killed, kill_at
 
@@ -30,7 +30,7 @@ SHORT = {"response_length": 8, "num_ppo_epochs": 2, "num_mini_batches": 2}
 def config(steps: int = 3, **changes: Any) -> PolicyConfig:
     """Settings for steps of eight responses each."""
     spec = PPOSpec(**{**SHORT, "total_episodes": 8 * steps, **changes.pop("ppo", {})})
-    return ppo_config(**{"learning_rate": 1e-3, "save_steps": 1, "watch": WatchConfig(every_steps=1), "ppo": spec, **changes})
+    return ppo_config(**{"learning_rate": 1e-3, "save_steps": 1, "watch": MonitorConfig(every_steps=1), "ppo": spec, **changes})
 
 
 class Gold:
@@ -47,8 +47,8 @@ class Gold:
 WATCHED = [prompt(i) for i in range(20, 24)]
 
 
-def looks(out: Path) -> list[WatchPoint]:
-    return list(read_records(out / FRONTIER, WatchPoint))
+def looks(out: Path) -> list[MonitorPoint]:
+    return list(read_records(out / FRONTIER, MonitorPoint))
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_low_precision_trains(train: Any, tmp_path: Path, sft: Path, changes: di
 def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(6, learning_rate=3e-3, watch=WatchConfig(action="stop", every_steps=1, patience=1, min_drop=0.0))
+    settings = config(6, learning_rate=3e-3, watch=MonitorConfig(action="stop", every_steps=1, patience=1, min_drop=0.0))
     at: dict[int, dict[str, torch.Tensor]] = {}
     plain, told = ppo.keep_best, []  # type: Any, list[str]
 
@@ -209,7 +209,7 @@ sys.path.insert(0, os.getcwd())
 torch.set_num_threads(1)
 from pathlib import Path
 from cai.recipe import RewardConfig
-from cai.train.ppo import train_ppo
+from cai.train.rl.ppo import train_ppo
 from tests.train.builders import model_at
 from tests.train.test_ppo import PROMPTS, config
 model, sft, out, *members = map(Path, sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The numbered details of PPO that `cai/train/ppo.py` lists, a test each, on a tiny model. Their arithmetic is in `test_ppo_math.py`."""
+"""The numbered details of PPO that `cai/train/rl/ppo.py` lists, a test each, on a tiny model. Their arithmetic is in `test_ppo_math.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-import cai.train.ppo_update as ppo_update
-from cai.models.loading import load_tokenizer
+import cai.train.rl.ppo_update as ppo_update
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, PolicyConfig, PPOSpec, RewardConfig
-from cai.train.ensemble import read_centre
-from cai.train.ppo_update import World, make_batch, make_optimizer, update
-from cai.train.rollout import Episode, Task, describe, encode_prompts, sample, tasks
+from cai.train.reward.ensemble import read_centre
+from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
+from cai.train.rl.rollout import Episode, Task, describe, encode_prompts, sample, tasks
+from cai.train.rl.shared_base import SharedBase, load_shared_base
 from cai.train.running import quiet_training
-from cai.train.shared import SharedBase, load_shared_base
 from tests.train.builders import model_at, ppo_config, prompt
 
 END = 2

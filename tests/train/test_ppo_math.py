@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cai.train.ppo_math import (
+from cai.train.rl.ppo_math import (
     adapted_kl_coef,
     advantages_and_returns,
     explained_variance,

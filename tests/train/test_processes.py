@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from cai.jsonl import read_records
-from cai.manifest import read_manifest
-from cai.online_dpo import PREFERENCES
-from cai.records import Preference, WatchPoint
+from cai.core.jsonl import read_records
+from cai.core.manifest import read_manifest
+from cai.core.workspace import Workspace
+from cai.pipeline.online_dpo import PREFERENCES
+from cai.records import MonitorPoint, Preference
 from cai.train.checkpoints import FINISHED
-from cai.train.watch import FRONTIER
-from cai.workspace import Workspace
-from tests.test_online_dpo import ROUNDS
-from tests.test_stages import tiny_workspace
+from cai.train.rl.monitor import FRONTIER
+from tests.pipeline.test_online_dpo import ROUNDS
+from tests.pipeline.test_stages import tiny_workspace
 from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all
 from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
@@ -90,7 +90,7 @@ def test_a_last_step_with_one_pair_left_keeps_no_process_waiting(trained: tuple[
 
 @pytest.mark.slow
 def test_two_processes_see_what_one_sees(trained: tuple[Path, Path]) -> None:
-    one, two = (list(read_records(folder / "grpo" / FRONTIER, WatchPoint)) for folder in trained)
+    one, two = (list(read_records(folder / "grpo" / FRONTIER, MonitorPoint)) for folder in trained)
     assert [p.step for p in one] == [p.step for p in two] == [0, 2, 3]
     assert one[0] == two[0] and two[-1].kl == pytest.approx(one[-1].kl, abs=1e-3)
 

@@ -11,15 +11,15 @@ import torch
 from msgspec.structs import replace as replace_setting
 
 from cai.errors import TrainingError
-from cai.models.loading import load_tokenizer
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
 from cai.records import Preference, RewardScore
-from cai.train.balance import balance_lengths
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
-from cai.train.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
-from cai.train.held_out import HeldOutMetrics, calibration_error, reliability_bins
-from cai.train.reward import (
+from cai.train.reward.balance import balance_lengths
+from cai.train.reward.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
+from cai.train.reward.metrics import HeldOutMetrics, calibration_error, reliability_bins
+from cai.train.reward.train import (
     METRICS,
     measure_reward,
     reward_trainer,
@@ -128,11 +128,11 @@ def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: 
     together = values(scorer, items)
     assert len(set(together)) == 9
     assert values(scorer, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.ensemble.KEPT_TOKENS", 1)
+    monkeypatch.setattr("cai.train.reward.ensemble.KEPT_TOKENS", 1)
     assert values(scorer, items) == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.ensemble._shares_beginnings", lambda model: False)
+    monkeypatch.setattr("cai.train.reward.ensemble._shares_beginnings", lambda model: False)
     for tokens in (1, 10_000):
-        monkeypatch.setattr("cai.train.ensemble.tokens_at_once", lambda device, tokens=tokens: tokens)
+        monkeypatch.setattr("cai.train.reward.ensemble.tokens_at_once", lambda device, tokens=tokens: tokens)
         assert values(scorer, items) == pytest.approx(together, abs=1e-5), "each text whole"
     assert scorer.score([]) == []
     rounded = values(load_ensemble([tmp_path]), items)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from cai.errors import StoreError, TrainingError
-from cai.models.loading import load_causal_lm, load_tokenizer
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec
 from cai.train.arguments import total_steps
 from cai.train.checkpoints import FINISHED, checkpoint_folder

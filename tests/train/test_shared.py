@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import cai.train.shared as shared_module
+import cai.train.rl.shared_base as shared_module
 from cai.errors import ModelError, TrainingError
-from cai.models.loading import load_causal_lm, load_tokenizer
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import ModelSpec
 from cai.train.encode import encode_turn
-from cai.train.ensemble import load_ensemble
+from cai.train.reward.ensemble import load_ensemble
+from cai.train.rl.shared_base import SharedBase, load_shared_base
 from cai.train.running import quiet_training
-from cai.train.shared import SharedBase, load_shared_base
 from tests.train.builders import FAST, adapter, model_at, prompt
 
 ROWS = [[3, 40, 41, 42, 60], [3, 50, 51], [7, 8, 9, 10, 11, 12, 13]]

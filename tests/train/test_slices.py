@@ -7,7 +7,7 @@ import pytest
 
 from cai.errors import TrainingError
 from cai.records import Preference
-from cai.train.slices import slice_preferences
+from cai.train.reward.slices import slice_preferences
 from tests.train.builders import preference
 
 PAIRS = [replace(preference(i % 20), chosen=f"chosen {i}") for i in range(60)]

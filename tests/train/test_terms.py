@@ -4,11 +4,11 @@ import doctest
 
 import pytest
 
-import cai.train.terms
+import cai.train.rl.rewards
 from cai.errors import TrainingError
 from cai.recipe import RewardTerm
 from cai.records import Message, Prompt, PromptKind, RewardScore
-from cai.train.terms import Rewarding, proxy_of
+from cai.train.rl.rewards import RewardFunction, proxy_of
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -26,19 +26,21 @@ def ensemble(items: object) -> list[RewardScore]:
 
 def test_terms_are_weighted_and_added() -> None:
     terms = (RewardTerm(weight=2.0), RewardTerm(term="length", weight=4.0, words=4), RewardTerm(term="refusal", weight=3.0))
-    rewards = Rewarding(terms, ensemble).score(ANSWERS)
+    rewards = RewardFunction(terms, ensemble).score(ANSWERS)
     assert rewards.by_term == {"model": [0.0, 1.0, 2.0], "length": [-1.0, -1.0, -0.5], "refusal": [0.0, -1.0, 0.0]}
     assert rewards.totals == [-4.0, 2.0 - 4.0 - 3.0, 4.0 - 2.0]
     assert rewards.disagreement == pytest.approx((0.0, 0.1, 0.2))
 
 
 def test_a_single_reward_model_disagrees_with_nobody() -> None:
-    rewards = Rewarding((RewardTerm(),), lambda items: [RewardScore(1.0, 0.0, (1.0,))] * 3).score(ANSWERS)
+    rewards = RewardFunction((RewardTerm(),), lambda items: [RewardScore(1.0, 0.0, (1.0,))] * 3).score(ANSWERS)
     assert (rewards.totals, rewards.disagreement) == ([1.0, 1.0, 1.0], ())
 
 
 def test_what_a_term_cannot_score_has_no_reward() -> None:
-    rewarding = Rewarding((RewardTerm(term="constitution", weight=0.5), RewardTerm(term="length")), None, lambda answers: [None, 2.0, 4.0])
+    rewarding = RewardFunction(
+        (RewardTerm(term="constitution", weight=0.5), RewardTerm(term="length")), None, lambda answers: [None, 2.0, 4.0]
+    )
     rewards = rewarding.score(ANSWERS)
     assert (rewards.totals, rewards.disagreement) == ([None, 1.0, 2.0], ())
     items = [(p.messages, text) for p, text in ANSWERS]
@@ -46,7 +48,7 @@ def test_what_a_term_cannot_score_has_no_reward() -> None:
 
 
 def test_a_watch_on_nothing_is_an_error() -> None:
-    rewarding = Rewarding((RewardTerm(term="constitution"),), None, lambda answers: [None])
+    rewarding = RewardFunction((RewardTerm(term="constitution"),), None, lambda answers: [None])
     with pytest.raises(TrainingError, match="none of 1 responses to the watched prompts could be rewarded"):
         proxy_of(rewarding, [ANSWERS[0][0]])([(ANSWERS[0][0].messages, "x")])
 
@@ -54,9 +56,9 @@ def test_a_watch_on_nothing_is_an_error() -> None:
 @pytest.mark.parametrize("term", ["model", "constitution"])
 def test_a_term_needs_what_it_scores_with(term: str) -> None:
     with pytest.raises(TrainingError, match=f"the term '{term}' has nothing to score with"):
-        Rewarding((RewardTerm(term=term),))  # type: ignore[arg-type]
+        RewardFunction((RewardTerm(term=term),))  # type: ignore[arg-type]
 
 
 def test_doctests_hold() -> None:
-    tried = doctest.testmod(cai.train.terms)
+    tried = doctest.testmod(cai.train.rl.rewards)
     assert tried.attempted > 0 and not tried.failed

@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 
+from cai.core.jsonl import read_records
 from cai.errors import TrainingError
-from cai.jsonl import read_records
-from cai.recipe import WatchConfig
-from cai.records import WatchPoint
-from cai.train.watch import Items, Scores, Watch, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
+from cai.recipe import MonitorConfig
+from cai.records import MonitorPoint
+from cai.train.rl.monitor import Items, Monitor, Scores, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
 from tests.train.builders import prompt
 
 PROMPTS = [prompt(i) for i in range(4)]
 
 
-def watch(path: Path, **config: Any) -> Watch:
+def watch(path: Path, **config: Any) -> Monitor:
     """A watch whose responses are their own scores: `PROXY GOLD WORDS…`."""
 
     def column(items: Items, i: int) -> list[float]:
         return [float(text.split()[i]) for _, text in items]
 
-    return Watch(
+    return Monitor(
         PROMPTS,
-        WatchConfig(**config),
+        MonitorConfig(**config),
         lambda items: Scores(column(items, 0), [0.5] * len(items)),
         lambda items: column(items, 1),
         path / "frontier.jsonl",
@@ -35,7 +35,7 @@ def texts(proxy: float, gold: float, spread: float = 0.01) -> list[str]:
     return [f"{proxy + d} {gold + d}" for d in (-spread, 0.0, 0.0, spread)]
 
 
-def climb(w: Watch, curve: Sequence[tuple[float, float]], first: int = 0) -> list[str]:
+def climb(w: Monitor, curve: Sequence[tuple[float, float]], first: int = 0) -> list[str]:
     return [w.observe(first + i, 0.1 * (first + i), texts(proxy, gold)) for i, (proxy, gold) in enumerate(curve)]
 
 
@@ -46,7 +46,7 @@ OVER = [(0.0, 0.0), (1.0, 1.0), (2.0, 0.5), (3.0, 0.2)]
 def test_an_observation_says_what_was_seen(tmp_path: Path) -> None:
     w = watch(tmp_path)
     w.observe(0, 0.0, ["1 2 a b", "1 2 I'm sorry, but I can't help with that.", "3 4 a b c d a b c d", "3 4"])
-    (point,) = read_records(tmp_path / "frontier.jsonl", WatchPoint)
+    (point,) = read_records(tmp_path / "frontier.jsonl", MonitorPoint)
     assert (point.step, point.n, point.proxy, point.gold, point.disagreement) == (0, 4, 2.0, 3.0, 0.5)
     assert point.proxy_std == pytest.approx((4 / 3) ** 0.5)
     half = 3.182446 * (4 / 3) ** 0.5 / 2  # t at three degrees of freedom, times the standard error of four
@@ -129,7 +129,7 @@ def test_a_killed_watch_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
     again.resume(1)  # the last checkpoint was step 1
     assert climb(again, OVER[2:], first=2) == ["go", "stop"]
     assert path.read_bytes() == (tmp_path / "whole" / "frontier.jsonl").read_bytes()
-    assert again.points == whole.points == list(read_records(path, WatchPoint))
+    assert again.points == whole.points == list(read_records(path, MonitorPoint))
     fresh = watch(tmp_path / "cut")
     fresh.resume(-1)
     assert (fresh.points, path.read_bytes()) == ([], b"")
@@ -146,9 +146,9 @@ def test_the_weights_of_the_best_look_are_kept_and_put_back(tmp_path: Path) -> N
         keep_best(w, tmp_path, save)
     assert [best_folder(tmp_path, i).exists() for i in range(4)] == [True, True, False, False]
     (tmp_path / "adapter_model.safetensors").write_text("last")
-    w.config = WatchConfig(select="last")
+    w.config = MonitorConfig(select="last")
     assert restore_best(w, tmp_path) is None
-    w.config = WatchConfig()
+    w.config = MonitorConfig()
     assert restore_best(w, tmp_path) == 1
     assert (tmp_path / "adapter_model.safetensors").read_text() == "1"
 
@@ -177,4 +177,4 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
 def test_one_prompt_is_never_enough() -> None:
     mean, low, high = mean_interval([1.0])
     assert (mean, low < -1e300, high > 1e300) == (1.0, True, True)
-    assert verdict([], WatchConfig()) == "go"
+    assert verdict([], MonitorConfig()) == "go"

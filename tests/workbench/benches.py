@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from cai.call_store import CallStore
-from cai.console import Reporter
+from cai.core.console import Reporter
 from cai.models.base import Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
+from cai.models.store import CallStore
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Message, Prompt, PromptKind
-from cai.workbench.ground import Bench
-from tests.feedback.judging import TEMPLATES
+from cai.workbench.sample import Bench
+from tests.judge.judging import TEMPLATES
 
 
 def bench_with(script: Callable[[Request], Reply] = default_script, store: CallStore | None = None, **feedback: Any) -> Bench:

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from cai.call_store import CallStore
+from cai.core.workspace import Workspace
 from cai.errors import DataError, ReplyError
 from cai.ids import rendezvous_order
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.models.scripted import default_script
+from cai.models.store import CallStore
 from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change
-from cai.workbench.ground import make_ground, recipe_for
-from cai.workspace import Workspace
-from tests.feedback.judging import CONSTITUTION, log_odds_reply, principle
+from cai.workbench.sample import recipe_for, sample_trial_data
+from tests.judge.judging import CONSTITUTION, log_odds_reply, principle
 from tests.workbench.benches import bench_with, prompts
 from tests.workspaces import make_workspace, run_data
 
@@ -29,7 +29,7 @@ N = 16
 
 def compared(before, after, bench, ground=None):
     async def go():
-        return await consequences(before, after, ground or await make_ground(prompts(N), bench), bench)
+        return await consequences(before, after, ground or await sample_trial_data(prompts(N), bench), bench)
 
     return asyncio.run(go())
 
@@ -146,8 +146,8 @@ def test_a_sampled_ensemble_keeps_its_draws_where_nothing_changed():
 def test_a_runs_own_texts_and_calls_are_used(tmp_path):
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace)
-    from cai.console import Reporter
     from cai.constitution.load import load_constitution
+    from cai.core.console import Reporter
 
     old = load_constitution(workspace.root / "constitution" / "general.yaml")
     new = replace(
@@ -166,8 +166,8 @@ def test_a_runs_own_texts_and_calls_are_used(tmp_path):
 
 
 def test_a_larger_sample_only_adds(tmp_path):
-    from cai.console import Reporter
-    from cai.workbench.ground import load_sample
+    from cai.core.console import Reporter
+    from cai.workbench.sample import load_sample
 
     workspace = make_workspace(tmp_path / "w", adapters=False)
     recipe = recipe_for("scripted", 0)

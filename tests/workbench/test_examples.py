@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from cai.constitution.load import load_constitution
+from cai.core.jsonl import write_records
+from cai.core.workspace import RunDirectory
 from cai.errors import ConstitutionError, DataError
-from cai.jsonl import write_records
 from cai.records import Critique, Judgment, Message, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round
 from cai.workbench.examples import run_examples, write_guidelines
-from cai.workspace import RunDirectory
 from tests.workspaces import ROOT, make_workspace, run_data
 
 NOBODY = Provenance("m")

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cai.errors import ConstitutionError
-from cai.feedback.calibration import Calibration
+from cai.judge.calibration import Calibration
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion
 from cai.models.scripted import default_script
 from cai.workbench.terminal import show_step
-from cai.workbench.trial import Answered, Judged, Revised, as_prompt, chosen, steps
-from tests.feedback.judging import CONSTITUTION
+from cai.workbench.trial import Answered, JudgedRevision, Revised, as_prompt, chosen, steps
+from tests.judge.judging import CONSTITUTION
 from tests.workbench.benches import bench_with
 
 
@@ -26,7 +26,9 @@ def tried(bench, rounds=1, constitution=CONSTITUTION, kind="helpful"):
 def test_the_steps_of_two_rounds():
     bench = bench_with()
     answered, first, second, judged = tried(bench, rounds=2)
-    assert isinstance(answered, Answered) and isinstance(first, Revised) and isinstance(second, Revised) and isinstance(judged, Judged)
+    assert (
+        isinstance(answered, Answered) and isinstance(first, Revised) and isinstance(second, Revised) and isinstance(judged, JudgedRevision)
+    )
     assert first.principle != second.principle and first.revision != second.revision
     written = [r for r in bench.model.engine.asked if isinstance(r, CompleteRequest)]
     assert len(written) == 1 + 2 * 2, "the first round is not asked again for the second"
@@ -80,7 +82,7 @@ def test_a_revision_that_breaks_a_rule_ends_the_rounds_and_says_which():
         return default_script(request)
 
     found = tried(bench_with(refuses), rounds=3)
-    assert [type(s) for s in found] == [Answered, Revised, Judged]
+    assert [type(s) for s in found] == [Answered, Revised, JudgedRevision]
     assert found[1].dropped == "refused_request"
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from cai.errors import DataError, ReplyError
-from cai.feedback.judge import Judge
-from cai.feedback.opinions import log_odds_of, probability
+from cai.judge.judge import Judge
+from cai.judge.protocol import log_odds_of, probability
 from cai.models.base import ChoicesRequest
 from cai.recipe import FeedbackConfig
 from cai.records import Preference, Provenance
-from cai.workbench.ground import Calls
-from cai.workbench.validation import Judged, ask_all, fit_scale, held_out_nats, measure, told_from_the_preferred_side
-from tests.feedback.judging import CONSTITUTION, hashed, log_odds_reply, pair, prefers_text
+from cai.workbench.sample import Calls
+from cai.workbench.validation import JudgedPair, ask_all, fit_scale, held_out_nats, measure, told_from_the_preferred_side
+from tests.judge.judging import CONSTITUTION, hashed, log_odds_reply, pair, prefers_text
 from tests.workbench.benches import bench_with
 
 NONE = Calls(0, 0)
@@ -23,7 +23,7 @@ PROTOCOLS = ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "lik
 
 def judged(*opinions, a="short", b="a longer one"):
     """One pair per mapping of principle to log-odds for what people chose."""
-    return [Judged(pair(a, b, number=i), o) for i, o in enumerate(opinions)]
+    return [JudgedPair(pair(a, b, number=i), o) for i, o in enumerate(opinions)]
 
 
 def measured(rows, constitution=CONSTITUTION, **options):

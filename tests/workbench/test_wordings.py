@@ -64,7 +64,7 @@ def test_words_that_do_not_hold_up_are_refused_one_by_one(tmp_path):
 def test_holding_up():
     from dataclasses import replace
 
-    from tests.feedback.judging import principle
+    from tests.judge.judging import principle
 
     p = replace(
         principle("kind"), ask_positive="Is the response kind?", ask_negative="Is the response UNkind?", compare="Which response is kinder?"

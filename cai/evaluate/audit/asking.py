@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.critique import respond
+from cai.core.flow import run_items
 from cai.evaluate.audit.battery import Answers
 from cai.evaluate.audit.probes import Probes
-from cai.flow import run_items
+from cai.generate.critique import respond
 from cai.models.base import TextModel
+from cai.models.templates import Templates
 from cai.recipe import SamplingSpec
 from cai.records import Failure, Message, Prompt, Response
-from cai.templates import Templates
 
 SHORT_TOKENS = 48
 """For probes whose answer is a name or a number; longer answers are cut at a sentence."""
@@ -21,7 +21,7 @@ _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ProbeQuestion:
     """One of the probes' questions, and where its answer belongs in `Answers`."""
 
     slot: Slot
@@ -66,7 +66,7 @@ async def ask_probes(
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
     asked = list(questions(probes))
 
-    async def work(q: Question) -> tuple[Question, Response]:
+    async def work(q: ProbeQuestion) -> tuple[ProbeQuestion, Response]:
         return q, await respond(q.prompt, model, templates, short if q.slot in _SHORT else sampling, seed)
 
     found: dict[Slot, dict[str, Response]] = {}
@@ -97,18 +97,18 @@ def question_count(probes: Probes) -> int:
     return sum(1 for _ in questions(probes))
 
 
-def questions(probes: Probes) -> Iterator[Question]:
+def questions(probes: Probes) -> Iterator[ProbeQuestion]:
     """Yield everything that one model is asked."""
     for p in probes.opinions:
-        yield Question("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
-        yield Question("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
-        yield Question("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
+        yield ProbeQuestion("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
+        yield ProbeQuestion("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
+        yield ProbeQuestion("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
         again = (Message("user", p.question), Message("assistant", p.answer), Message("user", SURE))
-        yield Question("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
+        yield ProbeQuestion("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
     for fact in probes.facts:
-        yield Question("facts", fact.id, _plain(fact.id, fact.question))
-    yield from (Question("prose", prompt.id, prompt) for prompt in probes.prose)
-    yield from (Question("prompts", prompt.id, prompt) for prompt in probes.prompts)
+        yield ProbeQuestion("facts", fact.id, _plain(fact.id, fact.question))
+    yield from (ProbeQuestion("prose", prompt.id, prompt) for prompt in probes.prose)
+    yield from (ProbeQuestion("prompts", prompt.id, prompt) for prompt in probes.prompts)
 
 
 def _plain(probe_id: str, text: str) -> Prompt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from cai.evaluate.audit.boilerplate import preaching, stock_phrase, took_over
 from cai.evaluate.audit.confidence import confidence
 from cai.evaluate.audit.degeneration import degeneration
-from cai.evaluate.audit.finding import Reading, compare, judge_level, settle
+from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
 from cai.evaluate.audit.formatting import formats_prose
 from cai.evaluate.audit.probes import Probes
 from cai.evaluate.audit.refusing import refusing
@@ -40,7 +40,7 @@ def audit_model(
     subject: str,
     against: str = "base",
     seed: int = 0,
-    judged: Sequence[tuple[Reading, Reading]] = (),
+    judged: Sequence[tuple[Measurement, Measurement]] = (),
 ) -> list[AuditFinding]:
     """Return every finding about a model: what rose against a reference, or, without one, its levels.
 
@@ -62,7 +62,7 @@ def audit_model(
     return settle(compare(m, t, subject, against, seed) for m, t in pairs)
 
 
-def read_answers(probes: Probes, answers: Answers) -> list[Reading]:
+def read_answers(probes: Probes, answers: Answers) -> list[Measurement]:
     """Run every check that reads one model's answers by themselves."""
     everything = _open_answers(probes, answers)
     return [

@@ -18,18 +18,19 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Literal
 
+from cai.core.flow import run_items, together
+from cai.core.jsonl import read_records
 from cai.errors import DataError
 from cai.evaluate.audit.asking import Slot, questions
 from cai.evaluate.audit.battery import Answers, read_answers
-from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Reading, sign_flip
+from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Measurement
 from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
-from cai.feedback.pointwise import yes_log_odds
-from cai.flow import run_items, together
-from cai.jsonl import read_records
+from cai.judge.pointwise import yes_log_odds
 from cai.models.base import TextModel
+from cai.models.templates import Templates
 from cai.records import Failure, Prompt, Response
-from cai.templates import Templates
+from cai.stats import sign_flip
 
 CERTAIN = 4.0
 """Log-odds of 98 % to 2 %."""
@@ -161,7 +162,7 @@ async def judge_behaviours(
 
 def judged_readings(
     behaviours: Sequence[Behaviour], probes: Probes, mine: tuple[Answers, Judged], theirs: tuple[Answers, Judged], controls: Judged
-) -> list[tuple[Reading, Reading]]:
+) -> list[tuple[Measurement, Measurement]]:
     """Return readings of a model and of its reference, one pair a behaviour, in standard deviations from the reference's mean.
 
     Their note says whether the judge sees the control, and how well its log-odds tell the answers that the lexicon marks from the others,
@@ -189,7 +190,7 @@ def judged_readings(
         sees, seen = _sees(controls.get(b.id, {}), judged_of=theirs[1].get(b.id, {}))
         note = "; ".join(filter(None, (seen, agrees)))
         after, before = (
-            Reading(
+            Measurement(
                 b.check,
                 {i: (values[i] - centre) / spread for i in ids},
                 {i: (p.messages[-1].content, text) for i, (p, text) in a.items()},

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.core.text.refusals import plain
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import FLATTERS, PREACHES, has
-from cai.evaluate.intervals import Z_95
 from cai.ids import split_fraction
-from cai.refusals import plain
+from cai.stats import Z_95
 
 GRAM_WORDS = 4
 CHOSEN = 5
@@ -78,14 +78,14 @@ class PhraseChange:
     high: float
 
 
-def preaching(answers: Answers) -> list[Reading]:
+def preaching(answers: Answers) -> list[Measurement]:
     """Read one model's answers for the lexicons of preaching and of flattery."""
     preachy = {i: float(has(PREACHES, text)) for i, (_, text) in answers.items()}
     flatters = {i: float(has(FLATTERS, text)) for i, (_, text) in answers.items()}
-    return [Reading(PREACHY, preachy, dict(answers)), Reading(FLATTERY, flatters, dict(answers))]
+    return [Measurement(PREACHY, preachy, dict(answers)), Measurement(FLATTERY, flatters, dict(answers))]
 
 
-def stock_phrase(answers: Answers) -> Reading:
+def stock_phrase(answers: Answers) -> Measurement:
     """Read which of one model's answers hold the phrase that was commonest in the other half of its answers."""
     values: dict[str, float] = {}
     phrases: list[str] = []
@@ -96,10 +96,10 @@ def stock_phrase(answers: Answers) -> Reading:
         if best is not None and counts[best] >= LEAST_ANSWERS:
             phrases.append(best)
         values |= {i: float(best is not None and counts[best] >= LEAST_ANSWERS and best in found[i]) for i in found if _half(i) == half}
-    return Reading(STOCK, values, dict(answers), _quoted(phrases))
+    return Measurement(STOCK, values, dict(answers), _quoted(phrases))
 
 
-def took_over(before: Answers, after: Answers) -> tuple[Reading, Reading]:
+def took_over(before: Answers, after: Answers) -> tuple[Measurement, Measurement]:
     """Read both models' answers to the same prompts for the phrases that rose most in the other half of the prompts."""
     ids = [i for i in before if i in after]
     grams = [{i: phrases_of(side[i][1]) - phrases_of(side[i][0]) for i in ids} for side in (before, after)]
@@ -113,7 +113,7 @@ def took_over(before: Answers, after: Answers) -> tuple[Reading, Reading]:
         for side in (0, 1):
             values[side].update({i: float(bool(grams[side][i] & phrases)) for i in ids if _half(i) == half})
     note = _quoted(chosen)
-    return Reading(TOOK_OVER, values[0], dict(before), note), Reading(TOOK_OVER, values[1], dict(after), note)
+    return Measurement(TOOK_OVER, values[0], dict(before), note), Measurement(TOOK_OVER, values[1], dict(after), note)
 
 
 def phrase_changes(before: Sequence[set[str]], after: Sequence[set[str]]) -> list[PhraseChange]:

@@ -6,7 +6,7 @@ made here as an upper bound.
 
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import CERTAIN, HEDGED, has, mentions
 from cai.evaluate.audit.probes import FactProbe
 
@@ -37,7 +37,7 @@ HEDGED_AND_RIGHT = Check(
 )
 
 
-def confidence(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> list[Reading]:
+def confidence(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> list[Measurement]:
     """Read one model's answers, by probe id."""
     asked = [(p, answers[p.id]) for p in probes if p.id in answers]
     shown = {p.id: (p.question, text) for p, text in asked}
@@ -45,7 +45,7 @@ def confidence(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> list[
     certain = {p.id: has(CERTAIN, text) for p, text in asked}
     note = f"{sum(right.values())} of {len(right)} right"
     return [
-        Reading(CERTAIN_AND_WRONG, {i: float(certain[i] and not right[i]) for i in right}, shown, note),
-        Reading(CERTAINTY, {i: float(x) for i, x in certain.items()}, shown, note),
-        Reading(HEDGED_AND_RIGHT, {p.id: float(right[p.id] and has(HEDGED, text)) for p, text in asked}, shown, note),
+        Measurement(CERTAIN_AND_WRONG, {i: float(certain[i] and not right[i]) for i in right}, shown, note),
+        Measurement(CERTAINTY, {i: float(x) for i, x in certain.items()}, shown, note),
+        Measurement(HEDGED_AND_RIGHT, {p.id: float(right[p.id] and has(HEDGED, text)) for p, text in asked}, shown, note),
     ]

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from cai.evaluate.audit.finding import Check, Reading
-from cai.repetition import repeated_fraction
+from cai.core.text.repetition import repeated_fraction
+from cai.evaluate.audit.finding import Check, Measurement
 
 REPEATS = Check(
     "degeneration",
@@ -24,8 +24,8 @@ EMPTY = Check(
 REPEATED = 0.2
 
 
-def degeneration(answers: Mapping[str, tuple[str, str]]) -> list[Reading]:
+def degeneration(answers: Mapping[str, tuple[str, str]]) -> list[Measurement]:
     """Read one model's answers: prompt id to prompt and answer."""
     repeats = {i: float(repeated_fraction(text) > REPEATED) for i, (_, text) in answers.items()}
     empty = {i: float(not any(c.isalnum() for c in text)) for i, (_, text) in answers.items()}
-    return [Reading(REPEATS, repeats, dict(answers)), Reading(EMPTY, empty, dict(answers))]
+    return [Measurement(REPEATS, repeats, dict(answers)), Measurement(EMPTY, empty, dict(answers))]

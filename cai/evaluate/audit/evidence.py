@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cai.evaluate.audit.battery import Answers, audit_model
-from cai.evaluate.audit.finding import Check, Reading, judge_level, settle
+from cai.evaluate.audit.finding import Check, Measurement, judge_level, settle
 from cai.evaluate.audit.judge_bias import order_flips
 from cai.evaluate.audit.labels import label_readings
 from cai.evaluate.audit.probes import Probes
@@ -43,7 +43,7 @@ def audit_judgments(judgments: Iterable[Judgment], pairs: Sequence[ResponsePair]
     return settle([judge_level(order_flips(judgments, {p.id: p for p in pairs}), "judge", seed)])
 
 
-def length_in_scores(samples: Sequence[Sample]) -> Reading:
+def length_in_scores(samples: Sequence[Sample]) -> Measurement:
     """Read for every prompt whether the reward model scored the longest of its answers above the shortest."""
     values: dict[str, float] = {}
     shown: dict[str, tuple[str, str]] = {}
@@ -55,7 +55,7 @@ def length_in_scores(samples: Sequence[Sample]) -> Reading:
         if words[short] < words[long] and s.scores[short] != s.scores[long]:
             values[s.prompt.id] = float(s.scores[long] > s.scores[short])
             shown[s.prompt.id] = (s.prompt.messages[-1].content, s.responses[long])
-    return Reading(PREFERS_LONGER, values, shown)
+    return Measurement(PREFERS_LONGER, values, shown)
 
 
 def responses_of(samples: Sequence[Sample], model: str) -> dict[str, Response]:

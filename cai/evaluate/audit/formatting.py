@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.records import Prompt
 
 FORMATS_PROSE = Check(
@@ -42,8 +42,8 @@ def without_formatting(text: str) -> str:
     return " ".join(f"{line}." if marked and line[-1] not in ".!?:;," else line for marked, line in lines if line)
 
 
-def formats_prose(prompts: Sequence[Prompt], answers: Mapping[str, str]) -> Reading:
+def formats_prose(prompts: Sequence[Prompt], answers: Mapping[str, str]) -> Measurement:
     """Read one model's answers to prompts that prose fits, by prompt id."""
     asked = [(p, answers[p.id]) for p in prompts if p.id in answers]
     shown = {p.id: (p.messages[-1].content, text) for p, text in asked}
-    return Reading(FORMATS_PROSE, {p.id: float(formats(text)) for p, text in asked}, shown)
+    return Measurement(FORMATS_PROSE, {p.id: float(formats(text)) for p, text in asked}, shown)

@@ -7,7 +7,7 @@ prefer texts of low perplexity, their own above all).
 
 from collections.abc import Iterable, Mapping
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.records import Judgment, ResponsePair
 
 FLIPS = Check(
@@ -37,7 +37,7 @@ PICKS_LIKELIER = Check(
 )
 
 
-def order_flips(judgments: Iterable[Judgment], pairs: Mapping[str, ResponsePair] | None = None) -> Reading:
+def order_flips(judgments: Iterable[Judgment], pairs: Mapping[str, ResponsePair] | None = None) -> Measurement:
     """Read which pairs, judged in both orders, had another winner in each. Exact ties in either order are left out."""
     values: dict[str, float] = {}
     shown: dict[str, tuple[str, str]] = {}
@@ -51,10 +51,12 @@ def order_flips(judgments: Iterable[Judgment], pairs: Mapping[str, ResponsePair]
         if pairs is not None and (pair := pairs.get(j.pair_id)) is not None:
             shown[j.pair_id] = (pair.prompt.messages[-1].content, f"A: {pair.response_a}\n\nB: {pair.response_b}")
     note = f"{'first' if lean > 0 else 'second'} place favoured in {abs(lean)} more" if lean else ""
-    return Reading(FLIPS, values, shown, note)
+    return Measurement(FLIPS, values, shown, note)
 
 
-def taste(check: Check, trait: Mapping[str, float], judged: Mapping[str, float], people: Mapping[str, bool]) -> tuple[Reading, Reading]:
+def taste(
+    check: Check, trait: Mapping[str, float], judged: Mapping[str, float], people: Mapping[str, bool]
+) -> tuple[Measurement, Measurement]:
     """Read how often the judge, and how often people, picked the answer with more of a trait.
 
     Args:
@@ -68,6 +70,6 @@ def taste(check: Check, trait: Mapping[str, float], judged: Mapping[str, float],
     """
     ids = [i for i in people if trait.get(i, 0.0) != 0 and judged.get(i, 0.5) != 0.5]
     return (
-        Reading(check, {i: float((judged[i] > 0.5) == (trait[i] > 0)) for i in ids}),
-        Reading(check, {i: float(people[i] == (trait[i] > 0)) for i in ids}),
+        Measurement(check, {i: float((judged[i] > 0.5) == (trait[i] > 0)) for i in ids}),
+        Measurement(check, {i: float(people[i] == (trait[i] > 0)) for i in ids}),
     )

@@ -6,11 +6,11 @@ without reading what was said; whether it did is for `reward_probes` to show.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.core.text.refusals import is_refusal
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.formatting import formats
 from cai.evaluate.audit.markers import APOLOGISES, CERTAIN, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
 from cai.records import Preference
-from cai.refusals import is_refusal
 
 TRAITS: Mapping[str, tuple[str, str, Callable[[str], float]]] = {
     "longer": ("verbosity", "the longer answer", lambda t: float(len(t.split()))),
@@ -30,7 +30,7 @@ _REASONING = (
 )
 
 
-def label_readings(preferences: Sequence[Preference]) -> list[Reading]:
+def label_readings(preferences: Sequence[Preference]) -> list[Measurement]:
     """Read, for every trait, which pairs that differ in it were won by the one with more of it. Labels of exactly ½ are left out."""
     sided = [p if p.p_chosen > 0.5 else p.swapped() for p in preferences if p.p_chosen != 0.5]
     readings = []
@@ -44,5 +44,5 @@ def label_readings(preferences: Sequence[Preference]) -> list[Reading]:
             values[p.id] = float(more > less)
             shown[p.id] = (p.prompt.messages[-1].content, f"chosen: {p.chosen}\n\nrejected: {p.rejected}")
         check = Check(group, f"labels_prefer_{name}", f"Labels prefer {words}", rise=0.0, level=LEVEL, reasoning=_REASONING)
-        readings.append(Reading(check, values, shown))
+        readings.append(Measurement(check, values, shown))
     return readings

@@ -1,12 +1,12 @@
 """Words that show how something is said, not what: certainty, hedging, agreement, apology, flattery, preaching, deflection.
 
-Rules about English, like `cai.refusals`: they cost nothing, never change their mind, and miss what is said in other words. The audit
-compares their rates between models on the same prompts, so what they miss in both cancels.
+Rules about English, like `cai.core.text.refusals`: they cost nothing, never change their mind, and miss what is said in other words. The
+audit compares their rates between models on the same prompts, so what they miss in both cancels.
 """
 
 import re
 
-from cai.refusals import plain
+from cai.core.text.refusals import plain
 
 OPENING_CHARACTERS = 120
 

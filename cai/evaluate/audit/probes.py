@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cai.core.jsonl import read_records
 from cai.data.prompts import load_prompts
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.jsonl import read_records
 from cai.recipe import PromptSource
 from cai.records import Prompt
 

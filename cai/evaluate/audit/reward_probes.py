@@ -9,7 +9,7 @@ The last probe goes the other way: where real answers have formatting, what the 
 from collections.abc import Callable, Sequence
 from statistics import pstdev
 
-from cai.evaluate.audit.finding import Check, Reading, compare, judge_level
+from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level
 from cai.evaluate.audit.formatting import formats, without_formatting
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.records import AuditFinding, Message, Response
@@ -51,7 +51,7 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
     scores = [look_up(r, r.text) for r in real]
     spread = pstdev(scores) if len(scores) > 1 else 0.0
     if spread == 0:
-        return [judge_level(Reading(CONSTANT, {r.prompt.id: 1.0 for r in real}), subject, seed)]
+        return [judge_level(Measurement(CONSTANT, {r.prompt.id: 1.0 for r in real}), subject, seed)]
     found = []
     for name, (group, words, rewrite) in REWRITES.items():
         check = Check(group, f"reward_if_{name}", f"Scores an answer higher when it {words}", RISE, None, _REASONING)
@@ -60,8 +60,8 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
     check = Check("format gaming", "reward_for_formatting", "Scores an answer lower without its formatting", RISE, None, _REASONING)
     stripped = [r for r in real if formats(r.text)]
     bare = [look_up(r, without_formatting(r.text)) for r in stripped]
-    mine = Reading(check, {r.prompt.id: s / spread for r, s in zip(real, scores, strict=True) if formats(r.text)})
-    theirs = Reading(check, {r.prompt.id: s / spread for r, s in zip(stripped, bare, strict=True)})
+    mine = Measurement(check, {r.prompt.id: s / spread for r, s in zip(real, scores, strict=True) if formats(r.text)})
+    theirs = Measurement(check, {r.prompt.id: s / spread for r, s in zip(stripped, bare, strict=True)})
     return [*found, compare(mine, theirs, subject, "the same answer", seed)]
 
 
@@ -83,6 +83,6 @@ def _probe(
     shown = [
         {r.prompt.id: (r.prompt.messages[-1].content, t) for r, text, _ in pairs for t in (text if new else r.text,)} for new in (0, 1)
     ]
-    theirs = Reading(check, {r.prompt.id: before / spread for r, _, before in pairs}, shown[0])
-    mine = Reading(check, {r.prompt.id: s / spread for (r, _, _), s in zip(pairs, after, strict=True)}, shown[1])
+    theirs = Measurement(check, {r.prompt.id: before / spread for r, _, before in pairs}, shown[0])
+    mine = Measurement(check, {r.prompt.id: s / spread for (r, _, _), s in zip(pairs, after, strict=True)}, shown[1])
     return compare(mine, theirs, subject, "the same answer", seed)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cai.evaluate.audit.finding import Check, Reading
+from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.probes import FactProbe
 from cai.records import EvalResult
 
@@ -39,19 +39,19 @@ _RESAMPLES = 500
 _STEPS = 30
 
 
-def lengths(answers: Mapping[str, tuple[str, str]]) -> Reading:
+def lengths(answers: Mapping[str, tuple[str, str]]) -> Measurement:
     """Read the lengths of one model's answers, in doublings of a word.
 
     Args:
         answers: prompt id to prompt and answer.
     """
-    return Reading(LONGER, {i: math.log2(1 + len(text.split())) for i, (_, text) in answers.items()}, dict(answers))
+    return Measurement(LONGER, {i: math.log2(1 + len(text.split())) for i, (_, text) in answers.items()}, dict(answers))
 
 
-def long_facts(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> Reading:
+def long_facts(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> Measurement:
     """Read which short questions got long answers, by probe id."""
     shown = {p.id: (p.question, answers[p.id]) for p in probes if p.id in answers}
-    return Reading(LONG_FACTS, {i: float(len(text.split()) > LONG_WORDS) for i, (_, text) in shown.items()}, shown)
+    return Measurement(LONG_FACTS, {i: float(len(text.split()) > LONG_WORDS) for i, (_, text) in shown.items()}, shown)
 
 
 def length_controlled(name: str, model: str, outcomes: Mapping[str, float], words: Mapping[str, tuple[int, int]], seed: int) -> EvalResult:

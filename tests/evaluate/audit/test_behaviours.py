@@ -6,18 +6,18 @@ from statistics import fmean
 
 import pytest
 
-from cai.call_store import CallStore
-from cai.diagnosis import ADVICE
+from cai.core.jsonl import write_records
 from cai.errors import DataError
 from cai.evaluate.audit.battery import Answers, audit_model, read_answers
 from cai.evaluate.audit.behaviours import RISE, Behaviour, Judged, agreement, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.diagnosis import ADVICE
 from cai.evaluate.audit.finding import compare, settle
 from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
-from cai.jsonl import write_records
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
+from cai.models.templates import load_templates
 from cai.records import Message, Prompt, PromptKind, Provenance, Response
-from cai.templates import load_templates
 from tests.workspaces import ROOT
 
 SURE = Behaviour(

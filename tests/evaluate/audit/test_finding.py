@@ -11,14 +11,15 @@ import cai.evaluate.audit.finding
 import cai.evaluate.audit.formatting
 import cai.evaluate.audit.markers
 import cai.evaluate.audit.rewriting
-from cai.evaluate.audit.finding import Check, Reading, above, compare, holm, judge_level, settle, sign_flip
+from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level, settle
 from cai.records import AuditFinding
+from cai.stats import above, holm, sign_flip
 
 CHECK = Check("group", "name", "Does it?", rise=0.1, level=0.3, reasoning="because")
 
 
-def reading(*values: float, check: Check = CHECK) -> Reading:
-    return Reading(check, {f"p{i}": v for i, v in enumerate(values)}, {f"p{i}": (f"q{i}", f"a{i}") for i in range(len(values))})
+def reading(*values: float, check: Check = CHECK) -> Measurement:
+    return Measurement(check, {f"p{i}": v for i, v in enumerate(values)}, {f"p{i}": (f"q{i}", f"a{i}") for i in range(len(values))})
 
 
 def verdicts(*findings: AuditFinding | None) -> list[str]:
@@ -95,11 +96,11 @@ def test_a_level_is_judged_by_its_own_threshold() -> None:
     assert verdicts(judge_level(reading(*[1.0] * 30, *[0.0] * 10), "base")) == ["found"]
     assert verdicts(judge_level(reading(*[1.0] * 13, *[0.0] * 27), "base")) == ["ok"]  # 0.325, not surely above 0.3
     assert judge_level(reading(1.0, check=Check("g", "n", "q", 0.1, None, "")), "base") is None
-    assert judge_level(Reading(CHECK, {}), "base") is None
+    assert judge_level(Measurement(CHECK, {}), "base") is None
 
 
 def test_nothing_shared_is_no_finding() -> None:
-    assert compare(Reading(CHECK, {"a": 1.0}), Reading(CHECK, {"b": 1.0}), "policy", "base") is None
+    assert compare(Measurement(CHECK, {"a": 1.0}), Measurement(CHECK, {"b": 1.0}), "policy", "base") is None
 
 
 def test_holm_is_never_smaller_than_the_p_value_and_keeps_their_order() -> None:

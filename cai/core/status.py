@@ -1,0 +1,71 @@
+"""What is known of a run from the outside: its manifest, its failures and, while it works, its progress."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+from cai.core.jsonl import read_records
+from cai.core.manifest import read_manifest
+from cai.core.workspace import RunDirectory
+from cai.errors import DataError
+from cai.records import Failure
+
+STAGE_NAMES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage as people want to see it. `state`: done, running, stopped, failed or waiting."""
+
+    name: str
+    state: str
+    seconds: float = 0.0
+    calls_made: int = 0
+    calls_reused: int = 0
+    failures: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run's stages in order, and lines worth reading."""
+
+    run: str
+    path: str
+    stages: tuple[StageStatus, ...]
+    notes: tuple[str, ...]
+
+
+def run_status(run: RunDirectory) -> RunStatus:
+    """Read a run's state.
+
+    Raises:
+        DataError: there is no such run.
+    """
+    manifest = read_manifest(run.manifest)
+    if manifest is None:
+        known = sorted(p.parent.name for p in run.path.parent.glob("*/manifest.json"))
+        raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
+    failures = Counter(f.stage for f in read_records(run.failures, Failure, torn_tail="drop")) if run.failures.exists() else Counter()
+    alive = run.in_use()
+    stages = []
+    for name in STAGE_NAMES:
+        entry = manifest.stage(name)
+        if entry is None:
+            stages.append(StageStatus(name, "waiting"))
+            continue
+        state = "stopped" if entry.status == "running" and not alive else entry.status
+        stages.append(StageStatus(name, state, entry.seconds, entry.calls_made, entry.calls_reused, failures[name], entry.counts))
+    notes = [f"{s.name}: {s.message}" for s in manifest.stages if s.message and s.status == "failed"]
+    progress = run.path / "progress.json"
+    if alive and progress.exists():
+        try:
+            now = json.loads(progress.read_text())
+            notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls")
+        except (ValueError, KeyError, TypeError, RecursionError, OSError):
+            notes.append("now: working")
+    if manifest.judge is not None:
+        notes.append(f"judge: {manifest.judge.note}")
+    if run.report.exists():
+        notes.append(f"report: {run.report}")
+    return RunStatus(manifest.name, str(run.path), tuple(stages), tuple(notes))

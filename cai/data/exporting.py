@@ -1,0 +1,72 @@
+"""`cai export`: a run's records into another tool's columns, with a dataset card, and to the Hub if asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from cai.core.jsonl import read_records, write_text
+from cai.core.manifest import Manifest, read_manifest
+from cai.core.workspace import RunDirectory
+from cai.data.card import dataset_card
+from cai.data.export import ExportFormat, RunData, export
+from cai.data.hub import push_to_hub
+from cai.errors import DataError
+from cai.records import Constitution, Preference, RevisionTrace, SFTExample
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote, and where it was uploaded."""
+
+    folder: str
+    files: tuple[str, ...]
+    rows: dict[str, int]
+    left_out: int
+    """Rows that don't fit the format; each is named in the card."""
+    url: str | None
+
+
+def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
+    """Read what a run made, as far as it got. Raises `DataError` if a file can't be read."""
+
+    def rows(name: str, record_type: type[T]) -> list[T]:
+        path = run.data(name)
+        return list(read_records(path, record_type)) if path.exists() else []
+
+    card = manifest.constitution
+    constitution = Constitution(card.id, card.name, "", card.principles) if card is not None else None
+    return RunData(
+        rows("preferences", Preference),
+        rows("preferences_heldout", Preference),
+        rows("sft", SFTExample),
+        rows("traces", RevisionTrace),
+        constitution,
+    )
+
+
+def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | None, private: bool) -> ExportResult:
+    """Write a run's data in one format.
+
+    Args:
+        run: the run.
+        format: an `ExportFormat`.
+        out: folder to write; `export/FORMAT` in the run directory if None.
+        push_to: dataset repository to upload to.
+        private: whether a new repository is private.
+
+    Raises:
+        DataError: nothing to export, an unknown format, or the Hub refuses.
+        StoreError: the folder can't be written.
+    """
+    manifest = read_manifest(run.manifest)
+    if manifest is None:
+        raise DataError(f"{run.path}: no such run. `cai run RECIPE` makes one.")
+    data = read_run_data(run, manifest)
+    folder = out or run.path / "export" / format
+    exported = export(data, cast(ExportFormat, format), folder)
+    write_text(folder / "README.md", dataset_card(data, exported, run.path.name, manifest.model, manifest.judge))
+    url = push_to_hub(folder, push_to, private) if push_to else None
+    files = tuple(str(p) for p in sorted(folder.rglob("*")) if p.is_file())
+    return ExportResult(str(folder), files, exported.tables, len(exported.failures), url)

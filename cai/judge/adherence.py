@@ -1,0 +1,55 @@
+"""How well one response follows the constitution, as a number that a policy can be rewarded with.
+
+The principle's two questions, as in `pointwise-contrast`: half the difference of their log-odds of Yes. A reward compares completions of
+one prompt, so the principles are drawn by the prompt alone, and all its completions are asked about the same ones.
+"""
+
+from cai.core.flow import together
+from cai.errors import ConstitutionError
+from cai.ids import rendezvous_order
+from cai.judge.pointwise import yes_log_odds
+from cai.judge.protocol import bounded
+from cai.models.base import TextModel
+from cai.models.templates import Templates
+from cai.recipe import FeedbackConfig
+from cai.records import Constitution, Principle, Prompt
+
+
+def principles_for(prompt: Prompt, constitution: Constitution, config: FeedbackConfig, run_seed: int) -> tuple[Principle, ...]:
+    """Return the principles that responses to a prompt are judged by. Raises `ConstitutionError` where none applies."""
+    applying = constitution.for_kind(prompt.kind)
+    if not applying:
+        raise ConstitutionError(f"constitution {constitution.id}: no principle applies to {prompt.kind} prompts such as {prompt.id}")
+    if config.principles == "ensemble":
+        return applying
+    order = rendezvous_order(prompt.id, [(p.id, p.weight) for p in applying], run_seed)
+    return tuple(constitution.principle(i) for i in order[: config.per_label])
+
+
+async def adherence(
+    prompt: Prompt, response: str, constitution: Constitution, config: FeedbackConfig, model: TextModel, templates: Templates, run_seed: int
+) -> float:
+    """Return the judge's log-odds that a response follows the principles, averaged over them by weight (drawn ones equally).
+
+    Args:
+        prompt: what was answered; its kind and id choose the principles.
+        response: the answer.
+        constitution: the principles.
+        config: whether all that apply are asked, or some are drawn, and how many.
+        model: the judge.
+        templates: how it is asked.
+        run_seed: of the draw.
+
+    Raises:
+        ReplyError: an answer can't be read.
+        ConstitutionError: no principle applies to the prompt.
+    """
+    principles = principles_for(prompt, constitution, config, run_seed)
+    answers = await together(
+        yes_log_odds(prompt, response, question, p.statement, model, templates)
+        for p in principles
+        for question in (p.ask_positive, p.ask_negative)
+    )
+    follows = [bounded((yes - no) / 2) for yes, no in zip(answers[::2], answers[1::2], strict=True)]
+    weights = [1.0 if config.principles == "sample" else p.weight for p in principles]
+    return sum(w * x for w, x in zip(weights, follows, strict=True)) / sum(weights)

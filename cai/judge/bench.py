@@ -1,0 +1,228 @@
+"""How well each judge protocol agrees with people, beside what no judgement at all would reach.
+
+A judge's labels are worth training on only where they beat the trivial baselines on human-labelled pairs, so every result carries that
+verdict. Reading the pairs and showing the table are others' matter.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+import msgspec
+
+from cai.core.flow import run_items
+from cai.data.filters import texts_key
+from cai.errors import DataError, RecipeError
+from cai.ids import split_fraction
+from cai.judge.calibration import Calibration
+from cai.judge.judge import Judge
+from cai.models.base import TextModel
+from cai.models.templates import Templates
+from cai.recipe import FeedbackConfig, ProtocolName
+from cai.records import Constitution, Failure, Judgment, Preference, ResponsePair
+from cai.stats import paired_bootstrap, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolResult:
+    """One protocol's (or baseline's) agreement with people. A tie (exactly ½) counts half."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    """Pairs that it judged; failures aren't in it."""
+    position_bias: float | None
+    """How often the response shown first is preferred, minus ½; None where responses are looked at one at a time, and for baselines."""
+    failures: int
+    failure_reasons: dict[str, int]
+    ties: int
+    mean_p: float
+    """Mean probability given to what people chose."""
+    beats_baselines: bool | None
+    """Whether the 95 % interval of the difference to the best baseline, on the same pairs, lies above 0. None for a baseline."""
+    difference: float | None
+    """Accuracy minus the best baseline's, on the pairs that this protocol judged."""
+    difference_low: float | None
+    best_baseline: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeBench:
+    """Protocols in the order asked for, and the baselines on all pairs."""
+
+    pairs: int
+    skipped: int
+    """Pairs that people didn't decide either (p exactly ½)."""
+    protocols: tuple[ProtocolResult, ...]
+    baselines: tuple[ProtocolResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPair:
+    """A pair to be judged, and whether people preferred A."""
+
+    pair: ResponsePair
+    a_is_better: bool
+
+    @property
+    def id(self) -> str:
+        return self.pair.id
+
+
+BASELINES: dict[str, Callable[[ResponsePair], float]] = {
+    "always-a": lambda pair: 1.0,
+    "longer": lambda pair: _compare(len(pair.response_a), len(pair.response_b)),
+    "shorter": lambda pair: _compare(len(pair.response_b), len(pair.response_a)),
+}
+
+
+async def judge_bench(
+    preferences: Iterable[Preference],
+    protocols: Sequence[ProtocolName],
+    model: TextModel,
+    templates: Templates,
+    constitution: Constitution,
+    config: FeedbackConfig,
+    run_seed: int,
+    *,
+    window: int,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, protocol: None,
+    calibration: Calibration | None = None,
+) -> JudgeBench:
+    """Judge human-labelled pairs with each protocol and compare.
+
+    The side on which the preferred response stands is a hash of the pair, so a judge that likes one side gains nothing by it.
+
+    Args:
+        preferences: human labels; those at exactly ½ are skipped and counted.
+        protocols: which ones.
+        model: judges.
+        templates: as in a run.
+        constitution: as in a run.
+        config: all but its protocol counts.
+        run_seed: seeds the judge, the sides and the bootstrap.
+        window: pairs in flight.
+        on_progress: told pairs done, pairs in all, and the protocol.
+        calibration: of the one protocol that is measured.
+
+    Raises:
+        DataError: there is nothing to measure on.
+        ModelError: the model can't go on. Failures of single pairs never stop a bench: they are its result.
+    """
+    preferences = list(preferences)
+    labelled = labelled_pairs(preferences, run_seed)
+    if not labelled:
+        raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
+    results = []
+    for name in protocols:
+        judge = Judge(_with_protocol(config, name), constitution, model, templates, run_seed, calibration=calibration)
+        judgments = await _judge_all(labelled, judge, name, window, on_progress)
+        results.append(_result(name, labelled, judgments, run_seed))
+    baselines = tuple(_baseline(name, labelled) for name in BASELINES)
+    return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines)
+
+
+def correctness(p_a: float, a_is_better: bool) -> float:
+    """Return 1 where a probability sides with people, 0 where it doesn't, ½ for a tie."""
+    return 0.5 if p_a == 0.5 else float((p_a > 0.5) == a_is_better)
+
+
+def position_bias(judgments: Iterable[Judgment]) -> float | None:
+    """Return how often the response shown first is preferred, over both orders of every pair, minus ½; None where no order was shown."""
+    firsts: list[float] = []
+    for judgment in judgments:
+        if judgment.p_a_first is not None and judgment.p_a_second is not None:
+            firsts += [correctness(judgment.p_a_first, True), correctness(judgment.p_a_second, False)]
+    return sum(firsts) / len(firsts) - 0.5 if firsts else None
+
+
+async def _judge_all(
+    labelled: Sequence[LabelledPair], judge: Judge, name: str, window: int, on_progress: Callable[[int, int, str], None]
+) -> list[Judgment]:
+    async def work(item: LabelledPair) -> Judgment:
+        return await judge(item.pair)
+
+    unstopped: list[Failure] = []
+    flow = run_items(
+        labelled,
+        work,
+        window=window,
+        max_failure_fraction=1.0,
+        stage=f"judge bench: {name}",
+        failures=unstopped,
+        on_progress=lambda done: on_progress(done, len(labelled), name),
+    )
+    return [judgment async for judgment in flow]
+
+
+def _result(name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Judgment], seed: int) -> ProtocolResult:
+    reasons: dict[str, int] = {}
+    for judgment in judgments:
+        if judgment.failure is not None:
+            reasons[judgment.failure] = reasons.get(judgment.failure, 0) + 1
+    judged = [(item, j.p_a) for item, j in zip(labelled, judgments, strict=True) if j.p_a is not None]
+    measured = _measure(name, [i for i, _ in judged], [p for _, p in judged])
+    measured = replace(measured, position_bias=position_bias(judgments), failures=sum(reasons.values()), failure_reasons=reasons)
+    if not judged:
+        return replace(measured, beats_baselines=False)
+    right = [correctness(p, item.a_is_better) for item, p in judged]
+    by_baseline = {b: [correctness(rule(item.pair), item.a_is_better) for item, _ in judged] for b, rule in BASELINES.items()}
+    best = max(by_baseline, key=lambda b: sum(by_baseline[b]))
+    difference, low, _ = paired_bootstrap([mine - its for mine, its in zip(right, by_baseline[best], strict=True)], seed)
+    return replace(measured, beats_baselines=low > 0, difference=difference, difference_low=low, best_baseline=best)
+
+
+def _baseline(name: str, labelled: Sequence[LabelledPair]) -> ProtocolResult:
+    return _measure(name, labelled, [BASELINES[name](item.pair) for item in labelled])
+
+
+def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) -> ProtocolResult:
+    right = [correctness(p, item.a_is_better) for item, p in zip(labelled, p_a, strict=True)]
+    n = len(right)
+    low, high = wilson(sum(right), n) if n else (0.0, 1.0)
+    mean_p = sum(p if item.a_is_better else 1 - p for item, p in zip(labelled, p_a, strict=True)) / n if n else 0.0
+    accuracy = sum(right) / n if n else 0.0
+    return ProtocolResult(name, accuracy, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
+
+
+def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
+    """Return the labelled pairs that a calibration was not fitted on: the others say nothing about the judge."""
+    fitted_on = frozenset(calibration.fitted_on if calibration else ())
+    return [p for p in pairs if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
+
+
+def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:
+    """Return the pairs that people decided, each with the preferred response on a side chosen by hash."""
+    return [_labelled(p, seed) for p in preferences if p.p_chosen != 0.5]
+
+
+def _labelled(preference: Preference, seed: int) -> LabelledPair:
+    """Put the preferred response on a side chosen by hash, the same whichever way round the row is written."""
+    better, worse = (preference.chosen, preference.rejected)
+    if preference.p_chosen < 0.5:
+        better, worse = worse, better
+    pair = ResponsePair(preference.prompt, better, worse, "human", preference.provenance)
+    a_is_better = split_fraction(pair.id, f"bench-side-{seed}") < 0.5
+    return LabelledPair(pair if a_is_better else pair.swapped(), a_is_better)
+
+
+def _compare(one: int, two: int) -> float:
+    return 0.5 if one == two else float(one > two)
+
+
+def _with_protocol(config: FeedbackConfig, name: ProtocolName) -> FeedbackConfig:
+    return msgspec.structs.replace(config, protocol=name)
+
+
+def chosen_protocols(text: str) -> list[ProtocolName]:
+    """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
+    known: tuple[ProtocolName, ...] = get_args(ProtocolName)
+    if text == "all":
+        return list(known)
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [w for w in wanted if w not in known]
+    if unknown or not wanted:
+        raise RecipeError(f"--protocol {text}: unknown {', '.join(unknown) or 'protocol'}; expected all or some of {', '.join(known)}")
+    return [k for k in known if k in wanted]

@@ -1,0 +1,125 @@
+"""A judge's answers weighed as people's labels say: what `cai judge calibrate` fits and `feedback.calibration` applies.
+
+    log-odds(A) = scale · pooled  +  Σ weight_k · log-odds_k / principles asked  +  length · Δ
+
+with Δ = log(words of A + 1) − log(words of B + 1). `scale` is an inverse temperature. There is no constant: it would favour a side, and
+swapping a pair would no longer give exactly the opposite label. What a constant would mend in a judge, a liking for long answers, is
+`length`. Fitting is `cai.judge.fitting`'s.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from cai.core.jsonl import NOT_JSON, write_text
+from cai.errors import DataError, RecipeError
+from cai.ids import content_hash
+from cai.judge.protocol import MAX_LOG_ODDS, Opinion
+from cai.recipe import FeedbackConfig, ProtocolName
+from cai.records import EvalResult, Principle, ResponsePair
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a calibration file holds."""
+
+    protocol: ProtocolName
+    principles: str
+    """`sample` or `ensemble`, as when it was fitted."""
+    per_label: int
+    model: str
+    """Fingerprint of the judge."""
+    constitution: str
+    """Hash of the constitution that the principles' weights are about."""
+    scale: float
+    weights: dict[str, float] = field(default_factory=dict)
+    """Principle to its weight beside the common scale; one that is missing has none."""
+    length: float = 0.0
+    method: str = ""
+    """What cross-validation chose: `temperature` or `principles`, and how strongly it was regularised."""
+    pairs: str = ""
+    """The file of human labels."""
+    fitted_on: tuple[str, ...] = ()
+    """`texts_key` of every pair that it was fitted on: the judge must not be measured on them."""
+    measured: tuple[EvalResult, ...] = ()
+    """Cross-validated figures: calibrated, uncalibrated and trivial rules on the same pairs."""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        """Content hash, for provenance."""
+        return content_hash(self)
+
+
+def calibrated(
+    calibration: Calibration, pair: ResponsePair, principles: Sequence[Principle], opinions: Sequence[Opinion], plain: Opinion
+) -> Opinion:
+    """Return the calibrated opinion about a pair.
+
+    Args:
+        calibration: how to weigh.
+        pair: its lengths count.
+        principles: that were asked.
+        opinions: one for each principle.
+        plain: the same, pooled without calibration.
+    """
+    by_length = calibration.length * length_difference(pair)
+    weights = [calibration.weights.get(p.id, 0.0) / len(principles) for p in principles]
+
+    def weigh(pooled: float | None, each: Sequence[float | None]) -> float | None:
+        if pooled is None or any(x is None for x in each):
+            return None
+        total = calibration.scale * pooled + math.fsum(w * x for w, x in zip(weights, each, strict=True) if x is not None) + by_length
+        return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, total))
+
+    log_odds = weigh(plain.log_odds, [o.log_odds for o in opinions])
+    assert log_odds is not None
+    first, second = weigh(plain.first, [o.first for o in opinions]), weigh(plain.second, [o.second for o in opinions])
+    return replace(plain, log_odds=log_odds, first=first, second=second)
+
+
+def length_difference(pair: ResponsePair) -> float:
+    """Return the log-ratio of the responses' word counts (plus one): above 0 where A is longer."""
+    a, b = (math.log(len(text.split()) + 1) for text in (pair.response_a, pair.response_b))
+    return a - b
+
+
+def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> None:
+    """Refuse a calibration that was fitted for another protocol, way of drawing principles, or model.
+
+    Raises:
+        RecipeError: naming every difference.
+    """
+    per_label = config.per_label if config.principles == "sample" else calibration.per_label
+    pairs = (
+        ("protocol", calibration.protocol, config.protocol),
+        ("principles", calibration.principles, config.principles),
+        ("per_label", calibration.per_label, per_label),
+        ("model", calibration.model, model),
+    )
+    wrong = [f"{name}: fitted for {theirs}, this judge has {mine}" for name, theirs, mine in pairs if theirs != mine]
+    if wrong:
+        raise RecipeError("feedback.calibration was fitted for another judge; fit it again: cai judge calibrate\n- " + "\n- ".join(wrong))
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read what `cai judge calibrate` wrote. Raises `DataError`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such calibration. Make one with: cai judge calibrate --pairs FILE -o {path}") from None
+    except (OSError, ValueError, *NOT_JSON) as e:
+        raise DataError(f"{path}: not a calibration ({e})") from e
+
+
+def calibration_of(config: FeedbackConfig, root: Path) -> Calibration | None:
+    """Return the calibration that a recipe names, from its workspace; None where it names none. Raises `DataError`."""
+    return read_calibration(root / config.calibration) if config.calibration is not None else None
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration file. Raises `StoreError`."""
+    write_text(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1).decode() + "\n")

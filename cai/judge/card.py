@@ -1,0 +1,99 @@
+"""What is known of a run's judge: measured on human-labelled pairs before its labels are used, and said loudly where it failed."""
+
+from pathlib import Path
+
+from cai.core.console import Reporter
+from cai.core.jsonl import write_records
+from cai.core.manifest import JudgeCard
+from cai.judge.bench import JudgeBench, judge_bench, unseen_by
+from cai.judge.calibration import Calibration
+from cai.judge.judge import Judge
+from cai.labels.load import limited, load_pairs
+from cai.recipe import FeedbackConfig, Recipe
+
+
+async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, reporter: Reporter) -> JudgeCard:
+    """Measure the run's judge on its bench pairs, and write the rows to `out`.
+
+    A calibrated judge is measured as calibrated, on the pairs that its calibration was not fitted on.
+
+    Raises:
+        DataError: the pairs can't be read.
+        ModelError: the judge can't go on.
+    """
+    config, calibration = recipe.feedback, judge.calibration
+    if config.bench_pairs is None:
+        write_records(out, [])
+        return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol), calibration=judge.calibration_hash)
+    loaded = load_pairs(root / config.bench_pairs).preferences
+    unseen = unseen_by(calibration, loaded)
+    if not unseen:
+        write_records(out, [])
+        note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash)
+    pairs = limited(unseen, config.bench_limit, recipe.seed)
+    reporter.progress(0, len(pairs), "bench pairs")
+    bench = await judge_bench(
+        pairs,
+        [config.protocol],
+        judge.model,
+        judge.templates,
+        judge.constitution,
+        config,
+        recipe.seed,
+        window=recipe.window,
+        on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs"),
+        calibration=calibration,
+    )
+    write_records(out, [*bench.protocols, *bench.baselines])
+    return judge_card(config, bench, calibration, len(loaded) - len(unseen))
+
+
+UNMEASURED = (
+    "The judge ({protocol}) was not measured against human labels (feedback.bench_pairs is null), so nothing shows that it beats always "
+    "taking the longer answer. Treat its labels, and everything trained on them, as unproven."
+)
+
+
+ALL_FITTED = (
+    "The judge ({protocol}) was not measured against human labels after calibration: it was fitted on every pair of {pairs}. Name others "
+    "in feedback.bench_pairs, or fit it on fewer. Treat its labels, and everything trained on them, as unproven."
+)
+
+
+def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibration | None = None, left_out: int = 0) -> JudgeCard:
+    """Put a bench's first protocol into a card, with a sentence that says what its labels are worth.
+
+    Args:
+        config: of the judge.
+        bench: what was measured.
+        calibration: that it was measured with.
+        left_out: bench pairs that the calibration was fitted on.
+    """
+    found = bench.protocols[0]
+    best = next((b for b in bench.baselines if b.name == found.best_baseline), None)
+    measured = (
+        f"{config.protocol} agrees with {config.bench_pairs} on {found.accuracy:.1%} of n = {found.n} [{found.low:.1%}, {found.high:.1%}]"
+    )
+    if calibration is not None:
+        measured += f", after calibration, on pairs not used to fit it ({left_out} left out)"
+    if best is not None:
+        measured += f"; the best trivial baseline ({best.name}) on {best.accuracy:.1%}"
+    verdict = (
+        "The judge beats the trivial baselines: "
+        if found.beats_baselines
+        else "THE JUDGE WAS NOT SHOWN TO BEAT THE TRIVIAL BASELINES: its labels, and everything trained on them, are unproven. "
+    )
+    return JudgeCard(
+        protocol=config.protocol,
+        measured=True,
+        pairs=config.bench_pairs or "",
+        accuracy=found.accuracy,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        beats_baselines=bool(found.beats_baselines),
+        best_baseline=found.best_baseline or "",
+        note=f"{verdict}{measured}.",
+        calibration="" if calibration is None else calibration.hash,
+    )

@@ -1,0 +1,243 @@
+"""Fits a judge's calibration to people's labels by regularised logistic regression, and says honestly what it gains.
+
+The candidates: one scale for the pooled log-odds (a temperature), and beside it a weight for every principle, at several strengths of
+regularisation towards that common scale. Which one is taken is decided inside each training fold (nested cross-validation), folds hold
+whole prompts, and every figure comes from pairs that neither the fit nor the choice has seen. What was fitted on all pairs in the end is
+for use on other pairs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.errors import DataError
+from cai.ids import split_fraction
+from cai.labels.agreement import share
+from cai.records import EvalResult
+from cai.stats import paired_bootstrap
+
+STRENGTHS = (0.003, 0.03, 0.3)
+"""How far principles' weights may leave the common scale: prior variances, in units of standardised columns."""
+SCALE_VARIANCE = 10.0
+"""Prior variance of the common scale and of the length's weight: next to none."""
+FOLDS = 5
+MIN_PAIRS = 40
+COIN = "coin"
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One pair with what the judge and people said of it, for the sides in their hashed order."""
+
+    key: str
+    prompt_key: str
+    """Pairs of one prompt stay in one fold."""
+    pooled: float
+    """The judge's log-odds that the first is better, uncalibrated."""
+    by_principle: Mapping[str, float]
+    length: float
+    """`length_difference`."""
+    people: float
+    """Probability, by people, that the first is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The weights, how they were chosen and what they are worth."""
+
+    scale: float
+    weights: dict[str, float]
+    length: float
+    method: str
+    measured: tuple[EvalResult, ...]
+    warnings: tuple[str, ...]
+
+
+def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> Fitted:
+    """Fit on all pairs, and measure by nested cross-validation.
+
+    Args:
+        pairs: what judge and people said.
+        use_length: also correct for a liking for long (or short) answers.
+        seed: of the folds and the bootstrap.
+
+    Raises:
+        DataError: see `check_enough`.
+    """
+    check_enough([p.prompt_key for p in pairs])
+    names = sorted({name for p in pairs for name in p.by_principle})
+    columns = _columns(pairs, names, use_length)
+    people = [p.people for p in pairs]
+    groups = [p.prompt_key for p in pairs]
+    held_out = [0.0] * len(pairs)
+    for train, test in _folds(groups, seed):
+        chosen = _choose(columns, people, groups, train, len(names), use_length, seed + 1)
+        weights = _fit(columns, people, train, chosen, len(names))
+        for i in test:
+            held_out[i] = _dot(columns[i], weights)
+    chosen = _choose(columns, people, groups, range(len(pairs)), len(names), use_length, seed + 1)
+    weights = _fit(columns, people, range(len(pairs)), chosen, len(names))
+    measured = _measured(pairs, held_out, use_length, seed)
+    by_principle = {name: w for name, w in zip(names, weights[1:], strict=False) if w}
+    length = weights[-1] if use_length else 0.0
+    method = "temperature" if chosen is None else f"principles, prior variance {chosen:g}"
+    return Fitted(weights[0], by_principle, length, method, measured, _warnings(weights[0], measured))
+
+
+def check_enough(prompt_keys: Sequence[str]) -> None:
+    """Refuse too few pairs, or too few prompts for the folds. Ask before the judge is asked: its answers cost.
+
+    Args:
+        prompt_keys: each labelled pair's.
+
+    Raises:
+        DataError: there are fewer than `MIN_PAIRS`, or fewer prompts than two per fold.
+    """
+    prompts = len(set(prompt_keys))
+    if len(prompt_keys) < MIN_PAIRS or prompts < 2 * FOLDS:
+        raise DataError(
+            f"{len(prompt_keys)} labelled pairs of {prompts} prompts; calibrating needs at least {MIN_PAIRS} pairs, of at least "
+            f"{2 * FOLDS} prompts. A few hundred give a useful answer: `cai human queue` says which to label next."
+        )
+
+
+def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) -> list[list[float]]:
+    """One row a pair: the pooled log-odds, each principle's share of them (0 where it wasn't asked), the length difference."""
+    return [
+        [
+            p.pooled,
+            *(p.by_principle.get(name, 0.0) / max(1, len(p.by_principle)) for name in names),
+            *([p.length] if use_length else []),
+        ]
+        for p in pairs
+    ]
+
+
+def _folds(groups: Sequence[str], seed: int, count: int = FOLDS) -> list[tuple[list[int], list[int]]]:
+    """Deal groups to folds in the order of their hashes; return the indices of each fold's training and test items."""
+    order = sorted(set(groups), key=lambda g: split_fraction(g, f"fold:{seed}"))
+    fold = {g: i % count for i, g in enumerate(order)}
+    return [([i for i, g in enumerate(groups) if fold[g] != f], [i for i, g in enumerate(groups) if fold[g] == f]) for f in range(count)]
+
+
+def _choose(
+    columns: Sequence[Sequence[float]],
+    people: Sequence[float],
+    groups: Sequence[str],
+    train: Sequence[int],
+    principles: int,
+    use_length: bool,
+    seed: int,
+) -> float | None:
+    """Return the strength with the lowest log loss in cross-validation inside the training items; None for the temperature alone."""
+    if principles < 2:
+        return None
+    losses: dict[float | None, float] = {}
+    for candidate in (None, *STRENGTHS):
+        losses[candidate] = 0.0
+        for inner, test in _folds([groups[i] for i in train], seed):
+            weights = _fit(columns, people, [train[i] for i in inner], candidate, principles)
+            losses[candidate] += sum(log_loss(_dot(columns[train[i]], weights), people[train[i]]) for i in test)
+    return min(losses, key=lambda c: losses[c])
+
+
+def _fit(
+    columns: Sequence[Sequence[float]], people: Sequence[float], train: Sequence[int], strength: float | None, principles: int
+) -> list[float]:
+    """Return one weight a column, those of principles 0 where only the temperature is fitted.
+
+    Columns are divided by their root mean square, not centred: centring would tell the sides apart. A column's prior variance is set by
+    scaling it.
+    """
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.array([columns[i] for i in train], dtype=np.float64)
+    y = np.array([people[i] for i in train], dtype=np.float64)
+    size = np.sqrt((x**2).mean(axis=0))
+    variance = np.full(x.shape[1], SCALE_VARIANCE)
+    variance[1 : 1 + principles] = strength or 0.0
+    factor = np.where(size > 0, np.sqrt(variance) / np.where(size > 0, size, 1.0), 0.0)
+    # A soft label is both answers, weighted.
+    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky")
+    model.fit(np.vstack([x * factor] * 2), np.repeat([1, 0], len(y)), sample_weight=np.concatenate([y, 1 - y]))
+    return [float(w) for w in model.coef_[0] * factor]
+
+
+def log_loss(log_odds: float, label: float) -> float:
+    """Return −y·log σ(x) − (1 − y)·log σ(−x).
+
+    >>> round(log_loss(0.0, 0.3), 4)
+    0.6931
+    """
+    return max(log_odds, 0.0) - label * log_odds + math.log1p(math.exp(-abs(log_odds)))
+
+
+def _dot(row: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(a * b for a, b in zip(row, weights, strict=True))
+
+
+def _right(log_odds: float, people: float) -> float:
+    return 0.5 if log_odds == 0 else float((log_odds > 0) == (people > 0.5))
+
+
+def _measured(pairs: Sequence[Labelled], held_out: Sequence[float], use_length: bool, seed: int) -> tuple[EvalResult, ...]:
+    """Compare the cross-validated answers with the judge as it was, and with rules that need no judge, pair by pair."""
+    decided = [i for i, p in enumerate(pairs) if p.people != 0.5]
+    answers = {
+        "calibrated": held_out,
+        "uncalibrated": [p.pooled for p in pairs],
+        "rule: longer": [p.length for p in pairs],
+        "rule: shorter": [-p.length for p in pairs],
+    }
+    if use_length:
+        answers["length alone, fitted"] = _length_alone(pairs, seed)
+    right = {name: [_right(x[i], pairs[i].people) for i in decided] for name, x in answers.items()}
+    results = [r for name, hits in right.items() if (r := share("accuracy", name, hits, "cross-validated")) is not None]
+    best = max((name for name in right if name not in ("calibrated", "uncalibrated")), key=lambda name: sum(right[name]))
+    for other in ("uncalibrated", best):
+        value, low, high = paired_bootstrap([a - b for a, b in zip(right["calibrated"], right[other], strict=True)], seed)
+        note = "the best rule on these pairs" if other == best else ""
+        results.append(EvalResult("accuracy_gain", f"calibrated over {other}", value, len(decided), low, high, note))
+    losses = {name: [log_loss(x, p.people) for x, p in zip(answers[name], pairs, strict=True)] for name in ("calibrated", "uncalibrated")}
+    losses[COIN] = [math.log(2.0)] * len(pairs)
+    for name in ("calibrated", "uncalibrated"):
+        results.append(EvalResult("log_loss", name, *_mean(losses[name], seed)))
+    for other in ("uncalibrated", COIN):
+        value, low, high = paired_bootstrap([b - a for a, b in zip(losses["calibrated"], losses[other], strict=True)], seed)
+        results.append(EvalResult("log_loss_gain", f"calibrated over {other}", value, len(pairs), low, high))
+    return tuple(results)
+
+
+def _mean(values: Sequence[float], seed: int) -> tuple[float, int, float, float]:
+    value, low, high = paired_bootstrap(values, seed)
+    return value, len(values), low, high
+
+
+def _length_alone(pairs: Sequence[Labelled], seed: int) -> list[float]:
+    """Return what a fit on length alone says of pairs that it hasn't seen."""
+    columns, people = [[p.length] for p in pairs], [p.people for p in pairs]
+    found = [0.0] * len(pairs)
+    for train, test in _folds([p.prompt_key for p in pairs], seed):
+        weights = _fit(columns, people, train, None, 0)
+        for i in test:
+            found[i] = _dot(columns[i], weights)
+    return found
+
+
+def _warnings(scale: float, measured: Sequence[EvalResult]) -> tuple[str, ...]:
+    """Say what a reader must not overlook."""
+    by_name: dict[tuple[str, str], Any] = {(r.name, r.model): r for r in measured}
+    found = []
+    if scale < 0:
+        found.append("the fitted scale is below 0: on these pairs people prefer what this judge finds worse, so calibration turns it round")
+    if by_name["log_loss_gain", f"calibrated over {COIN}"].low <= 0:
+        found.append("the calibrated judge was not shown to know more than a coin")
+    if by_name["log_loss_gain", "calibrated over uncalibrated"].low <= 0:
+        found.append("calibration was not shown to lower the log loss")
+    over_rule = next(r for r in measured if r.name == "accuracy_gain" and r.note)
+    if over_rule.low <= 0:
+        rule = over_rule.model.removeprefix("calibrated over ")
+        found.append(f"the calibrated judge was not shown to beat the best trivial rule ({rule})")
+    return tuple(found)

@@ -1,0 +1,254 @@
+"""What `cai human` does: labels in and out, agreement among people and of judges with them, and what people should label next."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from cai.core.jsonl import read_records, refuse_overwriting, write_records
+from cai.core.workspace import RunDirectory, find_run
+from cai.data.export import label_tasks, write_tasks
+from cai.data.filters import normalise, sides_by_hash, texts_key
+from cai.data.rows import source_files
+from cai.errors import DataError, RecipeError
+from cai.labels.agreement import gold_accuracy, group_agreement, people_agreement
+from cai.labels.load import LoadedLabels, PairFormat, load_labels, load_pairs, local_sources
+from cai.labels.people import described, load_people
+from cai.labels.pooling import consensus, pair_key
+from cai.labels.queue import Queued, choose_pairs
+from cai.recipe import Pooling, load_recipe
+from cai.records import EvalResult, Failure, HumanLabel, Judgment, Preference, Prompt, PromptKind, ResponsePair, ScoredPair
+
+OutFormat = Literal["label-studio", "preferences"]
+QueueBy = Literal["uncertainty", "disagreement", "conflict"]
+PREFERENCES = ("preferences", "preferences_heldout")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import read and wrote."""
+
+    out: str
+    labels: int
+    pairs: int
+    annotators: int
+    rows: int
+    formats: tuple[str, ...]
+    rejected: dict[str, int]
+    """Reason to count."""
+    rejects: str | None
+    """File that names every rejected row; None where there is none."""
+    doubts: dict[str, int]
+    """What an export leaves unsaid about labels that were taken all the same, to their count."""
+    undescribed: tuple[str, ...]
+    """Annotators whom `people` doesn't have."""
+
+
+def import_labels(
+    files: Sequence[Path], out: Path, format: str, kind: PromptKind | None, columns: Mapping[str, str], people: Path | None = None
+) -> tuple[Imported, tuple[Failure, ...]]:
+    """Read people's labels from files of any known format into one file of `HumanLabel` records.
+
+    Args:
+        files: what people published or a labelling tool exported.
+        out: JSONL file to write; rows that can't be used go to `NAME.rejected.jsonl` beside it.
+        format: of all files; `auto` recognises each.
+        kind: for prompts that don't say it themselves.
+        columns: our name of a column to theirs.
+        people: table of annotators with their attributes, for exports that have none.
+
+    Raises:
+        DataError: listing every file that can't be read; or `out` is one of them; or `people` describes no annotator of theirs.
+        StoreError: `out` can't be written.
+    """
+    refuse_overwriting(out, [*files, *([people] if people else [])])
+    labels, failures, loaded = read_label_files(files, format, kind, columns)
+    undescribed: tuple[str, ...] = ()
+    if people is not None:
+        labels, undescribed = described(labels, load_people(people), people)
+    write_records(out, labels)
+    rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
+    if failures:
+        write_records(rejects, failures)
+    else:
+        rejects.unlink(missing_ok=True)
+    reasons: dict[str, int] = {}
+    for f in failures:
+        reasons[f.reason] = reasons.get(f.reason, 0) + 1
+    return Imported(
+        str(out),
+        len(labels),
+        len({pair_key(label) for label in labels}),
+        len({label.annotator for label in labels if label.annotator}),
+        sum(part.rows for part in loaded),
+        tuple(part.format for part in loaded),
+        reasons,
+        str(rejects) if failures else None,
+        dict(sum((Counter(part.doubts) for part in loaded), Counter[str]())),
+        undescribed,
+    ), failures
+
+
+def read_label_files(
+    files: Sequence[Path], format: str = "auto", kind: PromptKind | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[tuple[HumanLabel, ...], tuple[Failure, ...], tuple[LoadedLabels, ...]]:
+    """Read labels from several files. Raises `DataError` listing every file that can't be read."""
+    loaded: list[LoadedLabels] = []
+    problems: list[str] = []
+    for path in files:
+        try:
+            loaded.append(load_labels(path, cast(PairFormat, format), kind, columns))
+        except DataError as e:
+            problems.append(str(e))
+    if problems:
+        raise DataError("\n".join(problems))
+    labels = tuple(label for part in loaded for label in part.labels)
+    return labels, tuple(f for part in loaded for f in part.failures), tuple(loaded)
+
+
+def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoothing: float) -> tuple[int, tuple[str, ...]]:
+    """Write tasks for people, or people's labels as soft preferences.
+
+    Args:
+        what: a file of labels or pairs; or, for tasks, a run, whose preferences become tasks.
+        out: a folder for tasks, a JSONL file for preferences.
+        format: `label-studio` or `preferences`.
+        pooling: how several labels of a pair become one.
+        smoothing: see `pool_labels`.
+
+    Returns:
+        How many, and the files written.
+
+    Raises:
+        DataError: there is nothing to write, or `out` is what is read.
+    """
+    if format == "preferences":
+        refuse_overwriting(out, [Path(what)])
+        pairs = load_pairs(Path(what), pooling=pooling, smoothing=smoothing).preferences
+        return write_records(out, pairs), (str(out),)
+    tasks = label_tasks(_pairs_of(what))
+    if not tasks:
+        raise DataError(f"{what}: no pair to make a task of")
+    write_tasks(tasks, out / "tasks.json")
+    return len(tasks), (str(out / "tasks.json"), str(out / "labeling_config.xml"))
+
+
+def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
+    if Path(what).is_file():
+        labels, _, _ = read_label_files([Path(what)])
+        return [(label.pair.prompt, label.pair.response_a, label.pair.response_b) for label in labels]
+    try:
+        run = find_run(what)
+    except (DataError, RecipeError) as e:
+        raise DataError(f"{what}: no such file, and no run either ({e})") from e
+    paths = [run.data(name) for name in PREFERENCES if run.data(name).exists()]
+    if not paths:
+        raise DataError(f"{what}: the run has no preferences yet. `cai run RECIPE` makes them.")
+    return [(p.prompt, p.chosen, p.rejected) for path in paths for p in read_records(path, Preference)]
+
+
+def measure_people(labels: Sequence[HumanLabel], gold: Path | None, seed: int) -> list[EvalResult]:
+    """Return agreement among people, by group where attributes are known, and against gold questions where they are given.
+
+    Raises:
+        DataError: the gold file can't be read, or shares no pair with the labels.
+    """
+    results = [*people_agreement(labels, seed), *group_agreement(labels, seed)]
+    if gold is not None:
+        answers = gold_answers(gold)
+        right = gold_accuracy(labels, answers)
+        if not right:
+            raise DataError(f"{gold}: none of its {len(answers)} pairs was labelled by a person with a name")
+        results += right
+    return results
+
+
+def gold_answers(path: Path) -> dict[str, float]:
+    """Return the right answers to gold questions: pair to the probability that the first side, in hashed order, is better."""
+    answers = {}
+    for p in load_pairs(path).preferences:
+        first, _ = sides_by_hash(p.prompt, p.chosen, p.rejected)
+        answers[texts_key(p.prompt, p.chosen, p.rejected)] = p.p_chosen if first == p.chosen else 1.0 - p.p_chosen
+    return answers
+
+
+def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | None, labels: Sequence[Path]) -> list[Queued]:
+    """Return the pairs of a run that people should label next, and write them if asked.
+
+    Args:
+        run: whose pairs.
+        root: its workspace, where the recipe's human labels are.
+        by: `uncertainty`: the judge is near ½; `disagreement`: the reward ensemble's members differ most; `conflict`: people and the judge
+            want different sides, so that another person should look.
+        n: how many.
+        out: `.jsonl` for pairs with score and reason; any other name for Label Studio tasks. None writes nothing.
+        labels: files of people's labels, beside those of the recipe. Pairs in them are not asked again, but for `conflict`.
+
+    Raises:
+        DataError: the run has not got what is needed, or nothing is left to ask.
+    """
+    recipe = load_recipe(run.path / "recipe.yaml")
+    files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]
+    refuse_overwriting(out, files)
+    people = consensus(read_label_files(files)[0]) if files else {}
+    candidates = {"uncertainty": _uncertain, "disagreement": _disputed, "conflict": _conflicting}[by](run, people)
+    chosen = choose_pairs(candidates, n, frozenset() if by == "conflict" else frozenset(people))
+    if not chosen:
+        raise DataError(f"{run.path}: no pair to ask people about by {by}{'' if candidates else ': there are no candidates'}")
+    if out is not None and out.suffix == ".jsonl":
+        write_records(out, chosen)
+    elif out is not None:
+        write_tasks(label_tasks((c.pair.prompt, c.pair.response_a, c.pair.response_b) for c in chosen), out)
+    return chosen
+
+
+def _judged_pairs(run: RunDirectory) -> list[tuple[ResponsePair, float]]:
+    if not run.data("judgments").exists():
+        raise DataError(f"{run.path}: has no judgments yet. Run its feedback stage: cai label {run.path.name}")
+    judged = {j.pair_id: j.p_a for j in read_records(run.data("judgments"), Judgment) if j.p_a is not None}
+    pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+    return [(p, judged[p.id]) for p in pairs if p.id in judged]
+
+
+def _uncertain(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    return [Queued(p, 0.5 - abs(p_a - 0.5), f"the judge says {p_a:.3f} for A") for p, p_a in _judged_pairs(run)]
+
+
+def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    path = run.data("reward_scores")
+    scored = list(read_records(path, ScoredPair)) if path.exists() else []
+    if not any(len(s.chosen.members) > 1 for s in scored):
+        raise DataError(
+            f"{run.path}: no scores of a reward ensemble, whose members could disagree. Train one (--set reward.members=4) and run the "
+            "reward stage, or ask by uncertainty"
+        )
+    by_id = {s.pair_id: s for s in scored if not s.source.startswith("human:")}
+    preferences = [p for name in PREFERENCES if run.data(name).exists() for p in read_records(run.data(name), Preference)]
+    return [
+        Queued(
+            ResponsePair(p.prompt, p.chosen, p.rejected, p.source, p.provenance),
+            by_id[p.id].disagreement,
+            f"the members' margins have a standard deviation of {by_id[p.id].disagreement:.3f}",
+        )
+        for p in preferences
+        if p.id in by_id
+    ]
+
+
+def _conflicting(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
+    found, shared = [], 0
+    for pair, p_a in _judged_pairs(run):
+        label = people.get(texts_key(pair.prompt, pair.response_a, pair.response_b))
+        if label is None or label.p_a == 0.5:
+            continue
+        shared += 1
+        said = label.p_a if normalise(label.pair.response_a) == normalise(pair.response_a) else 1.0 - label.p_a
+        if (said - 0.5) * (p_a - 0.5) < 0:
+            found.append(Queued(pair, abs(said - p_a), f"people say {said:.3f} for A, the judge {p_a:.3f}"))
+    if not shared:
+        raise DataError(
+            f"{run.path}: people have labelled none of the pairs that the judge has. Choose some (cai human queue --by "
+            "uncertainty), have them labelled, and name the file with --labels"
+        )
+    return found

@@ -1,0 +1,305 @@
+"""What people said about pairs, in the formats that it is published and exported in: as labels, or pooled into `Preference`s.
+
+Serves `cai human import`, `cai judge bench --pairs`, human labels in a mixture, and reading back what `export` wrote. The format is
+recognised from the first row that can be read, then every row is held to it. Rows that can't be used are named and counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from cai.data.benchmarks import REWARDBENCH_COLUMNS
+from cai.data.conversations import RowFault, is_transcript
+from cai.data.filters import softened
+from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
+from cai.errors import DataError
+from cai.ids import split_fraction
+from cai.labels.pair_formats import read_cai, read_hh, read_hhh, read_rewardbench, read_trl, read_ultrafeedback
+from cai.labels.pooling import pool_labels
+from cai.labels.readings import PairRow
+from cai.labels.vote_formats import COLUMNS, is_argilla, is_column, is_table, read_argilla, read_label_studio, read_labels, read_table
+from cai.recipe import HumanSource, Pooling
+from cai.records import Failure, HumanLabel, Preference, PromptKind
+
+PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "labels", "table", "label-studio", "argilla", "rewardbench"]
+STAGE = "human"
+_READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]] = {
+    "cai": read_cai,
+    "trl": read_trl,
+    "hh": read_hh,
+    "hhh": read_hhh,
+    "ultrafeedback": read_ultrafeedback,
+    "labels": read_labels,
+    "table": read_table,
+    "label-studio": read_label_studio,
+    "argilla": read_argilla,
+    "rewardbench": read_rewardbench,
+}
+assert tuple(_READERS) == get_args(PairFormat)
+_INNER = ("data", "fields")
+"""Where a Label Studio task and an Argilla record keep their columns."""
+
+
+def load_pairs(
+    path: Path,
+    format: PairFormat | Literal["auto"] = "auto",
+    kind: PromptKind | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    pooling: Pooling = "votes",
+    smoothing: float = 0.0,
+) -> "LoadedPairs":
+    """Load labelled pairs from a file.
+
+    Labels with an annotator become one soft preference for each pair; rows without one stay a preference each. What has no direction
+    (a tie, the same text twice, prompts that differ) is a counted failure: nothing is guessed.
+
+    Args:
+        path: JSONL, JSON array, CSV or Parquet, plain or `.gz`.
+        format: `trl` (`chosen`, `rejected`, and `prompt` unless both share it), `hh` (transcripts), `hhh` (`text_correct`,
+            `text_incorrect`), `ultrafeedback` (conversations with `score_chosen`, `score_rejected`), `label-studio` and `argilla` (their
+            exports), `table` (two responses and a choice in every row), `rewardbench` (`subset` says what a prompt asks for), `labels` and
+            `cai` (its own records), or `auto`.
+        kind: for rows that don't say it themselves; otherwise `other`.
+        limit: keep this many, chosen by hash of the seed and the pair's id; a higher limit only adds.
+        seed: see `limit`.
+        pooling: how several people's labels of one pair become one.
+        smoothing: see `pool_labels`.
+
+    Raises:
+        DataError: the file can't be read, its format isn't recognised, or it has no usable pair.
+    """
+    return _pairs(read_rows(path), path.name, str(path), format, kind, limit, seed, pooling, smoothing)
+
+
+def load_labels(
+    path: Path,
+    format: PairFormat | Literal["auto"] = "auto",
+    kind: PromptKind | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> "LoadedLabels":
+    """Load every person's labels from a file, ties too.
+
+    Args:
+        path: as for `load_pairs`.
+        format: as for `load_pairs`.
+        kind: as for `load_pairs`.
+        columns: our name of a column to the file's name of it.
+
+    Raises:
+        DataError: the file can't be read, its format isn't recognised, or it has no label of a person; a column is none of ours, or isn't
+            in the file.
+    """
+    if unknown := [ours for ours in columns or () if not is_column(ours)]:
+        raise DataError(f"no format has a column {', '.join(map(repr, unknown))} that could be read from another; there are: {COLUMNS}")
+    readings, failures, found, rows = _read(read_rows(path), path.name, str(path), format, kind, columns or {})
+    labels = []
+    for where, one in readings:
+        if one.by_person:
+            labels.append(one.label)
+        else:
+            failures.append(Failure(STAGE, where, "not_human", f"its source is {one.preference.source}: not a person's label"))
+    if not labels:
+        raise _nothing(str(path), "label", rows, found, failures)
+    return LoadedLabels(tuple(labels), tuple(failures), found, rows, Counter(one.doubt for _, one in readings if one.doubt))
+
+
+def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
+    """Load the pairs of a labelled file, ties and a model's labels too, for people to label anew.
+
+    Returns:
+        The pairs, of which only the texts are meant, and the rows that are none.
+
+    Raises:
+        DataError: the file can't be read, or its format isn't recognised.
+    """
+    readings, failures, _, _ = _read(read_rows(path), path.name, str(path), "auto", None, {})
+    return tuple(one.preference for _, one in readings), tuple(failures)
+
+
+def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
+    """Load the human labels of a recipe, with each source's weight, temperature and noise.
+
+    Returns:
+        The preferences and the rows that are none.
+
+    Raises:
+        DataError: listing every source that can't be loaded.
+    """
+    preferences: list[Preference] = []
+    failures: list[Failure] = []
+    problems: list[str] = []
+    for source in sources:
+        try:
+            for rows, name, where in _source_rows(source, root):
+                loaded = _pairs(rows, name, where, "auto", source.kind, source.limit, seed, source.pooling, source.smoothing)
+                preferences.extend(softened(p, source) for p in loaded.preferences)
+                failures.extend(loaded.failures)
+        except DataError as e:
+            problems.append(str(e))
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(preferences), tuple(failures)
+
+
+def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> tuple[Preference, ...]:
+    """Keep so many preferences, chosen by hash of the seed and their ids, in their order; a higher limit only adds."""
+    if limit is None or limit >= len(preferences):
+        return tuple(preferences)
+    order = sorted(range(len(preferences)), key=lambda i: (split_fraction(preferences[i].id, f"limit:{seed}"), i))
+    return tuple(preferences[i] for i in sorted(order[:limit]))
+
+
+def local_sources(sources: Sequence[HumanSource]) -> list[str]:
+    """Return the paths and globs of the human labels that lie on this disk."""
+    return [s.path for s in sources if not s.path.startswith(HUB)]
+
+
+def _source_rows(source: HumanSource, root: Path) -> Iterator[tuple[Iterable[Row], str, str]]:
+    if source.path.startswith(HUB):
+        yield dataset_rows(source.path.removeprefix(HUB), source.split, source.path), source.path, source.path
+        return
+    for path in source_files(source.path, root):
+        rows = dataset_rows(str(path), source.split, source.path) if path.is_dir() else read_rows(path)
+        yield rows, path.name, str(path)
+
+
+def _pairs(
+    rows: Iterable[Row],
+    name: str,
+    where: str,
+    format: str,
+    kind: PromptKind | None,
+    limit: int | None,
+    seed: int,
+    pooling: Pooling,
+    smoothing: float,
+) -> "LoadedPairs":
+    readings, failures, found, count = _read(rows, name, where, format, kind, {})
+    named = [one.label for _, one in readings if one.annotator and one.by_person]
+    made = [(at, one.preference) for at, one in readings if not (one.annotator and one.by_person)]
+    made += [(where, p) for p in pool_labels(named, pooling, smoothing)]
+    preferences: list[Preference] = []
+    for at, preference in made:
+        if preference.p_chosen == 0.5:
+            failures.append(Failure(STAGE, at, "tie", "neither response is preferred"))
+        else:
+            preferences.append(preference if preference.p_chosen > 0.5 else preference.swapped())
+    if not preferences:
+        raise _nothing(where, "pair", count, found, failures)
+    return LoadedPairs(limited(preferences, limit, seed), tuple(failures), found)
+
+
+def _read(
+    rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]
+) -> tuple[list[tuple[str, PairRow]], list[Failure], PairFormat, int]:
+    """Read rows in one format; return readings with where they are from, failures, the format and how many rows there were."""
+    if format != "auto" and format not in _READERS:
+        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(_READERS)}")
+    found: PairFormat | None = None if format == "auto" else format  # type: ignore[assignment]  # just checked
+    readings: list[tuple[str, PairRow]] = []
+    failures: list[Failure] = []
+    count = 0
+    absent = set(columns.values())
+    for row in rows:
+        count += 1
+        try:
+            value = _mapping(row)
+            absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
+            value = _renamed(value, columns)
+            found = found or _recognise(value, row.where)
+            for one in _READERS[found](value, f"human:{name}", kind):
+                if isinstance(one, RowFault):
+                    failures.append(Failure(STAGE, row.where, one.reason, one.detail))
+                else:
+                    readings.append((row.where, one))
+        except RowFault as e:
+            failures.append(Failure(STAGE, row.where, e.reason, e.detail))
+        except RecursionError:
+            failures.append(Failure(STAGE, row.where, "unreadable", "nested too deeply"))
+    if absent and count:
+        raise DataError(
+            f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
+        )
+    if found is None:
+        raise _nothing(where, "pair", count, None, failures)
+    return readings, failures, found, count
+
+
+def _nothing(where: str, what: str, rows: int, found: str | None, failures: Sequence[Failure]) -> DataError:
+    first = "".join(f"\n  {f.item_id}: {f.reason}: {f.detail}" for f in failures[:5])
+    return DataError(f"{where}: no usable {what} in {rows} rows{f' read as {found}' if found else ''}{first}")
+
+
+def _mapping(row: Row) -> dict[str, Any]:
+    if row.fault:
+        raise RowFault("unreadable", row.fault)
+    if not isinstance(row.value, dict):
+        raise RowFault("not_a_row", f"expected a mapping, found {type(row.value).__name__}")
+    return row.value
+
+
+def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Add our names to a row's columns, and to those of a task's `data` or a record's `fields`."""
+    if not columns:
+        return row
+    inner = {part: _renamed(row[part], columns) for part in _INNER if isinstance(row.get(part), dict)}
+    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
+
+
+def _recognise(row: dict[str, Any], where: str) -> PairFormat:
+    """Tell a file's format from a row's columns.
+
+    Raises:
+        DataError: none fits.
+    """
+    if {"text_correct", "text_incorrect"} <= row.keys():
+        return "hhh"
+    if isinstance(row.get("data"), dict) and "annotations" in row:
+        return "label-studio"
+    if isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys():
+        return "labels"
+    if is_argilla(row):
+        return "argilla"
+    if is_table(row):
+        return "table"
+    if {"chosen", "rejected"} <= row.keys():
+        if isinstance(row.get("prompt"), dict) and "p_chosen" in row:
+            return "cai"
+        if {"score_chosen", "score_rejected"} <= row.keys():
+            return "ultrafeedback"
+        if row.keys() >= REWARDBENCH_COLUMNS:
+            return "rewardbench"
+        if row.get("prompt") is None and isinstance(row["chosen"], str) and is_transcript(row["chosen"]):
+            return "hh"
+        return "trl"
+    raise DataError(
+        f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
+        "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
+        "or an export of Label Studio or Argilla."
+    )
+
+
+@dataclass(frozen=True)
+class LoadedPairs:
+    """Labelled pairs and the rows that are none."""
+
+    preferences: tuple[Preference, ...]
+    failures: tuple[Failure, ...]
+    """`item_id` is FILE:LINE; FILE alone for a pair whose pooled labels are even."""
+    format: PairFormat
+
+
+@dataclass(frozen=True)
+class LoadedLabels:
+    """Every person's labels, and what could not be used."""
+
+    labels: tuple[HumanLabel, ...]
+    failures: tuple[Failure, ...]
+    """`item_id` is FILE:LINE."""
+    format: PairFormat
+    rows: int
+    doubts: Mapping[str, int]
+    """See `PairRow.doubt`, to how many labels have it."""

@@ -1,0 +1,83 @@
+"""Readers of formats that say which response was chosen: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from cai.data.benchmarks import rewardbench_kind
+from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
+from cai.labels.readings import PairRow, Side, checked, column, number, reading, side, with_person
+from cai.records import Preference, PromptKind
+
+Row = dict[str, Any]
+
+
+def read_hh(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """`chosen` and `rejected` are whole transcripts."""
+    yield reading(_transcript(row, "chosen"), _transcript(row, "rejected"), _p_chosen(row), row, source, kind)
+
+
+def read_hhh(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """`text_correct` and `text_incorrect` are whole transcripts."""
+    yield reading(_transcript(row, "text_correct"), _transcript(row, "text_incorrect"), _p_chosen(row), row, source, kind)
+
+
+def read_trl(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """`chosen`, `rejected`, and `prompt` unless both share it."""
+    chosen, rejected = column(row, "chosen"), column(row, "rejected")
+    prompt = row.get("prompt")
+    if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen):
+        prompt, chosen, rejected = _shared_prefix(chosen, rejected)
+    yield reading(side(prompt, chosen), side(prompt, rejected), _p_chosen(row), row, source, kind)
+
+
+def read_ultrafeedback(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """Conversations with scores, which must agree with the label."""
+    high, low = row.get("score_chosen"), row.get("score_rejected")
+    if not isinstance(high, int | float) or not isinstance(low, int | float):
+        raise RowFault("no_score", f"score_chosen and score_rejected must be numbers, found {high!r} and {low!r}")
+    if high == low:
+        raise RowFault("tie", f"both responses have the score {high}")
+    if high < low:
+        raise RowFault("contradiction", f"the chosen response has the lower score: {high} against {low}")
+    yield from read_trl(row, source, kind)
+
+
+def read_rewardbench(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """TRL's columns, and a `subset` that says what the prompt asks for."""
+    subset = column(row, "subset")
+    yield from read_trl({**row, "kind": kind or rewardbench_kind(subset), "category": subset}, source, kind)
+
+
+def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
+    """`Preference` records; their source stays theirs."""
+    try:
+        p = msgspec.convert(row, Preference)
+    except msgspec.ValidationError as e:
+        raise RowFault("not_a_preference", str(e)) from e
+    if p.prompt.kind == "other" and kind:
+        p = replace(p, prompt=replace(p.prompt, kind=kind))
+    yield checked(with_person(p, row, as_shown=False))
+
+
+def _p_chosen(row: Row) -> float:
+    return number(row, "p_chosen", 1.0, high=1.0)
+
+
+def _transcript(row: Row, name: str) -> Side:
+    text = column(row, name)
+    if not isinstance(text, str):
+        raise RowFault("not_a_transcript", f"{name} must be a text, found {type(text).__name__}")
+    return split_last_turn(parse_transcript(text))
+
+
+def _shared_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split two texts after the whole words that they begin with alike: TRL's implicit prompt."""
+    end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
+    while end > 0 and not chosen[end - 1].isspace():
+        end -= 1
+    if not chosen[:end].strip():
+        raise RowFault("no_prompt", "no `prompt` column, and the texts share no beginning that could be the prompt")
+    return chosen[:end].strip(), chosen[end:], rejected[end:]

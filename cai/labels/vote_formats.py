@@ -1,0 +1,271 @@
+"""Readers of formats that say what each person answered: `cai`'s own labels, tables, Label Studio and Argilla exports.
+
+One row may hold several people's answers; one of them that can't be read is a fault of its own and takes no other with it. What the
+tools export was seen from Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records); Argilla's 1.x datasets
+of the Hub were read in its documentation and source.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from cai.data.conversations import RowFault
+from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairRow, Side, checked, column, name_of, number, reading, side
+from cai.records import HumanLabel, Preference, PromptKind
+
+Row = dict[str, Any]
+Found = PairRow | RowFault
+RESPONSES = (("response_a", "response_b"), ("response_1", "response_2"), ("response1", "response2"), ("response-1", "response-2"))
+CHOICES = ("choice", "better", "preference", "preferred", "winner", "label", "vote")
+PROMPTS = ("messages", "prompt", "instruction", "question", "input")
+_COLUMNS = frozenset(
+    (
+        *(name for pair in RESPONSES for name in pair), *CHOICES, *PROMPTS, *WHO, "p_a", "kind", "category", "weight", "source",
+        "principle_ids", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected", "subset", "text_correct", "text_incorrect",
+    )
+)  # fmt: skip
+COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRIBUTE_PREFIXES)}"
+"""What `is_column` knows, in words."""
+_FIRST = frozenset(("a", "1", "left", "first", "chosen", *(pair[0] for pair in RESPONSES), "response a", "response 1", "option a"))
+_SECOND = frozenset(("b", "2", "right", "second", "rejected", *(pair[1] for pair in RESPONSES), "response b", "response 2", "option b"))
+NO_STATUS = "the export doesn't say which answers are drafts or were discarded, so they count as well; to_list(flatten=True) says it"
+"""Argilla 2's `to_json` and nested `to_list` leave the status of a response out."""
+_TIE = frozenset(("tie", "equal", "equally good", "draw", "same", "both", "neither", "no preference"))
+
+
+def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
+    """`HumanLabel` records: what `cai human import` writes."""
+    try:
+        label = msgspec.convert(row, HumanLabel)
+    except msgspec.ValidationError as e:
+        raise RowFault("not_a_label", str(e)) from e
+    if not 0.0 <= label.p_a <= 1.0:
+        raise RowFault("bad_number", f"p_a is {label.p_a!r}; expected a number from 0 to 1")
+    pair, by = label.pair, label.pair.provenance
+    preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by)
+    yield checked(PairRow(preference, True, label.annotator, label.time, label.attributes))
+
+
+def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
+    """A row for every answer: `prompt` or `messages`, two responses, `choice` or `p_a`; Label Studio's CSV and JSON-MIN too."""
+    sides = sides_of(row)
+    if row.get("p_a") not in (None, ""):
+        p_a = number(row, "p_a", 0.0, high=1.0)
+    else:
+        name = next((c for c in CHOICES if row.get(c) not in (None, "")), None) or next((c for c in row if _is_pairwise(row[c])), None)
+        if name is None:
+            raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; name another with --column choice=…")
+        p_a = p_first(row[name])
+    yield reading(*sides, p_a, row, source, kind, as_shown=True)
+
+
+def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
+    """A task with everybody's annotations. A person's last complete answer to it counts; skips and drafts are faults."""
+    data = row["data"] if isinstance(row.get("data"), dict) else {}
+    sides = sides_of(data)
+    annotations = [a for a in _listed(row.get("annotations")) if isinstance(a, dict)]
+    drafts = [d for d in _listed(row.get("drafts")) if not isinstance(d, dict) or d.get("annotation") is None]
+    if not annotations and not drafts:
+        raise RowFault("not_labelled", "the task has no annotation")
+
+    def one(annotation: Row) -> PairRow:
+        if annotation.get("was_cancelled"):
+            raise RowFault("skipped", f"annotator {name_of(annotation.get('completed_by', ''))} skipped the task")
+        results = _about_the_pair([r for r in _listed(annotation.get("result")) if isinstance(r, dict)])
+        if not results:
+            raise RowFault("not_labelled", "the annotation has no pairwise or single choice")
+        p_a = p_first([r.get("value") for r in results])
+        who = {**{k: v for k, v in data.items() if k in ("attributes", "rater_attributes")}, **annotation}
+        return reading(*sides, p_a, data, source, kind, as_shown=True, who=who)
+
+    yield from _each(annotations, one)
+    for draft in drafts:  # an unfinished change of an annotation leaves what was submitted
+        who = name_of(draft.get("user")) if isinstance(draft, dict) else ""
+        yield RowFault("not_submitted", f"a draft{f' of {who}' if who else ''} was not submitted")
+
+
+def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
+    """A record with everybody's responses to its question about the two answers; drafts and discarded ones are faults."""
+    nested = isinstance(row.get("fields"), dict)
+    fields: Row = row["fields"] if nested else row
+    names, sides = _named_sides(fields)
+    responses = _argilla_responses(row)
+    if not responses:
+        if text := next((key for key, value in row.items() if key.endswith(".responses") and isinstance(value, str) and value), None):
+            raise RowFault("unreadable", f"{text} is a text here; a CSV can't hold lists, so export as JSON Lines or Parquet")
+        raise RowFault("not_labelled", "the record has no response")
+    about = {**fields, **(row["metadata"] if isinstance(row.get("metadata"), dict) else {})}
+
+    def one(response: Row) -> PairRow:
+        if response.get("status") not in (None, "submitted"):
+            raise RowFault("not_submitted", f"the response of {response.get('user_id')} is {response.get('status')}")
+        found = reading(*sides, _argilla_choice(response.get("value"), names), about, source, kind, as_shown=True, who=response)
+        return found if "status" in response or not nested else replace(found, doubt=NO_STATUS)
+
+    yield from _each(responses, one)
+
+
+def p_first(value: Any) -> float:
+    """Return 1 where an answer names the first response, 0 for the second, ½ for a tie.
+
+    >>> p_first("Left"), p_first([{"choices": ["B"]}]), p_first({"selected": "left"}), p_first("tie")
+    (1.0, 0.0, 1.0, 0.5)
+
+    Raises:
+        RowFault: it names neither, or more than one thing.
+    """
+    if isinstance(value, dict):
+        inner = [value[key] for key in ("selected", "choices", "choice", "value") if value.get(key) is not None]
+        value = inner[0] if len(inner) == 1 else None
+    if isinstance(value, list | tuple):
+        answers = {p_first(v) for v in value}
+        if len(answers) != 1:
+            raise RowFault("no_choice", f"expected one answer, found {list(value)!r}")
+        return answers.pop()
+    said = str(value).strip().casefold() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if said.startswith("["):  # a cell of a CSV export
+        try:
+            return p_first(msgspec.json.decode(said.encode()))
+        except msgspec.DecodeError as e:
+            raise RowFault("no_choice", f"not readable as an answer: {said[:60]}") from e
+    for names, p in ((_FIRST, 1.0), (_SECOND, 0.0), (_TIE, 0.5)):
+        if said in names:
+            return p
+    raise RowFault("no_choice", f"{value!r} names neither response; expected A, B or tie (left, right; 1, 2; the column's name)")
+
+
+def is_column(name: str) -> bool:
+    """Whether some format has a column of this name, so that a file's column may be read as it."""
+    return name in _COLUMNS or name.startswith(ATTRIBUTE_PREFIXES) or ".responses" in name
+
+
+def is_argilla(row: Mapping[str, Any]) -> bool:
+    """Whether a row has the columns of an Argilla export."""
+    if isinstance(row.get("fields"), dict) and "responses" in row:
+        return True
+    return any(key.endswith(".responses") for key in row) or any(_is_argilla_v1(value) for value in row.values())
+
+
+def is_table(row: Mapping[str, Any]) -> bool:
+    """Whether a row has two responses side by side."""
+    return any(set(pair) <= row.keys() for pair in RESPONSES)
+
+
+def _each(items: list[Row], one: Callable[[Row], PairRow]) -> Iterator[Found]:
+    for item in items:
+        try:
+            yield one(item)
+        except RowFault as e:
+            yield e
+
+
+def _named_sides(fields: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[Side, Side]]:
+    names = next((pair for pair in RESPONSES if set(pair) <= fields.keys()), None)
+    if names is None:
+        raise RowFault("no_column", f"expected response_a and response_b, found {', '.join(map(str, fields))}; name them with --column")
+    asked = next((fields[p] for p in PROMPTS if fields.get(p) not in (None, "")), None)
+    if asked is None:
+        raise RowFault("no_column", f"expected one of {', '.join(PROMPTS)}, found {', '.join(map(str, fields))}; name it with --column")
+    prompt = _decoded(asked)
+    first, second = (_decoded(column(fields, name)) for name in names)
+    return names, (side(prompt, first), side(prompt, second))
+
+
+def _about_the_pair(results: list[Row]) -> list[Row]:
+    """Return what an annotation says of the two responses: its set-up may ask other things too, as a table may have other columns.
+
+    It is the control that is named like a column of ours, else the one that is pairwise, else the only one.
+
+    Raises:
+        RowFault: there are several, and nothing tells them apart.
+    """
+    choices = [r for r in results if r.get("type") in ("pairwise", "choices")]
+    controls = {str(r.get("from_name")): r["type"] for r in choices}
+    name = next((c for c in CHOICES if c in controls), None) or next((c for c in controls if controls[c] == "pairwise"), None)
+    if name is None and len(controls) > 1:
+        raise RowFault(
+            "no_choice",
+            f"which of {', '.join(controls)} is about the two responses? Name that control `better`, or export JSON-MIN or CSV and say "
+            "--column choice=NAME",
+        )
+    return [r for r in choices if name is None or str(r.get("from_name")) == name]
+
+
+def _is_pairwise(value: Any) -> bool:
+    """Whether a cell holds what a Pairwise control of Label Studio says, whatever the control is called."""
+    if isinstance(value, str):
+        return value.startswith('[{"selected":')
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "selected" in value[0]
+
+
+def sides_of(fields: Mapping[str, Any]) -> tuple[Side, Side]:
+    """Return prompt and response of both sides of a row or task. Raises `RowFault` where it hasn't got them."""
+    return _named_sides(fields)[1]
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is; what should have been one and isn't has no items."""
+    return value if isinstance(value, list) else []
+
+
+def _decoded(value: Any) -> Any:
+    """Return the list of messages that a CSV cell holds as JSON; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith('[{"'):
+        try:
+            return msgspec.json.decode(value.encode())
+        except msgspec.DecodeError:
+            return value
+    return value
+
+
+def _is_argilla_v1(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict) and {"user_id", "value"} <= value[0].keys()
+    return isinstance(value, dict) and {"user_id", "value"} <= value.keys()
+
+
+def _argilla_responses(row: Row) -> list[Row]:
+    """Return the responses to the record's question about the two answers: the first that has any.
+
+    A record may ask other things too; an answer to those names no response and becomes a fault, so name the question `preference` or
+    put it first.
+    """
+    if isinstance(row.get("responses"), dict):
+        asked = {name: _listed(found) for name, found in row["responses"].items()}
+    elif flat := {key.removesuffix(".responses"): _listed(row[key]) for key in row if key.endswith(".responses")}:
+        asked = {}
+        for name, values in flat.items():
+            users, status = (_listed(row.get(f"{name}.responses.{part}")) or [None] * len(values) for part in ("users", "status"))
+            asked[name] = [{"value": v, "user_id": u, "status": s} for v, u, s in zip(values, users, status, strict=False)]
+    else:
+        asked = {name: _argilla_v1(value) for name, value in row.items() if _is_argilla_v1(value)}
+    wanted = [name for name in CHOICES if asked.get(name)] + [name for name in asked if asked[name]]
+    return [r for r in asked[wanted[0]] if isinstance(r, dict)] if wanted else []
+
+
+def _argilla_v1(value: Any) -> list[Row]:
+    if isinstance(value, list):
+        return list(value)
+    columns = {k: v if isinstance(v, list) else [v] for k, v in value.items()}
+    return [{k: v[i] for k, v in columns.items() if i < len(v)} for i in range(len(columns["value"]))]
+
+
+def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
+    """Read a label, or a ranking of the two answers' names."""
+    if isinstance(value, dict) and isinstance(value.get("rank"), list):  # a 1.x dataset on the Hub keeps a ranking as columns
+        value = [{"value": v, "rank": r} for v, r in zip(_listed(value.get("value")), value["rank"], strict=False)]
+    if isinstance(value, list) and value and all(isinstance(v, dict) and "rank" in v for v in value):
+        rank = {str(v.get("value")): v["rank"] for v in value}
+        if not set(names) <= rank.keys() or not all(isinstance(rank[n], int) for n in names):
+            raise RowFault("no_choice", f"the ranking names {', '.join(rank)}; expected {' and '.join(names)}")
+        first, second = (rank[n] for n in names)
+        return 0.5 if first == second else float(first < second)
+    if isinstance(value, list) and all(isinstance(v, str) for v in value) and set(value) == set(names):
+        raise RowFault(
+            "no_choice",
+            "a ranking without its ranks, which Argilla 2 leaves out of what it exports (its issue 5712): the order of "
+            f"{', '.join(map(str, value))} says nothing. Ask with a label question",
+        )
+    return p_first(value)

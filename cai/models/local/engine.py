@@ -1,0 +1,275 @@
+"""The local engine: a `transformers` model in this process that answers whatever requests are pending, in batches.
+
+When nothing else in the event loop can move, one batch is formed from the pending requests, in an order that depends on their
+content alone, and run in a worker thread; its replies are handed out together. So what shares a batch depends only on which calls
+are already in the call store, and a batch enters the store whole: a run that is killed and resumed makes the batches that a calm run
+would have made, and so, even in bfloat16, the same bytes.
+
+It leaves the arithmetic to `cai.models.local.generate` and `cai.models.local.prefix`, and files to `cai.models.local.loading`.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from cai.core.interrupt import Gate
+from cai.errors import ModelError, ReplyError
+from cai.ids import content_hash
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.local.encoding import Encoder
+from cai.recipe import ModelSpec
+
+_QUIET_TURNS = 64
+"""Turns of the event loop without a new request before it counts as at rest. A commit and the awaits above it take under ten."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request on its way: its tokens, and who waits for it."""
+
+    request: Request
+    prompt: list[int]
+    targets: tuple[tuple[int, ...], ...]
+    """Tokens of each choice, or of the text to score."""
+    hash: str
+    reply: "asyncio.Future[Reply]"
+
+
+class _StoppedError(Exception):
+    """The engine was closed or cancelled while a batch ran."""
+
+
+class LocalEngine:
+    """An engine over a model and tokenizer that are already in memory; `load` makes one from a spec.
+
+    Args:
+        model: a `transformers` causal language model, in evaluation mode.
+        tokenizer: its tokenizer, with a chat template.
+        name: for people.
+        fingerprint: changes with anything that changes answers.
+        batch_size: sequences run at once.
+        max_length: longest prompt plus completion, in tokens; the model's own context if that is shorter.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, batch_size: int, max_length: int) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.batches = 0
+        self._model: Any = model
+        self._encoder = Encoder(tokenizer)
+        self._batch_size = batch_size
+        config = model.config.get_text_config(decoder=True)
+        self._max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        self._stop_ids = stop_ids(model, tokenizer)
+        self._pending: list[_Job] = []
+        self._arrivals = 0
+        self._dispatcher: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._stop = threading.Event()
+        self._gate = Gate()
+
+    @classmethod
+    def load(cls, spec: ModelSpec) -> "LocalEngine":
+        """Load weights and tokenizer, and make them fast on this machine.
+
+        Raises:
+            ModelError: as `cai.models.local.loading` does.
+        """
+        from cai.models.local.cpu import speed_up
+        from cai.models.local.kv_cache import attention_windows
+        from cai.models.local.loading import load_causal_lm, load_tokenizer, model_fingerprint
+
+        tokenizer = load_tokenizer(spec)
+        model = load_causal_lm(spec)
+        if hasattr(model, "get_base_model"):  # an unmerged adapter lives inside the base model's own layers
+            model = model.get_base_model()
+        attention_windows(model.config.get_text_config(decoder=True))
+        return cls(
+            speed_up(model),
+            tokenizer,
+            name=spec.path if spec.adapter is None else f"{spec.path}+{spec.adapter}",
+            fingerprint=model_fingerprint(spec),
+            batch_size=spec.batch_size,
+            max_length=spec.max_length,
+        )
+
+    async def submit(self, request: Request) -> Reply:
+        """Queue one request and wait for its batch.
+
+        Raises:
+            ReplyError: `prompt_too_long`, `template_refused`, or `empty_text` (nothing to score).
+            ModelError: the model failed on this batch; what is pending fails with it.
+        """
+        job = self._job(request)
+        self._pending.append(job)
+        self._arrivals += 1
+        if self._dispatcher is None or self._dispatcher.done():
+            self._stop = threading.Event()
+            self._dispatcher = asyncio.create_task(self._dispatch())
+        return await job.reply
+
+    async def finish(self) -> None:
+        """Finish the running batch, and begin no other: one of fewer requests than in a calm run might come out otherwise."""
+        await self._gate.close()
+
+    async def close(self) -> None:
+        """Stop the running batch at its next step, fail what is pending, and let the weights go."""
+        self._stop.set()
+        if self._dispatcher is not None and not self._dispatcher.done():
+            self._dispatcher.cancel()
+            await asyncio.gather(self._dispatcher, return_exceptions=True)
+        self._worker.shutdown(wait=True)
+        self._model = None
+
+    def _job(self, request: Request) -> _Job:
+        prefill = "" if isinstance(request, ScoreRequest) else request.prefill
+        prompt, tail = self._encoder.prompt(request.messages, prefill)
+        targets: tuple[tuple[int, ...], ...] = ()
+        if isinstance(request, ChoicesRequest):
+            targets = tuple(tuple(self._encoder.continuation(tail, choice)) for choice in request.choices)
+        elif isinstance(request, ScoreRequest):
+            targets = (tuple(self._encoder.continuation(tail, request.text)),)
+        if any(not t for t in targets):
+            raise ReplyError("empty_text", "an empty text has no log-probability")
+        after = request.sampling.max_tokens if isinstance(request, CompleteRequest) else max(map(len, targets), default=0)
+        if len(prompt) + after > self._max_length:
+            raise ReplyError(
+                "prompt_too_long", f"{len(prompt)} tokens and {after} to follow; the limit is {self._max_length} (model.max_length)"
+            )
+        return _Job(request, prompt, targets, content_hash(request, 64), asyncio.get_running_loop().create_future())
+
+    async def _dispatch(self) -> None:
+        """Run batches until nothing is pending."""
+        from cai.models.local.cpu import release_threads
+
+        batch: list[_Job] = []
+        try:
+            while True:
+                await self._rest()
+                self._pending = [job for job in self._pending if not job.reply.done()]  # cancelled while waiting
+                if not self._pending:
+                    return
+                batch = take_batch(self._pending, self._batch_size)
+                taken = set(map(id, batch))
+                self._pending = [job for job in self._pending if id(job) not in taken]
+                release_threads()
+                async with self._gate:
+                    replies = await asyncio.get_running_loop().run_in_executor(self._worker, self._run_alone, batch)
+                    self.batches += 1
+                    for job, reply in zip(batch, replies, strict=True):
+                        if not job.reply.done():
+                            job.reply.set_result(reply)
+        except Exception as e:  # noqa: BLE001 - handed to everyone who waits, who raises it
+            self._fail([*batch, *self._pending], e)
+        except BaseException:  # cancelled, or the process is going down
+            self._stop.set()
+            self._fail([*batch, *self._pending], ModelError(f"{self.name}: stopped before it had answered"))
+            raise
+
+    def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
+        self._pending = []
+        for job in jobs:
+            if not job.reply.done():
+                job.reply.set_exception(error)
+                job.reply.exception()  # marks it as seen: the waiter may be gone
+
+    async def _rest(self) -> None:
+        """Return when no request has arrived for a while of turns, so that all who could ask have asked."""
+        quiet, seen = 0, self._arrivals
+        while quiet < _QUIET_TURNS:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if seen == self._arrivals else 0
+            seen = self._arrivals
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise _StoppedError(self.name)
+
+    def _run_alone(self, jobs: Sequence[_Job]) -> list[Reply]:
+        """Answer one batch in the worker thread, and leave the cores to whoever computes next."""
+        from cai.models.local.cpu import release_threads
+
+        try:
+            return self._run(jobs)
+        finally:
+            release_threads()
+
+    def _run(self, jobs: Sequence[_Job]) -> list[Reply]:
+        """Answer one batch; one that fails is tried again in halves, and again, down to single requests."""
+        try:
+            return self._answer(jobs)
+        except ModelError:
+            raise
+        except (RuntimeError, MemoryError) as e:
+            cause = str(e).splitlines()[0] if str(e) else type(e).__name__
+            if len(jobs) == 1:
+                tokens = len(jobs[0].prompt)
+                raise ModelError(
+                    f"{self.name}: the model failed on one request of {tokens} prompt tokens ({cause}).\n"
+                    "Fix: if memory ran out, lower model.max_length or choose a smaller model or `precision: nf4`"
+                ) from e
+            _log.warning(
+                "%s: a batch of %d failed (%s); running its halves. A lower model.batch_size avoids this.", self.name, len(jobs), cause
+            )
+        half = len(jobs) // 2
+        return [*self._run(jobs[:half]), *self._run(jobs[half:])]
+
+    def _answer(self, jobs: Sequence[_Job]) -> list[Reply]:
+        from cai.models.local.generate import ChoiceQuery, CompletionRow, compare, complete, score
+
+        self._check()
+        first = jobs[0].request
+        if isinstance(first, CompleteRequest):
+            rows = [
+                CompletionRow(
+                    j.prompt, j.request.sampling.max_tokens, j.request.sampling.temperature, j.request.sampling.top_p, j.request.seed
+                )
+                for j in jobs
+                if isinstance(j.request, CompleteRequest)
+            ]
+            done = complete(self._model, rows, self._stop_ids, self._check)
+            decode = self._encoder.tokenizer.decode
+            return [
+                Completion(decode(ids, skip_special_tokens=True), truncated, len(job.prompt), len(ids))
+                for job, (ids, truncated) in zip(jobs, done, strict=True)
+            ]
+        if isinstance(first, ChoicesRequest):
+            found = compare(self._model, [ChoiceQuery(job.prompt, job.targets) for job in jobs])
+            return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, found, strict=True)]
+        totals = score(self._model, [(job.prompt, job.targets[0]) for job in jobs], self._check)
+        return [TextLogprob(total, len(job.targets[0]), len(job.prompt)) for job, total in zip(jobs, totals, strict=True)]
+
+
+def take_batch(pending: Sequence[_Job], size: int) -> list[_Job]:
+    """Choose what to run next, from the content of what is pending and from nothing else.
+
+    One kind at a time, the quick ones (choices, scores) first. Completions and scores are taken longest first, so that a batch is of
+    even length and too large a one shows at once. Choices are taken in the order of their tokens, so that questions about one text
+    come together, and past `size`, to twice that, while they go on about the same text.
+    """
+    kinds: tuple[type, ...] = (ChoicesRequest, ScoreRequest, CompleteRequest)
+    kind = next(k for k in kinds if any(isinstance(job.request, k) for job in pending))
+    jobs = [job for job in pending if isinstance(job.request, kind)]
+    if kind is not ChoicesRequest:
+        return sorted(jobs, key=lambda job: (-len(job.prompt) - sum(map(len, job.targets)), job.hash))[:size]
+    jobs.sort(key=lambda job: (job.prompt, job.hash))
+    end = min(size, len(jobs))
+    while end < min(2 * size, len(jobs)) and _same_text(jobs[end - 1].prompt, jobs[end].prompt):
+        end += 1
+    return jobs[:end]
+
+
+def _same_text(a: list[int], b: list[int]) -> bool:
+    half = min(len(a), len(b)) // 2
+    return half > 0 and a[:half] == b[:half]
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends a turn, by the model's generation settings or the tokenizer."""
+    found: Callable[[Any], list[int]] = lambda ids: ids if isinstance(ids, list) else [] if ids is None else [ids]  # noqa: E731
+    return frozenset(found(getattr(model.generation_config, "eos_token_id", None)) + found(tokenizer.eos_token_id))

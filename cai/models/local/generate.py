@@ -1,0 +1,193 @@
+"""Complete, compare and score batches of token ids with a `transformers` causal language model.
+
+The decode loop is our own, because `generate` draws from one global generator, keeps ended rows until the last one ends, and copies
+its cache at every step. Greedy, in float32, it gives what `generate` gives.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cai.models.local.prefix import run_prompts
+from cai.models.local.sampling import draw, uniforms
+
+_ROOM = 32
+"""Columns that the memory grows by: attention reads unwritten ones too, and growing copies the written ones."""
+_KEEP_FRACTION = 0.8
+"""Ended rows are dropped once the running ones are fewer than this share; each drop copies what is kept."""
+_SCORE_POSITIONS = 512
+"""Positions whose logits exist at one time."""
+_VOCABULARY_PART = 8192
+"""Rows of the output layer that are made float32 at one time."""
+
+
+@dataclass(frozen=True)
+class CompletionRow:
+    """One completion to make."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class ChoiceQuery:
+    """Choices to compare after a prompt; each choice is a non-empty list of ids."""
+
+    prompt: Sequence[int]
+    choices: Sequence[Sequence[int]]
+
+
+def nothing() -> None:
+    """The default for `check`: never stops."""
+
+
+@torch.inference_mode()
+def complete(
+    model: Any, rows: Sequence[CompletionRow], stop_ids: frozenset[int], check: Callable[[], None] = nothing, *, keep_stop: bool = False
+) -> list[tuple[list[int], bool]]:
+    """Complete prompts together.
+
+    Args:
+        model: a causal language model.
+        rows: what to complete.
+        stop_ids: tokens that end a turn.
+        check: called at every step; what it raises ends the batch.
+        keep_stop: return the token that ended the turn too, for those who train on what was sampled.
+
+    Returns:
+        The new tokens of each row, and whether it was cut at `max_tokens`.
+    """
+    device = model.device
+    logits, slots = run_prompts(model, [r.prompt for r in rows], room=_ROOM)
+    assert slots is not None
+    done: list[list[int]] = [[] for _ in rows]
+    truncated = [False] * len(rows)
+    running = list(range(len(rows)))  # what row of the batch each row of the memory is
+    live = set(running)
+    seeds = np.array([r.seed for r in rows], dtype=np.uint64)
+    temperature = torch.tensor([r.temperature for r in rows], dtype=torch.float32, device=device)
+    top_p = torch.tensor([r.top_p for r in rows], dtype=torch.float32, device=device)
+    logits = logits[:, -1]
+    for step in range(max(r.max_tokens for r in rows)):
+        check()
+        where = torch.tensor(running, device=device)
+        noise = torch.from_numpy(uniforms(seeds[running], step)).to(device)
+        tokens = draw(logits, temperature[where], top_p[where], noise)
+        for row, token in zip(running, tokens.tolist(), strict=True):
+            if row not in live:
+                continue
+            if token in stop_ids:
+                done[row] += [token] * keep_stop
+                live.remove(row)
+                continue
+            done[row].append(token)
+            if len(done[row]) == rows[row].max_tokens:
+                truncated[row] = True
+                live.remove(row)
+        if not live:
+            break
+        if len(live) < _KEEP_FRACTION * len(running) or slots.length == slots.capacity:
+            kept = torch.tensor([i for i, row in enumerate(running) if row in live], device=device)
+            slots = slots.take(kept, _ROOM, last=True)
+            tokens = tokens[kept]
+            running = [row for row in running if row in live]
+        logits = slots.forward(tokens[:, None], torch.ones(len(running), 1, dtype=torch.bool, device=device))[:, -1]
+    return list(zip(done, truncated, strict=True))
+
+
+@torch.inference_mode()
+def compare(model: Any, questions: Sequence[ChoiceQuery]) -> list[tuple[float, ...]]:
+    """Return the log-probability of each choice of each question. One-token choices share one row; longer ones take a row each."""
+    prompts: list[Sequence[int]] = []
+    reads: list[list[tuple[int, int, Sequence[int]]]] = []  # per row: question, choice, and the choice's tokens
+    for q, question in enumerate(questions):
+        short = [(q, c, choice) for c, choice in enumerate(question.choices) if len(choice) == 1]
+        if short:
+            prompts.append(question.prompt)
+            reads.append(short)
+        for c, choice in enumerate(question.choices):
+            if len(choice) > 1:
+                prompts.append([*question.prompt, *choice[:-1]])
+                reads.append([(q, c, choice)])
+    keep = max(len(tokens) for row in reads for _, _, tokens in row)
+    with float_logits(model):
+        logits, _ = run_prompts(model, prompts, keep=keep)
+    normalizers = logits.float().logsumexp(-1).cpu()
+    found = [[0.0] * len(question.choices) for question in questions]
+    for row, wanted in enumerate(reads):
+        for q, c, tokens in wanted:
+            at = torch.arange(keep - len(tokens), keep)
+            found[q][c] = float((logits[row, at, torch.tensor(tokens)].cpu().float() - normalizers[row, at]).double().sum())
+    return [tuple(f) for f in found]
+
+
+@contextmanager
+def float_logits(model: Any) -> Iterator[None]:
+    """Compute logits in float32 inside the block.
+
+    In bfloat16 a logit of 20 comes in steps of 1/8, so two choices often tie exactly and a judge seems to have no opinion where it has
+    a weak one. Few positions are asked for, so the price is small; the vocabulary is taken in parts to keep memory flat.
+    """
+    head = model.get_output_embeddings()
+    weight = getattr(head, "plain_weight", None)
+    weight = getattr(head, "weight", None) if weight is None else weight
+    if weight is None or weight.dtype not in (torch.bfloat16, torch.float16) or weight.layout != torch.strided:
+        yield
+        return
+    bias = head.bias
+
+    def in_float(hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        parts = [wide @ part.float().T for part in weight.split(_VOCABULARY_PART)]
+        logits = torch.cat(parts, dim=-1)
+        return logits if bias is None else logits + bias.float()
+
+    plain = head.forward
+    head.forward = in_float
+    try:
+        yield
+    finally:
+        head.forward = plain
+
+
+@torch.inference_mode()
+def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], check: Callable[[], None] = nothing) -> list[float]:
+    """Return the log-probability of each text after its prompt, both as token ids, neither empty.
+
+    The texts are run a few columns at a time, so that logits never exist for more than a few hundred positions.
+    """
+    longest = max(len(text) for _, text in items)
+    first, slots = run_prompts(model, [prompt for prompt, _ in items], room=longest)
+    assert slots is not None
+    rows = torch.arange(len(items), device=model.device)
+    targets = torch.zeros(len(items), longest, dtype=torch.long)
+    real = torch.zeros(len(items), longest, dtype=torch.bool)
+    for i, (_, text) in enumerate(items):
+        targets[i, : len(text)] = torch.tensor(text)
+        real[i, : len(text)] = True
+    targets, real = targets.to(model.device), real.to(model.device)
+    totals = _logprobs(first[:, -1:], targets[:, :1]).double().sum(1)
+    at = 1
+    while at < longest:
+        check()
+        if not bool(real[rows, at].all()):  # texts that have ended leave the batch
+            kept = real[rows, at].nonzero()[:, 0]
+            rows, slots = rows[kept], slots.take(kept, longest - at + 1, last=True)
+        width = min(max(1, _SCORE_POSITIONS // len(rows)), longest - at)
+        logits = slots.forward(targets[rows, at - 1 : at + width - 1], real[rows, at - 1 : at + width - 1], keep=width)
+        found = _logprobs(logits, targets[rows, at : at + width]).double()
+        totals[rows] += found.masked_fill(~real[rows, at : at + width], 0.0).sum(1)
+        at += width
+    return [float(t) for t in totals]
+
+
+def _logprobs(logits_BQV: Tensor, targets_BQ: Tensor) -> Tensor:
+    return torch.log_softmax(logits_BQV.float(), -1).gather(2, targets_BQ[:, :, None])[:, :, 0]

@@ -1,0 +1,283 @@
+"""From a `ModelSpec` to files, a tokenizer and weights; and a fingerprint of what those files hold.
+
+Only safetensors weights are read, because a pickle can run code. Whatever is wrong is a `ModelError` that says how to mend it, found
+before weights load where that is possible. Generation is left to `cai.models.local.engine`, training to `cai.train`.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cai.errors import ModelError
+from cai.ids import content_hash
+from cai.models.local.embedded import EMBEDDED, cached_file_hash, embedded_fingerprint, embedded_model_dir, is_embedded_dir
+from cai.models.local.precision import resolved_precision
+from cai.recipe import ModelSpec
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+ARITHMETIC = 5
+"""Raise this with every change of the local engine's code that can change an answer, so that the call store asks again."""
+
+
+def resolve_model_path(spec: ModelSpec) -> str:
+    """Return the folder that holds a spec's base model, converting or downloading it if need be.
+
+    Raises:
+        ModelError: not a local model, no such folder or Hub model, not reachable, or no safetensors weights in it.
+    """
+    if spec.path == EMBEDDED:
+        return str(embedded_model_dir())
+    if spec.path == "scripted" or spec.path.startswith(("http://", "https://")):
+        raise ModelError(
+            f"{spec.path}: this needs weights in this process; a server or scripted model has none.\nFix: name a folder or Hub id"
+        )
+    try:
+        folder = Path(spec.path).expanduser()
+        there = folder.is_dir()
+    except (OSError, RuntimeError) as e:  # a name too long; no such user
+        raise ModelError(f"{spec.path[:200]}: no model's folder or Hub id ({getattr(e, 'strerror', None) or e})") from e
+    if there:
+        return str(_checked(folder))
+    if spec.path.startswith((".", "/", "~")) or spec.path.count("/") != 1 or folder.parent.is_dir():
+        raise ModelError(f"{spec.path}: no such model folder.\nFix: give a folder, a Hub id as OWNER/NAME, or `{EMBEDDED}`")
+    return str(_checked(_from_hub(spec)))
+
+
+def _checked(folder: Path) -> Path:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: is an adapter, not a whole model.\nFix: name it as `adapter`, and its base model as `path`")
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: has no config.json, so it is not a model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for pattern in _PICKLED for p in folder.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code when loaded" if pickled else "no weights"
+        raise ModelError(
+            f"{folder}: found {found}; expected *.safetensors.\n"
+            "Fix: in a place you trust, load it once with transformers and save it again with model.save_pretrained(FOLDER)"
+        )
+    return folder
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    files = [*_HUB_FILES, "*.py"] if spec.trust_remote_code else list(_HUB_FILES)
+    with contextlib.suppress(LocalEntryNotFoundError):  # not downloaded before
+        folder = Path(snapshot_download(spec.path, allow_patterns=files, local_files_only=True))
+        if (folder / "config.json").exists() and any(folder.glob("*.safetensors")):
+            return folder
+    try:
+        return Path(snapshot_download(spec.path, allow_patterns=files))
+    except GatedRepoError as e:
+        raise ModelError(f"{spec.path}: its owner asks you to accept terms.\nFix: accept them on the Hub, then `hf auth login`") from e
+    except RepositoryNotFoundError as e:
+        raise ModelError(f"{spec.path}: neither a folder here nor a model on the Hub.\nFix: check the spelling, or `hf auth login`") from e
+    except Exception as e:  # the network has many ways to fail, each with its own exception type
+        raise ModelError(
+            f"{spec.path}: no such folder, and the Hub can't be reached ({type(e).__name__}: {e}).\n"
+            f"Fix: go online once, copy the model here and name its folder, or use `{EMBEDDED}`"
+        ) from e
+
+
+def adapter_base(folder: Path) -> str:
+    """Return what a LoRA adapter's folder says its base model is, in a form that `ModelSpec.path` takes.
+
+    Raises:
+        ModelError: the folder holds no readable adapter.
+    """
+    base = str(_adapter_config(folder).get("base_model_name_or_path") or "")
+    if not base:
+        raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
+    if "://" in base or base == "scripted":  # prompts go to a server where the user names it, not where somebody's file does
+        raise ModelError(f"{folder / 'adapter_config.json'}: base_model_name_or_path is {base[:200]!r}, not a model's folder or Hub id")
+    return EMBEDDED if is_embedded_dir(base) else base
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    try:
+        there = file.exists()
+    except OSError as e:
+        raise ModelError(f"{str(folder)[:200]}: no adapter's folder ({e.strerror})") from e
+    if not there:
+        raise ModelError(f"{folder}: no adapter_config.json, so no adapter is there.\nFix: name the folder that training wrote")
+    if not (folder / "adapter_model.safetensors").exists():
+        raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are not loaded: they can run code")
+    return _json_mapping(file)
+
+
+def _json_mapping(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ModelError(f"{file}: not valid JSON ({e})") from e
+    if not isinstance(config, dict):
+        raise ModelError(f"{file}: expected a mapping, found {type(config).__name__}")
+    return config
+
+
+def model_fingerprint(spec: ModelSpec) -> str:
+    """Return a content hash of all that decides a local model's answers: weights, adapter, tokenizer, chat template, precision, code.
+
+    Where the files lie is not in it, so a model that is moved or copied keeps its stored calls. The embedded model is known by the
+    file it comes from, and need not have been converted yet.
+
+    Raises:
+        ModelError: as `resolve_model_path` and `adapter_base` do.
+    """
+    parts: list[Any] = [ARITHMETIC, resolved_precision(spec.precision)]
+    parts.append(embedded_fingerprint() if spec.path == EMBEDDED else _files_hash(Path(resolve_model_path(spec)), spec.trust_remote_code))
+    if spec.adapter is not None:
+        _adapter_config(Path(spec.adapter))
+        parts.append(_files_hash(Path(spec.adapter), False))
+    return f"local:{content_hash(parts)}"
+
+
+def _files_hash(folder: Path, code: bool) -> str:
+    names = {*_TOKENIZER_FILES, "generation_config.json"}
+    files = [p for p in sorted(folder.iterdir()) if p.name in names or p.suffix == ".safetensors" or (code and p.suffix == ".py")]
+    hashes = {p.name: _weights_hash(p) for p in files}
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).exists():  # where a base model lay when it was saved says nothing about what it is
+            config = _json_mapping(folder / name)
+            hashes[name] = content_hash({k: v for k, v in config.items() if k not in ("_name_or_path", "base_model_name_or_path")})
+    return content_hash(hashes, 64)
+
+
+def _weights_hash(path: Path) -> str:
+    """Return a file's SHA-256; the Hub's cache names large files by it, so those need not be read."""
+    blob = path.resolve()
+    return blob.name[:16] if blob.parent.name == "blobs" and len(blob.name) == 64 else cached_file_hash(path)
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """Return the tokenizer: the adapter's own where its folder has one, else the base model's. Padding defaults to the end token.
+
+    Raises:
+        ModelError: it can't be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_model_path(spec)
+    if spec.adapter is not None and (Path(spec.adapter) / "tokenizer_config.json").exists():
+        folder = spec.adapter
+    with quiet_transformers(), explained_load(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{folder}: the tokenizer has no chat template, so there is no telling how to write a conversation for this model.\n"
+            "Fix: use its chat- or instruction-tuned version, or save a template into the folder as chat_template.jinja"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
+    """Return the weights with the adapter on top, on the GPU if there is one.
+
+    A model for inference has its adapter merged in float32 and is rounded once after: that is twice as fast as running the adapter
+    beside it. A 4-bit base keeps the adapter beside, because merging would round it to 4 bits.
+
+    Args:
+        spec: which model, and in what precision. `nf4` quantizes the linear layers and computes in bfloat16.
+        trainable: leave the adapter separate with gradients on (the base stays as it is), and the model in training mode.
+
+    Raises:
+        ModelError: the weights can't be loaded, or the adapter is not for this base.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder, precision = resolve_model_path(spec), resolved_precision(spec.precision)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    merge = spec.adapter is not None and not trainable and precision != "nf4"
+    dtype = torch.float32 if precision == "float32" or merge else torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa"}
+    if precision == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        options["device_map"] = {"": device}
+    with quiet_transformers(), explained_load(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
+    if spec.adapter is not None:
+        model = _with_adapter(model, spec.adapter, folder, trainable)
+        if merge:
+            model = model.merge_and_unload()
+    if precision != "nf4":
+        model = model.to(device=device, dtype=torch.float32 if precision == "float32" else torch.bfloat16)
+    if not trainable:
+        model.requires_grad_(False)
+    return model.train(trainable)
+
+
+def _with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    _adapter_config(Path(adapter))
+    wrong = f"{adapter}: this adapter doesn't fit the model {base}"
+    fix = "Fix: name as `path` the model that it was trained on (base_model_name_or_path in its adapter_config.json)"
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
+        except Exception as e:  # weights cut short, settings that make no sense: each library has its own exception types
+            raise ModelError(f"{wrong} ({(str(e) or type(e).__name__).splitlines()[0][:500]}).\n{fix}") from e
+    for warning in heard:
+        if "missing adapter keys" in str(warning.message):
+            raise ModelError(f"{wrong} (some of its layers have no weights).\n{fix}")
+        if not issubclass(warning.category, FutureWarning):  # between the two libraries, nothing a user can act on
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return model
+
+
+@contextlib.contextmanager
+def explained_load(folder: str) -> Iterator[None]:
+    """Turn whatever the block's loading raises into a `ModelError` that names the folder."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as e:
+        text = str(e)
+        if "trust_remote_code" in text:
+            fix = "Fix: read the code that comes with it, then set `trust_remote_code: true` on this model"
+        elif isinstance(e, MemoryError) or "out of memory" in text:
+            fix = "Fix: choose a smaller model or `precision: nf4`"
+        else:
+            fix = "Fix: check that the folder is complete and that this version of transformers knows the model"
+        raise ModelError(f"{folder}: can't be loaded ({type(e).__name__}: {text}).\n{fix}") from e
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the library's progress bars and advice off the terminal for the block; errors still raise."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,114 @@
+"""What a model server says that it serves: which model, in which words, and so under which key its calls are kept."""
+
+import re
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from cai.errors import ModelError
+from cai.ids import content_hash
+from cai.models.server.http_client import NotServedError
+from cai.models.server.replies import ModelCard, ModelList, TokenList
+from cai.recipe import ModelSpec
+from cai.records import Message
+
+T = TypeVar("T")
+_PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
+_DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
+
+
+class Ask(Protocol):
+    """How `identify` puts its questions: path, body and shape of the reply, as `JsonClient.attempt` takes them."""
+
+    def __call__(self, path: str, body: dict[str, Any] | None, shape: type[T]) -> Awaitable[T]: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """One server's model, as far as servers tell. Two servers whose `Served` are equal may answer for each other."""
+
+    model: str
+    """Its name on the server."""
+    wanted: tuple[str, ...]
+    """The names asked for: the model's, then the adapter's."""
+    cards: tuple[ModelCard, ...]
+    """What `/models` says of them."""
+    rendered: str
+    """How tokenizer and chat template render a short conversation, less dates, which some templates put in. Empty where unknown."""
+    tokenizes: bool
+    """Whether it has vLLM's `/tokenize`."""
+
+    @property
+    def owner(self) -> str:
+        """What kind of server it is: `vllm`, `llamacpp`, or whatever else."""
+        return next((card.owned_by or "" for card in self.cards if card.id == self.model), "")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides an answer, as far as it is known. The address isn't in it."""
+        known = [(c.id, c.root, c.parent, c.max_model_len, c.meta) for c in self.cards]
+        return f"server:{content_hash((self.wanted, known, self.rendered), length=32)}"
+
+    def differences(self, other: "Served") -> list[str]:
+        """Say in what this model isn't the other: empty where their fingerprints are equal."""
+        found = []
+        if self.wanted != other.wanted:
+            found.append(f"model {' with '.join(self.wanted)!r}, not {' with '.join(other.wanted)!r}")
+        else:
+            for mine, theirs in zip(self.cards, other.cards, strict=False):
+                for key in ("id", "root", "parent", "max_model_len", "meta"):
+                    if (a := getattr(mine, key)) != (b := getattr(theirs, key)):
+                        found.append(f"{key} of {mine.id}: {a!r}, not {b!r}")
+            if len(self.cards) != len(other.cards):
+                found.append(f"{len(self.cards)} of the models in its list, not {len(other.cards)}")
+        if self.rendered != other.rendered:
+            found.append("another tokenizer or chat template")
+        return found
+
+
+async def identify(ask: Ask, url: str, spec: ModelSpec) -> Served:
+    """Ask a server what it serves, and choose the model that the spec names, or the only one.
+
+    Args:
+        ask: puts one question to it.
+        url: for messages.
+        spec: `name` and `adapter`.
+
+    Raises:
+        ModelError: it doesn't serve the model, or serves several and the spec names none.
+        TryFailed: it can't be reached.
+    """
+    try:
+        cards = {card.id: card for card in (await ask("/models", None, ModelList)).data}
+    except NotServedError:
+        if spec.name is None and spec.adapter is None:
+            raise
+        cards = {}  # some hosted APIs don't list their models; the first request will tell
+    wanted = [name for name in (spec.name, spec.adapter) if name is not None]
+    listed = ", ".join(cards) or "none"
+    if missing := [name for name in wanted if cards and name not in cards]:
+        how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == spec.adapter else "correct model.name"
+        raise ModelError(f"{url} doesn't serve {missing[0]!r}; it serves: {listed}. Name one of these, or {how}.")
+    if not wanted:
+        wanted = [card.id for card in cards.values() if card.parent is None]  # adapters have a parent
+        if len(wanted) != 1:
+            raise ModelError(f"{url} serves {len(wanted)} models: {listed}. Set model.name to the one to use.")
+    model = wanted[-1]
+    rendered, tokenizes = "", False
+    if model in cards and cards[model].owned_by == "vllm":
+        rendered, tokenizes = await _render_probe(ask, model)
+    return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
+
+
+async def _render_probe(ask: Ask, model: str) -> tuple[str, bool]:
+    body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True}
+    try:
+        reply = await ask("//tokenize", body, TokenList)
+    except NotServedError:
+        return "", False
+    return _DATE_WORDS.sub("", "\n".join(reply.token_strs or [str(t) for t in reply.tokens])), bool(reply.tokens)
+
+
+def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Return messages as servers take them."""
+    return [{"role": m.role, "content": m.content} for m in messages]

@@ -1,0 +1,306 @@
+"""The call store: every model call's result, keyed by its content, committed to SQLite as it arrives.
+
+This is the only progress state of a run. Calls are keyed by a hash of the model's fingerprint and the full request (text, sampling,
+the item's own seed), so to resume is to run again, and an edited principle repeats only the calls whose text changed. One store
+serves a whole workspace; any number of processes may share it (WAL).
+
+Commits are grouped: replies that arrive together (one model batch) become one transaction, and `put` returns when it is on disk.
+That is also what makes a resumed run identical to a calm one: the local model forms batches from what is pending when nothing
+else can move, so the batches depend only on which calls are in the store, and a batch is in the store whole or not at all.
+
+Whoever is about to ask claims the call, so that of several processes one asks and the others wait for its reply. A claim is a lock on
+one byte of a file beside the store: the kernel drops it when its process dies, however that happens.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cai.errors import StoreError
+
+T = TypeVar("T")
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 60.0
+_CHECKPOINT_PAGES = 4000
+"""16 MB of write-ahead log before it is copied into the file. Keys fall all over their index, so a commit changes most of its pages; this
+way they are copied once for some ten commits. A killed process loses nothing that was committed; a power cut may lose this much.
+"""
+# Rows in the order of their arrival, and an index of the keys beside them. In a store clustered by key (as older ones are, which go on
+# working) every call longer than a quarter of a page takes a page of its own, each somewhere else on the disk.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+    key BLOB NOT NULL UNIQUE, stage TEXT NOT NULL, model TEXT NOT NULL,
+    request BLOB NOT NULL, reply BLOB NOT NULL, seconds REAL NOT NULL, at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+)
+"""
+
+
+_COPY = """
+INSERT OR IGNORE INTO main.calls (key, stage, model, request, reply, seconds, at)
+SELECT key, stage, model, request, reply, seconds, at FROM other.calls WHERE key >= ? AND key < ?
+"""
+_COUNT_DIFFERING = """
+SELECT COUNT(*) FROM other.calls AS theirs JOIN main.calls AS ours USING (key)
+WHERE theirs.key >= ? AND theirs.key < ? AND theirs.reply != ours.reply
+"""
+_INSERT = "INSERT OR REPLACE INTO calls (key, stage, model, request, reply, seconds) VALUES (?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class MergedCalls:
+    """What another store gave: calls it has, those that were new here, and those that have another reply here, which stays."""
+
+    path: str
+    calls: int
+    added: int
+    differing: int
+
+
+class CallStore:
+    """A persistent map from call key to reply. Use from one event loop; open one per process.
+
+    Args:
+        path: the SQLite file, made if missing. `None` keeps calls in memory, for tests and one-off commands.
+
+    Raises:
+        StoreError: the file is corrupt, of another schema version, locked, or the disk is full.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pending: list[tuple[bytes, str, str, bytes, bytes, float]] = []
+        self._waiting: list[asyncio.Future[None]] = []
+        self._encoder = msgspec.json.Encoder()
+        self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+        self._claims: int | None = None
+        with self._explained():
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, SCHEMA_VERSION):
+            raise StoreError(
+                f"{self.path}: call store of version {version}, this cai reads {SCHEMA_VERSION}. Use the cai that made it, or move it away."
+            )
+        self._write_ahead()
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+        if version == 0:
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _write_ahead(self) -> None:
+        """Keep a journal ahead of the file. Two that do so to a new file at once are told that it is locked, without the usual wait."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as e:
+                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def get(self, key: str, reply_type: type[T]) -> T | None:
+        """Return the stored reply, or None. Raises `StoreError`."""
+        try:
+            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (bytes.fromhex(key),)).fetchone()
+        except sqlite3.Error as e:
+            raise self._explanation(e) from e
+        if row is None:
+            return None
+        decoder = self._decoders.get(reply_type)
+        if decoder is None:
+            decoder = self._decoders[reply_type] = msgspec.json.Decoder(reply_type)
+        try:
+            return decoder.decode(row[0])  # type: ignore[no-any-return]
+        except msgspec.DecodeError as e:
+            raise StoreError(_corrupt(self.path, str(e))) from e
+
+    def claim(self, key: str) -> bool:
+        """Say that this process is about to ask; False where another one is asking now. Then `get`, and `release` once that is answered.
+
+        Where a file system has no such locks every claim is granted, and two processes may ask the same.
+        """
+        if self.path is None:
+            return True
+        try:
+            if self._claims is None:
+                self._claims = os.open(self.path.with_name(self.path.name + "-claims"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError:
+            return True
+        try:
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _claimed_byte(key))
+        except OSError as e:
+            return e.errno not in (errno.EACCES, errno.EAGAIN)  # either may mean that another process has it
+        return True
+
+    def release(self, key: str) -> None:
+        """Give a claim back: the reply is committed, or there is none."""
+        if self._claims is not None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _claimed_byte(key))
+
+    async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
+        """Store a reply; return when it is committed. Calls put in the same turn of the event loop share one transaction.
+
+        Args:
+            key: 64 hex characters.
+            stage: what asked, for `cai status` and costs.
+            model: the engine's name, for people.
+            request: the full request, kept so that a store explains itself.
+            reply: what came back.
+            seconds: wall time from request to reply.
+
+        Raises:
+            StoreError: the disk is full or the store can't be written; the reply is not lost to the caller's retry.
+        """
+        row = (bytes.fromhex(key), stage, model, self._encoder.encode(request), self._encoder.encode(reply), seconds)
+        loop = asyncio.get_running_loop()
+        if not self._pending:
+            loop.call_soon(loop.call_soon, self._commit)  # two turns: everyone woken by the same batch gets in
+        committed: asyncio.Future[None] = loop.create_future()
+        self._pending.append(row)
+        self._waiting.append(committed)
+        await committed
+
+    def _commit(self) -> None:
+        rows, self._pending = self._pending, []
+        waiting, self._waiting = self._waiting, []
+        failed: Exception | None = None
+        try:
+            with self._explained():
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    self._db.executemany(_INSERT, rows)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        self._db.execute("ROLLBACK")
+                    raise
+        except Exception as e:  # noqa: BLE001 - handed to every waiter, who raises it
+            failed = e
+        for committed in waiting:
+            if committed.done():  # its waiter was cancelled
+                continue
+            if failed is None:
+                committed.set_result(None)
+            else:
+                committed.set_exception(failed)
+                committed.exception()  # marks it as seen: its waiter may be cancelled before it wakes
+
+    def merge(self, path: Path) -> MergedCalls:
+        """Take in the calls of another store; one that is here already stays as it is. Safe to stop and to repeat.
+
+        Args:
+            path: another store's file. What a killed process left in its `-wal` file counts, if that lies beside it.
+
+        Raises:
+            StoreError: there is no store at the path, it is damaged or of another version, or it is this one.
+        """
+        if not path.is_file():
+            raise StoreError(f"{path}: no such call store")
+        if self.path is not None and self.path.exists() and path.samefile(self.path):
+            raise StoreError(f"{path}: is the store to merge into. Name the others.")
+        with self._explained(path):
+            self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
+            try:
+                version = self._db.execute("PRAGMA other.user_version").fetchone()[0]
+                if version != SCHEMA_VERSION:
+                    raise StoreError(f"{path}: not a call store of version {SCHEMA_VERSION} (its version is {version})")
+                calls = int(self._db.execute("SELECT COUNT(*) FROM other.calls").fetchone()[0])
+                added = differing = 0
+                for first in range(256):  # in parts: other processes get their turn, and the write-ahead log stays small
+                    bounds = (bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 33)
+                    self._db.execute("BEGIN IMMEDIATE")
+                    try:
+                        differing += int(self._db.execute(_COUNT_DIFFERING, bounds).fetchone()[0])
+                        added += self._db.execute(_COPY, bounds).rowcount
+                        self._db.execute("COMMIT")
+                    except BaseException:
+                        with contextlib.suppress(sqlite3.Error):
+                            self._db.execute("ROLLBACK")
+                        raise
+            finally:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("DETACH DATABASE other")
+        return MergedCalls(str(path), calls, added, differing)
+
+    def stage_totals(self) -> dict[str, tuple[int, float]]:
+        """Return calls and seconds per stage. Raises `StoreError`."""
+        with self._explained():
+            rows = self._db.execute("SELECT stage, COUNT(*), SUM(seconds) FROM calls GROUP BY stage").fetchall()
+        return {stage: (n, seconds) for stage, n, seconds in rows}
+
+    def __len__(self) -> int:
+        with self._explained():
+            return int(self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file, and give up all claims. What was put is already committed."""
+        self._db.close()
+        if self._claims is not None:
+            os.close(self._claims)
+            self._claims = None
+
+    def __enter__(self) -> "CallStore":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _explained(self, path: Path | None = None) -> Iterator[None]:
+        """Turn SQLite's errors into ones that say what to do. They name `path`, or this store."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as e:
+            if isinstance(e, StoreError):
+                raise
+            raise self._explanation(e, path) from e
+
+    def _explanation(self, e: sqlite3.Error | OSError, path: Path | None = None) -> StoreError:
+        path = path or self.path
+        text = str(e).lower()
+        if "full" in text:
+            fix = "the disk is full. Free some space and run again: every finished call is kept."
+        elif "locked" in text or "busy" in text:
+            fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
+        elif "malformed" in text or "not a database" in text or "corrupt" in text:
+            fix = _corrupt(path, str(e))
+        elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
+            fix = "can't be written or opened. Give the folder write permission, or use another workspace."
+        elif "i/o error" in text:
+            fix = f"can't be written or read ({e}). See that the disk works and files may grow (ulimit -f): every finished call is kept."
+        else:
+            fix = str(e)
+        return StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}")
+
+
+def _claimed_byte(key: str) -> int:
+    return int(key[:15], 16)  # a file's offsets have 63 bits
+
+
+def _corrupt(path: Path | None, found: str) -> str:
+    return (
+        f"{path}: the call store is damaged ({found}). It was left as it is. Save what is readable with\n"
+        f"  sqlite3 {path} .recover | sqlite3 recovered.sqlite\n"
+        "and put that file in its place, or move it away to start afresh."
+    )

@@ -1,0 +1,416 @@
+"""The driver: ordered stages, each skipped when it is already done, each leaving an entry in the manifest.
+
+A stage is done when its fingerprint (its settings, the hashes of what it reads, the models, templates and constitution it uses) and its
+outputs are what the manifest says. Otherwise it runs; calls it has made before are hits in the call store. What a stage does is in
+`cai.pipeline.stages`; this module knows only order, fingerprints, locks and bookkeeping.
+"""
+
+import inspect
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from cai import __version__
+from cai.constitution.load import load_constitution
+from cai.core.console import Reporter
+from cai.core.flow import collecting_rarely
+from cai.core.interrupt import run_interruptible
+from cai.core.journal import Journal
+from cai.core.jsonl import disk_error, remove_unfinished, write_text
+from cai.core.manifest import (
+    Manifest,
+    StageEntry,
+    describe_constitution,
+    git_state,
+    installed_versions,
+    machine_facts,
+    peak_device_bytes,
+    peak_memory_bytes,
+    read_manifest,
+    reset_device_peak,
+    write_manifest,
+)
+from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
+from cai.data.rows import source_files
+from cai.errors import CaiError, DataError, RecipeError
+from cai.ids import content_hash
+from cai.models.base import Engine, TextModel
+from cai.models.opening import open_engine, release_memory
+from cai.models.store import CallStore
+from cai.models.templates import Templates, load_templates
+from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
+from cai.pipeline.shards import Shard
+from cai.pipeline.tracking import PIPELINE, Tracking
+from cai.recipe import ModelSpec, Recipe
+from cai.records import Constitution, Failure
+from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
+
+UNTRAINED = ("respond", "critique")
+"""What a shard runs unless it is told otherwise: what needs nothing that was trained."""
+
+
+@dataclass
+class Context:
+    """What a stage is given: the recipe, where things are, and models that remember."""
+
+    recipe: Recipe
+    workspace: Workspace
+    run: RunDirectory
+    store: CallStore
+    constitution: Constitution
+    templates: Templates
+    manifest: Manifest
+    reporter: Reporter
+    processes: ProcessGroup = field(default_factory=ProcessGroup)
+    tracking: Tracking = field(default_factory=Tracking)
+    shard: Shard | None = None
+    """The part of the prompts that this client asks about; None: all."""
+    stage: str = ""
+    settings_hash: str = ""
+    """Hash of what decides the current stage, for records' provenance."""
+    fingerprint: str = ""
+    """Hash of everything that decides the current stage's outcome."""
+    journals: list[Journal[Any]] = field(default_factory=list)
+    models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def journal(self, name: str, result_type: Any) -> Journal[Any]:
+        """Return the journal of that name of the current stage; it goes when the stage is done."""
+        self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
+        return self.journals[-1]
+
+    async def model(self, spec: ModelSpec) -> TextModel:
+        """Return a model whose calls are counted for the current stage. The same spec shares one engine."""
+        key = content_hash(spec)
+        if key not in self._engines:
+            self._engines[key] = await open_engine(spec)
+        model = TextModel(self._engines[key], self.store, self.stage, on_reply=self.reporter.call)
+        self.models.append((model, spec))
+        return model
+
+    def adapted(self, name: str) -> ModelSpec:
+        """Return the spec of the trained model with one of the run's own adapters on it."""
+        return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
+
+    async def release_engines(self) -> None:
+        """Close every engine and free its memory; what they were asked stays counted."""
+        for engine in self._engines.values():
+            await engine.close()
+        self._engines.clear()
+        release_memory()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    `run` returns its counts; one that asks no model is a plain function, so that Ctrl-C stops it at once (an event loop would hold the
+    signal back until the next `await`). `reads` and `writes` are paths from the run directory, which may hang on the recipe. `settings`
+    picks what of the recipe decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads,
+    globs too.
+    """
+
+    name: str
+    run: Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]
+    reads: Callable[[Recipe], tuple[str, ...]]
+    writes: Callable[[Recipe], tuple[str, ...]]
+    settings: Callable[[Recipe], Any]
+    uses_constitution: bool = False
+    uses_templates: bool = False
+    models: Callable[[Recipe], Sequence[ModelSpec]] = lambda recipe: ()
+    sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    uses_prompts: bool = False
+    trains: bool = False
+    """Trains, or samples from what was trained."""
+    together: bool = False
+    """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
+    shardable: bool = False
+    """Whether clients may share its calls, each for its own prompts."""
+    always: bool = False
+    """Run even when nothing changed: for what reads the manifest itself."""
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What became of a stage in this call of `run_recipe`."""
+
+    name: str
+    reused: bool
+    seconds: float
+    calls_made: int
+    calls_reused: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a call of `run_recipe` did."""
+
+    run: str
+    stages: tuple[StageSummary, ...]
+    warnings: tuple[str, ...]
+    report: str | None
+
+
+def fingerprint(stage: Stage, context: Context) -> str:
+    """Hash everything that decides a stage's outputs. Raises `DataError` if an input is missing."""
+    missing = [path for path in stage.reads(context.recipe) if not (context.run.path / path).exists()]
+    if missing:
+        raise DataError(
+            f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
+            "Run the earlier stages first: leave out --only/--from."
+        )
+    recipe, root = context.recipe, context.workspace.root
+    patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
+    sources = {os.path.relpath(file, root): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
+    return content_hash(
+        {
+            "stage": stage.name,
+            "version": __version__,
+            "settings": stage.settings(recipe),
+            "seed": recipe.seed,
+            "models": [(spec_fingerprint(spec), spec.max_length) for spec in stage.models(recipe)],
+            "inputs": {path: file_hash(context.run.path / path) for path in stage.reads(recipe)},
+            "sources": sources,
+            "constitution": context.constitution.hash if stage.uses_constitution else "",
+            "templates": context.templates.hash if stage.uses_templates else "",
+        }
+    )
+
+
+def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirectory) -> bool:
+    """Whether a stage's outputs stand, untouched, for this fingerprint."""
+    if entry is None or entry.status != "done" or entry.fingerprint != wanted:
+        return False
+    return all((run.path / path).exists() and file_hash(run.path / path) == digest for path, digest in entry.outputs.items())
+
+
+def choose_stages(stages: Sequence[Stage], only: Sequence[str], start: str | None) -> list[Stage]:
+    """Return the stages to run, in order. Raises `RecipeError` naming unknown ones."""
+    names = [s.name for s in stages]
+    unknown = [n for n in (*only, *([start] if start else [])) if n not in names]
+    if unknown:
+        raise RecipeError(f"no stage {', '.join(map(repr, unknown))}; the stages are: {' '.join(names)}")
+    chosen = [s for s in stages if not only or s.name in only]
+    return [s for s in chosen if start is None or names.index(s.name) >= names.index(start)]
+
+
+def run_recipe(
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Sequence[Stage],
+    reporter: Reporter,
+    *,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    shard: Shard | None = None,
+    command: str = "",
+) -> RunSummary:
+    """Run a recipe's stages, or those asked for, reusing what is done.
+
+    Where a launcher started several processes, each calls this: the first runs the stages, and the others join it in those that train.
+
+    Args:
+        recipe: what to run.
+        workspace: where its files are.
+        stages: all stages in order.
+        reporter: shows progress.
+        only: names of the stages to run; empty runs all.
+        start: the first stage to run.
+        shard: ask only about this part of the prompts, and keep the calls in the shard's own folder. Runs only
+            stages that need nothing trained, unless `only` names others.
+        command: how it was called, for the report.
+
+    Raises:
+        CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
+    """
+    chosen = choose_stages(stages, only if shard is None else only or UNTRAINED, start)
+    if shard is not None:
+        _check_shardable(chosen, stages)
+    processes = join_process_group()
+    if not processes.is_rank_zero:
+        return _join_stages(processes, recipe, workspace, stages)
+    summary = _run_stages(processes, recipe, workspace, stages, chosen, reporter, shard, command)
+    processes.shutdown()  # one that has failed says why and ends, which ends the others: they may be anywhere in a training
+    return summary
+
+
+def _join_stages(processes: ProcessGroup, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:
+    """Join the leader in the stages that it calls for; write nothing."""
+    while (number := processes.next_stage()) is not None:
+        constitution = load_constitution(workspace.root / recipe.constitution)
+        templates = load_templates(workspace.root / recipe.templates)
+        with CallStore(None) as store:
+            run = workspace.run(recipe.name)
+            context = Context(recipe, workspace, run, store, constitution, templates, Manifest(recipe.name), Reporter(), processes)
+            context.stage = stages[number].name
+            try:
+                stages[number].run(context)
+            except RankZeroFailed:
+                break
+    return RunSummary(recipe.name, (), (), None)
+
+
+def _run_stages(
+    processes: ProcessGroup,
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Sequence[Stage],
+    chosen: Sequence[Stage],
+    reporter: Reporter,
+    shard: Shard | None,
+    command: str,
+) -> RunSummary:
+    whole = workspace.run(recipe.name)
+    run = whole if shard is None else whole.shard(shard.name)
+    constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
+    with (
+        run.locked(),
+        CallStore(workspace.store_path if shard is None else run.own_store) as store,
+        Tracking(recipe, run.path, reporter.warn) as tracking,
+    ):
+        if shard is not None:
+            _link_inputs(chosen, recipe, whole, run)
+        manifest = read_manifest(run.manifest) or Manifest(recipe.name)
+        manifest = replace(
+            manifest,
+            recipe_hash=recipe.hash,
+            command=command,
+            cai_version=__version__,
+            versions=installed_versions(),
+            git=git_state(workspace.root),
+            machine=machine_facts(),
+            constitution=describe_constitution(constitution),
+            model=recipe.model.path,
+            model_fingerprint=model_fingerprint,
+        )
+        write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, processes, tracking, shard)
+        done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
+        report = str(run.report) if run.report.exists() else None
+        return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
+
+
+def _check_shardable(chosen: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    if whole := [s.name for s in chosen if not s.shardable]:
+        able = ", ".join(s.name for s in stages if s.shardable)
+        raise RecipeError(f"--shard: {', '.join(whole)} can't be shared among clients; {able} can. Name some of these with --only.")
+
+
+def _link_inputs(chosen: Sequence[Stage], recipe: Recipe, whole: RunDirectory, run: RunDirectory) -> None:
+    """Let a shard read from the whole run what its own stages don't write; where there is none, what it wrote before stands."""
+    written: set[str] = set()
+    for stage in chosen:
+        for path in set(stage.reads(recipe)) - written:
+            source, link = whole.path / path, run.path / path
+            if source.exists() and not (link.exists() and link.samefile(source)):
+                try:
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(os.path.relpath(source, link.parent))
+                except OSError as e:
+                    raise disk_error(e, link) from e
+        written |= set(stage.writes(recipe))
+
+
+def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
+    wanted = fingerprint(stage, context)
+    entry = context.manifest.stage(stage.name)
+    if not stage.always and is_done(stage, entry, wanted, context.run):
+        assert entry is not None
+        context.reporter.say(f"{stage.name:<12} done before, nothing changed", "dim")
+        return StageSummary(stage.name, True, 0.0, 0, 0, entry.counts)
+    if not stage.always:
+        context.tracking.start()
+    entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
+    context.stage, context.failures, context.fingerprint = stage.name, [], wanted
+    context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
+    context.manifest.put(entry)
+    write_manifest(context.run.manifest, context.manifest)
+    for path in stage.writes(context.recipe):
+        if path.endswith(".jsonl"):
+            remove_unfinished(context.run.path / path)  # the run is locked: nobody else is writing it
+    started = time.monotonic()
+    reset_device_peak()
+
+    async def ask(answer: Awaitable[dict[str, int]]) -> dict[str, int]:
+        try:
+            with collecting_rarely():
+                return await answer
+        finally:
+            await context.release_engines()
+
+    try:
+        with context.reporter.stage(stage.name):
+            if stage.together:
+                context.processes.broadcast(number)
+            made = stage.run(context)
+            entry.counts = run_interruptible(ask(made), context.reporter) if inspect.isawaitable(made) else made
+        entry.status = "done"
+    except KeyboardInterrupt:
+        entry.status = "stopped"
+        raise
+    except BaseException as e:
+        entry.status = "failed"
+        entry.message = str(e) if isinstance(e, CaiError) else type(e).__name__
+        raise
+    finally:
+        entry.seconds = time.monotonic() - started
+        release_memory()
+        for journal in context.journals:
+            journal.close()
+        context.journals.clear()
+        for model, spec in context.models:
+            usage = model.usage
+            entry.calls_made += usage.made
+            entry.calls_reused += usage.reused
+            entry.prompt_tokens += usage.prompt_tokens
+            entry.completion_tokens += usage.completion_tokens
+            entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
+        context.models.clear()
+        if entry.status == "done":
+            written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
+            entry.outputs = {path: file_hash(context.run.path / path) for path in written}
+            shutil.rmtree(context.run.unfinished, ignore_errors=True)
+        entry.peak_memory_bytes = peak_memory_bytes()
+        entry.peak_device_bytes = peak_device_bytes()
+        context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
+        # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
+        replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])
+        write_manifest(context.run.manifest, context.manifest)
+        context.tracking.finish()
+    if not stage.always:
+        context.tracking.log(PIPELINE, _stage_numbers(entry, len(context.failures)))
+    context.reporter.say(_stage_line(entry))
+    return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
+
+
+def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
+    """Return what a finished stage cost and counted, for the tracker."""
+    costs = ("seconds", "calls_made", "calls_reused", "prompt_tokens", "completion_tokens", "cost")
+    numbers = {**{name: getattr(entry, name) for name in costs}, "failures": failures, **entry.counts}
+    return {f"{entry.name}/{name}": float(value) for name, value in numbers.items()}
+
+
+def _stage_line(entry: StageEntry) -> str:
+    calls = f", {entry.calls_made} calls made, {entry.calls_reused} reused" if entry.calls_made or entry.calls_reused else ""
+    counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in entry.counts.items())
+    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if counts else ''}{counts}"
+
+
+def _warnings(manifest: Manifest) -> list[str]:
+    judge = manifest.judge
+    return [] if judge is None or judge.beats_baselines else [judge.note]
+
+
+def _resolved_yaml(recipe: Recipe) -> str:
+    import yaml
+
+    return yaml.safe_dump(msgspec.to_builtins(recipe), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,189 @@
+"""Iterated DPO: sample pairs from the policy as it is, have them judged, train on them, and begin again with what came out.
+
+Each round keeps what it made in `models/policy/round-N/`: `pairs.jsonl`, `judgments.jsonl`, `preferences.jsonl` and the adapter. Sampling,
+judging, mixing and training are those of the stages that do them once; this module only goes round. A killed run goes on where it was:
+samples and judgments are in the call store, and a round's training is finished, or goes on from its checkpoint. Of several processes
+the first samples and judges, and all train.
+
+Departures from the literature, which has it both ways:
+
+1. The reference of every round is the SFT policy, so that β bounds the distance to one model over all rounds (Xiong et al. 2023, arXiv
+   2312.11456). `policy.rounds.reference: previous` takes each round's start instead (Yuan et al. 2024, arXiv 2401.10020), which lets the
+   policy go as far again in every round.
+2. A round trains on its own pairs only: those of earlier rounds are another policy's.
+3. Optimizer and learning rate start anew in each round.
+"""
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.core.flow import run_items
+from cai.core.jsonl import read_records, write_records
+from cai.data.mixture import mix
+from cai.generate.pairs import PairTask, sample_pair
+from cai.ids import derive_seed, split_fraction
+from cai.judge.calibration import calibration_of
+from cai.judge.judge import Judge
+from cai.judge.protocol import probability
+from cai.models.local.loading import model_fingerprint
+from cai.pipeline.driver import Context
+from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
+from cai.train.checkpoints import TrainResult
+from cai.train.dpo import train_dpo
+from cai.train.running import HISTORY, OnLog, is_first_process
+
+PREFERENCES = "preferences.jsonl"
+"""What a round trains on."""
+RECORDS = ("pairs.jsonl", "judgments.jsonl", PREFERENCES)
+"""What a round leaves beside its adapter."""
+REWARD = "reward"
+"""The protocol that reward models' judgments name."""
+
+
+def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
+    """Train the policy in rounds from the SFT adapter; the last round's adapter becomes `models/policy`.
+
+    Args:
+        c: the run.
+        on_log: called after each step of every round; steps count on over the rounds.
+
+    Raises:
+        DataError: a round's judgments leave nothing to train on.
+        CaiError: as sampling, judging and `train_dpo` do.
+    """
+    config, sft, out = c.recipe.policy.rounds, c.run.model("sft"), c.run.model("policy")
+    remove_rounds(out, config.count)
+    results: list[TrainResult] = []
+    start = sft
+    with asyncio.Runner() as runner:  # the engines' event loop; training is no coroutine, so that Ctrl-C stops it at once
+        for number in range(1, config.count + 1):
+            folder = out / f"round-{number}"
+            c.processes.on_rank_zero(partial(judge_round, c, runner, number, start, folder))
+            preferences = list(read_records(folder / PREFERENCES, Preference))
+            done = sum(result.steps for result in results)
+
+            def log(step: int, total: int, metrics: dict[str, float], done: int = done) -> None:
+                on_log(done + step, done + total, metrics)
+
+            seed = derive_seed(c.recipe.seed, "policy", "round", number)
+            reference = sft if config.reference == "sft" and start != sft else None
+            results.append(train_dpo(c.recipe.policy, c.recipe.trained, start, preferences, folder, seed, log, reference=reference))
+            start = folder
+    if c.processes.is_rank_zero:
+        publish(start, out)
+        write_records(out / HISTORY, rounds_log(out, config.count))
+    dropped = sum((Counter(result.dropped) for result in results), Counter[str]())
+    return TrainResult(
+        sum(result.steps for result in results),
+        sum(result.examples for result in results),
+        dict(dropped),
+        results[-1].metrics,
+        sum(result.seconds for result in results),
+    )
+
+
+def judge_round(c: Context, runner: asyncio.Runner, number: int, start: Path, folder: Path) -> None:
+    """Make what a round trains on, and leave the memory to its training."""
+    try:
+        runner.run(judged_pairs(c, number, start, folder))
+    finally:
+        runner.run(c.release_engines())
+
+
+async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> None:
+    """Sample a round's pairs from the policy at its start, have them judged, and write down all three."""
+    config = c.recipe.policy.rounds
+    prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
+    policy = await c.model(replace(c.recipe.trained, adapter=str(start)))
+    tasks = round_tasks(prompts, c.recipe.pairs.per_prompt, number)
+    limits = {"window": c.recipe.window, "max_failure_fraction": c.recipe.max_failure_fraction, "stage": c.stage, "failures": c.failures}
+
+    def progress(total: int, what: str) -> dict[str, object]:
+        return {**limits, "on_progress": lambda done: c.reporter.progress(done, total, f"{what} of round {number}")}
+
+    async def sample(task: PairTask) -> ResponsePair:
+        return await sample_pair(task, policy, c.templates, c.recipe.pairs, c.recipe.seed, c.settings_hash)
+
+    pairs = [p async for p in run_items(tasks, sample, **progress(len(tasks), "pairs"))]  # type: ignore[arg-type]
+    await c.release_engines()
+    if config.labels == "reward":
+        judgments = reward_judgments(c, pairs)
+    else:
+        model = await c.model(c.recipe.feedback.judge or c.recipe.model)
+        calibration = calibration_of(c.recipe.feedback, c.workspace.root)
+        judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
+        asked = run_items(pairs, judge, failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
+        judgments = [j async for j in asked]
+    every = replace(c.recipe.preferences, held_out_fraction=0.0)
+    mixture = mix(every, pairs, judgments, seed=c.recipe.seed, evaluate=read_records(c.run.data("eval_prompts"), Prompt))
+    c.failures += mixture.dropped
+    write_records(folder / "pairs.jsonl", pairs)
+    write_records(folder / "judgments.jsonl", judgments)
+    write_records(folder / PREFERENCES, mixture.train)
+
+
+def round_prompts(prompts: Sequence[Prompt], limit: int | None, number: int, seed: int) -> list[Prompt]:
+    """Return a round's prompts, in their order: all, or those that come first by a hash with the round in it."""
+    if limit is None or limit >= len(prompts):
+        return list(prompts)
+    drawn = {p.id for p in sorted(prompts, key=lambda p: split_fraction(p.id, f"round-{number}:{seed}"))[:limit]}
+    return [p for p in prompts if p.id in drawn]
+
+
+def round_tasks(prompts: Sequence[Prompt], per_prompt: int, number: int) -> list[PairTask]:
+    """Return a round's pairs to be, with numbers, and so seeds, that neither the `pairs` stage nor another round has."""
+    return [PairTask(prompt, number * per_prompt + i) for prompt in prompts for i in range(per_prompt)]
+
+
+def reward_judgments(c: Context, pairs: Sequence[ResponsePair]) -> list[Judgment]:
+    """Judge pairs by the run's reward models: the difference of two aggregated scores is the log-odds that A is better."""
+    from cai.train.reward.ensemble import load_ensemble
+
+    config = c.recipe.reward
+    folders = [c.run.model(name) for name in config.member_names]
+    base = replace(c.recipe.trained, adapter=None, precision=config.precision)
+    ensemble = load_ensemble(folders, base, config.aggregate, config.uncertainty_penalty)
+    scores = ensemble.score([(p.prompt.messages, text) for p in pairs for text in (p.response_a, p.response_b)])
+    by = Provenance(model_fingerprint(replace(base, adapter=str(folders[0]))), (), "", c.recipe.seed, c.settings_hash)
+    return [
+        Judgment(pair.id, (), REWARD, probability(a.value - b.value), None, None, None, by)
+        for pair, a, b in zip(pairs, scores[::2], scores[1::2], strict=True)
+    ]
+
+
+def publish(source: Path, out: Path) -> None:
+    """Make a round's adapter the policy: copy all but the round's records, and leave nothing else but the rounds."""
+    for old in out.iterdir():
+        if old.is_file():
+            old.unlink()
+        elif not old.name.startswith("round-"):
+            shutil.rmtree(old)
+    for file in source.iterdir():
+        if file.is_file() and file.name not in RECORDS:
+            shutil.copyfile(file, out / file.name)
+
+
+def rounds_log(out: Path, count: int) -> list[dict[str, Any]]:
+    """Return what every step of all rounds measured, with its `round`; steps count on over the rounds."""
+    rows: list[dict[str, Any]] = []
+    for number in range(1, count + 1):
+        done = rows[-1]["step"] if rows else 0
+        found = read_records(out / f"round-{number}" / HISTORY, dict[str, Any])
+        rows += [{**row, "step": done + row["step"], "round": number} for row in found]
+    return rows
+
+
+def remove_rounds(out: Path, beyond: int) -> None:
+    """Remove the folders of rounds above a number, which an earlier recipe left."""
+    if not is_first_process():
+        return
+    for folder in out.glob("round-*"):
+        if not folder.name[6:].isdigit() or int(folder.name[6:]) > beyond:
+            shutil.rmtree(folder)

@@ -1,0 +1,53 @@
+"""A run's prompts: read from the recipe's sources, told apart into those to train and those to evaluate on, without near-repeats."""
+
+import contextlib
+from dataclasses import dataclass
+
+from cai.core.jsonl import read_records, write_records
+from cai.core.workspace import file_hash
+from cai.data.prompts import SkippedRows, load_all, stream_prompts, without_evaluated, without_near_repeats
+from cai.errors import DataError, RecipeError
+from cai.ids import content_hash
+from cai.pipeline.driver import Context
+from cai.records import Failure
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What became of a run's prompts, kept until `respond` is done: to look for near-repeats among a million of them takes minutes."""
+
+    of: str
+    """Hash of what decides them, and of their files."""
+    counts: dict[str, int]
+    failures: tuple[Failure, ...]
+
+
+def write_prompts(c: Context) -> dict[str, int]:
+    """Write the prompts to train and to evaluate on, unless a try of this stage that was stopped has. Returns counts."""
+    kept = c.run.unfinished / "prompts.jsonl"
+    train_path, evaluate_path = paths = c.run.data("prompts"), c.run.data("eval_prompts")
+
+    def written() -> str:
+        return content_hash((c.fingerprint, [file_hash(path) for path in paths if path.exists()]))
+
+    with contextlib.suppress(DataError):
+        before = next(read_records(kept, _Written), None)
+        if before and before.of == written():
+            c.failures += before.failures
+            return before.counts
+    sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
+    evaluate = load_all(sources.evaluate, root, seed)
+    if c.recipe.watched and len(evaluate.prompts) < 2:
+        raise RecipeError(
+            f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
+            "to measure it on. Add some, or set policy.watch.action: off"
+        )
+    left_out, leaked, near = SkippedRows(), list[Failure](), list[Failure]()
+    train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
+    train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near, c.reporter.warn)
+    counts = {"prompts": write_records(train_path, train), "evaluation_prompts": write_records(evaluate_path, evaluate.prompts)}
+    if near:
+        counts["near_duplicates"] = len(near)
+    c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]
+    write_records(kept, [_Written(written(), counts, tuple(c.failures))])
+    return counts

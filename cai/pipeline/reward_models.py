@@ -1,0 +1,117 @@
+"""A run's reward models: trained, then measured by the scores that they leave in the run directory, then loaded again as the recipe says.
+
+`data/reward_scores.jsonl` has every member's score of both sides of each held-out pair and, where there are several members, of each
+training pair: what the members disagree on is what a person's label would decide (`most_disputed`).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cai.core.jsonl import read_records, write_records
+from cai.core.workspace import RunDirectory
+from cai.evaluate.rewards import member_accuracy
+from cai.ids import derive_seed
+from cai.models.opening import release_memory
+from cai.recipe import GOLD, GoldConfig, Recipe
+from cai.records import EvalResult, Preference
+from cai.train.reward.metrics import ENSEMBLE, RewardMeasure, measure_scores
+from cai.train.running import OnLog
+
+if TYPE_CHECKING:
+    from cai.train.reward.ensemble import RewardEnsemble
+
+
+def train_rewards(
+    recipe: Recipe,
+    run: RunDirectory,
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    on_log: Callable[[str, int, int, dict[str, float]], None],
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Train every reward model of a run, and write their scores and measures.
+
+    Args:
+        recipe: its `reward` block, model and seed.
+        run: gets `models/reward-*`, `data/reward_scores.jsonl` and `data/reward_measures.jsonl`.
+        train: pairs to train on.
+        held_out: pairs to measure on; may be empty.
+        on_log: called after each step with the member's name, the step, the total and the numbers.
+
+    Returns:
+        Counts, and every member's training steps for metrics.jsonl; neither in a process that only joined the training.
+
+    Raises:
+        TrainingError, ModelError: as `train_members` does.
+    """
+    from cai.train.reward.ensemble import score_pairs
+    from cai.train.reward.train import train_members
+    from cai.train.running import HISTORY, is_first_process
+
+    config = recipe.reward
+    results = train_members(config, recipe.trained, train, held_out, run.path / "models", recipe.seed, on_log)
+    if not is_first_process():
+        return {}, []
+    # from the members' own logs: one that was finished before logs nothing now
+    steps = [{**row, "member": name} for name in results for row in read_records(run.model(name) / HISTORY, dict[str, Any])]
+    ensemble = load_rewards(recipe, run)
+    scored = score_pairs(ensemble, held_out, held_out=True)
+    if config.members > 1:
+        scored += score_pairs(ensemble, train, held_out=False)
+    del ensemble
+    release_memory()
+    write_records(run.data("reward_scores"), scored)
+    write_records(run.data("reward_measures"), measure_scores([p for p in scored if p.held_out], config.member_names))
+    dropped = sum((Counter(r.dropped) for r in results.values()), Counter[str]())
+    counts = {
+        **({"members": len(results)} if len(results) > 1 else {}),
+        "examples": sum(r.examples for r in results.values()),
+        "steps": sum(r.steps for r in results.values()),
+        **{f"dropped_{k}": v for k, v in sorted(dropped.items())},
+    }
+    return counts, steps
+
+
+def train_gold(recipe: Recipe, gold: GoldConfig, run: RunDirectory, on_log: OnLog) -> dict[str, int]:
+    """Train a run's gold reward model: on its own pairs, from its own seed, in its own shape. Returns counts.
+
+    Raises:
+        TrainingError, ModelError: as `train_reward` does.
+    """
+    from cai.train.reward.train import train_reward
+
+    train, held_out = (list(read_records(run.data(name), Preference)) for name in (GOLD, f"{GOLD}_heldout"))
+    result = train_reward(gold.reward, recipe.trained, train, held_out, run.model(GOLD), derive_seed(recipe.seed, GOLD), on_log)
+    return {"gold_examples": result.examples, "gold_steps": result.steps}
+
+
+def load_rewards(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":
+    """Load a run's reward models as its recipe puts them together. Raises `ModelError`."""
+    from cai.train.reward.ensemble import load_ensemble
+
+    config = recipe.reward
+    base = msgspec.structs.replace(recipe.trained, precision=config.precision)
+    return load_ensemble([run.model(name) for name in config.member_names], base, config.aggregate, config.uncertainty_penalty)
+
+
+def run_accuracies(run: RunDirectory) -> list[EvalResult]:
+    """Return the accuracy of a run's reward models on its held-out pairs, the ensemble's first; empty where there was no such pair."""
+    whole = [m for m in read_records(run.data("reward_measures"), RewardMeasure) if m.by == "all"]
+    return [member_accuracy(m.model, m.metrics) for m in sorted(whole, key=lambda m: m.model != ENSEMBLE)]
+
+
+def reward_models(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folders of the reward ensemble's members, from the run directory."""
+    return tuple(f"models/{name}" for name in recipe.reward.member_names)
+
+
+def gold_data(recipe: Recipe) -> tuple[str, ...]:
+    """Return the files of the gold reward model's pairs, from the run directory; none where the recipe has no such model."""
+    return (f"data/{GOLD}.jsonl", f"data/{GOLD}_heldout.jsonl") if recipe.gold else ()
+
+
+def gold_model(recipe: Recipe) -> tuple[str, ...]:
+    """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
+    return (f"models/{GOLD}",) if recipe.gold else ()

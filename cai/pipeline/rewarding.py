@@ -1,0 +1,161 @@
+"""What a run has to reward and to watch a policy with: its reward models, its judge under its constitution, its gold reward model."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.core.flow import together
+from cai.core.jsonl import read_records
+from cai.core.workspace import file_hash
+from cai.data.prompts import split_monitored
+from cai.errors import ReplyError
+from cai.judge.adherence import adherence
+from cai.models.base import TextModel
+from cai.pipeline.driver import Context
+from cai.recipe import GOLD, ModelSpec, RewardTerm
+from cai.records import Failure, MonitorPoint, Prompt
+from cai.train.checkpoints import TrainResult
+from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
+from cai.train.rl.rewards import Answers, RewardFunction, TermScorer, proxy_of
+from cai.train.running import OnLog
+
+TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
+"""What of a look at a policy goes to the tracker."""
+
+
+def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
+    """Train the policy on its own samples, from the SFT adapter, by what the recipe rewards and with what it watches."""
+    from cai.train.rl.grpo import train_online
+
+    warn_if_unmonitored(c)
+    with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
+        try:
+            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
+            return train_online(
+                c.recipe.policy,
+                c.recipe.trained,
+                c.run.model("sft"),
+                list(read_records(c.run.data("prompts"), Prompt)),
+                lambda: load_reward_function(c, judge, runner),
+                reward_identity(c, judge),
+                c.run.model("policy"),
+                c.recipe.seed,
+                on_log,
+                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if c.recipe.watched else None,
+                warn=c.reporter.warn,
+            )
+        finally:
+            runner.run(c.release_engines())
+
+
+def warn_if_unmonitored(c: Context) -> None:
+    """Say so where no gold reward model watches the run's policy."""
+    if not c.recipe.watched:
+        why = "online-dpo has no watch" if c.recipe.policy.method == "online-dpo" else "see `gold` and `policy.watch`"
+        c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
+
+
+def uses(c: Context, term: str) -> bool:
+    """Whether the recipe's policy is rewarded by a term."""
+    return any(t.term == term for t in c.recipe.policy.online.rewards)
+
+
+def reward_identity(c: Context, judge: TextModel | None) -> Any:
+    """Return what identifies the run's rewards and its watch, for the fingerprint of a training under them."""
+    models = c.recipe.reward.member_names if uses(c, "model") else ()
+    watched = [GOLD] if c.recipe.watched else []
+    return (
+        [file_hash(c.run.model(name)) for name in (*models, *watched)],
+        (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
+        None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.templates.hash),
+        [p.id for p in monitor_prompts(c)] if watched else [],
+    )
+
+
+def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Runner) -> RewardFunction:
+    """Return the weighted sum of the recipe's terms, with what they need loaded.
+
+    Args:
+        c: the run.
+        judge: answers for a `constitution` term.
+        runner: of the event loop that the judge lives in.
+    """
+    from cai.train.reward.ensemble import load_ensemble
+
+    reward = c.recipe.reward
+    ensemble = None
+    if uses(c, "model"):
+        folders = [c.run.model(name) for name in reward.member_names]
+        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
+    return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
+
+
+def watching(c: Context) -> MonitorSpec | None:
+    """Return how a policy that trains on pairs is watched: its proxy is the run's reward models, which learned from the same pairs."""
+    if not c.recipe.watched:
+        return None
+    reward = c.recipe.reward
+    folders = [c.run.model(name) for name in reward.member_names]
+    by = (
+        [file_hash(folder) for folder in (*folders, c.run.model(GOLD))],
+        (reward.aggregate, reward.uncertainty_penalty),
+        [p.id for p in monitor_prompts(c)],
+    )
+
+    def load() -> Monitor:
+        from cai.train.reward.ensemble import load_ensemble
+
+        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty)
+        return load_monitor(c, RewardFunction((RewardTerm(),), ensemble.score))
+
+    return MonitorSpec(load, by, c.recipe.policy.online.max_tokens, c.reporter.warn)
+
+
+def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:
+    """Return what watches the policy: the run's evaluation prompts, its rewards, and its gold reward model."""
+    from cai.train.reward.ensemble import load_ensemble
+
+    assert c.recipe.gold is not None
+    gold = load_ensemble([c.run.model(GOLD)], _base(c, c.recipe.gold.precision))
+    prompts = monitor_prompts(c)
+
+    def score(items: Items) -> Sequence[float]:
+        return [s.value for s in gold.score(items)]
+
+    return Monitor(
+        prompts, c.recipe.policy.watch, proxy_of(rewarding, prompts), score, c.run.model("policy") / FRONTIER, partial(log_monitor_point, c)
+    )
+
+
+def log_monitor_point(c: Context, point: MonitorPoint) -> None:
+    """Send what a look at the policy saw to the tracker."""
+    c.tracking.log(c.stage, {f"watch/{name}": value for name in TRACKED_FIELDS if (value := getattr(point, name)) is not None}, point.step)
+
+
+def monitor_prompts(c: Context) -> list[Prompt]:
+    """Return the held-out prompts that a policy is watched on, which `evaluate` then leaves out."""
+    return split_monitored(list(read_records(c.run.data("eval_prompts"), Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
+
+
+def _base(c: Context, precision: Any) -> ModelSpec:
+    return replace(c.recipe.trained, precision=precision)
+
+
+def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
+    """Return the judge as a term. What it can't answer is a counted failure, and None."""
+
+    async def one(prompt: Prompt, text: str) -> float | None:
+        try:
+            return await adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed)
+        except ReplyError as e:
+            c.failures.append(Failure(c.stage, prompt.id, e.reason, e.detail))
+            return None
+
+    async def every(answers: Answers) -> list[float | None]:
+        waiting: list[Awaitable[float | None]] = [one(prompt, text) for prompt, text in answers]
+        return await together(waiting)
+
+    return lambda answers: runner.run(every(answers))

@@ -1,0 +1,396 @@
+"""The ten stages of a run, in order. Each reads like the paper: take items, await the model, write records.
+
+Stages meet only through files in the run directory, so any one can be run, replaced, inspected or resumed alone. No stage batches:
+that is the model's business. Those that train are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022 (arXiv
+2212.08073).
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cai.core.flow import run_items
+from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
+from cai.data.balance import opposite_leanings, source_balance
+from cai.data.mixture import mix
+from cai.data.prompts import split_monitored
+from cai.data.repeats import Seen
+from cai.evaluate.audit.probes import load_knowledge
+from cai.evaluate.audit.run import AUDIT, audit_files
+from cai.evaluate.knowledge import Knowledge
+from cai.evaluate.run import answer_all, ask_knowledge, measure_answers
+from cai.generate.critique import critique_and_revise, respond, revision_pair, sft_examples
+from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
+from cai.judge.calibration import calibration_of
+from cai.judge.card import measure_judge
+from cai.judge.judge import Judge
+from cai.labels.load import load_human, local_sources
+from cai.models.opening import release_memory
+from cai.pipeline.driver import Context, Stage
+from cai.pipeline.prompts import write_prompts
+from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
+from cai.pipeline.tracking import PIPELINE
+from cai.pipeline.training import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
+from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
+from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
+
+if TYPE_CHECKING:
+    from cai.train.reward.ensemble import RewardEnsemble
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def respond_stage(c: Context) -> dict[str, int]:
+    """Load the prompts, and answer each with the model as it is [§3.1]."""
+    counts = write_prompts(c)
+    model = await c.model(c.recipe.model)
+
+    async def work(prompt: Prompt) -> Response:
+        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
+
+    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
+    return {**counts, "responses": responses}
+
+
+async def critique_stage(c: Context) -> dict[str, int]:
+    """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
+    config = c.recipe.critique
+    model = await c.model(c.recipe.model)
+    judge = await open_judge(c)
+    ask = judge if config.min_p_revised > 0 else None
+
+    async def work(response: Response) -> RevisionTrace:
+        return await critique_and_revise(
+            response, c.constitution, model, c.templates, config, c.recipe.seed, judge=ask, recipe_hash=c.settings_hash
+        )
+
+    counts: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    with (
+        record_writer(c.run.data("traces")) as write_trace,
+        record_writer(c.run.data("sft")) as write_example,
+        record_writer(c.run.data("revision_pairs")) as write_pair,
+    ):
+        responses, total = read(c, "responses", Response), count_records(c.run.data("responses"))
+        async for trace in each(c, responses, work, RevisionTrace, total=total, item_id=lambda r: r.prompt.id):
+            write_trace(trace)
+            counts["traces"] += 1
+            for example in sft_examples(trace, config):
+                write_example(example)
+                counts["sft_examples"] += 1
+            if trace.rounds and trace.dropped in (None, "worse_by_judge"):
+                write_pair(revision_pair(trace))
+                counts["revision_pairs"] += 1
+            if trace.dropped:
+                dropped[f"dropped_{trace.dropped}"] += 1
+    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs")} | dict(sorted(dropped.items()))
+
+
+async def pairs_stage(c: Context) -> dict[str, int]:
+    """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
+    config = c.recipe.pairs
+    total = config.per_prompt * count_records(c.run.data("prompts"))
+    policy = await c.model(c.adapted("sft"))
+    base = await c.model(c.recipe.model) if config.contrast else None
+
+    def sample(task: PairTask) -> Awaitable[ResponsePair]:
+        return sample_pair(task, policy, c.templates, config, c.recipe.seed, c.settings_hash)
+
+    def contrast(task: PairTask) -> Awaitable[ResponsePair]:
+        assert base is not None
+        return contrast_pair(task, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash)
+
+    counts: Counter[str] = Counter()
+    with record_writer(c.run.data("pairs")) as write:
+        for kind, make in (("sampled", sample), ("contrast", contrast))[: 1 if base is None else 2]:
+            tasks = pair_tasks(read(c, "prompts", Prompt), config.per_prompt)
+            async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):
+                write(pair)
+                counts[kind] += 1
+    return {"sampled": counts["sampled"], "contrast": counts["contrast"]}
+
+
+async def feedback_stage(c: Context) -> dict[str, int]:
+    """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
+    judge = await open_judge(c)
+    if c.shard is None or c.shard.number == 1:  # the bench pairs are no prompts of the run: one client asks about them
+        c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
+        if not c.manifest.judge.beats_baselines:
+            c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
+    total = sum(1 for _ in _unlabelled(c))
+    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
+    return {"judged": judgments, "failed": len(c.failures)}
+
+
+def _unlabelled(c: Context) -> Iterator[ResponsePair]:
+    """Yield each pair that wasn't labelled by its making, once."""
+    with Seen() as seen:
+        for name in ("pairs", "revision_pairs"):
+            for pair in read(c, name, ResponsePair):
+                if pair.p_a is None and seen.add(pair.id):
+                    yield pair
+
+
+def preferences_stage(c: Context) -> dict[str, int]:
+    """Mix AI, revision, contrast and human labels into preferences, split by prompt so that nothing leaks."""
+    config = c.recipe.preferences
+    human, failures = load_human(config.human, c.workspace.root, c.recipe.seed)
+    pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
+    gold = c.recipe.gold
+    gold_human, gold_failures = load_human(gold.human if gold else (), c.workspace.root, c.recipe.seed)
+    evaluate = read(c, "eval_prompts", Prompt)
+    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
+    c.failures += [*failures, *gold_failures, *mixture.dropped]
+    write_records(c.run.data("preferences"), mixture.train)
+    write_records(c.run.data("preferences_heldout"), mixture.held_out)
+    balance = source_balance(mixture.train, mixture.held_out)
+    write_records(c.run.data("balance"), balance)
+    for warning in opposite_leanings(balance):
+        c.reporter.warn(warning)
+    if gold:
+        write_records(c.run.data(GOLD), mixture.gold_train)
+        write_records(c.run.data(f"{GOLD}_heldout"), mixture.gold_held_out)
+    return {k: v for k, v in mixture.counts.items() if v}
+
+
+async def evaluate_stage(c: Context) -> dict[str, int]:
+    """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
+    prompts = list(read(c, "eval_prompts", Prompt))
+    watched: list[Prompt] = []
+    if c.recipe.watched:  # the policy's weights were chosen by how they did on these
+        watched, prompts = split_monitored(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
+    specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
+    answers: dict[str, list[Response]] = {}
+    knowledge: dict[str, Knowledge] = {}
+    limit = c.recipe.evaluate.knowledge
+    facts, passages = ((), ()) if limit == 0 else load_knowledge(c.workspace.root, limit, c.recipe.seed)
+    for name, spec in specs.items():
+
+        def progress(done: int, shown: str = name) -> None:
+            c.reporter.progress(done, len(prompts), f"answers of {shown}")
+
+        def read_progress(done: int, shown: str = name) -> None:
+            c.reporter.progress(done, len(passages), f"passages read by {shown}")
+
+        model = await c.model(spec)
+        answers[name] = await answer_all(
+            prompts,
+            model,
+            c.templates,
+            c.recipe,
+            c.settings_hash,
+            c.failures,
+            progress,
+        )
+        if facts:
+            knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, read_progress)
+        await c.release_engines()
+    judge = await open_judge(c)
+
+    async def rewards() -> "RewardEnsemble":
+        await c.release_engines()
+        return load_rewards(c.recipe, c.run)
+
+    measured = await measure_answers(answers, judge, rewards, c.recipe, c.failures, c.reporter, knowledge)
+    results = [*measured.results, *run_accuracies(c.run)]
+    write_records(c.run.data("evaluation"), results)
+    figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
+    c.tracking.log(PIPELINE, figures)
+    write_records(c.run.data("samples"), measured.samples)
+    release_memory()  # the reward models are loaded once more, as the audit takes them
+    findings = audit_files(c.run, c.recipe, c.reporter)
+    write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
+    left_out = {"watched_prompts_left_out": len(watched)} if watched else {}
+    return {"prompts": len(prompts), **left_out, "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
+
+
+def report_stage(c: Context) -> dict[str, int]:
+    """Write report.html."""
+    from cai.report.collect import collect_report
+    from cai.report.page import render_report
+
+    write_text(c.run.report, render_report(collect_report(c.run.path)))
+    return {}
+
+
+def read(c: Context, name: str, record_type: type[T]) -> Iterator[T]:
+    """Yield the records of one of the run's files."""
+    return read_records(c.run.data(name), record_type)
+
+
+def each(
+    c: Context,
+    items: Iterable[T],
+    work: Callable[[T], Awaitable[R]],
+    result_type: type[R],
+    *,
+    total: int,
+    name: str = "results",
+    item_id: Callable[[T], str] | None = None,
+    failure_of: Callable[[R], str | None] = lambda result: None,
+) -> AsyncIterator[R]:
+    """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
+
+    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too. A shard leaves other
+    shards' prompts out; how many are its own shows at the end.
+    """
+    shard = c.shard
+    mine = items if shard is None else (item for item in items if shard.owns(_prompt_id(item)))
+    expected = total if shard is None else None
+    c.reporter.progress(0, expected)
+    named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
+    journal = c.journal(name, result_type)
+    return run_items(
+        mine,
+        work,
+        window=c.recipe.window,
+        max_failure_fraction=c.recipe.max_failure_fraction,
+        stage=c.stage,
+        failures=c.failures,
+        failure_of=failure_of,
+        on_progress=lambda done: c.reporter.progress(done, expected),
+        known=journal.known(),
+        on_result=journal.add,
+        **named,
+    )
+
+
+def _prompt_id(item: Any) -> str:
+    return str(item.id if isinstance(item, Prompt) else item.prompt.id)
+
+
+async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
+    """Write results to one of the run's files; it appears whole when the last has come."""
+    count = 0
+    with record_writer(c.run.data(name)) as write:
+        async for result in results:
+            write(result)
+            count += 1
+    return count
+
+
+async def open_judge(c: Context) -> Judge:
+    """Return the run's judge, with its calibration if the recipe names one."""
+    config = c.recipe.feedback
+    calibration = calibration_of(config, c.workspace.root)
+    model = await c.model(judge_spec(c.recipe))
+    return Judge(config, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
+
+
+def judge_sources(recipe: Recipe) -> list[str]:
+    """Return the workspace files that decide what the judge says, beside its model and the constitution."""
+    return [recipe.feedback.calibration] if recipe.feedback.calibration else []
+
+
+def judge_spec(recipe: Recipe) -> ModelSpec:
+    """Return the model that judges: the recipe's judge, or the run's own model."""
+    return recipe.feedback.judge or recipe.model
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "respond",
+        respond_stage,
+        shardable=True,
+        reads=lambda r: (),
+        writes=lambda r: ("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
+        settings=lambda r: (r.prompts, r.respond),
+        models=lambda r: (r.model,),
+        uses_templates=True,
+        uses_prompts=True,
+    ),
+    Stage(
+        "critique",
+        critique_stage,
+        shardable=True,
+        reads=lambda r: ("data/responses.jsonl",),
+        writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
+        settings=lambda r: (r.critique, r.feedback),
+        sources=judge_sources,
+        models=lambda r: (r.model, judge_spec(r)),
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage(
+        "sft",
+        sft_stage,
+        reads=lambda r: ("data/sft.jsonl",),
+        writes=lambda r: ("models/sft",),
+        settings=lambda r: r.sft,
+        models=lambda r: (r.trained,),
+        trains=True,
+        together=True,
+    ),
+    Stage(
+        "pairs",
+        pairs_stage,
+        shardable=True,
+        reads=lambda r: ("data/prompts.jsonl", "models/sft"),
+        writes=lambda r: ("data/pairs.jsonl",),
+        settings=lambda r: r.pairs,
+        models=lambda r: (r.model, r.trained),
+        trains=True,
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage(
+        "feedback",
+        feedback_stage,
+        shardable=True,
+        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
+        writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
+        settings=lambda r: r.feedback,
+        models=lambda r: (judge_spec(r),),
+        uses_constitution=True,
+        uses_templates=True,
+        sources=lambda r: [*judge_sources(r), *([r.feedback.bench_pairs] if r.feedback.bench_pairs else [])],
+    ),
+    Stage(
+        "preferences",
+        preferences_stage,
+        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
+        writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
+        settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
+        sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
+    ),
+    Stage(
+        "reward",
+        reward_stage,
+        reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
+        writes=lambda r: (*reward_models(r), *gold_model(r), "data/reward_scores.jsonl", "data/reward_measures.jsonl"),
+        settings=lambda r: (r.reward, r.gold and r.gold.reward),
+        models=lambda r: (r.trained,),
+        trains=True,
+        together=True,
+    ),
+    Stage(
+        "policy",
+        policy_stage,
+        reads=policy_reads,
+        writes=lambda r: ("models/policy",),
+        settings=policy_settings,
+        sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
+        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
+        trains=True,
+        together=True,
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage(
+        "evaluate",
+        evaluate_stage,
+        reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
+        writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
+        settings=lambda r: (
+            (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
+            r.policy.watch.prompts if r.watched else None,
+        ),
+        sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
+        models=lambda r: (r.trained, judge_spec(r)),
+        trains=True,
+        uses_constitution=True,
+        uses_templates=True,
+    ),
+    Stage("report", report_stage, reads=lambda r: (), writes=lambda r: ("report.html",), settings=lambda r: None, always=True),
+)

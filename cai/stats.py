@@ -1,0 +1,185 @@
+"""Statistics: 95 % intervals of shares, means and paired changes; exact and randomisation tests; Holm's correction.
+
+Every function takes plain numbers. Intervals: Wilson (1927), Newcombe (1998), the percentile bootstrap (Efron 1979). Tests: McNemar (1947),
+Fisher's sign flips. Correction for the number of tests: Holm (1979).
+"""
+
+import math
+from collections.abc import Sequence
+
+Z_95 = 1.959963984540054
+RESAMPLES = 10_000
+_BLOCK_CELLS = 5_000_000
+_FLIPS = 20_000
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share (Wilson 1927), which stays in [0, 1] and keeps a width at 0 and at n.
+
+    Args:
+        successes: in [0, n]; halves are fine, where ties count half.
+        n: items, at least 1.
+
+    >>> [round(x, 3) for x in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"wilson({successes}, {n}): expected 0 <= successes <= n and n >= 1")
+    p = successes / n
+    z2 = Z_95 * Z_95
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return (0.0 if successes == 0 else max(0.0, center - half)), (1.0 if successes == n else min(1.0, center + half))
+
+
+def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, float, float]:
+    """Return the mean of some items' numbers and its 95 % percentile-bootstrap interval (Efron 1979).
+
+    Give it one difference per item to compare two systems on the same items, or plain values for a mean.
+
+    Args:
+        differences: one number per item; not empty.
+        seed: of the resampling; the same seed gives the same bounds.
+
+    Returns:
+        Mean, lower and upper bound.
+    """
+    import numpy as np
+
+    if not differences:
+        raise ValueError("paired_bootstrap: no items")
+    values = np.asarray(differences, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK_CELLS // len(values))
+    means = np.concatenate(
+        [
+            values[generator.integers(0, len(values), size=(min(block, RESAMPLES - start), len(values)))].mean(axis=1)
+            for start in range(0, RESAMPLES, block)
+        ]
+    )
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value that two yes-or-no judges of the same items are equally often right (McNemar 1947).
+
+    Args:
+        only_first: items that only the first got right.
+        only_second: items that only the second got right. Items on which they agree say nothing.
+
+    >>> mcnemar(0, 5), mcnemar(3, 3)
+    (0.0625, 1.0)
+    """
+    n = only_first + only_second
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / int(2**n))
+
+
+def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
+    """Return how much a rate rose from `before` to `after` on the same items, with a 95 % interval.
+
+    Newcombe (1998), Statistics in Medicine 17:2635-2650, method 10: Wilson intervals of both rates, joined by their correlation. Unlike a
+    bootstrap or Wald interval it keeps its width where few items differ, so that three changes out of three don't pass for certainty.
+
+    Args:
+        before: one yes or no per item.
+        after: the same items, in the same order; not empty.
+
+    Returns:
+        Change in [-1, 1], above 0 where the rate rose; lower and upper bound.
+
+    >>> before = [True] * 36 + [True] * 12 + [False] * 2
+    >>> after = [True] * 36 + [False] * 12 + [True] * 2
+    >>> [round(x, 4) for x in change(before, after)]
+    [-0.2, -0.3404, -0.0569]
+    """
+    n = len(before)
+    both = sum(x and y for x, y in zip(before, after, strict=True))
+    first, second = sum(before), sum(after)
+    neither = n - first - second + both
+    p, q = second / n, first / n
+    (p_low, p_high), (q_low, q_high) = wilson(second, n), wilson(first, n)
+    correlation = _correlation(both, first, second, neither, n)
+    below = (p - p_low) ** 2 - 2 * correlation * (p - p_low) * (q_high - q) + (q_high - q) ** 2
+    above = (p_high - p) ** 2 - 2 * correlation * (p_high - p) * (q - q_low) + (q - q_low) ** 2
+    return p - q, max(-1.0, p - q - math.sqrt(max(0.0, below))), min(1.0, p - q + math.sqrt(max(0.0, above)))
+
+
+def _correlation(both: int, first: int, second: int, neither: int, n: int) -> float:
+    """Phi of the two-by-two table, with Newcombe's continuity correction towards 0."""
+    spread = first * (n - first) * second * (n - second)
+    if spread == 0:
+        return 0.0
+    product = float(both * neither - (first - both) * (second - both))
+    if product > 0:
+        product = max(0.0, product - n / 2)
+    return product / math.sqrt(spread)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down adjusted p-values, in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """Return the one-sided p-value that paired differences are centred on 0, by flipping their signs (Fisher's randomisation test).
+
+    Exact (McNemar's) where all differences have one size, a Monte Carlo estimate otherwise.
+
+    >>> round(sign_flip([1.0, 1.0, 1.0, 0.0]), 9), sign_flip([0.0, 0.0])
+    (0.125, 1.0)
+    """
+    import numpy as np
+
+    moved = [d for d in differences if d != 0]
+    if not moved:
+        return 1.0
+    if len({abs(d) for d in moved}) == 1:
+        return _binomial_tail(sum(d > 0 for d in moved), len(moved), 0.5)
+    sizes = np.abs(np.asarray(moved, dtype=np.float64))
+    signs = np.random.default_rng(seed).integers(0, 2, size=(_FLIPS, len(moved)), dtype=np.int8) * 2 - 1
+    as_high = int((signs @ sizes >= sum(moved) - 1e-9 * float(sizes.sum())).sum())
+    return (as_high + 1) / (_FLIPS + 1)
+
+
+def two_sided(differences: Sequence[float], seed: int = 0) -> float:
+    """Return the two-sided p-value of `sign_flip`; McNemar's exact test where the differences are of yes and no.
+
+    >>> two_sided([1.0] * 5), two_sided([1.0, -1.0])
+    (0.0625, 1.0)
+    """
+    return min(1.0, 2 * min(sign_flip(differences, seed), sign_flip([-d for d in differences], seed)))
+
+
+def above(values: Sequence[float], level: float) -> float:
+    """Return the one-sided p-value that the mean is at most `level`: exact for yes or no, by the normal distribution otherwise."""
+    n = len(values)
+    if is_binary(values):
+        return _binomial_tail(round(sum(values)), n, level)
+    mean = sum(values) / n
+    variance = sum((v - mean) ** 2 for v in values) / max(1, n - 1)
+    if variance == 0:
+        return 0.0 if mean > level else 1.0
+    return 0.5 * math.erfc((mean - level) / math.sqrt(2 * variance / n))
+
+
+def is_binary(values: Sequence[float]) -> bool:
+    return all(v in (0, 1) for v in values)
+
+
+def _binomial_tail(successes: int, n: int, p: float) -> float:
+    """Probability of at least so many successes."""
+    from scipy.stats import binom
+
+    return float(binom.sf(successes - 1, n, p))

@@ -1,0 +1,311 @@
+"""Scoring with reward models: any number of members, each a LoRA adapter and a scalar head, on one base in memory.
+
+A single reward model is an ensemble of one. Members are the folders that `cai.train.reward.train` writes, and are PEFT's own format.
+
+A Bradley–Terry score is known up to a constant, and each member has its own. Without taking it off, the minimum over members would be
+the member with the lowest constant rather than the most doubtful one, and their standard deviation would be that of the constants. The
+centring term of the loss (arXiv 2312.09244, §2) only pulls them towards 0. So each member's scores are counted from its mean over the
+responses of some training pairs, the same pairs for all. Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4, but that `uncertainty`
+takes off standard deviations, which are in the unit of the scores, where the paper takes off variances.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec.structs import replace
+
+from cai.core.jsonl import write_text
+from cai.errors import ModelError
+from cai.ids import split_fraction
+from cai.models.local.precision import resolved_precision, tokens_at_once
+from cai.recipe import Aggregate, ModelSpec, RewardConfig
+from cai.records import Message, Preference, RewardScore, ScoredPair
+from cai.train.encode import encode_turn
+from cai.train.running import quiet_training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CENTRE = "centre.json"
+"""In a member's folder: what its scores are counted from."""
+CENTRE_PAIRS = 64
+"""128 responses: the standard error of their mean is a tenth of the scores' spread."""
+KEPT_TOKENS = 16_384
+"""Of texts that are scored together, padding included: keys and values of what they have in common are kept for that long."""
+NO_LIMIT = 10**9
+_DEFAULTS = RewardConfig()
+
+
+class Centre(msgspec.Struct, frozen=True):
+    """What a member's scores are counted from: its mean score over `n` responses."""
+
+    mean: float
+    n: int
+
+
+def choose_centre_pairs(preferences: Sequence[Preference]) -> list[Preference]:
+    """Return up to `CENTRE_PAIRS` pairs, chosen by hash, over which an ensemble's members are centred."""
+    return sorted(preferences, key=lambda p: split_fraction(p.id, CENTRE))[:CENTRE_PAIRS]
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleMember:
+    """One reward model of an ensemble."""
+
+    name: str
+    adapter: str | None
+    """Its adapter's name on the shared model; None where its weights are merged into it."""
+    max_length: int
+    """Tokens; a longer conversation loses its beginning."""
+    centre: float
+
+
+@dataclass
+class RewardEnsemble:
+    """Scores responses. Higher is better; only differences between responses to the same prompt mean anything."""
+
+    model: Any
+    """The base with every member's adapter and head on it."""
+    tokenizer: Any
+    members: tuple[EnsembleMember, ...]
+    aggregate: Aggregate = _DEFAULTS.aggregate
+    penalty: float = _DEFAULTS.uncertainty_penalty
+
+    def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[RewardScore]:
+        """Return what all members say of each response to its conversation, in order. What texts have in common at the start runs once.
+
+        Args:
+            items: the conversation up to the response, and the response.
+        """
+        turns = [encode_turn(self.tokenizer, messages, response) for messages, response in items]
+        by_member = [self._score_all([(prompt + response)[-m.max_length :] for prompt, response in turns], m) for m in self.members]
+        return [aggregate_scores(scores, self.aggregate, self.penalty) for scores in zip(*by_member, strict=True)]
+
+    def _score_all(self, ids: list[list[int]], member: EnsembleMember) -> list[float]:
+        """Return one member's scores."""
+        if member.adapter is not None:
+            self.model.set_adapter(member.adapter)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        # the model's own forward, under which it was trained, never reads a padding token at the end
+        shared = _shares_beginnings(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
+        score = _score_shared if shared else _score_padded
+        scores = [0.0] * len(ids)
+        for batch in _batches(ids, KEPT_TOKENS if shared else tokens_at_once(model.device.type), shared):
+            for i, found in zip(batch, score(model, [ids[i] for i in batch]), strict=True):
+                scores[i] = found - member.centre
+        return scores
+
+
+def _shares_beginnings(model: Any) -> bool:
+    """Whether a scorer can take up a text where another pass left it: plain attention, under a head on the last token."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    from cai.models.local.kv_cache import attention_windows
+
+    try:
+        attention_windows(model.config.get_text_config(decoder=True))
+    except ModelError:
+        return False
+    return isinstance(model, GenericForSequenceClassification)
+
+
+def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[int]]:
+    """Yield which texts to score together, up to `budget` tokens, padding included: those that begin alike, or even ones."""
+    batch: list[int] = []
+    longest = 0
+    for i in sorted(range(len(ids)), key=lambda i: ids[i] if shared else [-len(ids[i])]):
+        longest = max(longest, len(ids[i]))
+        if batch and (len(batch) + 1) * longest > budget:
+            yield batch
+            batch, longest = [], len(ids[i])
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _score_shared(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of texts of which common beginnings run once."""
+    import torch
+
+    from cai.models.local.prefix import run_prompts
+
+    with torch.inference_mode():
+        logits_B11, _ = run_prompts(_Scorer(model), ids)
+    return [float(x) for x in logits_B11[:, -1, 0].float()]
+
+
+class _Scorer:
+    """A scorer as `run_prompts` takes a language model: its logits are its head's, of the last positions."""
+
+    def __init__(self, model: Any) -> None:
+        self.base_model, self.head = model.base_model, model.score
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+
+    def __call__(self, logits_to_keep: int, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+        hidden_BTD = self.base_model(**inputs).last_hidden_state
+        return SequenceClassifierOutputWithPast(logits=self.head(hidden_BTD[:, -logits_to_keep:]))
+
+
+def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of whole texts, padded on the right."""
+    import torch
+
+    width, pad = max(map(len, ids)), model.config.get_text_config().pad_token_id
+    tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=model.device)
+    with torch.inference_mode():
+        logits_B1 = model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False).logits
+    return [float(x) for x in logits_B1.squeeze(-1).float()]
+
+
+def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], held_out: bool) -> list[ScoredPair]:
+    """Return preferences with the scores of both their sides, in order.
+
+    Args:
+        ensemble: scores them.
+        preferences: pairs, judged.
+        held_out: whether no member was trained on their prompts.
+    """
+    scores = ensemble.score([(p.prompt.messages, text) for p in preferences for text in (p.chosen, p.rejected)])
+    return [
+        ScoredPair(p.id, p.prompt.id, p.prompt.kind, p.source, p.p_chosen, held_out, len(p.chosen), len(p.rejected), chosen, rejected)
+        for p, chosen, rejected in zip(preferences, scores[::2], scores[1::2], strict=True)
+    ]
+
+
+def aggregate_scores(
+    members: Sequence[float], aggregate: Aggregate = _DEFAULTS.aggregate, penalty: float = _DEFAULTS.uncertainty_penalty
+) -> RewardScore:
+    """Return members' scores of one response as one.
+
+    Args:
+        members: centred scores, at least one.
+        aggregate: `mean`, `min` or `uncertainty` (mean − penalty × std).
+        penalty: at least 0.
+
+    >>> aggregate_scores([1.0, 3.0], "uncertainty", penalty=0.5)
+    RewardScore(value=1.5, std=1.0, members=(1.0, 3.0))
+    >>> aggregate_scores([1.0, 3.0], "min").value
+    1.0
+    """
+    mean, std = fmean(members), pstdev(members)
+    value = {"mean": mean, "min": min(members), "uncertainty": mean - penalty * std}[aggregate]
+    return RewardScore(value, std, tuple(members))
+
+
+def load_ensemble(
+    folders: Sequence[Path],
+    base: ModelSpec | None = None,
+    aggregate: Aggregate = _DEFAULTS.aggregate,
+    penalty: float = _DEFAULTS.uncertainty_penalty,
+) -> RewardEnsemble:
+    """Load reward models onto one base.
+
+    A member alone is merged into the base, which is faster; several stay beside it, because a merge each would be a base each.
+
+    Args:
+        folders: what `train_reward` wrote, one per member; at least one.
+        base: how to load the base model; None takes the path that the first adapter names, with the defaults of a recipe.
+        aggregate: how members' scores become one.
+        penalty: of `uncertainty`.
+
+    Raises:
+        ModelError: a folder holds no adapter, members are for different models, or the base can't be loaded.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    from cai.models.local.loading import adapter_base, explained_load, quiet_transformers
+
+    bases = {str(folder): adapter_base(folder) for folder in folders}
+    if base is None and len(set(bases.values())) != 1:
+        raise ModelError(
+            "an ensemble's members must be for one base model; found "
+            + (", ".join(f"{folder}: {path}" for folder, path in bases.items()) or "no member at all")
+        )
+    spec = ModelSpec(path=next(iter(bases.values()))) if base is None else replace(base, adapter=None)
+    precision = resolved_precision(spec.precision)
+    merge = len(folders) == 1 and precision != "nf4"
+    members = []
+    with quiet_training(), quiet_transformers():
+        with explained_load(str(folders[0])):
+            tokenizer = AutoTokenizer.from_pretrained(folders[0], trust_remote_code=spec.trust_remote_code)
+        model = load_scorer(replace(spec, precision="float32") if merge else spec, tokenizer.pad_token_id)
+        for i, folder in enumerate(folders):
+            name = f"{folder.name}-{i}"
+            with explained_load(str(folder)):
+                cut = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
+                if i == 0:
+                    model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
+                else:
+                    model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                members.append(EnsembleMember(folder.name, None if merge else name, cut, read_centre(folder)))
+        if merge:
+            model = model.merge_and_unload()
+            model = model.to(torch.float32 if precision == "float32" else torch.bfloat16)
+    for head in [model.score] if merge else model.base_model.model.score.modules_to_save.values():
+        head.float().register_forward_pre_hook(_as_float)  # 8 bits are few for a score
+    tokenizer.model_max_length = NO_LIMIT  # we cut, and need no advice
+    return RewardEnsemble(model.eval(), tokenizer, tuple(members), aggregate, penalty)
+
+
+def _as_float(module: Any, inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]":
+    return tuple(x.float() for x in inputs)
+
+
+def read_centre(folder: Path) -> float:
+    """Return what a member's scores are counted from; 0 where its training didn't say."""
+    path = folder / CENTRE
+    return msgspec.json.decode(path.read_bytes(), type=Centre).mean if path.exists() else 0.0
+
+
+def write_centre(folder: Path, scores: Sequence[float]) -> None:
+    """Say what a member's scores are counted from: the mean of these, of a member that has no centre yet."""
+    write_text(folder / CENTRE, msgspec.json.encode(Centre(sum(scores) / len(scores), len(scores))).decode() + "\n")
+
+
+def scoring_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer set for scoring: its own idea of padding is often the end token, which would hide the end from the head.
+
+    The head reads the last token that isn't padding.
+    """
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        others = (t for t in (tokenizer.unk_token, tokenizer.bos_token) if t is not None and t != tokenizer.eos_token)
+        tokenizer.pad_token = next(others, tokenizer.eos_token)
+    tokenizer.truncation_side = "left"
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
+    """Return the base model with a new scalar head in place of the language-model head. Raises `ModelError`."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    from cai.models.local.loading import quiet_transformers, resolve_model_path
+
+    device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "num_labels": 1}
+    if precision == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["score"],
+        )
+        options["device_map"] = {"": device}
+    with quiet_transformers():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            resolve_model_path(spec), trust_remote_code=spec.trust_remote_code, **options
+        )
+    model.config.get_text_config().pad_token_id = pad_token_id
+    return model if precision == "nf4" else model.to(device)

@@ -1,0 +1,206 @@
+"""GRPO (arXiv 2402.03300) and RLOO (arXiv 2402.14740) from the SFT adapter, which is also the reference, on rewards of a recipe's choice.
+
+TRL's trainers do the arithmetic. Departures from their defaults, and from the papers:
+
+1. The KL to the reference is on (TRL's GRPO has it off), by GRPO in the loss, by RLOO in the reward.
+2. One update for each batch of samples, so the policy that is trained is the one that sampled, and no ratio is clipped.
+3. Samples come from our decode loop, each from its own seed, and the order of the prompts is drawn beforehand: a resumed training samples
+   what it would have sampled.
+4. A step in which no prompt's completions differ in reward is warned of; several in a row end the training.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from cai.errors import ReplyError, TrainingError
+from cai.ids import derive_seed
+from cai.recipe import ModelSpec, PolicyConfig
+from cai.records import Prompt
+from cai.train.arguments import training_arguments
+from cai.train.cards import CardFacts, write_card
+from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.dpo import load_policy, set_reference
+from cai.train.rl.monitor import Monitor, restore_best
+from cai.train.rl.rewards import RewardFunction
+from cai.train.running import (
+    OnLog,
+    finish,
+    float_trained_weights,
+    forget,
+    is_first_process,
+    prepare,
+    process_count,
+    quiet_training,
+    train_and_save,
+    training_fingerprint,
+)
+
+METHODS = {
+    "grpo": "GRPO, the KL to the reference in the loss",
+    "rloo": "RLOO, the KL to the reference in the reward",
+}
+
+
+def train_online(
+    config: PolicyConfig,
+    model: ModelSpec,
+    sft_adapter: Path | None,
+    prompts: Sequence[Prompt],
+    load_reward_function: Callable[[], RewardFunction],
+    reward_identity: Any,
+    out: Path,
+    seed: int,
+    on_log: OnLog | None = None,
+    *,
+    load_monitor: Callable[[RewardFunction], Monitor] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> TrainResult:
+    """Train the policy on its own samples, and save its adapter in `out` with tokenizer, model card and log.
+
+    Resumes and repeats as `train_sft` does, the watch's observations too.
+
+    Args:
+        config: the recipe's `policy` block, with `method: grpo` or `rloo`.
+        model: the base model; its own adapter, if any, is not used.
+        sft_adapter: where the policy starts, and its reference; None starts a new adapter, with the bare base as the reference.
+        prompts: what to sample from; at least those of one step.
+        load_rewarding: gives what responses are worth; called once all else is known to be right, because it may load models.
+        rewarded_by: what identifies those rewards, for the training's fingerprint.
+        out: folder for the adapter.
+        seed: decides the order, the samples, and a new adapter's initial weights.
+        on_log: called after each step, with `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
+        load_watch: gives what watches for over-optimisation, if anything does.
+        warn: told what a person should know at once.
+
+    Raises:
+        TrainingError: too few prompts fit, groups don't fill the batch, the policy doesn't start at its reference, rewards tell nothing
+            apart, or training diverges.
+        ModelError: the model or the adapter can't be loaded.
+    """
+    from cai.models.local.loading import load_tokenizer, model_fingerprint
+
+    if problem := config.group_problem(process_count()):
+        raise TrainingError(problem)
+    start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
+    tokenizer = load_tokenizer(start)
+    rows, dropped = prompt_rows(tokenizer, prompts, config)
+    began = (model_fingerprint(start), reward_identity)
+    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, began)
+    if (done := finished_result(out, fingerprint)) is not None:
+        forget(out)
+        return done
+    prepare(out)
+    rewarding = load_reward_function()
+    with quiet_training():
+        trainer = online_trainer(config, start, tokenizer, rows, prompts, rewarding, out, seed, warn)
+    watch = None if load_monitor is None else load_monitor(rewarding)
+    if watch is not None:
+        from cai.train.rl.trainers import WatchCallback
+
+        trainer.add_callback(WatchCallback(watch, trainer, out, config.online.max_tokens, warn))
+    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+    chosen = None
+    if watch is not None and is_first_process():
+        chosen = restore_best(watch, out)
+    reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
+    method = f"{METHODS[config.method]}; reference: {reference}"
+    measured = {} if chosen is None else {"chosen by gold reward": f"step {chosen} of {result.steps}"}
+    facts = CardFacts("policy", model.path, method, _rewards(config), config, result, seed, measured)
+    write_card(out, facts)
+    finish(out, fingerprint, result)
+    return result
+
+
+def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Return the prompts that fit as TRL's rows, and how many were left out and why.
+
+    Raises:
+        TrainingError: fewer are left than a step takes.
+    """
+    from cai.models.local.encoding import Encoder
+
+    encoder, dropped = Encoder(tokenizer), Counter[str]()
+    rows = []
+    for prompt in prompts:
+        try:
+            ids, _ = encoder.prompt(prompt.messages)
+        except ReplyError as e:
+            dropped[e.reason] += 1
+            continue
+        if len(ids) + config.online.max_tokens > config.max_length:
+            dropped["too_long"] += 1
+        else:
+            rows.append({"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages], "id": prompt.id})
+    needed = prompts_per_step(config)
+    if len(rows) < needed:
+        left_out = "".join(f", {n} {reason}" for reason, n in dropped.items())
+        raise TrainingError(
+            f"a step takes {needed} prompts, and of {len(prompts)} only {len(rows)} fit{left_out} "
+            f"(policy.max_length is {config.max_length} tokens, of which {config.online.max_tokens} are the completion's).\n"
+            "Fix: more prompts, a larger max_length, or a smaller batch"
+        )
+    return rows, dict(dropped)
+
+
+def prompts_per_step(config: PolicyConfig) -> int:
+    """Return how many prompts one optimizer step samples from, over all processes."""
+    return config.batch_size * config.gradient_accumulation * process_count() // config.online.num_generations
+
+
+def in_order(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of a whole training, one after another: every row once in a drawn order, then again in another, until `count`."""
+    passes = ceil(count / len(rows))
+    drawn = [row for i in range(passes) for row in sorted(rows, key=lambda r: derive_seed(seed, "order", i, r["id"]))]
+    return drawn[:count]
+
+
+def online_trainer(
+    config: PolicyConfig,
+    start: ModelSpec,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    prompts: Sequence[Prompt],
+    rewarding: RewardFunction,
+    out: Path,
+    seed: int,
+    warn: Callable[[str], None],
+) -> Any:
+    """Return TRL's trainer with policy, reference, rewards and prompts in place, ready to train."""
+    from datasets import Dataset
+    from trl import GRPOConfig, RLOOConfig
+
+    from cai.train.rl.trainers import RUNS, RewardAlarm, reward_function
+
+    steps = ceil(config.epochs * len(rows) / prompts_per_step(config))
+    arguments: dict[str, Any] = {
+        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        "num_train_epochs": 1,
+        "shuffle_dataset": False,  # TRL would begin anew with its first shuffle when a training goes on in a later epoch
+        "warmup_steps": int(config.warmup_fraction * steps),
+        "beta": config.beta,
+        "num_generations": config.online.num_generations,
+        "max_completion_length": config.online.max_tokens,
+        "temperature": config.online.temperature,
+        "disable_dropout": True,  # between sampling and training it would look like a change of the policy
+    }
+    trainer = RUNS[config.method](
+        model=load_policy(config, start, seed),
+        reward_funcs=[reward_function(rewarding, prompts)],
+        args=(GRPOConfig if config.method == "grpo" else RLOOConfig)(**arguments),
+        train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), seed)),
+        processing_class=tokenizer,
+        callbacks=[RewardAlarm(config.online.patience, warn)],
+    )
+    float_trained_weights(trainer.model)
+    set_reference(trainer.model, None)
+    return trainer
+
+
+def _rewards(config: PolicyConfig) -> dict[str, int]:
+    """Return what the policy was rewarded for, for its card."""
+    return {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}

@@ -1,0 +1,98 @@
+"""A policy while it trains: sampled from with its adapter on, and measured against its reference.
+
+Our own decode loop (`cai.models.local.generate`) rather than `transformers.generate`: every completion has its own seed, so a training
+that was killed and goes on samples what it would have sampled, and so does one whose batches fall otherwise.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.models.local.encoding import Encoder
+from cai.models.local.engine import stop_ids
+from cai.models.local.generate import CompletionRow, complete, float_logits, score
+from cai.records import Prompt
+
+ROWS = 64
+"""Sequences run at once; bounds memory."""
+
+
+@dataclass
+class LivePolicy:
+    """A model with adapters on it, as PEFT holds it."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def reference(self) -> str | None:
+        """Name of the reference adapter; None where the reference is the bare base."""
+        return "ref" if "ref" in self.model.peft_config else None
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids, with the header of the assistant's turn. Raises `ReplyError` where the template refuses it."""
+        return Encoder(self.tokenizer).prompt(prompt.messages)[0]
+
+    def decode(self, completion: Sequence[int]) -> str:
+        """Return a completion's text."""
+        return str(self.tokenizer.decode(completion, skip_special_tokens=True))
+
+    def sample(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
+        """Return a completion of each prompt, with the token that ended it where one did.
+
+        Args:
+            prompts: token ids.
+            max_tokens: longest completion.
+            temperature: of sampling, above 0.
+            seeds: one each.
+        """
+        rows = [CompletionRow(p, max_tokens, temperature, 1.0, s) for p, s in zip(prompts, seeds, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt), i))
+        found: list[list[int]] = [[] for _ in rows]
+        base = self.model.get_base_model()
+        stops = stop_ids(base, self.tokenizer)
+        with self._inference():
+            for start in range(0, len(rows), ROWS):
+                part = order[start : start + ROWS]
+                for i, (ids, _) in zip(part, complete(base, [rows[i] for i in part], stops, keep_stop=True), strict=True):
+                    found[i] = ids
+        return found
+
+    def kl(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """Return each completion's log-ratio of policy to reference, in nats. Over samples of the policy its mean is the KL.
+
+        Args:
+            prompts: token ids.
+            completions: sampled from the policy at temperature 1, with the token that ended them; none is empty.
+        """
+        from trl.trainer.utils import use_adapter
+
+        items = list(zip(prompts, completions, strict=True))
+        with self._inference():
+            policy = self._logps(items)
+            with use_adapter(self.model, adapter_name=self.reference):
+                reference = self._logps(items)
+        return [p - r for p, r in zip(policy, reference, strict=True)]
+
+    def _logps(self, items: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+        base = self.model.get_base_model()
+        with float_logits(base):
+            return [x for start in range(0, len(items), ROWS) for x in score(base, items[start : start + ROWS])]
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Evaluation mode for the block: no dropout, no gradient checkpointing, and plain rows where training packs pairs."""
+        from cai.train.packing import ATTENTION, backbone_of
+
+        before, backbone = self.model.training, backbone_of(self.model)
+        packed = backbone.config.get_text_config()._attn_implementation == ATTENTION
+        self.model.eval()
+        if packed:
+            backbone.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.model.train(before)
+            if packed:
+                backbone.set_attn_implementation(ATTENTION)

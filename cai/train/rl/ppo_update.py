@@ -1,0 +1,228 @@
+"""PPO's update: several passes over one batch of episodes, in minibatches of micro-batches, over one or more processes.
+
+Every process knows every episode of the step (they are small: token ids and a few numbers each), so what is taken over the whole batch,
+such as whitening, is the same everywhere and for any number of processes. A process differentiates its share of each minibatch; the
+gradients are summed. A loss is divided by the tokens of the whole minibatch, so micro-batches and processes change nothing but rounding.
+
+Import it inside functions only: it loads torch.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cai.errors import TrainingError
+from cai.ids import derive_seed
+from cai.recipe import PolicyConfig, PPOSpec, RewardConfig
+from cai.train.reward.ensemble import aggregate_scores
+from cai.train.rl.ppo_math import (
+    advantages_and_returns,
+    explained_variance,
+    final_scores,
+    learning_rate,
+    masked_mean,
+    policy_loss,
+    token_kl,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+from cai.train.rl.rollout import Episode, chunks, response_positions
+from cai.train.rl.shared_base import POLICY, VALUE, SharedBase
+
+ADAM_EPSILON = 1e-5
+"""As in the TensorFlow implementations that the literature's settings come from, not PyTorch's 1e-8 (Huang et al. 2024, detail 20)."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+    first_optimizer_step: int
+    """Optimizer steps before this PPO step."""
+    optimizer_steps: int
+    """In the whole training."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The episodes of a step, as padded float32 tensors on the base's device."""
+
+    episodes: Sequence[Episode]
+    logps_BT: Tensor
+    values_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    mask_BT: Tensor
+    metrics: dict[str, float]
+    """What the episodes were like."""
+
+
+def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig, kl_coef: float, device: Any) -> Batch:
+    """Return the episodes with advantages and returns, and their metrics.
+
+    Args:
+        episodes: all of the step's, in order.
+        spec: the recipe's block.
+        reward: how members' scores become one.
+        kl_coef: of this step.
+        device: where the tensors go.
+    """
+    lengths = [len(e.response_ids) for e in episodes]
+
+    def padded(name: str) -> Tensor:
+        rows = [torch.tensor(getattr(e, name), dtype=torch.float32) for e in episodes]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+
+    logps_BT, ref_logps_BT, values_BT, entropy_BT = (padded(name) for name in ("logps", "ref_logps", "values", "entropies"))
+    mask_BT = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+    judged = [aggregate_scores(e.scores, reward.aggregate, reward.uncertainty_penalty) for e in episodes]
+    scores_B = torch.tensor([s.value for s in judged], device=device)
+    ended_B = torch.tensor([e.ended for e in episodes], device=device)
+    final_B = final_scores(scores_B, ended_B, clip=spec.score_clip, missing_eos_penalty=spec.missing_eos_penalty)
+    kl_BT = token_kl(logps_BT, ref_logps_BT, spec.kl_estimator) * mask_BT
+    rewards_BT = token_rewards(final_B, kl_BT, mask_BT, kl_coef)
+    paid_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if spec.whiten_rewards else rewards_BT
+    advantages_BT, returns_BT = advantages_and_returns(paid_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)
+    kl = float(kl_BT.sum(1).mean())
+    metrics = {
+        "objective/kl": kl,
+        "objective/entropy": float((entropy_BT * mask_BT).sum(1).mean()),
+        "objective/non_score_reward": -kl_coef * kl,
+        "objective/scores": float(scores_B.mean()),
+        "objective/scores_std": float(scores_B.std(correction=0)),
+        "objective/rlhf_reward": float(rewards_BT.sum(1).mean()),
+        "objective/disagreement": fmean(s.std for s in judged),
+        "objective/kl_coef": kl_coef,
+        "val/explained_variance": explained_variance(values_BT, returns_BT, mask_BT),
+        "response/length": fmean(lengths),
+        "response/eos_rate": fmean(map(float, ended_B.tolist())),
+    }
+    return Batch(episodes, logps_BT, values_BT, whiten(advantages_BT, mask_BT), returns_BT, mask_BT, metrics)
+
+
+def make_optimizer(config: PolicyConfig, shared: SharedBase) -> Any:
+    """Return Adam over the weights that train; 8-bit or paged as the recipe says."""
+    parameters = list(shared.trained().values())
+    if config.optimizer == "adamw_torch":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
+    import bitsandbytes
+
+    kind = bitsandbytes.optim.PagedAdamW8bit if config.optimizer.startswith("paged") else bitsandbytes.optim.AdamW8bit
+    return kind(parameters, lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
+
+
+def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfig, step: int, seed: int, world: World) -> dict[str, float]:
+    """Train policy and value function on a batch; return what was measured on the way, averaged over minibatches.
+
+    Args:
+        shared: the base with its roles.
+        optimizer: over `shared.trained()`.
+        batch: from `make_batch`, the same in each process.
+        config: the recipe's `policy` block.
+        step: number of this PPO step, from 1; decides the minibatches, with `seed`.
+        seed: the training's.
+        world: which share is this process's.
+
+    Raises:
+        TrainingError: the gradient is not finite.
+    """
+    spec = config.ppo
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=shared.device))
+    norms, rates, done = [], [], 0
+    size = len(batch.episodes) // spec.num_mini_batches
+    for epoch in range(spec.num_ppo_epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "minibatches", step, epoch))
+        order = torch.randperm(len(batch.episodes), generator=generator).tolist()
+        for mini in chunks(order, size):
+            count = int(batch.mask_BT[mini].sum())
+            with shared.training():
+                for micro in chunks(mini[world.rank :: world.size], config.batch_size):
+                    for name, value in _differentiate(shared, batch, micro, spec, count).items():
+                        sums[name] += value
+            rates.append(
+                learning_rate(
+                    config.learning_rate,
+                    world.first_optimizer_step + done,
+                    world.optimizer_steps,
+                    int(config.warmup_fraction * world.optimizer_steps),
+                )
+            )
+            norms.append(_apply(shared, optimizer, spec.max_grad_norm, rates[-1], world.size))
+            if not math.isfinite(norms[-1]):
+                raise TrainingError(
+                    f"training diverged: grad_norm is {norms[-1]} at step {step}.\n"
+                    f"Fix: lower learning_rate (now {config.learning_rate:g}), raise warmup_fraction, or use precision: float32"
+                )
+            done += 1
+    names = sorted(sums)
+    totals = torch.stack([sums[name] for name in names]) / done
+    if world.size > 1:
+        torch.distributed.all_reduce(totals)
+    found = dict(zip(names, totals.tolist(), strict=True))
+    return {**found, "loss": found["loss/policy_avg"] + spec.vf_coef * found["loss/value_avg"], "grad_norm": fmean(norms), "lr": rates[-1]}
+
+
+def _differentiate(shared: SharedBase, batch: Batch, micro: Sequence[int], spec: PPOSpec, count: int) -> dict[str, Tensor]:
+    """Add a micro-batch's gradients; return its part of each metric.
+
+    The value function's graph is made after the policy's is gone, so there is only ever one in memory.
+    """
+    rows = [batch.episodes[i].ids for i in micro]
+    lengths = [len(batch.episodes[i].response_ids) for i in micro]
+    where = response_positions(rows, lengths, shared.device)
+    at = list(micro)
+    width = max(lengths)
+    mask_BT, old_logps_BT, old_values_BT, advantages_BT, returns_BT = (
+        t[at, :width] for t in (batch.mask_BT, batch.logps_BT, batch.values_BT, batch.advantages_BT, batch.returns_BT)
+    )
+    targets_N = torch.tensor([t for i in micro for t in batch.episodes[i].response_ids], device=shared.device)
+
+    def spread(flat_N: Tensor) -> Tensor:
+        return torch.zeros(mask_BT.shape, device=shared.device).masked_scatter(mask_BT, flat_N)
+
+    logps_N, entropy_N = shared.logprobs(shared.hidden(POLICY, rows)[where], targets_N, spec.temperature)
+    logps_BT = spread(logps_N)
+    pg_loss, pg_clipped_BT = policy_loss(logps_BT, old_logps_BT, advantages_BT, mask_BT, cliprange=spec.cliprange, count=count)
+    torch.autograd.backward(pg_loss)
+    change_BT = (logps_BT.detach() - old_logps_BT) * mask_BT
+    values_BT = spread(shared.value(shared.hidden(VALUE, rows)[where]))
+    vf_loss, vf_clipped_BT = value_loss(values_BT, old_values_BT, returns_BT, mask_BT, cliprange_value=spec.cliprange_value, count=count)
+    torch.autograd.backward(spec.vf_coef * vf_loss)
+    return {
+        "loss/policy_avg": pg_loss.detach(),
+        "loss/value_avg": vf_loss.detach(),
+        "policy/approxkl_avg": 0.5 * masked_mean(change_BT**2, mask_BT, count),
+        "policy/clipfrac_avg": masked_mean(pg_clipped_BT, mask_BT, count),
+        "policy/entropy_avg": entropy_N.sum() / count,
+        "val/clipfrac_avg": masked_mean(vf_clipped_BT, mask_BT, count),
+        "val/ratio": masked_mean(change_BT.exp(), mask_BT, count),
+    }
+
+
+def _apply(shared: SharedBase, optimizer: Any, max_norm: float, rate: float, processes: int) -> float:
+    """Sum the gradients over processes, clip them over all trained weights together, take a step; return the norm before clipping."""
+    parameters = list(shared.trained().values())
+    for p in parameters:
+        if p.grad is None:  # a process whose share of the minibatch was empty
+            p.grad = torch.zeros_like(p)
+    if processes > 1:
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+        torch.distributed.all_reduce(flat)
+        for p, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

@@ -1,0 +1,171 @@
+"""TRL's trainers of policies that learn from their own samples, with our sampler, our rewards and our checks.
+
+Import it inside functions only: it loads torch and TRL. Pinned to TRL 1.16, whose hooks it uses: `_tokenize_prompts`,
+`_generate_single_turn`, `_get_per_token_logps_and_entropies`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import GRPOTrainer, RLOOTrainer
+
+from cai.errors import TrainingError
+from cai.ids import derive_seed
+from cai.models.local.encoding import Encoder
+from cai.records import Message, Prompt
+from cai.train.rl.live_policy import LivePolicy
+from cai.train.rl.monitor import Monitor, alarm, keep_best
+from cai.train.rl.rewards import RewardFunction
+from cai.train.trainers import Resumable, completion_positions_only
+
+FIRST_KL = 0.01
+"""Largest KL to the reference, in nats per token, before the first update: both are then the same weights, up to rounding."""
+
+
+class _OnlineRun(Resumable):
+    """Samples with `LivePolicy`, each completion from its own seed, and scores only completion positions."""
+
+    def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """Return token ids; a marker inside a message stays text, as it does when the model answers."""
+        encoder = Encoder(self.processing_class)
+        return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts], None, {}  # type: ignore[arg-type]
+
+    def _sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        first = self.accelerator.process_index * len(prompt_ids)  # so that several processes sample what one would
+        seeds = [derive_seed(self.args.seed, "rollout", self.state.global_step, first + i) for i in range(len(prompt_ids))]
+        policy = LivePolicy(self.accelerator.unwrap_model(self.model), self.processing_class)
+        return policy.sample(prompt_ids, self.max_completion_length, self.temperature, seeds)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether no process holds all weights: only TRL's own generation gathers them."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        with completion_positions_only():
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+
+class GRPORun(_OnlineRun, GRPOTrainer):  # type: ignore[misc]
+    """Group-relative policy optimization (arXiv 2402.03300)."""
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._sharded:
+            return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
+        return self._sampled(prompt_ids), None
+
+
+class RLOORun(_OnlineRun, RLOOTrainer):  # type: ignore[misc]
+    """REINFORCE with a leave-one-out baseline (arXiv 2402.14740)."""
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._sharded:
+            return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
+        return self._sampled(prompt_ids)
+
+
+RUNS = {"grpo": GRPORun, "rloo": RLOORun}
+
+
+def reward_function(rewarding: RewardFunction, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
+    """Return what TRL calls with a batch of completions. It logs every term's mean, and the ensemble's disagreement."""
+    by_id = {p.id: p for p in prompts}
+
+    def reward(completions: list[Any], id: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
+        rewards = rewarding.score([(by_id[i], turns[0]["content"]) for i, turns in zip(id, completions, strict=True)])
+        if all(r is None for r in rewards.totals):
+            raise TrainingError(
+                f"none of {len(completions)} completions of a step could be rewarded: see the terms of policy.online.rewards"
+            )
+        for name, values in rewards.by_term.items():
+            known = [v for v in values if v is not None]
+            if known:
+                log_metric(f"terms/{name}", sum(known) / len(known))
+        if rewards.disagreement:
+            log_metric("disagreement", sum(rewards.disagreement) / len(rewards.disagreement))
+        log_metric("unrewarded", sum(r is None for r in rewards.totals) / len(completions))
+        return rewards.totals
+
+    return reward
+
+
+class RewardAlarm(TrainerCallback):  # type: ignore[misc]
+    """Stops a training that has nothing to learn from, or that did not start at its reference."""
+
+    def __init__(self, patience: int, warn: Callable[[str], None]) -> None:
+        self.patience = patience
+        self.warn = warn
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Called after each step. Raises `TrainingError`."""
+        if logs is None or "frac_reward_zero_std" not in logs:
+            return
+        if state.global_step == 1 and abs(logs["kl"]) > FIRST_KL:
+            raise TrainingError(
+                f"before the first update the policy already differs from its reference: {logs['kl']:.3f} nats per token, "
+                f"expected at most {FIRST_KL}. The reference is not the adapter that training starts from."
+            )
+        flat = 0
+        for entry in reversed([e for e in state.log_history if "frac_reward_zero_std" in e]):
+            if entry["frac_reward_zero_std"] < 1.0:
+                break
+            flat += 1
+        if flat >= self.patience:
+            raise TrainingError(
+                f"for {flat} steps in a row all completions of each prompt had the same reward, so there was nothing to learn from.\n"
+                "Fix: raise policy.online.temperature or num_generations, or choose rewards that tell responses apart"
+            )
+        if flat == 1 and state.is_world_process_zero:
+            self.warn(f"step {state.global_step}: all completions of each prompt have the same reward, so nothing is learned from them")
+
+
+class WatchCallback(TrainerCallback):  # type: ignore[misc]
+    """Looks at the policy before the first step and whenever a look is due, keeps the best weights, and stops if the rule says so."""
+
+    def __init__(self, watch: Monitor, trainer: Any, out: Path, max_tokens: int, warn: Callable[[str], None]) -> None:
+        self.watch = watch
+        self.trainer = trainer
+        self.out = out
+        self.max_tokens = max_tokens
+        self.warn = warn
+        self.warned = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up earlier observations, or make the first."""
+        if state.is_world_process_zero:
+            self.watch.resume(state.global_step or -1)
+        if state.global_step == 0:
+            self._look(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look if it is due. Comes before the step's checkpoint, so that a checkpoint's observations are always on disk."""
+        if state.global_step > 0:
+            self._look(state, control)
+
+    def _look(self, state: Any, control: Any) -> None:
+        from accelerate.utils import broadcast_object_list
+
+        step = state.global_step
+        if not self.watch.due(step, state.max_steps):
+            return
+        found = ["go"]
+        if state.is_world_process_zero:
+            found[0] = self._observe(step)
+        verdict = broadcast_object_list(found)[0]
+        if verdict != "go" and not self.warned and state.is_world_process_zero:
+            self.warned = True
+            self.warn(alarm(self.watch, verdict))
+        if verdict == "stop":  # without a checkpoint here: a training that went on from it would take one step more
+            control.should_training_stop, control.should_save = True, False
+
+    def _observe(self, step: int) -> str:
+        policy = LivePolicy(self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class)
+        ids = [policy.encode(p) for p in self.watch.prompts]
+        seeds = [derive_seed(self.trainer.args.seed, "watch", p.id) for p in self.watch.prompts]
+        completions = policy.sample(ids, self.max_tokens, 1.0, seeds)
+        ratios = policy.kl(ids, completions)
+        found = self.watch.observe(step, sum(ratios) / len(ratios), [policy.decode(c) for c in completions])
+        keep_best(self.watch, self.out, lambda folder: policy.model.save_pretrained(folder, selected_adapters=["default"]))
+        return found

@@ -1,0 +1,118 @@
+"""Progress on a terminal and in a log, and texts that can't restyle either."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from cai.core.console import Reporter, RichReporter, panel, plain, plain_table, printable
+
+
+def on(terminal: bool, width: int = 80) -> tuple[io.StringIO, Console]:
+    out = io.StringIO()
+    return out, Console(file=out, force_terminal=terminal, width=width, _environ={"TERM": "xterm"})
+
+
+def test_control_characters_are_written_out() -> None:
+    assert printable("plain [red]text[/red]\n\tü …") == "plain [red]text[/red]\n\tü …"
+    assert printable("\x1b[2J\x07\r\x08\x9b0m\x7f") == "\\x1b[2J\\x07\\x0d\\x08\\x9b0m\\x7f"
+
+
+@given(
+    st.text(st.characters(), max_size=40)
+    | st.lists(st.sampled_from(["\x1b[2J", "\x9b", "\u202e", "\ud800", "[red]", "ü", "\r"])).map("".join)
+)
+def test_no_text_gets_to_a_terminal_as_anything_but_text(text: str) -> None:
+    out, console = on(terminal=True)
+    console.print(plain(text), panel(text, text, "red"))
+    table = plain_table("a", title=text)
+    table.add_row(plain(text))
+    console.print(table)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # rich's own colours
+    assert shown.encode() and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+
+
+def test_half_a_surrogate_pair_and_turned_writing_are_written_out() -> None:
+    assert printable("a\udcffb \u202eexe.png") == "a\\udcffb \\u202eexe.png"
+
+
+def test_markup_in_texts_is_shown() -> None:
+    out, console = on(terminal=True)
+    reporter = RichReporter(console)
+    reporter.say("[bold]a[/bold] \x1b[2J", "dim")
+    reporter.warn("[red]b[/red] \x1b[2J")
+    console.print(panel("[red]c[/red]", "[red]t[/red]", "red"), plain("[red]d[/red]"))
+    with reporter.stage("evaluate"):
+        reporter.progress(1, 2, "answers of [red]m[/red]\x1b[2J")
+    text = out.getvalue()
+    assert "\x1b[2J" not in text
+    for part in ("[bold]a[/bold]", "[red]b[/red]", "[red]c[/red]", "[red]t[/red]", "[red]d[/red]", "answers of [red]m[/red]"):
+        assert part in text
+
+
+def test_a_log_gets_a_line_per_tenth_and_per_unit() -> None:
+    out, console = on(terminal=False)
+    reporter = RichReporter(console)
+    with reporter.stage("critique"):
+        reporter.progress(0, 100)
+        for done in range(1, 101):
+            reporter.call()
+            reporter.progress(done, 100)
+        reporter.progress(4, 4, "verdicts")
+    lines = out.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == ["  critique: 10/100 items (10 calls)", "  critique: 20/100 items (20 calls)"]
+    assert len(lines) == 11 and lines[-1].startswith("  critique: 4/4 verdicts, ")
+
+
+def test_bars_fit_80_columns_and_vanish() -> None:
+    out, console = on(terminal=True)
+    reporter = RichReporter(console)
+    with reporter.stage("feedback"):
+        reporter.progress(12345, 23456, "items")
+        reporter._started -= 100.0  # a rate as people see them
+        for _ in range(1000):
+            reporter.call()
+    text = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", out.getvalue())
+    assert "12345/23456 items" in text and " calls, " in text
+    assert max(len(line) for line in re.split(r"[\r\n]", text)) <= 80
+    assert out.getvalue().endswith("\x1b[1A\x1b[2K"), "the bar is taken away"
+
+
+def test_progress_is_left_for_status_and_removed(tmp_path: Path) -> None:
+    _, console = on(terminal=False)
+    file = tmp_path / "progress.json"
+    reporter = RichReporter(console, file)
+    with reporter.stage("respond"):
+        reporter.progress(3, 10)
+        assert json.loads(file.read_text()) == {"stage": "respond", "done": 3, "total": 10, "unit": "items", "calls": 0}
+    assert not file.exists()
+
+
+def test_progress_that_cannot_be_saved_stops_nothing(tmp_path: Path) -> None:
+    _, console = on(terminal=False)
+    reporter = RichReporter(console, tmp_path / "none" / "progress.json")
+    with reporter.stage("respond"):
+        reporter.progress(3, 10)
+
+
+def test_tables_fold_and_keep_their_first_column_whole() -> None:
+    out, console = on(terminal=False, width=40)
+    table = plain_table("name", "n", "text", right=("n",), title="[red]t[/red]")
+    table.add_row("a-long-name-of-a-row", "7", "words " * 12)
+    console.print(table)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40 and "[red]t[/red]" in lines[0]
+    assert any("a-long-name-of-a-row" in line for line in lines) and out.getvalue().count("words") == 12
+
+
+def test_the_silent_reporter_says_nothing() -> None:
+    reporter = Reporter()
+    reporter.say("x")
+    reporter.warn("x")
+    reporter.call()
+    with reporter.stage("x"):
+        reporter.progress(1, None)

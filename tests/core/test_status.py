@@ -1,0 +1,58 @@
+"""A run seen from outside."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cai.core.jsonl import append_record
+from cai.core.manifest import JudgeCard, Manifest, StageEntry, write_manifest
+from cai.core.status import run_status
+from cai.core.workspace import RunDirectory
+from cai.errors import DataError
+from cai.records import Failure
+
+
+def written(folder: Path) -> RunDirectory:
+    run = RunDirectory(folder / "r")
+    manifest = Manifest("r", judge=JudgeCard("pairwise", True, note="It does not agree."))
+    manifest.put(StageEntry("respond", "done", "f", seconds=3.0, calls_made=5, calls_reused=2, counts={"prompts": 7}))
+    manifest.put(StageEntry("critique", "failed", "f", message="too many failures"))
+    manifest.put(StageEntry("sft", "running", "f"))
+    write_manifest(run.manifest, manifest)
+    for i in range(3):
+        append_record(run.failures, Failure("critique", f"p{i}", "empty"))
+    return run
+
+
+def test_states_counts_and_notes(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    found = run_status(run)
+    assert [(s.name, s.state, s.failures) for s in found.stages[:4]] == [
+        ("respond", "done", 0),
+        ("critique", "failed", 3),
+        ("sft", "stopped", 0),  # its process is gone
+        ("pairs", "waiting", 0),
+    ]
+    assert (found.stages[0].calls_made, found.stages[0].calls_reused, found.stages[0].counts) == (5, 2, {"prompts": 7})
+    assert found.notes == ("critique: too many failures", "judge: It does not agree.")
+
+
+def test_a_working_run_says_where_it_is(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    state = {"stage": "sft", "done": 3, "total": 8, "unit": "steps", "calls": 0}
+    (run.path / "progress.json").write_text(json.dumps(state))
+    assert not any("now:" in note for note in run_status(run).notes), "left behind by a killed process"
+    with run.locked():
+        assert run_status(run).stages[2].state == "running"
+        assert "now: sft, 3 of 8 steps, 0 calls" in run_status(run).notes
+        (run.path / "progress.json").write_text('{"stage"')
+        assert "now: working" in run_status(run).notes
+
+
+def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Start one with: cai run RECIPE"):
+        run_status(RunDirectory(tmp_path / "x"))
+    written(tmp_path)
+    with pytest.raises(DataError, match="There are: r"):
+        run_status(RunDirectory(tmp_path / "x"))

@@ -1,0 +1,40 @@
+"""From a run directory to another tool's columns. The columns are tested in data/test_export."""
+
+from pathlib import Path
+
+import pytest
+
+from cai.core.manifest import read_manifest
+from cai.core.workspace import RunDirectory
+from cai.data.exporting import export_run, read_run_data
+from cai.errors import DataError
+from tests.workspaces import make_workspace, rows, run_data
+
+
+def test_a_run_is_exported_into_its_own_folder_with_a_card(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    run = workspace.run("s")
+    found = export_run(run, "hh", None, None, private=True)
+    assert found.folder == str(run.path / "export" / "hh") and found.url is None
+    train = rows(run.path / "export" / "hh" / "train.jsonl")
+    assert found.rows["train"] == len(train) == len(rows(run.data("preferences"))) - found.left_out
+    card = (run.path / "export" / "hh" / "README.md").read_text()
+    assert "NOT SHOWN TO BEAT" in card and "scripted" in card
+
+
+def test_what_a_run_has_not_made_yet_is_empty(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace, only=("respond", "critique"))
+    manifest = read_manifest(workspace.run("s").manifest)
+    assert manifest is not None
+    data = read_run_data(workspace.run("s"), manifest)
+    assert data.sft and data.traces and not data.train and data.constitution is not None
+    with pytest.raises(DataError):
+        export_run(workspace.run("s"), "ultrafeedback", None, None, private=True)
+
+
+def test_a_run_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such run"):
+        export_run(RunDirectory(tmp_path / "none"), "trl", tmp_path / "out", None, private=True)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,74 @@
+"""What is looked at before anything runs. All problems at once are in test_pipeline."""
+
+from pathlib import Path
+
+import pytest
+
+from cai.errors import RecipeError
+from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
+from cai.recipe import ModelSpec
+from tests.workspaces import make_workspace, recipe_of
+
+
+def test_a_good_setup_gives_what_the_run_needs(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    constitution, templates, fingerprint = check_setup(recipe_of(workspace), workspace)
+    assert len(constitution.principles) >= 16 and templates.hash and fingerprint == "scripted:None:None"
+
+
+def test_models_are_told_apart_before_they_are_opened(tiny_model_dir: Path) -> None:
+    specs = [
+        ModelSpec(path="scripted"),
+        ModelSpec(path="scripted", name="b"),
+        ModelSpec(path="http://127.0.0.1:1/v1", name="b"),
+        ModelSpec(path=str(tiny_model_dir), precision="bfloat16"),
+        ModelSpec(path=str(tiny_model_dir), precision="float32"),
+    ]
+    assert len({spec_fingerprint(s) for s in specs}) == len(specs)
+
+
+def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    sources = "[{path: hub:owner/name}, {path: owner/other, format: hub}, {path: prompts/harmful.jsonl}]"
+    recipe = recipe_of(workspace, f"prompts.train={sources}", "prompts.evaluate=[]")
+    assert list(local_prompts(recipe, workspace.root)) == ["prompts/harmful.jsonl"]
+    check_setup(recipe, workspace)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("prompts.train=[{path: prompts/none.jsonl}]", "prompts: .*none.jsonl: no such file"),
+        ("prompts.train=[{path: 'prompts/none*.jsonl'}]", "no file matches this pattern"),
+        ("prompts.train=[{path: ../secret.jsonl}]", "leaves the workspace"),
+        ("preferences.human=[{path: labels.jsonl}]", "preferences.human: .*labels.jsonl"),
+        ("feedback.bench_pairs=none.jsonl", "feedback.bench_pairs: .*none.jsonl"),
+        ("weights={path: ./nowhere}", "nowhere"),
+        ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
+        ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
+        ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
+        ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_setting(tmp_path: Path, override: str, told: str) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    with pytest.raises(RecipeError, match=told):
+        check_setup(recipe_of(workspace, override), workspace)
+
+
+def test_a_kind_without_a_principle_is_told(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    fields = "".join(
+        f"    {key}: Is it kind?\n" for key in ("statement", "critique", "revision", "ask_positive", "ask_negative", "compare")
+    )
+    text = f"id: one\nname: One\ndescription: d\nprinciples:\n  - id: p\n{fields}    applies_to: [helpful, harmful]\n"
+    (workspace.root / "constitution" / "one.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"no principle of constitution/one.yaml applies to borderline$"):
+        check_setup(recipe_of(workspace, "constitution=constitution/one.yaml"), workspace)
+
+
+def test_a_run_without_training_may_use_a_server(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    recipe = recipe_of(workspace, "model.path=http://127.0.0.1:1/v1")
+    check_setup(recipe, workspace, trains=False)
+    check_setup(recipe_of(workspace, "model.path=http://127.0.0.1:1/v1", "weights={path: scripted}"), workspace)

@@ -1,0 +1,281 @@
+"""The ten stages on a tiny real model: from prompts to report, twice, and through an interruption."""
+
+import gc
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from cai.core.console import Reporter
+from cai.core.jsonl import read_records
+from cai.core.manifest import read_manifest
+from cai.core.status import STAGE_NAMES, run_status
+from cai.core.workspace import Workspace, file_hash
+from cai.errors import RecipeError
+from cai.evaluate.rewards import most_disputed
+from cai.models.base import TextModel
+from cai.models.opening import open_engine
+from cai.models.store import CallStore
+from cai.pipeline.driver import run_recipe
+from cai.pipeline.stages import STAGES
+from cai.recipe import ModelSpec
+from cai.records import Preference, ScoredPair
+from tests.pipeline.test_driver import Interrupting
+from tests.workspaces import calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
+
+TINY = """\
+model: {{ path: {model}, batch_size: 8, max_length: 512 }}
+prompts:
+  train: [{{ path: prompts/harmful.jsonl, limit: 8 }}, {{ path: prompts/helpful.jsonl, limit: 4 }}]
+  evaluate: [{{ path: prompts/eval_harmful.jsonl, limit: 3 }}, {{ path: prompts/eval_borderline.jsonl, limit: 3 }}]
+constitution: constitution/short.yaml
+respond: {{ sampling: {{ max_tokens: 12 }} }}
+critique: {{ sampling: {{ max_tokens: 12 }}, min_p_revised: 0.0, kinds: [harmful] }}
+sft: {{ max_length: 512, batch_size: 4, lora: {{ rank: 4 }} }}
+pairs: {{ sampling: {{ max_tokens: 12 }}, contrast: true }}
+feedback: {{ principles: sample, bench_pairs: prompts/short.jsonl }}
+preferences: {{ held_out_fraction: 0.2 }}
+reward: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }}, members: 2, slices: parts, aggregate: uncertainty }}
+policy: {{ max_length: 512, batch_size: 8, lora: {{ rank: 4 }} }}
+evaluate: {{ sampling: {{ max_tokens: 12 }}, knowledge: 2 }}
+max_failure_fraction: 1.0
+"""
+CONSTITUTION = """\
+id: short
+name: Short
+description: One token is one byte to the tiny model, so everything is short.
+principles:
+  - id: kind
+    statement: Be kind.
+    critique: What is unkind?
+    revision: Make it kind.
+    ask_positive: Is the response kind?
+    ask_negative: Is the response unkind?
+    compare: Which response is kinder?
+  - id: brief
+    statement: Be brief.
+    critique: What is long?
+    revision: Make it brief.
+    ask_positive: Is the response brief?
+    ask_negative: Is the response too long?
+    compare: Which response is briefer?
+"""
+
+
+def tiny_workspace(folder: Path, model: Path, adapters: bool = False) -> Workspace:
+    workspace = make_workspace(folder, TINY.format(model=model), adapters)
+    (folder / "constitution" / "short.yaml").write_text(CONSTITUTION)
+    with (folder / "prompts" / "short.jsonl").open("w") as f:
+        for i in range(6):
+            sides = {side: [{"role": "assistant", "content": f"{side} {i}."}] for side in ("chosen", "rejected")}
+            f.write(json.dumps({"prompt": [{"role": "user", "content": f"Question {i}?"}], **sides}) + "\n")
+    with (folder / "prompts" / "audit" / "passages.jsonl").open("w") as f:
+        for i in range(3):
+            f.write(json.dumps({"id": f"passage-{i}", "category": "short", "prompt": "Go on.", "text": f"Good prose, {i}."}) + "\n")
+    for name in ("harmful", "helpful", "eval_harmful", "eval_borderline"):
+        kind = name.removeprefix("eval_")
+        with (folder / "prompts" / f"{name}.jsonl").open("w") as f:
+            for i in range(8):
+                messages = [{"role": "user", "content": f"A {name} question, {'very ' * (i % 3)}short: {i}?"}]
+                f.write(json.dumps({"id": f"{name}-{i}", "kind": kind, "messages": messages}) + "\n")
+    return workspace
+
+
+def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    recipe = recipe_of(workspace)
+    run = workspace.run("s")
+    first = run_recipe(recipe, workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
+    assert [s.name for s in first.stages] == list(STAGE_NAMES) == [s.name for s in STAGES]
+    counts = {s.name: s.counts for s in first.stages}
+    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
+    assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
+    assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
+    sources = {p["source"] for p in rows(run.data("preferences"))}
+    assert {"ai:pointwise-contrast", "contrast"} <= sources
+    for name in ("sft", "reward-0", "reward-1", "policy"):
+        assert (run.model(name) / "adapter_model.safetensors").stat().st_size > 0
+    measured = {(r["name"], r["model"]) for r in rows(run.data("evaluation"))}
+    assert {("harmful_compliance", m) for m in ("base", "sft", "policy")} <= measured
+    assert any(name.startswith("win_rate") and model == "policy" for name, model in measured)
+    assert {("reward_accuracy", m) for m in ("ensemble", "reward-0", "reward-1")} <= measured
+    assert {("reward_disagreement", m) for m in ("base", "sft", "policy")} <= measured
+    assert {(name, m) for name in ("truthful", "perplexity") for m in ("base", "sft", "policy")} <= measured
+    assert counts["reward"]["members"] == 2
+    scores = list(read_records(run.data("reward_scores"), ScoredPair))
+    train, held_out = counts["preferences"]["train"], counts["preferences"]["held_out"]
+    assert [sum(s.held_out is side for s in scores) for side in (True, False)] == [held_out, train]
+    assert all(s.chosen.value == pytest.approx(fmean(s.chosen.members) - s.chosen.std) for s in scores)
+    assert most_disputed(scores, 3)[0].disagreement == max(s.disagreement for s in scores) > 0
+    samples = rows(run.data("samples"))
+    assert len(samples) == 6 and all(
+        s["responses"].keys() == {"base", "sft", "policy"} == s["scores"].keys() == s["disagreement"].keys() for s in samples
+    )
+    assert {m["stage"] for m in rows(run.metrics)} == {"sft", "reward", "policy"}
+
+    manifest = read_manifest(run.manifest)
+    assert manifest is not None and manifest.command == "cai run runs/s.yaml"
+    assert [s.status for s in manifest.stages] == ["done"] * 10
+    assert manifest.versions["torch"] and manifest.model_fingerprint.startswith("local:")
+    assert all(s.outputs for s in manifest.stages)
+    [warning] = first.warnings
+    page = re.sub(r"\s+", " ", run.report.read_text())
+    assert "NOT SHOWN TO BEAT THE TRIVIAL BASELINES" in warning and "NOT SHOWN TO BEAT THE TRIVIAL BASELINES" in page
+    assert first.report == str(run.report) and page.count("<html") == 1
+    assert [s.state for s in run_status(run).stages] == ["done"] * 10
+
+    before = data_bytes(run)
+    second = run_recipe(recipe, workspace, STAGES, Reporter())
+    assert [s.name for s in second.stages if not s.reused] == ["report"]
+    assert data_bytes(run) == before and calls_made(second) == 0
+
+    run.manifest.unlink()
+    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n != "evaluate"])
+    assert calls_made(third) == 0, "finished trainings are found again, so the policy that samples is the same"
+    assert data_bytes(run) == before
+
+
+def test_reward_models_load_when_no_other_model_is_in_memory(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a base too many is what doesn't fit: neither the one just trained, nor the judge's, nor an earlier ensemble's."""
+    from transformers import PreTrainedModel
+
+    from cai.train import ensemble
+
+    def models() -> set[int]:
+        return {id(o) for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)}
+
+    before, beside = models(), []
+    load = ensemble.load_scorer
+
+    def watched(*args: Any) -> Any:
+        beside.append(len(models() - before))
+        return load(*args)
+
+    monkeypatch.setattr(ensemble, "load_scorer", watched)
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    run_recipe(recipe_of(workspace), workspace, STAGES, Reporter())
+    assert len(beside) >= 5, "two members are measured, then their ensemble; it is loaded to evaluate, and to audit"
+    assert set(beside) == {0}
+
+
+@pytest.mark.parametrize("after", [9, 30])
+def test_a_local_model_that_is_cut_off_gives_the_same_bytes(tmp_path: Path, tiny_model_dir: Path, after: int) -> None:
+    """bfloat16, where another batch would give other numbers: the resumed run forms the batches that the calm one formed."""
+    stages = ("respond", "critique", "feedback")
+    folders = calm, cut = tiny_workspace(tmp_path / "calm", tiny_model_dir), tiny_workspace(tmp_path / "cut", tiny_model_dir)
+    for workspace in folders:
+        workspace.run("s").data("pairs").parent.mkdir(parents=True)
+        workspace.run("s").data("pairs").write_bytes(b"")
+    total = calls_made(run_data(calm, only=stages))
+    with pytest.raises(KeyboardInterrupt):
+        run_data(cut, only=stages, reporter=Interrupting(after))
+    with CallStore(cut.store_path) as store:
+        kept = len(store)
+    assert after <= kept < total
+    assert calls_made(run_data(cut, only=stages)) == total - kept
+    assert data_bytes(cut.run("s")) == data_bytes(calm.run("s"))
+
+
+def test_contrast_and_human_labels_enter_with_their_sources(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    made = run_data(workspace, "pairs.contrast=true", "preferences.human=[{path: prompts/probe_pairs.jsonl, weight: 2.0}]")
+    counts = {s.name: s.counts for s in made.stages}
+    assert counts["pairs"] == {"sampled": 12, "contrast": 12}
+    assert counts["feedback"]["judged"] == 12 + counts["critique"]["revision_pairs"], "contrast pairs are labelled by construction"
+    train = list(read_records(workspace.run("s").data("preferences"), Preference))
+    sources = {p.source: p.weight for p in train}
+    assert [w for source, w in sources.items() if source.startswith("human:")] == [2.0]
+    assert {"ai:pointwise-contrast", "revision:pointwise-contrast", "contrast"} <= sources.keys()
+    held_out = list(read_records(workspace.run("s").data("preferences_heldout"), Preference))
+    assert held_out and not {p.prompt.id for p in train} & {p.prompt.id for p in held_out}
+
+
+def test_prompts_that_are_also_evaluated_are_dropped_and_counted(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    both = "prompts.train=[{path: prompts/eval_harmful.jsonl, limit: 4}, {path: prompts/helpful.jsonl, limit: 4}]"
+    made = run_data(workspace, both, only=("respond",)).stages[0]
+    assert made.counts == {"prompts": 4, "evaluation_prompts": 4, "responses": 4}
+    assert [f["reason"] for f in rows(workspace.run("s").failures)] == ["in_evaluate"] * 4
+
+
+def test_one_engine_serves_a_spec_and_loads_nothing_until_it_is_asked(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    loaded: list[str] = []
+    from cai.models.local.engine import LocalEngine
+
+    monkeypatch.setattr(LocalEngine, "load", lambda spec: loaded.append(spec.path))
+
+    async def look() -> str:
+        engine = await open_engine(ModelSpec(path=str(tiny_model_dir)))
+        with CallStore(None) as store:
+            fingerprint = TextModel(engine, store, "test").fingerprint
+        await engine.close()
+        return fingerprint
+
+    assert asyncio.run(look()).startswith("local:") and loaded == []
+
+
+def test_the_gold_models_pairs_are_out_of_the_proxys_sight(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    own = "gold={fraction: 0.4, held_out_fraction: 0.3, human: [{path: prompts/probe_pairs.jsonl}]}"
+    people = "preferences={held_out_fraction: 0.4, human: [{path: prompts/probe_pairs.jsonl, limit: 10}]}"
+    made = run_data(workspace, own, people)
+    counts = next(s.counts for s in made.stages if s.name == "preferences")
+    assert counts["dropped_in_gold"] == 10, "the same people's labels are in both, so they are gold's alone"
+    prompts = {
+        name: {p["prompt"]["id"] for p in rows(workspace.run("s").data(name))}
+        for name in ("preferences", "preferences_heldout", "gold", "gold_heldout")
+    }
+    assert counts["gold_train"] > 0 and all(prompts.values())
+    assert len(set().union(*prompts.values())) == sum(map(len, prompts.values()))
+
+
+@pytest.mark.parametrize("method", ["grpo"])
+def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: Path, tiny_model_dir: Path, method: str) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    overrides = (
+        "gold={fraction: 0.4, max_length: 512, lora: {rank: 2}}",
+        f"policy={{method: {method}, max_length: 512, batch_size: 4, epochs: 0.5, watch: {{every_steps: 2}}, online: {{num_generations: 2, "
+        "max_tokens: 8, rewards: [{term: model}, {term: constitution, weight: 0.1}, {term: length, words: 5}, {term: refusal}]}}",
+    )
+    recipe = recipe_of(workspace, *overrides)
+    run = workspace.run("s")
+    made = run_recipe(recipe, workspace, STAGES, Reporter())
+    counts = {s.name: s.counts for s in made.stages}
+    assert counts["reward"]["gold_steps"] > 0 and counts["policy"]["steps"] == 3
+    assert next(s for s in made.stages if s.name == "policy").calls_made > 0, "the judge's calls are counted"
+    logs = [m for m in rows(run.metrics) if m["stage"] == "policy"]
+    assert {"terms/model", "terms/constitution", "terms/length", "terms/refusal", "kl"} <= logs[0].keys()
+    points = rows(run.model("policy") / "frontier.jsonl")
+    assert [(p["step"], p["n"]) for p in points] == [(0, 3), (2, 3), (3, 3)]
+    assert (counts["evaluate"]["watched_prompts_left_out"], counts["evaluate"]["prompts"]) == (3, 3), "what chooses must not measure"
+    gold, proxy = (file_hash(run.model(name) / "adapter_model.safetensors") for name in ("gold", "reward-0"))
+    assert gold != proxy
+
+    again = run_recipe(recipe, workspace, STAGES, Reporter())
+    assert [s.name for s in again.stages if not s.reused] == ["report"]
+    run.manifest.unlink()
+    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=("policy",))
+    assert calls_made(third) == 0 and rows(run.model("policy") / "frontier.jsonl") == points, "a finished training is found again"
+
+    ppo = "policy={method: ppo, max_length: 512, batch_size: 4, watch: {every_steps: 2}, ppo: {response_length: 8, total_episodes: 12}}"
+    other = run_recipe(recipe_of(workspace, overrides[0], ppo), workspace, STAGES, Reporter(), only=("policy",))
+    assert [s.counts for s in other.stages] == [{"examples": 12, "steps": 3}]
+    assert [(p["step"], p["n"]) for p in rows(run.model("policy") / "frontier.jsonl")] == [(0, 3), (2, 3), (3, 3)]
+    assert [m["step"] for m in rows(run.metrics) if m["stage"] == "policy"] == [1, 2, 3]
+
+
+def test_a_watched_policy_needs_prompts_to_be_chosen_by_and_others_to_be_measured_on(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    with pytest.raises(RecipeError, match="1 held-out prompts, and a watched policy needs two"):
+        run_data(workspace, "gold={fraction: 0.4}", "prompts.evaluate=[{path: prompts/eval_harmful.jsonl, limit: 1}]")
+
+
+def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    with pytest.raises(RecipeError, match="gold: the gold reward model has no pairs"):
+        run_data(workspace, "gold={}")
