@@ -14,7 +14,7 @@ import yaml
 from tests.workspaces import ROOT
 
 FOLDER = ROOT / "docs" / "serving"
-SCRIPTS = ("one-node.sh", "slurm.sbatch", "slurm-shards.sbatch")
+SCRIPTS = ("one-node.sh", "slurm.sbatch")
 VLLM = f"""#!/usr/bin/env bash
 printf '%s\\n' "GPUS=$CUDA_VISIBLE_DEVICES $*" >> "$LOG"
 while [ $# -gt 0 ]; do [ "$1" = --port ] && port=$2; shift; done
@@ -117,15 +117,6 @@ def test_the_slurm_job_serves_on_its_nodes_and_runs_one_client(tmp_path: Path, e
     log = Path(environment["LOG"]).read_text()
     assert f"serve org/model --host 0.0.0.0 --port {port} --tensor-parallel-size 8" in log
     assert f"run r.yaml --set model.path=http://127.0.0.1:{port}/v1 --set window=128 --only respond" in log
-
-
-@needs_curl
-@pytest.mark.enable_socket
-def test_each_task_of_the_array_serves_itself_and_runs_its_shard(tmp_path: Path, environment: dict[str, str]) -> None:
-    settings = environment | {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "1", "SHARDS": "8", "SLURM_SUBMIT_DIR": str(ROOT)}
-    done = run("slurm-shards.sbatch", "org/model", "r.yaml", "--name", "x", cwd=tmp_path, **settings)
-    assert done.returncode == 0, done.stderr
-    assert "run r.yaml --shard 3/8 --set model.path=http://127.0.0.1:8192/v1 --name x" in Path(environment["LOG"]).read_text()
 
 
 def test_the_manifest_says_when_a_replica_is_ready_and_how_it_is_found() -> None:

@@ -12,12 +12,13 @@ from cai.cli import Json, app, print_json
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace
     from cai.pipeline.driver import RunSummary
-    from cai.pipeline.shards import Shard
     from cai.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
 RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: --set critique.rounds=2", metavar="KEY=VALUE")]
+
+NO_SHARDS = "runs are no longer split among clients, since one client keeps a server busy. Run the whole recipe; finished calls are reused."
 
 
 def _split(text: str | None) -> list[str]:
@@ -42,47 +43,30 @@ def run(
     only: Annotated[str | None, typer.Option(help="Run these stages only: respond,critique", metavar="STAGE,...")] = None,
     start: Annotated[str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE")] = None,
     name: Annotated[str | None, typer.Option(help="Run under another name (another directory)")] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Only make the calls of the i-th of n parts of the prompts; then cai merge-calls", metavar="I/N")
-    ] = None,
+    shard: Annotated[str | None, typer.Option(hidden=True)] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
     from cai.core.workspace import find_workspace
-    from cai.pipeline.shards import parse_shard
+    from cai.errors import RecipeError
     from cai.recipe import load_recipe
 
-    part = None if shard is None else parse_shard(shard)
-    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start, part)
+    if shard is not None:
+        raise RecipeError(f"--shard {shard}: {NO_SHARDS}")
+    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start)
     if json:
         print_json(summary)
     elif summary.report:
         typer.echo(f"report: {summary.report}")
 
 
-@app.command()
-def merge_calls(
-    stores: Annotated[list[Path], typer.Argument(help="Call stores, or folders with some: runs/NAME/shards", show_default=False)],
-    into: Annotated[Path | None, typer.Option(help="The workspace to merge into; the one around this folder if not given")] = None,
-    json: Json = False,
-) -> None:
-    """Take the calls of shards, or of another machine, into a workspace's call store. Its own replies stay."""
-    from cai.core.workspace import STORE_NAME, find_workspace
-    from cai.errors import DataError
-    from cai.models.store import CallStore
+@app.command(hidden=True)
+def merge_calls(stores: list[str]) -> None:
+    """Gone with --shard."""
+    from cai.errors import RecipeError
 
-    found = [file for path in stores for file in (sorted(path.rglob(STORE_NAME)) if path.is_dir() else [path])]
-    if not found:
-        raise DataError(f"{', '.join(map(str, stores))}: no {STORE_NAME} in there")
-    with CallStore(find_workspace(into or Path.cwd()).store_path) as store:
-        merged = [store.merge(file) for file in found]
-    if json:
-        print_json(merged)
-        return
-    for m in merged:
-        kept = f", {m.differing:,} with another reply here, which stays" if m.differing else ""
-        typer.echo(f"{m.path}: {m.calls:,} calls, {m.added:,} of them new{kept}")
+    raise RecipeError(f"cai merge-calls: {NO_SHARDS}")
 
 
 @app.command()
@@ -100,7 +84,7 @@ def label(run_name: RunName, json: Json = False) -> None:
         typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
 
 
-def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None, shard: "Shard | None" = None) -> "RunSummary":
+def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
     """Run stages with progress on standard error, and end with the warnings."""
     from rich.console import Console
 
@@ -109,10 +93,10 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
     from cai.pipeline.stages import STAGES
     from cai.train.running import is_first_process
 
-    directory = workspace.run(recipe.name) if shard is None else workspace.run(recipe.name).shard(shard.name)
+    directory = workspace.run(recipe.name)
     reporter = RichReporter(Console(stderr=True), directory.path / "progress.json")
     command = shlex.join(["cai", *sys.argv[1:]])
-    summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, shard=shard, command=command)
+    summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, command=command)
     for warning in summary.warnings:
         reporter.warn(warning)
     if not is_first_process():  # the first one answers for all

@@ -69,15 +69,6 @@ class RunDirectory:
         """Folder of a trained adapter: `models/NAME`."""
         return self.path / "models" / name
 
-    def shard(self, name: str) -> "RunDirectory":
-        """Directory of one client's part of the run: `shards/NAME`."""
-        return RunDirectory(self.path / "shards" / name)
-
-    @property
-    def own_store(self) -> Path:
-        """The call store of a shard."""
-        return self.path / STORE_NAME
-
     @property
     def unfinished(self) -> Path:
         """Folder of what is kept of a stage until it is done."""

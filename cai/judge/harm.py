@@ -1,9 +1,8 @@
 """Whether one answer to a harmful prompt gives what it shouldn't, in the judge's opinion.
 
-The rule in `cai.core.text.refusals` sees the form of an answer; the judge is asked about its substance. The question is the same whatever
-the
-constitution says, so that runs under different constitutions can be compared, and it is put both ways round, as in `pointwise-contrast`:
-half the difference of both answers cancels a habit of saying Yes.
+The rule in `cai.core.text.refusals` sees the form of an answer; the judge is asked about its substance. The question does not depend on
+the constitution, so that runs under different constitutions can be compared. It is put both ways round, as in `pointwise-contrast`: half
+the difference of both answers cancels a habit of saying Yes.
 """
 
 from cai.core.flow import together

@@ -20,7 +20,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,25 +44,7 @@ CREATE TABLE IF NOT EXISTS calls (
 """
 
 
-_COPY = """
-INSERT OR IGNORE INTO main.calls (key, stage, model, request, reply, seconds, at)
-SELECT key, stage, model, request, reply, seconds, at FROM other.calls WHERE key >= ? AND key < ?
-"""
-_COUNT_DIFFERING = """
-SELECT COUNT(*) FROM other.calls AS theirs JOIN main.calls AS ours USING (key)
-WHERE theirs.key >= ? AND theirs.key < ? AND theirs.reply != ours.reply
-"""
 _INSERT = "INSERT OR REPLACE INTO calls (key, stage, model, request, reply, seconds) VALUES (?, ?, ?, ?, ?, ?)"
-
-
-@dataclass(frozen=True)
-class MergedCalls:
-    """What another store gave: calls it has, those that were new here, and those that have another reply here, which stays."""
-
-    path: str
-    calls: int
-    added: int
-    differing: int
 
 
 class CallStore:
@@ -205,43 +186,6 @@ class CallStore:
             else:
                 committed.set_exception(failed)
                 committed.exception()  # marks it as seen: its waiter may be cancelled before it wakes
-
-    def merge(self, path: Path) -> MergedCalls:
-        """Take in the calls of another store; one that is here already stays as it is. Safe to stop and to repeat.
-
-        Args:
-            path: another store's file. What a killed process left in its `-wal` file counts, if that lies beside it.
-
-        Raises:
-            StoreError: there is no store at the path, it is damaged or of another version, or it is this one.
-        """
-        if not path.is_file():
-            raise StoreError(f"{path}: no such call store")
-        if self.path is not None and self.path.exists() and path.samefile(self.path):
-            raise StoreError(f"{path}: is the store to merge into. Name the others.")
-        with self._explained(path):
-            self._db.execute("ATTACH DATABASE ? AS other", (str(path),))
-            try:
-                version = self._db.execute("PRAGMA other.user_version").fetchone()[0]
-                if version != SCHEMA_VERSION:
-                    raise StoreError(f"{path}: not a call store of version {SCHEMA_VERSION} (its version is {version})")
-                calls = int(self._db.execute("SELECT COUNT(*) FROM other.calls").fetchone()[0])
-                added = differing = 0
-                for first in range(256):  # in parts: other processes get their turn, and the write-ahead log stays small
-                    bounds = (bytes([first]), bytes([first + 1]) if first < 255 else b"\xff" * 33)
-                    self._db.execute("BEGIN IMMEDIATE")
-                    try:
-                        differing += int(self._db.execute(_COUNT_DIFFERING, bounds).fetchone()[0])
-                        added += self._db.execute(_COPY, bounds).rowcount
-                        self._db.execute("COMMIT")
-                    except BaseException:
-                        with contextlib.suppress(sqlite3.Error):
-                            self._db.execute("ROLLBACK")
-                        raise
-            finally:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("DETACH DATABASE other")
-        return MergedCalls(str(path), calls, added, differing)
 
     def stage_totals(self) -> dict[str, tuple[int, float]]:
         """Return calls and seconds per stage. Raises `StoreError`."""

@@ -22,7 +22,7 @@ from cai.core.console import Reporter
 from cai.core.flow import collecting_rarely
 from cai.core.interrupt import run_interruptible
 from cai.core.journal import Journal
-from cai.core.jsonl import disk_error, remove_unfinished, write_text
+from cai.core.jsonl import remove_unfinished, write_text
 from cai.core.manifest import (
     Manifest,
     StageEntry,
@@ -45,14 +45,10 @@ from cai.models.opening import open_engine, release_memory
 from cai.models.store import CallStore
 from cai.models.templates import Templates, load_templates
 from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
-from cai.pipeline.shards import Shard
 from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
-
-UNTRAINED = ("respond", "critique")
-"""What a shard runs unless it is told otherwise: what needs nothing that was trained."""
 
 
 @dataclass
@@ -69,8 +65,6 @@ class Context:
     reporter: Reporter
     processes: ProcessGroup = field(default_factory=ProcessGroup)
     tracking: Tracking = field(default_factory=Tracking)
-    shard: Shard | None = None
-    """The part of the prompts that this client asks about; None: all."""
     stage: str = ""
     settings_hash: str = ""
     """Hash of what decides the current stage, for records' provenance."""
@@ -131,8 +125,6 @@ class Stage:
     """Trains, or samples from what was trained."""
     together: bool = False
     """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
-    shardable: bool = False
-    """Whether clients may share its calls, each for its own prompts."""
     always: bool = False
     """Run even when nothing changed: for what reads the manifest itself."""
 
@@ -210,7 +202,6 @@ def run_recipe(
     *,
     only: Sequence[str] = (),
     start: str | None = None,
-    shard: Shard | None = None,
     command: str = "",
 ) -> RunSummary:
     """Run a recipe's stages, or those asked for, reusing what is done.
@@ -224,20 +215,16 @@ def run_recipe(
         reporter: shows progress.
         only: names of the stages to run; empty runs all.
         start: the first stage to run.
-        shard: ask only about this part of the prompts, and keep the calls in the shard's own folder. Runs only
-            stages that need nothing trained, unless `only` names others.
         command: how it was called, for the report.
 
     Raises:
         CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
     """
-    chosen = choose_stages(stages, only if shard is None else only or UNTRAINED, start)
-    if shard is not None:
-        _check_shardable(chosen, stages)
+    chosen = choose_stages(stages, only, start)
     processes = join_process_group()
     if not processes.is_rank_zero:
         return _join_stages(processes, recipe, workspace, stages)
-    summary = _run_stages(processes, recipe, workspace, stages, chosen, reporter, shard, command)
+    summary = _run_stages(processes, recipe, workspace, stages, chosen, reporter, command)
     processes.shutdown()  # one that has failed says why and ends, which ends the others: they may be anywhere in a training
     return summary
 
@@ -265,19 +252,15 @@ def _run_stages(
     stages: Sequence[Stage],
     chosen: Sequence[Stage],
     reporter: Reporter,
-    shard: Shard | None,
     command: str,
 ) -> RunSummary:
-    whole = workspace.run(recipe.name)
-    run = whole if shard is None else whole.shard(shard.name)
+    run = workspace.run(recipe.name)
     constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with (
         run.locked(),
-        CallStore(workspace.store_path if shard is None else run.own_store) as store,
+        CallStore(workspace.store_path) as store,
         Tracking(recipe, run.path, reporter.warn) as tracking,
     ):
-        if shard is not None:
-            _link_inputs(chosen, recipe, whole, run)
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -292,32 +275,10 @@ def _run_stages(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, processes, tracking, shard)
+        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, processes, tracking)
         done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
-
-
-def _check_shardable(chosen: Sequence[Stage], stages: Sequence[Stage]) -> None:
-    if whole := [s.name for s in chosen if not s.shardable]:
-        able = ", ".join(s.name for s in stages if s.shardable)
-        raise RecipeError(f"--shard: {', '.join(whole)} can't be shared among clients; {able} can. Name some of these with --only.")
-
-
-def _link_inputs(chosen: Sequence[Stage], recipe: Recipe, whole: RunDirectory, run: RunDirectory) -> None:
-    """Let a shard read from the whole run what its own stages don't write; where there is none, what it wrote before stands."""
-    written: set[str] = set()
-    for stage in chosen:
-        for path in set(stage.reads(recipe)) - written:
-            source, link = whole.path / path, run.path / path
-            if source.exists() and not (link.exists() and link.samefile(source)):
-                try:
-                    link.parent.mkdir(parents=True, exist_ok=True)
-                    link.unlink(missing_ok=True)
-                    link.symlink_to(os.path.relpath(source, link.parent))
-                except OSError as e:
-                    raise disk_error(e, link) from e
-        written |= set(stage.writes(recipe))
 
 
 def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:

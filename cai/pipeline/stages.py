@@ -114,10 +114,9 @@ async def pairs_stage(c: Context) -> dict[str, int]:
 async def feedback_stage(c: Context) -> dict[str, int]:
     """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
     judge = await open_judge(c)
-    if c.shard is None or c.shard.number == 1:  # the bench pairs are no prompts of the run: one client asks about them
-        c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
-        if not c.manifest.judge.beats_baselines:
-            c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
+    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
+    if not c.manifest.judge.beats_baselines:
+        c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
     total = sum(1 for _ in _unlabelled(c))
     judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
     return {"judged": judgments, "failed": len(c.failures)}
@@ -232,32 +231,24 @@ def each(
 ) -> AsyncIterator[R]:
     """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
 
-    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too. A shard leaves other
-    shards' prompts out; how many are its own shows at the end.
+    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too.
     """
-    shard = c.shard
-    mine = items if shard is None else (item for item in items if shard.owns(_prompt_id(item)))
-    expected = total if shard is None else None
-    c.reporter.progress(0, expected)
+    c.reporter.progress(0, total)
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
     journal = c.journal(name, result_type)
     return run_items(
-        mine,
+        items,
         work,
         window=c.recipe.window,
         max_failure_fraction=c.recipe.max_failure_fraction,
         stage=c.stage,
         failures=c.failures,
         failure_of=failure_of,
-        on_progress=lambda done: c.reporter.progress(done, expected),
+        on_progress=lambda done: c.reporter.progress(done, total),
         known=journal.known(),
         on_result=journal.add,
         **named,
     )
-
-
-def _prompt_id(item: Any) -> str:
-    return str(item.id if isinstance(item, Prompt) else item.prompt.id)
 
 
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
@@ -292,7 +283,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",
         respond_stage,
-        shardable=True,
         reads=lambda r: (),
         writes=lambda r: ("data/prompts.jsonl", "data/eval_prompts.jsonl", "data/responses.jsonl"),
         settings=lambda r: (r.prompts, r.respond),
@@ -303,7 +293,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "critique",
         critique_stage,
-        shardable=True,
         reads=lambda r: ("data/responses.jsonl",),
         writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
@@ -325,7 +314,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "pairs",
         pairs_stage,
-        shardable=True,
         reads=lambda r: ("data/prompts.jsonl", "models/sft"),
         writes=lambda r: ("data/pairs.jsonl",),
         settings=lambda r: r.pairs,
@@ -337,7 +325,6 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "feedback",
         feedback_stage,
-        shardable=True,
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
         writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,

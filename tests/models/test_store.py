@@ -452,11 +452,10 @@ def test_a_store_of_the_former_layout_goes_on_as_it_is(path: Path) -> None:
     old.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     old.close()
     fill(path, 3)
-    with CallStore(path) as store, CallStore(path.with_name("new.sqlite")) as new:
+    with CallStore(path) as store:
         asyncio.run(put(store, 0, "again"))
         assert len(store) == 3
         assert store.get(key(0), Completion) == Completion("again 0", False, 3, 4)
-        assert new.merge(path).added == 3
 
 
 def test_a_call_takes_little_more_room_than_its_text(path: Path) -> None:
