@@ -350,7 +350,7 @@ def settings(
             raise DataError("a run is compared with its own model and settings; leave --model and --recipe out, or --against-run")
         path = run.path / "recipe.yaml"
         if not path.is_file():
-            raise DataError(f"{path}: no such file, so this is no run that was started. `cai status NAME` lists the runs there are.")
+            raise DataError(f"{path}: no such file: nothing has run yet. Start the run with: cai run RECIPE")
         found = load_recipe(path, name=run.path.name)
     else:
         found = Recipe(name=name, seed=seed) if recipe is None else load_recipe(recipe)

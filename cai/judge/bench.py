@@ -87,7 +87,7 @@ async def judge_bench(
 
     Args:
         preferences: human labels; those at exactly ½ are skipped and counted.
-        judges: with the same seed, which also decides the sides and the bootstrap.
+        judges: with the same seed, which also decides the sides and the bootstrap; none measures the baselines alone.
         window: pairs in flight.
         on_progress: told pairs done, pairs in all, and the protocol.
 
@@ -96,7 +96,7 @@ async def judge_bench(
         ModelError: the model can't go on. Failures of single pairs never stop a bench: they are its result.
     """
     preferences = list(preferences)
-    seed = judges[0].run_seed
+    seed = judges[0].run_seed if judges else 0
     labelled = labelled_pairs(preferences, seed)
     if not labelled:
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
