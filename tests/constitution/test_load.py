@@ -94,7 +94,7 @@ def test_every_problem_is_listed_with_file_line_and_path(tmp_path):
     assert f"{path}:16: principles[0].applies_to[0]: 'helpfull' is not one of" in message
     assert f"{path}:17: principles[0].weight: '.nan' is not of type 'number'" in message
     assert f"{path}:18: principles[1]: 'compare' is a required property" in message
-    assert f"{path}:18: principles[1].id: 'no-fabrication' is taken (first on line 6)" in message
+    assert f"{path}:18: principles[1].id: duplicate id 'no-fabrication' (first on line 6)" in message
     assert f"{path}:24: principles[1].comparison: unknown key 'comparison'; known: applies_to, ask_negative" in message
 
 
