@@ -7,7 +7,7 @@ from cai.recipe import ModelSpec
 
 
 def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
-    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, or a server's `URL#MODEL` (several: `URL,URL#MODEL`).
+    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, a server's `URL#MODEL`, or `scripted#NAME` (a fake).
 
     An adapter's folder names its base model itself (`adapter_config.json`); `base` gives the other settings.
 
@@ -23,6 +23,8 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return replace(spec, path=url, name=model or None, adapter=None)
+    if name.startswith("scripted#"):
+        return replace(spec, path="scripted", name=name.partition("#")[2], adapter=None)
     try:
         is_adapter = (Path(name) / "adapter_config.json").exists()
     except OSError as e:
