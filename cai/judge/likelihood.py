@@ -1,5 +1,4 @@
-"""Protocol `likelihood`: compares each response's log-likelihood under a system prompt that asks to follow the principle and one that asks
-to break it.
+"""Protocol `likelihood`: each response's log-likelihood if a system prompt asks to follow the principle, and if it asks to break it.
 
 For one response, the difference of both log-likelihoods is the log-odds that it was written under the principle. The difference between two
 responses is the log-odds that A is the one written under it. It is measured per token: sums grow with length, so a small constant offset
