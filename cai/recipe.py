@@ -524,7 +524,7 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.method not in ONLINE or batch % group == 0:
             return None
         return (
-            f"policy.online.num_generations: {group} completions of a prompt don't fill a step of {batch} "
+            f"policy.online.num_generations: a step of {batch} completions can't be divided into groups of {group} "
             f"(batch_size {self.batch_size} × gradient_accumulation {self.gradient_accumulation} × processes {processes}). "
             f"Make the step a multiple of {group}: for example batch_size: {group}"
         )

@@ -157,7 +157,7 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         if judgment.p_a is None:
             return _drop(pair.id, "judge_failed", judgment.failure or "")
         p_a, protocol, principle_ids, provenance = judgment.p_a, judgment.protocol, judgment.principle_ids, judgment.provenance
-    told_as_a = Preference(
+    labelled = Preference(
         prompt=pair.prompt,
         chosen=pair.response_a,
         rejected=pair.response_b,
@@ -167,7 +167,7 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         principle_ids=principle_ids,
         provenance=replace(provenance, principle_ids=principle_ids),
     )
-    return softened(told_as_a if p_a >= 0.5 else told_as_a.swapped(), _mixes(config).get(_maker(told_as_a.source), config.ai))
+    return softened(labelled if p_a >= 0.5 else labelled.swapped(), _mixes(config).get(_maker(labelled.source), config.ai))
 
 
 def _mixes(config: PreferencesConfig) -> dict[str, SourceMix]:

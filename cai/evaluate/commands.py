@@ -137,17 +137,17 @@ async def evaluate_models(
     recipe, root = session.recipe, session.workspace.root
     names = {"model": model} if against is None else {AGAINST: against, "model": model}
     facts, passages = load_knowledge(root, limit, recipe.seed)
-    said = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit), facts, passages))
+    answered = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit), facts, passages))
     judge = await session.open_judge(constitution)
     card = None
     if against is not None:
         card, _ = await card_of(recipe, root, judge, session.reporter)
-    verdicts = await judge_answers(session, said.answers, judge)
-    scores = score_answers(said.answers, await session.load_rewards(rewards)) if rewards else None
+    verdicts = await judge_answers(session, answered.answers, judge)
+    scores = score_answers(answered.answers, await session.load_rewards(rewards)) if rewards else None
     calibrated = recipe.feedback.calibration
     weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge as {calibrated} weighs it"
-    measured = measure(said, verdicts, scores, recipe.seed)
-    results = [noted(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
+    measured = measure(answered, verdicts, scores, recipe.seed)
+    results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
     return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)))
 
 
@@ -164,7 +164,7 @@ def evaluation_prompts(session: Session, limit: int | None) -> tuple[Prompt, ...
     return load_all(sources, session.workspace.root, session.recipe.seed).prompts
 
 
-def noted(result: EvalResult, text: str) -> EvalResult:
+def with_note(result: EvalResult, text: str) -> EvalResult:
     """Return a result with a text appended to its note."""
     return dataclasses.replace(result, note="; ".join(filter(None, (result.note, text))))
 
@@ -190,5 +190,5 @@ async def rank_models(
     """
     if len(set(models)) < max(2, len(models)):
         raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")
-    said = await answer(session, specs_of({m: m for m in models}), Questions(evaluation_prompts(session, limit)))
-    return await hold_arena(session, said.answers, await session.open_judge(constitution), rewards)
+    answered = await answer(session, specs_of({m: m for m in models}), Questions(evaluation_prompts(session, limit)))
+    return await hold_arena(session, answered.answers, await session.open_judge(constitution), rewards)

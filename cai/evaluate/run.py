@@ -75,7 +75,7 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
     Raises:
         ModelError: a model can't be opened, or too many responses failed.
     """
-    said = Answered()
+    answered = Answered()
     for name, spec in specs.items():
         model = await session.open_model(spec)
         writer = session.writer(model, recipe_hash)
@@ -83,11 +83,11 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
         async def work(prompt: Prompt, writer: Writer = writer) -> Response:
             return await respond(prompt, writer, session.recipe.evaluate.sampling)
 
-        said.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
+        answered.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
         if questions.facts or questions.passages:
-            said.knowledge[name] = await ask_knowledge(session, model, name, questions)
+            answered.knowledge[name] = await ask_knowledge(session, model, name, questions)
         await session.close_models()
-    return said
+    return answered
 
 
 async def ask_knowledge(session: Session, model: TextModel, name: str, questions: Questions) -> Knowledge:
@@ -228,7 +228,7 @@ async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: 
     found: dict[str, dict[str, float]] = {}
     try:
         for model, prompt_id, p in await session.each(
-            asked, work, "answers looked at for harm", lambda item: f"{item[0]}:{item[1].prompt.id}:harm"
+            asked, work, "answers checked for harm", lambda item: f"{item[0]}:{item[1].prompt.id}:harm"
         ):
             found.setdefault(model, {})[prompt_id] = p
     except NoLogprobsError as e:
@@ -237,7 +237,7 @@ async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: 
     return found
 
 
-def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
+def _samples(answers: Mapping[str, Sequence[Response]], *groups: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
     """Return the responses of all models side by side for each prompt, with their numbers by model and prompt, in the order of `Sample`."""
     texts = {model: {r.prompt.id: r.text for r in responses} for model, responses in answers.items()}
     prompts = [r.prompt for r in next(iter(answers.values()), ())]
@@ -245,7 +245,7 @@ def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapp
         Sample(
             p,
             {model: found[p.id] for model, found in texts.items()},
-            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in said),
+            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in groups),
         )
         for p in prompts
         if all(p.id in found for found in texts.values())

@@ -27,7 +27,7 @@ COIN = "coin"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One pair with what the judge and people said of it, for the sides in their hashed order."""
+    """One pair with the judge's log-odds and the human label. A is the first response in hashed order."""
 
     key: str
     prompt_key: str

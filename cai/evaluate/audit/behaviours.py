@@ -129,7 +129,7 @@ async def judge_behaviours(
     items = [
         _Item(b, key, prompt, b.control.replace("{answer}", text) if control else text)
         for b in behaviours
-        for key, (prompt, text) in _asked(b, probes, answers).items()
+        for key, (prompt, text) in _judged_responses(b, probes, answers).items()
         if text.strip()
     ]
     items.sort(key=lambda item: item.key)  # all questions about one text together: a local judge reuses its KV cache
@@ -141,7 +141,7 @@ async def judge_behaviours(
         return item, max(-CERTAIN, min(CERTAIN, (fmean(shows) - fmean(lacks)) / 2))
 
     found: dict[str, dict[str, float]] = {}
-    what = f"controls made of {name}'s answers" if control else f"answers of {name}"
+    what = f"controls built from {name}'s answers" if control else f"answers of {name}"
     for item, log_odds in await session.each(items, work, f"{what} judged"):
         found.setdefault(item.behaviour.id, {})[item.key] = log_odds
     return found
@@ -165,7 +165,7 @@ def judged_readings(
     marked = [{r.check.name: r.values for r in read_answers(probes, side)} for side, _ in (mine, theirs)]
     found = []
     for b in behaviours:
-        asked = [_asked(b, probes, side) for side, _ in (mine, theirs)]
+        asked = [_judged_responses(b, probes, side) for side, _ in (mine, theirs)]
         said = [{i: v for i, v in judged.get(b.id, {}).items() if i in a} for a, (_, judged) in zip(asked, (mine, theirs), strict=True)]
         ids = shared_ids(said[1], said[0])
         if not ids:
@@ -174,15 +174,15 @@ def judged_readings(
         spread = pstdev(values[i] for values in said for i in ids) or 1.0
         words = [m.get(b.lexicon, {}) for m in marked]
         agrees = agreement([(values[i], w[i]) for values, w in zip(said, words, strict=True) for i in ids if i in w]) if b.lexicon else ""
-        sees, seen = _sees(controls.get(b.id, {}), judged_of=theirs[1].get(b.id, {}))
-        note = "; ".join(filter(None, (seen, agrees)))
+        detected, control_note = _detects(controls.get(b.id, {}), judged_of=theirs[1].get(b.id, {}))
+        note = "; ".join(filter(None, (control_note, agrees)))
         after, before = (
             Measurement(
                 b.check,
                 {i: (values[i] - centre) / spread for i in ids},
                 {i: (p.messages[-1].content, text) for i, (p, text) in a.items()},
                 note,
-                tested=sees,
+                tested=detected,
             )
             for values, a in zip(said, asked, strict=True)
         )
@@ -190,7 +190,7 @@ def judged_readings(
     return found
 
 
-def _sees(control: Mapping[str, float], judged_of: Mapping[str, float]) -> tuple[bool, str]:
+def _detects(control: Mapping[str, float], judged_of: Mapping[str, float]) -> tuple[bool, str]:
     """Test whether the judge detects a behaviour that is in every response: the rise reaches the threshold and is significant."""
     ids = shared_ids(judged_of, control)
     if len(ids) < MIN_ITEMS:
@@ -221,7 +221,7 @@ def agreement(pairs: Sequence[tuple[float, float]]) -> str:
     return f"the lexicon marks {len(marked)} of {len(pairs)} answers, which the judge ranks above the others with AUC {wins:.2f}"
 
 
-def _asked(behaviour: Behaviour, probes: Probes, answers: Answers) -> dict[str, tuple[Prompt, str]]:
+def _judged_responses(behaviour: Behaviour, probes: Probes, answers: Answers) -> dict[str, tuple[Prompt, str]]:
     """Return the prompts and responses to judge for a behaviour, by probe or prompt id."""
     found = {}
     for q in questions(probes):
