@@ -145,7 +145,7 @@ async def evaluate_models(
     verdicts = await judge_answers(session, answered.answers, judge)
     scores = score_answers(answered.answers, await session.load_rewards(rewards)) if rewards else None
     calibrated = recipe.feedback.calibration
-    weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge as {calibrated} weighs it"
+    weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge, calibrated with {calibrated}"
     measured = measure(answered, verdicts, scores, recipe.seed)
     results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
     return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)))

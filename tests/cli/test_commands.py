@@ -280,7 +280,7 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, mo
     weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
     write_calibration(shared.root / "c.json", weighed)
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3", "--calibration", "c.json")["results"]
-    assert all("as c.json weighs it" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
+    assert all("calibrated with c.json" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
     write_calibration(shared.root / "c.json", replace(weighed, protocol="pairwise"))
     assert call(shared.root, "evaluate", "scripted", "--limit", "3", "--calibration", "c.json") == 2
     assert "protocol: fitted for pairwise, this judge has pointwise-contrast" in call.told
