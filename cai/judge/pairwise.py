@@ -60,7 +60,7 @@ def find_verdict(reply: str) -> tuple[str, int] | None:
     """Return the last verdict of a reply and the position of its letter; None if there is none.
 
     >>> find_verdict("Answer: A? No, (B) is kinder.\\nAnswer: B")
-    ('B', 39)
+    ('B', 38)
 
     Raises:
         ReplyError: `off_menu`: the last verdict is neither A nor B.
