@@ -236,7 +236,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
-    """Principles per label. `sample`: `per_label` principles, drawn by a hash of the pair. `ensemble`: all that apply, averaged by weight."""
+    """Principles per label. `sample`: `per_label` principles, drawn by hash of the pair. `ensemble`: all that apply, averaged by weight."""
     per_label: Positive = 1
     """Number of principles per label. Only for `sample`."""
     cot_clamp: tuple[Fraction, Fraction] | None = (0.4, 0.6)
