@@ -1,8 +1,8 @@
-"""One response at a time, Yes or No: how much more readily the model says Yes about A than about B.
+"""Protocols `pointwise` and `pointwise-contrast`: yes-or-no questions about one response at a time.
 
-A pair's log-odds are the difference of the two responses' Yes-against-No log-odds, so whatever makes the model say Yes to everything
-cancels. The contrast also asks the opposite question and takes half the difference of both answers, which cancels a habit of saying Yes to
-one *text* as well: on a small model that is most of what the plain question measures.
+A pair's log-odds are the difference of the two responses' log-odds of Yes, so a general bias towards Yes cancels. `pointwise-contrast` also
+asks the opposite question and takes half the difference of both, which cancels a bias towards Yes for one *text* too. On a small model,
+that bias is most of what the plain question measures.
 """
 
 from cai.core.flow import together
@@ -15,13 +15,13 @@ ANSWERS = ("Yes", "No")
 
 
 async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Ask of each response whether it follows the principle."""
+    """Ask about each response whether it follows the principle."""
     a, b = await together(_yes(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
     return Opinion(bounded(a - b))
 
 
 async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Ask of each response whether it follows the principle, and whether it breaks it."""
+    """Ask about each response whether it follows the principle, and whether it breaks it."""
     questions = (principle.ask_positive, principle.ask_negative)
     texts = (pair.response_a, pair.response_b)
     a_follows, a_breaks, b_follows, b_breaks = await together(
@@ -31,7 +31,7 @@ async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, askin
 
 
 async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
-    """Return the log-odds of Yes against No to a question about one response. Raises `ReplyError` where neither is possible."""
+    """Return the log-odds of Yes against No for a question about one response. Raises `ReplyError` if both have probability 0."""
     asked = templates.judge_pointwise.render(
         {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
     )

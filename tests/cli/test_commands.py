@@ -13,6 +13,7 @@ from cai.cli import main
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import Completion, Reply, Request
+from cai.models.scripted import ScriptedEngine
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
@@ -281,7 +282,7 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
     write_calibration(shared.root / "c.json", weighed)
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge, "--calibration", "c.json")["results"]
-    assert all("as c.json weighs it" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
+    assert all("calibrated with c.json" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
     write_calibration(shared.root / "c.json", replace(weighed, protocol="pairwise"))
     assert call(shared.root, "evaluate", "scripted", *judge, "--calibration", "c.json") == 2
     assert "protocol: fitted for pairwise, this judge has pointwise-contrast" in call.told

@@ -238,7 +238,7 @@ def test_a_response_without_a_reward_is_left_out_and_none_at_all_is_an_error(tin
 
 def test_faults_of_the_batch_are_found_before_anything_loads(tmp_path: Path) -> None:
     nowhere = tmp_path / "no model here"
-    with pytest.raises(TrainingError, match=r"4 completions of a prompt don't fill a step of 6 .*multiple of 4"):
+    with pytest.raises(TrainingError, match=r"a step of 6 completions can't be divided into groups of 4 .*multiple of 4"):
         train(nowhere, None, tmp_path / "out", config_of(batch_size=6))
     assert not (tmp_path / "out").exists()
 
