@@ -202,7 +202,7 @@ def test_another_version_is_refused_and_left(path: Path, version: int) -> None:
     db.execute(f"PRAGMA user_version={version}")
     db.close()
     before = path.read_bytes()
-    assert f"call store of version {version}, this cai reads {SCHEMA_VERSION}" in complaint(path)
+    assert f"call store of version {version}; this cai reads version {SCHEMA_VERSION}" in complaint(path)
     assert path.read_bytes() == before
 
 

@@ -207,11 +207,11 @@ def test_faults_name_file_and_line(tmp_path, name, text, line, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[system]]\nHi\n", "must use {{ conversation }}"),
-        ("[[system]]\nHi\n", "asks nothing"),
+        ("[[system]]\nHi\n", "doesn't use the required field {{ conversation }}"),
+        ("[[system]]\nHi\n", "no user turn"),
         ("[[prefill]]\nHi\n[[turns conversation]]\n", "must be the last"),
         ("[[turns conversation]]\nlost\n", "would be lost"),
-        ("", "must use {{ conversation }}"),
+        ("", "doesn't use the required field {{ conversation }}"),
     ],
 )
 def test_faults_of_a_whole_file(tmp_path, text, says):

@@ -112,7 +112,7 @@ class LocalEngine:
         return await job.reply
 
     async def finish(self) -> None:
-        """Finish the running batch and start no other. A batch with fewer requests than in an uninterrupted run could answer differently."""
+        """Finish the running batch, start no other. A batch with fewer requests than in an uninterrupted run could answer differently."""
         await self._gate.close()
 
     async def close(self) -> None:

@@ -116,7 +116,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     except OSError as e:
         raise ModelError(f"{str(folder)[:200]}: no adapter's folder ({e.strerror})") from e
     if not there:
-        raise ModelError(f"{folder}: no adapter_config.json, so no adapter is there.\nFix: name the folder that training wrote")
+        raise ModelError(f"{folder}: no adapter_config.json, so this is not an adapter.\nFix: name the folder that training wrote")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are not loaded: they can run code")
     return _json_mapping(file)
