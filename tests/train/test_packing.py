@@ -128,7 +128,7 @@ def test_never_is_never_and_changes_nothing() -> None:
 def test_what_the_function_does_not_do_it_refuses() -> None:
     x = torch.zeros(1, 1, 4, 8)
     for asked in ({"sliding_window": 2}, {"softcap": 30.0}):
-        with pytest.raises(ValueError, match="not shared"):
+        with pytest.raises(ValueError, match="packed pairs don't support"):
             pair_attention(torch.nn.Module(), x, x, x, None, pair_lengths=((1, 2, 1),), **asked)
 
 

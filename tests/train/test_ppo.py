@@ -125,7 +125,7 @@ def test_without_an_sft_adapter_the_bare_base_is_the_reference(train: Any, tmp_p
     train(config(2), tmp_path, lambda *a: logs.append(a[2]), sft_adapter=None)
     assert logs[0]["objective/kl"] == 0.0
     assert logs[1]["objective/kl"] != 0.0
-    assert "reference: the bare base model" in (tmp_path / "README.md").read_text()
+    assert "reference: the base model" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
