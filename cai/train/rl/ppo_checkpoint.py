@@ -1,7 +1,7 @@
-"""A PPO training on disk between two steps: trained weights, optimizer, KL coefficient, and the log so far.
+"""Checkpoints of a PPO training: trained weights, optimizer state, KL coefficient, and the log so far.
 
-There is no random state to keep: every draw has a seed of its own, from the training's seed and what it is for. The learning rate is a
-function of the step.
+There is no random state: every draw has its own seed, from the training's seed and the draw's purpose. The learning rate is a function of
+the step.
 """
 
 from pathlib import Path
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "state.json"
 KEPT = 2
-"""Checkpoints to keep: one may be torn."""
+"""Number of checkpoints to keep. The last one may be incomplete after a kill."""
 
 
 class PPOState(msgspec.Struct):
-    """Where a training is."""
+    """State of a training between two steps."""
 
     step: int
-    """PPO steps done."""
+    """Number of PPO steps done."""
     kl_coef: float
-    """For the next step."""
+    """KL coefficient of the next step."""
     history: list[dict[str, float]]
-    """What each step measured."""
+    """Metrics of each step."""
 
 
 def save_state(shared: "SharedBase", optimizer: Any, state: PPOState, out: Path, fingerprint: str) -> None:
-    """Write a checkpoint; it counts once it is whole. Older ones than the last two go."""
+    """Write a checkpoint, mark it as complete, and remove all but the last two."""
     import torch
     from safetensors.torch import save_file
 
@@ -46,7 +46,7 @@ def save_state(shared: "SharedBase", optimizer: Any, state: PPOState, out: Path,
 
 
 def load_state(shared: "SharedBase", optimizer: Any, folder: Path) -> PPOState:
-    """Put a whole checkpoint back into the shared base and the optimizer; return where it was. Only tensors and numbers are read."""
+    """Load a checkpoint into the shared base and the optimizer, and return its state. Only tensors and numbers are read."""
     import torch
     from safetensors.torch import load_file
 
