@@ -89,7 +89,7 @@ def test_aggregation_by_hand() -> None:
 def test_members_of_different_bases_and_none_at_all_are_refused(folders: list[Path], tmp_path: Path) -> None:
     config = folders[1] / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tmp_path.parent), "/elsewhere").replace("tiny", "other"))
-    with pytest.raises(ModelError, match="must be for one base model"):
+    with pytest.raises(ModelError, match="must have the same base model"):
         load_ensemble(folders)
     with pytest.raises(ModelError, match="must have the same base model; found no member"):
         load_ensemble([])

@@ -95,7 +95,7 @@ class DeafAttention(torch.nn.Module):
 @pytest.mark.parametrize(
     ("config", "longest", "reason"),
     [
-        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16), 20, "window of 16 tokens"),
+        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16), 20, "sliding window is 16 tokens"),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32), 20, None),
         (GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64), 20, None),
     ],
