@@ -15,7 +15,7 @@ import msgspec
 from cai.core.jsonl import NOT_JSON, write_text
 
 FINISHED = "training.json"
-WHOLE = "cai_checkpoint.json"
+COMPLETE = "cai_checkpoint.json"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -40,7 +40,7 @@ class _Finished(msgspec.Struct):
     result: TrainResult
 
 
-class _Whole(msgspec.Struct):
+class _Complete(msgspec.Struct):
     fingerprint: str
 
 
@@ -50,8 +50,8 @@ def finished_result(out: Path, fingerprint: str) -> TrainResult | None:
         finished = msgspec.json.decode((out / FINISHED).read_bytes(), type=_Finished)
     except (OSError, *NOT_JSON):
         return None
-    whole = finished.fingerprint == fingerprint and (out / "adapter_model.safetensors").exists()
-    return finished.result if whole else None
+    is_valid = finished.fingerprint == fingerprint and (out / "adapter_model.safetensors").exists()
+    return finished.result if is_valid else None
 
 
 def mark_finished(out: Path, fingerprint: str, result: TrainResult) -> None:
@@ -60,9 +60,9 @@ def mark_finished(out: Path, fingerprint: str, result: TrainResult) -> None:
     remove_checkpoints(out)
 
 
-def mark_whole(checkpoint: Path, fingerprint: str) -> None:
+def mark_complete(checkpoint: Path, fingerprint: str) -> None:
     """Mark a checkpoint as complete. Call it after everything else is written."""
-    write_text(checkpoint / WHOLE, msgspec.json.encode(_Whole(fingerprint)).decode())
+    write_text(checkpoint / COMPLETE, msgspec.json.encode(_Complete(fingerprint)).decode())
 
 
 def last_checkpoint(out: Path, fingerprint: str) -> Path | None:
@@ -70,10 +70,10 @@ def last_checkpoint(out: Path, fingerprint: str) -> Path | None:
     complete: dict[int, Path] = {}
     for folder in sorted(checkpoint_folder(out).glob("checkpoint-*")):
         try:
-            whole = msgspec.json.decode((folder / WHOLE).read_bytes(), type=_Whole).fingerprint == fingerprint
+            usable = msgspec.json.decode((folder / COMPLETE).read_bytes(), type=_Complete).fingerprint == fingerprint
         except (OSError, *NOT_JSON):
-            whole = False
-        if whole and (match := _CHECKPOINT.match(folder.name)):
+            usable = False
+        if usable and (match := _CHECKPOINT.match(folder.name)):
             complete[int(match[1])] = folder
         else:
             shutil.rmtree(folder, ignore_errors=True)

@@ -25,10 +25,10 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -116,7 +116,7 @@ def train_policy(
         identities.append(monitor_spec.identity)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identities)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():

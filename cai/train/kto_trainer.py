@@ -49,7 +49,7 @@ class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
         if self.state.global_step == 0:
             check_reference(self.beta * logratio_B)
         sign_B = 2.0 * p_B - 1.0  # from −1, undesirable, to 1, desirable
-        self.note(
+        self.log_means(
             kl=kl.expand(len(p_B)),
             rewards__margins=2.0 * self.beta * sign_B * logratio_B,
             rewards__accuracies=(sign_B * logratio_B > 0),

@@ -199,7 +199,7 @@ def _last(history: list[dict[str, Any]]) -> dict[str, float]:
     return {k: float(v) for k, v in history[-1].items() if k not in ("epoch", "step")}
 
 
-def forget(out: Path) -> None:
+def remove_leftover_checkpoints(out: Path) -> None:
     """Remove checkpoints that a finished training has left, because it was killed before it could remove them."""
     if is_first_process():
         remove_checkpoints(out)

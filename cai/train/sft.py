@@ -16,7 +16,16 @@ from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import sft_rows
-from cai.train.running import OnLog, finish, float_trained_weights, forget, prepare, quiet_training, train_and_save, training_fingerprint
+from cai.train.running import (
+    OnLog,
+    finish,
+    float_trained_weights,
+    prepare,
+    quiet_training,
+    remove_leftover_checkpoints,
+    train_and_save,
+    training_fingerprint,
+)
 
 
 def train_sft(
@@ -45,7 +54,7 @@ def train_sft(
     rows, dropped = sft_rows(tokenizer, examples, config.max_length)
     fingerprint = training_fingerprint("sft", config, model, rows, seed)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():

@@ -22,7 +22,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollat
 
 from cai.errors import TrainingError
 from cai.recipe import DPOConfig
-from cai.train.checkpoints import mark_whole
+from cai.train.checkpoints import mark_complete
 from cai.train.encode import IGNORED
 from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
@@ -92,7 +92,7 @@ class Resumable(Trainer):  # type: ignore[misc]
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()  # each process has written its own random state
         if self.is_world_process_zero():
-            mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
 
 
 class CountsExamples(Resumable):
@@ -108,7 +108,7 @@ class CountsExamples(Resumable):
         """Return the divisor of this process's summed loss. Gradients are averaged over processes, so it is the total per process."""
         return None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
 
-    def note(self, **values: torch.Tensor) -> None:
+    def log_means(self, **values: torch.Tensor) -> None:
         """Log the mean over pairs and processes of each (B,) tensor."""
         mode = "train" if self.model.training else "eval"
         for name, value_B in values.items():
@@ -181,7 +181,7 @@ class SoftRewardRun(CountsExamples, RewardTrainer):  # type: ignore[misc]
         count = self.count(num_items_in_batch)
         loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, margin_B=inputs.get("margin"), count=count)
         margin_B = chosen_B - rejected_B
-        self.note(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
+        self.log_means(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
         return (loss, outputs) if return_outputs else loss
 
 
@@ -296,7 +296,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         margin_B = self.beta * (chosen_B - rejected_B)
         if self.state.global_step == 0 and self.starts_at_reference:
             check_reference(self.beta * torch.cat((chosen_B, rejected_B)))
-        self.note(
+        self.log_means(
             rewards__chosen=self.beta * chosen_B,
             rewards__rejected=self.beta * rejected_B,
             rewards__margins=margin_B,

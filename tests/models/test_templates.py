@@ -229,7 +229,13 @@ def test_all_faults_of_all_files_come_together(tmp_path):
     with pytest.raises(TemplateError) as caught:
         load_templates(folder)
     message = str(caught.value)
-    for said in ("respond.txt: missing", "critique.txt:2: unknown field 'nonsense'", "critique_request", "jugde.txt: unknown template name", "UTF-8"):
+    for said in (
+        "respond.txt: missing",
+        "critique.txt:2: unknown field 'nonsense'",
+        "critique_request",
+        "jugde.txt: unknown template name",
+        "UTF-8",
+    ):
         assert said in message
 
 

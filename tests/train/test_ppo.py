@@ -199,7 +199,7 @@ def test_a_diverging_training_is_not_finished(train: Any, tmp_path: Path, sft: P
 
 
 def test_prompts_that_leave_no_room_are_counted_and_having_none_left_is_an_error(train: Any, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="of 6 none has at most 12 tokens"):
+    with pytest.raises(TrainingError, match="none of 6 has at most 12 tokens"):
         train(config(1, max_length=20), tmp_path)
 
 

@@ -176,17 +176,17 @@ def join(parts: list[KVCache], order: Tensor, room: int) -> KVCache:
     """
     length = max(part.length for part in parts)
     model = parts[0].model
-    whole = KVCache(model, length + room)
-    whole.valid = torch.zeros(len(order), length, dtype=torch.bool, device=model.device)
+    joined = KVCache(model, length + room)
+    joined.valid = torch.zeros(len(order), length, dtype=torch.bool, device=model.device)
     start = 0
     targets = []
     for part in parts:
         targets.append(order[start : start + part.valid.shape[0]])
-        whole.valid[targets[-1], length - part.length :] = part.valid
+        joined.valid[targets[-1], length - part.length :] = part.valid
         start += part.valid.shape[0]
     layers = []
-    for i in range(len(whole.cache.layers)):
-        layer = _Layer(whole.capacity)
+    for i in range(len(joined.cache.layers)):
+        layer = _Layer(joined.capacity)
         layer.length = length
         for part, rows in zip(parts, targets, strict=True):
             old = part.cache.layers[i]
@@ -195,13 +195,13 @@ def join(parts: list[KVCache], order: Tensor, room: int) -> KVCache:
             for name in ("keys", "values"):
                 values = getattr(old, name)
                 if getattr(layer, name) is None:
-                    setattr(layer, name, values.new_zeros(len(order), values.shape[1], whole.capacity, values.shape[3]))
+                    setattr(layer, name, values.new_zeros(len(order), values.shape[1], joined.capacity, values.shape[3]))
                 getattr(layer, name)[rows, :, length - part.length : length] = values[:, :, : part.length]
             layer.is_initialized = True
             old.keys = old.values = None  # free each layer once it is copied
         layers.append(layer)
-    whole.cache = Cache(layers=layers)
-    return whole
+    joined.cache = Cache(layers=layers)
+    return joined
 
 
 def attention_windows(config: Any) -> Windows:

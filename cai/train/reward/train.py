@@ -43,10 +43,10 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -146,7 +146,7 @@ def train_reward(
     measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
     fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():

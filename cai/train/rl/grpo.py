@@ -31,11 +31,11 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     process_count,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -92,7 +92,7 @@ def train_online(
     identity = (model_fingerprint(start), reward_identity)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     rewards = load_reward_function()

@@ -66,7 +66,17 @@ from cai.train.rl.ppo_math import adapted_kl_coef
 from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rl.rollout import Episode, Task, check_finite, chunks, encode_prompts, evaluate_responses, sample, tasks
 from cai.train.rl.shared_base import POLICY, SharedBase, load_shared_base
-from cai.train.running import HISTORY, OnLog, check_processes, explained, finish, forget, prepare, quiet_training, training_fingerprint
+from cai.train.running import (
+    HISTORY,
+    OnLog,
+    check_processes,
+    explained,
+    finish,
+    prepare,
+    quiet_training,
+    remove_leftover_checkpoints,
+    training_fingerprint,
+)
 
 GoldScorer = Callable[[Items], Sequence[float]]
 CHECKPOINT_SECONDS = 300.0
@@ -129,7 +139,7 @@ def train_ppo(
     identity = content_hash((model_fingerprint(start), scorers, reward.aggregate, reward.uncertainty_penalty, prompt_ids))
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     processes = PartialState(cpu=not torch.cuda.is_available())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cai.core.jsonl import write_text
-from cai.train.checkpoints import checkpoint_folder, mark_whole, prune_checkpoints
+from cai.train.checkpoints import checkpoint_folder, mark_complete, prune_checkpoints
 
 if TYPE_CHECKING:
     from cai.train.rl.shared_base import SharedBase
@@ -41,7 +41,7 @@ def save_state(shared: "SharedBase", optimizer: Any, state: PPOState, out: Path,
     save_file({name: p.detach().cpu().contiguous() for name, p in shared.trained().items()}, folder / WEIGHTS)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     write_text(folder / STATE, msgspec.json.encode(state).decode())
-    mark_whole(folder, fingerprint)
+    mark_complete(folder, fingerprint)
     prune_checkpoints(out, KEPT)
 
 
