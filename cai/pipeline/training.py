@@ -75,7 +75,7 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
 
     preferences = list(read_records(c.run.data("preferences"), Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
-    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), watching=watching(c))
+    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), monitor_spec=watching(c))
     return trained(c, result, out)
 
 
@@ -103,9 +103,9 @@ def ppo(c: Context) -> dict[str, int]:
         c.recipe.seed,
         progress_of(c),
         gold=c.run.model(GOLD) if c.recipe.gold else None,
-        watched=monitor_prompts(c) if c.recipe.gold else (),
+        monitor_prompts=monitor_prompts(c) if c.recipe.gold else (),
         warn=c.reporter.warn,
-        on_look=partial(log_monitor_point, c),
+        on_observation=partial(log_monitor_point, c),
     )
     return trained(c, result, c.run.model("policy"))
 

@@ -244,9 +244,9 @@ def test_faults_of_the_batch_are_found_before_anything_loads(tmp_path: Path) -> 
 
 
 def test_too_few_prompts_for_a_step_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="a step takes 5 prompts, and of 4 only 4 fit"):
+    with pytest.raises(TrainingError, match="a step needs 5 prompts, but only 4 of 4 fit"):
         train(tiny_model_dir, None, tmp_path, config_of(batch_size=20))
-    with pytest.raises(TrainingError, match="a step takes 2 prompts, and of 4 only 0 fit, 4 too_long"):
+    with pytest.raises(TrainingError, match="a step needs 2 prompts, but only 0 of 4 fit, 4 too_long"):
         train(tiny_model_dir, None, tmp_path, config_of(max_length=30))
 
 
