@@ -4,7 +4,6 @@ mkdocs calls the functions below by their names. Nothing here is copied by hand:
 `cai.__all__`, settings from `cai/recipe.py`, the changelog from CHANGELOG.md, and decisions from the files in `docs/decisions/`.
 """
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -87,27 +86,38 @@ def _commands() -> list[str]:
 
 
 def _public_names() -> list[str]:
-    """An identifier for mkdocstrings for each class and function in `cai.__all__`, and for the records and errors that aren't in it."""
-    import cai
-    from cai import errors, records
+    """An identifier for mkdocstrings for each name in `cai.__all__`, and for the records and errors that aren't in it."""
+    public = {str(name): _visited("cai").members[str(name)].target_path for name in _visited("cai").exports or ()}
+    rest = {
+        f"{module}.{name}" for module in ("cai.records", "cai.errors") for name, value in _visited(module).members.items() if value.is_class
+    }
+    parts = {
+        "Sessions, runs and training": [
+            p for p in public.values() if p.rpartition(".")[0] not in ("cai.recipe", "cai.records", "cai.errors")
+        ],
+        "Records": [p for p in public.values() if p.startswith("cai.records.")],
+        "More records, from `cai.records`": sorted(p for p in rest - set(public.values()) if p.startswith("cai.records.")),
+        "Errors, from `cai.errors`": [f"cai.errors.{n}" for n, value in _visited("cai.errors").members.items() if value.is_class],
+    }
+    settings = [n for n, path in public.items() if path.startswith("cai.recipe.") and n[0].isupper()]
+    lines = [line for title, names in parts.items() if names for line in (f"## {title}", "", *(f"::: {name}\n" for name in names))]
+    return [*lines, "## Settings", "", ", ".join(f"[`{n}`](recipe.md#{n.lower()})" for n in settings), "", "::: cai.recipe.load_recipe", ""]
 
-    exported = [getattr(cai, name) for name in getattr(cai, "__all__", ())]
-    parts: dict[str, list[str]] = {"Session and functions": [], "Records": [], "Errors": []}
-    for value in [*exported, *vars(records).values(), *vars(errors).values()]:
-        if not (inspect.isclass(value) or inspect.isfunction(value)) or not value.__module__.startswith("cai."):
-            continue
-        title = {"cai.records": "Records", "cai.errors": "Errors"}.get(value.__module__, "Session and functions")
-        name = f"{value.__module__}.{value.__qualname__}"
-        if value.__module__ != "cai.ids" and not value.__name__.startswith("_") and name not in parts[title]:
-            parts[title].append(name)
-    return [line for title, names in parts.items() if names for line in (f"## {title}", "", *(f"::: {name}\n" for name in names))]
+
+def _visited(module: str) -> Any:
+    """A module's names, types and docstrings, read from its source: nothing is imported."""
+    import griffe
+
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return griffe.visit(module, filepath=file, code=file.read_text(encoding="utf-8"))
 
 
 def _settings() -> list[str]:
     """A table for each block of a recipe, read from the types in `cai/recipe.py`: setting, type, default, meaning."""
     import griffe
 
-    module = griffe.load("cai.recipe", search_paths=[str(ROOT)])
+    module = _visited("cai.recipe")
     blocks = {n: c for n, c in module.members.items() if isinstance(c, griffe.Class) and n not in ("Recipe", "Section")}
     lines = []
     for name, block in {"Recipe": module["Recipe"], **blocks}.items():
@@ -124,9 +134,13 @@ def _settings() -> list[str]:
             meaning = " ".join(field.docstring.value.split()).replace("|", r"\|") if field.docstring else ""
             lines.append(f"| `{field.name}` | {kind} | {default} | {meaning} |")
         lines.append("")
-    aliases = {n: a for n, a in module.members.items() if isinstance(a, griffe.Attribute) and re.search(r"Literal|Annotated", str(a.value))}
+    aliases = {n: a for n, a in module.members.items() if isinstance(a, griffe.Attribute) and _is_choice(str(a.value))}
     lines.extend(["## Types", "", "| type | values |", "|---|---|"])
     return [*lines, *(f"| `{name}` | `{_readable(str(alias.value))}` |" for name, alias in aliases.items()), ""]
+
+
+def _is_choice(value: str) -> bool:
+    return bool(re.search(r"Literal|Annotated", value)) and "extra_json_schema" not in value
 
 
 def _readable(annotation: str) -> str:
