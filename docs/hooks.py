@@ -87,21 +87,21 @@ def _commands() -> list[str]:
 
 def _public_names() -> list[str]:
     """An identifier for mkdocstrings for each name in `cai.__all__`, and for the records and errors that aren't in it."""
-    public = {str(name): _visited("cai").members[str(name)].target_path for name in _visited("cai").exports or ()}
-    rest = {
-        f"{module}.{name}" for module in ("cai.records", "cai.errors") for name, value in _visited(module).members.items() if value.is_class
-    }
+    package, records, errors = _visited("cai"), _visited("cai.records"), _visited("cai.errors")
+    paths = {str(name): package.members[str(name)].target_path for name in package.exports or ()}
+    of = {module: [p for p in paths.values() if p.startswith(f"{module}.")] for module in ("cai.recipe", "cai.records", "cai.errors")}
+    all_records = [f"cai.records.{name}" for name, value in records.members.items() if not value.is_alias and value.is_class]
     parts = {
-        "Sessions, runs and training": [
-            p for p in public.values() if p.rpartition(".")[0] not in ("cai.recipe", "cai.records", "cai.errors")
-        ],
-        "Records": [p for p in public.values() if p.startswith("cai.records.")],
-        "More records, from `cai.records`": sorted(p for p in rest - set(public.values()) if p.startswith("cai.records.")),
-        "Errors, from `cai.errors`": [f"cai.errors.{n}" for n, value in _visited("cai.errors").members.items() if value.is_class],
+        "Sessions, runs and training": [p for p in paths.values() if not any(p in those for those in of.values())],
+        "Records": of["cai.records"],
+        "Other records": [p for p in all_records if p not in of["cai.records"]],
+        "Errors": [f"cai.errors.{name}" for name, value in errors.members.items() if not value.is_alias and value.is_class],
     }
-    settings = [n for n, path in public.items() if path.startswith("cai.recipe.") and n[0].isupper()]
+    settings = [name for name, path in paths.items() if path in of["cai.recipe"] and name[0].isupper()]
     lines = [line for title, names in parts.items() if names for line in (f"## {title}", "", *(f"::: {name}\n" for name in names))]
-    return [*lines, "## Settings", "", ", ".join(f"[`{n}`](recipe.md#{n.lower()})" for n in settings), "", "::: cai.recipe.load_recipe", ""]
+    if settings:
+        lines += ["## Settings", "", ", ".join(f"[`{name}`](recipe.md#{name.lower()})" for name in settings), ""]
+    return [*lines, "::: cai.recipe.load_recipe", ""]
 
 
 def _visited(module: str) -> Any:
