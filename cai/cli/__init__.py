@@ -6,11 +6,16 @@ Everything heavy is imported inside the commands, so that help and checks answer
 import os
 import sys
 import threading
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cai.errors import CaiError, DataError
+
+if TYPE_CHECKING:
+    from cai.recipe import Recipe
+    from cai.session import Session
 
 app = typer.Typer(
     name="cai",
@@ -33,6 +38,17 @@ def print_json(value: Any) -> None:
 
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
     sys.stdout.write(text.translate(_JSON_ESCAPES) + "\n")
+
+
+def open_session(recipe: "Recipe", near: Path) -> "Session":
+    """Return a session with progress on standard error, in the workspace around a file. Raises `RecipeError` outside of any."""
+    from rich.console import Console
+
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_workspace
+    from cai.session import Session
+
+    return Session(recipe=recipe, workspace=find_workspace(near), reporter=RichReporter(Console(stderr=True)))
 
 
 def show_version(wanted: bool) -> None:

@@ -110,7 +110,7 @@ async def critique_and_revise(
     trace = RevisionTrace(prompt, response.text, tuple(rounds), dropped, None, provenance)
     if judge is None or dropped is not None or not rounds:
         return trace
-    return _judged(trace, await judge(revision_pair(trace)), config)
+    return _judged(trace, await judge(trace.pair), config)
 
 
 def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int, rounds: int) -> list[Principle]:
@@ -127,11 +127,6 @@ def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int
             f"Add {prompt.kind} to a principle's applies_to, or leave it out of critique.kinds."
         )
     return [constitution.principle(order[i % len(order)]) for i in range(rounds)]
-
-
-def revision_pair(trace: RevisionTrace) -> ResponsePair:
-    """Return response (A) and final revision (B) as a pair to be judged: a revision isn't better by assumption."""
-    return ResponsePair(trace.prompt, trace.response, trace.final, "revision", trace.provenance)
 
 
 def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExample]:

@@ -35,7 +35,7 @@ def write_prompts(c: Context) -> dict[str, int]:
         if before and before.of == written():
             c.failures += before.failures
             return before.counts
-    sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
+    sources, root, seed = c.recipe.prompts, c.root, c.recipe.seed
     evaluate = load_all(sources.evaluate, root, seed)
     if c.recipe.watched and len(evaluate.prompts) < 2:
         raise RecipeError(

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from cai.errors import ConstitutionError, ReplyError
-from cai.generate.critique import critique_and_revise, principles_in_turn, respond, revision_pair, sft_examples
+from cai.generate.critique import critique_and_revise, principles_in_turn, respond, sft_examples
 from cai.models.base import Completion, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
@@ -166,7 +166,7 @@ def test_the_judge_decides_whether_a_revision_is_better(p_a, dropped):
     judge, pairs = judge_saying(p_a)
     trace = revise(talking(), judge=judge, min_p_revised=0.5)
     assert trace.p_revised == pytest.approx(1 - p_a) and trace.dropped == dropped
-    assert pairs == [revision_pair(trace)]
+    assert pairs == [trace.pair]
     assert (pairs[0].response_a, pairs[0].response_b, pairs[0].source, pairs[0].p_a) == (RESPONSE.text, REVISIONS[0], "revision", None)
 
 
