@@ -19,7 +19,7 @@ from cai.core.flow import run_items
 from cai.core.interrupt import run_interruptible
 from cai.core.workspace import RunDirectory, Workspace, find_workspace, shipped_workspace
 from cai.errors import DataError, ModelError, RecipeError
-from cai.generate.critique import critique_and_revise, respond
+from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
@@ -201,9 +201,13 @@ class Session:
         calibration = calibration_of(config, self.workspace.root) if protocol in (None, self.recipe.feedback.protocol) else None
         return Judge(config, constitution, self.judge_model, self.templates, self.recipe.seed, recipe_hash, calibration)
 
+    def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
+        """Return a model as it writes: with the session's templates and seed."""
+        return Writer(model, self.templates, self.recipe.seed, recipe_hash)
+
     async def respond(self, prompt: str | Prompt) -> Response:
         """Return the model's response to a prompt. Raises `ReplyError` where the model says nothing."""
-        return await respond(as_prompt(prompt), self.model, self.templates, self.recipe.respond.sampling, self.recipe.seed)
+        return await respond(as_prompt(prompt), self.writer(self.model), self.recipe.respond.sampling)
 
     async def critique_and_revise(
         self, prompt: str | Prompt | Response, constitution: Constitution, *, rounds: int | None = None
@@ -226,7 +230,7 @@ class Session:
         config = self.recipe.critique
         kinds = tuple(dict.fromkeys((*config.kinds, response.prompt.kind)))
         config = replace(config, kinds=kinds, rounds=config.rounds if rounds is None else rounds)
-        return await critique_and_revise(response, constitution, self.model, self.templates, config, self.recipe.seed)
+        return await critique_and_revise(response, constitution, self.writer(self.model), config)
 
     async def sample_pair(self, prompt: str | Prompt, number: int = 0) -> ResponsePair:
         """Return two responses to one prompt, to be judged.
@@ -238,7 +242,7 @@ class Session:
         Raises:
             ReplyError: a response is empty, or both are the same.
         """
-        return await sample_pair(PairTask(as_prompt(prompt), number), self.model, self.templates, self.recipe.pairs, self.recipe.seed)
+        return await sample_pair(PairTask(as_prompt(prompt), number), self.writer(self.model), self.recipe.pairs)
 
     async def each(
         self,

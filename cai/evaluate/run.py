@@ -19,7 +19,7 @@ from cai.evaluate.paired import by_prompt, shared_ids
 from cai.evaluate.policies import AGAINST, Verdicts, corrected, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
 from cai.evaluate.win_rate import outcomes_by_reward
-from cai.generate.critique import respond
+from cai.generate.critique import Writer, respond
 from cai.judge.harm import harm_probability
 from cai.judge.judge import Judge
 from cai.models.base import TextLogprob, TextModel
@@ -78,10 +78,10 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
     said = Answered()
     for name, spec in specs.items():
         model = await session.open_model(spec)
+        writer = session.writer(model, recipe_hash)
 
-        async def work(prompt: Prompt, model: TextModel = model) -> Response:
-            recipe = session.recipe
-            return await respond(prompt, model, session.templates, recipe.evaluate.sampling, recipe.seed, recipe_hash)
+        async def work(prompt: Prompt, writer: Writer = writer) -> Response:
+            return await respond(prompt, writer, session.recipe.evaluate.sampling)
 
         said.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
         if questions.facts or questions.passages:

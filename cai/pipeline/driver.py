@@ -40,6 +40,7 @@ from cai.core.manifest import (
 from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
+from cai.generate.critique import Writer
 from cai.ids import content_hash
 from cai.judge.judge import Judge
 from cai.models.opening import release_memory
@@ -103,6 +104,10 @@ class Context:
     def adapted(self, name: str) -> ModelSpec:
         """Return the spec of the trained model with one of the run's own adapters on it."""
         return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
+
+    async def writer(self, spec: ModelSpec | None = None) -> Writer:
+        """Return a model to write with; None: the run's."""
+        return self.session.writer(await self.session.open_model(spec), self.settings_hash)
 
     async def judge(self) -> Judge:
         """Return the run's judge, with its calibration if the recipe names one."""

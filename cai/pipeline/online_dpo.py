@@ -100,7 +100,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
     """Sample a round's pairs from the policy at its start, have them judged, and write down all three."""
     config = c.recipe.policy.rounds
     prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
-    policy = await c.session.open_model(replace(c.recipe.trained, adapter=str(start)))
+    policy = await c.writer(replace(c.recipe.trained, adapter=str(start)))
     tasks = round_tasks(prompts, c.recipe.pairs.per_prompt, number)
     limits = {"window": c.recipe.window, "max_failure_fraction": c.recipe.max_failure_fraction, "stage": c.stage, "failures": c.failures}
 
@@ -108,7 +108,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
         return {**limits, "on_progress": lambda done: c.reporter.progress(done, total, f"{what} of round {number}")}
 
     async def sample(task: PairTask) -> ResponsePair:
-        return await sample_pair(task, policy, c.templates, c.recipe.pairs, c.recipe.seed, c.settings_hash)
+        return await sample_pair(task, policy, c.recipe.pairs)
 
     pairs = [p async for p in run_items(tasks, sample, **progress(len(tasks), "pairs"))]  # type: ignore[arg-type]
     await c.session.close_models()

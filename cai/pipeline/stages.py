@@ -38,10 +38,10 @@ R = TypeVar("R")
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and answer each with the model as it is [§3.1]."""
     counts = write_prompts(c)
-    model = await c.session.open_model()
+    writer = await c.writer()
 
     async def work(prompt: Prompt) -> Response:
-        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
+        return await respond(prompt, writer, c.recipe.respond.sampling)
 
     responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
     return {**counts, "responses": responses}
@@ -50,14 +50,12 @@ async def respond_stage(c: Context) -> dict[str, int]:
 async def critique_stage(c: Context) -> dict[str, int]:
     """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
     config = c.recipe.critique
-    model = await c.session.open_model()
+    writer = await c.writer()
     judge = await c.judge()
     ask = judge if config.min_p_revised > 0 else None
 
     async def work(response: Response) -> RevisionTrace:
-        return await critique_and_revise(
-            response, c.constitution, model, c.templates, config, c.recipe.seed, judge=ask, recipe_hash=c.settings_hash
-        )
+        return await critique_and_revise(response, c.constitution, writer, config, ask)
 
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -85,15 +83,15 @@ async def pairs_stage(c: Context) -> dict[str, int]:
     """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
     config = c.recipe.pairs
     total = config.per_prompt * count_records(c.run.data("prompts"))
-    policy = await c.session.open_model(c.adapted("sft"))
-    base = await c.session.open_model() if config.contrast else None
+    policy = await c.writer(c.adapted("sft"))
+    base = await c.writer() if config.contrast else None
 
     def sample(task: PairTask) -> Awaitable[ResponsePair]:
-        return sample_pair(task, policy, c.templates, config, c.recipe.seed, c.settings_hash)
+        return sample_pair(task, policy, config)
 
     def contrast(task: PairTask) -> Awaitable[ResponsePair]:
         assert base is not None
-        return contrast_pair(task, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash)
+        return contrast_pair(task, c.constitution, base, config)
 
     counts: Counter[str] = Counter()
     with record_writer(c.run.data("pairs")) as write:

@@ -49,9 +49,11 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
     sampling = session.recipe.evaluate.sampling
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
 
+    writer = session.writer(model)
+
     async def work(q: ProbeQuestion) -> tuple[ProbeQuestion, Response]:
         used = short if q.slot in _SHORT else sampling
-        return q, await respond(q.prompt, model, session.templates, used, session.recipe.seed)
+        return q, await respond(q.prompt, writer, used)
 
     found: dict[Slot, dict[str, Response]] = {}
     for question, response in await session.each(list(questions(probes)), work, f"probes of {name}"):
