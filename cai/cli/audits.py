@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json
 from cai.cli.models import Against, ConstitutionFile, ModelName
 from cai.cli.runs import RunName
 

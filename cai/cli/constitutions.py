@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json
 from cai.records import Constitution, PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, read and import constitutions.", no_args_is_help=True)

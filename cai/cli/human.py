@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from cai.cli import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

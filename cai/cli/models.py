@@ -6,7 +6,7 @@ from typing import Annotated, cast, get_args
 import typer
 from msgspec.structs import replace
 
-from cai.cli import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json
 
 judge = typer.Typer(name="judge", help="Measure AI judges against people.", no_args_is_help=True)
 app.add_typer(judge)
