@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from cai.core.plugins import KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, names_of
 from cai.core.text.repetition import LOOPING
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
@@ -29,10 +30,10 @@ Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 KlEstimator = Literal["k1", "k3"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
-ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
+MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
+TermName = Annotated[str, Meta(extra_json_schema={"x-names-of": REWARD_TERM.group})]
 
-ONLINE = ("grpo", "rloo")
-"""Methods whose policy learns from its own samples."""
 GOLD = "gold"
 """The gold reward model's name: of its pairs in `data/`, and of its folder in `models/`."""
 
@@ -190,6 +191,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """AI feedback: who judges, how, and under which principles."""
 
     protocol: ProtocolName = "pointwise-contrast"
+    """`likelihood`, `pairwise`, `pairwise-cot`, `pointwise`, `pointwise-contrast`, or one that an installed package brings."""
     judge: ModelSpec | None = None
     """None: the run's base model judges."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -349,7 +351,7 @@ class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One thing that a policy is rewarded for while it samples; the terms are weighted and added up."""
 
-    term: Literal["model", "constitution", "length", "refusal"] = "model"
+    term: TermName = "model"
     """`model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles, uncalibrated (a
     calibration is of pairs). `length`: minus the words above `words`, as a share of `words`. `refusal`: −1 for refusing a prompt that
     isn't harmful."""
@@ -420,7 +422,8 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """The policy, trained from the SFT adapter with it as the reference."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo", "kto", "online-dpo", "grpo", "rloo", "ppo"] = "dpo"
+    method: MethodName = "dpo"
+    """`dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, or one that an installed package brings."""
     beta: Rate = 0.1
     """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
@@ -430,9 +433,9 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     rounds: RoundsConfig = RoundsConfig()
 
     def group_problem(self, processes: int = 1) -> str | None:
-        """Say what is wrong with the batch of a method that compares completions of one prompt; None where it is right."""
+        """Say what is wrong with the batch for a method that compares completions of one prompt; None where it is right."""
         batch, group = self.batch_size * self.gradient_accumulation * processes, self.online.num_generations
-        if self.method not in ONLINE or batch % group == 0:
+        if batch % group == 0:
             return None
         return (
             f"policy.online.num_generations: {group} completions of a prompt don't fill a step of {batch} "
@@ -489,9 +492,9 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.weights or self.model
 
     @property
-    def watched(self) -> bool:
-        """Whether a gold reward model looks for over-optimisation while the policy trains. The rounds of online DPO have no watch."""
-        return self.gold is not None and self.policy.watch.action != "off" and self.policy.method != "online-dpo"
+    def wants_watch(self) -> bool:
+        """Whether a gold reward model is to look for over-optimisation while the policy trains, if its method can be watched."""
+        return self.gold is not None and self.policy.watch.action != "off"
 
     @property
     def hash(self) -> str:
@@ -500,8 +503,14 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe."""
-    return msgspec.json.schema(Recipe)
+    """Return the JSON Schema of a recipe. Names that packages can add are an enumeration of those that are installed here."""
+    schema = msgspec.json.schema(Recipe)
+    for definition in schema["$defs"].values():
+        for property in definition.get("properties", {}).values():
+            if (group := property.pop("x-names-of", None)) is not None:
+                del property["type"]
+                property["enum"] = list(names_of(KINDS[group]))
+    return schema
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> Recipe:

@@ -6,19 +6,20 @@ verdict. Reading the pairs and showing the table are others' matter.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 import msgspec
 
 from cai.core.flow import run_items
+from cai.core.plugins import unknown
 from cai.data.filters import texts_key
 from cai.errors import DataError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import TextModel
 from cai.models.templates import Templates
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Judgment, Preference, ResponsePair
 from cai.stats import paired_bootstrap, wilson
 
@@ -80,7 +81,7 @@ BASELINES: dict[str, Callable[[ResponsePair], float]] = {
 
 async def judge_bench(
     preferences: Iterable[Preference],
-    protocols: Sequence[ProtocolName],
+    protocols: Sequence[str],
     model: TextModel,
     templates: Templates,
     constitution: Constitution,
@@ -212,17 +213,19 @@ def _compare(one: int, two: int) -> float:
     return 0.5 if one == two else float(one > two)
 
 
-def _with_protocol(config: FeedbackConfig, name: ProtocolName) -> FeedbackConfig:
+def _with_protocol(config: FeedbackConfig, name: str) -> FeedbackConfig:
     return msgspec.structs.replace(config, protocol=name)
 
 
-def chosen_protocols(text: str) -> list[ProtocolName]:
+def chosen_protocols(text: str) -> list[str]:
     """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
-    known: tuple[ProtocolName, ...] = get_args(ProtocolName)
+    known = PROTOCOLS.names()
     if text == "all":
         return list(known)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [w for w in wanted if w not in known]
-    if unknown or not wanted:
-        raise RecipeError(f"--protocol {text}: unknown {', '.join(unknown) or 'protocol'}; expected all or some of {', '.join(known)}")
+    if not wanted:
+        raise RecipeError(f"--protocol {text}: expected all, or some of {', '.join(known)}")
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(f"--protocol {text}: {unknown(PROTOCOLS.kind, name)}")
     return [k for k in known if k in wanted]

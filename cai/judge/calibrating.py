@@ -28,7 +28,7 @@ from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
 from cai.models.store import CallStore
 from cai.models.templates import load_templates
-from cai.recipe import FeedbackConfig, ProtocolName, Recipe
+from cai.recipe import FeedbackConfig, Recipe
 from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
 
 
@@ -36,7 +36,7 @@ from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
 class Asked:
     """One judge's answers about labelled pairs."""
 
-    protocol: ProtocolName
+    protocol: str
     model: str
     """The judge's fingerprint."""
     constitution: str
@@ -141,7 +141,7 @@ def decided(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> dict[
 
 def ask_judges(
     labels: Sequence[HumanLabel],
-    protocols: Sequence[ProtocolName],
+    protocols: Sequence[str],
     model: str,
     constitution: Path,
     config: FeedbackConfig,

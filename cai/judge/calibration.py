@@ -18,7 +18,7 @@ from cai.core.jsonl import NOT_JSON, write_text
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Principle, ResponsePair
 
 
@@ -26,7 +26,7 @@ from cai.records import EvalResult, Principle, ResponsePair
 class Calibration:
     """What a calibration file holds."""
 
-    protocol: ProtocolName
+    protocol: str
     principles: str
     """`sample` or `ensemble`, as when it was fitted."""
     per_label: int

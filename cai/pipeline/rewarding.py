@@ -15,11 +15,15 @@ from cai.errors import ReplyError
 from cai.judge.adherence import adherence
 from cai.models.base import TextModel
 from cai.pipeline.driver import Context
+from cai.pipeline.methods import METHODS, is_watched
+from cai.pipeline.training import progress_of, trained
 from cai.recipe import GOLD, ModelSpec, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
-from cai.train.rl.rewards import Answers, RewardFunction, TermScorer, proxy_of
+from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.term import Answers, TermScorer
+from cai.train.rl.terms import TERMS
 from cai.train.running import OnLog
 
 TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
@@ -33,7 +37,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     warn_if_unmonitored(c)
     with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
+            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if needs(c, "judge") else None
             return train_online(
                 c.recipe.policy,
                 c.recipe.trained,
@@ -44,29 +48,34 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 c.run.model("policy"),
                 c.recipe.seed,
                 on_log,
-                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if c.recipe.watched else None,
+                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if is_watched(c.recipe) else None,
                 warn=c.reporter.warn,
             )
         finally:
             runner.run(c.release_engines())
 
 
+def train_on_rewards(c: Context) -> dict[str, int]:
+    """Train the policy on its own samples by what the recipe rewards; watched, where there is a gold reward model. Returns counts."""
+    return trained(c, train_rewarded(c, progress_of(c)), c.run.model("policy"))
+
+
 def warn_if_unmonitored(c: Context) -> None:
     """Say so where no gold reward model watches the run's policy."""
-    if not c.recipe.watched:
-        why = "online-dpo has no watch" if c.recipe.policy.method == "online-dpo" else "see `gold` and `policy.watch`"
+    if not is_watched(c.recipe):
+        why = "see `gold` and `policy.watch`" if METHODS.get(c.recipe.policy.method).watch else f"{c.recipe.policy.method} has no watch"
         c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
 
 
-def uses(c: Context, term: str) -> bool:
-    """Whether the recipe's policy is rewarded by a term."""
-    return any(t.term == term for t in c.recipe.policy.online.rewards)
+def needs(c: Context, scorer: str) -> bool:
+    """Whether the recipe's policy is rewarded by a term that needs `ensemble` or `judge`."""
+    return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
 
 
 def reward_identity(c: Context, judge: TextModel | None) -> Any:
     """Return what identifies the run's rewards and its watch, for the fingerprint of a training under them."""
-    models = c.recipe.reward.member_names if uses(c, "model") else ()
-    watched = [GOLD] if c.recipe.watched else []
+    models = c.recipe.reward.member_names if needs(c, "ensemble") else ()
+    watched = [GOLD] if is_watched(c.recipe) else []
     return (
         [file_hash(c.run.model(name)) for name in (*models, *watched)],
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
@@ -80,14 +89,14 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
 
     Args:
         c: the run.
-        judge: answers for a `constitution` term.
+        judge: answers for the terms that need it.
         runner: of the event loop that the judge lives in.
     """
     from cai.train.reward.ensemble import load_ensemble
 
     reward = c.recipe.reward
     ensemble = None
-    if uses(c, "model"):
+    if needs(c, "ensemble"):
         folders = [c.run.model(name) for name in reward.member_names]
         ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
     return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
@@ -95,7 +104,7 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
 
 def watching(c: Context) -> MonitorSpec | None:
     """Return how a policy that trains on pairs is watched: its proxy is the run's reward models, which learned from the same pairs."""
-    if not c.recipe.watched:
+    if not is_watched(c.recipe):
         return None
     reward = c.recipe.reward
     folders = [c.run.model(name) for name in reward.member_names]

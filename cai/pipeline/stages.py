@@ -27,11 +27,12 @@ from cai.judge.judge import Judge
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
 from cai.pipeline.driver import Context, Stage
+from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.prompts import write_prompts
 from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.pipeline.tracking import PIPELINE
-from cai.pipeline.training import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
-from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
+from cai.pipeline.training import policy_stage, reward_stage, sft_stage
+from cai.recipe import GOLD, ModelSpec, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
     prompts = list(read(c, "eval_prompts", Prompt))
     watched: list[Prompt] = []
-    if c.recipe.watched:  # the policy's weights were chosen by how they did on these
+    if is_watched(c.recipe):  # the policy's weights were chosen by how they did on these
         watched, prompts = split_monitored(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
     specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
     answers: dict[str, list[Response]] = {}
@@ -354,11 +355,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "policy",
         policy_stage,
-        reads=policy_reads,
+        reads=lambda r: METHODS.get(r.policy.method).reads(r),
         writes=lambda r: ("models/policy",),
-        settings=policy_settings,
-        sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
-        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
+        settings=lambda r: METHODS.get(r.policy.method).settings(r),
+        sources=lambda r: METHODS.get(r.policy.method).sources(r),
+        models=lambda r: METHODS.get(r.policy.method).models(r),
         trains=True,
         together=True,
         uses_constitution=True,
@@ -371,7 +372,7 @@ STAGES: tuple[Stage, ...] = (
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (
             (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
-            r.policy.watch.prompts if r.watched else None,
+            r.policy.watch.prompts if is_watched(r) else None,
         ),
         sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
         models=lambda r: (r.trained, judge_spec(r)),

@@ -8,13 +8,14 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import msgspec
 
 from cai.core.console import Reporter
 from cai.core.flow import run_items
 from cai.core.jsonl import read_records
+from cai.core.plugins import unknown
 from cai.core.workspace import RunDirectory, Workspace
 from cai.data.prompts import load_all
 from cai.errors import DataError, RecipeError
@@ -22,12 +23,13 @@ from cai.generate.critique import respond
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration, calibration_of
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
 from cai.models.store import CallStore
 from cai.models.templates import Templates, load_templates
-from cai.recipe import PromptSource, ProtocolName, Recipe, load_recipe
+from cai.recipe import PromptSource, Recipe, load_recipe
 from cai.records import Failure, Prompt, Response, ResponsePair
 
 STAGE = "workbench"
@@ -194,7 +196,7 @@ def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
     """Return the recipe with another judging protocol; None changes nothing. Raises `RecipeError` where there is no such protocol."""
     if protocol is None:
         return recipe
-    if protocol not in get_args(ProtocolName):
-        raise RecipeError(f"--protocol {protocol}: expected {', '.join(get_args(ProtocolName))}")
+    if protocol not in PROTOCOLS.names():
+        raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
     feedback = msgspec.structs.replace(recipe.feedback, protocol=protocol)
     return msgspec.structs.replace(recipe, feedback=feedback)

@@ -18,8 +18,8 @@ from cai.core.workspace import Workspace
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
-from cai.judge.judge import PROTOCOLS
 from cai.judge.protocol import Opinion, ProtocolContext, probability
+from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import PairFormat, load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
@@ -179,7 +179,7 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ben
         DataError: no principle applies to any pair.
         ModelError: too many failed, or the model can't go on.
     """
-    protocol = PROTOCOLS[bench.recipe.feedback.protocol]
+    protocol = PROTOCOLS.get(bench.recipe.feedback.protocol)
     asking = ProtocolContext(bench.judge, bench.templates, bench.recipe.feedback, bench.recipe.seed)
 
     async def work(pair: ResponsePair) -> JudgedPair:

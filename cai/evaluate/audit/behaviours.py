@@ -26,7 +26,7 @@ from cai.evaluate.audit.battery import Answers, read_answers
 from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Measurement
 from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
-from cai.judge.pointwise import yes_log_odds
+from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
 from cai.records import Failure, Prompt, Response

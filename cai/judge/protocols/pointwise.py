@@ -1,13 +1,12 @@
 """One response at a time, Yes or No: how much more readily the model says Yes about A than about B.
 
 A pair's log-odds are the difference of the two responses' Yes-against-No log-odds, so whatever makes the model say Yes to everything
-cancels. The contrast also asks the opposite question and takes half the difference of both answers, which cancels a habit of saying Yes to
-one *text* as well: on a small model that is most of what the plain question measures.
+cancels. A habit of saying Yes to one *text* stays: see `pointwise-contrast`.
 """
 
 from cai.core.flow import together
-from cai.judge.protocol import Opinion, ProtocolContext, bounded, difference
-from cai.models.base import TextModel
+from cai.judge.protocol import Opinion, Protocol, ProtocolContext, bounded, difference
+from cai.models.base import TextModel, Work
 from cai.models.templates import Templates
 from cai.records import Principle, Prompt, ResponsePair
 
@@ -16,18 +15,8 @@ ANSWERS = ("Yes", "No")
 
 async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
     """Ask of each response whether it follows the principle."""
-    a, b = await together(_yes(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
+    a, b = await together(yes_to(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
     return Opinion(bounded(a - b))
-
-
-async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Ask of each response whether it follows the principle, and whether it breaks it."""
-    questions = (principle.ask_positive, principle.ask_negative)
-    texts = (pair.response_a, pair.response_b)
-    a_follows, a_breaks, b_follows, b_breaks = await together(
-        _yes(pair, text, question, principle, asking) for text in texts for question in questions
-    )
-    return Opinion(bounded(((a_follows - a_breaks) - (b_follows - b_breaks)) / 2))
 
 
 async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
@@ -39,5 +28,14 @@ async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str,
     return difference(reply.logprobs)
 
 
-async def _yes(pair: ResponsePair, text: str, question: str, principle: Principle, asking: ProtocolContext) -> float:
+async def yes_to(pair: ResponsePair, text: str, question: str, principle: Principle, asking: ProtocolContext) -> float:
+    """Return `yes_log_odds` about one response of a pair."""
     return await yes_log_odds(pair.prompt, text, question, principle.statement, asking.model, asking.templates)
+
+
+PROTOCOL = Protocol(
+    "pointwise",
+    ask_pointwise,
+    lambda t: (t.judge_pointwise,),
+    lambda tokens, config: [Work(2, tokens.prompt + tokens.response, question_tokens=tokens.question)],
+)
