@@ -15,6 +15,7 @@ from cai.evaluate.commands import chosen_protocols
 from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import Measured, answer_all, hold_arena, measure_answers
 from cai.judge.judge import Judge
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
@@ -170,8 +171,8 @@ def test_prompts_without_an_answer_are_counted() -> None:
 
 
 def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
-    assert len(chosen_protocols("all")) == 5
-    assert chosen_protocols("likelihood, pairwise") == ["pairwise", "likelihood"]
+    assert chosen_protocols("all") == list(PROTOCOLS.names())
+    assert chosen_protocols("pairwise, likelihood") == ["likelihood", "pairwise"]
     for wrong in ("", ",", "pairwise,best"):
         with pytest.raises(RecipeError, match="expected all or some of pairwise"):
             chosen_protocols(wrong)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cai.core.flow import run_items
-from cai.evaluate.audit.battery import Answers
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.probes import Probes
 from cai.generate.critique import respond
 from cai.models.base import TextModel

@@ -9,8 +9,8 @@ The last probe goes the other way: where real answers have formatting, what the 
 from collections.abc import Callable, Sequence
 from statistics import pstdev
 
+from cai.evaluate.audit.checks.formatting import formats, without_formatting
 from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level
-from cai.evaluate.audit.formatting import formats, without_formatting
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.records import AuditFinding, Message, Response
 

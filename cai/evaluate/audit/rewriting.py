@@ -7,7 +7,7 @@ says nothing.
 import re
 from collections.abc import Callable
 
-from cai.evaluate.audit.formatting import without_formatting
+from cai.evaluate.audit.checks.formatting import without_formatting
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"“'(A-Z0-9])")
 _HEDGES = re.compile(

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-import cai.evaluate.audit.boilerplate
+import cai.evaluate.audit.checks.boilerplate
+import cai.evaluate.audit.checks.formatting
 import cai.evaluate.audit.finding
-import cai.evaluate.audit.formatting
 import cai.evaluate.audit.markers
 import cai.evaluate.audit.rewriting
 from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level, settle
@@ -28,7 +28,8 @@ def verdicts(*findings: AuditFinding | None) -> list[str]:
 
 def test_doctests_hold() -> None:
     package = cai.evaluate.audit
-    for module in (package.boilerplate, package.finding, package.formatting, package.markers, package.rewriting):
+    checks = package.checks
+    for module in (checks.boilerplate, package.finding, checks.formatting, package.markers, package.rewriting):
         tried = doctest.testmod(module)
         assert tried.attempted > 0 and tried.failed == 0, module.__name__
 
