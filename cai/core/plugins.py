@@ -123,7 +123,7 @@ class Registry(Generic[T]):
         else:
             raise RecipeError(unknown(self.kind, name))
         if not isinstance(found, self.declared):
-            raise RecipeError(f"{where}: {self.kind.what} {name!r} is a {type(found).__name__}; expected a {self.declared.__name__}")
+            raise RecipeError(f"{where}: {self.kind.what} {name!r} is of type {type(found).__name__}; expected {self.declared.__name__}")
         if (declared := getattr(found, "name", None)) != name:
             raise RecipeError(f"{where}: {self.kind.what} {name!r} calls itself {declared!r}. Give both the same name")
         return found
