@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from cai.core.console import Reporter
 from cai.core.interrupt import run_interruptible
 from cai.core.workspace import Workspace, find_workspace
 from cai.data.prompts import load_all
-from cai.errors import DataError, RecipeError
+from cai.errors import RecipeError
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.knowledge import Knowledge
@@ -21,7 +21,7 @@ from cai.evaluate.run import answer_all, ask_knowledge, hold_arena, measure_answ
 from cai.judge.bench import JudgeBench, chosen_protocols, judge_bench
 from cai.judge.calibration import read_calibration
 from cai.judge.judge import Judge
-from cai.labels.load import PairFormat, load_pairs
+from cai.labels.load import load_pairs
 from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
@@ -55,9 +55,7 @@ def bench_judge(
     """
     names = chosen_protocols(protocols)
     workspace = find_workspace(constitution.parent)
-    if pair_format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    loaded = load_pairs(pairs, cast(PairFormat, pair_format), limit=limit, seed=seed)
+    loaded = load_pairs(pairs, pair_format, limit=limit, seed=seed)
     if loaded.failures:
         reporter.warn(
             f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {loaded.failures[0].item_id}: {loaded.failures[0].reason}"

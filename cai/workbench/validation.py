@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
 from cai.core.console import Reporter
 from cai.core.flow import together
@@ -20,7 +19,7 @@ from cai.ids import split_fraction
 from cai.judge.bench import correctness
 from cai.judge.protocol import Opinion, ProtocolContext, probability
 from cai.judge.protocols import PROTOCOLS
-from cai.labels.load import PairFormat, load_pairs
+from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.stats import change, paired_bootstrap, wilson
@@ -146,10 +145,8 @@ def validate_constitution(
     Raises:
         CaiError: the pairs can't be read, or the model can't go on.
     """
-    if pair_format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
     settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
-    loaded = load_pairs(pairs, cast(PairFormat, pair_format), kind, limit, seed)
+    loaded = load_pairs(pairs, pair_format, kind, limit, seed)
     if loaded.failures:
         first = loaded.failures[0]
         reporter.warn(f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
