@@ -28,7 +28,7 @@ from bench.generation import real_prompts
 from bench.table import Row, row
 from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
-from cai.generate.critique import critique_and_revise, respond
+from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.models.base import CompleteRequest, Completion, Engine, Reply, Request, TextModel
 from cai.models.opening import open_engine
 from cai.models.store import CallStore
@@ -74,10 +74,11 @@ async def with_cai(spec: ModelSpec, prompts: list[Prompt], store_path: Path, see
     counting = Counting(engine)
     with CallStore(store_path) as store:
         model: Any = TextModel(counting, store, "bench")  # type: ignore[arg-type]
+        writer = Writer(model, templates, seed)
 
         async def work(prompt: Prompt) -> RevisionTrace:
-            response = await respond(prompt, model, templates, config.sampling, seed)
-            return await critique_and_revise(response, constitution, model, templates, config, seed)
+            response = await respond(prompt, writer, config.sampling)
+            return await critique_and_revise(response, constitution, writer, config)
 
         started = time.perf_counter()
         flow = run_items(prompts, work, window=IN_FLIGHT, max_failure_fraction=1.0, stage="bench", failures=[])

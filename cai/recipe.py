@@ -487,6 +487,11 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stage stops when more of its items than this have failed."""
 
     @property
+    def judge(self) -> ModelSpec:
+        """The model that judges: `feedback.judge`, or the run's own model."""
+        return self.feedback.judge or self.model
+
+    @property
     def trained(self) -> ModelSpec:
         """The model that is trained."""
         return self.weights or self.model

@@ -162,6 +162,11 @@ class RevisionTrace:
         """The last revision; the response itself where there were no rounds."""
         return self.rounds[-1].revision.text if self.rounds else self.response
 
+    @property
+    def pair(self) -> "ResponsePair":
+        """Response (A) and final revision (B), to be judged: a revision isn't better by assumption."""
+        return ResponsePair(self.prompt, self.response, self.final, "revision", self.provenance)
+
 
 @dataclass(frozen=True, slots=True)
 class SFTExample:

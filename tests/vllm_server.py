@@ -78,7 +78,7 @@ def write_adapter(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LORA_MODULES), init_lora_weights=False, task_type="CAUSAL_LM")

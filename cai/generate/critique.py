@@ -12,14 +12,14 @@ Departures from the paper:
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cai.core.text.endings import whole_sentences
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
 from cai.ids import combine_hashes, derive_seed, rendezvous_order
 from cai.models.base import Completion, Sampling, TextModel
-from cai.models.templates import Templates
+from cai.models.templates import Rendered, Templates
 from cai.recipe import CritiqueConfig, SamplingSpec
 from cai.records import (
     Constitution,
@@ -39,31 +39,41 @@ from cai.records import (
 AskJudge = Callable[[ResponsePair], Awaitable[Judgment]]
 
 
-async def respond(
-    prompt: Prompt, model: TextModel, templates: Templates, sampling: SamplingSpec, run_seed: int, recipe_hash: str = ""
-) -> Response:
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A model that writes: with the templates that frame its requests, and the seed that its samples derive from."""
+
+    model: TextModel
+    templates: Templates
+    run_seed: int
+    recipe_hash: str = ""
+    """For the records' provenance."""
+
+    async def complete(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> Completion:
+        """Return the model's completion of a rendered template."""
+        return await self.model.complete(asked.messages, as_sampling(sampling), seed, asked.prefill)
+
+    async def text(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> str:
+        """Return the text of a completion, prefill included; whole sentences only where it was cut off. Raises `ReplyError` if empty."""
+        return kept_text(await self.complete(asked, sampling, seed), asked.prefill)
+
+
+async def respond(prompt: Prompt, writer: Writer, sampling: SamplingSpec) -> Response:
     """Ask a model for its response to a prompt; one that hit the token limit ends with its last whole sentence.
 
     Raises:
         ReplyError: the model said nothing.
     """
-    seed = derive_seed(run_seed, prompt.id, "respond", 0)
-    asked = templates.respond.render({"conversation": prompt.messages})
-    completion = await model.complete(asked.messages, as_sampling(sampling), seed, asked.prefill)
-    provenance = Provenance(model.fingerprint, (), templates.respond.hash, seed, recipe_hash)
+    template = writer.templates.respond
+    seed = derive_seed(writer.run_seed, prompt.id, "respond", 0)
+    asked = template.render({"conversation": prompt.messages})
+    completion = await writer.complete(asked, sampling, seed)
+    provenance = Provenance(writer.model.fingerprint, (), template.hash, seed, writer.recipe_hash)
     return Response(prompt, kept_text(completion, asked.prefill), completion.truncated, provenance)
 
 
 async def critique_and_revise(
-    response: Response,
-    constitution: Constitution,
-    model: TextModel,
-    templates: Templates,
-    config: CritiqueConfig,
-    run_seed: int,
-    *,
-    judge: AskJudge | None = None,
-    recipe_hash: str = "",
+    response: Response, constitution: Constitution, writer: Writer, config: CritiqueConfig, judge: AskJudge | None = None
 ) -> RevisionTrace:
     """Critique a response and revise it, `config.rounds` times, each round under another principle.
 
@@ -73,26 +83,22 @@ async def critique_and_revise(
     Args:
         response: the first response.
         constitution: principles are drawn from those that apply to the prompt's kind; with more rounds than principles they come again.
-        model: writes critiques and revisions.
-        templates: `critique` and `revise`.
+        writer: writes critiques and revisions.
         config: rounds, sampling and rules.
-        run_seed: seeds derive from it; it is the trace's seed.
         judge: compares response and final revision, where `config.min_p_revised` is above 0.
-        recipe_hash: for the provenance.
 
     Raises:
         ReplyError: a critique or a judgement can't be had.
         ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt = response.prompt
-    wanted = principles_in_turn(prompt, constitution, run_seed, config.rounds) if prompt.kind in config.kinds else []
+    wanted = principles_in_turn(prompt, constitution, writer.run_seed, config.rounds) if prompt.kind in config.kinds else []
     rounds: list[Round] = []
     dropped: str | None = None
     text = response.text
     for number, principle in enumerate(wanted):
-        critique = await _critique(prompt, text, principle, model, templates, config, derive_seed(run_seed, prompt.id, "critique", number))
-        seed = derive_seed(run_seed, prompt.id, "revise", number)
-        revision, cut = await _revise(prompt, text, critique, principle, model, templates, config, seed)
+        critique = await _critique(prompt, text, principle, number, writer, config)
+        revision, cut = await _revise(prompt, text, principle, critique, number, writer, config)
         rounds.append(Round(Critique(principle.id, critique), Revision(principle.id, revision)))
         dropped = drop_rule(revision, critique, response.text, prompt.kind, config.drop_refusals) or ("truncated" if cut else None)
         if dropped is not None:
@@ -101,16 +107,16 @@ async def critique_and_revise(
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
     provenance = Provenance(
-        model.fingerprint,
+        writer.model.fingerprint,
         tuple(dict.fromkeys(r.critique.principle_id for r in rounds)),
-        combine_hashes([templates.critique.hash, templates.revise.hash]),
-        run_seed,
-        recipe_hash,
+        combine_hashes([writer.templates.critique.hash, writer.templates.revise.hash]),
+        writer.run_seed,
+        writer.recipe_hash,
     )
     trace = RevisionTrace(prompt, response.text, tuple(rounds), dropped, None, provenance)
     if judge is None or dropped is not None or not rounds:
         return trace
-    return _judged(trace, await judge(revision_pair(trace)), config)
+    return _judged(trace, await judge(trace.pair), config)
 
 
 def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int, rounds: int) -> list[Principle]:
@@ -127,11 +133,6 @@ def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int
             f"Add {prompt.kind} to a principle's applies_to, or leave it out of critique.kinds."
         )
     return [constitution.principle(order[i % len(order)]) for i in range(rounds)]
-
-
-def revision_pair(trace: RevisionTrace) -> ResponsePair:
-    """Return response (A) and final revision (B) as a pair to be judged: a revision isn't better by assumption."""
-    return ResponsePair(trace.prompt, trace.response, trace.final, "revision", trace.provenance)
 
 
 def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExample]:
@@ -170,10 +171,8 @@ def as_sampling(spec: SamplingSpec) -> Sampling:
     return Sampling(spec.max_tokens, spec.temperature, spec.top_p)
 
 
-async def _critique(
-    prompt: Prompt, text: str, principle: Principle, model: TextModel, templates: Templates, config: CritiqueConfig, seed: int
-) -> str:
-    asked = templates.critique.render(
+async def _critique(prompt: Prompt, text: str, principle: Principle, number: int, writer: Writer, config: CritiqueConfig) -> str:
+    asked = writer.templates.critique.render(
         {
             "conversation": prompt.messages,
             "response": text,
@@ -181,21 +180,14 @@ async def _critique(
             "statement": principle.statement,
         }
     )
-    return kept_text(await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill), asked.prefill)
+    return await writer.text(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "critique", number))
 
 
 async def _revise(
-    prompt: Prompt,
-    text: str,
-    critique: str,
-    principle: Principle,
-    model: TextModel,
-    templates: Templates,
-    config: CritiqueConfig,
-    seed: int,
+    prompt: Prompt, text: str, principle: Principle, critique: str, number: int, writer: Writer, config: CritiqueConfig
 ) -> tuple[str, bool]:
-    """Return the revision, and whether it was cut off too early to be mended. An empty one is a drop rule's matter, not a fault."""
-    asked = templates.revise.render(
+    """Return the revision, and whether it was cut off too early to be mended. An empty one is dropped by a rule later; it is no error."""
+    asked = writer.templates.revise.render(
         {
             "conversation": prompt.messages,
             "response": text,
@@ -205,7 +197,7 @@ async def _revise(
             "statement": principle.statement,
         }
     )
-    completion = await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill)
+    completion = await writer.complete(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "revise", number))
     whole = whole_sentences(completion.text) if completion.truncated else completion.text
     return without_heading(completion.text if whole is None else whole), whole is None
 

@@ -7,8 +7,6 @@ verdict. Reading the pairs and showing the table are others' matter.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
-
 from cai.core.flow import run_items
 from cai.core.plugins import unknown
 from cai.data.filters import texts_key
@@ -17,10 +15,7 @@ from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS
-from cai.models.base import TextModel
-from cai.models.templates import Templates
-from cai.recipe import FeedbackConfig
-from cai.records import Constitution, Failure, Judgment, Preference, ResponsePair
+from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.stats import paired_bootstrap, wilson
 
 
@@ -81,46 +76,35 @@ BASELINES: dict[str, Callable[[ResponsePair], float]] = {
 
 async def judge_bench(
     preferences: Iterable[Preference],
-    protocols: Sequence[str],
-    model: TextModel,
-    templates: Templates,
-    constitution: Constitution,
-    config: FeedbackConfig,
-    run_seed: int,
+    judges: Sequence[Judge],
     *,
     window: int,
     on_progress: Callable[[int, int, str], None] = lambda done, total, protocol: None,
-    calibration: Calibration | None = None,
 ) -> JudgeBench:
-    """Judge human-labelled pairs with each protocol and compare.
+    """Have one or several judges, each with its protocol, judge human-labelled pairs, and compare.
 
     The side on which the preferred response stands is a hash of the pair, so a judge that likes one side gains nothing by it.
 
     Args:
         preferences: human labels; those at exactly ½ are skipped and counted.
-        protocols: which ones.
-        model: judges.
-        templates: as in a run.
-        constitution: as in a run.
-        config: all but its protocol counts.
-        run_seed: seeds the judge, the sides and the bootstrap.
+        judges: with the same seed, which also decides the sides and the bootstrap; none measures the baselines alone.
         window: pairs in flight.
         on_progress: told pairs done, pairs in all, and the protocol.
-        calibration: of the one protocol that is measured.
 
     Raises:
         DataError: there is nothing to measure on.
         ModelError: the model can't go on. Failures of single pairs never stop a bench: they are its result.
     """
     preferences = list(preferences)
-    labelled = labelled_pairs(preferences, run_seed)
+    seed = judges[0].run_seed if judges else 0
+    labelled = labelled_pairs(preferences, seed)
     if not labelled:
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
     results = []
-    for name in protocols:
-        judge = Judge(_with_protocol(config, name), constitution, model, templates, run_seed, calibration=calibration)
+    for judge in judges:
+        name = judge.config.protocol
         judgments = await _judge_all(labelled, judge, name, window, on_progress)
-        results.append(_result(name, labelled, judgments, run_seed))
+        results.append(_result(name, labelled, judgments, seed))
     baselines = tuple(_baseline(name, labelled) for name in BASELINES)
     return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines)
 
@@ -211,10 +195,6 @@ def _labelled(preference: Preference, seed: int) -> LabelledPair:
 
 def _compare(one: int, two: int) -> float:
     return 0.5 if one == two else float(one > two)
-
-
-def _with_protocol(config: FeedbackConfig, name: str) -> FeedbackConfig:
-    return msgspec.structs.replace(config, protocol=name)
 
 
 def chosen_protocols(text: str) -> list[str]:

@@ -13,9 +13,25 @@ from cai.recipe import FeedbackConfig, Recipe
 
 
 async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, reporter: Reporter) -> JudgeCard:
-    """Measure the run's judge on its bench pairs, and write the rows to `out`.
+    """Measure the run's judge on its bench pairs, and write the rows to `out`. Takes and raises what `card_of` does."""
+    card, bench = await card_of(recipe, root, judge, reporter)
+    write_records(out, [] if bench is None else [*bench.protocols, *bench.baselines])
+    return card
+
+
+async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) -> tuple[JudgeCard, JudgeBench | None]:
+    """Measure a judge on the recipe's human-labelled pairs.
 
     A calibrated judge is measured as calibrated, on the pairs that its calibration was not fitted on.
+
+    Args:
+        recipe: names the pairs, and how many to use.
+        root: the workspace's folder.
+        judge: is measured.
+        reporter: shows progress.
+
+    Returns:
+        The card, and the figures; None where there was no pair to measure on.
 
     Raises:
         DataError: the pairs can't be read.
@@ -23,30 +39,19 @@ async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, rep
     """
     config, calibration = recipe.feedback, judge.calibration
     if config.bench_pairs is None:
-        write_records(out, [])
-        return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol), calibration=judge.calibration_hash)
+        note = UNMEASURED.format(protocol=config.protocol)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     loaded = load_pairs(root / config.bench_pairs).preferences
     unseen = unseen_by(calibration, loaded)
     if not unseen:
-        write_records(out, [])
         note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
-        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     pairs = limited(unseen, config.bench_limit, recipe.seed)
     reporter.progress(0, len(pairs), "bench pairs")
     bench = await judge_bench(
-        pairs,
-        [config.protocol],
-        judge.model,
-        judge.templates,
-        judge.constitution,
-        config,
-        recipe.seed,
-        window=recipe.window,
-        on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs"),
-        calibration=calibration,
+        pairs, [judge], window=recipe.window, on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs")
     )
-    write_records(out, [*bench.protocols, *bench.baselines])
-    return judge_card(config, bench, calibration, len(loaded) - len(unseen))
+    return judge_card(config, bench, calibration, len(loaded) - len(unseen)), bench
 
 
 UNMEASURED = (

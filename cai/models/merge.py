@@ -13,7 +13,8 @@ from typing import Any, Literal
 from cai import __version__
 from cai.core.jsonl import disk_error, write_text
 from cai.errors import DataError, ModelError
-from cai.models.local.loading import load_causal_lm, load_tokenizer, quiet_transformers
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.local.quiet import quiet_transformers
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
 

@@ -409,7 +409,7 @@ def rounds(costs: PolicyCosts) -> StagePlan:
     recipe, speed_of, config = costs.recipe, costs.speed_of, costs.recipe.policy.rounds
     adapted = structs.replace(recipe.trained, adapter="models/sft")
     drawn = min(costs.prompts, config.prompts or costs.prompts) * recipe.pairs.per_prompt
-    judge = recipe.feedback.judge or recipe.model
+    judge = recipe.judge
     a_round = add(
         opening("policy", adapted, speed_of),
         answering("policy", adapted, speed_of, drawn, costs.prompt, recipe.pairs.sampling, 2),
@@ -432,7 +432,7 @@ def rewarded(costs: PolicyCosts) -> StagePlan:
     train = training("policy", config, recipe.trained, speed_of, completions, prompt, (answer,), reference_passes=config.epochs)
     samples = answering("policy", recipe.trained, speed_of, prompts * config.epochs, prompt, sampling, online.num_generations)
     scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt, answer, online.num_generations)
-    judge = recipe.feedback.judge or recipe.model
+    judge = recipe.judge
     asked = StagePlan("policy")
     for term in online.rewards:
         work = TERMS.get(term.term).work

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,6 @@ from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.flow import collecting_rarely
 from cai.core.interrupt import run_interruptible
-from cai.core.journal import Journal
 from cai.core.jsonl import remove_unfinished, write_text
 from cai.core.manifest import (
     Manifest,
@@ -40,65 +39,13 @@ from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
-from cai.models.base import Engine, TextModel
-from cai.models.opening import open_engine, release_memory
-from cai.models.store import CallStore
-from cai.models.templates import Templates, load_templates
+from cai.models.opening import release_memory
+from cai.pipeline.context import Context
 from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import ModelSpec, Recipe
-from cai.records import Constitution, Failure
+from cai.session import Session
 from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
-
-
-@dataclass
-class Context:
-    """What a stage is given: the recipe, where things are, and models that remember."""
-
-    recipe: Recipe
-    workspace: Workspace
-    run: RunDirectory
-    store: CallStore
-    constitution: Constitution
-    templates: Templates
-    manifest: Manifest
-    reporter: Reporter
-    processes: ProcessGroup = field(default_factory=ProcessGroup)
-    tracking: Tracking = field(default_factory=Tracking)
-    stage: str = ""
-    settings_hash: str = ""
-    """Hash of what decides the current stage, for records' provenance."""
-    fingerprint: str = ""
-    """Hash of everything that decides the current stage's outcome."""
-    journals: list[Journal[Any]] = field(default_factory=list)
-    models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    _engines: dict[str, Engine] = field(default_factory=dict)
-
-    def journal(self, name: str, result_type: Any) -> Journal[Any]:
-        """Return the journal of that name of the current stage; it goes when the stage is done."""
-        self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
-        return self.journals[-1]
-
-    async def model(self, spec: ModelSpec) -> TextModel:
-        """Return a model whose calls are counted for the current stage. The same spec shares one engine."""
-        key = content_hash(spec)
-        if key not in self._engines:
-            self._engines[key] = await open_engine(spec)
-        model = TextModel(self._engines[key], self.store, self.stage, on_reply=self.reporter.call)
-        self.models.append((model, spec))
-        return model
-
-    def adapted(self, name: str) -> ModelSpec:
-        """Return the spec of the trained model with one of the run's own adapters on it."""
-        return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
-
-    async def release_engines(self) -> None:
-        """Close every engine and free its memory; what they were asked stays counted."""
-        for engine in self._engines.values():
-            await engine.close()
-        self._engines.clear()
-        release_memory()
 
 
 @dataclass(frozen=True)
@@ -159,7 +106,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
             f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
             "Run the earlier stages first: leave out --only/--from."
         )
-    recipe, root = context.recipe, context.workspace.root
+    recipe, root = context.recipe, context.root
     patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
     sources = {os.path.relpath(file, root): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
     return content_hash(
@@ -230,13 +177,11 @@ def run_recipe(
 
 
 def _join_stages(processes: ProcessGroup, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:
-    """Join the leader in the stages that it calls for; write nothing."""
+    """Join rank zero in the stages that it calls for; write nothing."""
     while (number := processes.next_stage()) is not None:
-        constitution = load_constitution(workspace.root / recipe.constitution)
-        templates = load_templates(workspace.root / recipe.templates)
-        with CallStore(None) as store:
-            run = workspace.run(recipe.name)
-            context = Context(recipe, workspace, run, store, constitution, templates, Manifest(recipe.name), Reporter(), processes)
+        with Session(recipe=recipe, workspace=workspace, keep_calls=False) as session:
+            constitution = load_constitution(workspace.root / recipe.constitution)
+            context = Context(session, workspace.run(recipe.name), constitution, Manifest(recipe.name), processes)
             context.stage = stages[number].name
             try:
                 stages[number].run(context)
@@ -255,10 +200,10 @@ def _run_stages(
     command: str,
 ) -> RunSummary:
     run = workspace.run(recipe.name)
-    constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
+    constitution, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with (
         run.locked(),
-        CallStore(workspace.store_path) as store,
+        Session(recipe=recipe, workspace=workspace, reporter=reporter) as session,
         Tracking(recipe, run.path, reporter.warn) as tracking,
     ):
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
@@ -275,7 +220,7 @@ def _run_stages(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, processes, tracking)
+        context = Context(session, run, constitution, manifest, processes, tracking)
         done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
@@ -291,8 +236,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     if not stage.always:
         context.tracking.start()
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
-    context.stage, context.failures, context.fingerprint = stage.name, [], wanted
-    context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
+    context.begin(stage.name, wanted, content_hash((stage.settings(context.recipe), context.recipe.seed)))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
     for path in stage.writes(context.recipe):
@@ -306,7 +250,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
             with collecting_rarely():
                 return await answer
         finally:
-            await context.release_engines()
+            await context.session.close_models()
 
     try:
         with context.reporter.stage(stage.name):
@@ -328,14 +272,13 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         for journal in context.journals:
             journal.close()
         context.journals.clear()
-        for model, spec in context.models:
+        for model, spec in context.session.opened:
             usage = model.usage
             entry.calls_made += usage.made
             entry.calls_reused += usage.reused
             entry.prompt_tokens += usage.prompt_tokens
             entry.completion_tokens += usage.completion_tokens
             entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
-        context.models.clear()
         if entry.status == "done":
             written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
             entry.outputs = {path: file_hash(context.run.path / path) for path in written}

@@ -29,11 +29,10 @@ from cai.core.jsonl import read_records, write_records
 from cai.data.mixture import mix
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import derive_seed, split_fraction
-from cai.judge.calibration import calibration_of
-from cai.judge.judge import Judge
 from cai.judge.protocol import probability
 from cai.models.local.loading import model_fingerprint
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
+from cai.pipeline.reward_models import load_rewards
 from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
 from cai.train.checkpoints import TrainResult
 from cai.train.dpo import train_dpo
@@ -94,14 +93,14 @@ def judge_round(c: Context, runner: asyncio.Runner, number: int, start: Path, fo
     try:
         runner.run(judged_pairs(c, number, start, folder))
     finally:
-        runner.run(c.release_engines())
+        runner.run(c.session.close_models())
 
 
 async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> None:
     """Sample a round's pairs from the policy at its start, have them judged, and write down all three."""
     config = c.recipe.policy.rounds
     prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
-    policy = await c.model(replace(c.recipe.trained, adapter=str(start)))
+    policy = await c.writer(replace(c.recipe.trained, adapter=str(start)))
     tasks = round_tasks(prompts, c.recipe.pairs.per_prompt, number)
     limits = {"window": c.recipe.window, "max_failure_fraction": c.recipe.max_failure_fraction, "stage": c.stage, "failures": c.failures}
 
@@ -109,17 +108,14 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
         return {**limits, "on_progress": lambda done: c.reporter.progress(done, total, f"{what} of round {number}")}
 
     async def sample(task: PairTask) -> ResponsePair:
-        return await sample_pair(task, policy, c.templates, c.recipe.pairs, c.recipe.seed, c.settings_hash)
+        return await sample_pair(task, policy, c.recipe.pairs)
 
     pairs = [p async for p in run_items(tasks, sample, **progress(len(tasks), "pairs"))]  # type: ignore[arg-type]
-    await c.release_engines()
+    await c.session.close_models()
     if config.labels == "reward":
         judgments = reward_judgments(c, pairs)
     else:
-        model = await c.model(c.recipe.feedback.judge or c.recipe.model)
-        calibration = calibration_of(c.recipe.feedback, c.workspace.root)
-        judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
-        asked = run_items(pairs, judge, failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
+        asked = run_items(pairs, await c.judge(), failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
         judgments = [j async for j in asked]
     every = replace(c.recipe.preferences, held_out_fraction=0.0)
     mixture = mix(every, pairs, judgments, seed=c.recipe.seed, evaluate=read_records(c.run.data("eval_prompts"), Prompt))
@@ -144,14 +140,10 @@ def round_tasks(prompts: Sequence[Prompt], per_prompt: int, number: int) -> list
 
 def reward_judgments(c: Context, pairs: Sequence[ResponsePair]) -> list[Judgment]:
     """Judge pairs by the run's reward models: the difference of two aggregated scores is the log-odds that A is better."""
-    from cai.train.reward.ensemble import load_ensemble
-
     config = c.recipe.reward
-    folders = [c.run.model(name) for name in config.member_names]
-    base = replace(c.recipe.trained, adapter=None, precision=config.precision)
-    ensemble = load_ensemble(folders, base, config.aggregate, config.uncertainty_penalty)
-    scores = ensemble.score([(p.prompt.messages, text) for p in pairs for text in (p.response_a, p.response_b)])
-    by = Provenance(model_fingerprint(replace(base, adapter=str(folders[0]))), (), "", c.recipe.seed, c.settings_hash)
+    base = replace(c.recipe.trained, adapter=str(c.run.model(config.member_names[0])), precision=config.precision)
+    scores = load_rewards(c.recipe, c.run).score([(p.prompt.messages, text) for p in pairs for text in (p.response_a, p.response_b)])
+    by = Provenance(model_fingerprint(base), (), "", c.recipe.seed, c.settings_hash)
     return [
         Judgment(pair.id, (), REWARD, probability(a.value - b.value), None, None, None, by)
         for pair, a, b in zip(pairs, scores[::2], scores[1::2], strict=True)

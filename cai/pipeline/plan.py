@@ -76,7 +76,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
         RecipeError: the recipe can't run as it stands.
         DataError: a prompt file can't be read.
     """
-    _, _, model_fingerprint = check_setup(recipe, workspace)
+    _, model_fingerprint = check_setup(recipe, workspace)
     measured: list[Speed] = []
 
     @cache

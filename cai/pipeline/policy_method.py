@@ -3,16 +3,14 @@
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cai.errors import CaiError
+from cai.pipeline.context import Context
 from cai.pipeline.costs import PolicyCosts, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, Recipe
 from cai.train.rl.terms import TERMS
-
-if TYPE_CHECKING:
-    from cai.pipeline.driver import Context
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class PolicyMethod:
 
     name: str
     """As in a recipe's `policy.method`."""
-    run: "Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]"
+    run: Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]
     """Trains `models/policy`, and returns counts. With several processes, every one of them calls it."""
     reads: Callable[[Recipe], tuple[str, ...]]
     """Files and folders of the run directory."""
@@ -64,7 +62,7 @@ def reads_of_samples(recipe: Recipe) -> tuple[str, ...]:
 
 def with_judge(recipe: Recipe) -> tuple[ModelSpec, ...]:
     """Return the trained model and the judge."""
-    return recipe.trained, recipe.feedback.judge or recipe.model
+    return recipe.trained, recipe.judge
 
 
 def no_room(recipe: Recipe, key: str, tokens: int) -> list[str]:

@@ -14,10 +14,10 @@ from cai.data.prompts import split_monitored
 from cai.errors import ReplyError
 from cai.judge.adherence import adherence
 from cai.models.base import TextModel
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
-from cai.pipeline.training import progress_of, trained
-from cai.recipe import GOLD, ModelSpec, RewardTerm
+from cai.pipeline.reward_models import load_rewards
+from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
@@ -37,7 +37,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     warn_if_unmonitored(c)
     with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if needs(c, "judge") else None
+            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") else None
             return train_online(
                 c.recipe.policy,
                 c.recipe.trained,
@@ -52,12 +52,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 warn=c.reporter.warn,
             )
         finally:
-            runner.run(c.release_engines())
-
-
-def train_on_rewards(c: Context) -> dict[str, int]:
-    """Train the policy on its own samples by what the recipe rewards; watched, where there is a gold reward model. Returns counts."""
-    return trained(c, train_rewarded(c, progress_of(c)), c.run.model("policy"))
+            runner.run(c.session.close_models())
 
 
 def warn_if_unmonitored(c: Context) -> None:
@@ -92,13 +87,7 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
         judge: answers for the terms that need it.
         runner: of the event loop that the judge lives in.
     """
-    from cai.train.reward.ensemble import load_ensemble
-
-    reward = c.recipe.reward
-    ensemble = None
-    if needs(c, "ensemble"):
-        folders = [c.run.model(name) for name in reward.member_names]
-        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
+    ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
     return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
 
 
@@ -115,10 +104,7 @@ def watching(c: Context) -> MonitorSpec | None:
     )
 
     def load() -> Monitor:
-        from cai.train.reward.ensemble import load_ensemble
-
-        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty)
-        return load_monitor(c, RewardFunction((RewardTerm(),), ensemble.score))
+        return load_monitor(c, RewardFunction((RewardTerm(),), load_rewards(c.recipe, c.run).score))
 
     return MonitorSpec(load, by, c.recipe.policy.online.max_tokens, c.reporter.warn)
 
@@ -128,7 +114,7 @@ def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:
     from cai.train.reward.ensemble import load_ensemble
 
     assert c.recipe.gold is not None
-    gold = load_ensemble([c.run.model(GOLD)], _base(c, c.recipe.gold.precision))
+    gold = load_ensemble([c.run.model(GOLD)], replace(c.recipe.trained, precision=c.recipe.gold.precision))
     prompts = monitor_prompts(c)
 
     def score(items: Items) -> Sequence[float]:
@@ -147,10 +133,6 @@ def log_monitor_point(c: Context, point: MonitorPoint) -> None:
 def monitor_prompts(c: Context) -> list[Prompt]:
     """Return the held-out prompts that a policy is watched on, which `evaluate` then leaves out."""
     return split_monitored(list(read_records(c.run.data("eval_prompts"), Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
-
-
-def _base(c: Context, precision: Any) -> ModelSpec:
-    return replace(c.recipe.trained, precision=precision)
 
 
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:

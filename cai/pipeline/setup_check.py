@@ -11,7 +11,8 @@ from cai.errors import CaiError, RecipeError
 from cai.judge.calibration import calibration_of
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import local_sources
-from cai.models.templates import Templates, load_templates
+from cai.models.templates import load_templates
+from cai.pipeline.methods import METHODS
 from cai.pipeline.tracking import missing_tracker
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution
@@ -31,7 +32,7 @@ def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
     return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not is_hub(s, root)]
 
 
-def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, Templates, str]:
+def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, str]:
     """Load what is small and look for what is large.
 
     Args:
@@ -40,24 +41,23 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         trains: whether weights are needed here.
 
     Returns:
-        The constitution, the templates and the model's fingerprint.
+        The constitution, and the model's fingerprint.
 
     Raises:
         RecipeError: with every problem, one a paragraph.
     """
     problems: list[str] = []
     constitution: Constitution | None = None
-    templates: Templates | None = None
     model = ""
     try:
         constitution = load_constitution(workspace.root / recipe.constitution)
     except CaiError as e:
         problems.append(str(e))
     try:
-        templates = load_templates(workspace.root / recipe.templates)
+        load_templates(workspace.root / recipe.templates)
     except CaiError as e:
         problems.append(str(e))
-    for spec in (recipe.model, *(s for s in (recipe.feedback.judge, recipe.weights) if s is not None)):
+    for spec in dict.fromkeys((recipe.model, recipe.judge, recipe.trained)):
         try:
             found = spec_fingerprint(spec)
             model = model or found
@@ -95,15 +95,14 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
     problems += _late_problems(recipe)
-    if problems or constitution is None or templates is None:
-        raise RecipeError(f"{recipe.name}: {len(problems)} thing(s) to mend before it can run\n" + "\n".join(f"- {p}" for p in problems))
-    return constitution, templates, model
+    if problems or constitution is None:
+        errors = f"{len(problems)} configuration error{'s' if len(problems) != 1 else ''}"
+        raise RecipeError(f"{recipe.name}: {errors}\n" + "\n".join(f"- {p}" for p in problems))
+    return constitution, model
 
 
 def _late_problems(recipe: Recipe) -> list[str]:
     """Return what the stages that train would find wrong with their settings, hours after the start."""
-    from cai.pipeline.methods import METHODS  # here: a method's module knows the driver, which knows this one
-
     reward = recipe.reward
     problems: list[str] = []
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cai.core.jsonl import read_records
 from cai.core.workspace import replace_stage_rows
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.reward_models import train_gold, train_rewards
 from cai.recipe import GOLD
@@ -65,6 +65,13 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
     sft, out = c.run.model("sft"), c.run.model("policy")
     result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), watching=watching(c))
     return trained(c, result, out)
+
+
+def train_on_rewards(c: Context) -> dict[str, int]:
+    """Train the policy on its own samples by what the recipe rewards; watched, where there is a gold reward model."""
+    from cai.pipeline.rewarding import train_rewarded
+
+    return trained(c, train_rewarded(c, progress_of(c)), c.run.model("policy"))
 
 
 def progress_of(c: Context) -> OnLog:

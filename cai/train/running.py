@@ -136,7 +136,7 @@ def quiet_training() -> Iterator[None]:
     """Keep the libraries' progress, advice and deprecations, none of which a user can act on, off the terminal for the block."""
     import datasets
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     hidden = datasets.are_progress_bars_disabled()
     chatty = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate", "trl", "peft")]

@@ -1,17 +1,17 @@
 """Puts the probes to a model. Every answer goes through the call store, so that auditing the same model again asks nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.core.flow import run_items
+from msgspec.structs import replace
+
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.probes import Probes
 from cai.generate.critique import respond
 from cai.models.base import TextModel
-from cai.models.templates import Templates
-from cai.recipe import SamplingSpec
-from cai.records import Failure, Message, Prompt, Response
+from cai.records import Message, Prompt, Response
+from cai.session import Session
 
 SHORT_TOKENS = 48
 """For probes whose answer is a name or a number; longer answers are cut at a sentence."""
@@ -33,52 +33,30 @@ class ProbeQuestion:
         return self.prompt.id
 
 
-async def ask_probes(
-    probes: Probes,
-    model: TextModel,
-    templates: Templates,
-    sampling: SamplingSpec,
-    seed: int,
-    *,
-    window: int,
-    max_failure_fraction: float,
-    failures: list[Failure],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Answers:
+async def ask_probes(session: Session, probes: Probes, model: TextModel, name: str) -> Answers:
     """Return a model's answers to every probe. The same seeds serve every model.
 
     Args:
+        session: has templates, the evaluation's sampling (so that its answers are reused) and limits. Short probes get at most
+            `SHORT_TOKENS`.
         probes: what to ask.
         model: answers.
-        templates: `respond` frames the prompts, as in a run.
-        sampling: as in an evaluation, so that its answers are reused; short probes get at most `SHORT_TOKENS`.
-        seed: the run's.
-        window: questions in flight.
-        max_failure_fraction: see `run_items`.
-        failures: gets what could not be answered.
-        on_progress: told questions done, and in all.
+        name: the model's, for progress.
 
     Raises:
         ModelError: the model can't go on.
     """
-    from msgspec.structs import replace
-
+    sampling = session.recipe.evaluate.sampling
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
-    asked = list(questions(probes))
+
+    writer = session.writer(model)
 
     async def work(q: ProbeQuestion) -> tuple[ProbeQuestion, Response]:
-        return q, await respond(q.prompt, model, templates, short if q.slot in _SHORT else sampling, seed)
+        used = short if q.slot in _SHORT else sampling
+        return q, await respond(q.prompt, writer, used)
 
     found: dict[Slot, dict[str, Response]] = {}
-    async for question, response in run_items(
-        asked,
-        work,
-        window=window,
-        max_failure_fraction=max_failure_fraction,
-        stage="audit",
-        failures=failures,
-        on_progress=lambda done: on_progress(done, len(asked)),
-    ):
+    for question, response in await session.each(list(questions(probes)), work, f"probes of {name}"):
         found.setdefault(question.slot, {})[question.key] = response
     texts = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
     return Answers(

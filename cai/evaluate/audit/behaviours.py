@@ -12,13 +12,13 @@ judge is sure, and how sure it says it is would outweigh everything else. They a
 answers, because judges differ in how far they go.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Literal
 
-from cai.core.flow import run_items, together
+from cai.core.flow import together
 from cai.core.jsonl import read_records
 from cai.errors import DataError
 from cai.evaluate.audit.asking import Slot, questions
@@ -29,8 +29,8 @@ from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
 from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
-from cai.models.templates import Templates
-from cai.records import Failure, Prompt, Response
+from cai.records import Prompt, Response
+from cai.session import Session
 from cai.stats import sign_flip
 
 CERTAIN = 4.0
@@ -104,31 +104,25 @@ def load_behaviours(root: Path) -> tuple[Behaviour, ...]:
 
 
 async def judge_behaviours(
+    session: Session,
+    judge: TextModel,
     behaviours: Sequence[Behaviour],
     probes: Probes,
     answers: Answers,
-    model: TextModel,
-    templates: Templates,
+    name: str,
     *,
-    window: int,
-    max_failure_fraction: float,
-    failures: list[Failure],
     control: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Judged:
     """Return what a judge says of one model's answers. Answers without words are left out: `says_nothing` counts them.
 
     Args:
+        session: has templates and limits.
+        judge: is asked. One that the policy was trained against may be what the policy learned to please.
         behaviours: what to ask.
         probes: what was answered.
         answers: one model's.
-        model: the judge; one that the policy was trained against may be what it learned to please.
-        templates: `judge_pointwise` puts the questions.
-        window: answers in flight.
-        max_failure_fraction: see `run_items`.
-        failures: gets what could not be judged.
+        name: the model's, for progress.
         control: ask about the behaviours' controls made of these answers, in place of the answers.
-        on_progress: told answers done, and in all.
 
     Raises:
         ModelError: the judge can't go on.
@@ -143,20 +137,13 @@ async def judge_behaviours(
 
     async def work(item: _Item) -> tuple[_Item, float]:
         asked = (*item.behaviour.shows, *item.behaviour.lacks)
-        odds = await together(yes_log_odds(item.prompt, item.text, question, "", model, templates) for question in asked)
+        odds = await together(yes_log_odds(item.prompt, item.text, question, "", judge, session.templates) for question in asked)
         shows, lacks = odds[: len(item.behaviour.shows)], odds[len(item.behaviour.shows) :]
         return item, max(-CERTAIN, min(CERTAIN, (fmean(shows) - fmean(lacks)) / 2))
 
     found: dict[str, dict[str, float]] = {}
-    async for item, log_odds in run_items(
-        items,
-        work,
-        window=window,
-        max_failure_fraction=max_failure_fraction,
-        stage="audit",
-        failures=failures,
-        on_progress=lambda done: on_progress(done, len(items)),
-    ):
+    what = f"controls made of {name}'s answers" if control else f"answers of {name}"
+    for item, log_odds in await session.each(items, work, f"{what} judged"):
         found.setdefault(item.behaviour.id, {})[item.key] = log_odds
     return found
 

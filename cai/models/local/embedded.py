@@ -99,7 +99,7 @@ def _convert(gguf: Path, final: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:

@@ -6,7 +6,6 @@ before weights load where that is possible. Generation is left to `cai.models.lo
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from cai.errors import ModelError
 from cai.ids import content_hash
 from cai.models.local.embedded import EMBEDDED, cached_file_hash, embedded_fingerprint, embedded_model_dir, is_embedded_dir
 from cai.models.local.precision import resolved_precision
+from cai.models.local.quiet import quiet_transformers
 from cai.recipe import ModelSpec
 
 _TOKENIZER_FILES = (
@@ -264,20 +264,3 @@ def explained_load(folder: str) -> Iterator[None]:
         else:
             fix = "Fix: check that the folder is complete and that this version of transformers knows the model"
         raise ModelError(f"{folder}: can't be loaded ({type(e).__name__}: {text}).\n{fix}") from e
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library's progress bars and advice off the terminal for the block; errors still raise."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

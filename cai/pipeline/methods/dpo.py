@@ -1,7 +1,7 @@
 """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
 
+from cai.pipeline.context import Context
 from cai.pipeline.costs import on_pairs
-from cai.pipeline.driver import Context
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 

@@ -1,7 +1,7 @@
 """KTO (arXiv 2402.01306) on the two sides of the same pairs."""
 
+from cai.pipeline.context import Context
 from cai.pipeline.costs import PolicyCosts, StagePlan, on_pairs
-from cai.pipeline.driver import Context
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 from cai.recipe import Recipe

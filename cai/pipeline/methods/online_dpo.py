@@ -1,7 +1,7 @@
 """DPO in rounds, each on pairs that the policy of the round before answered and the judge or the reward models labelled."""
 
+from cai.pipeline.context import Context
 from cai.pipeline.costs import rounds
-from cai.pipeline.driver import Context
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, with_judge
 from cai.pipeline.reward_models import reward_models
 from cai.pipeline.rewarding import warn_if_unmonitored

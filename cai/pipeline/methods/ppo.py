@@ -3,8 +3,8 @@
 from functools import partial
 
 from cai.core.jsonl import read_records
+from cai.pipeline.context import Context
 from cai.pipeline.costs import ppo as ppo_costs
-from cai.pipeline.driver import Context
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, no_room, reads_of_samples
 from cai.pipeline.rewarding import log_monitor_point, monitor_prompts, warn_if_unmonitored
 from cai.pipeline.training import progress_of, trained

@@ -2,7 +2,7 @@
 
 from cai.pipeline.costs import rewarded
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, online_problems, reads_of_samples, with_judge
-from cai.pipeline.rewarding import train_on_rewards
+from cai.pipeline.training import train_on_rewards
 
 METHOD = PolicyMethod(
     "rloo",

@@ -222,7 +222,8 @@ def load_ensemble(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cai.models.local.loading import adapter_base, explained_load, quiet_transformers
+    from cai.models.local.loading import adapter_base, explained_load
+    from cai.models.local.quiet import quiet_transformers
 
     bases = {str(folder): adapter_base(folder) for folder in folders}
     if base is None and len(set(bases.values())) != 1:
@@ -289,7 +290,8 @@ def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    from cai.models.local.loading import quiet_transformers, resolve_model_path
+    from cai.models.local.loading import resolve_model_path
+    from cai.models.local.quiet import quiet_transformers
 
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

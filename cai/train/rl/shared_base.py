@@ -265,7 +265,7 @@ def _max_length(folder: Path) -> int:
     """Return the tokens that a reward model was trained to see; its tokenizer carries the number."""
     from transformers import AutoTokenizer
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     with quiet_transformers():
         return int(AutoTokenizer.from_pretrained(folder).model_max_length)

@@ -1,6 +1,5 @@
 """What a judge says of answers: what it is asked, how that becomes a shift, and what a habit of its own does to it (nothing)."""
 
-import asyncio
 from pathlib import Path
 from statistics import fmean
 
@@ -14,11 +13,10 @@ from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.diagnosis import known_advice
 from cai.evaluate.audit.finding import compare, settle
 from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
-from cai.models.scripted import ScriptedEngine
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request
+from cai.recipe import Recipe
 from cai.records import Message, Prompt, PromptKind, Provenance, Response
+from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT
 
 SURE = Behaviour(
@@ -44,15 +42,8 @@ def judge(
         seen.append(asked)
         return ChoiceLogprobs((sum(odds for phrase, odds in script.items() if phrase in asked), 0.0), 1)
 
-    async def ask() -> Judged:
-        with CallStore(None) as store:
-            model = TextModel(ScriptedEngine(answer, "judge"), store, "audit")
-            templates = load_templates(ROOT / "prompts" / "templates")
-            return await judge_behaviours(
-                behaviours, probes, answers, model, templates, window=4, max_failure_fraction=0.0, failures=[], control=control
-            )
-
-    return asyncio.run(ask())
+    session = ScriptedSession(answer, recipe=Recipe(name="audit", max_failure_fraction=0.0, window=4))
+    return session.ask(lambda opened: judge_behaviours(opened, opened.model, behaviours, probes, answers, "m", control=control))
 
 
 def test_the_log_odds_are_half_the_difference_of_the_questions() -> None:
