@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from cai.core.plugins import KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, names_of
 from cai.core.text.repetition import LOOPING
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
@@ -29,10 +30,10 @@ Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 KlEstimator = Literal["k1", "k3"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
-ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
+MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
+TermName = Annotated[str, Meta(extra_json_schema={"x-names-of": REWARD_TERM.group})]
 
-ONLINE = ("grpo", "rloo")
-"""Policy methods that compare several completions of one prompt."""
 GOLD = "gold"
 """Name of the gold reward model's pairs in `data/` and of its folder in `models/`."""
 
@@ -232,7 +233,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle."""
+    `likelihood`: the likelihood of each response given the principle. Installed packages may add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -410,10 +411,10 @@ class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One reward function. The policy's reward is the weighted sum of all terms."""
 
-    term: Literal["model", "constitution", "length", "refusal"] = "model"
+    term: TermName = "model"
     """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
     uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful."""
+    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages may add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150
@@ -503,8 +504,8 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
 
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
-    method: Literal["dpo", "kto", "online-dpo", "grpo", "rloo", "ppo"] = "dpo"
-    """Training method."""
+    method: MethodName = "dpo"
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo` or `ppo`. Installed packages may add others."""
     beta: Rate = 0.1
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
@@ -521,7 +522,7 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     def group_problem(self, processes: int = 1) -> str | None:
         """Return what is wrong with the batch size of a method that compares completions of one prompt; None if it is valid."""
         batch, group = self.batch_size * self.gradient_accumulation * processes, self.online.num_generations
-        if self.method not in ONLINE or batch % group == 0:
+        if batch % group == 0:
             return None
         return (
             f"policy.online.num_generations: a step of {batch} completions can't be divided into groups of {group} "
@@ -601,9 +602,9 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.weights or self.model
 
     @property
-    def watched(self) -> bool:
-        """Whether the over-optimization monitor runs during policy training. `online-dpo` has no monitor."""
-        return self.gold is not None and self.policy.watch.action != "off" and self.policy.method != "online-dpo"
+    def wants_watch(self) -> bool:
+        """Whether the recipe asks for the over-optimization monitor. Not every policy method supports it."""
+        return self.gold is not None and self.policy.watch.action != "off"
 
     @property
     def hash(self) -> str:
@@ -612,8 +613,14 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe."""
-    return msgspec.json.schema(Recipe)
+    """Return the JSON Schema of a recipe. Names that packages can add are an enumeration of those that are installed here."""
+    schema = msgspec.json.schema(Recipe)
+    for definition in schema["$defs"].values():
+        for property in definition.get("properties", {}).values():
+            if (group := property.pop("x-names-of", None)) is not None:
+                del property["type"]
+                property["enum"] = list(names_of(KINDS[group]))
+    return schema
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> Recipe:

@@ -3,14 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast, get_args
 
 from msgspec.structs import replace
 
 from cai.core.jsonl import refuse_overwriting
 from cai.core.manifest import JudgeCard
 from cai.data.prompts import load_all
-from cai.errors import DataError, RecipeError
+from cai.errors import RecipeError
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.policies import AGAINST
@@ -21,7 +20,7 @@ from cai.judge.calibrating import agreement, ask_judge, check_labels, decided, f
 from cai.judge.calibration import Calibration, write_calibration
 from cai.judge.card import card_of
 from cai.labels.annotating import read_label_files
-from cai.labels.load import PairFormat, load_pairs
+from cai.labels.load import load_pairs
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
 from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt
@@ -29,10 +28,8 @@ from cai.session import Session
 
 
 def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
-    """Read human-labelled pairs and warn about unusable rows. Raises `DataError`."""
-    if pair_format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    loaded = load_pairs(path, cast(PairFormat, pair_format), limit=limit, seed=session.recipe.seed)
+    """Read human-labelled pairs, and warn of rows that can't be used. Raises `DataError`."""
+    loaded = load_pairs(path, pair_format, limit=limit, seed=session.recipe.seed)
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from cai.errors import DataError
-from cai.evaluate.audit.verbosity import length_controlled
+from cai.evaluate.audit.checks.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
 from cai.evaluate.paired import AnswersByPrompt, by_prompt, shared_ids
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal

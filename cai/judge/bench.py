@@ -5,15 +5,15 @@ A judge's labels are worth training on only if they beat the trivial baselines o
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from cai.core.flow import run_items
+from cai.core.plugins import unknown
 from cai.data.filters import texts_key
 from cai.errors import DataError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
-from cai.recipe import ProtocolName
+from cai.judge.protocols import PROTOCOLS
 from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.stats import paired_bootstrap, wilson
 
@@ -197,13 +197,15 @@ def _compare(one: int, two: int) -> float:
     return 0.5 if one == two else float(one > two)
 
 
-def chosen_protocols(text: str) -> list[ProtocolName]:
-    """Parse `all`, or protocol names separated by commas. Raises `RecipeError` for unknown names."""
-    known: tuple[ProtocolName, ...] = get_args(ProtocolName)
+def chosen_protocols(text: str) -> list[str]:
+    """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
+    known = PROTOCOLS.names()
     if text == "all":
         return list(known)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [w for w in wanted if w not in known]
-    if unknown or not wanted:
-        raise RecipeError(f"--protocol {text}: unknown {', '.join(unknown) or 'protocol'}; expected all or some of {', '.join(known)}")
+    if not wanted:
+        raise RecipeError(f"--protocol {text}: expected all, or some of {', '.join(known)}")
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(f"--protocol {text}: {unknown(PROTOCOLS.kind, name)}")
     return [k for k in known if k in wanted]

@@ -15,7 +15,7 @@ from cai.judge.judge import Judge
 from cai.judge.protocol import probability
 from cai.labels.agreement import judge_agreement
 from cai.labels.pooling import consensus
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
 
 
@@ -23,7 +23,7 @@ from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
 class Asked:
     """One judge's log-odds for human-labelled pairs."""
 
-    protocol: ProtocolName
+    protocol: str
     model: str
     """Fingerprint of the judge."""
     constitution: str

@@ -17,7 +17,7 @@ from cai.core.jsonl import NOT_JSON, write_text
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Principle, ResponsePair
 
 
@@ -25,7 +25,7 @@ from cai.records import EvalResult, Principle, ResponsePair
 class Calibration:
     """The contents of a calibration file."""
 
-    protocol: ProtocolName
+    protocol: str
     principles: str
     """`sample` or `ensemble`, the judge's setting when the calibration was fitted."""
     per_label: int

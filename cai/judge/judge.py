@@ -10,22 +10,12 @@ from cai.core.flow import together
 from cai.errors import ConstitutionError, RecipeError, ReplyError
 from cai.ids import combine_hashes, content_hash, rendezvous_order
 from cai.judge.calibration import Calibration, calibrated, check_fits
-from cai.judge.likelihood import ask_likelihood
-from cai.judge.pairwise import ask_pairwise, ask_pairwise_cot
-from cai.judge.pointwise import ask_pointwise, ask_pointwise_contrast
-from cai.judge.protocol import Opinion, Protocol, ProtocolContext, pool, probability
+from cai.judge.protocol import Opinion, ProtocolContext, pool, probability
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import TextModel
 from cai.models.templates import Templates
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Judgment, Principle, Provenance, ResponsePair
-
-PROTOCOLS: dict[ProtocolName, Protocol] = {
-    "pairwise": Protocol("pairwise", ask_pairwise, lambda t: (t.judge_pairwise,)),
-    "pairwise-cot": Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,)),
-    "pointwise": Protocol("pointwise", ask_pointwise, lambda t: (t.judge_pointwise,)),
-    "pointwise-contrast": Protocol("pointwise-contrast", ask_pointwise_contrast, lambda t: (t.judge_pointwise,)),
-    "likelihood": Protocol("likelihood", ask_likelihood, lambda t: (t.likelihood_good, t.likelihood_bad)),
-}
 
 
 @dataclass(frozen=True)
@@ -43,8 +33,7 @@ class Judge:
         calibration: calibration of the log-odds; None leaves them as they are.
 
     Raises:
-        RecipeError: the calibration was fitted for another judge, or `cot_clamp` isn't symmetric around ½, so that swapping a pair would
-            change its label.
+        RecipeError: the calibration was fitted for another judge, or the protocol finds something wrong with its settings.
     """
 
     config: FeedbackConfig
@@ -58,12 +47,8 @@ class Judge:
     def __post_init__(self) -> None:
         if self.calibration is not None:
             check_fits(self.calibration, self.config, self.model.fingerprint)
-        clamp = self.config.cot_clamp
-        if clamp is not None and (abs(clamp[0] + clamp[1] - 1) > 1e-9 or clamp[0] > clamp[1]):
-            raise RecipeError(
-                f"feedback.cot_clamp: {list(clamp)} is not symmetric around 0.5, so swapping two responses would change their label; "
-                f"for example [{clamp[0]:g}, {1 - clamp[0]:g}], or null for none"
-            )
+        if problems := PROTOCOLS.get(self.config.protocol).problems(self.config):
+            raise RecipeError("\n".join(problems))
 
     async def __call__(self, pair: ResponsePair) -> Judgment:
         """Judge a pair.
@@ -85,7 +70,7 @@ class Judge:
         Raises:
             ReplyError: an answer can't be parsed. Averaging only the others would bias the label.
         """
-        protocol = PROTOCOLS[self.config.protocol]
+        protocol = PROTOCOLS.get(self.config.protocol)
         return await together(protocol.ask(pair, principle, self._context) for principle in principles)
 
     def pooled(self, pair: ResponsePair, principles: Sequence[Principle], opinions: Sequence[Opinion]) -> Opinion:
@@ -121,7 +106,7 @@ class Judge:
 
     def _judgment(self, pair: ResponsePair, principles: Sequence[Principle], opinion: Opinion, failure: str | None) -> Judgment:
         ids = tuple(p.id for p in principles)
-        template_hash = combine_hashes([t.hash for t in PROTOCOLS[self.config.protocol].templates(self.templates)])
+        template_hash = combine_hashes([t.hash for t in PROTOCOLS.get(self.config.protocol).templates(self.templates)])
         return Judgment(
             pair.id,
             ids,

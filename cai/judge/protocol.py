@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from cai.errors import ReplyError
-from cai.models.base import TextModel
+from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
@@ -51,9 +51,15 @@ class Protocol:
     """A way to ask a model which of two responses follows a principle better."""
 
     name: str
+    """As in a recipe's `feedback.protocol`."""
     ask: Ask
     """Judges a pair under one principle. Raises `ReplyError` if the model's answer can't be parsed."""
     templates: Callable[[Templates], Sequence[Template]]
+    """Those that it asks with: their hash goes into a judgment's provenance."""
+    work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
+    """The calls about one pair under one principle, for `cai plan`."""
+    problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
+    """What is wrong with its settings, a sentence each."""
 
 
 def probability(log_odds: float) -> float:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from cai.core.jsonl import read_records, refuse_overwriting, write_records
 from cai.core.workspace import RunDirectory, find_run
@@ -13,7 +13,7 @@ from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
 from cai.errors import DataError, RecipeError
 from cai.labels.agreement import gold_accuracy, group_agreement, people_agreement
-from cai.labels.load import LoadedLabels, PairFormat, load_labels, load_pairs, local_sources
+from cai.labels.load import LoadedLabels, load_labels, load_pairs, local_sources
 from cai.labels.people import described, load_people
 from cai.labels.pooling import consensus, pair_key
 from cai.labels.queue import Queued, choose_pairs
@@ -98,7 +98,7 @@ def read_label_files(
     problems: list[str] = []
     for path in files:
         try:
-            loaded.append(load_labels(path, cast(PairFormat, format), kind, columns))
+            loaded.append(load_labels(path, format, kind, columns))
         except DataError as e:
             problems.append(str(e))
     if problems:

@@ -5,46 +5,34 @@ first readable row and applies to all rows. Unusable rows are counted as failure
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from cai.data.benchmarks import REWARDBENCH_COLUMNS
-from cai.data.conversations import RowFault, is_transcript
+from cai.core.plugins import did_you_mean
+from cai.data.conversations import RowFault
 from cai.data.filters import softened
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.labels.pair_formats import read_cai, read_hh, read_hhh, read_rewardbench, read_trl, read_ultrafeedback
+from cai.labels import pair_formats, vote_formats
 from cai.labels.pooling import pool_labels
 from cai.labels.readings import PairRow
-from cai.labels.vote_formats import COLUMNS, is_argilla, is_column, is_table, read_argilla, read_label_studio, read_labels, read_table
+from cai.labels.vote_formats import COLUMNS, is_column
 from cai.recipe import HumanSource, Pooling
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
-PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "labels", "table", "label-studio", "argilla", "rewardbench"]
 STAGE = "human"
-_READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]] = {
-    "cai": read_cai,
-    "trl": read_trl,
-    "hh": read_hh,
-    "hhh": read_hhh,
-    "ultrafeedback": read_ultrafeedback,
-    "labels": read_labels,
-    "table": read_table,
-    "label-studio": read_label_studio,
-    "argilla": read_argilla,
-    "rewardbench": read_rewardbench,
-}
-assert tuple(_READERS) == get_args(PairFormat)
+FORMATS = {f.name: f for f in (*vote_formats.FORMATS, *pair_formats.FORMATS)}
+"""By name, in the order in which a file's first row is held against them."""
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
 
 def load_pairs(
     path: Path,
-    format: PairFormat | Literal["auto"] = "auto",
+    format: str = "auto",
     kind: PromptKind | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -76,7 +64,7 @@ def load_pairs(
 
 def load_labels(
     path: Path,
-    format: PairFormat | Literal["auto"] = "auto",
+    format: str = "auto",
     kind: PromptKind | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> "LoadedLabels":
@@ -193,11 +181,12 @@ def _pairs(
 
 def _read(
     rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]
-) -> tuple[list[tuple[str, PairRow]], list[Failure], PairFormat, int]:
-    """Read rows in one format; return the parsed rows with their location, the failures, the format and the number of rows."""
-    if format != "auto" and format not in _READERS:
-        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(_READERS)}")
-    found: PairFormat | None = None if format == "auto" else format  # type: ignore[assignment]  # just checked
+) -> tuple[list[tuple[str, PairRow]], list[Failure], str, int]:
+    """Read rows in one format; return readings with where they are from, failures, the format and how many rows there were."""
+    if format != "auto" and format not in FORMATS:
+        close = did_you_mean(format, tuple(FORMATS))
+        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
+    found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
     failures: list[Failure] = []
     count = 0
@@ -209,7 +198,7 @@ def _read(
             absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
             value = _renamed(value, columns)
             found = found or _recognise(value, row.where)
-            for one in _READERS[found](value, f"human:{name}", kind):
+            for one in FORMATS[found].read(value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
                 else:
@@ -248,32 +237,15 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
 
 
-def _recognise(row: dict[str, Any], where: str) -> PairFormat:
+def _recognise(row: dict[str, Any], where: str) -> str:
     """Detect a file's format by a row's columns.
 
     Raises:
         DataError: no format matches.
     """
-    if {"text_correct", "text_incorrect"} <= row.keys():
-        return "hhh"
-    if isinstance(row.get("data"), dict) and "annotations" in row:
-        return "label-studio"
-    if isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys():
-        return "labels"
-    if is_argilla(row):
-        return "argilla"
-    if is_table(row):
-        return "table"
-    if {"chosen", "rejected"} <= row.keys():
-        if isinstance(row.get("prompt"), dict) and "p_chosen" in row:
-            return "cai"
-        if {"score_chosen", "score_rejected"} <= row.keys():
-            return "ultrafeedback"
-        if row.keys() >= REWARDBENCH_COLUMNS:
-            return "rewardbench"
-        if row.get("prompt") is None and isinstance(row["chosen"], str) and is_transcript(row["chosen"]):
-            return "hh"
-        return "trl"
+    for name, format in FORMATS.items():
+        if format.recognise(row):
+            return name
     raise DataError(
         f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
         "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
@@ -288,7 +260,7 @@ class LoadedPairs:
     preferences: tuple[Preference, ...]
     failures: tuple[Failure, ...]
     """Unusable rows; `item_id` is FILE:LINE, or FILE for a pair whose pooled labels tie."""
-    format: PairFormat
+    format: str
 
 
 @dataclass(frozen=True)
@@ -298,7 +270,7 @@ class LoadedLabels:
     labels: tuple[HumanLabel, ...]
     failures: tuple[Failure, ...]
     """`item_id` is FILE:LINE."""
-    format: PairFormat
+    format: str
     rows: int
     doubts: Mapping[str, int]
     """`PairRow.doubt` to its number of labels."""

@@ -1,4 +1,7 @@
-"""Readers of formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own."""
+"""Readers of formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own.
+
+To add one, write its reader here and put it into `FORMATS`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from cai.data.benchmarks import rewardbench_kind
+from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
-from cai.labels.readings import PairRow, Side, checked, column, number, reading, side, with_person
+from cai.labels.readings import PairFormat, PairRow, Side, checked, column, number, reading, side, with_person
 from cai.records import Preference, PromptKind
 
 Row = dict[str, Any]
@@ -81,3 +84,27 @@ def _shared_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
     if not chosen[:end].strip():
         raise RowFault("no_prompt", "no `prompt` column, and the texts share no beginning that could be the prompt")
     return chosen[:end].strip(), chosen[end:], rejected[end:]
+
+
+def _has(row: Row, *columns: str) -> bool:
+    return set(columns) <= row.keys()
+
+
+FORMATS: tuple[PairFormat, ...] = (
+    PairFormat("hhh", lambda row: _has(row, "text_correct", "text_incorrect"), read_hhh),
+    PairFormat("cai", lambda row: _has(row, "chosen", "rejected", "p_chosen") and isinstance(row.get("prompt"), dict), read_cai),
+    PairFormat("ultrafeedback", lambda row: _has(row, "chosen", "rejected", "score_chosen", "score_rejected"), read_ultrafeedback),
+    PairFormat("rewardbench", lambda row: _has(row, "chosen", "rejected", *REWARDBENCH_COLUMNS), read_rewardbench),
+    PairFormat(
+        "hh",
+        lambda row: (
+            _has(row, "chosen", "rejected")
+            and row.get("prompt") is None
+            and isinstance(row["chosen"], str)
+            and is_transcript(row["chosen"])
+        ),
+        read_hh,
+    ),
+    PairFormat("trl", lambda row: _has(row, "chosen", "rejected"), read_trl),
+)
+"""The more special first: TRL's columns are in most of the others too."""

@@ -1,7 +1,7 @@
 """`PairRow`, the common result of all readers of labelled pairs, and helpers to parse the parts of a row."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -49,6 +49,19 @@ class PairRow:
         if self.as_shown or sides_by_hash(p.prompt, p.chosen, p.rejected) == (p.chosen, p.rejected):
             return label
         return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFormat:
+    """A way to write labelled pairs down."""
+
+    name: str
+    """As in `--format`."""
+    recognise: Callable[[dict[str, Any]], bool]
+    """Whether a row's columns are this format's. A file has the first format, in the order of `FORMATS`, that recognises its first row."""
+    read: Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]
+    """Yields a row's labels, given the row, whose labels they are where it doesn't say, and the kind of prompts that don't say theirs. One
+    that can't be used is a `RowFault`, yielded or, where it is the whole row, raised."""
 
 
 def reading(

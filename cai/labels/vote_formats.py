@@ -3,6 +3,8 @@
 A row may hold several annotators' answers. An unreadable answer is a fault of its own and doesn't affect the others. Tested with exports of
 Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records). Argilla's 1.x datasets on the Hub follow its
 documentation and source.
+
+To add one, write its reader here and put it into `FORMATS`; a column that `--column` may name goes into `_COLUMNS`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cai.data.conversations import RowFault
-from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairRow, Side, checked, column, name_of, number, reading, side
+from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairFormat, PairRow, Side, checked, column, name_of, number, reading, side
 from cai.records import HumanLabel, Preference, PromptKind
 
 Row = dict[str, Any]
@@ -268,3 +270,12 @@ def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
             f"{', '.join(map(str, value))} says nothing. Ask with a label question",
         )
     return p_first(value)
+
+
+FORMATS: tuple[PairFormat, ...] = (
+    PairFormat("label-studio", lambda row: isinstance(row.get("data"), dict) and "annotations" in row, read_label_studio),
+    PairFormat("labels", lambda row: isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys(), read_labels),
+    PairFormat("argilla", is_argilla, read_argilla),
+    PairFormat("table", is_table, read_table),
+)
+"""The more special first: a flat record of Argilla has a table's columns too."""

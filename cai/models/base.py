@@ -24,6 +24,37 @@ from cai.records import Message
 
 
 @dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Tokens, estimated, of what is asked about a pair of responses under one principle."""
+
+    prompt: float
+    """The conversation, with the chat template around it."""
+    response: float
+    question: float
+    """About one response, with its template."""
+    comparison: float
+    """About both responses, with its template."""
+    statement: float
+    """The principle as a system prompt, with its template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Calls of one sort, as `cai plan` counts them.
+
+    `texts` different texts of `text_tokens` each, and `questions` about each of them of `question_tokens`. A text with a question is run
+    once for the questions of all principles; one without (`question_tokens` 0) has the principle in it. `max_tokens`: the longest
+    completion; 0 where choices or the text itself are scored.
+    """
+
+    texts: float
+    text_tokens: float
+    questions: float = 1.0
+    question_tokens: float = 0.0
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """Sampling settings of a completion. `temperature` 0 is greedy: `top_p` and the seed then have no effect."""
 

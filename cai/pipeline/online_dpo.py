@@ -30,7 +30,7 @@ from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import derive_seed, split_fraction
 from cai.judge.protocol import probability
 from cai.models.local.loading import model_fingerprint
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
 from cai.pipeline.reward_models import load_rewards
 from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
 from cai.train.checkpoints import TrainResult

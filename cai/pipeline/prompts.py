@@ -8,7 +8,8 @@ from cai.core.workspace import file_hash
 from cai.data.prompts import SkippedRows, load_all, stream_prompts, without_evaluated, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
+from cai.pipeline.methods import is_watched
 from cai.records import Failure
 
 
@@ -37,7 +38,7 @@ def write_prompts(c: Context) -> dict[str, int]:
             return before.counts
     sources, root, seed = c.recipe.prompts, c.root, c.recipe.seed
     evaluate = load_all(sources.evaluate, root, seed)
-    if c.recipe.watched and len(evaluate.prompts) < 2:
+    if is_watched(c.recipe) and len(evaluate.prompts) < 2:
         raise RecipeError(
             f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
             "to measure it on. Add some, or set policy.watch.action: off"

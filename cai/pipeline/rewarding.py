@@ -14,13 +14,16 @@ from cai.data.prompts import split_monitored
 from cai.errors import ReplyError
 from cai.judge.adherence import adherence
 from cai.models.base import TextModel
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
+from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.reward_models import load_rewards
 from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
-from cai.train.rl.rewards import Answers, RewardFunction, TermScorer, proxy_of
+from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.term import Answers, TermScorer
+from cai.train.rl.terms import TERMS
 from cai.train.running import OnLog
 
 TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
@@ -34,7 +37,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     warn_if_unmonitored(c)
     with asyncio.Runner() as runner:  # the judge's event loop; training runs outside it, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.session.open_model(c.recipe.judge)) if uses(c, "constitution") else None
+            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") else None
             return train_online(
                 c.recipe.policy,
                 c.recipe.trained,
@@ -45,7 +48,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 c.run.model("policy"),
                 c.recipe.seed,
                 on_log,
-                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if c.recipe.watched else None,
+                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if is_watched(c.recipe) else None,
                 warn=c.reporter.warn,
             )
         finally:
@@ -54,20 +57,20 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
 
 def warn_if_unmonitored(c: Context) -> None:
     """Warn if no over-optimization monitor observes the run's policy."""
-    if not c.recipe.watched:
-        why = "online-dpo has no watch" if c.recipe.policy.method == "online-dpo" else "see `gold` and `policy.watch`"
+    if not is_watched(c.recipe):
+        why = "see `gold` and `policy.watch`" if METHODS.get(c.recipe.policy.method).watch else f"{c.recipe.policy.method} has no watch"
         c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
 
 
-def uses(c: Context, term: str) -> bool:
-    """Whether the recipe's policy uses a reward term."""
-    return any(t.term == term for t in c.recipe.policy.online.rewards)
+def needs(c: Context, scorer: str) -> bool:
+    """Whether the recipe's policy is rewarded by a term that needs `ensemble` or `judge`."""
+    return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
 
 
 def reward_identity(c: Context, judge: TextModel | None) -> Any:
     """Return what identifies the run's reward functions and monitor, for the fingerprint of the training."""
-    models = c.recipe.reward.member_names if uses(c, "model") else ()
-    watched = [GOLD] if c.recipe.watched else []
+    models = c.recipe.reward.member_names if needs(c, "ensemble") else ()
+    watched = [GOLD] if is_watched(c.recipe) else []
     return (
         [file_hash(c.run.model(name)) for name in (*models, *watched)],
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
@@ -81,16 +84,16 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
 
     Args:
         c: context of the run.
-        judge: the judge of a `constitution` term, or None.
+        judge: the judge of the terms that need one, or None.
         runner: runner of the judge's event loop.
     """
-    ensemble = load_rewards(c.recipe, c.run).score if uses(c, "model") else None
+    ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
     return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
 
 
 def watching(c: Context) -> MonitorSpec | None:
     """Return the monitor of a policy that trains on pairs. Its proxy reward is the run's reward models, trained on the same pairs."""
-    if not c.recipe.watched:
+    if not is_watched(c.recipe):
         return None
     reward = c.recipe.reward
     folders = [c.run.model(name) for name in reward.member_names]

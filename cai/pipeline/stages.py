@@ -23,12 +23,14 @@ from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.judge.card import measure_judge
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
-from cai.pipeline.driver import Context, Stage
+from cai.pipeline.context import Context
+from cai.pipeline.driver import Stage
+from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.prompts import write_prompts
 from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.pipeline.tracking import PIPELINE
-from cai.pipeline.training import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
-from cai.recipe import GOLD, ONLINE, Recipe
+from cai.pipeline.training import policy_stage, reward_stage, sft_stage
+from cai.recipe import GOLD, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 
 T = TypeVar("T")
@@ -172,7 +174,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
 def _evaluation_prompts(c: Context) -> tuple[list[Prompt], list[Prompt]]:
     """Return the monitor's prompts, on which the policy's weights were selected, and the prompts to evaluate on."""
     prompts = list(read(c, "eval_prompts", Prompt))
-    if not c.recipe.watched:
+    if not is_watched(c.recipe):
         return [], prompts
     return split_monitored(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
 
@@ -314,11 +316,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "policy",
         policy_stage,
-        reads=policy_reads,
+        reads=lambda r: METHODS.get(r.policy.method).reads(r),
         writes=lambda r: ("models/policy",),
-        settings=policy_settings,
-        sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
-        models=lambda r: (r.trained, r.judge) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
+        settings=lambda r: METHODS.get(r.policy.method).settings(r),
+        sources=lambda r: METHODS.get(r.policy.method).sources(r),
+        models=lambda r: METHODS.get(r.policy.method).models(r),
         trains=True,
         together=True,
         uses_constitution=True,
@@ -331,7 +333,7 @@ STAGES: tuple[Stage, ...] = (
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (
             (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
-            r.policy.watch.prompts if r.watched else None,
+            r.policy.watch.prompts if is_watched(r) else None,
         ),
         sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
         models=lambda r: (r.trained, r.judge),

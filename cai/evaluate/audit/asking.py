@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from cai.evaluate.audit.battery import Answers
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.probes import Probes
 from cai.generate.critique import respond
 from cai.models.base import TextModel

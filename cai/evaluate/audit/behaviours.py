@@ -21,11 +21,12 @@ from cai.core.flow import together
 from cai.core.jsonl import read_records
 from cai.errors import DataError
 from cai.evaluate.audit.asking import Slot, questions
-from cai.evaluate.audit.battery import Answers, read_answers
+from cai.evaluate.audit.battery import read_answers
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Measurement
 from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
-from cai.judge.pointwise import yes_log_odds
+from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.records import Prompt, Response
 from cai.session import Session

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import Check, Measurement, judge_level, settle
 from cai.evaluate.audit.judge_bias import order_flips
 from cai.evaluate.audit.labels import label_readings

@@ -7,8 +7,8 @@ the labels as a shortcut. `reward_probes` shows whether it did.
 from collections.abc import Callable, Mapping, Sequence
 
 from cai.core.text.refusals import is_refusal
+from cai.evaluate.audit.checks.formatting import formats
 from cai.evaluate.audit.finding import Check, Measurement
-from cai.evaluate.audit.formatting import formats
 from cai.evaluate.audit.markers import APOLOGISES, CERTAIN, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
 from cai.records import Preference
 

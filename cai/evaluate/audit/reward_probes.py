@@ -9,8 +9,8 @@ inverse: the score that real responses with formatting lose without it.
 from collections.abc import Callable, Sequence
 from statistics import pstdev
 
+from cai.evaluate.audit.checks.formatting import formats, without_formatting
 from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level
-from cai.evaluate.audit.formatting import formats, without_formatting
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.records import AuditFinding, Message, Response
 

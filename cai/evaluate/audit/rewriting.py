@@ -6,7 +6,7 @@ A rewrite that doesn't apply to a text (for example, removing formatting from pl
 import re
 from collections.abc import Callable
 
-from cai.evaluate.audit.formatting import without_formatting
+from cai.evaluate.audit.checks.formatting import without_formatting
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"“'(A-Z0-9])")
 _HEDGES = re.compile(

@@ -1,9 +1,9 @@
-"""Protocols `pairwise` and `pairwise-cot`: the paper's two-option question (Bai et al. 2022, §4.1), directly or after a chain of thought.
+"""Protocol `pairwise-cot`: the paper's two-option question after a chain of thought (Bai et al. 2022, §4.1).
 
-The question is asked in both orders. After a chain of thought, the log-probabilities of A and B are read at the position of the last
-verdict (`Answer: …`). Small models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are
-read there. A verdict other than A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the
-clamp, and a missing verdict is a failure.
+The question is asked in both orders. The log-probabilities of A and B are read at the position of the last verdict (`Answer: …`). Small
+models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are read there. A verdict other than
+A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the clamp, and a missing verdict is a
+failure.
 """
 
 import re
@@ -11,12 +11,13 @@ import re
 from cai.core.flow import together
 from cai.errors import NoLogprobsError, ReplyError
 from cai.ids import content_hash, derive_seed
-from cai.judge.protocol import MAX_LOG_ODDS, Opinion, ProtocolContext, both_orders, difference, log_odds_of, probability
-from cai.models.base import Sampling
-from cai.models.templates import Rendered, Template
+from cai.judge.protocol import MAX_LOG_ODDS, Opinion, Protocol, ProtocolContext, both_orders, difference, log_odds_of, probability
+from cai.judge.protocols.pairwise import OPTIONS, shown
+from cai.models.base import PairTokens, Sampling, Work
+from cai.models.templates import Rendered
+from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
 
-OPTIONS = ("A", "B")
 COT_TEMPERATURE = 0.7
 ASKED_FOR = "Answer:"
 """Text appended to a chain of thought without a verdict."""
@@ -27,13 +28,6 @@ _OPTION = re.compile(
     r"([AB])\b(?![\s)\]*_\"'”’,/&]*(?:or|and)?[\s(*_\"'“]*[AB]\b)"  # not "A or B", "A/B"
     r"(?=[)\]*_\"'”’]*\s*(?:$|\n|[.,;:!?(\u2013\u2014-]|(?:is|was|because|since|as|seems)\b))"  # not "A good response would"
 )
-
-
-async def ask_pairwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Ask which response is better, in both orders, and read the log-probabilities of A and B."""
-    shown = [_shown(p, principle, asking.templates.judge_pairwise) for p in (pair, pair.swapped())]
-    first, second = await together(asking.model.choices(r.messages, OPTIONS, r.prefill) for r in shown)
-    return both_orders(difference(first.logprobs), -difference(second.logprobs))
 
 
 async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
@@ -49,9 +43,9 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Pro
         derive_seed(asking.run_seed, pair.prompt.id, content_hash(texts), principle.id, "judge", texts.index(p.response_a))
         for p in (pair, pair.swapped())
     ]
-    shown = [_shown(p, principle, asking.templates.judge_pairwise_cot) for p in (pair, pair.swapped())]
+    rendered = [shown(p, principle, asking.templates.judge_pairwise_cot) for p in (pair, pair.swapped())]
     (first, said_first), (second, said_second) = await together(
-        _reason(rendered, seed, asking) for rendered, seed in zip(shown, seeds, strict=True)
+        _reason(one, seed, asking) for one, seed in zip(rendered, seeds, strict=True)
     )
     return both_orders(first, -second, f"[A first] {said_first}\n[B first] {said_second}")
 
@@ -96,13 +90,21 @@ async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tup
     return log_odds, said if verdict else f"{said}\n[no verdict; read after {ASKED_FOR!r}]"
 
 
-def _shown(pair: ResponsePair, principle: Principle, template: Template) -> Rendered:
-    return template.render(
-        {
-            "conversation": pair.prompt.messages,
-            "first": pair.response_a,
-            "second": pair.response_b,
-            "question": principle.compare,
-            "statement": principle.statement,
-        }
-    )
+def clamp_problems(config: FeedbackConfig) -> list[str]:
+    """Refuse a clamp that would give a pair and its swap labels that don't add up to 1."""
+    clamp = config.cot_clamp
+    if clamp is None or (abs(clamp[0] + clamp[1] - 1) <= 1e-9 and clamp[0] <= clamp[1]):
+        return []
+    return [
+        f"feedback.cot_clamp: {list(clamp)} is not symmetric around 0.5, so swapping two responses would change their label; "
+        f"for example [{clamp[0]:g}, {1 - clamp[0]:g}], or null for none"
+    ]
+
+
+def cot_work(tokens: PairTokens, config: FeedbackConfig) -> list[Work]:
+    """Return the calls about one pair: a reasoning in each order, and a verdict read after each."""
+    asked = tokens.prompt + 2 * tokens.response + tokens.comparison
+    return [Work(2, asked, max_tokens=config.cot_max_tokens), Work(2, asked + config.cot_max_tokens)]
+
+
+PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, clamp_problems)

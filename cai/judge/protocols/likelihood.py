@@ -6,7 +6,8 @@ per token would become a length bias.
 """
 
 from cai.core.flow import together
-from cai.judge.protocol import Opinion, ProtocolContext, bounded
+from cai.judge.protocol import Opinion, Protocol, ProtocolContext, bounded
+from cai.models.base import Work
 from cai.models.templates import Value, disarm
 from cai.records import Principle, ResponsePair
 
@@ -24,3 +25,11 @@ async def ask_likelihood(pair: ResponsePair, principle: Principle, asking: Proto
     )
     per_token = (a_good.total - a_bad.total) / a_good.tokens - (b_good.total - b_bad.total) / b_good.tokens
     return Opinion(bounded(REFERENCE_TOKENS * per_token))
+
+
+PROTOCOL = Protocol(
+    "likelihood",
+    ask_likelihood,
+    lambda t: (t.likelihood_good, t.likelihood_bad),
+    lambda tokens, config: [Work(4, tokens.prompt + tokens.response + tokens.statement)],
+)

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.core.text.refusals import plain
+from cai.evaluate.audit.check import Advice, Answers, Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import FLATTERS, PREACHES, has
+from cai.evaluate.audit.probes import Probes
 from cai.ids import split_fraction
 from cai.stats import Z_95
 
@@ -25,7 +27,7 @@ LEAST_ANSWERS = 3
 PRIOR_ANSWERS = 10.0
 """Weight of the prior: answers' worth of both sides' pooled phrase rates."""
 _STRIP = ".,;:!?\"'()[]{}*_#-–—…`“”‘’>"
-Answers = Mapping[str, tuple[str, str]]
+Asked = Mapping[str, tuple[str, str]]
 """Prompt id to prompt and answer."""
 
 TOOK_OVER = Check(
@@ -78,14 +80,14 @@ class PhraseChange:
     high: float
 
 
-def preaching(answers: Answers) -> list[Measurement]:
+def preaching(answers: Asked) -> list[Measurement]:
     """Read one model's answers for the lexicons of preaching and of flattery."""
     preachy = {i: float(has(PREACHES, text)) for i, (_, text) in answers.items()}
     flatters = {i: float(has(FLATTERS, text)) for i, (_, text) in answers.items()}
     return [Measurement(PREACHY, preachy, dict(answers)), Measurement(FLATTERY, flatters, dict(answers))]
 
 
-def stock_phrase(answers: Answers) -> Measurement:
+def stock_phrase(answers: Asked) -> Measurement:
     """Read which of one model's answers hold the phrase that was commonest in the other half of its answers."""
     values: dict[str, float] = {}
     phrases: list[str] = []
@@ -99,7 +101,7 @@ def stock_phrase(answers: Answers) -> Measurement:
     return Measurement(STOCK, values, dict(answers), _quoted(phrases))
 
 
-def took_over(before: Answers, after: Answers) -> tuple[Measurement, Measurement]:
+def took_over(before: Asked, after: Asked) -> tuple[Measurement, Measurement]:
     """Read both models' answers to the same prompts for the phrases that rose most in the other half of the prompts."""
     ids = [i for i in before if i in after]
     grams = [{i: phrases_of(side[i][1]) - phrases_of(side[i][0]) for i in ids} for side in (before, after)]
@@ -156,3 +158,39 @@ def _half(item: str) -> int:
 
 def _quoted(phrases: Sequence[str]) -> str:
     return ", ".join(f"“{p}”" for p in dict.fromkeys(phrases))
+
+
+def read_boilerplate(probes: Probes, mine: Answers) -> list[Measurement]:
+    """Read one model's answers for preaching and flattery, where the prompt isn't harmful, and for a stock phrase."""
+    everything = open_answers(probes, mine)
+    harmful = {i for i, response in mine.prompts.items() if response.prompt.kind == "harmful"}
+    return [*preaching({i: pair for i, pair in everything.items() if i not in harmful}), stock_phrase(everything)]
+
+
+def read_took_over(probes: Probes, mine: Answers, theirs: Answers) -> list[tuple[Measurement, Measurement]]:
+    """Read both models' answers for the phrases that took over."""
+    before, after = took_over(open_answers(probes, theirs), open_answers(probes, mine))
+    return [(after, before)]
+
+
+CHECKS = Checks(
+    "boilerplate",
+    read_boilerplate,
+    read_took_over,
+    advice={
+        "preaching": Advice(
+            "It preaches or comforts unasked.",
+            ("feedback", "policy"),
+            "Over-optimisation against a harmlessness judge sounds like this: train fewer steps or with a higher `beta`, and give the "
+            "principle against preaching more weight.",
+            r"preach|lectur|moralis|moraliz",
+        ),
+        "boilerplate": Advice(
+            "Stock phrases took over.",
+            ("policy", "reward"),
+            "The policy has found what the reward likes whatever is asked: stop earlier, raise `beta`, use a reward ensemble, and look at "
+            "the reward's probe `with_boilerplate`.",
+            r"specific|preach|steady",
+        ),
+    },
+)
