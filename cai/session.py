@@ -10,13 +10,14 @@ Stages, commands and the studio work through a session too. Nothing else opens a
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from msgspec.structs import replace
 
 from cai.core.console import Reporter
 from cai.core.flow import run_items
 from cai.core.interrupt import run_interruptible
+from cai.core.plugins import unknown
 from cai.core.workspace import RunDirectory, Workspace, find_workspace, shipped_workspace
 from cai.errors import DataError, ModelError, RecipeError
 from cai.generate.critique import Writer, critique_and_revise, respond
@@ -24,12 +25,13 @@ from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
 from cai.judge.judge import Judge
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import Engine, TextModel, Usage
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
 from cai.models.store import CallStore
 from cai.models.templates import load_templates
-from cai.recipe import Aggregate, ModelSpec, ProtocolName, Recipe, RewardConfig, load_recipe
+from cai.recipe import Aggregate, ModelSpec, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
 if TYPE_CHECKING:
@@ -376,8 +378,8 @@ def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
     """Return the recipe with another judging protocol; None changes nothing. Raises `RecipeError` where there is no such protocol."""
     if protocol is None:
         return recipe
-    if protocol not in get_args(ProtocolName):
-        raise RecipeError(f"--protocol {protocol}: expected {', '.join(get_args(ProtocolName))}")
+    if protocol not in PROTOCOLS.names():
+        raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
     return replace(recipe, feedback=replace(recipe.feedback, protocol=protocol))
 
 

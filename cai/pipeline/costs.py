@@ -5,14 +5,16 @@ and on who else it serves. `cai.pipeline.plan` puts these together into stages.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import structs
 
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.evaluate.audit.run import REWARD_ANSWERS
+from cai.judge.protocols import PROTOCOLS
+from cai.models.base import PairTokens, Work
 from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, scoring_bytes, training_bytes, weight_bytes
 from cai.pipeline.speed import (
     Speed,
@@ -25,6 +27,7 @@ from cai.pipeline.speed import (
 )
 from cai.recipe import FeedbackConfig, ModelSpec, Precision, Recipe, SamplingSpec, TrainSpec
 from cai.train.reward.ensemble import CENTRE_PAIRS, KEPT_TOKENS
+from cai.train.rl.terms import TERMS
 
 SpeedOf = Callable[[Dimensions, Precision], Speed]
 MEAN_FILL = 0.85
@@ -194,19 +197,50 @@ def judging(
         prompt: length of a prompt.
         response: length of a response.
     """
-    one, both = prompt + response, prompt + response + response
-    if config.protocol == "pointwise":
-        return asking(name, spec, speed_of, 2 * pairs, one, asked, words.question, prompt.mean)
-    if config.protocol == "pointwise-contrast":
-        return asking(name, spec, speed_of, 2 * pairs, one, 2 * asked, words.question, prompt.mean)
-    if config.protocol == "pairwise":
-        return asking(name, spec, speed_of, 2 * pairs, both, asked, words.comparison, prompt.mean)
-    if config.protocol == "pairwise-cot":
-        thought = SamplingSpec(max_tokens=config.cot_max_tokens)
-        reasons = answering(name, spec, speed_of, 2 * pairs * asked, both + words.comparison, thought)
-        thoughts = written(config.cot_max_tokens)
-        return add(reasons, asking(name, spec, speed_of, 2 * pairs * asked, both + words.comparison + thoughts, 1, 0))
-    return asking(name, spec, speed_of, 4 * pairs * asked, one + words.statement, 1, 0)  # likelihood: under and against each principle
+    work = PROTOCOLS.get(config.protocol).work
+    mean, longest = (work(_pair_tokens(words, prompt, response, of), config) for of in ("mean", "longest"))
+    return priced(name, spec, speed_of, mean, longest, pairs, asked, prompt)
+
+
+def priced(
+    name: str,
+    spec: ModelSpec,
+    speed_of: SpeedOf,
+    mean: Sequence[Work],
+    longest: Sequence[Work],
+    items: float,
+    asked: int,
+    prompt: Tokens,
+) -> StagePlan:
+    """Return what calls cost that a protocol or a reward term declares.
+
+    Args:
+        name: of the stage.
+        spec: who is asked.
+        speed_of: this machine's speed with a shape.
+        mean: the calls about one item under one principle, for texts of mean length.
+        longest: the same calls for the longest texts.
+        items: how many pairs, or responses.
+        asked: principles an item.
+        prompt: length of a prompt.
+    """
+    done = StagePlan(name)
+    for work, most in zip(mean, longest, strict=True):
+        text = Tokens(work.text_tokens, most.text_tokens)
+        if work.max_tokens:
+            sampling = SamplingSpec(max_tokens=work.max_tokens)
+            calls = work.texts * work.questions * items * asked
+            done = add(done, answering(name, spec, speed_of, calls, text + work.question_tokens, sampling))
+        elif work.question_tokens:
+            questions = work.questions * asked
+            done = add(done, asking(name, spec, speed_of, work.texts * items, text, questions, work.question_tokens, prompt.mean))
+        else:
+            done = add(done, asking(name, spec, speed_of, work.texts * items * asked, text, work.questions, 0))
+    return done
+
+
+def _pair_tokens(words: Wording, prompt: Tokens, response: Tokens, of: Literal["mean", "longest"]) -> PairTokens:
+    return PairTokens(getattr(prompt, of), getattr(response, of), words.question, words.comparison, words.statement)
 
 
 def asked_principles(config: FeedbackConfig, applying: int) -> int:
@@ -328,8 +362,69 @@ def auditing(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens, an
     return scoring("evaluate", recipe, speed_of, answers * versions, prompt, answer + added, versions)
 
 
-def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> StagePlan:
-    """Return what GRPO and RLOO cost: samples of the policy, scored by reward models; a base in memory for these, and one for gold."""
+@dataclass(frozen=True)
+class PolicyCosts:
+    """What the cost of training a policy is worked out from."""
+
+    recipe: Recipe
+    speed_of: SpeedOf
+    words: Wording
+    prompts: int
+    """That it may sample answers to."""
+    pairs: float
+    """That it may train on."""
+    prompt: Tokens
+    """Length of a prompt."""
+    response: Tokens
+    """Length of one of a pair's responses."""
+    asked: int
+    """Principles that the judge is asked about one pair or response."""
+
+
+def on_pairs(costs: PolicyCosts, count: float, answers: int, passes: float) -> StagePlan:
+    """Return what a training from the SFT adapter costs, whose shape it has; the frozen copy is a second adapter.
+
+    Args:
+        costs: of the policy.
+        count: examples.
+        answers: responses in an example.
+        passes: forward passes of the reference over all examples.
+    """
+    return training(
+        "policy",
+        costs.recipe.policy,
+        costs.recipe.trained,
+        costs.speed_of,
+        count,
+        costs.prompt,
+        (costs.response,) * answers,
+        reference_passes=passes,
+        adapters=2,
+        lora_layers=costs.recipe.sft.lora.layers,
+    )
+
+
+def rounds(costs: PolicyCosts) -> StagePlan:
+    """Return what DPO in rounds costs: each samples pairs, has them labelled, and trains on them."""
+    recipe, speed_of, config = costs.recipe, costs.speed_of, costs.recipe.policy.rounds
+    adapted = structs.replace(recipe.trained, adapter="models/sft")
+    drawn = min(costs.prompts, config.prompts or costs.prompts) * recipe.pairs.per_prompt
+    judge = recipe.judge
+    a_round = add(
+        opening("policy", adapted, speed_of),
+        answering("policy", adapted, speed_of, drawn, costs.prompt, recipe.pairs.sampling, 2),
+        judging("policy", judge, speed_of, recipe.feedback, costs.words, drawn, costs.asked, costs.prompt, costs.response)
+        if config.labels == "judge"
+        else scoring("policy", recipe, speed_of, 2 * drawn, costs.prompt, costs.response, 2),
+        on_pairs(costs, drawn, 2, 1.0),
+    )
+    return add(*[a_round] * config.count)
+
+
+def rewarded(costs: PolicyCosts) -> StagePlan:
+    """Return what GRPO and RLOO cost: samples of the policy, scored by reward models and by the terms that ask the judge; a base in memory
+    for the reward models, and one for gold."""
+    recipe, speed_of, prompts, prompt = costs.recipe, costs.speed_of, costs.prompts, costs.prompt
     config, online = recipe.policy, recipe.policy.online
     completions = prompts * online.num_generations
     sampling = SamplingSpec(max_tokens=online.max_tokens, temperature=min(online.temperature, 5.0))
@@ -337,7 +432,13 @@ def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) ->
     train = training("policy", config, recipe.trained, speed_of, completions, prompt, (answer,), reference_passes=config.epochs)
     samples = answering("policy", recipe.trained, speed_of, prompts * config.epochs, prompt, sampling, online.num_generations)
     scores = scoring("policy", recipe, speed_of, completions * config.epochs, prompt, answer, online.num_generations)
-    both = add(train, replace(samples, calls=0, prompt_tokens=0, completion_tokens=0), scores)
+    judge = recipe.judge
+    asked = StagePlan("policy")
+    for term in online.rewards:
+        work = TERMS.get(term.term).work
+        mean, longest = (work(_pair_tokens(costs.words, prompt, answer, of)) for of in ("mean", "longest"))
+        asked = add(asked, priced("policy", judge, speed_of, mean, longest, completions * config.epochs, costs.asked, prompt))
+    both = add(train, replace(samples, calls=0, prompt_tokens=0, completion_tokens=0), scores, asked)
     shape = None if recipe.trained.is_server else read_dimensions(recipe.trained)
     if shape is None or both.memory_bytes is None:
         return both
@@ -345,14 +446,15 @@ def rewarded(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) ->
     return replace(both, memory_bytes=round(both.memory_bytes + bases * weight_bytes(shape, recipe.reward.precision)))
 
 
-def ppo(recipe: Recipe, speed_of: SpeedOf, prompts: int, prompt: Tokens) -> StagePlan:
+def ppo(costs: PolicyCosts) -> StagePlan:
     """Return what PPO costs: a step samples responses, asks every role about them, and trains two of the roles on them some times over."""
+    recipe, speed_of, prompts, prompt = costs.recipe, costs.speed_of, costs.prompts, costs.prompt
     config, settings = recipe.policy, recipe.policy.ppo
     episodes = settings.total_episodes or max(1, int(config.epochs * prompts))
     per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
     steps = math.ceil(episodes / per_step)
     answer = written(settings.response_length).capped(config.max_length)
-    frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold
+    frozen = 1 + recipe.reward.members + recipe.wants_watch  # the reference, the reward models, gold
     # both trained roles go over every response some times; before, they and the frozen ones only look at it
     passes = 2 * settings.num_ppo_epochs
     once: Any = structs.replace(config, epochs=1.0)

@@ -26,6 +26,7 @@ from cai.pipeline.costs import (
     MEAN_FILL,
     SYSTEM_TOKENS,
     TURN_TOKENS,
+    PolicyCosts,
     SpeedOf,
     StagePlan,
     Tokens,
@@ -37,17 +38,16 @@ from cai.pipeline.costs import (
     auditing,
     judging,
     opening,
-    ppo,
-    rewarded,
     rewarding,
     scoring,
     training,
     written,
 )
 from cai.pipeline.memory import Dimensions
+from cai.pipeline.methods import METHODS
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import IMPORT_SECONDS, Speed, measure_speed
-from cai.recipe import ONLINE, Precision, Recipe, SamplingSpec, load_recipe
+from cai.recipe import Precision, Recipe, SamplingSpec, load_recipe
 from cai.records import Constitution, Preference, Principle, Prompt, PromptKind
 
 CHARACTERS_PER_TOKEN = 4.3
@@ -178,7 +178,18 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
         ),
         StagePlan("preferences"),
         rewarding(recipe, speed_of, preferences, prompt, sampled),
-        _policy(recipe, speed_of, train.count, preferences, prompt, judged),
+        METHODS.get(recipe.policy.method).work(
+            PolicyCosts(
+                recipe,
+                speed_of,
+                words,
+                prompts=train.count,
+                pairs=preferences * (1 - recipe.preferences.held_out_fraction),
+                prompt=prompt,
+                response=sampled,
+                asked=asked,
+            )
+        ),
         add(
             *(opening("evaluate", spec, speed_of) for spec in (recipe.trained, adapted, adapted, judge)),
             *[answered("evaluate", adapted, evaluate.count, shown, recipe.evaluate.sampling)] * 3,
@@ -190,48 +201,6 @@ def draft(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> list[Stage
         ),
         StagePlan("report", seconds=1.0),
     ]
-
-
-def _policy(recipe: Recipe, speed_of: SpeedOf, prompts: int, preferences: float, prompt: Tokens, judged: Any) -> StagePlan:
-    """Return what the policy's method costs."""
-    config, sampled = recipe.policy, written(recipe.pairs.sampling.max_tokens)
-    kept = preferences * (1 - recipe.preferences.held_out_fraction)
-
-    def on_pairs(count: float, answers: int, passes: float) -> StagePlan:
-        """A training from the SFT adapter, whose shape it has; the frozen copy is a second adapter."""
-        return training(
-            "policy",
-            config,
-            recipe.trained,
-            speed_of,
-            count,
-            prompt,
-            (sampled,) * answers,
-            reference_passes=passes,
-            adapters=2,
-            lora_layers=recipe.sft.lora.layers,
-        )
-
-    if config.method in ONLINE:
-        return rewarded(recipe, speed_of, prompts, prompt)
-    if config.method == "ppo":
-        return ppo(recipe, speed_of, prompts, prompt)
-    if config.method == "kto":  # an example is one side: with its own prompt and another's, under two models; one of the four passes trains
-        return on_pairs(2 * kept, 1, 3 * config.epochs)
-    if config.method == "online-dpo":
-        adapted = structs.replace(recipe.trained, adapter="models/sft")
-        drawn = min(prompts, config.rounds.prompts or prompts) * recipe.pairs.per_prompt
-        count = config.rounds.count
-        a_round = add(
-            opening("policy", adapted, speed_of),
-            answering("policy", adapted, speed_of, drawn, prompt, recipe.pairs.sampling, 2),
-            judged("policy", drawn, prompt, sampled)
-            if config.rounds.labels == "judge"
-            else scoring("policy", recipe, speed_of, 2 * drawn, prompt, sampled, 2),
-            on_pairs(drawn, 2, 1.0),
-        )
-        return add(*[a_round] * count)
-    return on_pairs(kept, 2, 1.0)  # the reference's log-probabilities are kept after the first epoch
 
 
 def _knowledge(recipe: Recipe, workspace: Workspace, speed_of: SpeedOf) -> StagePlan:

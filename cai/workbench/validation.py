@@ -9,15 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, get_args
 
 from cai.core.flow import together
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
-from cai.judge.judge import PROTOCOLS
 from cai.judge.protocol import Opinion, ProtocolContext, probability
-from cai.labels.load import PairFormat, load_pairs
+from cai.judge.protocols import PROTOCOLS
+from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.session import Session
@@ -136,10 +135,8 @@ async def validate_constitution(constitution: Constitution, pairs: LabelFile, se
     Raises:
         CaiError: the pairs can't be read, or the model can't go on.
     """
-    if pairs.format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pairs.format}: expected auto, {', '.join(get_args(PairFormat))}")
     seed = session.recipe.seed
-    loaded = load_pairs(pairs.path, cast(PairFormat, pairs.format), pairs.kind, pairs.limit, seed)
+    loaded = load_pairs(pairs.path, pairs.format, pairs.kind, pairs.limit, seed)
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{pairs.path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
@@ -163,7 +160,7 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ses
         DataError: no principle applies to any pair.
         ModelError: too many failed, or the model can't go on.
     """
-    protocol = PROTOCOLS[session.recipe.feedback.protocol]
+    protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
     asking = ProtocolContext(session.judge_model, session.templates, session.recipe.feedback, session.recipe.seed)
 
     async def work(pair: ResponsePair) -> JudgedPair:

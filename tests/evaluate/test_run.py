@@ -12,6 +12,7 @@ from cai.errors import NoLogprobsError, RecipeError, ReplyError
 from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import Answered, Measured, Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import chosen_protocols
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import FeedbackConfig, ModelSpec, Recipe
@@ -157,11 +158,13 @@ def test_prompts_without_an_answer_are_counted() -> None:
 
 
 def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
-    assert len(chosen_protocols("all")) == 5
-    assert chosen_protocols("likelihood, pairwise") == ["pairwise", "likelihood"]
-    for wrong in ("", ",", "pairwise,best"):
-        with pytest.raises(RecipeError, match="expected all or some of pairwise"):
+    assert chosen_protocols("all") == list(PROTOCOLS.names())
+    assert chosen_protocols("pairwise, likelihood") == ["likelihood", "pairwise"]
+    for wrong in ("", ","):
+        with pytest.raises(RecipeError, match="expected all, or some of likelihood, pairwise"):
             chosen_protocols(wrong)
+    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: likelihood, .*Did you mean 'pairwise'\?"):
+        chosen_protocols("likelihood,pairwize")
 
 
 def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from tests.workspaces import make_workspace, recipe_of
 
 def test_a_good_setup_gives_what_the_run_needs(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
-    constitution, templates, fingerprint = check_setup(recipe_of(workspace), workspace)
-    assert len(constitution.principles) >= 16 and templates.hash and fingerprint == "scripted:None:None"
+    constitution, fingerprint = check_setup(recipe_of(workspace), workspace)
+    assert len(constitution.principles) >= 16 and fingerprint == "scripted:None:None"
 
 
 def test_models_are_told_apart_before_they_are_opened(tiny_model_dir: Path) -> None:
@@ -47,6 +47,8 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
+        ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
+        ("policy={method: grpo, batch_size: 6}", "8 completions of a prompt don't fill a step of 6"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )

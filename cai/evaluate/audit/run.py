@@ -16,8 +16,9 @@ from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes
-from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
 from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-import cai.evaluate.audit.boilerplate
-import cai.evaluate.audit.formatting
+import cai.evaluate.audit.checks.boilerplate
+import cai.evaluate.audit.checks.formatting
 import cai.evaluate.audit.markers
 import cai.evaluate.audit.rewriting
 from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level, settle
@@ -25,7 +25,7 @@ def verdicts(*findings: AuditFinding | None) -> list[str]:
 
 def test_doctests_hold() -> None:
     package = cai.evaluate.audit
-    for module in (package.boilerplate, package.formatting, package.markers, package.rewriting):
+    for module in (package.checks.boilerplate, package.checks.formatting, package.markers, package.rewriting):
         tried = doctest.testmod(module)
         assert tried.attempted > 0 and tried.failed == 0, module.__name__
 

@@ -16,8 +16,8 @@ from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes, question_count
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import load_behaviours
-from cai.evaluate.audit.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
-from cai.evaluate.audit.diagnosis import ADVICE, diagnose
+from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
+from cai.evaluate.audit.diagnosis import diagnose, known_advice
 from cai.evaluate.audit.probes import load_probes
 from cai.evaluate.audit.run import audit_files, audit_judge, audit_run, diagnose_model
 from cai.judge.calibration import Calibration, write_calibration
@@ -176,7 +176,7 @@ def test_a_planted_failure_is_named_and_advice_is_given(change: Callable[[str], 
     constitution = load_constitution(ROOT / "constitution" / "general.yaml")
     suspicions = diagnose(findings.values(), constitution)
     [about] = [s for s in suspicions if findings[check] in s.findings]
-    assert about.sure and about.suspicion == ADVICE[group].suspicion
+    assert about.sure and about.suspicion == known_advice()[group].suspicion
     assert about.principles and set(about.principles) <= {p.id for p in constitution.principles}
 
 
@@ -237,7 +237,7 @@ def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
     control, words = found["flatters_says_the_judge"].note.split("; ")
     assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
     assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
-    assert "the judge can't tell" in found["preaches_says_the_judge"].note
+    assert "the judge doesn't detect the control" in found["preaches_says_the_judge"].note
     [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
     assert found["flatters_says_the_judge"] in suspicion.findings
     asked = len(calls)
@@ -250,7 +250,7 @@ def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
 
 def test_every_group_of_a_model_has_advice() -> None:
     findings = audit_scripted(default_script)
-    assert {f.group for f in findings} | {STOCK.group} <= ADVICE.keys()
+    assert {f.group for f in findings} | {STOCK.group} <= known_advice().keys()
 
 
 def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
