@@ -1,7 +1,7 @@
-"""A model's own wording of proposed principles, in place of the rules'. What it writes is kept only where it holds up.
+"""Let a model write the texts of proposed principles, in place of the rule-made texts.
 
-Each text is asked for on its own, with two worked cases in front of it. A reply stays if `cai constitution lint` has nothing against it
-in its place and it shares a word that carries meaning with the statement; otherwise the rule's wording stays, and that is counted.
+Each text is a separate call with two worked examples. A reply is kept if the principle passes `cai constitution lint` with it and it shares
+a content word with the statement. Otherwise the rule-made text is kept, and the reply is counted as refused.
 """
 
 from collections.abc import Mapping
@@ -49,34 +49,34 @@ ASKED: Mapping[str, tuple[str, str, str]] = {
         "Which response is easier to understand for a newcomer?",
     ),
 }
-"""For each text: what is asked for, and how it reads for the two rules below."""
+"""For each field: the instruction, and the example answers for the two rules below."""
 RULES = ("Never invent facts, quotations or sources.", "Use words that a newcomer understands.")
 MAX_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Worded:
-    """A review in the model's words, and how many of its texts were kept."""
+    """A review with the model's texts, and the number of texts that were kept."""
 
     review: Review
     written: int
     refused: int
-    """Replies that lint or the look at their words turned down, and ones that never came; the rules' wording stands there."""
+    """Number of replies that failed the checks or are missing; the rule-made text is used for them."""
     calls: Calls
 
 
 def word_document(path: Path, accepted: str | None, model: str, reporter: Reporter, seed: int = 0) -> tuple[Review | Constitution, str]:
-    """Propose principles out of a document and let a model word their requests and questions.
+    """Propose principles from a document and let a model write their requests and questions.
 
     Args:
-        path: the document. Not a review file: a person's wording is never replaced.
-        accepted: `all` or numbers, to take those at once; None: a review, for a person.
-        model: its name.
+        path: the document. Review files are refused, because a person's texts are never replaced.
+        accepted: `all` or numbers of proposals to accept immediately; None: return a review for a person.
+        model: name of the model.
         reporter: shows progress.
-        seed: for a model that can't be greedy.
+        seed: seed for models without greedy decoding.
 
     Returns:
-        The review, or the constitution of what was accepted; and a line that says how much of the wording is the model's.
+        The review, or the constitution of the accepted proposals; and a line that counts the model's texts.
 
     Raises:
         CaiError: the document can't be read, nothing is accepted, or the model can't go on.
@@ -92,7 +92,7 @@ def word_document(path: Path, accepted: str | None, model: str, reporter: Report
 
 
 async def word_all(review: Review, session: Session) -> Worded:
-    """Ask for every text of every proposal. Raises `ModelError` where the model can't go on."""
+    """Let the model write every text of every proposal. Raises `ModelError` if the model can't go on."""
 
     async def work(proposal: Proposal) -> tuple[Proposal, dict[str, str]]:
         replies = await together(_write(proposal, field, session) for field in ASKED)
@@ -117,14 +117,14 @@ async def word_all(review: Review, session: Session) -> Worded:
 
 
 def holds_up(principle: Principle, field: str) -> bool:
-    """Whether lint finds nothing against a principle with this text in it, and the text is about what the statement is about."""
+    """Return whether a principle passes lint, and its text in `field` shares a content word with its statement."""
     alone = Constitution("alone", "Alone", "One principle.", (principle,))
     faults = [f for f in lint(alone, kinds=principle.applies_to) if f.rule not in ("uncovered-kind", "rarely-drawn")]
     return not faults and bool(claim(getattr(principle, field)).content & claim(principle.statement).content)
 
 
 async def _write(proposal: Proposal, field: str, session: Session) -> str:
-    """Return the first line of the model's reply; nothing where it gave none."""
+    """Return the first line of the model's reply; empty if there is none."""
     task, *answers = ASKED[field]
     messages = [Message("system", f"{task} Answer with one sentence and nothing else.")]
     for rule, answer in zip(RULES, answers, strict=True):
