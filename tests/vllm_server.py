@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from cai.models.local.embedded import embedded_model_dir
 from cai.models.local.precision import resolved_precision
@@ -170,8 +170,8 @@ def signals_held() -> Iterator[None]:
 
 def _healthy(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5.0, trust_env=False).is_success
-    except httpx.HTTPError:
+        return httpx2.get(url, timeout=5.0, trust_env=False).is_success
+    except httpx2.HTTPError:
         return False
 
 
