@@ -48,8 +48,8 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which model to use and how to load or reach it."""
 
     path: str = "embedded"
-    """`embedded` (the small model that `cai` brings), a folder or Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server, or
-    several with commas between, which serve the same model."""
+    """`embedded` (the small model that `cai` brings), a folder or Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
+    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
     """For a URL: the model's name on the server."""
     adapter: str | None = None
@@ -60,7 +60,7 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: Positive = 2048
     """Longest prompt plus completion, in tokens; a longer prompt is a counted failure."""
     concurrency: Positive = 64
-    """For a URL: requests in flight at each server."""
+    """For a URL: requests in flight."""
     timeout_seconds: Rate = 120.0
     prompt_price: Annotated[float, Meta(ge=0)] = 0.0
     """US dollars per million prompt tokens; 0 for a model of your own."""
@@ -73,15 +73,6 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def is_server(self) -> bool:
         """Whether `path` is the URL of a server."""
         return self.path.startswith(("http://", "https://"))
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """For a URL: each server's.
-
-        >>> ModelSpec(path="http://one:8000/v1, http://two:8000/v1").urls
-        ('http://one:8000/v1', 'http://two:8000/v1')
-        """
-        return tuple(url.strip() for url in self.path.split(","))
 
 
 class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ from cai.recipe import ModelSpec
 
 
 def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
-    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, or a server's `URL#MODEL` (several: `URL,URL#MODEL`).
+    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, or a server's `URL#MODEL`.
 
     An adapter's folder names its base model itself (`adapter_config.json`); `base` gives the other settings.
 

@@ -11,6 +11,7 @@ from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
 from cai.judge.calibration import calibration_of
 from cai.labels.load import local_sources
+from cai.models.server.address import check_url
 from cai.models.templates import Templates, load_templates
 from cai.pipeline.tracking import missing_tracker
 from cai.recipe import ONLINE, ModelSpec, Recipe
@@ -18,7 +19,13 @@ from cai.records import Constitution
 
 
 def spec_fingerprint(spec: ModelSpec) -> str:
-    """Return what identifies a model before it is opened. A server is known by name here; its engine asks it for the rest."""
+    """Return what identifies a model before it is opened. A server is known by name here; its engine asks it for the rest.
+
+    Raises:
+        ModelError: the URL can't be used, or the model's files aren't there.
+    """
+    if spec.is_server:
+        check_url(spec.path)
     if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
     from cai.models.local.loading import model_fingerprint

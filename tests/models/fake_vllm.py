@@ -78,6 +78,8 @@ class FakeVllm:
         for hook in self.hooks:
             if (response := hook(request, body)) is not None:
                 return response
+        if request.url.path == "/health":
+            return httpx2.Response(200)
         if request.url.path == "/v1/models":
             return httpx2.Response(200, json={"object": "list", "data": self.cards})
         if request.url.path == "/tokenize":

@@ -125,6 +125,19 @@ def test_moving_the_server_keeps_the_fingerprint_and_other_weights_change_it() -
     assert connect(FakeVllm(id="toy-2"))[1] != here
 
 
+def test_fingerprints_are_those_of_earlier_versions() -> None:
+    """Call stores were filled under these: a change would throw every paid answer away."""
+    adapted = FakeVllm()
+    adapted.cards.append(adapted.cards[0] | {"id": "tuned", "root": "/adapters/tuned", "parent": "toy"})
+    unlisted = FakeVllm([on("/v1/models", lambda _: httpx2.Response(404))])
+    assert connect(FakeVllm())[1] == "server:746ce465467d9984bb56ab52ddae95a0"
+    assert connect(FakeVllm(owned_by="llamacpp", meta={"n_params": 135000000, "n_ctx_train": 2048}))[1] == (
+        "server:d200f0123249bd4e69ed6c87934bc0fc"
+    )
+    assert connect(adapted, adapter="tuned")[1] == "server:b86bc9d87bf4f935d0d387d27765d19d"
+    assert connect(unlisted, name="big")[1] == "server:62b7aad86d6b8a17e56f9b57cb50ceca"
+
+
 def test_another_chat_template_changes_the_fingerprint_and_another_day_does_not() -> None:
     def strings(*tokens: str) -> FakeVllm:
         reply = {"tokens": [1], "token_strs": list(tokens)}
@@ -140,6 +153,49 @@ def test_a_hosted_api_without_a_model_list_is_taken_at_its_word() -> None:
     assert connect(server, name="big")[0].endswith(" big")
     with pytest.raises(ModelError, match=r"answered 404.*\n.*end in /v1"):
         connect(server)
+
+
+def test_a_bare_array_of_models_is_a_list_too() -> None:
+    cards = [{"id": "m", "object": "model", "owned_by": "someone", "context_length": 4096}]
+    assert connect(FakeVllm([on("/v1/models", lambda _: httpx2.Response(200, json=cards))]))[0] == f"{URL} m"
+
+
+@pytest.mark.parametrize("page", [httpx2.Response(200, text="<html>Welcome</html>"), httpx2.Response(200, json={"models": []})])
+def test_an_address_that_is_no_model_server_says_where_the_url_goes(page: httpx2.Response) -> None:
+    with pytest.raises(ModelError, match=r"fake\.test:8000/v1/models doesn't list models.*Check model\.path: .* end in /v1"):
+        connect(FakeVllm([on("/v1/models", lambda _: page)]))
+
+
+def test_a_refused_key_is_told_at_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-old")
+    server = FakeVllm([on("/v1/models", lambda _: httpx2.Response(401, json={"error": {"message": "key sk-old expired"}}))])
+    with pytest.raises(ModelError, match=r"answered 401: key \*\*\* expired\nThe key in \$CAI_API_KEY is refused.*export CAI_API_KEY"):
+        connect(server)
+
+
+SYSTEM_REFUSALS = (
+    "System role not supported",
+    "system messages are not allowed by this model",
+    "Only user and assistant roles are supported!",
+)
+
+
+@pytest.mark.parametrize("said", SYSTEM_REFUSALS)
+def test_a_template_without_a_system_turn_is_told_at_the_connection_or_at_the_first_request(said: str) -> None:
+    def refusal() -> httpx2.Response:
+        return httpx2.Response(400, json={"error": {"message": said}})
+
+    with pytest.raises(ModelError, match=r"(?s)takes no system turn.*--chat-template FILE") as e:
+        connect(FakeVllm([on("/tokenize", lambda _: refusal())]))
+    assert said in str(e.value)
+    with pytest.raises(ModelError, match="takes no system turn") as e:
+        ask_one(always_chat(refusal), COMPLETE)
+    assert not isinstance(e.value, ReplyError)
+
+
+def test_several_urls_are_refused_with_the_router_to_put_in_front() -> None:
+    with pytest.raises(ModelError, match=r"vllm-router --worker-urls http://gpu-0:8000 http://gpu-1:8000 .*\n.*--data-parallel-size N"):
+        connect(FakeVllm(), path="http://gpu-0:8000/v1, http://gpu-1:8000/v1")
 
 
 @pytest.mark.parametrize(
@@ -198,9 +254,96 @@ def test_a_reply_that_hit_the_limit_is_truncated_and_absent_usage_counts_as_noth
 
 
 @pytest.mark.parametrize(
+    ("finish", "tokens", "truncated"),
+    [("length", 16, True), ("model_length", 16, True), ("eos", 3, False), (None, 3, False), (None, 16, True), ("stop", 17, False)],
+)
+def test_servers_words_for_an_end(finish: str | None, tokens: int, truncated: bool) -> None:
+    reply = ask_one(always_chat(lambda: chat({"content": "So"}, finish, {"prompt_tokens": 9, "completion_tokens": tokens})), COMPLETE)
+    assert reply == Completion("So", truncated, 9, tokens)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+            {"type": "text", "text": "Yes, "},
+            {"type": "text", "text": "so."},
+        ],
+        "<think>\nIs it? The policy says so.\n</think>\n\nYes, so.",
+        "Is it? The policy says so.\n</think>\n\nYes, so.",
+        "[THINK]Is it?[/THINK]Yes, so.",
+        "Yes, so.",
+    ],
+)
+def test_the_answer_is_what_is_not_reasoning(content: Any) -> None:
+    assert ask_one(always_chat(lambda: chat({"content": content})), COMPLETE) == Completion("Yes, so.", False, 0, 0)
+
+
+def test_an_answer_about_the_tags_is_kept_whole() -> None:
+    text = "Write <think> before it and </think> after it."
+    assert ask_one(always_chat(lambda: chat({"content": text})), COMPLETE) == Completion(text, False, 0, 0)
+
+
+def test_a_server_that_cannot_continue_is_told_the_opening_and_may_repeat_it() -> None:
+    request = CompleteRequest(ASK, Sampling(), 0, prefill="The problem is that")
+    for said in ("it is rude.", "The problem is that it is rude."):
+        server = FakeVllm([on("/v1/chat/completions", lambda _, said=said: chat({"content": said}))], owned_by="openai")
+        reply = ask_one(server, request)
+        assert isinstance(reply, Completion) and reply.text.strip() == "it is rude."
+        (body,) = server.bodies("/v1/chat/completions")
+        assert body["messages"][-1]["content"].startswith("Is it?") and body["messages"][-1]["content"].endswith("The problem is that")
+        assert "continue_final_message" not in body and "add_generation_prompt" not in body
+
+
+@pytest.mark.parametrize(
+    ("owner", "said", "after"),
+    [
+        ("llamacpp", "Assistant response prefill is incompatible with enable_thinking.", lambda b: b["messages"][-1]["role"] == "user"),
+        ("sglang", "Unrecognized request argument supplied: continue_final_message", lambda b: "continue_final_message" not in b),
+        ("openai", "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.", lambda b: "max_tokens" not in b),
+    ],
+)
+def test_a_refusal_that_says_how_to_ask_is_followed_once_for_all_requests(owner: str, said: str, after: Callable[[Any], bool]) -> None:
+    refuse = lambda request, body: None if request.url.path != "/v1/chat/completions" or after(body) else refusal  # noqa: E731
+    refusal = httpx2.Response(400, json={"error": {"message": said}})
+    server = FakeVllm([refuse], owned_by=owner)
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL), server.transport)
+        for seed in range(3):
+            assert isinstance(await engine.submit(CompleteRequest(ASK, Sampling(), seed, prefill="Well,")), Completion)
+        await engine.close()
+
+    asyncio.run(run())
+    assert len(server.bodies("/v1/chat/completions")) == 4
+
+
+def test_a_refusal_that_stays_is_the_items_failure() -> None:
+    server = always_chat(lambda: httpx2.Response(400, json={"error": {"message": "max_tokens: use max_completion_tokens"}}))
+    with pytest.raises(ReplyError, match="refused_by_server: 400: max_tokens"):
+        ask_one(server, COMPLETE)
+    assert len(server.bodies("/v1/chat/completions")) == 2
+
+
+def test_fewer_likely_tokens_are_asked_of_a_server_that_lists_fewer() -> None:
+    def five(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        if request.url.path == "/v1/chat/completions" and body["top_logprobs"] > 5:
+            return httpx2.Response(400, json={"error": {"message": "top_logprobs must be at most 5"}})
+        return None
+
+    server = hosted(("Yes", -0.5), ("No", -1.5))
+    server.hooks.insert(0, five)
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    assert [b["top_logprobs"] for b in server.bodies("/v1/chat/completions")] == [20, 5]
+
+
+@pytest.mark.parametrize(
     ("message", "finish", "reason"),
     [
         ({"content": None}, "stop", "empty_reply"),
+        ({"content": "<think>Hm, what does the policy say"}, "length", "empty_reply"),
+        ({"content": [{"type": "thinking", "thinking": "Hm"}]}, "length", "empty_reply"),
         ({"content": ""}, "stop", "empty_reply"),
         ({"content": None, "reasoning": "Hmm"}, "length", "empty_reply"),
         ({"content": None, "refusal": "I can't."}, "stop", "refused_by_server"),
@@ -378,6 +521,21 @@ def test_the_servers_wait_is_honoured(waits: list[float]) -> None:
     assert waits == [11.0]
 
 
+def test_a_date_to_wait_for_is_read_by_the_servers_own_clock(waits: list[float]) -> None:
+    headers = {"retry-after": "Mon, 23 Nov 2026 10:00:30 GMT", "date": "Mon, 23 Nov 2026 10:00:00 GMT"}
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx2.Response(429, headers=headers) if n == 0 else None)])
+    ask_one(server, COMPLETE)
+    assert waits == [30.0]
+
+
+@pytest.mark.parametrize("illegible", ["soon", "nan", "-3", "Mon, 99 Foo 2026 10:00:30 GMT", "Mon, 23 Nov 2026 09:00:00 GMT", ""])
+def test_a_wait_that_makes_no_sense_is_the_usual_one(illegible: str, waits: list[float]) -> None:
+    headers = {"retry-after": illegible, "date": "Mon, 23 Nov 2026 10:00:00 GMT"}
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx2.Response(429, headers=headers) if n == 0 else None)])
+    ask_one(server, COMPLETE)
+    assert len(waits) == 1 and 0.3 <= waits[0] <= 0.5
+
+
 def test_a_server_that_asks_for_a_very_long_wait_stops_the_run_and_the_wait_is_told(waits: list[float]) -> None:
     with pytest.raises(ModelError, match=r"limits how fast it is asked, and asks to wait \(Retry-After: 9999\)\. Lower model\.concurrency"):
         ask_one(always_chat(lambda: httpx2.Response(429, headers={"Retry-After": "9999"})), COMPLETE)
@@ -499,6 +657,40 @@ def test_a_server_that_dies_later_gets_half_a_minute_to_come_back(waits: list[fl
     assert 20 <= sum(waits) <= 32
 
 
+def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
+    server = FakeVllm()
+
+    def respond(n: int) -> None:
+        if n == 1:
+            server.cards[0]["root"] = "/models/other"
+            raise httpx2.ConnectError("Connection refused")
+
+    server.hooks.append(on("/v1/chat/completions", respond))
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL), server.transport)
+        try:
+            assert isinstance(await engine.submit(COMPLETE), Completion)
+            for _ in range(2):
+                with pytest.raises(
+                    ModelError, match="doesn't serve the same model as before: root of toy: '/models/other', not '/models/toy'"
+                ):
+                    await engine.submit(COMPLETE)
+            server.cards[0]["root"] = "/models/toy"
+            assert isinstance(await engine.submit(COMPLETE), Completion)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_kills_the_server_is_not_sent_for_ever() -> None:
+    server = FakeVllm([on("/v1/chat/completions", raising(httpx2.RemoteProtocolError("Server disconnected")))])
+    with pytest.raises(ModelError, match="Server disconnected"):
+        ask_one(server, COMPLETE)
+    assert len(server.bodies("/v1/chat/completions")) == RETRIES + 1
+
+
 @pytest.mark.parametrize("failure", [httpx2.ReadTimeout("slow"), httpx2.RemoteProtocolError("cut"), 500])
 def test_what_fails_for_one_item_while_others_pass_is_that_items_failure(failure: Exception | int) -> None:
     def hook(request: httpx2.Request, body: Any) -> httpx2.Response | None:
@@ -588,11 +780,55 @@ def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, caplog:
     assert "sk-verysecret" not in caplog.text
 
 
-def test_without_a_key_no_header_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_key_no_header_is_sent_nor_anything_meant_for_openai(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CAI_API_KEY", raising=False)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "secret-of-another")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere.test/v1")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer secret-of-another")
     server = FakeVllm()
-    connect(server)
-    assert all("authorization" not in h for h in server.headers)
+    ask_one(server, COMPLETE)
+    assert len(server.headers) == 3 and {h["host"] for h in server.headers} == {"fake.test:8000"}
+    assert not any("authorization" in h or "secret-of-another" in str(h.raw) for h in server.headers)
+
+
+def test_a_key_in_a_servers_words_is_cut_out_of_replies_and_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-verysecret")
+    for message, finish in (({"content": "x"}, "sk-verysecret" * 1000), ({"content": None, "refusal": "sk-verysecret" * 1000}, "stop")):
+        with pytest.raises(ReplyError) as e:
+            ask_one(always_chat(lambda m=message, f=finish: chat(m, f)), COMPLETE)
+        assert "sk-verysecret" not in str(e.value) and "***" in str(e.value) and len(str(e.value)) < 600
+    assert "sk-verysecret" not in connect(FakeVllm(id="toy-sk-verysecret"))[0]
+
+
+@pytest.mark.parametrize(("host", "through"), [("127.0.0.1", False), ("localhost", False), ("gpu-0.test", True)])
+def test_a_server_on_this_machine_is_never_asked_through_a_proxy(host: str, through: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def note(transport: httpx2.AsyncHTTPTransport, request: httpx2.Request) -> httpx2.Response:
+        asked.append("proxy" if proxied[id(transport)] else "direct")
+        raise httpx2.ConnectError("no network")
+
+    proxied: dict[int, bool] = {}
+    plain = httpx2.AsyncHTTPTransport.__init__
+
+    def make(transport: httpx2.AsyncHTTPTransport, *args: Any, **options: Any) -> None:
+        proxied[id(transport)] = options.get("proxy") is not None
+        plain(transport, *args, **options)
+
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "__init__", make)
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "handle_async_request", note)
+    for name in ("NO_PROXY", "no_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
+
+    async def run() -> None:
+        await ServerEngine.connect(ModelSpec(path=f"http://{host}:8000/v1"))
+
+    with pytest.raises(ModelError, match="can't reach"):
+        asyncio.run(run())
+    assert set(asked) == {"proxy" if through else "direct"}
 
 
 def test_a_key_that_is_no_header_is_refused_unseen(monkeypatch: pytest.MonkeyPatch) -> None:

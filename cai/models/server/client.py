@@ -13,8 +13,7 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
 """
 
 import asyncio
-import ipaddress
-import os
+import email.utils
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 from cai.core.interrupt import Gate
 from cai.core.jsonl import NOT_JSON
 from cai.errors import ModelError, ReplyError
+from cai.models.server.address import check_url, is_loopback, read_key, root_of
 from cai.models.server.served import NotServedError, Served, identify
 from cai.recipe import ModelSpec
 
@@ -64,53 +64,16 @@ class EndlessError(httpx2.DecodingError):
     """A reply that is longer than any can be."""
 
 
-def check_url(url: str) -> str:
-    """Return a base URL without its last slash.
+def wait_until_seconds(headers: httpx2.Headers) -> float | None:
+    """Return how long a server asks to wait that says it as a date (RFC 9110 §10.2.3), by its own clock; None otherwise.
 
-    Raises:
-        ModelError: it isn't one plain `http(s)://host[:port]/path`, or has a password or query in it, which would end up in records.
+    The `openai` client reads such a date by this machine's clock, and asks no more where that is some minutes slow.
     """
-    if "," in url and url.count("://") > 1:
-        raise ModelError(
-            "model.path names several servers; `cai` asks one URL. Put a router in front of them and name its URL:\n"
-            f"  vllm-router --worker-urls {' '.join(_root(part.strip()) for part in url.split(','))} --policy cache_aware --port 8080\n"
-            "or serve on all GPUs of one machine behind one address: vllm serve MODEL --data-parallel-size N. See docs/servers.md."
-        )
     try:
-        parts = urlsplit(url)
-        httpx2.URL(url)
-        _ = parts.port
-    except (ValueError, httpx2.InvalidURL) as e:
-        raise ModelError(f"model.path: not a URL ({e}). Expected for example http://127.0.0.1:8000/v1") from e
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ModelError(
-            f"model.path: the URL of {parts.hostname} has a user, password or query in it, and it would be kept in the call store. "
-            "Put the key into the environment variable that api_key_env names."
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ModelError(f"model.path: {url!r} is not an http(s) URL. Expected for example http://127.0.0.1:8000/v1")
-    return url.rstrip("/")
-
-
-def read_key(variable: str) -> str | None:
-    """Return the API key in an environment variable, or None. Raises `ModelError` where it can't be a header's value."""
-    key = os.environ.get(variable, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ModelError(f"${variable}: an API key is plain ASCII in one line; this one isn't (not shown). Set it again.")
-    return key or None
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL's host is this machine.
-
-    >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("http://[::1]/v1"), is_loopback("http://gpu-0:8000/v1")
-    (True, True, False)
-    """
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        until, today = (email.utils.parsedate_to_datetime(headers[name]).timestamp() for name in ("retry-after", "date"))
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    return max(until - today, 0.0)
 
 
 class BoundedClient(httpx2.AsyncClient):
@@ -173,7 +136,9 @@ class BoundedClient(httpx2.AsyncClient):
                     raise EndlessError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB", request=request)
         finally:
             await response.aclose()
-        headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() != "content-encoding"]
+        headers = httpx2.Headers([(k, v) for k, v in response.headers.multi_items() if k.lower() != "content-encoding"])
+        if (wait := wait_until_seconds(headers)) is not None:
+            headers["retry-after"] = f"{wait:g}"
         return httpx2.Response(response.status_code, headers=headers, content=b"".join(pieces), request=request)
 
 
@@ -234,10 +199,10 @@ class ServerClient:
         """Ask `/completions`; as `chat`, with the client's `Completion`."""
         return await self._ask(lambda: self._client.completions.with_raw_response.create(**body, extra_body=extra), read)
 
-    async def post_root(self, path: str, body: dict[str, Any], shape: type[T]) -> T:
+    async def postroot_of(self, path: str, body: dict[str, Any], shape: type[T]) -> T:
         """Ask what vLLM has beside the protocol, at the server's root without `/v1`; as `chat`, with the reply read as `shape`."""
         return await self._ask(
-            lambda: self._client.post(f"{_root(self.url)}{path}", cast_to=httpx2.Response, body=body),
+            lambda: self._client.post(f"{root_of(self.url)}{path}", cast_to=httpx2.Response, body=body),
             lambda response: msgspec.json.decode(response.content, type=shape),
         )
 
@@ -293,7 +258,7 @@ class ServerClient:
             def send() -> Awaitable[Any]:
                 if body is None:
                     return client.get(path, cast_to=httpx2.Response)
-                return client.post(f"{_root(self.url)}{path}", cast_to=httpx2.Response, body=body)
+                return client.post(f"{root_of(self.url)}{path}", cast_to=httpx2.Response, body=body)
 
             return await self._answer(send, lambda response: msgspec.json.decode(response.content, type=shape))
 
@@ -376,10 +341,6 @@ class ServerClient:
             "prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}"
         )
         return refusal, refusal
-
-
-def _root(url: str) -> str:
-    return url.rstrip("/").removesuffix("/v1")
 
 
 def _problem(error: Exception) -> str:
