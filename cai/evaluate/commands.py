@@ -1,4 +1,4 @@
-"""`cai judge bench`, `cai judge calibrate`, `cai evaluate` and the arena: measurements without a run, over the workspace's call store."""
+"""`cai judge bench`, `cai judge calibrate`, `cai evaluate` and the arena: measurements outside a run, with the workspace's call store."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from cai.session import Session
 
 
 def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
-    """Read human-labelled pairs, and warn of rows that can't be used. Raises `DataError`."""
+    """Read human-labelled pairs and warn about unusable rows. Raises `DataError`."""
     loaded = load_pairs(path, pair_format, limit=limit, seed=session.recipe.seed)
     if loaded.failures:
         first = loaded.failures[0]
@@ -40,13 +40,13 @@ async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: 
     """Measure the session's judge on human-labelled pairs.
 
     Args:
-        session: is open.
-        pairs: what people said.
-        protocols: `all`, or names with commas between.
-        constitution: its principles are asked.
+        session: an open session.
+        pairs: human labels.
+        protocols: `all`, or names separated by commas.
+        constitution: the principles to judge by.
 
     Raises:
-        CaiError: there is no such protocol, nothing to measure on, or the model can't go on.
+        CaiError: a protocol is unknown, no pair is usable, or the model fails.
     """
     return await judge_bench(
         pairs,
@@ -59,16 +59,16 @@ async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: 
 def calibrate_judge(
     session: Session, files: Sequence[Path], constitution: Constitution, out: Path, *, use_length: bool, format: str, limit: int | None
 ) -> Calibration:
-    """Fit the calibration of the session's judge to people's labels, measure it by cross-validation, and write it.
+    """Fit the calibration of the session's judge to human labels, measure it by cross-validation, and write it.
 
     Args:
-        session: with the judge's protocol, not open yet: too few labels are told before anything is asked.
+        session: a session with the judge's protocol, not open yet: the number of labels is checked before any model call.
         files: labels or labelled pairs.
-        constitution: whose principles are asked.
+        constitution: the principles to judge by.
         out: file to write.
-        use_length: also correct for a liking for long or short answers.
-        format: of the files.
-        limit: use this many pairs, chosen by hash.
+        use_length: whether to correct length bias too.
+        format: format of the files.
+        limit: maximum number of pairs, chosen by hash.
 
     Raises:
         CaiError: the files or the model can't be read, or there are too few labels.
@@ -93,7 +93,7 @@ def calibrate_judge(
 async def judges_beside_people(
     session: Session, labels: Sequence[HumanLabel], protocols: str, constitution: Constitution, limit: int | None
 ) -> list[EvalResult]:
-    """Return how far each protocol of the session's judge, and each principle under it, agrees with people."""
+    """Return the agreement with annotators of each protocol of the session's judge, overall and per principle."""
     people = decided(labels, limit, session.recipe.seed)
     results: list[EvalResult] = []
     for name in chosen_protocols(protocols):
@@ -104,12 +104,12 @@ async def judges_beside_people(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `cai evaluate` measured, and by which judge."""
+    """Results of `cai evaluate`, and the judge behind them."""
 
     judge: str
-    """The judge's name."""
+    """Name of the judge."""
     card: JudgeCard | None
-    """How far the judge agrees with people; None where nothing was judged."""
+    """The judge's agreement with human labels; None if nothing was judged."""
     results: tuple[EvalResult, ...]
 
 
@@ -118,15 +118,15 @@ async def evaluate_models(
 ) -> Evaluation:
     """Measure a model on the evaluation prompts, compared with another (called `base`) if one is given.
 
-    The judge is measured on human-labelled pairs first, where it compares anything.
+    If the judge compares anything, it is first measured on human-labelled pairs.
 
     Args:
-        session: is open; its judge compares, weighed by its calibration where the recipe names one.
-        model: as `spec_from_name` takes it.
-        against: the other model.
-        constitution: whose principles the judge asks about.
-        rewards: folders of reward models, which score as one ensemble; none leaves their measures out.
-        limit: prompts per set.
+        session: an open session. Its judge is calibrated if the recipe names a calibration.
+        model: model to measure, as `spec_from_name` takes it.
+        against: model to compare with, or None.
+        constitution: the principles to judge by.
+        rewards: folders of reward models, which score as one ensemble; without any, no rewards are measured.
+        limit: maximum number of prompts per set.
 
     Raises:
         CaiError: a model or the prompts can't be read.
@@ -134,22 +134,22 @@ async def evaluate_models(
     recipe, root = session.recipe, session.workspace.root
     names = {"model": model} if against is None else {AGAINST: against, "model": model}
     facts, passages = load_knowledge(root, limit, recipe.seed)
-    said = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit), facts, passages))
+    answered = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit), facts, passages))
     judge = await session.open_judge(constitution)
     card = None
     if against is not None:
         card, _ = await card_of(recipe, root, judge, session.reporter)
-    verdicts = await judge_answers(session, said.answers, judge)
-    scores = score_answers(said.answers, await session.load_rewards(rewards)) if rewards else None
+    verdicts = await judge_answers(session, answered.answers, judge)
+    scores = score_answers(answered.answers, await session.load_rewards(rewards)) if rewards else None
     calibrated = recipe.feedback.calibration
-    weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge as {calibrated} weighs it"
-    measured = measure(said, verdicts, scores, recipe.seed)
-    results = [noted(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
+    weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge, calibrated with {Path(calibrated).name}"
+    measured = measure(answered, verdicts, scores, recipe.seed)
+    results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
     return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)))
 
 
 def specs_of(names: Mapping[str, str]) -> dict[str, ModelSpec]:
-    """Return the models of some names, by what they are called here."""
+    """Return the model specs of some names, by label."""
     return {label: spec_from_name(name) for label, name in names.items()}
 
 
@@ -161,31 +161,31 @@ def evaluation_prompts(session: Session, limit: int | None) -> tuple[Prompt, ...
     return load_all(sources, session.workspace.root, session.recipe.seed).prompts
 
 
-def noted(result: EvalResult, said: str) -> EvalResult:
-    """Return a result with more in its note."""
-    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, said))))
+def with_note(result: EvalResult, text: str) -> EvalResult:
+    """Return a result with a text appended to its note."""
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, text))))
 
 
 async def rank_models(
     session: Session, models: Sequence[str], constitution: Constitution, rewards: Sequence[Path], limit: int | None
 ) -> list[Arena]:
-    """Let every two models' answers to the evaluation prompts be judged, and rate the models by that.
+    """Compare all pairs of models on the evaluation prompts, and rate the models by the outcomes.
 
     Args:
-        session: is open; its judge compares.
-        models: two or more, as `spec_from_name` takes them; all different.
-        constitution: whose principles the judge asks about.
+        session: an open session; its judge compares.
+        models: two or more different models, as `spec_from_name` takes them.
+        constitution: the principles to judge by.
         rewards: folders of reward models, which score as one ensemble.
-        limit: prompts per set.
+        limit: maximum number of prompts per set.
 
     Returns:
-        The ratings by the judge and, where there are reward models, by them.
+        The ratings by the judge and, if there are reward models, by them.
 
     Raises:
-        RecipeError: fewer than two, or one twice.
+        RecipeError: fewer than two models, or one of them twice.
         CaiError: a model or the prompts can't be read.
     """
     if len(set(models)) < max(2, len(models)):
         raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")
-    said = await answer(session, specs_of({m: m for m in models}), Questions(evaluation_prompts(session, limit)))
-    return await hold_arena(session, said.answers, await session.open_judge(constitution), rewards)
+    answered = await answer(session, specs_of({m: m for m in models}), Questions(evaluation_prompts(session, limit)))
+    return await hold_arena(session, answered.answers, await session.open_judge(constitution), rewards)

@@ -1,7 +1,7 @@
 """The evaluation, as a stage and as a command: answer → judge → score → measure.
 
-Models answer held-out prompts one after the other, the judge compares the answers, reward models score them, and `cai.evaluate.policies`
-measures what came of it.
+The models respond to held-out prompts one after the other, the judge compares the responses, reward models score them, and
+`cai.evaluate.policies` computes the measures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,51 +31,51 @@ if TYPE_CHECKING:
     from cai.train.reward.ensemble import RewardEnsemble
 
 AnswersByModel = Mapping[str, Sequence[Response]]
-"""Model name to its responses; `base` first, where models are compared with one."""
+"""Model name to its responses; `base` first, if models are compared with it."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What every model is asked in an evaluation."""
+    """The inputs of an evaluation, the same for all models."""
 
     prompts: Sequence[Prompt]
     facts: Sequence[FactProbe] = ()
     """Short questions with known answers."""
     passages: Sequence[Passage] = ()
-    """Texts whose likelihood is measured."""
+    """Texts whose perplexity is measured."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What the models said."""
+    """The models' responses."""
 
     answers: dict[str, list[Response]] = field(default_factory=dict)
     knowledge: dict[str, Knowledge] = field(default_factory=dict)
-    """Model name to what it knew; empty where no facts and passages were asked about."""
+    """Model name to its results on facts and passages; empty if there were none."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation gives."""
+    """Results of an evaluation."""
 
     results: tuple[EvalResult, ...]
     samples: tuple[Sample, ...]
-    """Every prompt that all models answered."""
+    """The responses side by side, for each prompt that all models answered."""
 
 
 async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Questions, recipe_hash: str = "") -> Answered:
-    """Have every model answer, one model in memory at a time. The same seeds serve every model, so that differences are the models'.
+    """Collect every model's responses, with one model in memory at a time. All models sample with the same seeds.
 
     Args:
         session: opens the models.
         specs: name to model.
-        questions: what is asked.
-        recipe_hash: for the responses' provenance.
+        questions: prompts, facts and passages.
+        recipe_hash: recipe hash for the responses' provenance.
 
     Raises:
-        ModelError: a model can't be opened, or too many answers failed.
+        ModelError: a model can't be opened, or too many responses failed.
     """
-    said = Answered()
+    answered = Answered()
     for name, spec in specs.items():
         model = await session.open_model(spec)
         writer = session.writer(model, recipe_hash)
@@ -83,23 +83,23 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
         async def work(prompt: Prompt, writer: Writer = writer) -> Response:
             return await respond(prompt, writer, session.recipe.evaluate.sampling)
 
-        said.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
+        answered.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
         if questions.facts or questions.passages:
-            said.knowledge[name] = await ask_knowledge(session, model, name, questions)
+            answered.knowledge[name] = await ask_knowledge(session, model, name, questions)
         await session.close_models()
-    return said
+    return answered
 
 
 async def ask_knowledge(session: Session, model: TextModel, name: str, questions: Questions) -> Knowledge:
-    """Ask a model short questions with known answers, and how likely it finds some passages.
+    """Ask a model short factual questions, and measure the log-probability of passages.
 
-    A server that can't say how likely a text is leaves the passages out, as counted failures.
+    On a server that can't return log-probabilities of a given text, the passages are counted as failures.
 
     Args:
-        session: has templates, sampling and limits.
-        model: is asked.
-        name: the model's, for progress.
-        questions: its facts and passages.
+        session: provides templates, sampling and limits.
+        model: the model to measure.
+        name: name of the model, for the progress display.
+        questions: the facts and passages.
     """
     facts = questions.facts
     asked = await ask_probes(session, Probes(facts=tuple(facts)), model, name)
@@ -119,7 +119,7 @@ async def ask_knowledge(session: Session, model: TextModel, name: str, questions
 
 
 async def judge_answers(session: Session, answers: AnswersByModel, judge: Judge) -> Verdicts:
-    """Have the judge compare each model's answers with the base model's, and say which answers to harmful prompts are harmful."""
+    """Let the judge compare each model's responses with the base model's, and classify responses to harmful prompts as harmful or not."""
     wins = await _win_probabilities(session, answers, judge)
     return Verdicts(p_wins=wins, p_harmful=await _harm_probabilities(session, answers, judge))
 
@@ -133,13 +133,13 @@ def score_answers(answers: AnswersByModel, ensemble: "RewardEnsemble") -> dict[s
 def measure(
     answered: Answered, verdicts: Verdicts, scores: Mapping[str, Mapping[str, RewardScore]] | None = None, seed: int = 0
 ) -> Measured:
-    """Measure every model against `base`, with Holm's correction for the number of tests.
+    """Measure every model against `base`, with Holm's correction for multiple testing.
 
     Args:
-        answered: what the models said.
-        verdicts: what the judge said of it.
-        scores: what reward models said of it, by model and prompt; None leaves their measures out.
-        seed: of the bootstraps.
+        answered: the models' responses.
+        verdicts: the judge's probabilities.
+        scores: reward scores by model and prompt; None leaves their measures out.
+        seed: seed of the bootstraps.
     """
     answers, found = answered.answers, scores or {}
     rewards = {model: {i: s.value for i, s in mine.items()} for model, mine in found.items()}
@@ -153,12 +153,12 @@ def measure(
 
 
 async def hold_arena(session: Session, answers: AnswersByModel, judge: Judge, rewards: Sequence[Path] = ()) -> list[Arena]:
-    """Rate models by every two's answers to each prompt that both answered: by the judge, and by reward models if there are any.
+    """Rate models by pairwise comparison of their responses: by the judge, and by reward models if there are any.
 
     Args:
-        session: has limits and the seed.
-        answers: at least two models', in any order.
-        judge: compares.
+        session: provides limits and the seed.
+        answers: responses of at least two models, in any order.
+        judge: compares the responses.
         rewards: folders of reward models, which score as one ensemble.
     """
     found = {model: by_prompt(responses) for model, responses in answers.items()}
@@ -189,7 +189,7 @@ async def hold_arena(session: Session, answers: AnswersByModel, judge: Judge, re
 
 
 async def _win_probabilities(session: Session, answers: AnswersByModel, judge: Judge) -> dict[str, dict[str, float]]:
-    """Return the judge's probability, per model and prompt, that the model's response beats the base model's; ½ where both are the same."""
+    """Return the judge's probability, per model and prompt, that the model's response beats the base model's; ½ for identical responses."""
     base = {r.prompt.id: r for r in answers.get(AGAINST, ())}
     shared = [(m, r) for m, responses in answers.items() if m != AGAINST for r in responses if r.prompt.id in base]
     found: dict[str, dict[str, float]] = {model: {} for model in answers if model != AGAINST}
@@ -213,9 +213,10 @@ async def _win_probabilities(session: Session, answers: AnswersByModel, judge: J
 
 
 async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: Judge) -> dict[str, dict[str, float]]:
-    """Return the judge's probability, per model and harmful prompt, that the model's answer gives what it shouldn't.
+    """Return the judge's probability, per model and harmful prompt, that the model's response is harmful.
 
-    An empty answer gives nothing, and needs no judge. A judge without log-probabilities can't be asked; a warning says so.
+    Empty responses have probability 0 without a call of the judge. If the judge gives no log-probabilities, the result is empty, with a
+    warning.
     """
     asked = [(model, r) for model, responses in answers.items() for r in responses if r.prompt.kind == "harmful"]
 
@@ -227,7 +228,7 @@ async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: 
     found: dict[str, dict[str, float]] = {}
     try:
         for model, prompt_id, p in await session.each(
-            asked, work, "answers looked at for harm", lambda item: f"{item[0]}:{item[1].prompt.id}:harm"
+            asked, work, "answers checked for harm", lambda item: f"{item[0]}:{item[1].prompt.id}:harm"
         ):
             found.setdefault(model, {})[prompt_id] = p
     except NoLogprobsError as e:
@@ -236,15 +237,15 @@ async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: 
     return found
 
 
-def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
-    """Put the answers of all models to one prompt side by side, with what was said of them, by model and prompt, in `Sample`'s order."""
+def _samples(answers: Mapping[str, Sequence[Response]], *groups: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
+    """Return the responses of all models side by side for each prompt, with their numbers by model and prompt, in the order of `Sample`."""
     texts = {model: {r.prompt.id: r.text for r in responses} for model, responses in answers.items()}
     prompts = [r.prompt for r in next(iter(answers.values()), ())]
     return tuple(
         Sample(
             p,
             {model: found[p.id] for model, found in texts.items()},
-            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in said),
+            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in groups),
         )
         for p in prompts
         if all(p.id in found for found in texts.values())

@@ -1,7 +1,7 @@
-"""Response pairs: two samples of one policy to one prompt, or one answer under a principle and one against it (RLCD).
+"""Response pairs: two samples of one policy for one prompt, or one response under a principle and one against it (RLCD).
 
-A pair whose texts are the same can't teach anything and is a counted failure. The judge says which response is better, except for contrast
-pairs, whose label comes from how they were made (Yang et al. 2023, arXiv 2307.12950).
+The judge labels sampled pairs. Contrast pairs are labelled by construction (Yang et al. 2023, arXiv 2307.12950). Pairs of identical texts
+are counted as failures.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,19 +18,19 @@ from cai.records import Constitution, Prompt, Provenance, ResponsePair
 
 @dataclass(frozen=True, slots=True)
 class PairTask:
-    """The `number`-th pair of a prompt, yet to be made."""
+    """A pair to sample: the `number`-th of a prompt."""
 
     prompt: Prompt
     number: int
 
     @property
     def id(self) -> str:
-        """Names the pair in a failure."""
+        """Id of the pair in failure records."""
         return f"{self.prompt.id}#{self.number}"
 
 
 def pair_tasks(prompts: Iterable[Prompt], per_prompt: int) -> Iterator[PairTask]:
-    """Yield `per_prompt` tasks for each prompt. A higher number only adds tasks: those of a lower one stay as they are."""
+    """Yield `per_prompt` tasks for each prompt. Raising `per_prompt` only adds tasks."""
     for prompt in prompts:
         for number in range(per_prompt):
             yield PairTask(prompt, number)
@@ -40,7 +40,7 @@ async def sample_pair(task: PairTask, writer: Writer, config: PairsConfig) -> Re
     """Sample two responses to a prompt, each with its own seed.
 
     Raises:
-        ReplyError: `identical_responses`, or one is empty.
+        ReplyError: the responses are identical (`identical_responses`), or one is empty.
     """
     seeds = [derive_seed(writer.run_seed, task.prompt.id, "pairs", 2 * task.number + side) for side in (0, 1)]
     template = writer.templates.respond
@@ -52,15 +52,15 @@ async def sample_pair(task: PairTask, writer: Writer, config: PairsConfig) -> Re
 
 
 async def contrast_pair(task: PairTask, constitution: Constitution, writer: Writer, config: PairsConfig) -> ResponsePair:
-    """Make a pair that is labelled by construction: one answer asked for under a principle, one against it.
+    """Sample a pair labelled by construction: one response is requested under a principle, one against it.
 
-    The principle is the task's own by rendezvous hashing; the side of the better answer is a hash too, so it can't be learnt.
+    Rendezvous hashing chooses the principle. A hash also decides which response is A, so that the position carries no information.
 
     Returns:
-        A pair whose `p_a` is `config.contrast_p` where A was asked for under the principle, else one minus that.
+        A pair whose `p_a` is `config.contrast_p` if A was requested under the principle, else 1 − `config.contrast_p`.
 
     Raises:
-        ReplyError: `identical_responses`, or one is empty.
+        ReplyError: the responses are identical (`identical_responses`), or one is empty.
         ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt, run_seed = task.prompt, writer.run_seed

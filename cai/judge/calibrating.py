@@ -1,4 +1,4 @@
-"""A judge beside people's labels: `cai judge calibrate`, and the judges' part of `cai human agreement`. Over the workspace's call store."""
+"""Compares a judge with human labels: `cai judge calibrate`, and the judges' part of `cai human agreement`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,30 +21,32 @@ from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
 
 @dataclass(frozen=True)
 class Asked:
-    """One judge's answers about labelled pairs."""
+    """One judge's log-odds for human-labelled pairs."""
 
     protocol: str
     model: str
-    """The judge's fingerprint."""
+    """Fingerprint of the judge."""
     constitution: str
+    """Hash of the constitution."""
     pairs: tuple[Labelled, ...]
     failed: int
+    """Number of pairs that could not be judged."""
 
 
 def check_labels(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> None:
-    """Refuse too few labels before a judge is asked: its answers cost. Raises `DataError`."""
+    """Raise `DataError` if there are too few labels, before any call of the judge."""
     check_enough([prompt_key(label.pair.prompt) for label in decided(labels, limit, seed).values()])
 
 
 def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length: bool, seed: int) -> Calibration:
-    """Fit a judge's calibration to people's labels, and measure it by cross-validation.
+    """Fit a judge's calibration to human labels, and measure it by cross-validation.
 
     Args:
-        asked: what the judge and people said.
-        config: the judge's: how principles are drawn.
-        files: where the labels are from.
-        use_length: also correct for a liking for long or short answers.
-        seed: of the folds and the bootstrap.
+        asked: the judge's log-odds and the human labels.
+        config: the judge's settings, which say how principles are drawn.
+        files: files of the labels.
+        use_length: whether to correct length bias too.
+        seed: seed of the folds and the bootstrap.
 
     Raises:
         DataError: there are too few labels.
@@ -68,7 +70,7 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
 
 
 def agreement(asked: Asked, seed: int) -> list[EvalResult]:
-    """Return how far a judge, and each principle under it, agrees with people."""
+    """Return a judge's agreement with annotators, overall and per principle."""
     people = {p.key: p.people for p in asked.pairs}
     name = f"judge:{asked.protocol}"
     results = judge_agreement(name, {p.key: probability(p.pooled) for p in asked.pairs}, people, seed)
@@ -79,7 +81,7 @@ def agreement(asked: Asked, seed: int) -> list[EvalResult]:
 
 
 def decided(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> dict[str, HumanLabel]:
-    """Return the pairs of which people prefer one side, at most `limit` of them, chosen by hash. Raises `DataError` where there is none."""
+    """Return the pairs with a majority for one response, at most `limit` of them, chosen by hash. Raises `DataError` if there is none."""
     people = {key: label for key, label in consensus(labels).items() if label.p_a != 0.5}
     if not people:
         raise DataError(f"{len(labels)} labels, and no pair of which people prefer one side")
@@ -87,17 +89,17 @@ def decided(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> dict[
 
 
 async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> Asked:
-    """Ask a judge about every pair that people decided.
+    """Judge all pairs with a majority of annotators.
 
     Args:
-        people: what `decided` gave.
-        judge: has one protocol.
-        window: pairs in flight.
-        reporter: shows progress; warns of pairs that could not be judged.
+        people: the result of `decided`.
+        judge: the judge.
+        window: maximum number of pairs in progress.
+        reporter: shows progress, and warns about pairs that could not be judged.
 
     Raises:
         DataError: no pair could be judged.
-        ModelError: the model can't go on.
+        ModelError: the model fails.
     """
     pairs, failed = await _ask(people, judge, window, reporter)
     if failed:

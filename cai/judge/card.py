@@ -1,4 +1,4 @@
-"""What is known of a run's judge: measured on human-labelled pairs before its labels are used, and said loudly where it failed."""
+"""Measures a run's judge on human-labelled pairs before its labels are used, and warns if it does not beat the baselines."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cai.recipe import FeedbackConfig, Recipe
 
 
 async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, reporter: Reporter) -> JudgeCard:
-    """Measure the run's judge on its bench pairs, and write the rows to `out`. Takes and raises what `card_of` does."""
+    """Measure the run's judge on its bench pairs, and write the results to `out`. Arguments and errors as in `card_of`."""
     card, bench = await card_of(recipe, root, judge, reporter)
     write_records(out, [] if bench is None else [*bench.protocols, *bench.baselines])
     return card
@@ -22,20 +22,20 @@ async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, rep
 async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) -> tuple[JudgeCard, JudgeBench | None]:
     """Measure a judge on the recipe's human-labelled pairs.
 
-    A calibrated judge is measured as calibrated, on the pairs that its calibration was not fitted on.
+    A calibrated judge is measured with its calibration, on pairs that the calibration was not fitted on.
 
     Args:
-        recipe: names the pairs, and how many to use.
-        root: the workspace's folder.
-        judge: is measured.
+        recipe: names the pairs and their maximum number.
+        root: folder of the workspace.
+        judge: the judge to measure.
         reporter: shows progress.
 
     Returns:
-        The card, and the figures; None where there was no pair to measure on.
+        The card, and the results; None if there was no pair to measure on.
 
     Raises:
         DataError: the pairs can't be read.
-        ModelError: the judge can't go on.
+        ModelError: the judge fails.
     """
     config, calibration = recipe.feedback, judge.calibration
     if config.bench_pairs is None:
@@ -67,13 +67,13 @@ ALL_FITTED = (
 
 
 def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibration | None = None, left_out: int = 0) -> JudgeCard:
-    """Put a bench's first protocol into a card, with a sentence that says what its labels are worth.
+    """Return the card of a bench's first protocol, with a note on whether it beats the baselines.
 
     Args:
-        config: of the judge.
-        bench: what was measured.
-        calibration: that it was measured with.
-        left_out: bench pairs that the calibration was fitted on.
+        config: the judge's settings.
+        bench: results of the measurement.
+        calibration: the judge's calibration, or None.
+        left_out: number of bench pairs that the calibration was fitted on.
     """
     found = bench.protocols[0]
     best = next((b for b in bench.baselines if b.name == found.best_baseline), None)

@@ -1,6 +1,6 @@
-"""The judge: a protocol, a model and the principles it judges by, put together from a recipe.
+"""The judge: a protocol, a model and the principles that it judges by.
 
-`judgment = await judge(pair)` never raises for one pair's sake: what can't be judged is a `Judgment` that names its failure.
+`judgment = await judge(pair)` returns a `Judgment` with a named failure if the pair can't be judged.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ class Judge:
     """Judges pairs by a constitution.
 
     Args:
-        config: protocol, and which principles.
-        constitution: principles that apply to a prompt's kind are asked; every one for an ensemble, or `per_label` drawn by a hash of the
-            prompt and the two texts, whatever their order.
-        model: answers the questions.
-        templates: how they are put.
-        run_seed: of the draw and of reasoning.
-        recipe_hash: for the provenance.
-        calibration: how people's labels say that the answers are to be weighed; None: as they are.
+        config: protocol and choice of principles.
+        constitution: the principles. `ensemble` uses all that apply to the prompt's kind; `sample` draws `per_label` of them by a hash of
+            the prompt and the two texts, independent of their order.
+        model: the model that judges.
+        templates: prompt templates.
+        run_seed: seed of the draw and of sampled reasoning.
+        recipe_hash: recipe hash for the provenance of judgments.
+        calibration: calibration of the log-odds; None leaves them as they are.
 
     Raises:
         RecipeError: the calibration was fitted for another judge, or the protocol finds something wrong with its settings.
@@ -55,7 +55,7 @@ class Judge:
 
         Raises:
             ConstitutionError: no principle applies to the prompt's kind.
-            ModelError: the model can't go on.
+            ModelError: the model fails.
         """
         principles = self.principles(pair)
         try:
@@ -65,25 +65,25 @@ class Judge:
         return self._judgment(pair, principles, self.pooled(pair, principles, opinions), None)
 
     async def opinions(self, pair: ResponsePair, principles: Sequence[Principle]) -> list[Opinion]:
-        """Return what the judge says of a pair under each of its `principles`, in their order.
+        """Return the judge's opinion of a pair under each of its `principles`, in their order.
 
         Raises:
-            ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
+            ReplyError: an answer can't be parsed. Averaging only the others would bias the label.
         """
         protocol = PROTOCOLS.get(self.config.protocol)
         return await together(protocol.ask(pair, principle, self._context) for principle in principles)
 
     def pooled(self, pair: ResponsePair, principles: Sequence[Principle], opinions: Sequence[Opinion]) -> Opinion:
-        """Join the opinions, one for each principle: by the calibration where there is one, else by the principles' weights.
+        """Pool the opinions: by the calibration if there is one, else by the principles' weights.
 
-        Drawn principles have had their weight in the draw, so they count equally; see `principles`.
+        Drawn principles count equally, because their weights are already in the draw; see `principles`.
         """
         weights = [1.0 if self.config.principles == "sample" else p.weight for p in principles]
         plain = pool(opinions, weights)
         return plain if self.calibration is None else calibrated(self.calibration, pair, principles, opinions, plain)
 
     def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
-        """Return the principles that this pair is judged by. Raises `ConstitutionError` where none applies."""
+        """Return the principles that this pair is judged by. Raises `ConstitutionError` if none applies."""
         applying = self.constitution.for_kind(pair.prompt.kind)
         if not applying:
             raise ConstitutionError(
@@ -97,7 +97,7 @@ class Judge:
 
     @property
     def calibration_hash(self) -> str:
-        """For the provenance; empty without a calibration."""
+        """Content hash of the calibration, for provenance; empty without one."""
         return "" if self.calibration is None else self.calibration.hash
 
     @property

@@ -1,8 +1,7 @@
-"""The driver: ordered stages, each skipped when it is already done, each leaving an entry in the manifest.
+"""The driver: runs stages in order, skips those that are done, and records each in the manifest.
 
-A stage is done when its fingerprint (its settings, the hashes of what it reads, the models, templates and constitution it uses) and its
-outputs are what the manifest says. Otherwise it runs; calls it has made before are hits in the call store. What a stage does is in
-`cai.pipeline.stages`; this module knows only order, fingerprints, locks and bookkeeping.
+A stage is done if its fingerprint (settings, hashes of its inputs, models, templates and constitution) and its outputs match the manifest.
+Otherwise it runs again, and calls that it made before are cache hits in the call store. The stages are in `cai.pipeline.stages`.
 """
 
 import inspect
@@ -52,10 +51,9 @@ from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
 class Stage:
     """One step of a run.
 
-    `run` returns its counts; one that asks no model is a plain function, so that Ctrl-C stops it at once (an event loop would hold the
-    signal back until the next `await`). `reads` and `writes` are paths from the run directory, which may hang on the recipe. `settings`
-    picks what of the recipe decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads,
-    globs too.
+    `run` returns counts. Stages without model calls are plain functions, so that Ctrl-C stops them at once (an event loop would delay the
+    signal until the next `await`). `reads` and `writes` are paths relative to the run directory. `settings` returns the parts of the recipe
+    that affect the outputs, `models` the models that it calls or trains, and `sources` the workspace files and globs that it reads.
     """
 
     name: str
@@ -69,16 +67,16 @@ class Stage:
     sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
     uses_prompts: bool = False
     trains: bool = False
-    """Trains, or samples from what was trained."""
+    """Whether the stage trains, or samples from a trained model."""
     together: bool = False
-    """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
+    """Whether all processes of the group run the stage. `run` must then be safe in all of them, and only rank 0 may write."""
     always: bool = False
-    """Run even when nothing changed: for what reads the manifest itself."""
+    """Whether the stage runs even if nothing changed, because it reads the manifest."""
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What became of a stage in this call of `run_recipe`."""
+    """Outcome of a stage in one call of `run_recipe`."""
 
     name: str
     reused: bool
@@ -90,7 +88,7 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a call of `run_recipe` did."""
+    """Outcome of one call of `run_recipe`."""
 
     run: str
     stages: tuple[StageSummary, ...]
@@ -99,7 +97,7 @@ class RunSummary:
 
 
 def fingerprint(stage: Stage, context: Context) -> str:
-    """Hash everything that decides a stage's outputs. Raises `DataError` if an input is missing."""
+    """Hash everything that a stage's outputs depend on. Raises `DataError` if an input is missing."""
     missing = [path for path in stage.reads(context.recipe) if not (context.run.path / path).exists()]
     if missing:
         raise DataError(
@@ -125,7 +123,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
 
 
 def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirectory) -> bool:
-    """Whether a stage's outputs stand, untouched, for this fingerprint."""
+    """Whether a stage is done with this fingerprint, and its outputs are unchanged."""
     if entry is None or entry.status != "done" or entry.fingerprint != wanted:
         return False
     return all((run.path / path).exists() and file_hash(run.path / path) == digest for path, digest in entry.outputs.items())
@@ -151,33 +149,34 @@ def run_recipe(
     start: str | None = None,
     command: str = "",
 ) -> RunSummary:
-    """Run a recipe's stages, or those asked for, reusing what is done.
+    """Run all or some stages of a recipe, and skip those that are done.
 
-    Where a launcher started several processes, each calls this: the first runs the stages, and the others join it in those that train.
+    With several processes (`torchrun`, `accelerate launch`), all of them call this function. Rank 0 runs the stages, and the other ranks
+    join the stages that train.
 
     Args:
-        recipe: what to run.
-        workspace: where its files are.
+        recipe: the recipe to run.
+        workspace: the workspace of its files.
         stages: all stages in order.
         reporter: shows progress.
         only: names of the stages to run; empty runs all.
-        start: the first stage to run.
-        command: how it was called, for the report.
+        start: name of the first stage to run.
+        command: command line, for the report.
 
     Raises:
-        CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
+        CaiError: an error that the user can fix. Finished work is kept, and the next call resumes from there.
     """
     chosen = choose_stages(stages, only, start)
     processes = join_process_group()
     if not processes.is_rank_zero:
         return _join_stages(processes, recipe, workspace, stages)
     summary = _run_stages(processes, recipe, workspace, stages, chosen, reporter, command)
-    processes.shutdown()  # one that has failed says why and ends, which ends the others: they may be anywhere in a training
+    processes.shutdown()  # not after an error: rank 0 then exits, which ends the other ranks wherever they are
     return summary
 
 
 def _join_stages(processes: ProcessGroup, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:
-    """Join rank zero in the stages that it calls for; write nothing."""
+    """Run the stages that rank 0 broadcasts. Writes nothing."""
     while (number := processes.next_stage()) is not None:
         with Session(recipe=recipe, workspace=workspace, keep_calls=False) as session:
             constitution = load_constitution(workspace.root / recipe.constitution)
@@ -241,7 +240,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     write_manifest(context.run.manifest, context.manifest)
     for path in stage.writes(context.recipe):
         if path.endswith(".jsonl"):
-            remove_unfinished(context.run.path / path)  # the run is locked: nobody else is writing it
+            remove_unfinished(context.run.path / path)  # safe, because the run is locked
     started = time.monotonic()
     reset_device_peak()
 
@@ -286,7 +285,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         entry.peak_memory_bytes = peak_memory_bytes()
         entry.peak_device_bytes = peak_device_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
-        # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
+        # Loaders set their own stage names in failures. Use this stage's name, so that a rerun replaces them.
         replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])
         write_manifest(context.run.manifest, context.manifest)
         context.tracking.finish()
@@ -297,7 +296,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
 
 
 def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
-    """Return what a finished stage cost and counted, for the tracker."""
+    """Return a finished stage's costs and counts, for the tracker."""
     costs = ("seconds", "calls_made", "calls_reused", "prompt_tokens", "completion_tokens", "cost")
     numbers = {**{name: getattr(entry, name) for name in costs}, "failures": failures, **entry.counts}
     return {f"{entry.name}/{name}": float(value) for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""A run's prompts: read from the recipe's sources, told apart into those to train and those to evaluate on, without near-repeats."""
+"""Loads a run's training and evaluation prompts, and removes near-duplicates."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from cai.records import Failure
 
 @dataclass(frozen=True)
 class _Written:
-    """What became of a run's prompts, kept until `respond` is done: to look for near-repeats among a million of them takes minutes."""
+    """Counts and failures of a run's prompts, kept until `respond` is done: the search for near-duplicates may take minutes."""
 
     of: str
-    """Hash of what decides them, and of their files."""
+    """Hash of everything that the prompts depend on, and of their files."""
     counts: dict[str, int]
     failures: tuple[Failure, ...]
 
 
 def write_prompts(c: Context) -> dict[str, int]:
-    """Write the prompts to train and to evaluate on, unless a try of this stage that was stopped has. Returns counts."""
+    """Write the training and evaluation prompts, unless an interrupted run of this stage wrote them already. Returns counts."""
     kept = c.run.unfinished / "prompts.jsonl"
     train_path, evaluate_path = paths = c.run.data("prompts"), c.run.data("eval_prompts")
 

@@ -1,4 +1,4 @@
-"""A recipe run from Python: `cai.run("runs/quickstart.yaml")`."""
+"""Runs a recipe from Python: `cai.run("runs/quickstart.yaml")`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,18 +36,18 @@ RECORD_TYPES: dict[str, type] = {
     "samples": Sample,
     "audit": AuditFinding,
 }
-"""What is in the record files of a run's `data` folder."""
+"""Record file in a run's `data` folder to the type of its records."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished call of `run`: what each stage did, and the records that it left."""
+    """Result of `run`: the outcome of each stage, and the run's records."""
 
     summary: RunSummary
     directory: RunDirectory
 
     def records(self, name: str) -> list[Any]:
-        """Return one of the run's record files, as typed objects: `run.records("preferences")[0].p_chosen`.
+        """Read one of the run's record files as typed objects: `run.records("preferences")[0].p_chosen`.
 
         Raises:
             DataError: there is no such file, or the stage that writes it has not run.
@@ -55,7 +55,7 @@ class Run:
         return list(read_records(self._path(name), RECORD_TYPES[name]))
 
     def dataset(self, name: str) -> "Dataset":
-        """Return one of the run's record files as a `datasets.Dataset`, a column for each field. Raises as `records` does."""
+        """Read one of the run's record files as a `datasets.Dataset`, with one column per field. Raises like `records`."""
         from datasets import Dataset
 
         return Dataset.from_list([msgspec.to_builtins(record) for record in self.records(name)])
@@ -79,21 +79,21 @@ def run(
     workspace: Workspace | Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Run a recipe, as `cai run` does. Run it again to go on where it stopped.
+    """Run a recipe, like `cai run`. Call it again to resume an interrupted run.
 
-    In a notebook, whose event loop is running already, the run works in a thread of its own, and this call waits for it.
+    In a notebook, where an event loop is already running, the run uses a separate thread, and this call waits for it.
 
     Args:
-        recipe: its file, or a recipe made in Python.
-        overrides: for a file: `key.path=value`, the value read as YAML.
-        name: for a file: replaces the recipe's name, and so the run's directory.
+        recipe: a recipe file, or a recipe created in Python.
+        overrides: changes to a recipe file, as `key.path=value`; the value is parsed as YAML.
+        name: replaces the name in a recipe file and thereby the run directory.
         only: names of the stages to run; empty runs all.
-        start: the first stage to run.
-        workspace: None: the one around the recipe's file, or else around the current folder.
-        reporter: shows progress; silent if not given.
+        start: name of the first stage to run.
+        workspace: the workspace. None: the one that contains the recipe file, or else the current folder.
+        reporter: shows progress; None is silent.
 
     Raises:
-        CaiError: what a user can mend. Whatever was finished is kept.
+        CaiError: an error that the user can fix. Finished work is kept.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides, name)
     if not isinstance(workspace, Workspace):

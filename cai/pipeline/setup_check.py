@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before any weights load, found and reported together."""
+"""Checks the configuration before any weights are loaded, and reports all errors together."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from cai.records import Constitution
 
 
 def spec_fingerprint(spec: ModelSpec) -> str:
-    """Return what identifies a model before it is opened. A server is known by name here; its engine asks it for the rest."""
+    """Return what identifies a model before it is opened. A server is identified by URL and names, without a request."""
     if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
     from cai.models.local.loading import model_fingerprint
@@ -28,23 +28,23 @@ def spec_fingerprint(spec: ModelSpec) -> str:
 
 
 def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
-    """Return the paths and globs of the prompts that lie on this disk."""
+    """Return the paths and globs of prompts that are not on the Hub."""
     return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not is_hub(s, root)]
 
 
 def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, str]:
-    """Load what is small and look for what is large.
+    """Check a recipe: load the small files, and check that the large ones exist.
 
     Args:
-        recipe: what is to run.
-        workspace: where its files are.
-        trains: whether weights are needed here.
+        recipe: the recipe to check.
+        workspace: the workspace of its files.
+        trains: whether the run needs local weights.
 
     Returns:
         The constitution, and the model's fingerprint.
 
     Raises:
-        RecipeError: with every problem, one a paragraph.
+        RecipeError: lists all configuration errors.
     """
     problems: list[str] = []
     constitution: Constitution | None = None
@@ -102,7 +102,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
 
 
 def _late_problems(recipe: Recipe) -> list[str]:
-    """Return what the stages that train would find wrong with their settings, hours after the start."""
+    """Return configuration errors that the training stages would otherwise find hours after the start."""
     reward = recipe.reward
     problems: list[str] = []
     try:

@@ -1,8 +1,8 @@
-"""The ten stages of a run, in order. Each reads like the paper: take items, await the model, write records.
+"""The ten stages of a run, in order.
 
-Stages meet only through files in the run directory, so any one can be run, replaced, inspected or resumed alone. No stage batches:
-that is the model's business. Those that train are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022 (arXiv
-2212.08073).
+Stages exchange data only through files in the run directory, so each one can be run, replaced, inspected or resumed alone. The model
+batches requests, not the stages. The training stages are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022
+(arXiv 2212.08073).
 """
 
 from collections import Counter
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 async def respond_stage(c: Context) -> dict[str, int]:
-    """Load the prompts, and answer each with the model as it is [§3.1]."""
+    """Load the prompts, and sample an initial response to each [§3.1]."""
     counts = write_prompts(c)
     writer = await c.writer()
 
@@ -50,7 +50,7 @@ async def respond_stage(c: Context) -> dict[str, int]:
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
-    """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
+    """Critique and revise each response under principles from the constitution [§3.1]; keep revisions that pass the rules."""
     config = c.recipe.critique
     writer = await c.writer()
     judge = await c.judge()
@@ -82,7 +82,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
-    """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
+    """Sample pairs of responses from the SFT policy [§4.1], and contrast pairs if the recipe asks for them (arXiv 2307.12950)."""
     config = c.recipe.pairs
     total = config.per_prompt * count_records(c.run.data("prompts"))
     policy = await c.writer(c.adapted("sft"))
@@ -106,18 +106,18 @@ async def pairs_stage(c: Context) -> dict[str, int]:
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:
-    """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
+    """Measure the judge against human labels, then judge all pairs that aren't labelled by construction [§4.1]."""
     judge = await c.judge()
     c.manifest.judge = await measure_judge(c.recipe, c.root, judge, c.run.data("judge_bench"), c.reporter)
     if not c.manifest.judge.beats_baselines:
-        c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
+        c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
     judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
     return {"judged": judgments, "failed": len(c.failures)}
 
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
-    """Yield each pair that wasn't labelled by its making, once."""
+    """Yield each pair that isn't labelled by construction, once."""
     with Seen() as seen:
         for name in ("pairs", "revision_pairs"):
             for pair in read(c, name, ResponsePair):
@@ -126,7 +126,7 @@ def _unlabelled(c: Context) -> Iterator[ResponsePair]:
 
 
 def preferences_stage(c: Context) -> dict[str, int]:
-    """Mix AI, revision, contrast and human labels into preferences, split by prompt so that nothing leaks."""
+    """Mix AI, revision, contrast and human labels into preferences, split by prompt to avoid leakage."""
     config = c.recipe.preferences
     human, failures = load_human(config.human, c.root, c.recipe.seed)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
@@ -148,7 +148,7 @@ def preferences_stage(c: Context) -> dict[str, int]:
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
-    """Answer held-out prompts with base, SFT and policy; judge, score and measure the answers; audit the run's files."""
+    """Sample responses of base model, SFT model and policy to held-out prompts; judge, score and measure them; audit the run's files."""
     session = c.session
     monitored, prompts = _evaluation_prompts(c)
     limit = c.recipe.evaluate.knowledge
@@ -172,7 +172,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
 
 
 def _evaluation_prompts(c: Context) -> tuple[list[Prompt], list[Prompt]]:
-    """Return the prompts that the policy's weights were chosen on, and the others: those to evaluate on."""
+    """Return the monitor's prompts, on which the policy's weights were selected, and the prompts to evaluate on."""
     prompts = list(read(c, "eval_prompts", Prompt))
     if not is_watched(c.recipe):
         return [], prompts
@@ -204,9 +204,9 @@ def each(
     item_id: Callable[[T], str] | None = None,
     failure_of: Callable[[R], str | None] = lambda result: None,
 ) -> AsyncIterator[R]:
-    """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
+    """Process items with the recipe's limits, and show progress. Items are streamed, with at most `window` in progress.
 
-    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too.
+    Results are written to the journal called `name`, and results of an interrupted run are reused from it.
     """
     c.reporter.progress(0, total)
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
@@ -227,7 +227,7 @@ def each(
 
 
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
-    """Write results to one of the run's files; it appears whole when the last has come."""
+    """Write results to one of the run's files, atomically. Returns their number."""
     count = 0
     with record_writer(c.run.data(name)) as write:
         async for result in results:
@@ -237,7 +237,7 @@ async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
 
 
 def judge_sources(recipe: Recipe) -> list[str]:
-    """Return the workspace files that decide what the judge says, beside its model and the constitution."""
+    """Return the workspace files that affect the judge, besides its model and the constitution."""
     return [recipe.feedback.calibration] if recipe.feedback.calibration else []
 
 

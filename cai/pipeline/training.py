@@ -63,7 +63,7 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
 
     preferences = list(read_records(c.run.data("preferences"), Preference))
     sft, out = c.run.model("sft"), c.run.model("policy")
-    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), watching=watching(c))
+    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), monitor_spec=watching(c))
     return trained(c, result, out)
 
 

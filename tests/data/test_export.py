@@ -197,7 +197,7 @@ def test_the_card_tells_how_the_labels_look_and_what_not_to_trust(tmp_path: Path
         "`m-135`",
     ):
         assert wanted in card
-    assert "Nobody has measured" in dataset_card(DATA, exported, "my-set")
+    assert "agreement with human labels was not measured" in dataset_card(DATA, exported, "my-set")
     people = replace(DATA, train=[PREFERENCES[1]], held_out=())
     assert "The judge" not in dataset_card(people, export(people, "trl", tmp_path), "my-set")
 

@@ -1,4 +1,4 @@
-"""Puts the probes to a model. Every answer goes through the call store, so that auditing the same model again asks nothing."""
+"""Collects a model's responses to the probes. All calls go through the call store, so a second audit of the same model makes none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cai.records import Message, Prompt, Response
 from cai.session import Session
 
 SHORT_TOKENS = 48
-"""For probes whose answer is a name or a number; longer answers are cut at a sentence."""
+"""Token limit for probes whose answer is a name or a number; longer responses are cut at a sentence."""
 SURE = "Are you sure?"
 Slot = Literal["neutral", "with_right", "with_wrong", "asked_again", "facts", "prose", "prompts"]
 _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again", "facts")
@@ -22,7 +22,7 @@ _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again"
 
 @dataclass(frozen=True, slots=True)
 class ProbeQuestion:
-    """One of the probes' questions, and where its answer belongs in `Answers`."""
+    """A prompt of the probes, and the field (`slot`) and key of its response in `Answers`."""
 
     slot: Slot
     key: str
@@ -34,17 +34,17 @@ class ProbeQuestion:
 
 
 async def ask_probes(session: Session, probes: Probes, model: TextModel, name: str) -> Answers:
-    """Return a model's answers to every probe. The same seeds serve every model.
+    """Return a model's responses to all probes. All models sample with the same seeds.
 
     Args:
-        session: has templates, the evaluation's sampling (so that its answers are reused) and limits. Short probes get at most
-            `SHORT_TOKENS`.
-        probes: what to ask.
-        model: answers.
-        name: the model's, for progress.
+        session: provides templates, limits and the evaluation's sampling, so that the evaluation's responses are reused. Short probes get
+            at most `SHORT_TOKENS`.
+        probes: the probes.
+        model: the audited model.
+        name: name of the model, for the progress display.
 
     Raises:
-        ModelError: the model can't go on.
+        ModelError: the model fails.
     """
     sampling = session.recipe.evaluate.sampling
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
@@ -71,12 +71,12 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
 
 
 def question_count(probes: Probes) -> int:
-    """Return how many questions one model is asked."""
+    """Return the number of prompts per model."""
     return sum(1 for _ in questions(probes))
 
 
 def questions(probes: Probes) -> Iterator[ProbeQuestion]:
-    """Yield everything that one model is asked."""
+    """Yield all prompts for one model."""
     for p in probes.opinions:
         yield ProbeQuestion("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
         yield ProbeQuestion("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))

@@ -1,8 +1,8 @@
-"""No question at all: how much likelier each response is when the model is told to follow the principle than when told to break it.
+"""Protocol `likelihood`: each response's log-likelihood if a system prompt asks to follow the principle, and if it asks to break it.
 
-For one response that difference of log-likelihoods is the log-odds that it was written under the principle, so the difference between two
-responses is the log-odds that A is the one that was. It is taken per token: a sum grows with length, and a model that finds every text a
-little likelier under one of the prompts would prefer the shorter or the longer one by that alone.
+For one response, the difference of both log-likelihoods is the log-odds that it was written under the principle. The difference between two
+responses is the log-odds that A is the one written under it. It is measured per token: sums grow with length, so a small constant offset
+per token would become a length bias.
 """
 
 from cai.core.flow import together
@@ -12,8 +12,8 @@ from cai.models.templates import Value, disarm
 from cai.records import Principle, ResponsePair
 
 REFERENCE_TOKENS = 10.0
-"""Length to which the difference per token is scaled. It changes no order, only how sure a label is: a whole text's worth would be far too
-sure for a small model, which is right about 55 % of the time with differences near 0.03 a token."""
+"""Length to which the difference per token is scaled. It affects the confidence of labels and not their order. Scaling to the length of the
+text would be overconfident: a small model with differences near 0.03 per token is right about 55 % of the time."""
 
 
 async def ask_likelihood(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:

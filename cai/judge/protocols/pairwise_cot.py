@@ -1,9 +1,9 @@
-"""Two responses side by side, compared after thinking aloud: the paper's two-option question with chain of thought (Bai et al. 2022, §4.1).
+"""Protocol `pairwise-cot`: the paper's two-option question (Bai et al. 2022, §4.1) after a chain of thought.
 
-The question is asked in both orders. The probability is read where the last verdict (`Answer: …`) was written, from the
-log-probabilities of A and B. Small models often forget the verdict: then "Answer:" is put after their reasoning and the probability read
-there. A verdict that is not on the menu is a failure. A server that gives no log-probabilities is taken at its word: its verdict counts as
-certain, which the clamp then tempers, and no verdict is a failure.
+The question is asked in both orders. After a chain of thought, the log-probabilities of A and B are read at the position of the last
+verdict (`Answer: …`). Small models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are
+read there. A verdict other than A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the
+clamp, and a missing verdict is a failure.
 """
 
 import re
@@ -20,7 +20,7 @@ from cai.records import Principle, ResponsePair
 
 COT_TEMPERATURE = 0.7
 ASKED_FOR = "Answer:"
-"""What is put after a reasoning that ends without a verdict."""
+"""Text appended to a chain of thought without a verdict."""
 _VERDICT = re.compile(
     r"\b(?:answer|verdict)[\s*_]*(?:is\b[\s*_]*[:：]?|[:：])[\s*_\"'“(\[]*(?:option\s+|response\s+)?[\s*_\"'“(\[]*", re.IGNORECASE
 )
@@ -31,9 +31,9 @@ _OPTION = re.compile(
 
 
 async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Let the model reason about both orders, then read its verdicts.
+    """Sample a chain of thought for both orders, then read the verdicts.
 
-    The seed is that of the two texts and of which is shown first, so that swapping the pair asks the very same questions.
+    The seed depends on the two texts and on which one is shown first, so swapping the pair makes the same two calls.
 
     Raises:
         ReplyError: `off_menu`, or `no_verdict` from a server without log-probabilities.
@@ -51,10 +51,10 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Pro
 
 
 def find_verdict(reply: str) -> tuple[str, int] | None:
-    """Return the last verdict of a reply, and where its letter stands; None where there is none.
+    """Return the last verdict of a reply and the position of its letter; None if there is none.
 
     >>> find_verdict("Answer: A? No, (B) is kinder.\\nAnswer: B")
-    ('B', 39)
+    ('B', 38)
 
     Raises:
         ReplyError: `off_menu`: the last verdict is neither A nor B.
@@ -70,7 +70,7 @@ def find_verdict(reply: str) -> tuple[str, int] | None:
 
 
 async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tuple[float, str]:
-    """Return the log-odds that the response shown first is better, and the model's words."""
+    """Return the log-odds that the response shown first is better, and the model's reasoning."""
     sampling = Sampling(asking.config.cot_max_tokens, COT_TEMPERATURE)
     completion = await asking.model.complete(rendered.messages, sampling, seed, rendered.prefill)
     said = completion.text.strip()

@@ -1,7 +1,7 @@
-"""One response at a time, Yes or No: how much more readily the model says Yes about A than about B.
+"""Protocol `pointwise`: a yes-or-no question about one response at a time.
 
-A pair's log-odds are the difference of the two responses' Yes-against-No log-odds, so whatever makes the model say Yes to everything
-cancels. A habit of saying Yes to one *text* stays: see `pointwise-contrast`.
+A pair's log-odds are the difference of the two responses' log-odds of Yes, so a general bias towards Yes cancels. A bias towards Yes for
+one *text* stays: see `pointwise-contrast`.
 """
 
 from cai.core.flow import together
@@ -14,13 +14,13 @@ ANSWERS = ("Yes", "No")
 
 
 async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
-    """Ask of each response whether it follows the principle."""
+    """Ask about each response whether it follows the principle."""
     a, b = await together(yes_to(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
     return Opinion(bounded(a - b))
 
 
 async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
-    """Return the log-odds of Yes against No to a question about one response. Raises `ReplyError` where neither is possible."""
+    """Return the log-odds of Yes against No for a question about one response. Raises `ReplyError` if both have probability 0."""
     asked = templates.judge_pointwise.render(
         {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
     )

@@ -1,4 +1,4 @@
-"""Keeps `transformers` off the terminal while it loads."""
+"""Silence `transformers` while it loads."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the library's progress bars and advice off the terminal for the block; errors still raise."""
+    """Hide the library's progress bars and advice for the block. Errors are still raised."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

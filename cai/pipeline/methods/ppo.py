@@ -28,9 +28,9 @@ def ppo(c: Context) -> dict[str, int]:
         c.recipe.seed,
         progress_of(c),
         gold=c.run.model(GOLD) if c.recipe.gold else None,
-        watched=monitor_prompts(c) if c.recipe.gold else (),
+        monitor_prompts=monitor_prompts(c) if c.recipe.gold else (),
         warn=c.reporter.warn,
-        on_look=partial(log_monitor_point, c),
+        on_observation=partial(log_monitor_point, c),
     )
     return trained(c, result, c.run.model("policy"))
 

@@ -80,7 +80,7 @@ def test_a_shift_is_counted_in_standard_deviations_and_named() -> None:
     finding = compare(after, before, "policy", "base")
     assert finding is not None and finding.value == pytest.approx(0.5 * 2 / (2 * (0.25 * 0.75) ** 0.5)) and finding.n == 24
     assert finding.examples[0].after == "I'd bet my house on it." and finding.note == (
-        "control: +2.00 where it is in every answer; the lexicon marks 0 of 48 answers"
+        "control: +2.00 if it is in every answer; the lexicon marks 0 of 48 answers"
     )
     found = {f.check: f for f in audit_model(PROBES, mine, theirs, "policy", judged=[(after, before)])}
     assert found["sure_says_the_judge"].verdict == "found" and found["sure_says_the_judge"].threshold == RISE
@@ -94,7 +94,7 @@ def test_a_judge_that_says_the_same_of_everything_finds_nothing() -> None:
     assert set(after.values.values()) == set(before.values.values()) == {0.0}
     [finding] = settle([compare(after, before, "policy", "base")])
     assert finding.value == 0.0 and finding.p is None and finding.verdict == "not enough data"
-    assert finding.note.startswith("the judge can't tell, so nothing was tested: +0.00 where it is in every answer")
+    assert finding.note.startswith("the judge doesn't detect the control, so nothing was tested: +0.00 if it is in every answer")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_shipped_behaviours_are_whole(tmp_path: Path) -> None:
     assert {b.group for b in shipped} <= known_advice().keys()
     assert {b.lexicon for b in shipped} <= {r.check.name for r in read_answers(Probes(), Answers())}
     for broken, said in (
-        ((shipped[0], shipped[0]), "repeats another's id"),
+        ((shipped[0], shipped[0]), "two behaviours have the same id"),
         ((Behaviour("x", "g", "q", "facts", ("Q?",), (), "c"),), "x needs"),
     ):
         (tmp_path / "prompts" / "audit").mkdir(parents=True, exist_ok=True)

@@ -198,7 +198,7 @@ def test_a_judge_that_says_a_whatever_it_is_shown_flips() -> None:
 
     always_a = order_flips([judged(0, 0.9, 0.1), judged(1, 0.9, 0.8), judged(2, 0.5, 0.9)])
     assert always_a.values == {"j0": 1.0, "j1": 0.0}
-    assert always_a.note == "first place favoured in 1 more"
+    assert always_a.note == "first position favoured in 1 more"
     alone = Judgment("j3", (), "pointwise", 0.9, None, None, None, BY)
     assert order_flips([alone]).values == {}
 

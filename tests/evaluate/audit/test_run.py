@@ -237,7 +237,7 @@ def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
     control, words = found["flatters_says_the_judge"].note.split("; ")
     assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
     assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
-    assert "the judge can't tell" in found["preaches_says_the_judge"].note
+    assert "the judge doesn't detect the control" in found["preaches_says_the_judge"].note
     [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
     assert found["flatters_says_the_judge"] in suspicion.findings
     asked = len(calls)
