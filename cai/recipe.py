@@ -224,7 +224,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle. Installed packages may add others."""
+    `likelihood`: the likelihood of each response given the principle. Installed packages can add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -405,7 +405,7 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     term: TermName = "model"
     """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
     uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages may add others."""
+    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150
@@ -496,7 +496,7 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
     method: MethodName = "dpo"
-    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo` or `ppo`. Installed packages may add others."""
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
     beta: Rate = 0.1
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
@@ -594,7 +594,7 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def wants_watch(self) -> bool:
-        """Whether the recipe asks for the over-optimization monitor. Not every policy method supports it."""
+        """Whether the over-optimization monitor runs during policy training, if the method has one."""
         return self.gold is not None and self.policy.watch.action != "off"
 
     @property

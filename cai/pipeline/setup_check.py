@@ -109,7 +109,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
 
 
 def _late_problems(recipe: Recipe) -> list[str]:
-    """Return what the stages that train would find wrong with their settings, hours after the start."""
+    """Return configuration errors that the training stages would otherwise find hours after the start."""
     reward = recipe.reward
     problems: list[str] = []
     try:
