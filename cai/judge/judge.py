@@ -10,9 +10,9 @@ from cai.core.flow import together
 from cai.errors import ConstitutionError, RecipeError, ReplyError
 from cai.ids import combine_hashes, content_hash, rendezvous_order
 from cai.judge.calibration import Calibration, calibrated, check_fits
-from cai.judge.likelihood import ask_likelihood
-from cai.judge.pairwise import ask_pairwise, ask_pairwise_cot
-from cai.judge.pointwise import ask_pointwise, ask_pointwise_contrast
+from cai.judge.likelihood import ask_likelihood, likelihood_work
+from cai.judge.pairwise import ask_pairwise, ask_pairwise_cot, pairwise_cot_work, pairwise_work
+from cai.judge.pointwise import ask_pointwise, ask_pointwise_contrast, pointwise_contrast_work, pointwise_work
 from cai.judge.protocol import Opinion, Protocol, ProtocolContext, pool, probability
 from cai.models.base import TextModel
 from cai.models.templates import Templates
@@ -20,11 +20,11 @@ from cai.recipe import FeedbackConfig, ProtocolName
 from cai.records import Constitution, Judgment, Principle, Provenance, ResponsePair
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
-    "pairwise": Protocol("pairwise", ask_pairwise, lambda t: (t.judge_pairwise,)),
-    "pairwise-cot": Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,)),
-    "pointwise": Protocol("pointwise", ask_pointwise, lambda t: (t.judge_pointwise,)),
-    "pointwise-contrast": Protocol("pointwise-contrast", ask_pointwise_contrast, lambda t: (t.judge_pointwise,)),
-    "likelihood": Protocol("likelihood", ask_likelihood, lambda t: (t.likelihood_good, t.likelihood_bad)),
+    "pairwise": Protocol("pairwise", ask_pairwise, lambda t: (t.judge_pairwise,), pairwise_work),
+    "pairwise-cot": Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), pairwise_cot_work),
+    "pointwise": Protocol("pointwise", ask_pointwise, lambda t: (t.judge_pointwise,), pointwise_work),
+    "pointwise-contrast": Protocol("pointwise-contrast", ask_pointwise_contrast, lambda t: (t.judge_pointwise,), pointwise_contrast_work),
+    "likelihood": Protocol("likelihood", ask_likelihood, lambda t: (t.likelihood_good, t.likelihood_bad), likelihood_work),
 }
 
 

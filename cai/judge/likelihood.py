@@ -7,7 +7,9 @@ little likelier under one of the prompts would prefer the shorter or the longer 
 
 from cai.core.flow import together
 from cai.judge.protocol import Opinion, ProtocolContext, bounded
+from cai.models.base import PairTokens, Work
 from cai.models.templates import Value, disarm
+from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
 
 REFERENCE_TOKENS = 10.0
@@ -24,3 +26,8 @@ async def ask_likelihood(pair: ResponsePair, principle: Principle, asking: Proto
     )
     per_token = (a_good.total - a_bad.total) / a_good.tokens - (b_good.total - b_bad.total) / b_good.tokens
     return Opinion(bounded(REFERENCE_TOKENS * per_token))
+
+
+def likelihood_work(pair: PairTokens, config: FeedbackConfig) -> tuple[Work, ...]:
+    """Return the calls for one pair: two responses under two system prompts."""
+    return (Work(4, pair.statement + pair.prompt + pair.response),)

@@ -12,8 +12,9 @@ from cai.core.flow import together
 from cai.errors import NoLogprobsError, ReplyError
 from cai.ids import content_hash, derive_seed
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion, ProtocolContext, both_orders, difference, log_odds_of, probability
-from cai.models.base import Sampling
+from cai.models.base import PairTokens, Sampling, Work
 from cai.models.templates import Rendered, Template
+from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
 
 OPTIONS = ("A", "B")
@@ -54,6 +55,17 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Pro
         _reason(rendered, seed, asking) for rendered, seed in zip(shown, seeds, strict=True)
     )
     return both_orders(first, -second, f"[A first] {said_first}\n[B first] {said_second}")
+
+
+def pairwise_work(pair: PairTokens, config: FeedbackConfig) -> tuple[Work, ...]:
+    """Return the calls for one pair: a question about both responses, in both orders."""
+    return (Work(2, pair.prompt + 2 * pair.response, 1, pair.comparison),)
+
+
+def pairwise_cot_work(pair: PairTokens, config: FeedbackConfig) -> tuple[Work, ...]:
+    """Return the calls for one pair: reasoning in both orders, then a verdict read after each."""
+    shown = pair.prompt + 2 * pair.response + pair.comparison
+    return Work(2, shown, max_tokens=config.cot_max_tokens), Work(2, shown + config.cot_max_tokens)
 
 
 def find_verdict(reply: str) -> tuple[str, int] | None:

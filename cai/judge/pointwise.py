@@ -7,8 +7,9 @@ one *text* as well: on a small model that is most of what the plain question mea
 
 from cai.core.flow import together
 from cai.judge.protocol import Opinion, ProtocolContext, bounded, difference
-from cai.models.base import TextModel
+from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Templates
+from cai.recipe import FeedbackConfig
 from cai.records import Principle, Prompt, ResponsePair
 
 ANSWERS = ("Yes", "No")
@@ -28,6 +29,16 @@ async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, askin
         _yes(pair, text, question, principle, asking) for text in texts for question in questions
     )
     return Opinion(bounded(((a_follows - a_breaks) - (b_follows - b_breaks)) / 2))
+
+
+def pointwise_work(pair: PairTokens, config: FeedbackConfig) -> tuple[Work, ...]:
+    """Return the calls for one pair: a question about each response."""
+    return (Work(2, pair.prompt + pair.response, 1, pair.question),)
+
+
+def pointwise_contrast_work(pair: PairTokens, config: FeedbackConfig) -> tuple[Work, ...]:
+    """Return the calls for one pair: the question and its opposite about each response."""
+    return (Work(2, pair.prompt + pair.response, 2, pair.question),)
 
 
 async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:

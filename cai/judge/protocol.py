@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from cai.errors import ReplyError
-from cai.models.base import TextModel
+from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
@@ -54,6 +54,8 @@ class Protocol:
     ask: Ask
     """Raises `ReplyError` where the model's answer can't be read as a verdict."""
     templates: Callable[[Templates], Sequence[Template]]
+    work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
+    """Returns the calls for one pair under one principle. Texts that are followed by a question are the same under every principle."""
 
 
 def probability(log_odds: float) -> float:

@@ -100,6 +100,36 @@ class TextLogprob:
     prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Model calls of one form, for `cai plan`.
+
+    `texts` prompts of `text_tokens` are each read once and followed by `questions` suffixes of `question_tokens`; up to `max_tokens` are
+    written after each. So there are `texts` × `questions` calls.
+    """
+
+    texts: float
+    text_tokens: float
+    questions: float = 1.0
+    question_tokens: float = 0.0
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """Mean tokens of a pair to judge and of what a template puts around it."""
+
+    prompt: float
+    response: float
+    """One of the two."""
+    question: float
+    """Asked of one response."""
+    comparison: float
+    """Asked of two responses."""
+    statement: float
+    """Of a principle, as a system prompt."""
+
+
 Reply = Completion | ChoiceLogprobs | TextLogprob
 REPLY_TYPES: dict[type, type] = {CompleteRequest: Completion, ChoicesRequest: ChoiceLogprobs, ScoreRequest: TextLogprob}
 
