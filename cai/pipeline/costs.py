@@ -9,7 +9,7 @@ from msgspec import structs
 
 from cai.judge.judge import PROTOCOLS
 from cai.models.base import PairTokens, Work
-from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, scoring_bytes, training_bytes
+from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, training_bytes
 from cai.pipeline.speed import Rates, device, forward_flop
 from cai.recipe import ModelSpec, Precision, Recipe, SamplingSpec
 from cai.train.reward.ensemble import CENTRE_PAIRS, KEPT_TOKENS
@@ -49,6 +49,11 @@ def joined(name: str, *pieces: StagePlan) -> StagePlan:
         seconds=None if None in seconds else sum(seconds),
         memory_bytes=None if None in memory else max(memory, default=0),
     )
+
+
+def uncounted(asked: StagePlan) -> StagePlan:
+    """Return what is asked of a model without a call: a trainer's own samples, reward models' scores."""
+    return replace(asked, calls=0, prompt_tokens=0, completion_tokens=0)
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Costs:
             answers: length of each completion of an example: one for SFT, two for a pair.
             passes: forward passes of a reference over all examples.
             adapters: on the base.
-            scored: 1 where the completions' scores over the vocabulary are trained on; 0 for a reward model.
+            scored: whether the completions' scores over the vocabulary are trained on; not for a reward model.
         """
         steps = math.ceil(math.ceil(examples / (config.batch_size * config.gradient_accumulation)) * config.epochs)
         shape = read_dimensions(self.recipe.trained)
@@ -169,22 +174,23 @@ class Costs:
 
     def scores(self, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:
         """Return what it costs to load the reward models and score answers with each, so many to a prompt, which runs once."""
-        reward, spec = self.recipe.reward, structs.replace(self.recipe.trained, precision=self.recipe.reward.precision)
-        shape = read_dimensions(spec)
-        if shape is None:
-            return _unknown(spec, StagePlan(), texts)
-        length, longest = (min(n, reward.max_length) for n in ((prompt + answer).mean, (prompt + answer).longest))
-        tokens = texts * (length - (1 - 1 / per_prompt) * max(0.0, length - answer.mean))
-        seconds = reward.members * forward_flop(shape, tokens, length) / self.rates_of(shape, spec.precision).read_flops
-        memory = scoring_bytes(shape, spec.precision, min(texts * longest, KEPT_TOKENS), device())
-        return joined("", self.opening(spec), StagePlan(seconds=seconds, memory_bytes=round(memory)))
+        config, longest = self.recipe.reward, min((prompt + answer).longest, self.recipe.reward.max_length)
+        spec = structs.replace(
+            self.recipe.trained,
+            precision=config.precision,
+            adapter=config.member_names[0] if config.members == 1 else None,  # a lone member is merged
+            batch_size=max(1, int(KEPT_TOKENS / longest)),
+        )
+        read = min(answer.mean, config.max_length)
+        one = self.calls(spec, Work(texts / per_prompt, min(prompt.mean, config.max_length - read), per_prompt, read), longest)
+        return joined("", self.opening(spec), *[uncounted(one)] * config.members)
 
     def rewards(self, preferences: float, prompt: Tokens, answer: Tokens) -> StagePlan:
         """Return what every reward model costs. By source or principle the members share the labels, about evenly."""
         config, part = self.recipe.reward, 1 / self.recipe.reward.members
         train = preferences * (1 - self.recipe.preferences.held_out_fraction)
         share = {"folds": 1 - part, "parts": part, "source": part, "principle": part}.get(config.slices, 1.0)
-        one = self.training(config, math.ceil(train * share), prompt, (answer, answer), scored=0)
+        one = self.training(config, math.ceil(train * share), prompt, (answer, answer), scored=False)
         centred = self.scores(2 * (min(CENTRE_PAIRS, train) + preferences - train), prompt, answer, 2)
         return joined("", *[one, centred] * config.members, self.scores(2 * (preferences - train), prompt, answer, 2))
 

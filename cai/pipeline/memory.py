@@ -58,6 +58,14 @@ class Dimensions:
         return self.linear + self.other
 
 
+CONFIG_NAMES = dict(
+    zip(
+        ("hidden", "layers", "intermediate", "heads", "key_value_heads", "head_size", "vocabulary"),
+        "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size".split(),
+        strict=True,
+    )
+)
+"""What a config.json calls the numbers of a shape."""
 EMBEDDED_SHAPE = Dimensions(576, 30, 1536, 9, 3, 64, 49_152, True, 4.0)
 """SmolLM2-135M, so that a plan need not convert it first."""
 
@@ -76,12 +84,11 @@ def read_dimensions(spec: ModelSpec) -> Dimensions | None:
             return None
         config = json.loads(Path(file).read_text(encoding="utf-8"))
         config = {**config, **(config.get("text_config") or {})}
-        names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
-        hidden, layers, intermediate, heads, vocabulary = (int(config[name]) for name in names)
-        cached, head_size = int(config.get("num_key_value_heads") or heads), int(config.get("head_dim") or hidden // heads)
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        known = {"num_key_value_heads": heads, "head_dim": hidden // heads} | {n: v for n, v in config.items() if v}
         file_bytes = 4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0
         tied = bool(config.get("tie_word_embeddings", False))
-        return Dimensions(hidden, layers, intermediate, heads, cached, head_size, vocabulary, tied, file_bytes)
+        return Dimensions(**{field: int(known[n]) for field, n in CONFIG_NAMES.items()}, tied=tied, file_bytes=file_bytes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of the Hub: a name that can't be one
         return None
 
@@ -146,21 +153,10 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
     An adapter is merged in float32 before it is rounded, unless the base is 4-bit.
     """
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
-    prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, max(tokens, tokens_at_once(device)))
-    packed = d.tied and device == "cpu"  # the head, beside the embedding that it is
-    head = d.vocabulary * d.hidden * BYTES[resolved_precision(spec.precision)] if packed else 0.0
+    size = BYTES[resolved_precision(spec.precision)]
+    prefill = min(spec.batch_size * tokens, max(tokens, tokens_at_once(device))) * (6 * d.hidden + 3 * d.intermediate) * size
+    head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
     cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
     running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
     merged = spec.adapter is not None and spec.precision != "nf4"
     return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if merged else spec.precision, device))
-
-
-def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
-    """Return the peak of reward models that score texts together, with `tokens` in all: a lone member is merged in float32."""
-    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, tokens_at_once(device)) + tokens * cache_bytes(d, precision)
-    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision, device))
-
-
-def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, at_once: float) -> float:
-    """Return what a layer's activations take where no gradient is wanted; there are `tokens` in all."""
-    return min(tokens, at_once) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]

@@ -25,12 +25,12 @@ from cai.evaluate.audit.run import REWARD_ANSWERS
 from cai.labels.load import load_pairs
 from cai.models.base import PairTokens, Work
 from cai.models.templates import Template, Value, load_templates
-from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, written
+from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, uncounted, written
 from cai.pipeline.memory import Dimensions, read_dimensions, training_bytes, weight_bytes
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import Rates, device, nominal_rates, probe
 from cai.recipe import ModelSpec, Precision, Recipe, SamplingSpec, load_recipe
-from cai.records import Prompt
+from cai.records import Prompt, PromptKind
 
 CHARACTERS_PER_TOKEN = 4.3
 TURN_TOKENS, SYSTEM_TOKENS = 6, 24
@@ -110,10 +110,10 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     """Return every stage's cost at a machine's rates."""
     constitution = load_constitution(workspace.root / recipe.constitution)
     templates = load_templates(workspace.root / recipe.templates)
-    kinds: Counter[str] = Counter()
-    shown_kinds: Counter[str] = Counter()
+    kinds: Counter[PromptKind] = Counter()
+    shown_kinds: Counter[PromptKind] = Counter()
 
-    def sizes(prompts: Iterable[Prompt], kinds: Counter[str]) -> Iterator[int]:
+    def sizes(prompts: Iterable[Prompt], kinds: Counter[PromptKind]) -> Iterator[int]:
         for p in prompts:
             kinds[p.kind] += 1
             yield sum(len(m.content) for m in p.messages)
@@ -219,7 +219,7 @@ def _online(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
     completions, answer = prompts * online.num_generations, written(online.max_tokens)
     samples = c.answers(recipe.trained, prompts * config.epochs, prompt, SamplingSpec(max_tokens=online.max_tokens), online.num_generations)
     scores = c.scores(completions * config.epochs, prompt, answer, online.num_generations)
-    both = joined("", c.training(config, completions, prompt, (answer,), config.epochs), _uncounted(samples), scores)
+    both = joined("", c.training(config, completions, prompt, (answer,), config.epochs), uncounted(samples), scores)
     shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
     more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
     return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
@@ -236,7 +236,7 @@ def _ppo(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
     train = c.training(once, passes * steps * per_step, prompt, (answer,), (2 + frozen) / passes)
     sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
     samples = c.answers(sampler, steps * per_step, prompt, SamplingSpec(max_tokens=settings.response_length))
-    both, shape = replace(joined("", train, _uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
+    both, shape = replace(joined("", train, uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
     if shape is None:
         return both
     wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # weighs what two trained ones do
@@ -254,11 +254,6 @@ POLICY_COSTS: dict[str, Callable[[Costs, int, float, Tokens], StagePlan]] = {
     "ppo": _ppo,
 }
 """What each method costs, by the number of training prompts and of pairs to train on, and a prompt's length."""
-
-
-def _uncounted(samples: StagePlan) -> StagePlan:
-    """Return what a trainer's own samples cost: they are no calls."""
-    return replace(samples, calls=0, prompt_tokens=0, completion_tokens=0)
 
 
 def _adapted(recipe: Recipe) -> ModelSpec:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from cai.models.local.precision import resolved_precision
-from cai.pipeline.memory import Dimensions
+from cai.pipeline.memory import CONFIG_NAMES, Dimensions
 from cai.recipe import LoraSpec, Precision
 
 PROBE_WEIGHTS = {"cpu": 5e7, "cuda": 6e8}
@@ -62,15 +62,7 @@ def probe(d: Dimensions, precision: Precision) -> Rates:
     from cai.train.running import quiet_training
 
     small, where = probe_shape(d, device()), device()
-    config = LlamaConfig(
-        vocab_size=small.vocabulary,
-        hidden_size=small.hidden,
-        intermediate_size=small.intermediate,
-        num_hidden_layers=small.layers,
-        num_attention_heads=small.heads,
-        num_key_value_heads=small.key_value_heads,
-        head_dim=small.head_size,
-    )
+    config = LlamaConfig(**{name: getattr(small, field) for field, name in CONFIG_NAMES.items()})
     dtype = torch.float32 if resolved_precision(precision) == "float32" else torch.bfloat16
 
     def timed(run: Callable[[], object]) -> float:

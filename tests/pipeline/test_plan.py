@@ -144,7 +144,7 @@ def test_training_is_counted_by_passes() -> None:
     assert one.seconds is not None
     together, apart = (cost(PolicyConfig(batch_size=4, epochs=2.0, share_prompt=share), (FORTY, FORTY)) for share in ("always", "never"))
     assert (together.trained_tokens, apart.trained_tokens) == (20 * 2 * 140, 20 * 2 * 200)
-    without = cost(scored=0).seconds
+    without = cost(scored=False).seconds
     assert without is not None and one.seconds - without == pytest.approx(2 * head / 5e10), "a reward model scores no vocabulary"
     reference = cost(passes=1.0).seconds
     assert reference is not None and reference - one.seconds == pytest.approx((forward + head) / 2 / 5e10)
