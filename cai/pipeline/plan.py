@@ -180,9 +180,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         ],
         "preferences": [],
         "reward": [c.rewards(preferences, prompt, sampled)],
-        "policy": [
-            METHODS.get(recipe.policy.method).work(PolicyCosts(c, count, preferences * (1 - recipe.preferences.held_out_fraction), prompt))
-        ],
+        "policy": [METHODS.get(recipe.policy.method).work(PolicyCosts(c, count, kept, prompt))],
         "evaluate": [
             *(c.opening(spec) for spec in (recipe.trained, adapted, adapted, judge)),
             *[c.answers(adapted, evaluated, shown, recipe.evaluate.sampling)] * 3,
