@@ -42,6 +42,8 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "likelihood_bad": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_against": (frozenset({"conversation", "statement"}), frozenset()),
+    "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
+    "word_principle": (frozenset({"statement"}), frozenset()),
 }
 """Per template: the fields that it must use, and those that it may."""
 
@@ -149,7 +151,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """Every question that `cai` asks a model."""
+    """Every question that a run asks a model."""
 
     respond: Template
     critique: Template
@@ -194,7 +196,17 @@ def _opening_with(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[
 
 
 def load_templates(folder: Path) -> Templates:
-    """Read and check every template in a folder.
+    """Read and check every template that a run asks. Raises as `load_named_templates` does."""
+    names = [f.name for f in fields(Templates)]
+    return Templates(**dict(zip(names, load_named_templates(names, folder), strict=True)))
+
+
+def load_named_templates(names: Sequence[str], folder: Path) -> list[Template]:
+    """Read and check some templates of a folder.
+
+    Args:
+        names: of `FIELDS`.
+        folder: where their files are; one that is no template at all is a problem too.
 
     Raises:
         TemplateError: listing every problem of every file, each with its line.
@@ -209,12 +221,7 @@ def load_templates(folder: Path) -> Templates:
             "recipe to where yours are."
         )
     problems: list[str] = []
-    found: dict[str, Template] = {}
-    for name in FIELDS:
-        path = folder / f"{name}.txt"
-        template = _load(name, path, problems)
-        if template is not None:
-            found[name] = template
+    found = [_load(name, folder / f"{name}.txt", problems) for name in names]
     problems += [
         f"{path}: no template of this name; expected one of {', '.join(f'{n}.txt' for n in FIELDS)}"
         for path in sorted(folder.glob("*.txt"))
@@ -224,7 +231,7 @@ def load_templates(folder: Path) -> Templates:
         raise TemplateError(
             f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems)
         )
-    return Templates(**found)
+    return [template for template in found if template is not None]
 
 
 def _load(name: str, path: Path, problems: list[str]) -> Template | None:
