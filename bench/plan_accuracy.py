@@ -1,19 +1,19 @@
 """What `cai plan` predicts for a small real run against what the run takes, stage by stage.
 
-    python -m bench.plan_accuracy [--recipe runs/smoke.yaml] [--set key=value ...] [--clock cpu]
+    python -m bench.plan_accuracy [--recipe runs/smoke.yaml] [--set key=value ...]
 
-The whole recipe runs in a fresh workspace on an empty call store; then this machine is probed and the plan drawn, both by the same
-clock. `--clock cpu` takes processor seconds of the process in place of the clock's, for a machine that others use: then only ratios
-mean something. `planned` is what a user is told before the run, upper bounds of calls included; `counted` is that prediction with the
-trainings' real number of examples in place of the most there could be.
+The whole recipe runs in a fresh workspace on an empty call store; then this machine is probed and the plan drawn, as for a first run.
+`planned` is what a user is told before the run, upper bounds of calls included; `counted` is that prediction with the trainings' real
+number of examples in place of the most there could be. On a busy machine the two are of different moments.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +23,39 @@ from cai.core.manifest import read_manifest
 from cai.core.workspace import Workspace, init_workspace
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.plan import draft
-from cai.pipeline.speed import measure_speed
+from cai.pipeline.speed import probe
 from cai.pipeline.stages import STAGES
 from cai.recipe import load_recipe
 
 SMOKE = Path(__file__).parent.parent / "runs" / "smoke.yaml"
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Stopwatch(Reporter):
     """Notes what each stage takes, and lets its entry in the manifest have its own peak of memory (on Linux)."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         Path("/proc/self/clear_refs").write_text("5")  # begin to count the peak anew: every stage has its own
-        started = self.clock()
+        started = time.perf_counter()
         with super().stage(name):
             yield
-        self.seconds[name] = self.clock() - started
+        self.seconds[name] = time.perf_counter() - started
 
 
-def measure(recipe_path: Path, overrides: list[str], clock: Callable[[], float]) -> dict[str, Any]:
+def measure(recipe_path: Path, overrides: list[str]) -> dict[str, Any]:
     """Run a recipe, then plan it; return both, by stage."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder) / "workspace")
         init_workspace(workspace.root)
         recipe = load_recipe(recipe_path, overrides)
-        watch = Stopwatch(clock)
+        watch = Stopwatch()
         run_recipe(recipe, workspace, STAGES, watch)
         manifest = read_manifest(workspace.run(recipe.name).manifest)
         assert manifest is not None
-        speeds: dict[Any, Any] = {}
-
-        def speed_of(d: Any, precision: Any) -> Any:
-            if (d, precision) not in speeds:
-                speeds[d, precision] = measure_speed(d, precision, clock)
-            return speeds[d, precision]
-
-        planned = draft(recipe, workspace, speed_of)
+        planned = draft(recipe, workspace, cache(probe))
     rows = []
     for stage in planned:
         steps = (entry := manifest.stage(stage.name)) and entry.counts.get("steps")
@@ -86,16 +77,14 @@ def measure(recipe_path: Path, overrides: list[str], clock: Callable[[], float])
         "counted_over_measured": round(sum(r["counted_s"] for r in rows) / took, 3),
         "planned_gib": max(r["memory_gib"][0] for r in rows),
         "measured_gib": max(r["memory_gib"][1] for r in rows),
-        "speeds": [str(s) for s in speeds.values()],
     }
 
 
 def rows(quick: bool) -> list[Row]:
     """Return predicted over measured, in all and for each stage that takes a while."""
     smaller = ["prompts.train=[{path: prompts/harmful.jsonl, limit: 6}]", "evaluate.knowledge=0", "feedback.bench_limit=6"]
-    found = measure(SMOKE, smaller if quick else [], time.process_time if quick else time.perf_counter)
+    found = measure(SMOKE, smaller if quick else [])
     whole = found["counted_over_measured"]
-    note = "1 is right; in processor time" if quick else "1 is right"
     parts = [
         (r["stage"], r["counted_s"] / r["measured_s"], f"{r['counted_s']} s planned, {r['measured_s']} s")
         for r in found["stages"]
@@ -103,7 +92,7 @@ def rows(quick: bool) -> list[Row]:
     ]
     memory = found["planned_gib"] / found["measured_gib"]
     return [
-        Row("plan_accuracy", "seconds of a small run, as planned", "measured", whole, whole, whole, 1, note=note),
+        Row("plan_accuracy", "seconds of a small run, as planned", "measured", whole, whole, whole, 1, note="1 is right"),
         *(Row("plan_accuracy", f"… its {stage}", "measured", ratio, ratio, ratio, 1, note=said) for stage, ratio, said in parts),
         Row("plan_accuracy", "memory, as planned", "measured", memory, memory, memory, 1, note=f"{found['measured_gib']} GiB measured"),
     ]
@@ -113,9 +102,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=SMOKE)
     parser.add_argument("--set", nargs="*", default=[], dest="overrides")
-    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     a = parser.parse_args()
-    found = measure(a.recipe, a.overrides, CLOCKS[a.clock])
+    found = measure(a.recipe, a.overrides)
     for row in found.pop("stages"):
         print(json.dumps(row))
     print(json.dumps(found))

@@ -49,8 +49,8 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model, and how to load it or connect to it."""
 
     path: str = "embedded"
-    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server.
-    Several URLs, separated by commas, are servers of the same model that share the requests."""
+    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
+    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
     """Model name on the server. Only for URLs."""
     adapter: str | None = None
@@ -62,7 +62,7 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: Positive = 2048
     """Maximum length of prompt plus completion, in tokens. A prompt that leaves no room is counted as a failure."""
     concurrency: Positive = 64
-    """Maximum number of concurrent requests per server. Only for URLs."""
+    """Maximum number of concurrent requests. Only for URLs."""
     timeout_seconds: Rate = 120.0
     """Timeout of one request, in seconds. Only for URLs."""
     prompt_price: Annotated[float, Meta(ge=0)] = 0.0
@@ -78,15 +78,6 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def is_server(self) -> bool:
         """Whether `path` is the URL of a server."""
         return self.path.startswith(("http://", "https://"))
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """The URLs in `path`, one per server.
-
-        >>> ModelSpec(path="http://one:8000/v1, http://two:8000/v1").urls
-        ('http://one:8000/v1', 'http://two:8000/v1')
-        """
-        return tuple(url.strip() for url in self.path.split(","))
 
 
 class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

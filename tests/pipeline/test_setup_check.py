@@ -58,6 +58,14 @@ def test_what_is_missing_is_named_with_its_setting(tmp_path: Path, override: str
         check_setup(recipe_of(workspace, override), workspace)
 
 
+@pytest.mark.parametrize("role", ["model", "feedback.judge"])
+def test_several_servers_are_refused_before_a_run_with_the_router_to_use(tmp_path: Path, role: str) -> None:
+    workspace = make_workspace(tmp_path)
+    recipe = recipe_of(workspace, f"{role}={{path: 'http://one:8000/v1, http://two:8000/v1'}}")
+    with pytest.raises(RecipeError, match=r"vllm-router --worker-urls http://one:8000 http://two:8000"):
+        check_setup(recipe, workspace, trains=False)
+
+
 def test_a_kind_without_a_principle_is_told(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
     fields = "".join(
