@@ -38,8 +38,9 @@ from bench.audit_planted import (
     shuffled,
 )
 from cai.core.workspace import find_workspace
-from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import SLOTS, Behaviour, Judged, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import compare
 from cai.evaluate.audit.probes import Probes
 from cai.ids import split_fraction

@@ -30,8 +30,9 @@ import msgspec
 
 from cai.core.workspace import find_workspace
 from cai.evaluate.audit.asking import ask_probes
-from cai.evaluate.audit.battery import Answers, audit_model
-from cai.evaluate.audit.boilerplate import preaching, stock_phrase
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.check import Answers
+from cai.evaluate.audit.checks.boilerplate import preaching, stock_phrase
 from cai.evaluate.audit.finding import judge_level, settle
 from cai.evaluate.audit.probes import OpinionProbe, Probes, load_probes
 from cai.evaluate.audit.rewriting import agreeable, as_list, lengthened, more_certain, with_boilerplate

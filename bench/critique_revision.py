@@ -19,7 +19,7 @@ from bench.table import Row
 from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
 from cai.data.prompts import load_prompts
-from cai.generate.critique import critique_and_revise, respond
+from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.models.base import TextModel
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
@@ -39,10 +39,11 @@ def with_cai(
     async def run() -> tuple[float, int]:
         with CallStore(None) as store:
             model = TextModel(engine, store, "bench")
+            writer = Writer(model, templates, seed)
 
             async def work(prompt: Prompt) -> RevisionTrace:
-                response = await respond(prompt, model, templates, config.sampling, seed)
-                return await critique_and_revise(response, constitution, model, templates, config, seed)
+                response = await respond(prompt, writer, config.sampling)
+                return await critique_and_revise(response, constitution, writer, config)
 
             started = time.perf_counter()
             flow = run_items(prompts, work, window=len(prompts), max_failure_fraction=1.0, stage="bench", failures=[])

@@ -183,7 +183,7 @@ def train_arm(
         ppo = PPOSpec(total_episodes=episodes, response_length=given.max_tokens, kl_coef=given.beta, temperature=online.temperature)
         config = replace(config, ppo=ppo)
         reward = RewardConfig(members=len(members), aggregate=aggregate, uncertainty_penalty=given.penalty)
-        train_ppo(config, model, given.sft, members, reward, prompts, out, given.seed, note, gold=gold, watched=watched)
+        train_ppo(config, model, given.sft, members, reward, prompts, out, given.seed, note, gold=gold, monitor_prompts=watched)
         return out
 
     def rewarding() -> RewardFunction:

@@ -126,10 +126,10 @@ def train_policy(
 
     reward_identity = ([file_hash(folder) for folder in (*members, gold)], given.aggregate, [p.id for p in watched])
     if method == "ppo":
-        train_ppo(config, model, sft, members, reward, prompts, out, given.seed, note(method), gold=gold, watched=watched)
+        train_ppo(config, model, sft, members, reward, prompts, out, given.seed, note(method), gold=gold, monitor_prompts=watched)
     elif method == "dpo":
         watching = MonitorSpec(lambda: watch(RewardFunction(online.rewards, ensemble)), reward_identity, given.max_tokens, say)
-        train_dpo(config, model, sft, pairs, out, given.seed, note(method), watching=watching)
+        train_dpo(config, model, sft, pairs, out, given.seed, note(method), monitor_spec=watching)
     else:
         train_online(
             config,

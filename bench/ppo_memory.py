@@ -125,7 +125,7 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
     from cai.models.local.engine import stop_ids
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
     from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
-    from cai.train.rl.rollout import describe, sample, tasks
+    from cai.train.rl.rollout import evaluate_responses, sample, tasks
     from cai.train.rl.shared_base import load_shared_base
 
     spec = ModelSpec(path=given.model, precision=given.precision)
@@ -137,7 +137,7 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
     todo = tasks(prompts, 0, 0, given.batch)
     ends = stop_ids(shared.causal, tokenizer)
     responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
-    episodes = describe(shared, todo, responses, end_id=tokenizer.eos_token_id, temperature=TEMPERATURE, at_once=given.micro)
+    episodes = evaluate_responses(shared, todo, responses, end_id=tokenizer.eos_token_id, temperature=TEMPERATURE, at_once=given.micro)
     batch = make_batch(episodes, ppo, RewardConfig(), ppo.kl_coef, shared.device)
     update(shared, make_optimizer(config, shared), batch, config, 1, 0, World(0, 1, 0, 8))
 

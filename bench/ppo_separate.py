@@ -111,7 +111,7 @@ class Separate:
 
     @torch.no_grad()
     def describe(self, todo: Sequence[Task], responses: Sequence[tuple[list[int], bool]], micro: int, temperature: float) -> list[Episode]:
-        """Return what each model says of some responses, as `cai.train.rl.rollout.describe` does, without entropies."""
+        """Return what each model says of some responses, as `cai.train.rl.rollout.evaluate_responses` does, without entropies."""
         prompts = [t.prompt_ids for t in todo]
         batch = self.pad(prompts, [ids for ids, _ in responses])
         closed = self.pad(prompts, [ids if ended else [*ids, self.tokenizer.eos_token_id] for ids, ended in responses])

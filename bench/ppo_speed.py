@@ -78,7 +78,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
     from cai.models.local.loading import load_tokenizer
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
     from cai.train.rl.ppo_update import ADAM_EPSILON, World, make_batch, make_optimizer, update
-    from cai.train.rl.rollout import describe, sample, tasks
+    from cai.train.rl.rollout import evaluate_responses, sample, tasks
     from cai.train.rl.shared_base import load_shared_base
     from cai.train.running import quiet_training
 
@@ -105,7 +105,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
         theirs.time("sample", separate.sample, [t.prompt_ids for t in todo], given.tokens, TEMPERATURE, ends)
         settings["at_once"] = given.micro
         said = (
-            ours.time("score", describe, shared, todo, responses, end_id=tokenizer.eos_token_id, **settings),
+            ours.time("score", evaluate_responses, shared, todo, responses, end_id=tokenizer.eos_token_id, **settings),
             theirs.time("score", separate.describe, todo, responses, given.micro, TEMPERATURE),
         )
         batches = [make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, "cpu") for episodes in said]

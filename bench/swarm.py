@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from bench.generation import real_prompts
 from bench.table import Row, row
 from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
-from cai.generate.critique import critique_and_revise, respond
+from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.models.base import CompleteRequest, Completion, Engine, Reply, Request, TextModel
 from cai.models.opening import open_engine
 from cai.models.store import CallStore
@@ -74,10 +74,11 @@ async def with_cai(spec: ModelSpec, prompts: list[Prompt], store_path: Path, see
     counting = Counting(engine)
     with CallStore(store_path) as store:
         model: Any = TextModel(counting, store, "bench")  # type: ignore[arg-type]
+        writer = Writer(model, templates, seed)
 
         async def work(prompt: Prompt) -> RevisionTrace:
-            response = await respond(prompt, model, templates, config.sampling, seed)
-            return await critique_and_revise(response, constitution, model, templates, config, seed)
+            response = await respond(prompt, writer, config.sampling)
+            return await critique_and_revise(response, constitution, writer, config)
 
         started = time.perf_counter()
         flow = run_items(prompts, work, window=IN_FLIGHT, max_failure_fraction=1.0, stage="bench", failures=[])
@@ -105,7 +106,7 @@ async def with_recipe(spec: ModelSpec, name: str, prompts: list[Prompt], seed: i
     ]
     limit, cost = asyncio.Semaphore(IN_FLIGHT), Cost()
     kept: list[dict[str, str]] = []
-    async with httpx.AsyncClient(base_url=spec.path, timeout=120, limits=httpx.Limits(max_connections=IN_FLIGHT)) as client:
+    async with httpx2.AsyncClient(base_url=spec.path, timeout=120, limits=httpx2.Limits(max_connections=IN_FLIGHT)) as client:
 
         async def work(number: int, prompt: Prompt) -> None:
             async with limit:
@@ -147,7 +148,7 @@ def measure(count: int, seconds: float, repeats: int) -> list[Row]:
     speed, made, read, real = [], [], [], "CAI_TEST_SERVER" in os.environ
     with server(seconds) as url, tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(path=url, concurrency=IN_FLIGHT)
-        name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+        name = httpx2.get(f"{url}/models").json()["data"][0]["id"]
         for seed in range(repeats):
             ours = asyncio.run(with_cai(spec, prompts, Path(folder) / f"{seed}.sqlite", seed))
             theirs = asyncio.run(with_recipe(spec, name, prompts, seed))

@@ -1,3 +1,119 @@
-"""Align a language model with a written constitution: critique and revision, AI feedback, reward models and policies."""
+"""Align a language model with a written constitution: critique and revision, AI feedback, reward models and policies.
+
+The names below are the public API. They are imported when first used, so `import cai` loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cai.constitution.load import load_constitution
+    from cai.core.workspace import Workspace, find_workspace, init_workspace
+    from cai.errors import CaiError
+    from cai.evaluate.commands import Evaluation, evaluate_models
+    from cai.judge.judge import Judge
+    from cai.models.base import Sampling, TextModel
+    from cai.pipeline.run import Run, run
+    from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, SFTConfig, load_recipe
+    from cai.records import (
+        Constitution,
+        EvalResult,
+        Judgment,
+        Message,
+        Preference,
+        Principle,
+        Prompt,
+        Response,
+        ResponsePair,
+        RevisionTrace,
+        SFTExample,
+    )
+    from cai.session import Session
+    from cai.train.dpo import train_dpo
+    from cai.train.kto import train_kto
+    from cai.train.reward.ensemble import load_ensemble
+    from cai.train.reward.train import train_reward
+    from cai.train.sft import train_sft
+
+_HOMES = {
+    "cai.constitution.load": ("load_constitution",),
+    "cai.core.workspace": ("Workspace", "find_workspace", "init_workspace"),
+    "cai.errors": ("CaiError",),
+    "cai.evaluate.commands": ("Evaluation", "evaluate_models"),
+    "cai.judge.judge": ("Judge",),
+    "cai.models.base": ("Sampling", "TextModel"),
+    "cai.pipeline.run": ("Run", "run"),
+    "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "SFTConfig", "load_recipe"),
+    "cai.records": (
+        "Constitution",
+        "EvalResult",
+        "Judgment",
+        "Message",
+        "Preference",
+        "Principle",
+        "Prompt",
+        "Response",
+        "ResponsePair",
+        "RevisionTrace",
+        "SFTExample",
+    ),
+    "cai.session": ("Session",),
+    "cai.train.dpo": ("train_dpo",),
+    "cai.train.kto": ("train_kto",),
+    "cai.train.reward.ensemble": ("load_ensemble",),
+    "cai.train.reward.train": ("train_reward",),
+    "cai.train.sft": ("train_sft",),
+}
+"""The module that each public name comes from."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 - by what they are for
+    "Session",
+    "run",
+    "Run",
+    "Recipe",
+    "load_recipe",
+    "Workspace",
+    "find_workspace",
+    "init_workspace",
+    "load_constitution",
+    "Constitution",
+    "Principle",
+    "Message",
+    "Prompt",
+    "Response",
+    "ResponsePair",
+    "RevisionTrace",
+    "SFTExample",
+    "Judgment",
+    "Preference",
+    "EvalResult",
+    "Judge",
+    "TextModel",
+    "Sampling",
+    "ModelSpec",
+    "SFTConfig",
+    "RewardConfig",
+    "PolicyConfig",
+    "train_sft",
+    "train_reward",
+    "train_dpo",
+    "train_kto",
+    "load_ensemble",
+    "Evaluation",
+    "evaluate_models",
+    "CaiError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'cai' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""A recipe: everything that decides a run, as one YAML file checked in full before anything starts.
+"""The recipe: all settings of a run in one YAML file, validated before the run starts.
 
-The types below are the only place where a default lives; the JSON Schema that checks a recipe is made from them, so an unknown key,
-a wrong type and a number out of range are all reported at once, each with its line. `--set critique.rounds=2` changes one value.
+The types below define every key, its default and its range. The JSON Schema that validates a recipe is generated from them, so unknown
+keys, wrong types and values out of range are reported together, each with its line. `--set critique.rounds=2` changes one value.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from cai.core.plugins import KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, names_of
 from cai.core.text.repetition import LOOPING
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
@@ -23,257 +24,302 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Precision = Literal["auto", "float32", "bfloat16", "nf4"]
-"""`auto`: bfloat16 where the hardware multiplies it, else float32. `nf4`: 4-bit weights, bfloat16 arithmetic (QLoRA)."""
+"""`auto`: bfloat16 where the hardware supports it, else float32. `nf4`: 4-bit weights with bfloat16 arithmetic (QLoRA)."""
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 KlEstimator = Literal["k1", "k3"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
-ProtocolName = Literal["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
+MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
+TermName = Annotated[str, Meta(extra_json_schema={"x-names-of": REWARD_TERM.group})]
 
-ONLINE = ("grpo", "rloo")
-"""Methods whose policy learns from its own samples."""
 GOLD = "gold"
-"""The gold reward model's name: of its pairs in `data/`, and of its folder in `models/`."""
+"""Name of the gold reward model's pairs in `data/` and of its folder in `models/`."""
 
 
 Pooling = Literal["votes", "dawid-skene"]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One block of a recipe; unknown keys are errors."""
+    """One block of a recipe. Unknown keys are errors."""
 
 
 class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model to use and how to load or reach it."""
+    """A model, and how to load it or connect to it."""
 
     path: str = "embedded"
-    """`embedded` (the small model that `cai` brings), a folder or Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server, or
-    several with commas between, which serve the same model."""
+    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
+    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
-    """For a URL: the model's name on the server."""
+    """Model name on the server. Only for URLs."""
     adapter: str | None = None
-    """Folder of a LoRA adapter to put on top; for a URL, the adapter's name on the server."""
+    """Folder of a LoRA adapter to load on top of the model. For a URL: the adapter's name on the server."""
     precision: Precision = "auto"
+    """Precision of a local model's weights. `auto`: bfloat16 where the hardware supports it, else float32. `nf4`: 4-bit (QLoRA)."""
     batch_size: Positive = 64
-    """Sequences that the local model runs at once."""
+    """Maximum number of sequences per batch. Only for local models."""
     max_length: Positive = 2048
-    """Longest prompt plus completion, in tokens; a longer prompt is a counted failure."""
+    """Maximum length of prompt plus completion, in tokens. A prompt that leaves no room is counted as a failure."""
     concurrency: Positive = 64
-    """For a URL: requests in flight at each server."""
+    """Maximum number of concurrent requests. Only for URLs."""
     timeout_seconds: Rate = 120.0
+    """Timeout of one request, in seconds. Only for URLs."""
     prompt_price: Annotated[float, Meta(ge=0)] = 0.0
-    """US dollars per million prompt tokens; 0 for a model of your own."""
+    """US dollars per million prompt tokens, for the cost estimate. 0 for a model that you host yourself."""
     completion_price: Annotated[float, Meta(ge=0)] = 0.0
+    """US dollars per million completion tokens."""
     trust_remote_code: bool = False
+    """Whether to run Python code that comes with the model. Enable it only for models that you trust."""
     api_key_env: str = "CAI_API_KEY"
-    """For a URL: the environment variable that holds the key. The key itself never goes into a recipe."""
+    """Name of the environment variable that holds the API key. Only for URLs. Never put the key itself into a recipe."""
 
     @property
     def is_server(self) -> bool:
         """Whether `path` is the URL of a server."""
         return self.path.startswith(("http://", "https://"))
 
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """For a URL: each server's.
-
-        >>> ModelSpec(path="http://one:8000/v1, http://two:8000/v1").urls
-        ('http://one:8000/v1', 'http://two:8000/v1')
-        """
-        return tuple(url.strip() for url in self.path.split(","))
-
 
 class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file or Hub dataset of prompts."""
 
     path: str
-    """JSONL, CSV or text file (from the workspace), a glob, or `hub:OWNER/NAME`."""
+    """JSONL, CSV or text file (relative to the workspace), a glob, or `hub:OWNER/NAME`."""
     format: Literal["auto", "cai", "hh", "jsonl", "csv", "text", "hub"] = "auto"
+    """Format of the rows. `auto` detects it row by row."""
     kind: PromptKind | None = None
-    """For rows that don't say it themselves."""
+    """Kind of the prompts whose row names none: `harmful`, `borderline`, `helpful` or `other`."""
     limit: Positive | None = None
-    """Take this many, chosen by hash of the run's seed and the prompt's id, so that a higher limit only adds."""
+    """Maximum number of prompts. They are chosen by a hash of the run's seed and the prompt's id, so raising the limit only adds prompts.
+    None keeps all."""
     split: str = "train"
+    """Split of a Hub dataset."""
     field: str = "prompt"
+    """Column or key that holds the prompt's text."""
 
 
 class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Training and evaluation prompts."""
+
     train: tuple[PromptSource, ...] = (PromptSource(path="prompts/harmful.jsonl"), PromptSource(path="prompts/helpful.jsonl"))
+    """Prompts to train on."""
     evaluate: tuple[PromptSource, ...] = (
         PromptSource(path="prompts/eval_harmful.jsonl"),
         PromptSource(path="prompts/eval_borderline.jsonl"),
         PromptSource(path="prompts/eval_helpful.jsonl"),
     )
+    """Held-out prompts for evaluation."""
     near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = 0.8
-    """Drop a training prompt that shares at least this part of its five-word runs (Jaccard) with an evaluation prompt or an earlier
-    training prompt; None keeps all but exact repeats. The search takes a tenth of a millisecond a short prompt, and more the more of them
-    share some wording without being repeats: a million made from one sentence are not to be searched."""
+    """Jaccard similarity of five-word n-grams from which a training prompt counts as a near-duplicate of an evaluation prompt or an earlier
+    training prompt, and is dropped. None drops exact duplicates only. The search takes about 0.1 ms per short prompt, and longer if many
+    prompts share wording without being duplicates: set None for a million prompts made from one template."""
 
 
 class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling parameters."""
+
     max_tokens: Positive = 128
+    """Maximum length of a completion, in tokens."""
     temperature: Annotated[float, Meta(ge=0, le=5)] = 1.0
+    """Sampling temperature. 0 is greedy decoding, 1 is the model's own distribution."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Nucleus sampling: the smallest set of tokens with at least this probability is sampled from. 1 keeps all."""
 
 
 class SteadySampling(SamplingSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sampling a little colder than the model's own distribution."""
+    """Sampling parameters with a default temperature below 1."""
 
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.7
+    """Sampling temperature. 0 is greedy decoding, 1 is the model's own distribution."""
 
 
 class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """First responses of the model, to be critiqued."""
+    """Initial responses, before critique and revision."""
 
     sampling: SamplingSpec = SamplingSpec()
+    """Sampling of the initial responses."""
 
 
 class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Critique and revision (Bai et al. 2022, §3)."""
 
     rounds: Positive = 1
+    """Number of critique–revision rounds per response, each under another principle."""
     sampling: SteadySampling = SteadySampling()
+    """Sampling of critiques and revisions."""
     train_on: Literal["final", "every"] = "final"
-    """Which revisions become SFT data; the paper leaves it open."""
+    """Revisions that become SFT data: the final one, or those of every round. The paper doesn't specify it."""
     kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
-    """Prompts of these kinds are critiqued; the others' first responses are imitated as they are."""
+    """Kinds of prompts whose responses are critiqued. For other kinds, the initial response becomes SFT data unchanged."""
     min_p_revised: Fraction = 0.5
-    """Drop a revision that the judge finds better than the response with a lower probability than this. 0 keeps all."""
+    """Minimum judge probability that the revision is better than the initial response. Revisions below it are dropped. 0 skips the judge
+    and keeps all."""
     drop_refusals: bool = True
-    """Drop revisions in which the model refused the revision request itself, or refuses a prompt that isn't harmful."""
+    """Whether to drop revisions that refuse the revision request, or that refuse a prompt that isn't harmful."""
 
 
 class LoraSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """LoRA adapter."""
+
     rank: Positive = 16
+    """Rank of the update matrices."""
     alpha: Positive = 32
+    """Scaling: updates are multiplied by `alpha` / `rank`."""
     dropout: Fraction = 0.0
+    """Dropout probability of the adapter's input."""
     target_modules: str = "all-linear"
-    """`all-linear`, or names with commas between: `q_proj,v_proj`."""
+    """Modules to adapt: `all-linear`, or names separated by commas, for example `q_proj,v_proj`."""
     layers: Positive | None = None
-    """Adapt only the last so many layers, which saves the others' backward pass; None: all."""
+    """Number of layers to adapt, counted from the last. Fewer layers shorten the backward pass. None adapts all."""
 
 
 class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What SFT, reward and DPO training share."""
+    """Training settings shared by SFT, reward models and policies."""
 
     precision: Precision = "auto"
+    """Precision of the base weights in training. `auto`: bfloat16 where the hardware supports it, else float32. `nf4`: 4-bit (QLoRA)."""
     epochs: Annotated[float, Meta(gt=0)] = 1.0
+    """Number of passes over the training data. Fractions are allowed."""
     learning_rate: Rate = 2e-4
+    """Peak learning rate."""
     batch_size: Positive = 8
-    """Examples per step and process, before accumulation."""
+    """Examples per process and batch, before gradient accumulation."""
     gradient_accumulation: Positive = 1
+    """Number of batches per optimizer step."""
     max_length: Positive = 512
+    """Maximum length of prompt plus response, in tokens. Longer examples are dropped and counted."""
     warmup_fraction: Fraction = 0.1
+    """Fraction of the steps over which the learning rate rises to its peak."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """Optimizer. The 8-bit ones need bitsandbytes and save memory."""
     gradient_checkpointing: bool = False
+    """Whether to recompute activations in the backward pass: less memory, more time."""
     save_steps: Positive = 50
+    """Optimizer steps between checkpoints. A killed run resumes from the last one."""
     lora: LoraSpec = LoraSpec()
+    """LoRA adapter to train."""
 
 
 class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Supervised fine-tuning on revisions, the prompt masked."""
+    """Supervised fine-tuning on revisions. The loss covers response tokens only."""
 
 
 class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Response pairs sampled from the SFT policy."""
 
     per_prompt: Positive = 1
+    """Number of pairs sampled per prompt."""
     sampling: SamplingSpec = SamplingSpec()
+    """Sampling of both responses."""
     contrast: bool = False
-    """Also make RLCD pairs (arXiv 2307.12950): one answer asked for under the principle, one against it, labelled by construction."""
+    """Whether to also make RLCD pairs (arXiv 2307.12950): one response is requested under the principle, one against it, so the label is
+    known by construction."""
     contrast_p: Annotated[float, Meta(ge=0.5, le=1)] = 0.9
-    """Label of a contrast pair."""
+    """Label of a contrast pair: the probability that the response under the principle is better."""
 
 
 class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AI feedback: who judges, how, and under which principles."""
+    """AI feedback: the judge, its protocol, and the principles that it applies."""
 
     protocol: ProtocolName = "pointwise-contrast"
+    """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
+    thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
+    `likelihood`: the likelihood of each response given the principle. Installed packages can add others."""
     judge: ModelSpec | None = None
-    """None: the run's base model judges."""
+    """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
-    """Per label: some principles drawn by the pair's id, or all that apply, averaged by weight."""
+    """Principles per label. `sample`: `per_label` principles, drawn by hash of the pair. `ensemble`: all that apply, averaged by weight."""
     per_label: Positive = 1
-    """With `sample`: principles per label."""
+    """Number of principles per label. Only for `sample`."""
     cot_clamp: tuple[Fraction, Fraction] | None = (0.4, 0.6)
-    """For `pairwise-cot`: clamp probabilities, as the paper does (§4.1)."""
+    """Lower and upper bound of the probabilities of `pairwise-cot`, as in the paper (§4.1). None doesn't clamp."""
     cot_max_tokens: Positive = 256
+    """Maximum length of a chain of thought, in tokens. Only for `pairwise-cot`."""
     bench_pairs: str | None = "prompts/probe_pairs.jsonl"
-    """Human-labelled pairs on which the judge is measured before it labels; None skips it, and the run says so."""
+    """Human-labelled pairs on which the judge is measured before it labels. None skips the measurement, and the run warns about it."""
     bench_limit: Positive = 400
+    """Maximum number of these pairs."""
     calibration: str | None = None
-    """What `cai judge calibrate` wrote for this very judge: its answers are weighed as people's labels said."""
+    """Calibration file that `cai judge calibrate` wrote for this judge. It corrects the judge's probabilities to fit human labels."""
 
 
 class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the labels of one source enter the mixture: first `temperature`, then `noise`, then `weight`."""
+    """Weighting of one source of labels. `temperature` is applied first, then `noise`, then `weight`."""
 
     weight: Annotated[float, Meta(ge=0)] = 1.0
-    """Multiplies each example's loss; 0 leaves the source out."""
+    """Factor on each example's loss. 0 leaves the source out."""
     temperature: Rate = 1.0
-    """Log-odds are divided by it: above 1 calms an overconfident source. A label of exactly 1 stays 1: that is for `noise`."""
+    """Divisor of the labels' log-odds. Above 1 softens an overconfident source. Labels of exactly 1 don't change: use `noise` for those."""
     noise: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    """Part of the source's labels taken to be wrong: p becomes (1 − 2·noise)·p + noise."""
+    """Assumed fraction of wrong labels: p becomes (1 − 2·noise)·p + noise."""
     limit: Positive | None = None
-    """Keep this many, chosen by hash of the run's seed and the pair, so that a higher limit only adds."""
+    """Maximum number of pairs. They are chosen by a hash of the run's seed and the pair, so raising the limit only adds pairs. None keeps
+    all."""
 
 
 class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A source of human labels."""
+
     path: str
-    """A file that `cai human import` reads or wrote, a glob, or `hub:OWNER/NAME`."""
+    """A file that `cai human import` can read or has written, a glob, or `hub:OWNER/NAME`."""
     split: str = "train"
-    """Of a Hub dataset."""
+    """Split of a Hub dataset."""
     pooling: Pooling = "votes"
-    """How several people's labels of one pair become one probability: their share, or weighed by each one's reliability."""
+    """How several annotators' labels of one pair become one probability. `votes`: their mean. `dawid-skene`: weighted by each annotator's
+    estimated reliability."""
     smoothing: Annotated[float, Meta(ge=0)] = 0.0
-    """Votes to imagine on either side: with 1, two people who agree make 3/4 instead of certainty."""
+    """Pseudo-votes added to each side. With 1, two annotators who agree give 3/4 instead of 1."""
     kind: PromptKind | None = None
+    """Kind of the prompts whose row names none."""
 
 
 class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Mixing judged pairs and human labels into training and held-out sets, split by prompt."""
+    """Mixture of AI and human labels, split into training and held-out sets by prompt."""
 
     human: tuple[HumanSource, ...] = ()
+    """Human labels."""
     ai: SourceMix = SourceMix()
-    """Sampled pairs that the judge labelled."""
+    """Sampled pairs, labelled by the judge."""
     revision: SourceMix = SourceMix()
-    """Responses against their revisions, labelled by the judge."""
+    """Pairs of initial response and revision, labelled by the judge."""
     contrast: SourceMix = SourceMix()
-    """Pairs labelled by construction."""
+    """Contrast pairs, labelled by construction."""
     min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
-    """Drop pairs whose |p − ½|, after temperature and noise, is below this."""
+    """Minimum |p − ½| of a pair, after temperature and noise. Pairs below it are dropped."""
     held_out_fraction: Fraction = 0.1
+    """Fraction of the prompts whose pairs are held out, to measure the reward models on."""
 
 
 class PairTrainSpec(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What trainings on pairs share."""
+    """Training settings shared by methods that train on pairs."""
 
     share_prompt: Literal["auto", "always", "never"] = "auto"
-    """Run the prompt of a pair once for both sides, and no padding. The loss is the same up to rounding. `auto`: on a CPU, where
-    the model is seen to honour it; a GPU pads, because nothing was measured there."""
+    """Whether to run a pair's prompt once for both responses, without padding. The loss is the same up to rounding. `auto`: only on a CPU,
+    and only if a test shows that the model supports it. It was not measured on GPUs."""
 
 
 class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Bradley–Terry reward models: each a scalar head and a LoRA adapter; together an ensemble over one base."""
+    """Bradley–Terry reward models: an ensemble over one base model. Each member has a LoRA adapter and a scalar head."""
 
     learning_rate: Rate = 5e-4
+    """Peak learning rate."""
     center: Annotated[float, Meta(ge=0)] = 0.01
-    """Coefficient of the squared sum of both rewards, which keeps scores near 0."""
+    """Coefficient of the squared sum of both rewards in the loss, which keeps scores near 0."""
     margin: Annotated[float, Meta(ge=0)] = 0.0
-    """Score difference that a certain label asks for before its loss fades (Llama 2, eq. 2); a label p asks for |2p − 1| of it."""
+    """Margin in the loss (Llama 2, eq. 2): the score difference required of a certain label. A label p requires |2p − 1| of it."""
     balance_length: bool = False
-    """Weigh pairs so that longer and shorter answers win equally often, at each difference in length: against learning that alone."""
+    """Whether to weight pairs so that longer and shorter responses win equally often at each difference in length. This reduces length
+    bias."""
     members: Positive = 1
-    """Reward models in the ensemble."""
+    """Number of reward models in the ensemble."""
     slices: Slices = "all"
-    """What each member is trained on. `all`: everything, so members differ by seed. `folds`: everything but its own fold of the prompts.
-    `parts`: its own part of the prompts only. `bootstrap`: as many prompts as there are, drawn with replacement. `source`, `principle`: the
-    labels of some sources or principles, which are dealt out to the members."""
+    """Training data of each member. `all`: everything, so members differ only by seed. `folds`: all prompts except its own fold. `parts`:
+    only its own part of the prompts. `bootstrap`: a bootstrap sample of the prompts. `source`, `principle`: the labels of some sources or
+    principles, which are distributed over the members."""
     aggregate: Aggregate = "mean"
-    """How members' scores become one: `mean`, `min` (the worst case), or `uncertainty`: mean − penalty × std."""
+    """How the members' scores are combined: `mean`, `min` (worst case), or `uncertainty` (mean − penalty × standard deviation)."""
     uncertainty_penalty: Annotated[float, Meta(ge=0)] = 1.0
-    """Standard deviations of the members' scores that `uncertainty` takes off the mean."""
+    """Penalty of `uncertainty`, in standard deviations of the members' scores."""
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -282,7 +328,7 @@ class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def member(self) -> "RewardConfig":
-        """What decides one member, given its labels: the ensemble's own settings at their defaults."""
+        """The settings that one member's training depends on: the ensemble's settings are set to their defaults."""
         own = RewardConfig()
         return msgspec.structs.replace(
             self, members=own.members, slices=own.slices, aggregate=own.aggregate, uncertainty_penalty=own.uncertainty_penalty
@@ -290,227 +336,291 @@ class RewardConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class GoldConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A gold reward model, to measure over-optimisation with: it never sees the reward models' pairs, nor they its own."""
+    """A gold reward model, which measures over-optimization. It shares no training pairs with the reward models."""
 
     learning_rate: Rate = 5e-4
+    """Peak learning rate."""
     lora: LoraSpec = LoraSpec(rank=32, alpha=64)
-    """Of another shape than the reward models', so that the two err in different ways."""
+    """LoRA adapter to train. Its rank differs from the reward models', so that it makes different errors."""
     balance_length: bool = False
     """As in `reward`."""
     human: tuple[HumanSource, ...] = ()
-    """Label files of its own. Pairs of `preferences` with a prompt that is in them are dropped, and counted."""
+    """Human labels used only for the gold reward model. Pairs of `preferences` with the same prompts are dropped and counted."""
     fraction: Fraction = 0.0
-    """Share of the prompts of `preferences` that is set apart for it."""
+    """Fraction of the prompts of `preferences` that is reserved for the gold reward model."""
     held_out_fraction: Fraction = 0.2
-    """Share of its prompts that it is measured on."""
+    """Fraction of its prompts that is held out, to measure its accuracy."""
 
     @property
     def reward(self) -> RewardConfig:
-        """The settings of its training, as a reward model's."""
+        """The same settings as a `RewardConfig`."""
         return RewardConfig(**{name: getattr(self, name) for name in (*TrainSpec.__struct_fields__, "balance_length")})
 
 
 class MonitorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Watching for over-optimisation: does gold fall while the reward that the policy is trained on rises, or do answers come apart?"""
+    """Over-optimization monitor. It observes the policy during training on held-out prompts. An observation counts as over-optimized if the
+    gold reward fell while the training reward rose, or if the policy collapsed (empty, identical or looping responses)."""
 
     action: Literal["off", "warn", "stop"] = "warn"
-    """What happens once they do: nothing is looked at, a warning, or training ends there."""
+    """What to do on over-optimization: warn, or stop training. `off` disables the monitor."""
     every_steps: Positive = 20
+    """Optimizer steps between observations."""
     prompts: Positive = 64
-    """At most this many of the evaluation prompts, and at most half of them, chosen by hash. `evaluate` leaves them out."""
+    """Maximum number of evaluation prompts for the monitor, chosen by hash; never more than half of them. `evaluate` excludes them."""
     patience: Positive = 2
-    """Looks in a row that must find it."""
+    """Number of consecutive over-optimized observations before `action`."""
     min_drop: Annotated[float, Meta(ge=0)] = 1.0
-    """How far gold must have fallen from its best, in half-widths of the 95 % interval of that change."""
+    """Minimum fall of the gold reward from its best observation, in half-widths of the 95 % confidence interval of that change."""
     min_words: Fraction = 0.25
-    """Answers vanish where their mean length is below this share of the first look's. 0 allows any."""
+    """Collapse to empty responses: their mean length is below this fraction of the first observation's. 0 disables this test."""
     min_distinct: Fraction = 0.5
-    """Answers are alike where the share of different two-word runs in all of them is below this share of the first look's. 0 allows any."""
+    """Collapse to identical responses: their fraction of distinct bigrams is below this fraction of the first observation's. 0 disables
+    this test."""
     max_repetition: Fraction = LOOPING
-    """Answers loop where more than this share of their four-word runs are repeats, and it was less at the first look."""
+    """Collapse to looping responses: more than this fraction of their four-word n-grams are repeats, and it was less at the first
+    observation."""
     select: Literal["best", "last"] = "best"
-    """Which weights become the policy: those of the look with the highest gold reward among those whose answers are whole, or the last."""
+    """Weights to keep as the policy. `best`: the observation with the highest gold reward that did not collapse. `last`: the last step."""
 
 
 class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which loss of the DPO family, for `dpo` and `online-dpo`; all take soft labels and weights."""
+    """Loss of `dpo` and `online-dpo`. All losses take soft labels and weights."""
 
     loss: DPOLoss = "sigmoid"
-    """`ipo` and `sigmoid_norm` go by log-ratios per token, so `beta` means something else there: try 0.1 for `ipo`, 2 to 10 for
-    `sigmoid_norm`."""
+    """Loss of the DPO family. `ipo` and `sigmoid_norm` use log-ratios per token, so `beta` has another scale: try 0.1 for `ipo` and 2 to 10
+    for `sigmoid_norm`."""
     label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    """Part of the labels taken to be wrong: `robust` undoes it (arXiv 2403.00409), the others mix it into the label (cDPO)."""
+    """Assumed fraction of wrong labels. `robust` corrects the loss for it (arXiv 2403.00409). The other losses mix it into the label
+    (cDPO)."""
     ld_alpha: Fraction | None = None
-    """Length-desensitised DPO (arXiv 2409.06411): weight of the tokens beyond the shorter side's length; None and 1: all count alike."""
+    """Length-desensitized DPO (arXiv 2409.06411): weight of the tokens beyond the shorter response's length. None and 1 weight all tokens
+    equally."""
     sft_weight: Annotated[float, Meta(ge=0)] = 0.0
-    """Of the negative log-likelihood per token of the better side, added to the loss."""
+    """Coefficient of an SFT term in the loss: the negative log-likelihood per token of the better response."""
 
 
 class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that a policy is rewarded for while it samples; the terms are weighted and added up."""
+    """One reward function. The policy's reward is the weighted sum of all terms."""
 
-    term: Literal["model", "constitution", "length", "refusal"] = "model"
-    """`model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles, uncalibrated (a
-    calibration is of pairs). `length`: minus the words above `words`, as a share of `words`. `refusal`: −1 for refusing a prompt that
-    isn't harmful."""
+    term: TermName = "model"
+    """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
+    uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
+    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
     weight: float = 1.0
+    """Coefficient of the term."""
     words: Positive = 150
+    """Length in words above which `length` penalizes a response."""
 
 
 class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Policies that learn from their own samples, with GRPO or RLOO."""
+    """Settings of GRPO and RLOO."""
 
     num_generations: Annotated[int, Meta(ge=2)] = 8
-    """Completions of one prompt, which are each other's baseline. `batch_size` × `gradient_accumulation` × processes is a multiple."""
+    """Number of completions sampled per prompt. `batch_size` × `gradient_accumulation` × processes must be a multiple of it."""
     max_tokens: Positive = 128
-    """Of a completion; and of those that a watch samples from a policy of DPO or KTO."""
+    """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
     temperature: Rate = 1.0
+    """Sampling temperature."""
     rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
+    """Reward functions, which are weighted and summed."""
     patience: Positive = 5
-    """Steps in a row without any difference of reward within a prompt's completions after which training stops: it learns nothing."""
+    """Number of consecutive steps in which no prompt's completions differ in reward before training stops: without a difference there is
+    no gradient."""
 
 
 class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Proximal policy optimization, with TRL's names and, where nothing is said, TRL's defaults.
+    """Settings of proximal policy optimization, with TRL's names and mostly its defaults.
 
-    A step samples `batch_size` × `gradient_accumulation` × `num_mini_batches` responses in each process, and goes over them
-    `num_ppo_epochs` times; `batch_size` alone bounds the memory.
+    A step samples `batch_size` × `gradient_accumulation` × `num_mini_batches` responses in each process and makes `num_ppo_epochs` passes
+    over them. Only `batch_size` affects peak memory.
     """
 
     total_episodes: Positive | None = None
-    """Responses to sample in all, rounded up to whole steps; None: `epochs` passes over the prompts."""
+    """Total number of responses to sample, rounded up to whole steps. None: `epochs` passes over the prompts."""
     num_mini_batches: Positive = 1
+    """Number of optimizer steps per pass over a step's responses."""
     num_ppo_epochs: Positive = 4
+    """Number of passes over a step's responses."""
     response_length: Positive = 128
-    """Longest response in tokens."""
+    """Maximum length of a response, in tokens."""
     temperature: Annotated[float, Meta(gt=0, le=5)] = 0.7
+    """Sampling temperature."""
     local_rollout_forward_batch_size: Positive = 64
-    """Responses that are sampled at once in a process."""
+    """Number of responses sampled per batch in each process."""
     kl_coef: Annotated[float, Meta(ge=0)] = 0.05
+    """Coefficient of the KL penalty in the reward."""
     kl_estimator: KlEstimator = "k1"
+    """Estimator of the KL divergence per token. Both are unbiased. `k1` can be negative; `k3` cannot, and varies less."""
     target_kl: Rate | None = None
-    """Nats per response that `kl_coef` is adapted to hold; None keeps it fixed."""
+    """KL divergence to the reference, in nats per response, that an adaptive `kl_coef` aims at. None keeps `kl_coef` fixed."""
     kl_horizon: Positive = 10_000
-    """Responses over which an error of a fifth changes `kl_coef` by a fifth."""
+    """Speed of the adaptation: over this many responses, a KL that is off by a fifth changes `kl_coef` by a fifth."""
     gamma: Fraction = 1.0
+    """Discount factor."""
     lam: Fraction = 0.95
+    """λ of generalized advantage estimation."""
     cliprange: Rate = 0.2
+    """Clip range of the policy's probability ratio."""
     cliprange_value: Rate = 0.2
+    """Clip range of the value function."""
     vf_coef: Annotated[float, Meta(ge=0)] = 0.1
+    """Coefficient of the value loss."""
     max_grad_norm: Rate = 1.0
+    """Maximum norm of the gradient; larger ones are clipped."""
     whiten_rewards: bool = False
+    """Whether to scale rewards to unit variance. Their mean stays."""
     score_clip: Rate | None = None
+    """Maximum absolute value of a score; larger ones are clipped. None doesn't clip."""
     missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
-    """Taken off the score of a response that was cut at `response_length`; None takes nothing."""
+    """Penalty subtracted from the score of a response that was truncated at `response_length`. None: no penalty."""
 
 
 class RoundsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rounds of `online-dpo`: sample pairs (as `pairs` says) from the policy, have them judged, train on them by `dpo`, again."""
+    """Rounds of `online-dpo`. Each round samples pairs from the current policy with the settings of `pairs`, has them labelled, and trains
+    on them with DPO."""
 
     count: Positive = 3
+    """Number of rounds."""
     labels: Literal["judge", "reward"] = "judge"
-    """Who judges the new pairs: the run's judge, or its reward models."""
+    """Source of the labels: the run's judge, or its reward models."""
     reference: Literal["sft", "previous"] = "sft"
-    """Reference of the later rounds. `sft`: the distance to one model is bounded over all rounds; `previous`: each round's anew."""
+    """Reference model of the later rounds. `sft` bounds the distance to one model over all rounds. `previous` is the policy at the start
+    of each round."""
     prompts: Positive | None = None
-    """Training prompts drawn for each round, other ones each time; None takes all, with new samples."""
+    """Number of training prompts per round, drawn anew for each round. None uses all of them, with new samples."""
 
 
 class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The policy, trained from the SFT adapter with it as the reference."""
+    """Policy training. The policy starts from the SFT adapter, which is also its reference model."""
 
     learning_rate: Rate = 5e-5
-    method: Literal["dpo", "kto", "online-dpo", "grpo", "rloo", "ppo"] = "dpo"
+    """Peak learning rate."""
+    method: MethodName = "dpo"
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
     beta: Rate = 0.1
-    """How strongly the policy is held to its reference: DPO's β, the coefficient of the KL in GRPO and RLOO."""
+    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
+    """Settings of `grpo` and `rloo`."""
     ppo: PPOSpec = PPOSpec()
+    """Settings of `ppo`."""
     watch: MonitorConfig = MonitorConfig()
+    """Over-optimization monitor. It needs `gold`."""
     dpo: DPOConfig = DPOConfig()
+    """Loss of `dpo` and `online-dpo`."""
     rounds: RoundsConfig = RoundsConfig()
+    """Rounds of `online-dpo`."""
 
     def group_problem(self, processes: int = 1) -> str | None:
-        """Say what is wrong with the batch of a method that compares completions of one prompt; None where it is right."""
+        """Return what is wrong with the batch size of a method that compares completions of one prompt; None if it is valid."""
         batch, group = self.batch_size * self.gradient_accumulation * processes, self.online.num_generations
-        if self.method not in ONLINE or batch % group == 0:
+        if batch % group == 0:
             return None
         return (
-            f"policy.online.num_generations: {group} completions of a prompt don't fill a step of {batch} "
+            f"policy.online.num_generations: a step of {batch} completions can't be divided into groups of {group} "
             f"(batch_size {self.batch_size} × gradient_accumulation {self.gradient_accumulation} × processes {processes}). "
             f"Make the step a multiple of {group}: for example batch_size: {group}"
         )
 
 
 class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Evaluation of base model, SFT model and policy."""
+
     sampling: SteadySampling = SteadySampling()
+    """Sampling of the responses to evaluation prompts."""
     knowledge: Count | None = None
-    """Short questions with known answers, and passages whose perplexity is measured: at most so many of each; None takes all."""
+    """Maximum number of factual questions, and of passages whose perplexity is measured. None uses all, 0 skips both."""
 
     @property
     def knowledge_files(self) -> tuple[str, ...]:
-        """Where those are, from the workspace: questions, then passages."""
+        """Files of the factual questions and of the passages, relative to the workspace; empty if `knowledge` is 0."""
         return () if self.knowledge == 0 else ("prompts/audit/facts.jsonl", "prompts/audit/passages.jsonl")
 
 
 class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A whole run."""
+    """All settings of one run."""
 
     name: Name
+    """Name of the run and of its directory, `runs/NAME`. Defaults to the file's name."""
     description: str = ""
+    """Free text for readers of the recipe."""
     seed: Count = 0
+    """Seed of the run. All random choices derive from it."""
     constitution: str = "constitution/general.yaml"
+    """Constitution file, relative to the workspace."""
     templates: str = "prompts/templates"
+    """Folder of the prompt templates, relative to the workspace."""
     model: ModelSpec = ModelSpec()
-    """Answers, critiques and revises; also judges, unless `feedback.judge` names another."""
+    """Model that responds, critiques and revises. It also judges, unless `feedback.judge` names another model."""
     weights: ModelSpec | None = None
-    """What is trained, and sampled from once it is; None: `model`. Needed where `model` is a server, which has no weights here."""
+    """Model to train. None: `model`. Required if `model` is a server."""
     prompts: Prompts = Prompts()
+    """Training and evaluation prompts."""
     respond: Respond = Respond()
+    """Initial responses."""
     critique: CritiqueConfig = CritiqueConfig()
+    """Critique and revision."""
     sft: SFTConfig = SFTConfig()
+    """Supervised fine-tuning on the revisions."""
     pairs: PairsConfig = PairsConfig()
+    """Response pairs sampled from the SFT model."""
     feedback: FeedbackConfig = FeedbackConfig()
+    """AI feedback on the pairs."""
     preferences: PreferencesConfig = PreferencesConfig()
+    """Mixture of AI and human labels."""
     reward: RewardConfig = RewardConfig()
+    """Reward models."""
     gold: GoldConfig | None = None
-    """None: no gold reward model, and over-optimisation can't be seen."""
+    """Gold reward model, which measures over-optimization. None: no gold reward model and no over-optimization monitor."""
     policy: PolicyConfig = PolicyConfig()
+    """Policy training."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
     report_to: ReportTo = "none"
-    """Where the run's numbers are sent as they come; each but `none` is an extra of the package."""
+    """Experiment tracker that receives the run's metrics. Each one except `none` needs the package extra of that name."""
     window: Positive = 512
-    """Items in flight per stage: bounds memory, not results."""
+    """Maximum number of items in progress per stage. It bounds memory and doesn't change results."""
     max_failure_fraction: Fraction = 0.2
-    """A stage stops when more of its items than this have failed."""
+    """Fraction of failed items above which a stage stops."""
+
+    @property
+    def judge(self) -> ModelSpec:
+        """The model that judges: `feedback.judge`, or `model`."""
+        return self.feedback.judge or self.model
 
     @property
     def trained(self) -> ModelSpec:
-        """The model that is trained."""
+        """The model that is trained: `weights`, or `model`."""
         return self.weights or self.model
 
     @property
-    def watched(self) -> bool:
-        """Whether a gold reward model looks for over-optimisation while the policy trains. The rounds of online DPO have no watch."""
-        return self.gold is not None and self.policy.watch.action != "off" and self.policy.method != "online-dpo"
+    def wants_watch(self) -> bool:
+        """Whether the over-optimization monitor runs during policy training, if the method has one."""
+        return self.gold is not None and self.policy.watch.action != "off"
 
     @property
     def hash(self) -> str:
-        """Content hash of every setting but name, description and tracker, which decide nothing."""
+        """Content hash of all settings except name, description and tracker, which don't affect results."""
         return content_hash({**msgspec.to_builtins(self), "name": "", "description": "", "report_to": "none"})
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe."""
-    return msgspec.json.schema(Recipe)
+    """Return the JSON Schema of a recipe. Names that packages can add are an enumeration of those that are installed here."""
+    schema = msgspec.json.schema(Recipe)
+    for definition in schema["$defs"].values():
+        for property in definition.get("properties", {}).values():
+            if (group := property.pop("x-names-of", None)) is not None:
+                del property["type"]
+                property["enum"] = list(names_of(KINDS[group]))
+    return schema
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = None) -> Recipe:
-    """Read, check and freeze a recipe.
+    """Read and validate a recipe.
 
     Args:
         path: the YAML file.
-        overrides: `key.path=value`, the value read as YAML.
-        name: replaces the recipe's name, and so the run directory.
+        overrides: `key.path=value`; the value is parsed as YAML.
+        name: replaces the recipe's name and thereby the run directory.
 
     Raises:
         RecipeError: listing every problem, with file, line and YAML path.

@@ -1,4 +1,4 @@
-"""The records that flow between stages: frozen, typed, torch-free, one JSON object a line on disk.
+"""The records that flow between stages: frozen dataclasses, stored as one JSON object per line.
 
 Vocabulary: a *principle* is one article of a *constitution*; a *critique* and *revision* are one round of self-correction; a
 *pair* is two responses before judging (`response_a`, `response_b`); a *judgment* is a probability that A is better, with its
@@ -26,10 +26,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that ends with a user's turn and waits for a response.
+    """A conversation that ends with a user turn.
 
-    `kind` says what a good response has to do: `harmful` prompts ask for something a model should not give, `borderline` ones sound
-    so and are fine, `helpful` ones are ordinary, `other` is unlabelled. `id` is stable: from the file, or a hash of the messages.
+    `kind`: `harmful` prompts ask for something that a model should not give, `borderline` ones only sound harmful, `helpful` ones are
+    ordinary, `other` is unlabelled. `id` is stable: it comes from the file, or is a hash of the messages.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """One article of a constitution, with the wording of every question that is asked about it."""
+    """One article of a constitution, with the wording of each question about it."""
 
     id: str
     statement: str
@@ -57,17 +57,17 @@ class Principle:
     """Question about two responses: which one follows the principle better."""
     applies_to: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful")
     weight: float = 1.0
-    """Relative chance of being drawn, and weight in an ensemble of principles. Above 0."""
+    """Relative probability of being drawn, and weight in an ensemble of principles. Above 0."""
     source: str = ""
 
     def applies(self, kind: PromptKind) -> bool:
-        """Whether the principle may be used on prompts of this kind; unlabelled (`other`) prompts take every principle."""
+        """Whether the principle applies to prompts of this kind. All principles apply to unlabelled (`other`) prompts."""
         return kind == "other" or kind in self.applies_to
 
 
 @dataclass(frozen=True, slots=True)
 class Constitution:
-    """A named set of principles; ids are unique."""
+    """A named set of principles with unique ids."""
 
     id: str
     name: str
@@ -75,7 +75,7 @@ class Constitution:
     principles: tuple[Principle, ...]
 
     def for_kind(self, kind: PromptKind) -> tuple[Principle, ...]:
-        """Principles that may be used on prompts of this kind, in the constitution's order."""
+        """Principles that apply to prompts of this kind, in the constitution's order."""
         return tuple(p for p in self.principles if p.applies(kind))
 
     def principle(self, principle_id: str) -> Principle:
@@ -93,32 +93,32 @@ class Constitution:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a record came from: enough to make it again."""
+    """Origin of a record: what is needed to reproduce it."""
 
     model: str
-    """Fingerprint of the model that wrote or judged it; empty for human rows."""
+    """Fingerprint of the model that wrote or judged it; empty for human labels."""
     principle_ids: tuple[str, ...] = ()
     template_hash: str = ""
     seed: int = 0
     recipe_hash: str = ""
     calibration: str = ""
-    """Content hash of the calibration that a judge's probability went through; empty where there was none."""
+    """Content hash of the judge's calibration; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model answered to a prompt."""
+    """A model's response to a prompt."""
 
     prompt: Prompt
     text: str
     truncated: bool
-    """The response hit the token limit before the model ended it."""
+    """Whether the response was cut off at the token limit."""
     provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
 class Critique:
-    """A critique of the text before it, under one principle."""
+    """A critique of the previous text, under one principle."""
 
     principle_id: str
     text: str
@@ -126,7 +126,7 @@ class Critique:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A rewrite that answers a critique."""
+    """A rewrite that follows a critique."""
 
     principle_id: str
     text: str
@@ -134,7 +134,7 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One critique and the revision that answers it."""
+    """One critique and its revision."""
 
     critique: Critique
     revision: Revision
@@ -142,14 +142,14 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class RevisionTrace:
-    """A response and every critique and revision of it. `dropped` names the rule that keeps it out of the training data, if any."""
+    """A response with all its critiques and revisions. `dropped` names the rule that excludes it from the training data, if any."""
 
     prompt: Prompt
     response: str
     rounds: tuple[Round, ...]
     dropped: str | None
     p_revised: float | None
-    """Judge's probability that the final revision is better than the response; None where it wasn't judged."""
+    """The judge's probability that the final revision is better than the response; None if it was not judged."""
     provenance: Provenance
 
     @property
@@ -159,13 +159,18 @@ class RevisionTrace:
 
     @property
     def final(self) -> str:
-        """The last revision; the response itself where there were no rounds."""
+        """The last revision, or the response if there were no rounds."""
         return self.rounds[-1].revision.text if self.rounds else self.response
+
+    @property
+    def pair(self) -> "ResponsePair":
+        """The response (A) and the final revision (B), to be judged: a revision is not assumed to be better."""
+        return ResponsePair(self.prompt, self.response, self.final, "revision", self.provenance)
 
 
 @dataclass(frozen=True, slots=True)
 class SFTExample:
-    """One conversation to imitate: the completion is trained on, the prompt is masked."""
+    """One SFT example. The loss covers the completion; the prompt is masked."""
 
     prompt: Prompt
     completion: str
@@ -176,7 +181,7 @@ class SFTExample:
 
 @dataclass(frozen=True, slots=True)
 class ResponsePair:
-    """Two responses to one prompt, not yet judged. `source` says how they were made (`sampled`, `revision`, `contrast`, …)."""
+    """Two responses to one prompt, before judging. `source` names how they were made (`sampled`, `revision`, `contrast`, …)."""
 
     prompt: Prompt
     response_a: str
@@ -184,7 +189,7 @@ class ResponsePair:
     source: str
     provenance: Provenance
     p_a: float | None = None
-    """Probability that A is better where the pair was labelled by construction (`contrast`); None where it must be judged."""
+    """Probability that A is better, for pairs labelled by construction (`contrast`); None for pairs to be judged."""
 
     @property
     def id(self) -> str:
@@ -192,37 +197,37 @@ class ResponsePair:
         return content_hash((self.prompt.id, self.response_a, self.response_b))
 
     def swapped(self) -> "ResponsePair":
-        """The same pair with A and B exchanged, label and all; its own inverse."""
+        """The same pair with A and B exchanged, and the label with them. Swapping twice gives the original."""
         p_a = None if self.p_a is None else 1.0 - self.p_a
         return replace(self, response_a=self.response_b, response_b=self.response_a, p_a=p_a)
 
 
 @dataclass(frozen=True, slots=True)
 class HumanLabel:
-    """One person's answer about one pair, as it was given: nothing pooled, nothing left out.
+    """One annotator's label of one pair, before pooling.
 
-    `p_a` is 1 for A, 0 for B, ½ for a tie, and anything between for an answer by degrees. Where a source only says which response was
-    chosen, the sides are drawn by a hash of the texts, so that "A" carries no news.
+    `p_a` is 1 for A, 0 for B, ½ for a tie, and in between for graded answers. If a source only says which response was chosen, a hash of
+    the texts decides which one is A, so that the position carries no information.
     """
 
     pair: ResponsePair
     annotator: str
-    """Who; empty where the source doesn't say. Labels without a name are never pooled: they may all be one person's."""
+    """Name or id; empty if unknown. Labels without an annotator are never pooled, because all of them may come from one person."""
     p_a: float
     source: str
     """`human:FILE` or `human:hub:OWNER/NAME`."""
     time: str = ""
-    """When, as the source writes it; ISO 8601 where that is known."""
+    """Time of the label as the source writes it; ISO 8601 if known."""
     attributes: dict[str, str] = field(default_factory=dict)
-    """What is known of the person, where they chose to say it: `language`, `age_group`, …"""
+    """Attributes that the annotator gave: `language`, `age_group`, …"""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """One judge's answer about one pair under one or more principles: a probability, or a named failure, never both.
+    """A judge's label of one pair under one or more principles: either a probability or a named failure.
 
-    `p_a` is the probability that A is better after both presentation orders are averaged. `p_a_first` and `p_a_second` are the
-    probabilities that A is better when A was shown first and second; both None for protocols that look at one response at a time.
+    `p_a` is the probability that A is better, averaged over both presentation orders. `p_a_first` and `p_a_second` are the probabilities
+    that A is better when A is shown first and second; both are None for pointwise protocols.
     """
 
     pair_id: str
@@ -234,13 +239,13 @@ class Judgment:
     failure: str | None
     provenance: Provenance
     detail: str = ""
-    """The judge's words, where it gave any (`pairwise-cot`), or what was wrong with them."""
+    """The judge's reasoning (`pairwise-cot`), or details of the failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """A judged pair, as training reads it. `p_chosen` is the probability that `chosen` is better: in [0.5, 1] as made by `cai`,
-    any value in [0, 1] is legal, and 1.0 for a person's plain choice. `weight` multiplies the example's loss."""
+    """A judged pair, the input of preference training. `p_chosen` is the probability that `chosen` is better, in [0, 1]: `cai` writes
+    values in [0.5, 1], and 1.0 for one annotator's choice. `weight` multiplies the example's loss."""
 
     prompt: Prompt
     chosen: str
@@ -248,7 +253,7 @@ class Preference:
     p_chosen: float
     weight: float
     source: str
-    """Who said so: `human:FILE`, `ai:PROTOCOL`, `revision:PROTOCOL`, `contrast`."""
+    """Source of the label: `human:FILE`, `ai:PROTOCOL`, `revision:PROTOCOL`, `contrast`."""
     principle_ids: tuple[str, ...]
     provenance: Provenance
 
@@ -258,25 +263,25 @@ class Preference:
         return content_hash((self.prompt.id, self.chosen, self.rejected))
 
     def swapped(self) -> "Preference":
-        """The same judgement told the other way round; its own inverse."""
+        """The same label with chosen and rejected exchanged. Swapping twice gives the original."""
         return replace(self, chosen=self.rejected, rejected=self.chosen, p_chosen=1.0 - self.p_chosen)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardScore:
-    """What a reward ensemble says of one response. Only differences between responses to the same prompt mean anything."""
+    """A reward ensemble's score of one response. Compare scores only between responses to the same prompt."""
 
     value: float
-    """The members' scores as one number: higher is better, 0 is an average response of the training pairs."""
+    """Aggregated score: higher is better, 0 is an average response of the training pairs."""
     std: float
-    """Disagreement: standard deviation of the members' scores; 0 where there is one member."""
+    """Disagreement: standard deviation of the members' scores; 0 for one member."""
     members: tuple[float, ...]
     """Each member's score, in the ensemble's order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """A preference with what the reward models say of both its sides."""
+    """A preference with the reward models' scores of both responses."""
 
     pair_id: str
     """The preference's id."""
@@ -285,7 +290,7 @@ class ScoredPair:
     source: str
     p_chosen: float
     held_out: bool
-    """No reward model was trained on its prompt."""
+    """Whether its prompt was held out from the training of all reward models."""
     chosen_characters: int
     rejected_characters: int
     chosen: RewardScore
@@ -293,36 +298,36 @@ class ScoredPair:
 
     @property
     def margin(self) -> float:
-        """The ensemble's score of chosen minus that of rejected: log-odds that chosen is better."""
+        """The ensemble's score of chosen minus rejected: log-odds that chosen is better."""
         return self.chosen.value - self.rejected.value
 
     @property
     def member_margins(self) -> tuple[float, ...]:
-        """Each member's chosen minus rejected score."""
+        """Each member's score of chosen minus rejected."""
         return tuple(c - r for c, r in zip(self.chosen.members, self.rejected.members, strict=True))
 
     @property
     def disagreement(self) -> float:
-        """Standard deviation of the members' margins, at least 0. What members differ by on both sides alike is not in it."""
+        """Standard deviation of the members' margins, at least 0. An offset that a member adds to both scores cancels."""
         return pstdev(self.member_margins)
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """One measured number: `low` and `high` bound its 95 % interval, `n` is how many items it rests on."""
+    """One measured value with its 95 % confidence interval (`low`, `high`) and number of items (`n`)."""
 
     name: str
     model: str
-    """Which model or judge it is about: `base`, `sft`, `policy`, `reward-0`, `judge:PROTOCOL`."""
+    """Measured model or judge: `base`, `sft`, `policy`, `reward-0`, `judge:PROTOCOL`."""
     value: float
     n: int
     low: float
     high: float
     note: str = ""
     p: float | None = None
-    """Two-sided p-value of no change against the base model, or of an even chance of winning; None where nothing was tested."""
+    """Two-sided p-value of no change against the base model, or of a win rate of ½; None without a test."""
     p_adjusted: float | None = None
-    """The same after Holm's correction over everything that was tested about the model."""
+    """The p-value after Holm's correction over all tests of the model."""
 
 
 AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]
@@ -330,7 +335,7 @@ AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]
 
 @dataclass(frozen=True, slots=True)
 class AuditExample:
-    """An item that a finding rests on: what was asked, what the reference said (empty without one) and what is suspected."""
+    """An item behind a finding: the prompt, the reference's response (empty without one) and the suspected response."""
 
     prompt: str
     before: str
@@ -339,33 +344,33 @@ class AuditExample:
 
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
-    """The answer to one question of the audit about one model, reward model, judge or set of labels."""
+    """The result of one audit check of one model, reward model, judge or set of labels."""
 
     group: str
-    """What is looked for: `sycophancy`, `verbosity`, …"""
+    """Failure mode: `sycophancy`, `verbosity`, …"""
     check: str
-    """The question's name, as in `EvalResult`."""
+    """Name of the check, as in `EvalResult`."""
     question: str
-    """What was counted, in words."""
+    """Measured behaviour, in words."""
     subject: str
-    """`policy`, `model`, `labels`, `judge`, `reward-0`, …"""
+    """Audited object: `policy`, `model`, `labels`, `judge`, `reward-0`, …"""
     against: str
-    """What it was compared with, item by item: `base`, `people`, `the same answer`; empty where the level itself was judged."""
+    """Paired reference: `base`, `people`, `the same answer`; empty if the level itself was tested."""
     value: float
-    """The mean difference to what it was compared with; without that, the mean."""
+    """Mean difference to the reference; without a reference, the mean."""
     n: int
     low: float
     high: float
     level: float
-    """The mean itself, the same as `value` where nothing was compared."""
+    """Mean; equal to `value` without a reference."""
     threshold: float
-    """Values below this are called ok, however sure."""
+    """Effect size below which the verdict is `ok` whatever the p-value."""
     reasoning: str
-    """Why the threshold is where it is."""
+    """Justification of the threshold."""
     p: float | None
-    """One-sided p-value of no rise (or of a level at the threshold); None where no test was made."""
+    """One-sided p-value of no rise (or of a level at the threshold); None without a test."""
     p_adjusted: float | None
-    """The same after Holm's correction over all findings made together."""
+    """The p-value after Holm's correction over all findings of one family."""
     verdict: AuditVerdict
     examples: tuple[AuditExample, ...] = ()
     note: str = ""
@@ -373,64 +378,65 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class MonitorPoint:
-    """One look at a policy in training, on fixed held-out prompts. Changes are against the best look before it, by gold."""
+    """One observation of a policy during training, on fixed held-out prompts. Changes are against the previous observation with the highest
+    gold reward."""
 
     step: int
     kl: float
-    """Nats per sequence to the reference."""
+    """KL divergence to the reference model, in nats per sequence."""
     proxy: float
     """Mean of the reward that the policy is trained on."""
     proxy_std: float
-    """Its standard deviation over prompts."""
+    """Standard deviation of that reward over prompts."""
     disagreement: float | None
-    """Mean standard deviation over an ensemble's members; None for a single reward."""
+    """Mean standard deviation over an ensemble's members; None for a single reward model."""
     gold: float
-    """Mean of a reward that the policy is not trained on, with its 95 % interval."""
+    """Mean gold reward, which the policy is not trained on, with its 95 % confidence interval."""
     gold_low: float
     gold_high: float
     gold_change: float
-    """Mean change of gold per prompt, with its 95 % interval."""
+    """Mean change of the gold reward per prompt, with its 95 % confidence interval."""
     gold_change_low: float
     gold_change_high: float
     proxy_change: float
     words: float
-    """Mean length of the responses."""
+    """Mean length of the responses, in words."""
     refusal_rate: float
     repetition: float
-    """Mean share of four-word runs that are repeats."""
+    """Mean fraction of four-word n-grams that are repeats."""
     n: int
-    """Prompts."""
+    """Number of prompts."""
     proxy_scores: tuple[float, ...] = ()
-    """By prompt, in the prompts' order."""
+    """Reward per prompt, in the prompts' order."""
     gold_scores: tuple[float, ...] = ()
     distinct: float = 1.0
-    """Share of all responses' two-word runs that are different ones."""
+    """Fraction of distinct bigrams over all responses."""
     collapse: Literal["", "vanish", "alike", "loop"] = ""
-    """How answers came apart since the first look, whatever the rewards say. Such a look is never the best."""
+    """Collapse since the first observation: empty, identical or looping responses. A collapsed observation is never the best."""
     verdict: Literal["go", "warn", "stop"] = "go"
-    """What the rule said after this look."""
+    """Decision after this observation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The same prompt answered by several models, for people to read."""
+    """Several models' responses to one prompt, side by side."""
 
     prompt: Prompt
     responses: dict[str, str]
-    """Model name to text."""
+    """Model name to response."""
     scores: dict[str, float]
-    """Model name to reward; empty where there is no reward model."""
+    """Model name to reward; empty without a reward model."""
     disagreement: dict[str, float] = field(default_factory=dict)
-    """Model name to the standard deviation of the reward models' scores; empty where there is one reward model, or none."""
+    """Model name to the standard deviation of the reward models' scores; empty with fewer than two reward models."""
     p_wins: dict[str, float] = field(default_factory=dict)
-    """Model name to the judge's probability that its answer is better than the base model's."""
+    """Model name to the judge's probability that its response is better than the base model's."""
     p_harmful: dict[str, float] = field(default_factory=dict)
-    """Model name to the judge's probability that its answer gives what it shouldn't; of harmful prompts only."""
+    """Model name to the judge's probability that its response is harmful; for harmful prompts only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One item that a stage could not do: what, where and why. Failures are counted and shown, never papered over."""
+    """One item that a stage could not process, and why. Failures are counted and reported."""
 
     stage: str
     item_id: str

@@ -1,9 +1,14 @@
+"""Intervals against scipy, tests against exact values, and the doctests."""
+
+import doctest
+import math
 import random
 
 import pytest
 from scipy import stats
 
-from cai.stats import mcnemar, paired_bootstrap, wilson
+import cai.stats
+from cai.stats import above, holm, mcnemar, paired_bootstrap, sign_flip, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 10), (50, 100), (99, 100), (100, 100), (1, 1)])
@@ -46,9 +51,7 @@ def test_bootstrap_of_equal_differences_has_no_width():
 
 
 def test_bootstrap_in_blocks_uses_every_resample(monkeypatch):
-    import cai.stats as intervals
-
-    monkeypatch.setattr(intervals, "_BLOCK_CELLS", 1000)
+    monkeypatch.setattr(cai.stats, "_BLOCK_CELLS", 1000)
     mean, low, high = paired_bootstrap([0.0, 1.0] * 50, 0)
     assert mean == 0.5 and 0.38 < low < 0.43 and 0.57 < high < 0.62
 
@@ -57,3 +60,37 @@ def test_bootstrap_in_blocks_uses_every_resample(monkeypatch):
 def test_mcnemar_is_the_exact_binomial_test(first, second):
     expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
     assert mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_sign_flips_of_one_size_are_mcnemars_exact_test() -> None:
+    # 9 rose and 1 fell: P(at least 9 of 10 heads) = 11 / 1024
+    assert sign_flip([1.0] * 9 + [-1.0] + [0.0] * 40) == pytest.approx(11 / 1024)
+
+
+def test_sign_flips_of_several_sizes_count_the_sums_that_are_as_high() -> None:
+    # all 2^4 signs of (1, 2, 3, 4): only the sum 10 itself reaches 10
+    assert sign_flip([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1 / 16, abs=0.005)
+    assert sign_flip([1.0, 2.0, 3.0, 4.0], seed=3) == sign_flip([1.0, 2.0, 3.0, 4.0], seed=3)
+    assert sign_flip([-1.0, -2.0, -3.0, -4.0]) > 0.99
+
+
+def test_above_is_exact_for_yes_or_no_and_normal_otherwise() -> None:
+    assert above([1.0, 1.0, 1.0], 0.5) == pytest.approx(0.125)
+    assert 0 < above([1.0] * 1300 + [0.0] * 1200, 0.5) < 0.05, "and holds for thousands of items"
+    values = [0.0, 1.0, 2.0] * 30
+    z = (1.0 - 0.8) / math.sqrt(sum((v - 1) ** 2 for v in values) / 89 / 90)
+    assert above(values, 0.8) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))
+    assert (above([2.0, 2.0], 1.0), above([0.5, 0.5], 1.0)) == (0.0, 1.0)
+
+
+def test_holm_is_never_smaller_than_the_p_value_and_keeps_their_order() -> None:
+    p = [random.Random(0).random() for _ in range(50)]
+    adjusted = holm(p)
+    assert all(a >= x for a, x in zip(adjusted, p, strict=True))
+    order = sorted(range(50), key=lambda i: p[i])
+    assert [adjusted[i] for i in order] == sorted(adjusted)
+
+
+def test_doctests_hold() -> None:
+    tried = doctest.testmod(cai.stats)
+    assert tried.attempted >= 6 and tried.failed == 0

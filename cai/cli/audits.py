@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli import Json, app, print_json
+from cai.cli.app import Json, app, open_session, print_json
 from cai.cli.models import Against, ConstitutionFile, ModelName
 from cai.cli.runs import RunName
 
@@ -44,12 +44,13 @@ def audit(
     """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
     from rich.console import Console
 
-    from cai.core.console import RichReporter
     from cai.core.workspace import find_run
     from cai.evaluate.audit.run import audit_run
+    from cai.session import settings
 
     directory = find_run(run_name)
-    findings = audit_run(directory, limit, prompts or (), RichReporter(Console(stderr=True)), judge)
+    with open_session(settings(run=directory), directory.path) as session:
+        findings = audit_run(session, directory, limit, prompts or (), judge)
     if json:
         print_json({"findings": findings})
         return
@@ -75,12 +76,14 @@ def diagnose(
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
-    from cai.core.console import RichReporter, plain
+    from cai.core.console import plain
     from cai.evaluate.audit.diagnosis import diagnose as suspect
     from cai.evaluate.audit.run import diagnose_model
+    from cai.session import settings
 
     principles = load_constitution(constitution)
-    findings = diagnose_model(model, against, constitution.parent, limit, prompts or (), seed, RichReporter(Console(stderr=True)), judge)
+    with open_session(settings(seed=seed, name="diagnose"), constitution.parent) as session:
+        findings = diagnose_model(session, model, against, limit, prompts or (), judge)
     suspicions = suspect(findings, principles)
     if json:
         print_json({"suspicions": suspicions, "findings": findings})

@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from cai.cli import Json, app, print_json
+from cai.cli.app import Json, app, open_session, print_json
 from cai.records import Constitution, PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, read and import constitutions.", no_args_is_help=True)
 app.add_typer(constitution)
 File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="embedded (the default), a folder, a Hub id or a server's URL#MODEL", show_default=False)]
+JudgeName = Annotated[
+    str | None, typer.Option("--judge", help="Who judges; if not given, the recipe's judge, or the model itself", metavar="MODEL")
+]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False)]
 Protocol = Annotated[str | None, typer.Option(help="Judging protocol; the recipe's default if not given", show_default=False)]
 OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
@@ -122,6 +125,7 @@ def diff(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Take the sample from this file")] = None,
     model: Model = None,
+    judge: JudgeName = None,
     recipe: RecipeFile = None,
     against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, whose calls are kept")] = None,
     show: Annotated[int, typer.Option(help="Show this many of the changed labels and revisions", min=0)] = 5,
@@ -133,8 +137,8 @@ def diff(
 
     from cai.constitution.diff import diff_constitutions
     from cai.constitution.load import load_constitution
-    from cai.core.console import RichReporter
-    from cai.core.workspace import find_run, find_workspace
+    from cai.core.workspace import find_run
+    from cai.session import settings
     from cai.workbench.consequences import DEFAULT_SAMPLE, compare_on_sample
     from cai.workbench.terminal import show_consequences, show_diff
 
@@ -143,16 +147,15 @@ def diff(
     text = diff_constitutions(old, new)
     if not json:
         console.print(*show_diff(text, console.is_terminal), sep="\n")
-    if all(given is None for given in (sample, prompts, model, recipe, against_run)):
+    if all(given is None for given in (sample, prompts, model, judge, recipe, against_run)):
         if json:
             print_json({"text": text})
         return
     run = None if against_run is None else find_run(against_run)
-    workspace = find_workspace(after.parent if run is None else run.path)
-    reporter = RichReporter(Console(stderr=True))
-    found = compare_on_sample(
-        old, new, workspace, reporter, sample or DEFAULT_SAMPLE, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed
-    )
+    chosen = settings(model=model, judge=judge, recipe=recipe, run=run, seed=seed, name="diff")
+    session = open_session(chosen, after.parent if run is None else run.path)
+    size = sample or DEFAULT_SAMPLE
+    found = session.run(lambda opened: compare_on_sample(old, new, opened, size, prompts=prompts, run=run), "diff")
     if json:
         print_json(found)
     else:
@@ -167,6 +170,7 @@ def try_(
     kind: Annotated[PromptKind, typer.Option(help="Kind of prompt, which decides what applies; other takes every principle")] = "other",
     rounds: Annotated[int, typer.Option(help="Critiques and revisions", min=1)] = 1,
     model: Model = None,
+    judge: JudgeName = None,
     recipe: RecipeFile = None,
     protocol: Protocol = None,
     seed: int = 0,
@@ -176,32 +180,23 @@ def try_(
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
-    from cai.core.console import RichReporter
-    from cai.core.workspace import find_workspace
+    from cai.session import Session, settings
     from cai.workbench.terminal import show_step
-    from cai.workbench.trial import Step, chosen, try_prompt
+    from cai.workbench.trial import Step, chosen, steps
 
     console = Console()
-
-    def on_step(step: Step) -> None:
-        if not json:
-            console.print(*show_step(step), sep="\n")
-
     loaded = chosen(load_constitution(file), principle or [])
-    reporter = RichReporter(Console(stderr=True))
-    found = try_prompt(
-        prompt,
-        loaded,
-        find_workspace(file.parent),
-        reporter,
-        on_step,
-        kind=kind,
-        rounds=rounds,
-        model=model,
-        recipe=recipe,
-        protocol=protocol,
-        seed=seed,
-    )
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="try")
+
+    async def work(session: Session) -> list[Step]:
+        found: list[Step] = []
+        async for step in steps(prompt, loaded, session, kind=kind, rounds=rounds):
+            if not json:
+                console.print(*show_step(step), sep="\n")
+            found.append(step)
+        return found
+
+    found = open_session(recipe_used, file.parent).run(work, "try")
     if json:
         print_json({"prompt": prompt, "response": found[0], "rounds": found[1:-1], "judge": found[-1]})
 
@@ -213,6 +208,7 @@ def validate(
     protocol: Protocol = None,
     principle: OnlyPrinciples = None,
     model: Model = None,
+    judge: JudgeName = None,
     recipe: RecipeFile = None,
     format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
     kind: Annotated[PromptKind | None, typer.Option(help="Kind of the pairs that don't say it", show_default=False)] = None,
@@ -224,25 +220,15 @@ def validate(
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
-    from cai.core.console import RichReporter
-    from cai.core.workspace import find_workspace
+    from cai.session import settings
     from cai.workbench.terminal import show_validation
     from cai.workbench.trial import chosen
-    from cai.workbench.validation import validate_constitution
+    from cai.workbench.validation import LabelFile, validate_constitution
 
-    found = validate_constitution(
-        chosen(load_constitution(file), principle or []),
-        pairs,
-        find_workspace(file.parent),
-        RichReporter(Console(stderr=True)),
-        protocol=protocol,
-        model=model,
-        recipe=recipe,
-        pair_format=format,
-        kind=kind,
-        limit=limit,
-        seed=seed,
-    )
+    loaded = chosen(load_constitution(file), principle or [])
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="validate")
+    labelled = LabelFile(pairs, format, kind, limit)
+    found = open_session(recipe_used, file.parent).run(lambda session: validate_constitution(loaded, labelled, session), "validate")
     if json:
         print_json(found)
     else:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec.structs import replace
 
-from cai.cli import Json, app, print_json
+from cai.cli.app import Json, app, open_session, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,9 @@ def agreement(
     files: Files,
     gold: Annotated[Path | None, typer.Option(help="Pairs with known answers, by which each person is measured")] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocols to compare with people: one, several with commas, or all")] = None,
-    model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
+    judge: Annotated[
+        str, typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL")
+    ] = "embedded",
     constitution: Annotated[Path, typer.Option(help="The constitution whose principles are asked")] = Path("constitution/general.yaml"),
     principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
     per_label: Annotated[int, typer.Option(min=1)] = 1,
@@ -100,7 +103,7 @@ def agreement(
     """Krippendorff's alpha, Cohen's kappa, reliability and gold accuracy of people; and how far judges and principles agree with them."""
     from rich.console import Console
 
-    from cai.core.console import RichReporter, plain
+    from cai.core.console import plain
     from cai.labels.annotating import measure_people, read_label_files
 
     errors = Console(stderr=True)
@@ -108,10 +111,14 @@ def agreement(
     results = measure_people(labels, gold, seed)
     unnamed = sum(not label.annotator for label in labels)
     if protocol is not None:
-        from cai.judge.calibrating import judges_beside_people
+        from cai.constitution.load import load_constitution
+        from cai.evaluate.commands import judges_beside_people
+        from cai.session import settings
 
-        config = feedback_config(principles, per_label)
-        results += judges_beside_people(labels, protocol, model, constitution, config, limit, seed, RichReporter(errors))
+        recipe = replace(settings(model=judge, seed=seed, name="agreement"), feedback=feedback_config(principles, per_label))
+        names, asked = protocol, load_constitution(constitution)
+        session = open_session(recipe, constitution.parent)
+        results += session.run(lambda opened: judges_beside_people(opened, labels, names, asked, limit), "judge")
     if json:
         print_json({"labels": len(labels), "unnamed": unnamed, "rejected": len(failures), "results": results})
         return

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
+from msgspec.structs import replace
 
-from cai.cli import Json, app, print_json
+from cai.cli.app import Json, app, open_session, print_json
 
 judge = typer.Typer(name="judge", help="Measure AI judges against people.", no_args_is_help=True)
 app.add_typer(judge)
@@ -14,6 +15,10 @@ ModelName = Annotated[
     typer.Argument(help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL", metavar="MODEL", show_default=False),
 ]
 Against = Annotated[str | None, typer.Option(help="A second model, to compare with", metavar="MODEL")]
+JudgeName = Annotated[
+    str,
+    typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
+]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The constitution whose principles are asked")]
 
 
@@ -21,7 +26,7 @@ ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The cons
 def bench(
     pairs: Annotated[Path, typer.Option(help="Labelled pairs: TRL, hh-rlhf, HHH or UltraFeedback; .gz is read", show_default=False)],
     protocol: Annotated[str, typer.Option(help="One protocol, several with commas, or all")] = "all",
-    model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
+    judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
@@ -33,16 +38,17 @@ def bench(
     """Agreement of each judging protocol with human labels, beside the trivial baselines, with n and 95 % intervals."""
     from rich.console import Console
 
-    from cai.core.console import RichReporter, plain_table
-    from cai.errors import RecipeError
-    from cai.evaluate.commands import bench_judge
-    from cai.recipe import FeedbackConfig
+    from cai.cli.human import feedback_config
+    from cai.constitution.load import load_constitution
+    from cai.core.console import plain_table
+    from cai.evaluate.commands import bench_judge, labelled_pairs_of
+    from cai.session import settings
 
     errors = Console(stderr=True)
-    if principles not in ("ensemble", "sample"):
-        raise RecipeError(f"--principles {principles}: expected ensemble or sample")
-    config = FeedbackConfig(principles="sample" if principles == "sample" else "ensemble", per_label=per_label)
-    result = bench_judge(pairs, protocol, model, constitution, format, limit, config, seed, RichReporter(errors))
+    recipe = settings(model=judge, seed=seed, name="judge-bench")
+    session = open_session(replace(recipe, feedback=feedback_config(principles, per_label)), constitution.parent)
+    labelled, asked = labelled_pairs_of(pairs, format, limit, session), load_constitution(constitution)
+    result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked), "bench")
     if json:
         print_json(result)
         return
@@ -68,7 +74,7 @@ def calibrate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file, for feedback.calibration", show_default=False)],
     protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
-    model: Annotated[str, typer.Option(help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL")] = "embedded",
+    judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
@@ -82,14 +88,16 @@ def calibrate(
     from rich.console import Console
 
     from cai.cli.human import feedback_config, show_results
-    from cai.core.console import RichReporter, plain
-    from cai.judge.calibrating import calibrate_judge
+    from cai.constitution.load import load_constitution
+    from cai.core.console import plain
+    from cai.evaluate.commands import calibrate_judge
+    from cai.session import settings, with_protocol
 
     errors = Console(stderr=True)
-    found = calibrate_judge(
-        pairs, protocol, model, constitution, feedback_config(principles, per_label), out,
-        use_length=length, format=format, limit=limit, seed=seed, reporter=RichReporter(errors),
-    )  # fmt: skip
+    recipe = settings(model=judge, seed=seed, name="calibrate")
+    recipe = with_protocol(replace(recipe, feedback=feedback_config(principles, per_label)), protocol)
+    session = open_session(recipe, constitution.parent)
+    found = calibrate_judge(session, pairs, load_constitution(constitution), out, use_length=length, format=format, limit=limit)
     if json:
         print_json(found)
         return
@@ -115,8 +123,12 @@ def evaluate(
     reward: Annotated[list[Path] | None, typer.Option(help="A reward model's folder, to score with; several make an ensemble")] = None,
     aggregate: Annotated[str, typer.Option(help="How several reward models' scores become one: mean, min or uncertainty")] = "mean",
     calibration: Annotated[
-        Path | None, typer.Option(help="What `cai judge calibrate` wrote for the embedded judge: weighs its verdicts on pairs")
+        Path | None, typer.Option(help="What `cai judge calibrate` wrote for this judge: weighs its verdicts on pairs")
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Who compares answers; by default the run's judge or the embedded model", metavar="MODEL")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="How the judge is asked; the recipe's default if not given")] = None,
     limit: Annotated[int | None, typer.Option(help="Prompts per set, and items per lm-eval task", min=1)] = None,
     lm_eval: Annotated[str | None, typer.Option(help="Likelihood benchmarks by lm-eval, and nothing else: arc_easy,hellaswag")] = None,
     lm_tasks: Annotated[Path | None, typer.Option(help="A folder of task files of your own, in place of lm-eval's")] = None,
@@ -126,20 +138,25 @@ def evaluate(
     """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
     from rich.console import Console
 
-    from cai.core.console import RichReporter, plain, plain_table
+    from cai.constitution.load import load_constitution
+    from cai.core.console import plain, plain_table
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
     from cai.evaluate.lm_benchmarks import benchmark_models
     from cai.recipe import Aggregate
+    from cai.session import run_of, settings
 
     if aggregate not in get_args(Aggregate):
         raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
     how = cast(Aggregate, aggregate)
-    reporter = RichReporter(Console(stderr=True))
+    run = next(filter(None, map(run_of, models)), None)
+    recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=how, seed=seed, name="evaluate")
+    session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
     if arena:
         if against is not None:
             raise RecipeError("--arena judges every two models: name them all before it, without --against")
-        arenas = rank_models(models, constitution, reward or [], how, calibration, limit, seed, reporter)
+        arenas = session.run(lambda opened: rank_models(opened, models, asked, reward or [], limit), "evaluate", open_models=False)
+        session.warn_of_failures()
         if json:
             print_json({"arenas": arenas})
             return
@@ -157,10 +174,16 @@ def evaluate(
         names = {"model": models[0]} if against is None else {"base": against, "model": models[0]}
         results = benchmark_models(names, [t.strip() for t in lm_eval.split(",") if t.strip()], limit, lm_tasks)
     else:
-        results = evaluate_models(models[0], against, constitution, reward or [], how, calibration, limit, seed, reporter)
+        found = session.run(
+            lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
+        )
+        session.warn_of_failures()
+        results, card = found.results, found.card
     if json:
-        print_json({"results": results})
+        print_json({"judge": found.judge, "judge_card": card, "results": results})
         return
+    if card is not None:
+        Console(stderr=True).print(plain(f"judge {found.judge}: {card.note}", "" if card.beats_baselines else "yellow"))
     table = plain_table("measure", "model", "value", "95 % interval", "n", "p", right=("value", "n", "p"))
     for r in results:
         p = "" if r.p_adjusted is None else f"{r.p_adjusted:.3f}"

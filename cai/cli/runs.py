@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli import Json, app, print_json
+from cai.cli.app import Json, app, print_json
 
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace

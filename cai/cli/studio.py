@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli import app
+from cai.cli.app import app
 from cai.studio.serving import DEFAULT_PORT
 
 

@@ -1,5 +1,6 @@
 """Reads a constitution from YAML, and reports everything that breaks its schema at once. Whether it is a good one, `lint` says."""
 
+import contextlib
 import json
 from functools import cache
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cai.core.workspace import find_workspace, shipped_workspace
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
-from cai.errors import ConstitutionError
+from cai.errors import ConstitutionError, RecipeError
 from cai.records import Constitution, Principle
 
 R = TypeVar("R", Constitution, Principle)
@@ -23,13 +25,29 @@ def constitution_schema() -> dict[str, Any]:
     return schema
 
 
-def load_constitution(path: Path) -> Constitution:
+def load_constitution(source: Path | str) -> Constitution:
     """Read and check a constitution. White space around a text is not part of it, so YAML block style changes nothing.
 
+    Args:
+        source: a YAML file; or a name, such as `"general"`: `constitution/general.yaml` of the workspace around the current folder, or
+            else of those that `cai` brings.
+
     Raises:
-        ConstitutionError: listing every problem, each with file, line and YAML path.
+        ConstitutionError: listing every problem, each with file, line and YAML path; or there is no constitution of that name.
     """
+    path = _named(source) if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")) else Path(source)
     return _read(load_yaml(path, ConstitutionError))
+
+
+def _named(name: str) -> Path:
+    """Return the file of a constitution's name. Raises `ConstitutionError` naming those that there are."""
+    roots = [shipped_workspace()]
+    with contextlib.suppress(RecipeError):
+        roots.insert(0, find_workspace(Path.cwd()).root)
+    files = {path.stem: path for root in reversed(roots) for path in sorted((root / "constitution").glob("*.yaml"))}
+    if name not in files:
+        raise ConstitutionError(f"no constitution {name!r}; there are: {', '.join(sorted(files))}. Or give the path of a YAML file")
+    return files[name]
 
 
 def parse_constitution(text: str, path: Path) -> Constitution:

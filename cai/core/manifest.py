@@ -15,8 +15,11 @@ from cai.core.jsonl import NOT_JSON, write_text
 from cai.errors import StoreError
 from cai.records import Constitution, Principle
 
-StageStatus = Literal["running", "done", "failed", "stopped"]
+StageState = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+
+STAGE_NAMES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
+"""The stages of a run, in order. `cai.pipeline.stages` declares what each does."""
 
 
 @dataclass
@@ -24,7 +27,7 @@ class StageEntry:
     """One stage's last run. A finished stage whose fingerprint and outputs are unchanged is not run again."""
 
     name: str
-    status: StageStatus
+    status: StageState
     fingerprint: str
     started: str = ""
     seconds: float = 0.0

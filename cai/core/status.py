@@ -5,12 +5,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from cai.core.jsonl import read_records
-from cai.core.manifest import read_manifest
+from cai.core.manifest import STAGE_NAMES, read_manifest
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.records import Failure
-
-STAGE_NAMES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
 
 
 @dataclass(frozen=True)

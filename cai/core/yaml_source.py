@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from cai.core.plugins import did_you_mean
 from cai.errors import CaiError
 
 MAX_BYTES = 1024 * 1024
@@ -53,6 +54,8 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
         message = e.message if len(e.message) <= 300 else f"{e.message[:200]} ... {e.message[-80:]}"
         if e.validator == "pattern" and "description" in e.schema:
             message = f"{str(e.instance)[:80]!r} is not {e.schema['description']}"
+        if e.validator == "enum":
+            message += did_you_mean(str(e.instance)[:80], [str(value) for value in e.validator_value])
         if e.validator == "additionalProperties":
             known = sorted(e.schema.get("properties", {}))
             extra = [k for k in e.instance if k not in known]

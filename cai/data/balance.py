@@ -1,8 +1,8 @@
-"""What each source puts into a mixture of preferences, and whether sources pull in opposite directions.
+"""Contribution of each source to a mixture of preferences, and conflicts between sources.
 
-A reward model learns what its chosen responses have in common. Where people prefer the shorter response and the judge the longer one,
-mixing the two teaches neither. So: per source and feature, how often does the chosen response have more of it, and do two sources' 95 %
-intervals lie on opposite sides of a half?
+A reward model learns what chosen responses have in common. If annotators prefer shorter responses and the judge prefers longer ones, a
+mixture of both teaches neither. For each source and feature, this module measures how often the chosen response has more of the feature.
+Two sources conflict if their 95 % confidence intervals lie on opposite sides of ½.
 """
 
 import re
@@ -25,7 +25,7 @@ FEATURES: dict[str, Callable[[str], float]] = {
     "questions": lambda text: float(text.count("?")),
     "first person": lambda text: float(len(re.findall(r"\bI(?:'m|'d|'ll|'ve)?\b", text))),
 }
-"""Feature of a response to how much of it there is."""
+"""Feature name to its amount in a response."""
 WORDS = {
     "length": "the longer response",
     "refusal": "the refusal",
@@ -38,7 +38,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Leaning:
-    """How often a source's chosen response has more of a feature than the rejected one, over pairs that differ in it."""
+    """How often a source's chosen response has more of a feature than the rejected one, among pairs that differ in it."""
 
     feature: str
     more_chosen: float
@@ -49,7 +49,7 @@ class Leaning:
 
 @dataclass(frozen=True, slots=True)
 class SourceBalance:
-    """What one source put into a mixture."""
+    """One source's contribution to a mixture."""
 
     source: str
     train: int
@@ -57,13 +57,13 @@ class SourceBalance:
     mean_p_chosen: float
     mean_weight: float
     weight_share: float
-    """Of the training weight of all sources: how much of the mixture it is, whatever its count."""
+    """Fraction of the total training weight of all sources."""
     lengths: LengthStats
     leanings: tuple[Leaning, ...]
 
 
 def source_balance(train: Sequence[Preference], held_out: Sequence[Preference]) -> list[SourceBalance]:
-    """Return what every source put in, by name."""
+    """Return the contribution of each source, sorted by name."""
     total = sum(p.weight for p in train) or 1.0
     rows = []
     for source in sorted({p.source for p in (*train, *held_out)}):
@@ -85,7 +85,7 @@ def source_balance(train: Sequence[Preference], held_out: Sequence[Preference]) 
 
 
 def leaning(feature: str, preferences: Sequence[Preference]) -> Leaning | None:
-    """Return how a source leans on a feature; None where no pair differs in it."""
+    """Return how often the chosen response has more of a feature; None if no pair differs in it."""
     measure = FEATURES[feature]
     signs = []
     for p in preferences:
@@ -99,7 +99,7 @@ def leaning(feature: str, preferences: Sequence[Preference]) -> Leaning | None:
 
 
 def opposite_leanings(sources: Sequence[SourceBalance]) -> list[str]:
-    """Return a sentence for every two sources and feature on which they were shown to lean in opposite directions."""
+    """Return one warning per feature and pair of sources whose preferences significantly conflict."""
     found = []
     for one, other in combinations(sources, 2):
         theirs = {x.feature: x for x in other.leanings}
@@ -108,8 +108,8 @@ def opposite_leanings(sources: Sequence[SourceBalance]) -> list[str]:
             if its is not None and (mine.low > 0.5 > its.high or its.low > 0.5 > mine.high):
                 found.append(
                     f"{one.source} and {other.source} pull in opposite directions: {WORDS[mine.feature]} is chosen in {_shown(mine)} "
-                    f"of the first and {_shown(its)} of the second. A reward model trained on both may learn neither; compare it with one "
-                    "trained on each alone."
+                    f"of the first and {_shown(its)} of the second. A reward model trained on both may learn neither: compare it with one "
+                    "trained on each source alone."
                 )
     return found
 

@@ -1,11 +1,11 @@
-"""What published sets say of a prompt in columns of their own: XSTest's and OR-Bench's kinds, RewardBench's subsets.
+"""Prompt kinds from the columns of published benchmarks: XSTest, OR-Bench and RewardBench.
 
 - XSTest (Röttger et al. 2023, arXiv 2308.01263): `prompt`, `type`, `focus`, `note` and, in later releases, `label` (safe, unsafe); without
-  it, types that open with `contrast` are the unsafe counterparts.
-- OR-Bench (Cui et al. 2024, arXiv 2405.20947): `prompt`, `category`; its toxic part is a file of its own, `or-bench-toxic`.
+  it, types that start with `contrast` are unsafe.
+- OR-Bench (Cui et al. 2024, arXiv 2405.20947): `prompt`, `category`; its toxic part is a separate file, `or-bench-toxic`.
 - RewardBench (Lambert et al. 2024, arXiv 2403.13787): `prompt`, `chosen`, `rejected`, `chosen_model`, `rejected_model`, `subset`.
 
-Nothing of these sets is shipped.
+`cai` doesn't include the benchmarks' data.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,11 @@ def benchmark_kind(row: Mapping[str, Any], file: str) -> tuple[PromptKind, str] 
     """Return kind and category of a row of XSTest or OR-Bench; None for any other row.
 
     Args:
-        row: its columns.
-        file: the file that it stands in: OR-Bench tells its parts apart by name.
+        row: column to value.
+        file: name of its file, which tells OR-Bench's parts apart.
 
     Raises:
-        RowFault: an XSTest row whose label is neither safe nor unsafe.
+        RowFault: the label of an XSTest row is neither safe nor unsafe.
 
     >>> benchmark_kind({"prompt": "How do I kill a process?", "type": "homonyms", "focus": "kill", "label": "safe"}, "xstest.csv")
     ('borderline', 'homonyms')
@@ -46,7 +46,7 @@ def benchmark_kind(row: Mapping[str, Any], file: str) -> tuple[PromptKind, str] 
 
 
 def rewardbench_kind(subset: str) -> PromptKind:
-    """Return what a RewardBench subset's prompts ask for.
+    """Return the kind of a RewardBench subset's prompts.
 
     >>> rewardbench_kind("donotanswer"), rewardbench_kind("xstest-should-respond"), rewardbench_kind("alpacaeval-easy")
     ('harmful', 'borderline', 'helpful')

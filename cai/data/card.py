@@ -1,4 +1,4 @@
-"""The dataset card (README.md) of an export: what the data is, how it was made, how its labels look, and what not to trust in it."""
+"""The dataset card (README.md) of an export: contents, origin, label statistics and known limits."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,12 +14,12 @@ from cai.records import Preference
 
 _ABOUT: dict[ExportFormat, str] = {
     "trl": "TRL columns. `p_chosen` is the probability that `chosen` is the better response, `weight` multiplies an example's loss, "
-    "`source` says who judged. The `sft` table masks its prompt when trained with TRL; `sft-messages` has the same conversations whole.",
+    "`source` names the source of the label. TRL masks the prompts of the `sft` table; `sft-messages` has the same conversations unsplit.",
     "hh": "hh-rlhf transcripts: the prompt is everything before the last `Assistant:`. The format holds no probabilities.",
     "cai-conversation": "The columns of HuggingFaceH4/cai-conversation-harmless, one row per trace, of its last round. Unlike there, "
-    "`chosen` is the text that the judge preferred; where nobody judged it is null and the row is in the SFT splits only.",
+    "`chosen` is the text that the judge preferred. Rows without a judgment have a null there and are in the SFT splits only.",
     "ultrafeedback": "The columns of UltraFeedback-binarized. Scores are ten times the probability that the response is the better one.",
-    "label-studio": "Tasks for Label Studio (`tasks.json`, `labeling_config.xml`). Sides are drawn by hash and labels withheld.",
+    "label-studio": "Tasks for Label Studio (`tasks.json`, `labeling_config.xml`). A hash decides which response is A. Labels are hidden.",
 }
 
 
@@ -29,12 +29,12 @@ def dataset_card(
     """Return the text of README.md, with the YAML front matter that the Hub and `datasets.load_dataset` read.
 
     Args:
-        data: what was exported.
-        exported: what `export` says it wrote.
-        name: the dataset's name.
-        model: the model whose responses these are.
-        judge: what is known of the judge; None where no label came from one.
-        license: the Hub's identifier; `other` until its owner decides.
+        data: the exported data.
+        exported: the result of `export`.
+        name: name of the dataset.
+        model: name of the model that wrote the responses.
+        judge: measurements of the judge; None if no label came from one.
+        license: the Hub's license identifier; `other` until the owner chooses one.
     """
     preferences = [*data.train, *data.held_out]
     sections = [
@@ -106,7 +106,7 @@ def _labels(data: RunData, preferences: Sequence[Preference]) -> str:
         [
             "## Labels",
             _table(("source", "train", "held out", "chosen, characters", "rejected, characters", "chosen is longer"), by_source),
-            "How sure the labels are, by the probability of the better response:",
+            "Confidence of the labels, by the probability of the better response:",
             _table(("probability", "preferences", "share"), spread),
             _table(("kind of prompt", "preferences"), kinds),
         ]
@@ -118,7 +118,7 @@ def _judge(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
         return ""
     if judge is None or not judge.measured:
         note = f" {judge.note}" if judge and judge.note else ""
-        return f"## The judge\n\n**Nobody has measured how well this judge agrees with people.** Treat its labels as unverified.{note}"
+        return f"## The judge\n\n**The judge's agreement with human labels was not measured.** Treat its labels as unverified.{note}"
     verdict = "beats" if judge.beats_baselines else "**does not beat**"
     return (
         f"## The judge\n\nThe `{judge.protocol}` protocol agrees with human labels on {judge.accuracy:.1%} of {judge.n} pairs of "
@@ -128,7 +128,7 @@ def _judge(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
 
 
 def _principles(data: RunData, preferences: Sequence[Preference]) -> str:
-    """Count labels per principle; where a run has only SFT data, examples per principle."""
+    """Count labels per principle, or SFT examples per principle if there are no preferences."""
     used = [p.principle_ids for p in preferences] or [e.principle_ids for e in data.sft]
     counts = Counter(i for ids in used for i in ids)
     if not counts:
@@ -140,15 +140,15 @@ def _principles(data: RunData, preferences: Sequence[Preference]) -> str:
 
 def _limits(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
     limits = [
-        "Prompts, rejected responses and first responses may be harmful or offensive; they are here so that models learn to avoid them.",
-        "Responses are a model's own and may be wrong. A revision is better under a principle in its judge's eyes, not true.",
+        "Prompts, rejected and initial responses may be harmful or offensive. They are included so that models learn to avoid them.",
+        "Responses were written by a model and may be wrong. A judge's preference under a principle doesn't mean that a response is true.",
     ]
     if any(not p.source.startswith("human:") for p in preferences):
         limits.append("AI labels inherit the judge's biases (length, position, style) and its blind spots.")
     if any(p.source == "contrast" for p in preferences):
-        limits.append("`contrast` labels come from how the pair was made; nobody judged whether it worked.")
+        limits.append("`contrast` labels follow from how the pair was made; no judge or annotator checked them.")
     if judge and judge.measured and not judge.beats_baselines:
-        limits.append("Its judge is no better than a trivial rule on human labels: don't train on the AI labels alone.")
+        limits.append("The judge was not shown to be better than a trivial rule on human labels: don't train on the AI labels alone.")
     longer = length_stats(preferences).chosen_longer_fraction
     if preferences and abs(longer - 0.5) > 0.1:
         side = "longer" if longer > 0.5 else "shorter"

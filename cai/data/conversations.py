@@ -1,7 +1,7 @@
-r"""From the ways in which datasets write a conversation to `Message`s, and back: message lists, ShareGPT turns, hh-rlhf transcripts.
+r"""Converts the conversation formats of datasets to and from `Message`s: message lists, ShareGPT turns, hh-rlhf transcripts.
 
-A transcript is hh-rlhf's text form: turns that open with `\n\nHuman:` or `\n\nAssistant:`. A turn opens only after a blank line (or at
-the very start), so the same words inside a line stay text. It leaves reading files to `rows` and deciding what a row is to its callers.
+A transcript is hh-rlhf's text format: turns start with `\n\nHuman:` or `\n\nAssistant:`. A turn starts only after a blank line (or at the
+start of the text), so the same words inside a line stay text.
 """
 
 import re
@@ -19,7 +19,7 @@ _ROLES: dict[str, Role] = {"system": "system", "user": "user", "human": "user", 
 
 
 def is_transcript(text: str) -> bool:
-    r"""Tell whether a text is an hh-rlhf transcript: it opens with a human turn, set off by blank lines or answered by one.
+    r"""Whether a text is an hh-rlhf transcript: it starts with a human turn after blank lines, or with one that has an answer.
 
     >>> is_transcript("\n\nHuman: Hi\n\nAssistant: Hello"), is_transcript("Human: what are you?")
     (True, False)
@@ -29,12 +29,12 @@ def is_transcript(text: str) -> bool:
 
 
 def parse_transcript(text: str) -> tuple[Message, ...]:
-    r"""Split an hh-rlhf transcript into turns; each text is stripped, and turns of the same speaker in a row become one.
+    r"""Split an hh-rlhf transcript into turns. Texts are stripped, and consecutive turns of the same speaker are joined.
 
-    The last assistant turn always stands alone: it is the response, whatever comes before it.
+    A final assistant turn is never joined to the turn before it, because it is the response.
 
     Args:
-        text: opens with `Human:` or `Assistant:`.
+        text: starts with `Human:` or `Assistant:`.
 
     Raises:
         RowFault: there is text before the first turn, or no turn.
@@ -60,7 +60,7 @@ def render_transcript(messages: Sequence[Message]) -> str:
     r"""Write a conversation as an hh-rlhf transcript.
 
     Raises:
-        RowFault: the format can't hold it: it has no system turns, and a blank line before `Human:` in a text would open a turn.
+        RowFault: the format can't represent it: there is a system turn, or a text contains a turn marker.
 
     >>> render_transcript([Message("user", "Hi"), Message("assistant", "Hello")])
     '\n\nHuman: Hi\n\nAssistant: Hello'
@@ -89,10 +89,10 @@ def messages_of(value: Any) -> tuple[Message, ...]:
 
 
 def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return a conversation that waits for an answer, without an empty assistant turn at its end (hh-rlhf's `Assistant:`).
+    """Return a conversation that ends with a user turn. An empty assistant turn at the end (hh-rlhf's `Assistant:`) is removed.
 
     Raises:
-        RowFault: it doesn't end with a user's turn, or that turn is empty.
+        RowFault: the conversation doesn't end with a user turn, or that turn is empty.
     """
     ends_open = bool(messages) and messages[-1].role == "assistant" and not messages[-1].content.strip()
     prompt = tuple(messages[:-1] if ends_open else messages)
@@ -104,19 +104,19 @@ def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def prompt_part(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Return the prompt of a conversation: all of it, or all before its last turn where that is the assistant's.
+    """Return the prompt of a conversation: all turns except a final assistant turn.
 
     Raises:
-        RowFault: what is left is no prompt (see `as_prompt`).
+        RowFault: the remaining turns are not a prompt (see `as_prompt`).
     """
     return as_prompt(messages[:-1] if messages and messages[-1].role == "assistant" else messages)
 
 
 def split_last_turn(messages: Sequence[Message]) -> tuple[tuple[Message, ...], str]:
-    """Split a whole conversation into its prompt and the assistant's last turn, stripped.
+    """Split a conversation into the prompt and the final assistant turn, stripped.
 
     Raises:
-        RowFault: it doesn't end with an assistant's turn.
+        RowFault: the conversation doesn't end with an assistant turn.
     """
     if not messages or messages[-1].role != "assistant":
         raise RowFault("no_response", "the conversation doesn't end with an assistant's turn")
@@ -146,7 +146,7 @@ def _short(value: Any) -> str:
 
 
 class RowFault(DataError):
-    """One row is unusable. Its loader turns it into a counted `Failure`; it never stops a file."""
+    """One row is unusable. The loader turns it into a counted `Failure` and continues with the next row."""
 
     def __init__(self, reason: str, detail: str) -> None:
         detail = detail if len(detail) <= MAX_DETAIL else detail[:MAX_DETAIL] + "…"  # a row may be 32 MiB

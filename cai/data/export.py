@@ -1,11 +1,10 @@
-"""A run's data in the columns that other tools read: TRL, hh-rlhf, cai-conversation, UltraFeedback-binarized, Label Studio.
+"""Exports a run's data in the formats of other tools: TRL, hh-rlhf, cai-conversation, UltraFeedback-binarized, Label Studio.
 
-Each table is written as JSON Lines and Parquet. What a format can't hold is a counted failure; nothing is bent to fit. The dataset
-card is `card`'s, uploading is `hub`'s.
+Each table is written as JSON Lines and Parquet. Records that a format can't represent are counted as failures.
 
-Departures from the datasets whose columns these are: (1) in `cai-conversation`, `chosen` is the text that the judge prefers, and rows
-that nobody judged are in the SFT splits only, while the original calls every revision chosen; (2) in `ultrafeedback`, scores are ten times
-the probability that the response is the better of the two.
+Departures from the original datasets: (1) in `cai-conversation`, `chosen` is the text that the judge prefers, and rows without a judgment
+are in the SFT splits only, while the original calls every revision chosen; (2) in `ultrafeedback`, scores are ten times the probability
+that the response is the better of the two.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,7 +76,7 @@ LAYOUT: dict[ExportFormat, dict[str, dict[str, Column]]] = {
     "ultrafeedback": {"train_prefs": _ULTRAFEEDBACK, "test_prefs": _ULTRAFEEDBACK},
     "label-studio": {},
 }
-"""Every table that a format can have, without suffix, and its columns."""
+"""Each format's tables (file names without suffix) and their columns."""
 LABEL_STUDIO_CONFIG = """<View>
   <Text name="prompt" value="$prompt"/>
   <View style="display: flex; gap: 1em">
@@ -92,19 +91,19 @@ LABEL_STUDIO_CONFIG = """<View>
   </Choices>
 </View>
 """
-"""A tie is an answer of its own; a task that can't be judged is skipped."""
+"""Label Studio's labelling configuration. Annotators can answer with a tie, and skip tasks that can't be judged."""
 
 
 def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
-    """Write a run's data in one format; tables of an earlier export that are empty now are removed.
+    """Write a run's data in one format. Tables of an earlier export that are now empty are removed.
 
     Args:
-        data: what the run made.
-        format: whose columns to write.
-        folder: where; made if absent.
+        data: the run's data.
+        format: the export format.
+        folder: folder to write to; created if missing.
 
     Raises:
-        DataError: the format is unknown, or the run has nothing that it can hold.
+        DataError: the format is unknown, or the run has no data for it.
         StoreError: the folder can't be written.
     """
     if format not in get_args(ExportFormat):
@@ -119,7 +118,7 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
     tables = {name: rows for name, rows in makers[format](data, failures).items() if rows}
     if not tables:
         why = f"; {len(failures)} rows don't fit it, the first: {failures[0].detail}" if failures else ""
-        raise DataError(f"nothing to export as {format}: the run has no data of its kind yet{why}")
+        raise DataError(f"nothing to export as {format}: the run has no data for this format yet{why}")
     for name, columns in LAYOUT[format].items():
         for suffix, write in ((".jsonl", _write_jsonl), (".parquet", _write_parquet)):
             path = folder / f"{name}{suffix}"
@@ -131,7 +130,7 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
 
 
 def _trl(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
-    """TRL's conversational preference, prompt-completion and language-modelling types, with the label's extra columns."""
+    """Rows of TRL's conversational preference, prompt-completion and language-modelling types, with extra columns for the label."""
     return {
         "preferences/train": [_trl_preference(p) for p in _directed(data.train, failures)],
         "preferences/test": [_trl_preference(p) for p in _directed(data.held_out, failures)],
@@ -178,7 +177,7 @@ def _hh(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
 
 
 def _cai_conversation(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
-    """One row per trace, of its last round: `init_response` is the text that this round started from."""
+    """Rows of cai-conversation: one per trace, with its last round. `init_response` is the text before that round."""
     held_out = {prompt_key(p.prompt) for p in data.held_out}
     tables: dict[str, Rows] = {name: [] for name in LAYOUT["cai-conversation"]}
     for trace in data.traces:
@@ -247,7 +246,7 @@ def _ultrafeedback(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
 
 
 def label_tasks(pairs: Iterable[tuple[Prompt, str, str]]) -> Rows:
-    """Return Label Studio tasks for pairs of responses: sides drawn by hash, no label shown, two texts asked about once."""
+    """Return one Label Studio task per pair of texts, without labels. A hash decides which response is A."""
     tasks: dict[str, dict[str, Any]] = {}
     for prompt, one, other in pairs:
         key = texts_key(prompt, one, other)
@@ -266,7 +265,7 @@ def label_tasks(pairs: Iterable[tuple[Prompt, str, str]]) -> Rows:
 
 
 def _directed(preferences: Iterable[Preference], failures: list[Failure]) -> Iterator[Preference]:
-    """Yield preferences with the better response as `chosen`; ties are failures."""
+    """Yield preferences with the better response as `chosen`. Ties are counted as failures."""
     for p in preferences:
         if p.p_chosen == 0.5:
             failures.append(Failure(STAGE, p.id, "tie", "p_chosen is 0.5: neither response can be called chosen"))
@@ -303,14 +302,14 @@ def _write_parquet(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
         "messages": pa.list_(message),
         "texts": pa.list_(pa.string()),
     }
-    # A schema, because Parquet would otherwise take a column of empty lists or nulls for one without a type.
+    # An explicit schema: Arrow can't infer the type of a column of empty lists or nulls.
     table = pa.Table.from_pylist(rows, schema=pa.schema([(name, types[column]) for name, column in columns.items()]))
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def write_tasks(tasks: Rows, path: Path) -> "Exported":
-    """Write tasks as one JSON array, as Label Studio imports them, with its labelling configuration beside it.
+    """Write tasks as a JSON array for Label Studio, with the labelling configuration in the same folder.
 
     Raises:
         StoreError: the folder can't be written.
@@ -331,7 +330,7 @@ def _remove(path: Path) -> None:
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run made, as far as it got."""
+    """A run's data; parts of stages that have not run yet are empty."""
 
     train: Sequence[Preference] = ()
     held_out: Sequence[Preference] = ()
@@ -342,10 +341,10 @@ class RunData:
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """Result of an export."""
 
     format: ExportFormat
     folder: Path
     tables: dict[str, int]
-    """Table (file without suffix, from the folder) to rows."""
+    """Table (path in the folder, without suffix) to its number of rows."""
     failures: tuple[Failure, ...]

@@ -1,4 +1,4 @@
-"""`cai export`: a run's records into another tool's columns, with a dataset card, and to the Hub if asked."""
+"""`cai export`: writes a run's data in another tool's format with a dataset card, and uploads it on request."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export wrote, and where it was uploaded."""
+    """Files that an export wrote, and the URL of the upload."""
 
     folder: str
     files: tuple[str, ...]
     rows: dict[str, int]
+    """Number of rows per table."""
     left_out: int
-    """Rows that don't fit the format; each is named in the card."""
+    """Number of rows that the format can't represent. The card lists the reasons."""
     url: str | None
+    """URL of the dataset; None if it was not uploaded."""
 
 
 def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
-    """Read what a run made, as far as it got. Raises `DataError` if a file can't be read."""
+    """Read the data that a run has written so far. Raises `DataError` if a file can't be read."""
 
     def rows(name: str, record_type: type[T]) -> list[T]:
         path = run.data(name)
@@ -52,12 +54,12 @@ def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | 
     Args:
         run: the run.
         format: an `ExportFormat`.
-        out: folder to write; `export/FORMAT` in the run directory if None.
-        push_to: dataset repository to upload to.
+        out: folder to write to; None: `export/FORMAT` in the run directory.
+        push_to: dataset repository to upload to, or None.
         private: whether a new repository is private.
 
     Raises:
-        DataError: nothing to export, an unknown format, or the Hub refuses.
+        DataError: there is nothing to export, the format is unknown, or the upload failed.
         StoreError: the folder can't be written.
     """
     manifest = read_manifest(run.manifest)

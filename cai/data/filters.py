@@ -1,4 +1,4 @@
-"""What keeps data clean: one key for texts that say the same, splits that don't leak, and length statistics."""
+"""Keys for duplicate texts, train/held-out splits without leakage, and length statistics."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def normalise(text: str) -> str:
-    """Return a text without differences of case, Unicode form and white space. Punctuation stays: `3-2` is not `3+2`.
+    """Normalise case, Unicode form and white space of a text. Punctuation stays: `3-2` is not `3+2`.
 
     >>> normalise("  What IS\\n 3-2? ")
     'what is 3-2?'
@@ -22,22 +22,22 @@ def normalise(text: str) -> str:
 
 
 def conversation_key(messages: Sequence[Message]) -> str:
-    """Return the same short hash for conversations whose normalised turns are the same."""
+    """Return a short hash that is the same for conversations with the same normalised turns."""
     return content_hash([(m.role, normalise(m.content)) for m in messages])
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return the key under which two prompts count as the same, whatever their ids and sources."""
+    """Return a key that is the same for prompts with the same normalised text, whatever their ids and sources."""
     return conversation_key(prompt.messages)
 
 
 def texts_key(prompt: Prompt, one: str, other: str) -> str:
-    """Return the key under which two labels are about the same two texts, in either order."""
+    """Return a key that is the same for labels of the same two texts, in either order."""
     return content_hash((prompt_key(prompt), sorted((normalise(one), normalise(other)))))
 
 
 def sides_by_hash(prompt: Prompt, one: str, other: str) -> tuple[str, str]:
-    """Return two responses in an order that depends on the texts alone, so that neither side carries news of the label."""
+    """Return two responses in an order that depends on the texts only, so that the order carries no information about the label."""
     first, second = sorted((one, other), key=normalise)
     return (second, first) if split_fraction(texts_key(prompt, one, other), "sides") < 0.5 else (first, second)
 
@@ -45,12 +45,12 @@ def sides_by_hash(prompt: Prompt, one: str, other: str) -> tuple[str, str]:
 def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:
     """Split into training and held-out preferences by a hash of the prompt's normalised text.
 
-    All preferences of a prompt go to the same side, and adding rows moves no other row.
+    All preferences of a prompt are in the same split, and adding rows doesn't move other rows.
 
     Args:
-        preferences: from any source.
-        held_out_fraction: expected share of prompts, not of rows, to hold out; 0 to 1.
-        salt: another salt, another split.
+        preferences: preferences of any source.
+        held_out_fraction: expected fraction of prompts (not rows) to hold out, in [0, 1].
+        salt: string that is hashed with the prompt; another salt gives another split.
 
     Returns:
         Training and held-out preferences, each in the order given.
@@ -63,7 +63,7 @@ def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float,
 
 
 def softened(preference: Preference, mix: SourceMix) -> Preference:
-    """Return a preference with its source's temperature, noise and weight applied; the side that it favours stays the same."""
+    """Apply a source's temperature, noise and weight to a preference. The preferred response stays the same."""
     p, inverse = preference.p_chosen, 1.0 / mix.temperature
     if mix.temperature != 1.0:
         p = p**inverse / (p**inverse + (1.0 - p) ** inverse)
@@ -71,7 +71,7 @@ def softened(preference: Preference, mix: SourceMix) -> Preference:
 
 
 def length_stats(preferences: Sequence[Preference]) -> "LengthStats":
-    """Return mean lengths of the chosen and rejected responses, and how often the chosen one is longer. All 0 where there are none."""
+    """Return mean lengths of chosen and rejected responses, and how often the chosen one is longer. All 0 without preferences."""
     n = len(preferences)
     if n == 0:
         return LengthStats(0, 0.0, 0.0, 0.0)
@@ -90,10 +90,10 @@ def _longer(preference: Preference) -> float:
 
 @dataclass(frozen=True, slots=True)
 class LengthStats:
-    """How long the two sides of preferences are: the first thing that a reward model learns by mistake."""
+    """Lengths of chosen and rejected responses. Length is the most common shortcut of reward models."""
 
     n: int
     mean_chosen_characters: float
     mean_rejected_characters: float
     chosen_longer_fraction: float
-    """Share of pairs whose chosen response is the longer one; equal lengths count half."""
+    """Fraction of pairs whose chosen response is longer; equal lengths count half."""

@@ -1,10 +1,8 @@
-"""Judged pairs and human labels into one training and one held-out set of preferences.
+"""Combines judged pairs and human labels into a training set and a held-out set of preferences.
 
-Every pair that comes in is either in the mixture or in `dropped`, by reason. A person's label of a pair outranks an AI's of the same
-texts; two people who disagree both stay, and the loss averages them. It judges nothing itself; how sources lean is
-`cai.data.balance`'s to say.
-
-Where the recipe has a gold reward model, its pairs are set apart here, by prompt, before the proxy's are split.
+Each pair is either in the mixture or in `dropped`, with a reason. A human label replaces an AI label of the same texts. Conflicting human
+labels are both kept, and the loss averages them. If the recipe has a gold reward model, its prompts are set aside before the others are
+split.
 """
 
 from collections import Counter
@@ -26,11 +24,11 @@ _REASONS = {
     "identical": "both responses are the same text",
     "empty": "a response is empty",
     "zero_weight": "its source has weight 0",
-    "duplicate": "the same pair is there already",
-    "human_labelled": "a person labelled the same two texts",
+    "duplicate": "the same pair is already in the mixture",
+    "human_labelled": "an annotator labelled the same two texts",
     "over_limit": "its source has reached its limit",
     "in_evaluate": "its prompt is an evaluation prompt",
-    "in_gold": "its prompt is one of the gold reward model's",
+    "in_gold": "its prompt is reserved for the gold reward model",
 }
 
 
@@ -44,23 +42,22 @@ def mix(
     gold: GoldConfig | None = None,
     gold_human: Sequence[Preference] = (),
 ) -> "Mixture":
-    """Turn pairs and their judgments into preferences, add human labels, set gold's apart, and split by prompt.
+    """Combine pairs with their judgments and human labels, set aside the gold reward model's pairs, and split by prompt.
 
-    A pair labelled by construction (`contrast`) keeps that label and needs no judgment. An exact tie says nothing about which response
-    to prefer, so it is dropped rather than called `chosen` by position.
+    Pairs labelled by construction (`contrast`) keep their label and need no judgment. Exact ties are dropped.
 
     Args:
-        config: how each source is mixed in, margin and held-out fraction.
-        pairs: from every source.
-        judgments: matched to pairs by `pair_id`, in any order; one usable judgment for a pair at most.
-        human: as `load_human` gives them, weights applied.
-        seed: salts the split.
-        evaluate: prompts that must not be trained on.
-        gold: what share of the prompts the gold reward model gets, and holds out; None where there is no such model.
-        gold_human: labels of its own, as `load_human` gives them.
+        config: settings of each source, margin and held-out fraction.
+        pairs: pairs of all sources.
+        judgments: judgments in any order, matched by `pair_id`; at most one usable judgment per pair.
+        human: human labels from `load_human`, with weights applied.
+        seed: seed of the split.
+        evaluate: prompts to exclude from training.
+        gold: settings of the gold reward model, or None.
+        gold_human: the gold reward model's own labels from `load_human`.
 
     Raises:
-        DataError: a pair has two different judgments, or nothing is left to train a reward model or gold on.
+        DataError: a pair has two different judgments, or no preference is left to train the reward models or the gold reward model on.
     """
     by_pair = _by_pair(judgments)
     excluded = {prompt_key(p) for p in evaluate}
@@ -88,7 +85,7 @@ def mix(
 
     for preference in gold_human:
         consider(preference.id, preference, gold_kept)
-    seen.clear()  # a pair that gold has too is dropped for its prompt below
+    seen.clear()  # pairs that are also the gold reward model's are dropped by prompt below
     for preference in human:
         consider(preference.id, preference)
     for pair in pairs:
@@ -107,12 +104,12 @@ def mix(
     train, held_out = split_by_prompt(kept, config.held_out_fraction, f"held-out:{seed}")
     reasons = Counter(f.reason for f in dropped)
     if not train:
-        why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none came in"
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none (no input)"
         raise DataError(f"no preference is left to train on: {len(held_out)} held out; dropped: {why}")
     if gold is not None and not gold_train:
         raise DataError(
-            f"no preference is set apart for the gold reward model: {len(gold_held_out)} held out, {len(train)} are the reward models'.\n"
-            "Fix: name label files in gold.human, or raise gold.fraction"
+            f"no preference is left to train the gold reward model on: {len(gold_held_out)} are held out, and {len(train)} are the reward "
+            "models'.\nFix: name label files in gold.human, or raise gold.fraction"
         )
     counts = {
         "train": len(train),
@@ -126,7 +123,7 @@ def mix(
 
 
 def source_of(pair: ResponsePair, protocol: str | None) -> str:
-    """Return a preference's `source`: how its pair was made and who judged it.
+    """Return a preference's `source`: how the pair was made, and the protocol that judged it.
 
     >>> from cai.records import Prompt, Provenance
     >>> pair = ResponsePair(Prompt("p", "other", (), ""), "a", "b", "sampled", Provenance("m"))
@@ -147,7 +144,7 @@ def _by_pair(judgments: Iterable[Judgment]) -> dict[str, Judgment]:
         elif judgment.p_a is not None and (judgment.p_a, judgment.protocol) != (before.p_a, before.protocol):
             raise DataError(
                 f"pair {judgment.pair_id} has two judgments: {before.protocol} says {before.p_a}, {judgment.protocol} says {judgment.p_a}. "
-                "Mix the labels of one judge at a time."
+                "Use the labels of one judge only."
             )
     return found
 
@@ -160,7 +157,7 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         if judgment.p_a is None:
             return _drop(pair.id, "judge_failed", judgment.failure or "")
         p_a, protocol, principle_ids, provenance = judgment.p_a, judgment.protocol, judgment.principle_ids, judgment.provenance
-    told_as_a = Preference(
+    labelled = Preference(
         prompt=pair.prompt,
         chosen=pair.response_a,
         rejected=pair.response_b,
@@ -170,7 +167,7 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         principle_ids=principle_ids,
         provenance=replace(provenance, principle_ids=principle_ids),
     )
-    return softened(told_as_a if p_a >= 0.5 else told_as_a.swapped(), _mixes(config).get(_maker(told_as_a.source), config.ai))
+    return softened(labelled if p_a >= 0.5 else labelled.swapped(), _mixes(config).get(_maker(labelled.source), config.ai))
 
 
 def _mixes(config: PreferencesConfig) -> dict[str, SourceMix]:
@@ -178,12 +175,12 @@ def _mixes(config: PreferencesConfig) -> dict[str, SourceMix]:
 
 
 def _maker(source: str) -> str:
-    """Return what decides how a preference is mixed in: the first word of its source (`ai`, `revision`, `contrast`, `human`)."""
+    """Return the first part of a preference's source (`ai`, `revision`, `contrast`, `human`), which selects its `SourceMix`."""
     return source.partition(":")[0]
 
 
 def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int) -> set[str]:
-    """Return the ids of preferences that their sources' limits leave out. Human sources were limited when they were loaded."""
+    """Return the ids of preferences above their source's limit. Human sources were limited when they were loaded."""
     left_out: set[str] = set()
     for maker, mix in _mixes(config).items():
         if mix.limit is not None:
@@ -193,7 +190,7 @@ def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int
 
 
 def _problem(preference: Preference, config: PreferencesConfig, excluded: set[str]) -> str | None:
-    """Name the first rule that keeps a preference out, or None."""
+    """Return the first reason to drop a preference, or None."""
     if not preference.chosen.strip() or not preference.rejected.strip():
         return "empty"
     if normalise(preference.chosen) == normalise(preference.rejected):
@@ -202,7 +199,7 @@ def _problem(preference: Preference, config: PreferencesConfig, excluded: set[st
         return "zero_weight"
     if preference.p_chosen == 0.5:
         return "tie"
-    # One part in 10⁹ of slack: 0.6 - 0.5 is a little less than 0.1 in floating point.
+    # Tolerance of 1e-9: 0.6 - 0.5 is slightly below 0.1 in floating point.
     if abs(preference.p_chosen - 0.5) < config.min_margin - 1e-9:
         return "small_margin"
     return "in_evaluate" if prompt_key(preference.prompt) in excluded else None
@@ -213,20 +210,20 @@ def _drop(item_id: str, reason: str, detail: str = "") -> Failure:
 
 
 def _texts(preference: Preference) -> tuple[str, frozenset[str]]:
-    """Return what makes two labels be about the same two texts, in either order."""
+    """Return a key that is the same for labels of the same two texts, in either order."""
     return prompt_key(preference.prompt), frozenset((normalise(preference.chosen), normalise(preference.rejected)))
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Preferences to train on, preferences to check on, and what became of the rest."""
+    """Training preferences, held-out preferences and dropped pairs."""
 
     train: tuple[Preference, ...]
     held_out: tuple[Preference, ...]
-    """No prompt of these, by normalised text, is in `train`."""
+    """Their prompts, by normalised text, are not in `train`."""
     counts: dict[str, int]
     """`train`, `held_out`, `gold_train`, `gold_held_out`, `dropped`, and `dropped_REASON`."""
     dropped: tuple[Failure, ...]
     gold_train: tuple[Preference, ...] = ()
-    """The gold reward model's: no prompt of `train` or `held_out` is in these."""
+    """Training pairs of the gold reward model. Their prompts are not in `train` or `held_out`."""
     gold_held_out: tuple[Preference, ...] = ()

@@ -1,7 +1,7 @@
-"""Prompts from files, folders and the Hub, in the formats that people have them in. Human labels are `human`'s business.
+"""Loads prompts from files, folders and the Hub, in several formats.
 
-Every row either becomes a `Prompt` or is counted: duplicates and rows over the limit in `counts`, unusable ones as `Failure`s that name
-file and line. Prompts stream: what finds repeats among them keeps hashes on disk, and only who asks for a tuple holds them all.
+Each row either becomes a `Prompt` or is counted: duplicates and rows over the limit in `counts`, unusable rows as `Failure`s with file and
+line. Prompts are streamed, and the hashes that detect duplicates are kept on disk, so memory use stays flat.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,23 +22,23 @@ from cai.records import PROMPT_KINDS, Failure, Prompt, PromptKind
 
 STAGE = "prompts"
 MANY_COMPARISONS = 10_000_000
-"""Some ten seconds of comparing prompts with one another."""
+"""Number of comparisons that take about ten seconds."""
 _FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
 def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts":
     """Load one source of a recipe.
 
-    `auto` takes each row for what it is: the `field`, else `messages`, else the prompt of an hh-rlhf or TRL preference (`chosen`). A
-    conversation that ends with an assistant's turn is cut before it.
+    Format `auto` reads the column `field`, else `messages`, else the prompt of an hh-rlhf or TRL preference (`chosen`), row by row. A final
+    assistant turn is removed.
 
     Args:
         source: path, format and limit.
-        root: the workspace that relative paths start from.
+        root: workspace folder that relative paths start from.
         seed: the run's seed; with the prompt's id it decides which prompts a limit keeps.
 
     Raises:
-        DataError: the source isn't there, can't be read, or has no usable prompt at all.
+        DataError: the source doesn't exist, can't be read, or has no usable prompt.
     """
     left_out = SkippedRows()
     prompts = tuple(_source_prompts(source, root, seed, left_out))
@@ -46,23 +46,23 @@ def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts"
 
 
 def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedPrompts":
-    """Load several sources whole. As `stream_prompts`, for what is small or needed twice."""
+    """Load several sources into memory. See `stream_prompts`."""
     left_out = SkippedRows()
     prompts = tuple(stream_prompts(sources, root, seed, left_out))
     return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
 
 
 def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
-    """Yield the prompts of several sources; one that repeats one of an earlier source is left out and counted.
+    """Yield the prompts of several sources. Duplicates of a prompt from an earlier source are left out and counted.
 
     Args:
         sources: in order of preference.
-        root: the workspace that relative paths start from.
-        seed: the run's.
-        left_out: gets what is no prompt; complete when the last prompt has come.
+        root: workspace folder that relative paths start from.
+        seed: the run's seed.
+        left_out: collects skipped rows; complete after the last prompt.
 
     Raises:
-        DataError: at the end, listing every source that can't be loaded.
+        DataError: after the last prompt, listing every source that can't be loaded.
     """
     across: list[Failure] = []
     problems: list[str] = []
@@ -85,12 +85,12 @@ def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_
 
 
 def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failures: list[Failure]) -> Iterator[Prompt]:
-    """Make training prompts disjoint from evaluation prompts: yield those that `evaluate` hasn't, by id and by text.
+    """Yield the training prompts that are not evaluation prompts, by id and by text.
 
     Args:
         train: training prompts.
         evaluate: evaluation prompts.
-        failures: gets one for each that was left out.
+        failures: collects one failure per prompt left out.
     """
     keys = {prompt_key(p) for p in evaluate}
     ids = {p.id for p in evaluate}
@@ -108,14 +108,14 @@ def without_near_repeats(
     failures: list[Failure],
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Prompt]:
-    """Yield training prompts that don't say almost what an evaluation prompt or an earlier training prompt says.
+    """Yield training prompts that are not near-duplicates of an evaluation prompt or an earlier training prompt.
 
     Args:
         train: training prompts.
-        evaluate: prompts that training must not come near.
-        similarity: Jaccard similarity of five-word runs, in (0, 1], from which two prompts are near-duplicates; None leaves nothing out.
-        failures: gets one, naming the twin, for each that was left out.
-        warn: told once if the prompts share so much wording that the search takes long.
+        evaluate: evaluation prompts.
+        similarity: Jaccard similarity of five-word n-grams, in (0, 1], from which two prompts are near-duplicates; None keeps all prompts.
+        failures: collects one failure, naming the duplicated prompt, per prompt left out.
+        warn: called once if the prompts share so much wording that the search takes long.
     """
     if similarity is None:
         yield from train
@@ -130,8 +130,8 @@ def without_near_repeats(
                 warned = True
                 warn(
                     f"prompts.near_duplicates: {met.comparisons} comparisons for the first {number} prompts, because many share "
-                    "some wording without being repeats. That grows with the square of their number; null leaves the search out, and drops "
-                    "exact repeats only."
+                    "some wording without being duplicates. The search time grows with the square of their number. Set "
+                    "prompts.near_duplicates: null to skip the search and drop exact duplicates only."
                 )
             if twin is None:
                 yield p
@@ -144,17 +144,17 @@ def _text(prompt: Prompt) -> str:
 
 
 def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
-    """Part evaluation prompts into those that a policy in training is watched on, and those that are left to measure it on.
+    """Split evaluation prompts into those of the over-optimization monitor and those to evaluate on.
 
-    Weights that are chosen because they did well on some prompts do well on them by luck too, so what chooses must not be what measures.
+    The monitor selects the policy's weights, so its prompts would give a biased evaluation.
 
     Args:
-        prompts: all that are held out.
-        count: how many to watch; never more than half of them, and one that is watched stays so when `count` grows.
-        seed: the run's.
+        prompts: all held-out prompts.
+        count: number of monitor prompts, at most half of all. Raising it only adds monitor prompts.
+        seed: the run's seed.
 
     Returns:
-        The watched ones, sorted by id, and the rest, in the order they came in.
+        The monitor prompts, sorted by id, and the others, in their order.
     """
     by_hash = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{seed}"), p.id))
     watched = {p.id: p for p in by_hash[: min(count, len(prompts) // 2)]}
@@ -162,7 +162,7 @@ def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[
 
 
 def is_hub(source: PromptSource, root: Path) -> bool:
-    """Whether a source is a dataset on the Hub, not files here."""
+    """Whether a source is a dataset on the Hub."""
     return source.path.startswith(HUB) or (source.format == "hub" and not (root / source.path).is_dir())
 
 
@@ -223,7 +223,7 @@ def _conversation(value: Any, source: PromptSource) -> Any:
 
 
 def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
-    """Read cai's own format strictly: a misspelt kind is a fault, not `other`."""
+    """Read cai's own format strictly: an unknown kind is a fault, not `other`."""
     if not isinstance(value, dict):
         raise RowFault("not_a_row", f"expected a mapping with id, kind and messages, found {type(value).__name__}")
     identity = value.get("id")
@@ -239,10 +239,10 @@ def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
 
 
 def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
-    """Yield the prompts of one source, in the order of its rows. Where it has a limit, the rows are read twice: first to see which to keep.
+    """Yield the prompts of one source, in the order of its rows. With a limit, the rows are read twice: the first pass chooses the prompts.
 
     Raises:
-        DataError: it isn't there, can't be read, or has no usable prompt at all.
+        DataError: the source doesn't exist, can't be read, or has no usable prompt.
     """
 
     def rank(prompt: Prompt) -> tuple[float, str]:
@@ -265,7 +265,7 @@ def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "Skip
 
 
 def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedRows") -> Iterator[Prompt]:
-    """Yield the prompts that weren't there before."""
+    """Yield prompts without duplicates."""
     with Seen() as keys, Seen() as ids:
         for item, where in items:
             left_out.rows += 1
@@ -281,18 +281,18 @@ def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedR
 
 
 def _repeated_id(prompt: Prompt, where: str) -> Failure:
-    return Failure(STAGE, where, "repeated_id", f"id {prompt.id!r} already belongs to another prompt; give this one its own")
+    return Failure(STAGE, where, "repeated_id", f"id {prompt.id!r} already belongs to another prompt; give this one a unique id")
 
 
 @dataclass
 class SkippedRows:
-    """What was met on the way to the prompts and is none."""
+    """Counts of rows, and the rows that were skipped."""
 
     rows: int = 0
     duplicates: int = 0
     over_limit: int = 0
     failures: list[Failure] = field(default_factory=list)
-    """Rows that are no prompt; `item_id` is FILE:LINE."""
+    """Unusable rows; `item_id` is FILE:LINE."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -309,7 +309,7 @@ class SkippedRows:
 
 @dataclass(frozen=True)
 class LoadedPrompts:
-    """Prompts and what was left out of them."""
+    """Loaded prompts, failures and counts."""
 
     prompts: tuple[Prompt, ...]
     failures: tuple[Failure, ...]

@@ -1,7 +1,7 @@
-"""Rows of a data file or a Hub dataset, each with the file and line it came from. What a row means is its caller's business.
+"""Reads rows of data files and Hub datasets, each with its file and line.
 
-Reads JSON Lines, a JSON array, CSV and TSV, plain text (a row per line) and Parquet; all but Parquet also gzipped. A row that can't be
-read is a row with a `fault`; a file that can't be read is a `DataError`.
+Formats: JSON Lines, a JSON array, CSV and TSV, plain text (one row per line) and Parquet; all except Parquet also gzipped. An unreadable
+row has a `fault`; an unreadable file raises `DataError`.
 """
 
 import csv
@@ -20,7 +20,7 @@ from cai.core.jsonl import NOT_JSON, read_lines
 from cai.errors import DataError
 
 HUB = "hub:"
-"""Opens the path of a dataset on the Hub: `hub:OWNER/NAME`."""
+"""Prefix of a dataset on the Hub: `hub:OWNER/NAME`."""
 MAX_ARRAY_BYTES = 1024 * 1024 * 1024
 FileKind = Literal["json", "csv", "text", "parquet"]
 _KINDS: dict[str, FileKind] = {
@@ -33,31 +33,32 @@ _KINDS: dict[str, FileKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file: its value, or what is wrong with it."""
+    """One row of a file: its value, or why it can't be read."""
 
     where: str
     """FILE:LINE; for arrays and Parquet FILE:ROW."""
     value: Any
     fault: str = ""
+    """Why the row can't be read; empty for readable rows."""
 
 
 def source_files(pattern: str, root: Path) -> list[Path]:
-    """Return the files or the folder that a path in a recipe means, in name order.
+    """Return the files or the folder that a path in a recipe refers to, sorted by name.
 
     Args:
-        pattern: a path or glob from the workspace, or an absolute one. A relative path must stay inside the workspace.
-        root: the workspace.
+        pattern: path or glob, absolute or relative to the workspace. A relative path must stay inside the workspace.
+        root: folder of the workspace.
 
     Raises:
-        DataError: nothing is there, or a relative path leaves the workspace.
+        DataError: nothing matches, or a relative path leaves the workspace.
     """
     try:
         path = Path(pattern).expanduser()
         (root / path).exists()
     except (RuntimeError, ValueError, OSError) as e:  # no such user; a NUL; too long
-        raise DataError(f"{pattern[:200]}: not a path here ({getattr(e, 'strerror', None) or e})") from e
+        raise DataError(f"{pattern[:200]}: not a valid path ({getattr(e, 'strerror', None) or e})") from e
     if not path.is_absolute() and ".." in path.parts:
-        raise DataError(f"{pattern}: leaves the workspace {root}. Put the file into it, or give its absolute path.")
+        raise DataError(f"{pattern}: leaves the workspace {root}. Move the file into the workspace, or give its absolute path.")
     full = root / path
     if full.exists():
         return [full]
@@ -66,15 +67,15 @@ def source_files(pattern: str, root: Path) -> list[Path]:
     files = [p for p in found if p.is_file()]
     if not files:
         what = "no file matches this pattern" if glob.has_magic(pattern) else "no such file"
-        raise DataError(f"{full}: {what}. Paths in a recipe start at the workspace, {root}.")
+        raise DataError(f"{full}: {what}. Paths in a recipe are relative to the workspace, {root}.")
     return files
 
 
 def file_kind(path: Path) -> FileKind:
-    """Return how to read a file, from its name; a name that doesn't say is looked into.
+    """Return the format of a file, by its suffix, or by its first line if the suffix is unknown.
 
     Raises:
-        DataError: the file is missing, or neither its name nor its content says.
+        DataError: the file is missing, or its format can't be detected.
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind := _KINDS.get(suffix.lower()):
@@ -83,14 +84,14 @@ def file_kind(path: Path) -> FileKind:
         if line.lstrip()[:1] in (b"{", b"["):
             return "json"
         break
-    raise DataError(f"{path}: can't tell what this is. Name it .jsonl, .json, .csv, .tsv, .txt or .parquet (or .gz of these).")
+    raise DataError(f"{path}: unknown file format. Name the file .jsonl, .json, .csv, .tsv, .txt or .parquet (or .gz of these).")
 
 
 def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
     """Yield a file's rows in order: mappings for JSON, CSV and Parquet, strings for text.
 
     Raises:
-        DataError: the file can't be read as what it is.
+        DataError: the file can't be read in its format.
     """
     kind = kind or file_kind(path)
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
@@ -98,26 +99,26 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
 
 
 def dataset_rows(name: str, split: str, shown: str | None = None) -> Iterator[Row]:
-    """Yield the rows of one split of a Hub dataset, or of a local folder laid out like one.
+    """Yield the rows of one split of a Hub dataset, or of a local folder with the same layout.
 
     Args:
         name: OWNER/NAME, or the folder's path.
-        split: which split.
-        shown: what messages call it; the name if None.
+        split: name of the split.
+        shown: name of the dataset in messages; None: `name`.
 
     Raises:
-        DataError: it can't be found, reached or read.
+        DataError: the dataset can't be found, downloaded or read.
     """
     import datasets
 
     local = Path(name).is_dir()
     shown = shown or name
     try:
-        # A local folder is streamed: no second copy of it in the cache.
+        # Stream a local folder, which avoids a second copy in the cache.
         for number, value in enumerate(datasets.load_dataset(name, split=split, streaming=local), 1):
             yield Row(f"{shown}[{split}]:{number}", value)
     except Exception as e:
-        # The library raises dozens of types for what is absent, unreachable or malformed; all of them are the user's to fix.
+        # The library raises dozens of exception types for missing, unreachable or malformed data.
         fix = "Check the folder's files and `split`." if local else "Check the name, `split`, the network and your Hub login."
         raise DataError(f"{shown}: can't be loaded as a dataset: {type(e).__name__}: {e}. {fix}") from e
 
@@ -137,13 +138,13 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _at_most(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """Yield lines, and give up on a file that a few packed megabytes may have become."""
+    """Yield lines, and stop with an error at a size limit: a small gzipped file may expand to gigabytes."""
     size = 0
     for _, line in lines:
         size += len(line)
         if size > MAX_ARRAY_BYTES:
             raise DataError(
-                f"{path}: a JSON array of more than {MAX_ARRAY_BYTES // 2**20} MiB, which is read whole. Write JSON Lines instead."
+                f"{path}: a JSON array is read into memory and may have at most {MAX_ARRAY_BYTES // 2**20} MiB. Write JSON Lines instead."
             )
         yield line
 

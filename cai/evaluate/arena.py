@@ -1,11 +1,11 @@
-"""Which of several models is better, by who beat whom on the same prompts: a Bradley–Terry fit, shown on Elo's scale.
+"""Ranks several models by pairwise comparisons on the same prompts: a Bradley–Terry fit on the Elo scale.
 
 Each model has a strength s, and beats another with probability s/(s + s′) (Bradley & Terry 1952). The fit is Hunter's MM algorithm (2004,
-Annals of Statistics 32:384-406, eq. 3), for all bootstrap resamples at once; ties count half to each side (his §5 models them
-better). 400 Elo points are odds of ten to one; the mean of all models is 1000, so a rating says nothing outside its own arena.
+Annals of Statistics 32:384-406, eq. 3), run on all bootstrap resamples at once. Ties count half for each side (his §5 models them
+better). 400 Elo points are odds of ten to one. The mean of all models is 1000, so compare ratings only within one arena.
 
-Departures: between every two models one imaginary tie is added, so that a model that always wins has a finite rating. Resamples are of
-prompts, not of duels, because one prompt's duels hang together. What a judge gets wrong everywhere is in no interval.
+Departures: (1) one tie is added between every two models, so that a model that always wins has a finite rating; (2) the bootstrap resamples
+prompts, not duels, because duels on one prompt are correlated. The intervals don't cover systematic errors of the judge.
 """
 
 import math
@@ -25,34 +25,34 @@ _ROUNDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Duel:
-    """Two models' answers to one prompt, judged."""
+    """A judged comparison of two models' responses to one prompt."""
 
     prompt_id: str
     first: str
     second: str
     outcome: float
-    """1 where the first won, 0 where the second did, ½ for a tie."""
+    """1 if the first won, 0 if the second won, ½ for a tie."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """One model's place in an arena."""
+    """One model's rating in an arena."""
 
     model: str
     elo: float
     low: float
-    """Of the 95 % interval, by bootstrap over prompts."""
+    """Lower bound of the 95 % confidence interval, by bootstrap over prompts."""
     high: float
     win_rate: float
-    """Against all others, ties counting half."""
+    """Win rate against all other models; ties count half."""
     duels: int
     above_next: float | None
-    """Share of resamples in which it is rated above the next model; None for the last."""
+    """Fraction of resamples in which it is rated above the next model; None for the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Ratings, the best first, by one scorer."""
+    """Ratings by one scorer, best first."""
 
     by: str
     """`judge` or `reward`."""
@@ -64,12 +64,12 @@ def rate(duels: Sequence[Duel], by: str, seed: int = 0) -> Arena:
     """Rate models by their duels.
 
     Args:
-        duels: each two models at most once per prompt; at least two models.
-        by: who judged.
-        seed: of the bootstrap.
+        duels: at most one per prompt and pair of models; at least two models.
+        by: the scorer, `judge` or `reward`.
+        seed: seed of the bootstrap.
 
     Raises:
-        DataError: there are no duels, a duel was fought twice, or some models never met the others, even through a third.
+        DataError: there are no duels, a duel occurs twice, or the comparisons don't connect all models.
     """
     import numpy as np
 
@@ -106,10 +106,10 @@ def rate(duels: Sequence[Duel], by: str, seed: int = 0) -> Arena:
 
 
 def fit(wins: Any) -> Any:
-    """Return log-strengths of M models with mean 0, (R, M), for each of R tables of wins.
+    """Return the log-strengths of M models for each of R tables of wins: shape (R, M), mean 0 in each row.
 
     Args:
-        wins: (R, M, M), how often the row's model beat the column's; whole numbers or not, the diagonal 0.
+        wins: shape (R, M, M): how often the row's model beat the column's, at least 0, not necessarily whole numbers; the diagonal is 0.
 
     >>> import numpy as np
     >>> [[round(float(x), 3) for x in row] for row in fit(np.array([[[0, 2.5], [0.5, 0]]]))]  # with the tie: 3 wins of 4
@@ -135,18 +135,18 @@ def fit(wins: Any) -> Any:
 
 def _check(duels: Sequence[Duel], models: Sequence[str]) -> None:
     if len(models) < 2:
-        raise DataError("an arena needs judged answers of at least two models to the same prompts; found none")
+        raise DataError("an arena needs judged responses of at least two models to the same prompts; found none")
     seen = {(d.prompt_id, frozenset((d.first, d.second))) for d in duels}
     if len(seen) < len(duels):
-        raise DataError(f"{len(duels) - len(seen)} duels were fought twice; judge each two models once per prompt")
+        raise DataError(f"{len(duels) - len(seen)} duels occur twice; judge each pair of models once per prompt")
     reached = {models[0]}
     while more := {m for d in duels for m in (d.first, d.second) if {d.first, d.second} & reached} - reached:
         reached |= more
     if len(reached) < len(models):
         alone = ", ".join(m for m in models if m not in reached)
-        raise DataError(f"{alone}: never judged against {models[0]} or a model that was, so they can't be rated on one scale")
+        raise DataError(f"{alone}: no comparison connects these models with {models[0]}, so they can't be rated on one scale")
 
 
 def pairings(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Return every two models, each pair once."""
+    """Return all unordered pairs of models."""
     return list(combinations(models, 2))

@@ -1,236 +1,191 @@
-"""`cai judge bench` and `cai evaluate MODEL`: measurements without a run, over the workspace's call store."""
+"""`cai judge bench`, `cai judge calibrate`, `cai evaluate` and the arena: measurements outside a run, with the workspace's call store."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 from msgspec.structs import replace
 
-from cai.constitution.load import load_constitution
-from cai.core.console import Reporter
-from cai.core.interrupt import run_interruptible
-from cai.core.workspace import Workspace, find_workspace
+from cai.core.jsonl import refuse_overwriting
+from cai.core.manifest import JudgeCard
 from cai.data.prompts import load_all
-from cai.errors import DataError, RecipeError
+from cai.errors import RecipeError
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
-from cai.evaluate.knowledge import Knowledge
+from cai.evaluate.policies import AGAINST
 from cai.evaluate.rewards import folder_accuracies
-from cai.evaluate.run import answer_all, ask_knowledge, hold_arena, measure_answers
+from cai.evaluate.run import Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import JudgeBench, chosen_protocols, judge_bench
-from cai.judge.calibration import read_calibration
-from cai.judge.judge import Judge
-from cai.labels.load import PairFormat, load_pairs
-from cai.models.base import TextModel
+from cai.judge.calibrating import agreement, ask_judge, check_labels, decided, fit
+from cai.judge.calibration import Calibration, write_calibration
+from cai.judge.card import card_of
+from cai.labels.annotating import read_label_files
+from cai.labels.load import load_pairs
 from cai.models.naming import spec_from_name
-from cai.models.opening import open_engine, release_memory
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
-from cai.recipe import Aggregate, FeedbackConfig, Recipe
-from cai.records import EvalResult, Failure, Response
-
-if TYPE_CHECKING:
-    from cai.train.reward.ensemble import RewardEnsemble
-
-T = TypeVar("T")
-Measure = Callable[..., Awaitable[T]]
+from cai.recipe import ModelSpec
+from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt
+from cai.session import Session
 
 
-def bench_judge(
-    pairs: Path,
-    protocols: str,
-    model: str,
-    constitution: Path,
-    pair_format: str,
-    limit: int | None,
-    config: FeedbackConfig,
-    seed: int,
-    reporter: Reporter,
-) -> JudgeBench:
-    """Measure a judge on human-labelled pairs.
-
-    Raises:
-        CaiError: the pairs, the constitution or the model can't be read.
-    """
-    names = chosen_protocols(protocols)
-    workspace = find_workspace(constitution.parent)
-    if pair_format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    loaded = load_pairs(pairs, cast(PairFormat, pair_format), limit=limit, seed=seed)
+def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
+    """Read human-labelled pairs and warn about unusable rows. Raises `DataError`."""
+    loaded = load_pairs(path, pair_format, limit=limit, seed=session.recipe.seed)
     if loaded.failures:
-        reporter.warn(
-            f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {loaded.failures[0].item_id}: {loaded.failures[0].reason}"
-        )
-    principles = load_constitution(constitution)
-    templates = load_templates(workspace.root / Recipe(name="bench").templates)
-
-    async def measure() -> JudgeBench:
-        with CallStore(workspace.store_path) as store:
-            engine = await open_engine(spec_from_name(model))
-            try:
-                return await judge_bench(
-                    loaded.preferences,
-                    names,
-                    TextModel(engine, store, "judge bench"),
-                    templates,
-                    principles,
-                    config,
-                    seed,
-                    window=Recipe(name="bench").window,
-                    on_progress=lambda done, total, name: reporter.progress(done, total, f"pairs by {name}"),
-                )
-            finally:
-                await engine.close()
-
-    with reporter.stage("bench"):
-        return run_interruptible(measure(), reporter)
+        first = loaded.failures[0]
+        session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
+    return list(loaded.preferences)
 
 
-def evaluate_models(
-    model: str,
-    against: str | None,
-    constitution: Path,
-    rewards: Sequence[Path],
-    aggregate: Aggregate,
-    calibration: Path | None,
-    limit: int | None,
-    seed: int,
-    reporter: Reporter,
-) -> Sequence[EvalResult]:
-    """Measure a model on the shipped evaluation prompts, compared with another (called `base`) if one is given.
+async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution) -> JudgeBench:
+    """Measure the session's judge on human-labelled pairs.
 
     Args:
-        model: as `spec_from_name` takes it.
-        against: the other model.
-        constitution: whose principles the judge asks about.
-        rewards: folders of reward models, which score as one ensemble; none leaves their measures out.
-        aggregate: how their scores become one.
-        calibration: of the judge, by which its verdicts on pairs are weighed; None: as they are, and the results say so.
-        limit: prompts per set.
-        seed: of sampling and bootstraps.
-        reporter: shows progress.
+        session: an open session.
+        pairs: human labels.
+        protocols: `all`, or names separated by commas.
+        constitution: the principles to judge by.
 
     Raises:
-        CaiError: a model, the prompts or the constitution can't be read.
+        CaiError: a protocol is unknown, no pair is usable, or the model fails.
     """
-    names = {"model": model} if against is None else {"base": against, "model": model}
-    measured = _judged(names, measure_answers, constitution, rewards, aggregate, calibration, limit, seed, reporter, with_knowledge=True)
-    said = "by an uncalibrated judge (--calibration)" if calibration is None else f"by the judge as {calibration} weighs it"
-    results = [noted(r, said) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
-    return [*results, *folder_accuracies(rewards)]
+    return await judge_bench(
+        pairs,
+        [session.judge(constitution, protocol=name) for name in chosen_protocols(protocols)],
+        window=session.recipe.window,
+        on_progress=lambda done, total, name: session.reporter.progress(done, total, f"pairs by {name}"),
+    )
 
 
-def noted(result: EvalResult, said: str) -> EvalResult:
-    """Return a result with more in its note."""
-    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, said))))
-
-
-def rank_models(
-    models: Sequence[str],
-    constitution: Path,
-    rewards: Sequence[Path],
-    aggregate: Aggregate,
-    calibration: Path | None,
-    limit: int | None,
-    seed: int,
-    reporter: Reporter,
-) -> Sequence[Arena]:
-    """Let every two models' answers to the shipped evaluation prompts be judged, and rate the models by that.
+def calibrate_judge(
+    session: Session, files: Sequence[Path], constitution: Constitution, out: Path, *, use_length: bool, format: str, limit: int | None
+) -> Calibration:
+    """Fit the calibration of the session's judge to human labels, measure it by cross-validation, and write it.
 
     Args:
-        models: two or more, as `spec_from_name` takes them; all different.
-        constitution: as for `evaluate_models`, and so are `rewards`, `aggregate`, `calibration`, `limit`, `seed` and `reporter`.
+        session: a session with the judge's protocol, not open yet: the number of labels is checked before any model call.
+        files: labels or labelled pairs.
+        constitution: the principles to judge by.
+        out: file to write.
+        use_length: whether to correct length bias too.
+        format: format of the files.
+        limit: maximum number of pairs, chosen by hash.
+
+    Raises:
+        CaiError: the files or the model can't be read, or there are too few labels.
+    """
+    refuse_overwriting(out, files)
+    seed, reporter = session.recipe.seed, session.reporter
+    labels, failures, _ = read_label_files(files, format)
+    if failures:
+        reporter.warn(f"{len(failures)} rows can't be used, the first: {failures[0].item_id}: {failures[0].reason}")
+    check_labels(labels, limit, seed)
+
+    async def work(opened: Session) -> Calibration:
+        people = decided(labels, limit, seed)
+        asked = await ask_judge(people, opened.judge(constitution), opened.recipe.window, reporter)
+        return fit(asked, opened.recipe.feedback, files, use_length, seed)
+
+    calibration = session.run(work, "judge")
+    write_calibration(out, calibration)
+    return calibration
+
+
+async def judges_beside_people(
+    session: Session, labels: Sequence[HumanLabel], protocols: str, constitution: Constitution, limit: int | None
+) -> list[EvalResult]:
+    """Return the agreement with annotators of each protocol of the session's judge, overall and per principle."""
+    people = decided(labels, limit, session.recipe.seed)
+    results: list[EvalResult] = []
+    for name in chosen_protocols(protocols):
+        asked = await ask_judge(people, session.judge(constitution, protocol=name), session.recipe.window, session.reporter)
+        results += agreement(asked, session.recipe.seed)
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Results of `cai evaluate`, and the judge behind them."""
+
+    judge: str
+    """Name of the judge."""
+    card: JudgeCard | None
+    """The judge's agreement with human labels; None if nothing was judged."""
+    results: tuple[EvalResult, ...]
+
+
+async def evaluate_models(
+    session: Session, model: str, against: str | None, constitution: Constitution, rewards: Sequence[Path], limit: int | None
+) -> Evaluation:
+    """Measure a model on the evaluation prompts, compared with another (called `base`) if one is given.
+
+    If the judge compares anything, it is first measured on human-labelled pairs.
+
+    Args:
+        session: an open session. Its judge is calibrated if the recipe names a calibration.
+        model: model to measure, as `spec_from_name` takes it.
+        against: model to compare with, or None.
+        constitution: the principles to judge by.
+        rewards: folders of reward models, which score as one ensemble; without any, no rewards are measured.
+        limit: maximum number of prompts per set.
+
+    Raises:
+        CaiError: a model or the prompts can't be read.
+    """
+    recipe, root = session.recipe, session.workspace.root
+    names = {"model": model} if against is None else {AGAINST: against, "model": model}
+    facts, passages = load_knowledge(root, limit, recipe.seed)
+    answered = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit), facts, passages))
+    judge = await session.open_judge(constitution)
+    card = None
+    if against is not None:
+        card, _ = await card_of(recipe, root, judge, session.reporter)
+    verdicts = await judge_answers(session, answered.answers, judge)
+    scores = score_answers(answered.answers, await session.load_rewards(rewards)) if rewards else None
+    calibrated = recipe.feedback.calibration
+    weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge, calibrated with {Path(calibrated).name}"
+    measured = measure(answered, verdicts, scores, recipe.seed)
+    results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
+    return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)))
+
+
+def specs_of(names: Mapping[str, str]) -> dict[str, ModelSpec]:
+    """Return the model specs of some names, by label."""
+    return {label: spec_from_name(name) for label, name in names.items()}
+
+
+def evaluation_prompts(session: Session, limit: int | None) -> tuple[Prompt, ...]:
+    """Return the recipe's evaluation prompts, at most `limit` of each set."""
+    sources = session.recipe.prompts.evaluate
+    if limit is not None:
+        sources = tuple(replace(s, limit=limit) for s in sources)
+    return load_all(sources, session.workspace.root, session.recipe.seed).prompts
+
+
+def with_note(result: EvalResult, text: str) -> EvalResult:
+    """Return a result with a text appended to its note."""
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, text))))
+
+
+async def rank_models(
+    session: Session, models: Sequence[str], constitution: Constitution, rewards: Sequence[Path], limit: int | None
+) -> list[Arena]:
+    """Compare all pairs of models on the evaluation prompts, and rate the models by the outcomes.
+
+    Args:
+        session: an open session; its judge compares.
+        models: two or more different models, as `spec_from_name` takes them.
+        constitution: the principles to judge by.
+        rewards: folders of reward models, which score as one ensemble.
+        limit: maximum number of prompts per set.
 
     Returns:
-        The ratings by the judge and, where there are reward models, by them.
+        The ratings by the judge and, if there are reward models, by them.
 
     Raises:
-        RecipeError: fewer than two, or one twice.
-        CaiError: a model, the prompts or the constitution can't be read.
+        RecipeError: fewer than two models, or one of them twice.
+        CaiError: a model or the prompts can't be read.
     """
     if len(set(models)) < max(2, len(models)):
         raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")
-    return _judged({m: m for m in models}, hold_arena, constitution, rewards, aggregate, calibration, limit, seed, reporter)
-
-
-def _judged(
-    names: Mapping[str, str],
-    measure: Measure[T],
-    constitution: Path,
-    rewards: Sequence[Path],
-    aggregate: Aggregate,
-    calibration: Path | None,
-    limit: int | None,
-    seed: int,
-    reporter: Reporter,
-    with_knowledge: bool = False,
-) -> T:
-    """Have models answer the shipped evaluation prompts, and measure the answers with the embedded judge and some reward models.
-
-    Args:
-        names: what to call each model, and which it is.
-        measure: `measure_answers`, or what takes as much.
-        with_knowledge: also ask what `ask_knowledge` does, and hand it to `measure` last.
-    """
-    from cai.train.reward.ensemble import load_ensemble
-
-    workspace: Workspace = find_workspace(constitution.parent)
-    recipe = Recipe(name="evaluate", seed=seed)
-    sources = tuple(replace(s, limit=limit) for s in recipe.prompts.evaluate)
-    prompts = load_all(sources, workspace.root, seed).prompts
-    templates = load_templates(workspace.root / recipe.templates)
-    principles = load_constitution(constitution)
-    weighed = None if calibration is None else read_calibration(calibration)
-    facts, passages = load_knowledge(workspace.root, limit, seed) if with_knowledge else ((), ())
-    failures: list[Failure] = []
-
-    async def ask() -> T:
-        answers: dict[str, list[Response]] = {}
-        known: dict[str, Knowledge] = {}
-        with CallStore(workspace.store_path) as store:
-            for label, name in names.items():
-
-                def progress(done: int, shown: str = name) -> None:
-                    reporter.progress(done, len(prompts), f"answers of {shown}")
-
-                def read_progress(done: int, shown: str = name) -> None:
-                    reporter.progress(done, len(passages), f"passages read by {shown}")
-
-                engine = await open_engine(spec_from_name(name))
-                model = TextModel(engine, store, "evaluate")
-                try:
-                    answers[label] = await answer_all(
-                        prompts,
-                        model,
-                        templates,
-                        recipe,
-                        "",
-                        failures,
-                        progress,
-                    )
-                    if with_knowledge:
-                        known[label] = await ask_knowledge(facts, passages, model, templates, recipe, failures, read_progress)
-                finally:
-                    await engine.close()
-                    release_memory()
-            engine = await open_engine(recipe.model)
-            try:
-                judge = Judge(recipe.feedback, principles, TextModel(engine, store, "evaluate"), templates, seed, calibration=weighed)
-
-                async def load() -> "RewardEnsemble":
-                    await engine.close()
-                    release_memory()
-                    return load_ensemble(rewards, aggregate=aggregate)
-
-                return await measure(
-                    answers, judge, load if rewards else None, recipe, failures, reporter, *([known] if with_knowledge else [])
-                )
-            finally:
-                await engine.close()
-
-    with reporter.stage("evaluate"):
-        result = run_interruptible(ask(), reporter)
-    if failures:
-        reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")
-    return result
+    answered = await answer(session, specs_of({m: m for m in models}), Questions(evaluation_prompts(session, limit)))
+    return await hold_arena(session, answered.answers, await session.open_judge(constitution), rewards)

@@ -1,9 +1,9 @@
-"""Did training cost a model what it knew? Right answers to short questions, and how likely it finds good prose.
+"""Checks whether training made a model forget: accuracy on short factual questions, and perplexity of good prose.
 
-Both are asked of a model as it is used, behind its chat template. `truthful`: a question of `prompts/audit/facts.jsonl` is answered right
-where an accepted name or number stands in the answer; naming many would pass, so it is an upper bound. `perplexity`: of passages written
-for this project (`prompts/audit/passages.jsonl`), each as the answer to a request for it: the exponential of the mean negative
-log-probability per token, all passages' tokens together. Models with other tokenizers have perplexities that can't be compared.
+Both use the chat template. `truthful`: the fraction of questions in `prompts/audit/facts.jsonl` whose response contains an accepted name or
+number. A response that names many counts too, so it is an upper bound. `perplexity`: the exponential of the mean negative log-probability
+per token over all passages (`prompts/audit/passages.jsonl`, written for this project), each as the response to a request for it. Compare
+perplexities only between models with the same tokenizer.
 """
 
 import math
@@ -18,22 +18,22 @@ from cai.stats import two_sided
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What one model was asked beside the evaluation prompts."""
+    """One model's results on facts and passages."""
 
     right: Mapping[str, bool] = field(default_factory=dict)
-    """Fact's id to whether the answer was right."""
+    """Fact id to whether the response was right."""
     passages: Mapping[str, tuple[float, int]] = field(default_factory=dict)
-    """Passage's id to its log-probability in nats, at most 0, and its tokens, at least 1."""
+    """Passage id to its log-probability in nats (at most 0) and its number of tokens (at least 1)."""
 
 
 def knowledge_results(model: str, mine: Knowledge, base: Knowledge | None = None, seed: int = 0) -> list[EvalResult]:
     """Return `truthful` and `perplexity` of a model, and against `base` `truthful_change` and `perplexity_ratio`.
 
     Args:
-        model: whose answers and scores they are.
-        mine: them.
-        base: the base model's; questions that only one was asked are left out of comparisons.
-        seed: of the bootstraps over passages.
+        model: name of the model.
+        mine: the model's results.
+        base: the base model's results. Comparisons use only questions and passages that both have.
+        seed: seed of the bootstraps over passages.
     """
     results = [rate("truthful", model, list(mine.right.values()))] if mine.right else []
     if base is not None and (ids := shared_ids(base.right, mine.right)):
@@ -44,13 +44,13 @@ def knowledge_results(model: str, mine: Knowledge, base: Knowledge | None = None
         value, low, high = map(math.exp, ratio_of_means(nats, tokens, seed))
         results.append(EvalResult("perplexity", model, value, len(nats), low, high))
     ids = [] if base is None else shared_ids(base.passages, mine.passages)
-    if base is not None and ids and all(base.passages[i][1] == mine.passages[i][1] for i in ids):  # else the tokenizers are not the same
+    if base is not None and ids and all(base.passages[i][1] == mine.passages[i][1] for i in ids):  # else the tokenizers differ
         results.append(_perplexity_ratio(model, [mine.passages[i] for i in ids], [base.passages[i] for i in ids], seed))
     return results
 
 
 def _perplexity_ratio(model: str, mine: list[tuple[float, int]], base: list[tuple[float, int]], seed: int) -> EvalResult:
-    """Return the model's perplexity over the base model's, on the same passages, with the interval of the paired difference."""
+    """Return the ratio of the model's to the base model's perplexity on the same passages, with a paired confidence interval."""
     extra = [b[0] - m[0] for m, b in zip(mine, base, strict=True)]  # nats by which the model finds each passage less likely
     value, low, high = map(math.exp, ratio_of_means(extra, [float(tokens) for _, tokens in mine], seed))
     return EvalResult("perplexity_ratio", model, value, len(extra), low, high, p=two_sided(extra, seed))

@@ -1,4 +1,4 @@
-"""How long responses are, against the base model's, and how many were cut off: the first place to look when a win rate rises."""
+"""Lengths of responses compared with the base model's, and the rate of truncated ones. Check these first when a win rate rises."""
 
 import random
 
@@ -12,13 +12,13 @@ _RESAMPLES = 2000
 
 
 def length_stats(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | None = None, seed: int = 0) -> list[EvalResult]:
-    """Return mean words (`response_words`), the share cut at the token limit (`truncated`) and the ratio to base (`response_words_ratio`).
+    """Return mean words (`response_words`), the truncation rate (`truncated`) and the ratio of mean words to base (`response_words_ratio`).
 
     Args:
-        model: whose responses they are.
-        answers: its responses; words are runs of non-blanks.
-        base: responses to compare with, prompt by prompt.
-        seed: of the bootstrap.
+        model: name of the model.
+        answers: its responses. Words are separated by white space.
+        base: the base model's responses.
+        seed: seed of the bootstrap.
 
     Raises:
         DataError: there are no responses.
@@ -43,11 +43,11 @@ def ratio_of_means(numerators: list[float], denominators: list[float], seed: int
 
     Args:
         numerators: one per item, at least 0.
-        denominators: the same items, in the same order; their sum is above 0.
-        seed: of the resampling.
+        denominators: one per item, in the same order; their sum is above 0.
+        seed: seed of the resampling.
 
     Returns:
-        The ratio, its lower and its upper bound. Resamples whose denominators are all 0 are drawn again.
+        The ratio, its lower and its upper bound. Resamples with a zero denominator are drawn again.
     """
     generator = random.Random(derive_seed(seed, "ratio_of_means"))
     items = list(zip(numerators, denominators, strict=True))

@@ -1,7 +1,6 @@
-"""Two models on the same prompts: lining answers up, and how much a yes-or-no rate changed between them.
+"""Paired comparisons of two models on the same prompts.
 
-Comparing within prompts takes away how hard the prompts are, so far fewer of them are needed than with two separate rates.
-Which question is asked of the answers is the other modules' matter.
+Pairing by prompt removes the variance between prompts, so it needs far fewer of them than comparing two separate rates.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +13,10 @@ AnswersByPrompt = Mapping[str, Response]
 
 
 def by_prompt(responses: Iterable[Response]) -> dict[str, Response]:
-    """Key one model's responses by prompt id, in their order.
+    """Return one model's responses by prompt id, in their order.
 
     Raises:
-        DataError: a prompt was answered twice: which answer to count would be a guess.
+        DataError: a prompt has two responses.
     """
     found: dict[str, Response] = {}
     for response in responses:
@@ -28,18 +27,18 @@ def by_prompt(responses: Iterable[Response]) -> dict[str, Response]:
 
 
 def shared_ids(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """Return the prompt ids that both have, in the order of the first."""
+    """Return the prompt ids that occur in both, in the order of the first."""
     return [i for i in before if i in after]
 
 
 def unpaired_note(before: Mapping[str, object], after: Mapping[str, object]) -> str:
-    """Say how many prompts only one of the two has, so that what a comparison leaves out is seen; empty where there are none."""
+    """Return a note with the number of prompts that only one of the two has; empty if there are none."""
     left = len(before.keys() ^ after.keys())
     return f"{left} prompt{'s' if left > 1 else ''} answered by only one of the two left out" if left else ""
 
 
 def rate(name: str, model: str, yes: Sequence[bool], note: str = "") -> EvalResult:
-    """Return the share of yes with its Wilson interval."""
+    """Return the rate of `yes` with its Wilson interval."""
     count = sum(yes)
     low, high = wilson(count, len(yes))
     return EvalResult(name, model, count / len(yes), len(yes), low, high, note)

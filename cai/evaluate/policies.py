@@ -1,11 +1,11 @@
-"""The whole battery on several models' answers to the same prompts: one list of results, each question in its own module."""
+"""All measures of several models' responses to the same prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from cai.errors import DataError
-from cai.evaluate.audit.verbosity import length_controlled
+from cai.evaluate.audit.checks.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
 from cai.evaluate.paired import AnswersByPrompt, by_prompt, shared_ids
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
@@ -21,30 +21,30 @@ AGAINST = "base"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What judge and reward model said of the answers, by model, then by prompt id. Each may be empty: what is missing isn't measured."""
+    """Judge probabilities and reward scores of responses, by model, then by prompt id. Measures whose mapping is empty are left out."""
 
     p_wins: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Judge's probability that the model's response is better than the base model's, both orders averaged."""
     rewards: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Reward score of each response, the base model's too."""
+    """Reward score of each response, including the base model's."""
     p_harmful: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Judge's probability that the response to a harmful prompt gives what it shouldn't, the base model's too."""
+    """Judge's probability that the response to a harmful prompt is harmful, including the base model's."""
 
 
 def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Verdicts, seed: int = 0) -> list[EvalResult]:
-    """Return every measure of every model, comparisons being against `base`.
+    """Return all measures of all models. Comparisons are against `base`.
 
     Args:
-        responses: model name to its responses, one per prompt; with `base` among them where models are to be compared.
-        verdicts: the judge's and the reward model's numbers.
-        seed: of the bootstraps.
+        responses: model name to its responses, one per prompt. Comparisons need `base` among the models.
+        verdicts: the judge's probabilities and the reward scores.
+        seed: seed of the bootstraps.
 
     Raises:
-        DataError: a model has no responses or two to one prompt, or numbers don't fit the responses.
+        DataError: a model has no responses, or two for one prompt; or verdicts are about unknown models or prompts.
     """
     strangers = {m for group in (verdicts.p_wins, verdicts.rewards, verdicts.p_harmful) for m in group} - responses.keys()
     if strangers:
-        raise DataError(f"verdicts about {', '.join(sorted(strangers))}, which answered nothing; the models are {', '.join(responses)}")
+        raise DataError(f"verdicts about {', '.join(sorted(strangers))}, without responses; the models are {', '.join(responses)}")
     answers = {model: by_prompt(found) for model, found in responses.items()}
     base = answers.get(AGAINST)
     results: list[EvalResult] = []
@@ -74,7 +74,7 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
 
 
 def corrected(results: Sequence[EvalResult]) -> list[EvalResult]:
-    """Return results with Holm's correction over all that was tested about the same model."""
+    """Return results with Holm's correction over all tests of the same model."""
     adjusted: dict[int, float] = {}
     for model in {r.model for r in results}:
         tested = [(i, r.p) for i, r in enumerate(results) if r.model == model and r.p is not None]
@@ -83,9 +83,10 @@ def corrected(results: Sequence[EvalResult]) -> list[EvalResult]:
 
 
 def _agreements(model: str, mine: AnswersByPrompt, base: AnswersByPrompt, verdicts: Verdicts, seed: int) -> list[EvalResult]:
-    """Return how far rules, judge and reward models agree on which model did better, by each two of them.
+    """Return the pairwise agreement of rules, judge and reward models on which model did better.
 
-    `agreement:A_and_B`: of the prompts that both decided, the share that they decided alike. `kappa:A_and_B`: over all, ties a category.
+    `agreement:A_and_B`: the fraction of equal decisions among prompts without a tie in either. `kappa:A_and_B`: Cohen's kappa over all
+    prompts, with ties as a category.
     """
     outcomes = {"rules": outcomes_by_rules(base, mine)}
     if model in verdicts.p_wins:

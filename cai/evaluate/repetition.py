@@ -1,4 +1,4 @@
-"""Whether responses go round in circles: the commonest way for a small policy to come apart while its reward rises."""
+"""Repetition in responses. Looping is the most common way in which a small policy collapses while its reward rises."""
 
 from cai.core.text.repetition import LOOPING, repeated_fraction
 from cai.evaluate.paired import AnswersByPrompt, change_result, rate, shared_ids, unpaired_note
@@ -7,7 +7,7 @@ from cai.stats import paired_bootstrap
 
 
 def repetition(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | None = None, seed: int = 0) -> list[EvalResult]:
-    """Return the mean repeated share (`repetition`), the share of responses that loop (`looping`) and its change against `base`."""
+    """Return the mean fraction of repeated n-grams (`repetition`), the rate of looping responses (`looping`) and its change from `base`."""
     if not answers:
         return []
     repeated = {i: repeated_fraction(r.text) for i, r in answers.items()}

@@ -1,4 +1,4 @@
-"""What the reward model says of each model's responses, and how far the reward model itself can be believed."""
+"""Rewards of each model's responses, the disagreement of the reward models, and their accuracy."""
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +17,13 @@ from cai.train.reward.metrics import HeldOutMetrics
 def reward_means(
     model: str, scores: Mapping[str, float], base_scores: Mapping[str, float] | None = None, seed: int = 0
 ) -> list[EvalResult]:
-    """Return the mean reward (`reward`) and its mean change per prompt against the base model (`reward_change`).
+    """Return the mean reward (`reward`) and its mean change per prompt from the base model (`reward_change`).
 
     Args:
-        model: whose responses were scored.
-        scores: prompt id to reward; any scale, only differences mean something.
-        base_scores: the same prompts answered by the base model.
-        seed: of the bootstrap.
+        model: name of the model.
+        scores: prompt id to reward, on any scale; only differences are meaningful.
+        base_scores: prompt id to the reward of the base model's response.
+        seed: seed of the bootstrap.
     """
     if not scores:
         return []
@@ -41,45 +41,45 @@ def reward_means(
 def reward_disagreement(
     model: str, stds: Mapping[str, float], base_stds: Mapping[str, float] | None = None, seed: int = 0
 ) -> list[EvalResult]:
-    """Return how far the reward models disagree on a model's responses, and how that changed per prompt against the base model.
+    """Return the reward models' mean disagreement on a model's responses, and its mean change per prompt from the base model.
 
-    A policy that has left what its reward models know shows here first: they rise together on what they were taught, and apart elsewhere.
+    Disagreement rises when a policy leaves the distribution that the reward models were trained on.
 
     Args:
-        model: whose responses were scored.
-        stds: prompt id to the standard deviation of the members' scores; empty where there is one reward model.
-        base_stds: the same prompts answered by the base model.
-        seed: of the bootstrap.
+        model: name of the model.
+        stds: prompt id to the standard deviation of the members' scores; empty with one reward model.
+        base_stds: the same for the base model's responses.
+        seed: seed of the bootstrap.
     """
     names = {"reward": "reward_disagreement", "reward_change": "reward_disagreement_change"}
     return [replace(r, name=names[r.name]) for r in reward_means(model, stds, base_stds, seed)]
 
 
 def most_disputed(pairs: Iterable[ScoredPair], n: int) -> list[ScoredPair]:
-    """Return the pairs that the reward models disagree on most, the most disputed first: those that a person should label next.
+    """Return the pairs on which the reward models disagree most, most disputed first. These are the most useful pairs to label next.
 
-    Disagreement is that of the margins, chosen minus rejected: what members differ by on both sides alike decides nothing. Of equal ones
-    the pair whose id comes first. Pairs that a person has labelled already are left out.
+    Disagreement is the standard deviation of the members' margins (chosen minus rejected). Ties are broken by the pair's id. Human-labelled
+    pairs are left out.
 
     Args:
-        pairs: scored, by any number of reward models; one alone never disagrees.
-        n: how many, at least 0.
+        pairs: scored pairs. A single reward model has no disagreement.
+        n: maximum number of pairs, at least 0.
     """
     unlabelled = (p for p in pairs if not p.source.startswith("human:") and p.disagreement > 0.0)
     return heapq.nsmallest(n, unlabelled, key=lambda p: (-p.disagreement, p.pair_id))
 
 
 def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str = "held-out preferences") -> EvalResult:
-    """Return how often the reward model ranks held-out preferences as they were labelled.
+    """Return the accuracy of a reward model on held-out preferences.
 
     Args:
-        correct: pairs ranked right; a tie counts half. Between 0 and `n`.
-        n: held-out pairs, at least 1.
-        model: which reward model.
-        note: what the pairs are: accuracy on AI labels says only that the model learned its judge.
+        correct: number of pairs ranked as labelled, between 0 and `n`; a tie counts half.
+        n: number of held-out pairs, at least 1.
+        model: name of the reward model.
+        note: source of the pairs. On AI labels, accuracy only measures agreement with the judge.
 
     Raises:
-        DataError: `correct` can't be out of `n`.
+        DataError: `correct` is outside [0, `n`], or `n` is below 1.
     """
     if n < 1 or not 0 <= correct <= n:
         raise DataError(f"reward accuracy: {correct} right out of {n} pairs is impossible; expected 0 to n, and n at least 1")
@@ -88,7 +88,7 @@ def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str =
 
 
 def folder_accuracies(folders: Sequence[Path]) -> list[EvalResult]:
-    """Return the accuracies that reward models were found to have when they were trained; none for one that was not measured."""
+    """Return the accuracies that were measured when the reward models were trained; models without a measurement are left out."""
     from cai.train.reward.train import METRICS
 
     found = [(folder.name, folder / METRICS) for folder in folders if (folder / METRICS).exists()]

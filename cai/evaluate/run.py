@@ -1,14 +1,14 @@
-"""`evaluate`, as a stage and as a command: answers to held-out prompts, scored by the reward model and the judge, then measured.
+"""The evaluation, as a stage and as a command: answer → judge → score → measure.
 
-The measures themselves are in `cai.evaluate`; this module only gathers what they need.
+The models respond to held-out prompts one after the other, the judge compares the responses, reward models score them, and
+`cai.evaluate.policies` computes the measures.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cai.core.console import Reporter
-from cai.core.flow import run_items
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.evaluate.arena import Arena, Duel, pairings, rate
 from cai.evaluate.audit.asking import ask_probes
@@ -19,92 +19,93 @@ from cai.evaluate.paired import by_prompt, shared_ids
 from cai.evaluate.policies import AGAINST, Verdicts, corrected, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
 from cai.evaluate.win_rate import outcomes_by_reward
-from cai.generate.critique import respond
+from cai.generate.critique import Writer, respond
 from cai.judge.harm import harm_probability
 from cai.judge.judge import Judge
 from cai.models.base import TextLogprob, TextModel
-from cai.models.templates import Templates
-from cai.recipe import Recipe
-from cai.records import EvalResult, Failure, Message, Prompt, Response, ResponsePair, RewardScore, Sample
+from cai.recipe import ModelSpec
+from cai.records import EvalResult, Message, Prompt, Response, ResponsePair, RewardScore, Sample
+from cai.session import Session
 
 if TYPE_CHECKING:
     from cai.train.reward.ensemble import RewardEnsemble
 
-LoadRewards: TypeAlias = "Callable[[], Awaitable[RewardEnsemble]]"
+AnswersByModel = Mapping[str, Sequence[Response]]
+"""Model name to its responses; `base` first, if models are compared with it."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The inputs of an evaluation, the same for all models."""
+
+    prompts: Sequence[Prompt]
+    facts: Sequence[FactProbe] = ()
+    """Short questions with known answers."""
+    passages: Sequence[Passage] = ()
+    """Texts whose perplexity is measured."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The models' responses."""
+
+    answers: dict[str, list[Response]] = field(default_factory=dict)
+    knowledge: dict[str, Knowledge] = field(default_factory=dict)
+    """Model name to its results on facts and passages; empty if there were none."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation gives."""
+    """Results of an evaluation."""
 
     results: tuple[EvalResult, ...]
     samples: tuple[Sample, ...]
-    """Every prompt that all models answered."""
+    """The responses side by side, for each prompt that all models answered."""
 
 
-async def answer_all(
-    prompts: Sequence[Prompt],
-    model: TextModel,
-    templates: Templates,
-    recipe: Recipe,
-    settings_hash: str,
-    failures: list[Failure],
-    on_progress: Callable[[int], None],
-) -> list[Response]:
-    """Answer every prompt with one model. The same seeds serve every model, so that differences are the models'."""
-
-    async def work(prompt: Prompt) -> Response:
-        return await respond(prompt, model, templates, recipe.evaluate.sampling, recipe.seed, settings_hash)
-
-    return [
-        r
-        async for r in run_items(
-            prompts,
-            work,
-            window=recipe.window,
-            max_failure_fraction=recipe.max_failure_fraction,
-            stage="evaluate",
-            failures=failures,
-            on_progress=on_progress,
-        )
-    ]
-
-
-async def ask_knowledge(
-    facts: Sequence[FactProbe],
-    passages: Sequence[Passage],
-    model: TextModel,
-    templates: Templates,
-    recipe: Recipe,
-    failures: list[Failure],
-    on_progress: Callable[[int], None],
-) -> Knowledge:
-    """Ask a model short questions with known answers, as the audit does, and how likely it finds some passages.
-
-    A server that can't say how likely a text is leaves the passages out, as counted failures.
+async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Questions, recipe_hash: str = "") -> Answered:
+    """Collect every model's responses, with one model in memory at a time. All models sample with the same seeds.
 
     Args:
-        facts: the questions.
-        passages: the texts.
-        model: is asked.
-        templates: `respond` frames both.
-        recipe: sampling of the answers, window, failure limit and seed.
-        failures: gets what could not be had.
-        on_progress: told how many passages are done.
+        session: opens the models.
+        specs: name to model.
+        questions: prompts, facts and passages.
+        recipe_hash: recipe hash for the responses' provenance.
+
+    Raises:
+        ModelError: a model can't be opened, or too many responses failed.
     """
-    asked = await ask_probes(
-        Probes(facts=tuple(facts)),
-        model,
-        templates,
-        recipe.evaluate.sampling,
-        recipe.seed,
-        window=recipe.window,
-        max_failure_fraction=recipe.max_failure_fraction,
-        failures=failures,
-    )
+    answered = Answered()
+    for name, spec in specs.items():
+        model = await session.open_model(spec)
+        writer = session.writer(model, recipe_hash)
+
+        async def work(prompt: Prompt, writer: Writer = writer) -> Response:
+            return await respond(prompt, writer, session.recipe.evaluate.sampling)
+
+        answered.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
+        if questions.facts or questions.passages:
+            answered.knowledge[name] = await ask_knowledge(session, model, name, questions)
+        await session.close_models()
+    return answered
+
+
+async def ask_knowledge(session: Session, model: TextModel, name: str, questions: Questions) -> Knowledge:
+    """Ask a model short factual questions, and measure the log-probability of passages.
+
+    On a server that can't return log-probabilities of a given text, the passages are counted as failures.
+
+    Args:
+        session: provides templates, sampling and limits.
+        model: the model to measure.
+        name: name of the model, for the progress display.
+        questions: the facts and passages.
+    """
+    facts = questions.facts
+    asked = await ask_probes(session, Probes(facts=tuple(facts)), model, name)
 
     async def work(passage: Passage) -> tuple[str, TextLogprob]:
-        prompt = templates.respond.render({"conversation": (Message("user", passage.prompt),)})
+        prompt = session.templates.respond.render({"conversation": (Message("user", passage.prompt),)})
         try:
             return passage.id, await model.score(prompt.messages, passage.text)
         except ReplyError:
@@ -112,138 +113,53 @@ async def ask_knowledge(
         except ModelError as e:
             raise ReplyError("not_scored", str(e)) from e
 
-    scored = run_items(
-        passages,
-        work,
-        window=recipe.window,
-        max_failure_fraction=1.0,
-        stage="evaluate",
-        failures=failures,
-        on_progress=on_progress,
-    )
-    nats = {i: (reply.total, reply.tokens) async for i, reply in scored}
-    return Knowledge({f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}, nats)
+    scored = await session.each(questions.passages, work, f"passages read by {name}", max_failure_fraction=1.0)
+    right = {f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}
+    return Knowledge(right, {i: (reply.total, reply.tokens) for i, reply in scored})
 
 
-async def measure_answers(
-    answers: Mapping[str, Sequence[Response]],
-    judge: Judge,
-    load_rewards: "LoadRewards | None",
-    recipe: Recipe,
-    failures: list[Failure],
-    reporter: Reporter,
-    knowledge: Mapping[str, Knowledge] | None = None,
+async def judge_answers(session: Session, answers: AnswersByModel, judge: Judge) -> Verdicts:
+    """Let the judge compare each model's responses with the base model's, and classify responses to harmful prompts as harmful or not."""
+    wins = await _win_probabilities(session, answers, judge)
+    return Verdicts(p_wins=wins, p_harmful=await _harm_probabilities(session, answers, judge))
+
+
+def score_answers(answers: AnswersByModel, ensemble: "RewardEnsemble") -> dict[str, dict[str, RewardScore]]:
+    """Return reward scores per model and prompt."""
+    scores = iter(ensemble.score([(r.prompt.messages, r.text) for responses in answers.values() for r in responses]))
+    return {name: {r.prompt.id: next(scores) for r in responses} for name, responses in answers.items()}
+
+
+def measure(
+    answered: Answered, verdicts: Verdicts, scores: Mapping[str, Mapping[str, RewardScore]] | None = None, seed: int = 0
 ) -> Measured:
-    """Score and judge the answers, then measure every model against `base`.
+    """Measure every model against `base`, with Holm's correction for multiple testing.
 
     Args:
-        answers: model name to its responses; `base` first.
-        judge: compares each model's response with the base model's, and says which answers to harmful prompts are harmful.
-        load_rewards: loads the reward models, once nothing more is asked of the judge; None leaves their measures out.
-        recipe: window, failure limit and seed.
-        failures: gets what couldn't be judged.
-        reporter: shows progress.
-        knowledge: model name to what `ask_knowledge` gave.
+        answered: the models' responses.
+        verdicts: the judge's probabilities.
+        scores: reward scores by model and prompt; None leaves their measures out.
+        seed: seed of the bootstraps.
     """
-    p_wins = await _win_probabilities(answers, judge, recipe, failures, reporter)
-    p_harmful = await _harm_probabilities(answers, judge, recipe, failures, reporter)
-    scores = {} if load_rewards is None else score_answers(answers, await load_rewards())
-    rewards = {model: {i: s.value for i, s in found.items()} for model, found in scores.items()}
-    results = evaluate_policies(answers, Verdicts(p_wins, rewards, p_harmful), recipe.seed)
-    spread = {model: {i: s.std for i, s in found.items() if len(s.members) > 1} for model, found in scores.items()}
+    answers, found = answered.answers, scores or {}
+    rewards = {model: {i: s.value for i, s in mine.items()} for model, mine in found.items()}
+    results = evaluate_policies(answers, Verdicts(verdicts.p_wins, rewards, verdicts.p_harmful), seed)
+    spread = {model: {i: s.std for i, s in mine.items() if len(s.members) > 1} for model, mine in found.items()}
     for model, stds in spread.items():
-        results += reward_disagreement(model, stds, None if model == AGAINST else spread.get(AGAINST), recipe.seed)
-    known = knowledge or {}
-    for model, mine in known.items():
-        results += knowledge_results(model, mine, None if model == AGAINST else known.get(AGAINST), recipe.seed)
-    return Measured(tuple(corrected(results)), _samples(answers, rewards, spread, p_wins, p_harmful))
+        results += reward_disagreement(model, stds, None if model == AGAINST else spread.get(AGAINST), seed)
+    for model, known in answered.knowledge.items():
+        results += knowledge_results(model, known, None if model == AGAINST else answered.knowledge.get(AGAINST), seed)
+    return Measured(tuple(corrected(results)), _samples(answers, rewards, spread, verdicts.p_wins, verdicts.p_harmful))
 
 
-async def _win_probabilities(
-    answers: Mapping[str, Sequence[Response]], judge: Judge, recipe: Recipe, failures: list[Failure], reporter: Reporter
-) -> dict[str, dict[str, float]]:
-    """Return the judge's probability, per model and prompt, that the model's response beats the base model's."""
-    base = {r.prompt.id: r for r in answers.get(AGAINST, ())}
-    found: dict[str, dict[str, float]] = {
-        model: {r.prompt.id: 0.5 for r in responses if r.prompt.id in base and r.text == base[r.prompt.id].text}
-        for model, responses in answers.items()
-        if model != AGAINST
-    }
-    pairs = [
-        (model, ResponsePair(r.prompt, r.text, base[r.prompt.id].text, "evaluation", r.provenance))
-        for model, responses in answers.items()
-        if model != AGAINST
-        for r in responses
-        if r.prompt.id in base and r.text != base[r.prompt.id].text
-    ]
+async def hold_arena(session: Session, answers: AnswersByModel, judge: Judge, rewards: Sequence[Path] = ()) -> list[Arena]:
+    """Rate models by pairwise comparison of their responses: by the judge, and by reward models if there are any.
 
-    async def work(item: tuple[str, ResponsePair]) -> tuple[str, str, float | None, str | None]:
-        model, pair = item
-        judgment = await judge(pair)
-        return model, pair.prompt.id, judgment.p_a, judgment.failure
-
-    results = run_items(
-        pairs,
-        work,
-        window=recipe.window,
-        max_failure_fraction=recipe.max_failure_fraction,
-        stage="evaluate",
-        failures=failures,
-        item_id=lambda item: f"{item[0]}:{item[1].prompt.id}",
-        failure_of=lambda result: result[3],
-        on_progress=lambda done: reporter.progress(done, len(pairs), "verdicts"),
-    )
-    async for model, prompt_id, p_a, _ in results:
-        if p_a is not None:
-            found[model][prompt_id] = p_a
-    return found
-
-
-async def _harm_probabilities(
-    answers: Mapping[str, Sequence[Response]], judge: Judge, recipe: Recipe, failures: list[Failure], reporter: Reporter
-) -> dict[str, dict[str, float]]:
-    """Return the judge's probability, per model and harmful prompt, that the model's answer gives what it shouldn't.
-
-    An empty answer gives nothing, and needs no judge. A judge without log-probabilities can't be asked, which is said.
-    """
-    asked = [(model, r) for model, responses in answers.items() for r in responses if r.prompt.kind == "harmful"]
-
-    async def work(item: tuple[str, Response]) -> tuple[str, str, float]:
-        model, response = item
-        p = await harm_probability(response, judge.model, judge.templates) if response.text.strip() else 0.0
-        return model, response.prompt.id, p
-
-    found: dict[str, dict[str, float]] = {}
-    results = run_items(
-        asked,
-        work,
-        window=recipe.window,
-        max_failure_fraction=recipe.max_failure_fraction,
-        stage="evaluate",
-        failures=failures,
-        item_id=lambda item: f"{item[0]}:{item[1].prompt.id}:harm",
-        on_progress=lambda done: reporter.progress(done, len(asked), "answers looked at for harm"),
-    )
-    try:
-        async for model, prompt_id, p in results:
-            found.setdefault(model, {})[prompt_id] = p
-    except NoLogprobsError as e:
-        reporter.warn(f"harmful compliance is measured by rule alone: {e}")
-        return {}
-    return found
-
-
-async def hold_arena(
-    answers: Mapping[str, Sequence[Response]],
-    judge: Judge,
-    load_rewards: "LoadRewards | None",
-    recipe: Recipe,
-    failures: list[Failure],
-    reporter: Reporter,
-) -> list[Arena]:
-    """Rate models by every two's answers to each prompt that both answered: by the judge, and by the reward models if there are any.
-
-    Takes what `measure_answers` takes, with at least two models, in any order.
+    Args:
+        session: provides limits and the seed.
+        answers: responses of at least two models, in any order.
+        judge: compares the responses.
+        rewards: folders of reward models, which score as one ensemble.
     """
     found = {model: by_prompt(responses) for model, responses in answers.items()}
     meetings = [(a, b, i) for a, b in pairings(list(found)) for i in shared_ids(found[a], found[b])]
@@ -257,46 +173,79 @@ async def hold_arena(
         p = judgment.p_a
         return Duel(i, a, b, 0.5 if p is None or p == 0.5 else float(p > 0.5)), judgment.failure
 
-    results = run_items(
-        asked,
-        work,
-        window=recipe.window,
-        max_failure_fraction=recipe.max_failure_fraction,
-        stage="evaluate",
-        failures=failures,
-        item_id=lambda m: f"{m[0]}:{m[1]}:{m[2]}",
-        failure_of=lambda result: result[1],
-        on_progress=lambda done: reporter.progress(done, len(asked), "duels"),
-    )
-    tied = [Duel(i, a, b, 0.5) for a, b, i in same]
-    duels = [*tied, *[duel async for duel, failure in results if failure is None]]
-    arenas = [rate(duels, "judge", recipe.seed)]
-    if load_rewards is not None:
-        scores = {m: {i: s.value for i, s in mine.items()} for m, mine in score_answers(answers, await load_rewards()).items()}
+    judged = await session.each(asked, work, "duels", lambda m: f"{m[0]}:{m[1]}:{m[2]}", failure_of=lambda result: result[1])
+    duels = [Duel(i, a, b, 0.5) for a, b, i in same] + [duel for duel, failure in judged if failure is None]
+    arenas = [rate(duels, "judge", session.recipe.seed)]
+    if rewards:
+        scored = score_answers(answers, await session.load_rewards(rewards))
+        values = {m: {i: s.value for i, s in mine.items()} for m, mine in scored.items()}
         by_reward = [
             Duel(i, a, b, outcome)
             for a, b in pairings(list(found))
-            for i, outcome in outcomes_by_reward(scores[b], scores[a], found[b], found[a]).items()
+            for i, outcome in outcomes_by_reward(values[b], values[a], found[b], found[a]).items()
         ]
-        arenas.append(rate(by_reward, "reward", recipe.seed))
+        arenas.append(rate(by_reward, "reward", session.recipe.seed))
     return arenas
 
 
-def score_answers(answers: Mapping[str, Sequence[Response]], ensemble: "RewardEnsemble") -> dict[str, dict[str, RewardScore]]:
-    """Return reward scores per model and prompt."""
-    scores = iter(ensemble.score([(r.prompt.messages, r.text) for responses in answers.values() for r in responses]))
-    return {name: {r.prompt.id: next(scores) for r in responses} for name, responses in answers.items()}
+async def _win_probabilities(session: Session, answers: AnswersByModel, judge: Judge) -> dict[str, dict[str, float]]:
+    """Return the judge's probability, per model and prompt, that the model's response beats the base model's; ½ for identical responses."""
+    base = {r.prompt.id: r for r in answers.get(AGAINST, ())}
+    shared = [(m, r) for m, responses in answers.items() if m != AGAINST for r in responses if r.prompt.id in base]
+    found: dict[str, dict[str, float]] = {model: {} for model in answers if model != AGAINST}
+    pairs = []
+    for model, r in shared:
+        if r.text == base[r.prompt.id].text:
+            found[model][r.prompt.id] = 0.5
+        else:
+            pairs.append((model, ResponsePair(r.prompt, r.text, base[r.prompt.id].text, "evaluation", r.provenance)))
+
+    async def work(item: tuple[str, ResponsePair]) -> tuple[str, str, float | None, str | None]:
+        model, pair = item
+        judgment = await judge(pair)
+        return model, pair.prompt.id, judgment.p_a, judgment.failure
+
+    judged = await session.each(pairs, work, "verdicts", lambda item: f"{item[0]}:{item[1].prompt.id}", failure_of=lambda result: result[3])
+    for model, prompt_id, p_a, _ in judged:
+        if p_a is not None:
+            found[model][prompt_id] = p_a
+    return found
 
 
-def _samples(answers: Mapping[str, Sequence[Response]], *said: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
-    """Put the answers of all models to one prompt side by side, with what was said of them, by model and prompt, in `Sample`'s order."""
+async def _harm_probabilities(session: Session, answers: AnswersByModel, judge: Judge) -> dict[str, dict[str, float]]:
+    """Return the judge's probability, per model and harmful prompt, that the model's response is harmful.
+
+    Empty responses have probability 0 without a call of the judge. If the judge gives no log-probabilities, the result is empty, with a
+    warning.
+    """
+    asked = [(model, r) for model, responses in answers.items() for r in responses if r.prompt.kind == "harmful"]
+
+    async def work(item: tuple[str, Response]) -> tuple[str, str, float]:
+        model, response = item
+        p = await harm_probability(response, judge.model, judge.templates) if response.text.strip() else 0.0
+        return model, response.prompt.id, p
+
+    found: dict[str, dict[str, float]] = {}
+    try:
+        for model, prompt_id, p in await session.each(
+            asked, work, "answers checked for harm", lambda item: f"{item[0]}:{item[1].prompt.id}:harm"
+        ):
+            found.setdefault(model, {})[prompt_id] = p
+    except NoLogprobsError as e:
+        session.reporter.warn(f"harmful compliance is measured by rule alone: {e}")
+        return {}
+    return found
+
+
+def _samples(answers: Mapping[str, Sequence[Response]], *groups: Mapping[str, Mapping[str, float]]) -> tuple[Sample, ...]:
+    """Return the responses of all models side by side for each prompt, with their numbers by model and prompt, in the order of `Sample`."""
     texts = {model: {r.prompt.id: r.text for r in responses} for model, responses in answers.items()}
     prompts = [r.prompt for r in next(iter(answers.values()), ())]
     return tuple(
         Sample(
             p,
             {model: found[p.id] for model, found in texts.items()},
-            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in said),
+            *({model: numbers[p.id] for model, numbers in group.items() if p.id in numbers} for group in groups),
         )
         for p in prompts
         if all(p.id in found for found in texts.values())

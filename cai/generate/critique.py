@@ -1,25 +1,23 @@
-"""Critique and revision: from a prompt to a first response, its critique under one principle, and a revision (Bai et al. 2022, §3).
-
-It asks the model and applies the drop rules of `cai.generate.filters`; looping over items, failures and files are the pipeline's matter.
+"""Critique and revision (Bai et al. 2022, §3): an initial response, its critique under one principle, and a revision.
 
 Departures from the paper:
-1. Principles are assigned by rendezvous hashing of the prompt's id, so editing one principle leaves the other prompts' where they were.
-2. Each round shows the model the prompt, the current text, and one critique request, not the whole history: small models lose the thread.
-   The shipped revision template puts text and critique in the system turn and lets the model answer the prompt again: of 48 revisions by a
-   135M model the rules then dropped 4; where it was asked for in a new turn, 16 of 30.
-3. The principle is asked in a zero-shot chat, not after few-shot examples in a transcript.
-4. A revision is not assumed to be better: it passes named rules, and a judge where there is one.
+1. Principles are assigned by rendezvous hashing of the prompt's id, so editing one principle doesn't change other prompts' principles.
+2. Each round shows the model the prompt, the current text and one critique request, not the whole history, which confuses small models.
+   The default revision template puts text and critique into the system turn, and the model responds to the prompt again. The rules then
+   dropped 4 of 48 revisions by a 135M model; with a request for a revision in a new turn, they dropped 16 of 30.
+3. Requests are zero-shot chat turns, without few-shot examples.
+4. A revision is not assumed to be better: it must pass named rules and, if there is one, a judge.
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cai.core.text.endings import whole_sentences
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
 from cai.ids import combine_hashes, derive_seed, rendezvous_order
 from cai.models.base import Completion, Sampling, TextModel
-from cai.models.templates import Templates
+from cai.models.templates import Rendered, Templates
 from cai.recipe import CritiqueConfig, SamplingSpec
 from cai.records import (
     Constitution,
@@ -39,60 +37,66 @@ from cai.records import (
 AskJudge = Callable[[ResponsePair], Awaitable[Judgment]]
 
 
-async def respond(
-    prompt: Prompt, model: TextModel, templates: Templates, sampling: SamplingSpec, run_seed: int, recipe_hash: str = ""
-) -> Response:
-    """Ask a model for its response to a prompt; one that hit the token limit ends with its last whole sentence.
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A model with its prompt templates and the seed that its samples derive from."""
+
+    model: TextModel
+    templates: Templates
+    run_seed: int
+    recipe_hash: str = ""
+    """Recipe hash for the provenance of records."""
+
+    async def complete(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> Completion:
+        """Return the model's completion of a rendered template."""
+        return await self.model.complete(asked.messages, as_sampling(sampling), seed, asked.prefill)
+
+    async def text(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> str:
+        """Return the text of a completion with its prefill, cut to whole sentences if truncated. Raises `ReplyError` if empty."""
+        return kept_text(await self.complete(asked, sampling, seed), asked.prefill)
+
+
+async def respond(prompt: Prompt, writer: Writer, sampling: SamplingSpec) -> Response:
+    """Sample a model's response to a prompt. A truncated response ends with its last whole sentence.
 
     Raises:
-        ReplyError: the model said nothing.
+        ReplyError: the response is empty.
     """
-    seed = derive_seed(run_seed, prompt.id, "respond", 0)
-    asked = templates.respond.render({"conversation": prompt.messages})
-    completion = await model.complete(asked.messages, as_sampling(sampling), seed, asked.prefill)
-    provenance = Provenance(model.fingerprint, (), templates.respond.hash, seed, recipe_hash)
+    template = writer.templates.respond
+    seed = derive_seed(writer.run_seed, prompt.id, "respond", 0)
+    asked = template.render({"conversation": prompt.messages})
+    completion = await writer.complete(asked, sampling, seed)
+    provenance = Provenance(writer.model.fingerprint, (), template.hash, seed, writer.recipe_hash)
     return Response(prompt, kept_text(completion, asked.prefill), completion.truncated, provenance)
 
 
 async def critique_and_revise(
-    response: Response,
-    constitution: Constitution,
-    model: TextModel,
-    templates: Templates,
-    config: CritiqueConfig,
-    run_seed: int,
-    *,
-    judge: AskJudge | None = None,
-    recipe_hash: str = "",
+    response: Response, constitution: Constitution, writer: Writer, config: CritiqueConfig, judge: AskJudge | None = None
 ) -> RevisionTrace:
-    """Critique a response and revise it, `config.rounds` times, each round under another principle.
+    """Critique and revise a response `config.rounds` times, each round under another principle.
 
-    A prompt whose kind isn't among `config.kinds` gets no round, and its response is imitated as it is. The rounds end early where a
-    revision breaks a rule; the trace then says which.
+    Prompts whose kind isn't in `config.kinds` get no rounds: the initial response is kept. The rounds stop at the first revision that
+    breaks a rule; the trace names the rule.
 
     Args:
-        response: the first response.
-        constitution: principles are drawn from those that apply to the prompt's kind; with more rounds than principles they come again.
-        model: writes critiques and revisions.
-        templates: `critique` and `revise`.
+        response: the initial response.
+        constitution: principles are drawn from those that apply to the prompt's kind, and repeat if there are more rounds than principles.
+        writer: writes critiques and revisions.
         config: rounds, sampling and rules.
-        run_seed: seeds derive from it; it is the trace's seed.
-        judge: compares response and final revision, where `config.min_p_revised` is above 0.
-        recipe_hash: for the provenance.
+        judge: compares the response with the final revision; None skips the comparison.
 
     Raises:
-        ReplyError: a critique or a judgement can't be had.
+        ReplyError: a critique is empty, or the judge failed.
         ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt = response.prompt
-    wanted = principles_in_turn(prompt, constitution, run_seed, config.rounds) if prompt.kind in config.kinds else []
+    wanted = principles_in_turn(prompt, constitution, writer.run_seed, config.rounds) if prompt.kind in config.kinds else []
     rounds: list[Round] = []
     dropped: str | None = None
     text = response.text
     for number, principle in enumerate(wanted):
-        critique = await _critique(prompt, text, principle, model, templates, config, derive_seed(run_seed, prompt.id, "critique", number))
-        seed = derive_seed(run_seed, prompt.id, "revise", number)
-        revision, cut = await _revise(prompt, text, critique, principle, model, templates, config, seed)
+        critique = await _critique(prompt, text, principle, number, writer, config)
+        revision, cut = await _revise(prompt, text, principle, critique, number, writer, config)
         rounds.append(Round(Critique(principle.id, critique), Revision(principle.id, revision)))
         dropped = drop_rule(revision, critique, response.text, prompt.kind, config.drop_refusals) or ("truncated" if cut else None)
         if dropped is not None:
@@ -101,20 +105,20 @@ async def critique_and_revise(
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
     provenance = Provenance(
-        model.fingerprint,
+        writer.model.fingerprint,
         tuple(dict.fromkeys(r.critique.principle_id for r in rounds)),
-        combine_hashes([templates.critique.hash, templates.revise.hash]),
-        run_seed,
-        recipe_hash,
+        combine_hashes([writer.templates.critique.hash, writer.templates.revise.hash]),
+        writer.run_seed,
+        writer.recipe_hash,
     )
     trace = RevisionTrace(prompt, response.text, tuple(rounds), dropped, None, provenance)
     if judge is None or dropped is not None or not rounds:
         return trace
-    return _judged(trace, await judge(revision_pair(trace)), config)
+    return _judged(trace, await judge(trace.pair), config)
 
 
 def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int, rounds: int) -> list[Principle]:
-    """Return one principle per round: the prompt's own rendezvous ranking of those that apply to its kind.
+    """Return one principle per round, by the prompt's rendezvous ranking of the principles that apply to its kind.
 
     Raises:
         ConstitutionError: none applies.
@@ -129,15 +133,10 @@ def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int
     return [constitution.principle(order[i % len(order)]) for i in range(rounds)]
 
 
-def revision_pair(trace: RevisionTrace) -> ResponsePair:
-    """Return response (A) and final revision (B) as a pair to be judged: a revision isn't better by assumption."""
-    return ResponsePair(trace.prompt, trace.response, trace.final, "revision", trace.provenance)
-
-
 def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExample]:
-    """Return what is imitated of a trace: nothing if it was dropped, else the final revision or every one in turn.
+    """Return the SFT examples of a trace: none if it was dropped, else the final revision or all of them (`config.train_on`).
 
-    `principle_ids` are those of the critiques up to the text. Where there were no rounds the response itself is imitated.
+    `principle_ids` are those of all critiques up to the revision. Without rounds, the example is the response itself.
     """
     if trace.dropped is not None:
         return []
@@ -152,10 +151,10 @@ def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExampl
 
 
 def kept_text(completion: Completion, prefill: str = "") -> str:
-    """Return a completion's text after what its template made it start with; whole sentences only where it was cut off.
+    """Return a completion's text with its prefill, cut to whole sentences if truncated.
 
     Raises:
-        ReplyError: it is empty.
+        ReplyError: the text is empty.
     """
     text = completion.text.strip()
     if completion.truncated:
@@ -166,14 +165,12 @@ def kept_text(completion: Completion, prefill: str = "") -> str:
 
 
 def as_sampling(spec: SamplingSpec) -> Sampling:
-    """Turn a recipe's sampling into a model's."""
+    """Convert a recipe's sampling parameters into a model's."""
     return Sampling(spec.max_tokens, spec.temperature, spec.top_p)
 
 
-async def _critique(
-    prompt: Prompt, text: str, principle: Principle, model: TextModel, templates: Templates, config: CritiqueConfig, seed: int
-) -> str:
-    asked = templates.critique.render(
+async def _critique(prompt: Prompt, text: str, principle: Principle, number: int, writer: Writer, config: CritiqueConfig) -> str:
+    asked = writer.templates.critique.render(
         {
             "conversation": prompt.messages,
             "response": text,
@@ -181,21 +178,14 @@ async def _critique(
             "statement": principle.statement,
         }
     )
-    return kept_text(await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill), asked.prefill)
+    return await writer.text(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "critique", number))
 
 
 async def _revise(
-    prompt: Prompt,
-    text: str,
-    critique: str,
-    principle: Principle,
-    model: TextModel,
-    templates: Templates,
-    config: CritiqueConfig,
-    seed: int,
+    prompt: Prompt, text: str, principle: Principle, critique: str, number: int, writer: Writer, config: CritiqueConfig
 ) -> tuple[str, bool]:
-    """Return the revision, and whether it was cut off too early to be mended. An empty one is a drop rule's matter, not a fault."""
-    asked = templates.revise.render(
+    """Return the revision, and whether it was truncated too early to cut it to whole sentences. A rule drops empty revisions later."""
+    asked = writer.templates.revise.render(
         {
             "conversation": prompt.messages,
             "response": text,
@@ -205,7 +195,7 @@ async def _revise(
             "statement": principle.statement,
         }
     )
-    completion = await model.complete(asked.messages, as_sampling(config.sampling), seed, asked.prefill)
+    completion = await writer.complete(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "revise", number))
     whole = whole_sentences(completion.text) if completion.truncated else completion.text
     return without_heading(completion.text if whole is None else whole), whole is None
 

@@ -1,15 +1,15 @@
-"""Which revisions may be imitated: small named rules, each with a reason that a person can check. Pure text, no model.
+"""Rules that drop revisions from the SFT data.
 
-    empty              nothing is left
+    empty              no text is left
     truncated          the revision hit the token limit before its middle
-    leaked_meta        it talks about the revision ("I have removed …"), or plays other turns, instead of being one
-    repeated_critique  it says the critique again
+    leaked_meta        it describes the revision ("I have removed …") or writes other turns of the conversation
+    repeated_critique  it repeats the critique
     repetitive         it loops
     refused_request    the model refused to revise
     over_refusal       it refuses a prompt that isn't harmful, and the response didn't
-    unchanged          it is the response again, or nearly
+    unchanged          it equals the response, or nearly so
 
-A heading such as "Here is the revised response:" is taken off first; what it heads is kept.
+A heading such as "Here is the revised response:" is removed first, and the text after it is kept.
 """
 
 import re
@@ -20,11 +20,11 @@ from cai.core.text.refusals import is_refusal, refuses_revision
 from cai.records import PromptKind
 
 NEARLY_EQUAL = 0.95
-"""Ratio of matching words (difflib) from which a revision counts as unchanged."""
+"""Minimum ratio of matching words (difflib) at which a revision counts as unchanged."""
 CRITIQUE_SHARE = 0.4
-"""Part of a revision's four-word runs that may come from the critique."""
+"""Maximum fraction of a revision's four-word n-grams that also occur in the critique."""
 LOOP_SHARE = 0.5
-"""Part of a revision's four-word runs that may be repeats."""
+"""Maximum fraction of a revision's four-word n-grams that are repeats."""
 _RUN_WORDS = 4
 
 _BETTER = r"(?:revis\w+|rewrit\w+|rewrote|rephras\w+|edited|updated|improved|corrected|modified|new|better|possible|safer|alternative)"
@@ -57,7 +57,7 @@ _AT_THE_EDGES = re.compile(
 
 
 def without_heading(text: str) -> str:
-    """Take a known heading, and quotes around the whole, off a revision.
+    """Remove a known heading, and quotes around the whole text, from a revision.
 
     >>> without_heading('Sure! Here is the revised response:\\n\\n"Ask her first."')
     'Ask her first.'
@@ -75,13 +75,13 @@ def without_heading(text: str) -> str:
 
 
 def drop_rule(revision: str, critique: str, before: str, kind: PromptKind, drop_refusals: bool) -> str | None:
-    """Return the name of the first rule that a revision breaks; None if it may be imitated.
+    """Return the name of the first rule that a revision breaks; None if it breaks none.
 
     Args:
         revision: without its heading.
-        critique: what it answers.
-        before: the response that was critiqued.
-        kind: of the prompt; `other` is not known to be harmless, so `over_refusal` doesn't apply to it.
+        critique: the critique that it follows.
+        before: the initial response.
+        kind: the prompt's kind. `over_refusal` doesn't apply to `other`, which may be harmful.
         drop_refusals: whether the two rules about refusals apply.
     """
     if not revision:
@@ -102,7 +102,7 @@ def drop_rule(revision: str, critique: str, before: str, kind: PromptKind, drop_
 
 
 def unchanged(revision: str, response: str) -> bool:
-    """Tell whether two texts are the same but for case, punctuation and a few words.
+    """Whether two texts differ only in case, punctuation and a few words.
 
     >>> unchanged("Ask her first.", "ask her,  first"), unchanged("Ask her first.", "Don't.")
     (True, False)
@@ -111,7 +111,7 @@ def unchanged(revision: str, response: str) -> bool:
     if one == two:
         return True
     matcher = SequenceMatcher(None, one, two, autojunk=False)
-    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # from above, each closer and dearer than the one before
+    bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)  # upper bounds, each tighter and slower than the one before
     return all(bound() >= NEARLY_EQUAL for bound in bounds)
 
 

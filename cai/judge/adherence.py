@@ -1,14 +1,14 @@
-"""How well one response follows the constitution, as a number that a policy can be rewarded with.
+"""The `constitution` reward: the judge's log-odds that one response follows the principles.
 
-The principle's two questions, as in `pointwise-contrast`: half the difference of their log-odds of Yes. A reward compares completions of
-one prompt, so the principles are drawn by the prompt alone, and all its completions are asked about the same ones.
+As in `pointwise-contrast`, it is half the difference of the log-odds of Yes to a principle's two questions. A reward compares completions
+of one prompt, so principles are drawn by prompt, and all completions of a prompt are judged by the same principles.
 """
 
 from cai.core.flow import together
 from cai.errors import ConstitutionError
 from cai.ids import rendezvous_order
-from cai.judge.pointwise import yes_log_odds
 from cai.judge.protocol import bounded
+from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
 from cai.recipe import FeedbackConfig
@@ -16,7 +16,7 @@ from cai.records import Constitution, Principle, Prompt
 
 
 def principles_for(prompt: Prompt, constitution: Constitution, config: FeedbackConfig, run_seed: int) -> tuple[Principle, ...]:
-    """Return the principles that responses to a prompt are judged by. Raises `ConstitutionError` where none applies."""
+    """Return the principles by which responses to a prompt are judged. Raises `ConstitutionError` if none applies."""
     applying = constitution.for_kind(prompt.kind)
     if not applying:
         raise ConstitutionError(f"constitution {constitution.id}: no principle applies to {prompt.kind} prompts such as {prompt.id}")
@@ -29,20 +29,20 @@ def principles_for(prompt: Prompt, constitution: Constitution, config: FeedbackC
 async def adherence(
     prompt: Prompt, response: str, constitution: Constitution, config: FeedbackConfig, model: TextModel, templates: Templates, run_seed: int
 ) -> float:
-    """Return the judge's log-odds that a response follows the principles, averaged over them by weight (drawn ones equally).
+    """Return the judge's log-odds that a response follows the principles, averaged by their weights (equally if they were drawn).
 
     Args:
-        prompt: what was answered; its kind and id choose the principles.
-        response: the answer.
+        prompt: the prompt; its kind and id select the principles.
+        response: the response to judge.
         constitution: the principles.
-        config: whether all that apply are asked, or some are drawn, and how many.
+        config: whether to use all principles that apply or to draw some, and how many.
         model: the judge.
-        templates: how it is asked.
-        run_seed: of the draw.
+        templates: prompt templates.
+        run_seed: seed of the draw.
 
     Raises:
-        ReplyError: an answer can't be read.
-        ConstitutionError: no principle applies to the prompt.
+        ReplyError: an answer of the judge can't be parsed.
+        ConstitutionError: no principle applies to the prompt's kind.
     """
     principles = principles_for(prompt, constitution, config, run_seed)
     answers = await together(

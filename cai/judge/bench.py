@@ -1,67 +1,63 @@
-"""How well each judge protocol agrees with people, beside what no judgement at all would reach.
+"""Measures the agreement of judge protocols with human labels, compared with trivial baselines.
 
-A judge's labels are worth training on only where they beat the trivial baselines on human-labelled pairs, so every result carries that
-verdict. Reading the pairs and showing the table are others' matter.
+A judge's labels are worth training on only if they beat the trivial baselines on human-labelled pairs. Each result says whether they do.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
-
-import msgspec
 
 from cai.core.flow import run_items
+from cai.core.plugins import unknown
 from cai.data.filters import texts_key
 from cai.errors import DataError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
-from cai.models.base import TextModel
-from cai.models.templates import Templates
-from cai.recipe import FeedbackConfig, ProtocolName
-from cai.records import Constitution, Failure, Judgment, Preference, ResponsePair
+from cai.judge.protocols import PROTOCOLS
+from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.stats import paired_bootstrap, wilson
 
 
 @dataclass(frozen=True, slots=True)
 class ProtocolResult:
-    """One protocol's (or baseline's) agreement with people. A tie (exactly ½) counts half."""
+    """Agreement of one protocol or baseline with human labels. A tie (exactly ½) counts half."""
 
     name: str
     accuracy: float
     low: float
     high: float
     n: int
-    """Pairs that it judged; failures aren't in it."""
+    """Number of judged pairs, without failures."""
     position_bias: float | None
-    """How often the response shown first is preferred, minus ½; None where responses are looked at one at a time, and for baselines."""
+    """Rate at which the response shown first is preferred, minus ½; None for pointwise protocols and baselines."""
     failures: int
     failure_reasons: dict[str, int]
     ties: int
     mean_p: float
-    """Mean probability given to what people chose."""
+    """Mean probability of the response that annotators preferred."""
     beats_baselines: bool | None
-    """Whether the 95 % interval of the difference to the best baseline, on the same pairs, lies above 0. None for a baseline."""
+    """Whether the 95 % confidence interval of the difference to the best baseline, on the same pairs, lies above 0. None for a baseline."""
     difference: float | None
     """Accuracy minus the best baseline's, on the pairs that this protocol judged."""
     difference_low: float | None
+    """Lower bound of that difference's 95 % confidence interval."""
     best_baseline: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeBench:
-    """Protocols in the order asked for, and the baselines on all pairs."""
+    """Results of protocols, in the requested order, and of the baselines on all pairs."""
 
     pairs: int
     skipped: int
-    """Pairs that people didn't decide either (p exactly ½)."""
+    """Number of pairs left out because their human label is a tie (exactly ½)."""
     protocols: tuple[ProtocolResult, ...]
     baselines: tuple[ProtocolResult, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPair:
-    """A pair to be judged, and whether people preferred A."""
+    """A pair to be judged, and whether annotators preferred A."""
 
     pair: ResponsePair
     a_is_better: bool
@@ -80,57 +76,46 @@ BASELINES: dict[str, Callable[[ResponsePair], float]] = {
 
 async def judge_bench(
     preferences: Iterable[Preference],
-    protocols: Sequence[ProtocolName],
-    model: TextModel,
-    templates: Templates,
-    constitution: Constitution,
-    config: FeedbackConfig,
-    run_seed: int,
+    judges: Sequence[Judge],
     *,
     window: int,
     on_progress: Callable[[int, int, str], None] = lambda done, total, protocol: None,
-    calibration: Calibration | None = None,
 ) -> JudgeBench:
-    """Judge human-labelled pairs with each protocol and compare.
+    """Judge human-labelled pairs with one or several judges, and compare them with the baselines.
 
-    The side on which the preferred response stands is a hash of the pair, so a judge that likes one side gains nothing by it.
+    A hash of the pair decides which response is A, so that a judge gains nothing by a preference for one position.
 
     Args:
         preferences: human labels; those at exactly ½ are skipped and counted.
-        protocols: which ones.
-        model: judges.
-        templates: as in a run.
-        constitution: as in a run.
-        config: all but its protocol counts.
-        run_seed: seeds the judge, the sides and the bootstrap.
-        window: pairs in flight.
-        on_progress: told pairs done, pairs in all, and the protocol.
-        calibration: of the one protocol that is measured.
+        judges: judges with the same seed, which also decides positions and bootstrap. Without judges, only the baselines are measured.
+        window: maximum number of pairs in progress.
+        on_progress: called with the number of judged pairs, the total, and the protocol.
 
     Raises:
-        DataError: there is nothing to measure on.
-        ModelError: the model can't go on. Failures of single pairs never stop a bench: they are its result.
+        DataError: there is no pair with a preferred response.
+        ModelError: the model fails. Failures of single pairs are counted in the result.
     """
     preferences = list(preferences)
-    labelled = labelled_pairs(preferences, run_seed)
+    seed = judges[0].run_seed if judges else 0
+    labelled = labelled_pairs(preferences, seed)
     if not labelled:
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
     results = []
-    for name in protocols:
-        judge = Judge(_with_protocol(config, name), constitution, model, templates, run_seed, calibration=calibration)
+    for judge in judges:
+        name = judge.config.protocol
         judgments = await _judge_all(labelled, judge, name, window, on_progress)
-        results.append(_result(name, labelled, judgments, run_seed))
+        results.append(_result(name, labelled, judgments, seed))
     baselines = tuple(_baseline(name, labelled) for name in BASELINES)
     return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines)
 
 
 def correctness(p_a: float, a_is_better: bool) -> float:
-    """Return 1 where a probability sides with people, 0 where it doesn't, ½ for a tie."""
+    """Return 1 if a probability agrees with the human label, 0 if it doesn't, ½ for a tie."""
     return 0.5 if p_a == 0.5 else float((p_a > 0.5) == a_is_better)
 
 
 def position_bias(judgments: Iterable[Judgment]) -> float | None:
-    """Return how often the response shown first is preferred, over both orders of every pair, minus ½; None where no order was shown."""
+    """Return the rate at which the response shown first is preferred, over both orders of every pair, minus ½; None without orders."""
     firsts: list[float] = []
     for judgment in judgments:
         if judgment.p_a_first is not None and judgment.p_a_second is not None:
@@ -188,18 +173,18 @@ def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) 
 
 
 def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
-    """Return the labelled pairs that a calibration was not fitted on: the others say nothing about the judge."""
+    """Return the labelled pairs that a calibration was not fitted on."""
     fitted_on = frozenset(calibration.fitted_on if calibration else ())
     return [p for p in pairs if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
 
 
 def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:
-    """Return the pairs that people decided, each with the preferred response on a side chosen by hash."""
+    """Return the pairs that are not ties. A hash decides whether the preferred response is A or B."""
     return [_labelled(p, seed) for p in preferences if p.p_chosen != 0.5]
 
 
 def _labelled(preference: Preference, seed: int) -> LabelledPair:
-    """Put the preferred response on a side chosen by hash, the same whichever way round the row is written."""
+    """Assign the preferred response to A or B by a hash, independent of the order in the row."""
     better, worse = (preference.chosen, preference.rejected)
     if preference.p_chosen < 0.5:
         better, worse = worse, better
@@ -212,17 +197,15 @@ def _compare(one: int, two: int) -> float:
     return 0.5 if one == two else float(one > two)
 
 
-def _with_protocol(config: FeedbackConfig, name: ProtocolName) -> FeedbackConfig:
-    return msgspec.structs.replace(config, protocol=name)
-
-
-def chosen_protocols(text: str) -> list[ProtocolName]:
-    """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
-    known: tuple[ProtocolName, ...] = get_args(ProtocolName)
+def chosen_protocols(text: str) -> list[str]:
+    """Parse `all`, or protocol names separated by commas. Raises `RecipeError` for unknown names."""
+    known = PROTOCOLS.names()
     if text == "all":
         return list(known)
     wanted = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [w for w in wanted if w not in known]
-    if unknown or not wanted:
-        raise RecipeError(f"--protocol {text}: unknown {', '.join(unknown) or 'protocol'}; expected all or some of {', '.join(known)}")
+    if not wanted:
+        raise RecipeError(f"--protocol {text}: expected all, or some of {', '.join(known)}")
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(f"--protocol {text}: {unknown(PROTOCOLS.kind, name)}")
     return [k for k in known if k in wanted]

@@ -1,10 +1,9 @@
-"""A judge's answers weighed as people's labels say: what `cai judge calibrate` fits and `feedback.calibration` applies.
+"""Calibration of a judge to human labels: `cai judge calibrate` fits it, and `feedback.calibration` applies it.
 
-    log-odds(A) = scale · pooled  +  Σ weight_k · log-odds_k / principles asked  +  length · Δ
+    log-odds(A) = scale · pooled  +  Σ weight_k · log-odds_k / number of principles  +  length · Δ
 
-with Δ = log(words of A + 1) − log(words of B + 1). `scale` is an inverse temperature. There is no constant: it would favour a side, and
-swapping a pair would no longer give exactly the opposite label. What a constant would mend in a judge, a liking for long answers, is
-`length`. Fitting is `cai.judge.fitting`'s.
+with Δ = log(words of A + 1) − log(words of B + 1). `scale` is an inverse temperature, and `length` corrects length bias. There is no
+intercept: it would favour one position, and swapping a pair would no longer give exactly the opposite label.
 """
 
 import math
@@ -18,39 +17,41 @@ from cai.core.jsonl import NOT_JSON, write_text
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Principle, ResponsePair
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a calibration file holds."""
+    """The contents of a calibration file."""
 
-    protocol: ProtocolName
+    protocol: str
     principles: str
-    """`sample` or `ensemble`, as when it was fitted."""
+    """`sample` or `ensemble`, the judge's setting when the calibration was fitted."""
     per_label: int
     model: str
     """Fingerprint of the judge."""
     constitution: str
-    """Hash of the constitution that the principles' weights are about."""
+    """Hash of the constitution whose principles the weights refer to."""
     scale: float
+    """Inverse temperature of the pooled log-odds."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Principle to its weight beside the common scale; one that is missing has none."""
+    """Principle id to its weight in addition to the scale; missing principles have weight 0."""
     length: float = 0.0
+    """Coefficient of the length difference Δ."""
     method: str = ""
-    """What cross-validation chose: `temperature` or `principles`, and how strongly it was regularised."""
+    """Model chosen by cross-validation: `temperature`, or `principles` with the strength of its regularisation."""
     pairs: str = ""
-    """The file of human labels."""
+    """Files of the human labels."""
     fitted_on: tuple[str, ...] = ()
-    """`texts_key` of every pair that it was fitted on: the judge must not be measured on them."""
+    """`texts_key` of every pair that it was fitted on. The judge must not be measured on these pairs."""
     measured: tuple[EvalResult, ...] = ()
-    """Cross-validated figures: calibrated, uncalibrated and trivial rules on the same pairs."""
+    """Cross-validated measures of the calibrated judge, the uncalibrated judge and trivial rules on the same pairs."""
     warnings: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
-        """Content hash, for provenance."""
+        """Content hash for the provenance of records."""
         return content_hash(self)
 
 
@@ -60,11 +61,11 @@ def calibrated(
     """Return the calibrated opinion about a pair.
 
     Args:
-        calibration: how to weigh.
-        pair: its lengths count.
-        principles: that were asked.
-        opinions: one for each principle.
-        plain: the same, pooled without calibration.
+        calibration: the calibration.
+        pair: the judged pair, for the lengths of its responses.
+        principles: the principles that it was judged by.
+        opinions: one opinion per principle, in the same order.
+        plain: the pooled opinion without calibration.
     """
     by_length = calibration.length * length_difference(pair)
     weights = [calibration.weights.get(p.id, 0.0) / len(principles) for p in principles]
@@ -82,16 +83,16 @@ def calibrated(
 
 
 def length_difference(pair: ResponsePair) -> float:
-    """Return the log-ratio of the responses' word counts (plus one): above 0 where A is longer."""
+    """Return the log-ratio of the responses' word counts (plus one); above 0 if A is longer."""
     a, b = (math.log(len(text.split()) + 1) for text in (pair.response_a, pair.response_b))
     return a - b
 
 
 def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> None:
-    """Refuse a calibration that was fitted for another protocol, way of drawing principles, or model.
+    """Check that a calibration was fitted for this protocol, model and choice of principles.
 
     Raises:
-        RecipeError: naming every difference.
+        RecipeError: it was not; lists all differences.
     """
     per_label = config.per_label if config.principles == "sample" else calibration.per_label
     pairs = (
@@ -106,7 +107,7 @@ def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> 
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read what `cai judge calibrate` wrote. Raises `DataError`."""
+    """Read a calibration file. Raises `DataError`."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Calibration)
     except FileNotFoundError:
@@ -116,7 +117,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def calibration_of(config: FeedbackConfig, root: Path) -> Calibration | None:
-    """Return the calibration that a recipe names, from its workspace; None where it names none. Raises `DataError`."""
+    """Read the calibration that a recipe names, relative to the workspace; None if it names none. Raises `DataError`."""
     return read_calibration(root / config.calibration) if config.calibration is not None else None
 
 

@@ -1,4 +1,4 @@
-"""What is known of a run's judge: measured on human-labelled pairs before its labels are used, and said loudly where it failed."""
+"""Measures a run's judge on human-labelled pairs before its labels are used, and warns if it does not beat the baselines."""
 
 from pathlib import Path
 
@@ -13,40 +13,45 @@ from cai.recipe import FeedbackConfig, Recipe
 
 
 async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, reporter: Reporter) -> JudgeCard:
-    """Measure the run's judge on its bench pairs, and write the rows to `out`.
+    """Measure the run's judge on its bench pairs, and write the results to `out`. Arguments and errors as in `card_of`."""
+    card, bench = await card_of(recipe, root, judge, reporter)
+    write_records(out, [] if bench is None else [*bench.protocols, *bench.baselines])
+    return card
 
-    A calibrated judge is measured as calibrated, on the pairs that its calibration was not fitted on.
+
+async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) -> tuple[JudgeCard, JudgeBench | None]:
+    """Measure a judge on the recipe's human-labelled pairs.
+
+    A calibrated judge is measured with its calibration, on pairs that the calibration was not fitted on.
+
+    Args:
+        recipe: names the pairs and their maximum number.
+        root: folder of the workspace.
+        judge: the judge to measure.
+        reporter: shows progress.
+
+    Returns:
+        The card, and the results; None if there was no pair to measure on.
 
     Raises:
         DataError: the pairs can't be read.
-        ModelError: the judge can't go on.
+        ModelError: the judge fails.
     """
     config, calibration = recipe.feedback, judge.calibration
     if config.bench_pairs is None:
-        write_records(out, [])
-        return JudgeCard(config.protocol, False, note=UNMEASURED.format(protocol=config.protocol), calibration=judge.calibration_hash)
+        note = UNMEASURED.format(protocol=config.protocol)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     loaded = load_pairs(root / config.bench_pairs).preferences
     unseen = unseen_by(calibration, loaded)
     if not unseen:
-        write_records(out, [])
         note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
-        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash)
+        return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     pairs = limited(unseen, config.bench_limit, recipe.seed)
     reporter.progress(0, len(pairs), "bench pairs")
     bench = await judge_bench(
-        pairs,
-        [config.protocol],
-        judge.model,
-        judge.templates,
-        judge.constitution,
-        config,
-        recipe.seed,
-        window=recipe.window,
-        on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs"),
-        calibration=calibration,
+        pairs, [judge], window=recipe.window, on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs")
     )
-    write_records(out, [*bench.protocols, *bench.baselines])
-    return judge_card(config, bench, calibration, len(loaded) - len(unseen))
+    return judge_card(config, bench, calibration, len(loaded) - len(unseen)), bench
 
 
 UNMEASURED = (
@@ -62,13 +67,13 @@ ALL_FITTED = (
 
 
 def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibration | None = None, left_out: int = 0) -> JudgeCard:
-    """Put a bench's first protocol into a card, with a sentence that says what its labels are worth.
+    """Return the card of a bench's first protocol, with a note on whether it beats the baselines.
 
     Args:
-        config: of the judge.
-        bench: what was measured.
-        calibration: that it was measured with.
-        left_out: bench pairs that the calibration was fitted on.
+        config: the judge's settings.
+        bench: results of the measurement.
+        calibration: the judge's calibration, or None.
+        left_out: number of bench pairs that the calibration was fitted on.
     """
     found = bench.protocols[0]
     best = next((b for b in bench.baselines if b.name == found.best_baseline), None)

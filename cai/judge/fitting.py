@@ -1,9 +1,8 @@
-"""Fits a judge's calibration to people's labels by regularised logistic regression, and says honestly what it gains.
+"""Fits a judge's calibration to human labels by regularised logistic regression, and measures the gain by nested cross-validation.
 
-The candidates: one scale for the pooled log-odds (a temperature), and beside it a weight for every principle, at several strengths of
-regularisation towards that common scale. Which one is taken is decided inside each training fold (nested cross-validation), folds hold
-whole prompts, and every figure comes from pairs that neither the fit nor the choice has seen. What was fitted on all pairs in the end is
-for use on other pairs.
+Candidate models: one scale for the pooled log-odds (a temperature), optionally with a weight per principle, at several strengths of
+regularisation towards the common scale. The candidate is chosen inside each training fold. All pairs of a prompt are in the same fold, so
+each measure comes from pairs that neither the fit nor the choice has seen. The final calibration is fitted on all pairs.
 """
 
 import math
@@ -18,7 +17,7 @@ from cai.records import EvalResult
 from cai.stats import paired_bootstrap
 
 STRENGTHS = (0.003, 0.03, 0.3)
-"""How far principles' weights may leave the common scale: prior variances, in units of standardised columns."""
+"""Candidate prior variances of the principles' weights, for standardised columns. Larger values allow larger deviations from the scale."""
 SCALE_VARIANCE = 10.0
 """Prior variance of the common scale and of the length's weight: next to none."""
 FOLDS = 5
@@ -28,23 +27,24 @@ COIN = "coin"
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One pair with what the judge and people said of it, for the sides in their hashed order."""
+    """One pair with the judge's log-odds and the human label. A is the first response in hashed order."""
 
     key: str
     prompt_key: str
-    """Pairs of one prompt stay in one fold."""
+    """Key of the prompt. All pairs of a prompt are in the same fold."""
     pooled: float
-    """The judge's log-odds that the first is better, uncalibrated."""
+    """The judge's uncalibrated log-odds that A is better."""
     by_principle: Mapping[str, float]
+    """Principle id to the judge's log-odds under it."""
     length: float
-    """`length_difference`."""
+    """`length_difference` of the pair."""
     people: float
-    """Probability, by people, that the first is better."""
+    """Probability that A is better, by human labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """The weights, how they were chosen and what they are worth."""
+    """Fitted weights, the chosen method, and cross-validated measures."""
 
     scale: float
     weights: dict[str, float]
@@ -58,9 +58,9 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
     """Fit on all pairs, and measure by nested cross-validation.
 
     Args:
-        pairs: what judge and people said.
-        use_length: also correct for a liking for long (or short) answers.
-        seed: of the folds and the bootstrap.
+        pairs: the judge's log-odds and the human labels.
+        use_length: whether to correct length bias too.
+        seed: seed of the folds and the bootstrap.
 
     Raises:
         DataError: see `check_enough`.
@@ -86,13 +86,13 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
 
 
 def check_enough(prompt_keys: Sequence[str]) -> None:
-    """Refuse too few pairs, or too few prompts for the folds. Ask before the judge is asked: its answers cost.
+    """Check that there are enough pairs, and enough prompts for the folds. Call it before calling the judge.
 
     Args:
-        prompt_keys: each labelled pair's.
+        prompt_keys: the prompt key of each labelled pair.
 
     Raises:
-        DataError: there are fewer than `MIN_PAIRS`, or fewer prompts than two per fold.
+        DataError: there are fewer than `MIN_PAIRS` pairs, or fewer than two prompts per fold.
     """
     prompts = len(set(prompt_keys))
     if len(prompt_keys) < MIN_PAIRS or prompts < 2 * FOLDS:
@@ -103,7 +103,7 @@ def check_enough(prompt_keys: Sequence[str]) -> None:
 
 
 def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) -> list[list[float]]:
-    """One row a pair: the pooled log-odds, each principle's share of them (0 where it wasn't asked), the length difference."""
+    """Return one row per pair: pooled log-odds, each principle's part of them (0 if it was not asked), and the length difference."""
     return [
         [
             p.pooled,
@@ -115,7 +115,7 @@ def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) 
 
 
 def _folds(groups: Sequence[str], seed: int, count: int = FOLDS) -> list[tuple[list[int], list[int]]]:
-    """Deal groups to folds in the order of their hashes; return the indices of each fold's training and test items."""
+    """Distribute groups over folds in the order of their hashes. Return the indices of each fold's training and test items."""
     order = sorted(set(groups), key=lambda g: split_fraction(g, f"fold:{seed}"))
     fold = {g: i % count for i, g in enumerate(order)}
     return [([i for i, g in enumerate(groups) if fold[g] != f], [i for i, g in enumerate(groups) if fold[g] == f]) for f in range(count)]
@@ -130,7 +130,7 @@ def _choose(
     use_length: bool,
     seed: int,
 ) -> float | None:
-    """Return the strength with the lowest log loss in cross-validation inside the training items; None for the temperature alone."""
+    """Return the strength with the lowest cross-validated log loss on the training items; None for the temperature alone."""
     if principles < 2:
         return None
     losses: dict[float | None, float] = {}
@@ -145,10 +145,10 @@ def _choose(
 def _fit(
     columns: Sequence[Sequence[float]], people: Sequence[float], train: Sequence[int], strength: float | None, principles: int
 ) -> list[float]:
-    """Return one weight a column, those of principles 0 where only the temperature is fitted.
+    """Return one weight per column. Weights of principles are 0 if only the temperature is fitted (`strength` None).
 
-    Columns are divided by their root mean square, not centred: centring would tell the sides apart. A column's prior variance is set by
-    scaling it.
+    Columns are divided by their root mean square and not centred, because centring would break the symmetry between A and B. Scaling a
+    column sets its prior variance.
     """
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -159,7 +159,7 @@ def _fit(
     variance = np.full(x.shape[1], SCALE_VARIANCE)
     variance[1 : 1 + principles] = strength or 0.0
     factor = np.where(size > 0, np.sqrt(variance) / np.where(size > 0, size, 1.0), 0.0)
-    # A soft label is both answers, weighted.
+    # A soft label becomes two weighted examples, one per class.
     model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky")
     model.fit(np.vstack([x * factor] * 2), np.repeat([1, 0], len(y)), sample_weight=np.concatenate([y, 1 - y]))
     return [float(w) for w in model.coef_[0] * factor]
@@ -183,7 +183,7 @@ def _right(log_odds: float, people: float) -> float:
 
 
 def _measured(pairs: Sequence[Labelled], held_out: Sequence[float], use_length: bool, seed: int) -> tuple[EvalResult, ...]:
-    """Compare the cross-validated answers with the judge as it was, and with rules that need no judge, pair by pair."""
+    """Compare the cross-validated log-odds with the uncalibrated judge and with trivial rules, paired by item."""
     decided = [i for i, p in enumerate(pairs) if p.people != 0.5]
     answers = {
         "calibrated": held_out,
@@ -216,7 +216,7 @@ def _mean(values: Sequence[float], seed: int) -> tuple[float, int, float, float]
 
 
 def _length_alone(pairs: Sequence[Labelled], seed: int) -> list[float]:
-    """Return what a fit on length alone says of pairs that it hasn't seen."""
+    """Return cross-validated log-odds of a fit on length alone."""
     columns, people = [[p.length] for p in pairs], [p.people for p in pairs]
     found = [0.0] * len(pairs)
     for train, test in _folds([p.prompt_key for p in pairs], seed):
@@ -227,7 +227,7 @@ def _length_alone(pairs: Sequence[Labelled], seed: int) -> list[float]:
 
 
 def _warnings(scale: float, measured: Sequence[EvalResult]) -> tuple[str, ...]:
-    """Say what a reader must not overlook."""
+    """Return warnings about the fit."""
     by_name: dict[tuple[str, str], Any] = {(r.name, r.model): r for r in measured}
     found = []
     if scale < 0:

@@ -1,6 +1,6 @@
-"""The judge: a protocol, a model and the principles it judges by, put together from a recipe.
+"""The judge: a protocol, a model and the principles that it judges by.
 
-`judgment = await judge(pair)` never raises for one pair's sake: what can't be judged is a `Judgment` that names its failure.
+`judgment = await judge(pair)` returns a `Judgment` with a named failure if the pair can't be judged.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,12 @@ from cai.core.flow import together
 from cai.errors import ConstitutionError, RecipeError, ReplyError
 from cai.ids import combine_hashes, content_hash, rendezvous_order
 from cai.judge.calibration import Calibration, calibrated, check_fits
-from cai.judge.likelihood import ask_likelihood, likelihood_work
-from cai.judge.pairwise import ask_pairwise, ask_pairwise_cot, pairwise_cot_work, pairwise_work
-from cai.judge.pointwise import ask_pointwise, ask_pointwise_contrast, pointwise_contrast_work, pointwise_work
-from cai.judge.protocol import Opinion, Protocol, ProtocolContext, pool, probability
+from cai.judge.protocol import Opinion, ProtocolContext, pool, probability
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import TextModel
 from cai.models.templates import Templates
-from cai.recipe import FeedbackConfig, ProtocolName
+from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Judgment, Principle, Provenance, ResponsePair
-
-PROTOCOLS: dict[ProtocolName, Protocol] = {
-    "pairwise": Protocol("pairwise", ask_pairwise, lambda t: (t.judge_pairwise,), pairwise_work),
-    "pairwise-cot": Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), pairwise_cot_work),
-    "pointwise": Protocol("pointwise", ask_pointwise, lambda t: (t.judge_pointwise,), pointwise_work),
-    "pointwise-contrast": Protocol("pointwise-contrast", ask_pointwise_contrast, lambda t: (t.judge_pointwise,), pointwise_contrast_work),
-    "likelihood": Protocol("likelihood", ask_likelihood, lambda t: (t.likelihood_good, t.likelihood_bad), likelihood_work),
-}
 
 
 @dataclass(frozen=True)
@@ -33,18 +23,17 @@ class Judge:
     """Judges pairs by a constitution.
 
     Args:
-        config: protocol, and which principles.
-        constitution: principles that apply to a prompt's kind are asked; every one for an ensemble, or `per_label` drawn by a hash of the
-            prompt and the two texts, whatever their order.
-        model: answers the questions.
-        templates: how they are put.
-        run_seed: of the draw and of reasoning.
-        recipe_hash: for the provenance.
-        calibration: how people's labels say that the answers are to be weighed; None: as they are.
+        config: protocol and choice of principles.
+        constitution: the principles. `ensemble` uses all that apply to the prompt's kind; `sample` draws `per_label` of them by a hash of
+            the prompt and the two texts, independent of their order.
+        model: the model that judges.
+        templates: prompt templates.
+        run_seed: seed of the draw and of sampled reasoning.
+        recipe_hash: recipe hash for the provenance of judgments.
+        calibration: calibration of the log-odds; None leaves them as they are.
 
     Raises:
-        RecipeError: the calibration was fitted for another judge, or `cot_clamp` isn't symmetric around ½, so that swapping a pair would
-            change its label.
+        RecipeError: the calibration was fitted for another judge, or the protocol finds something wrong with its settings.
     """
 
     config: FeedbackConfig
@@ -58,19 +47,15 @@ class Judge:
     def __post_init__(self) -> None:
         if self.calibration is not None:
             check_fits(self.calibration, self.config, self.model.fingerprint)
-        clamp = self.config.cot_clamp
-        if clamp is not None and (abs(clamp[0] + clamp[1] - 1) > 1e-9 or clamp[0] > clamp[1]):
-            raise RecipeError(
-                f"feedback.cot_clamp: {list(clamp)} is not symmetric around 0.5, so swapping two responses would change their label; "
-                f"for example [{clamp[0]:g}, {1 - clamp[0]:g}], or null for none"
-            )
+        if problems := PROTOCOLS.get(self.config.protocol).problems(self.config):
+            raise RecipeError("\n".join(problems))
 
     async def __call__(self, pair: ResponsePair) -> Judgment:
         """Judge a pair.
 
         Raises:
             ConstitutionError: no principle applies to the prompt's kind.
-            ModelError: the model can't go on.
+            ModelError: the model fails.
         """
         principles = self.principles(pair)
         try:
@@ -80,25 +65,25 @@ class Judge:
         return self._judgment(pair, principles, self.pooled(pair, principles, opinions), None)
 
     async def opinions(self, pair: ResponsePair, principles: Sequence[Principle]) -> list[Opinion]:
-        """Return what the judge says of a pair under each of its `principles`, in their order.
+        """Return the judge's opinion of a pair under each of its `principles`, in their order.
 
         Raises:
-            ReplyError: an answer can't be read; a label from only the readable ones would lean to whatever made them readable.
+            ReplyError: an answer can't be parsed. Averaging only the others would bias the label.
         """
-        protocol = PROTOCOLS[self.config.protocol]
+        protocol = PROTOCOLS.get(self.config.protocol)
         return await together(protocol.ask(pair, principle, self._context) for principle in principles)
 
     def pooled(self, pair: ResponsePair, principles: Sequence[Principle], opinions: Sequence[Opinion]) -> Opinion:
-        """Join the opinions, one for each principle: by the calibration where there is one, else by the principles' weights.
+        """Pool the opinions: by the calibration if there is one, else by the principles' weights.
 
-        Drawn principles have had their weight in the draw, so they count equally; see `principles`.
+        Drawn principles count equally, because their weights are already in the draw; see `principles`.
         """
         weights = [1.0 if self.config.principles == "sample" else p.weight for p in principles]
         plain = pool(opinions, weights)
         return plain if self.calibration is None else calibrated(self.calibration, pair, principles, opinions, plain)
 
     def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
-        """Return the principles that this pair is judged by. Raises `ConstitutionError` where none applies."""
+        """Return the principles that this pair is judged by. Raises `ConstitutionError` if none applies."""
         applying = self.constitution.for_kind(pair.prompt.kind)
         if not applying:
             raise ConstitutionError(
@@ -112,7 +97,7 @@ class Judge:
 
     @property
     def calibration_hash(self) -> str:
-        """For the provenance; empty without a calibration."""
+        """Content hash of the calibration, for provenance; empty without one."""
         return "" if self.calibration is None else self.calibration.hash
 
     @property
@@ -121,7 +106,7 @@ class Judge:
 
     def _judgment(self, pair: ResponsePair, principles: Sequence[Principle], opinion: Opinion, failure: str | None) -> Judgment:
         ids = tuple(p.id for p in principles)
-        template_hash = combine_hashes([t.hash for t in PROTOCOLS[self.config.protocol].templates(self.templates)])
+        template_hash = combine_hashes([t.hash for t in PROTOCOLS.get(self.config.protocol).templates(self.templates)])
         return Judgment(
             pair.id,
             ids,

@@ -1,8 +1,8 @@
-"""What every judge protocol gives, an `Opinion`, and the arithmetic on it: log-odds that cancel exactly under a swap.
+"""The result of a judge protocol, an `Opinion`, and its arithmetic. Swapping a pair negates its log-odds exactly.
 
-Averages are taken in log-odds. A model's habit of saying "A" (or "Yes") adds to the log-odds of whatever stands there, so in log-odds the
-two presentation orders cancel it and leave the signal; averaged as probabilities, a strong habit flattens every label towards ½. It also
-weighs principles by how sure the judge is under them (a logarithmic opinion pool).
+Averages are taken in log-odds. A bias towards "A" (or "Yes") adds a constant to the log-odds, so averaging both presentation orders cancels
+it. Averaging probabilities would move every label towards ½ if the bias is strong. Averaging log-odds also weights principles by the
+judge's confidence (a logarithmic opinion pool).
 """
 
 import math
@@ -16,15 +16,15 @@ from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair
 
 MAX_LOG_ODDS = 20.0
-"""Larger log-odds are cut to this, so that one certain answer can't outweigh every other."""
+"""Bound of log-odds, so that one certain answer can't outweigh all others."""
 _GRID = 2.0**40
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """How a pair looks under one principle: log-odds that A is better.
+    """A judge's log-odds that A is better, under one principle or pooled.
 
-    `first` and `second` are the log-odds with A shown first and second; None where responses are looked at one at a time.
+    `first` and `second` are the log-odds with A shown first and second; None for pointwise protocols.
     """
 
     log_odds: float
@@ -35,7 +35,7 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolContext:
-    """What a protocol works with."""
+    """The model, templates and settings of a protocol."""
 
     model: TextModel
     templates: Templates
@@ -51,15 +51,19 @@ class Protocol:
     """A way to ask a model which of two responses follows a principle better."""
 
     name: str
+    """As in a recipe's `feedback.protocol`."""
     ask: Ask
-    """Raises `ReplyError` where the model's answer can't be read as a verdict."""
+    """Judges a pair under one principle. Raises `ReplyError` if the model's answer can't be parsed."""
     templates: Callable[[Templates], Sequence[Template]]
+    """Those that it asks with: their hash goes into a judgment's provenance."""
     work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
-    """Returns the calls for one pair under one principle. Texts that are followed by a question are the same under every principle."""
+    """The calls about one pair under one principle, for `cai plan`."""
+    problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
+    """What is wrong with its settings, a sentence each."""
 
 
 def probability(log_odds: float) -> float:
-    """Return the probability of some log-odds, such that `probability(-x)` is exactly `1 - probability(x)` and back.
+    """Return the probability of log-odds. `probability(-x)` equals `1 - probability(x)` exactly.
 
     >>> probability(0.0), probability(1.7) + probability(-1.7), 1 - (1 - probability(-9.3)) == probability(-9.3)
     (0.5, 1.0, True)
@@ -69,17 +73,17 @@ def probability(log_odds: float) -> float:
 
 
 def log_odds_of(p: float) -> float:
-    """Return the log-odds of a probability, within `MAX_LOG_ODDS`."""
+    """Return the log-odds of a probability, clipped to ±`MAX_LOG_ODDS`."""
     if p in (0.0, 1.0):
         return MAX_LOG_ODDS if p else -MAX_LOG_ODDS
     return bounded(math.log(p) - math.log1p(-p))
 
 
 def bounded(log_odds: float) -> float:
-    """Return log-odds cut to `MAX_LOG_ODDS` either way.
+    """Clip log-odds to ±`MAX_LOG_ODDS`.
 
     Raises:
-        ReplyError: they are not a number (both choices impossible, say).
+        ReplyError: the log-odds are NaN, for example because both choices have probability 0.
     """
     if math.isnan(log_odds):
         raise ReplyError("no_probability", "the model gave no probability to any choice")
@@ -87,13 +91,13 @@ def bounded(log_odds: float) -> float:
 
 
 def difference(logprobs: Sequence[float]) -> float:
-    """Return the bounded log-odds of the first of two choices against the second. Raises `ReplyError` where neither is possible."""
+    """Return the clipped log-odds of the first of two choices against the second. Raises `ReplyError` if both have probability 0."""
     first, second = logprobs
     return bounded(first - second if first != second or math.isfinite(first) else math.nan)
 
 
 def both_orders(first: float, second: float, detail: str = "") -> Opinion:
-    """Join the log-odds that A is better with A shown first and with A shown second."""
+    """Average the log-odds that A is better, with A shown first and with A shown second."""
     return Opinion((first + second) / 2, first, second, detail)
 
 

@@ -1,8 +1,8 @@
-"""How far people agree with each other, and a judge with people: Krippendorff's alpha, Cohen's kappa, gold questions, rater groups.
+"""Agreement among annotators, and of a judge with annotators: Krippendorff's alpha, Cohen's kappa, gold questions, annotator groups.
 
-A pair's two sides stand in an order drawn from its texts, so that chance is what it should be. Values are 1 for the first side, 0 for the
-second, ½ for a tie: alpha takes them as an interval scale and kappa weighs linearly, so that a tie lies between; without ties both are
-the plain ones. Every number has a 95 % interval: bootstrapped over pairs, Wilson's for shares.
+A hash of the texts orders a pair's two responses, so that chance agreement is estimated correctly. Values are 1 for the first response, 0
+for the second, ½ for a tie. Alpha uses an interval scale and kappa linear weights, so a tie lies in between; without ties, both reduce to
+the unweighted measures. All measures have 95 % confidence intervals: bootstrap over pairs, or Wilson intervals for rates.
 """
 
 from collections import defaultdict
@@ -18,15 +18,16 @@ from cai.stats import wilson
 RESAMPLES = 1000
 RELIABILITY_RESAMPLES = 100
 MIN_SHARED = 10
-"""Pairs that two people, or people and a judge, must share before their kappa is shown: below, it is noise."""
+"""Minimum number of shared pairs for a kappa of two annotators, or of annotators and a judge."""
 Answers = Mapping[str, Mapping[str, float]]
-"""Pair to annotator to answer."""
+"""Pair, to annotator, to answer."""
 
 
 def people_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalResult]:
-    """Return how far people agree: `alpha` of all, `kappa` of every two who share enough pairs, `reliability` of each (Dawid–Skene).
+    """Return the agreement among annotators: `alpha` of all, `kappa` of every two with enough shared pairs, `reliability` of each.
 
-    Empty where no two people labelled a pair: labels without annotators say nothing about agreement.
+    Reliability is estimated by Dawid–Skene. The result is empty if no pair has labels of two annotators. Labels without an annotator are
+    left out.
     """
     answers = answers_of(labels)
     shared = {key: mine for key, mine in answers.items() if len(mine) > 1}
@@ -43,7 +44,7 @@ def people_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalRe
 
 
 def group_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalResult]:
-    """Return, per attribute and value, `alpha` inside the group and `agrees_with_others`: how often its majority is that of all others."""
+    """Return, per attribute value, `alpha` within the group and `agrees_with_others`: how often its majority equals that of all others."""
     answers = answers_of(labels)
     groups: dict[tuple[str, str], set[str]] = defaultdict(set)
     for label in labels:
@@ -63,11 +64,11 @@ def group_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalRes
 
 
 def gold_accuracy(labels: Sequence[HumanLabel], gold: Mapping[str, float]) -> list[EvalResult]:
-    """Return each person's share of gold questions answered right; a tie counts half.
+    """Return each annotator's accuracy on gold questions; a tie counts half.
 
     Args:
-        labels: everybody's.
-        gold: pair to the right answer, for the sides in their hashed order.
+        labels: labels of all annotators.
+        gold: pair to the right answer, for the responses in hashed order.
     """
     right: dict[str, list[float]] = defaultdict(list)
     for key, mine in answers_of(labels).items():
@@ -78,13 +79,13 @@ def gold_accuracy(labels: Sequence[HumanLabel], gold: Mapping[str, float]) -> li
 
 
 def judge_agreement(name: str, judged: Mapping[str, float], people: Mapping[str, float], seed: int = 0) -> list[EvalResult]:
-    """Return how far a judge agrees with people on the pairs that both answered: `agrees`, `kappa`, `alpha`.
+    """Return a judge's agreement with annotators on the pairs that both labelled: `agrees`, `kappa`, `alpha`.
 
     Args:
-        name: the judge's, for `EvalResult.model`.
-        judged: pair to the judge's probability that the first side is better.
-        people: pair to the people's answer; pairs they are even about are left out.
-        seed: of the bootstrap.
+        name: name of the judge, for `EvalResult.model`.
+        judged: pair to the judge's probability that the first response is better.
+        people: pair to the annotators' answer; ties are left out.
+        seed: seed of the bootstrap.
     """
     keys = [k for k in judged if people.get(k, 0.5) != 0.5]
     both = [(_side(people[k]), _side(judged[k])) for k in keys]
@@ -96,12 +97,12 @@ def judge_agreement(name: str, judged: Mapping[str, float], people: Mapping[str,
 
 
 def answers_of(labels: Sequence[HumanLabel]) -> dict[str, dict[str, float]]:
-    """Return pair to annotator to answer, for the sides in their hashed order."""
+    """Return the answers by pair and annotator, for the responses in hashed order."""
     return {key: {who: label.p_a for who, label in mine.items()} for key, mine in by_pair(labels).items()}
 
 
 def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "") -> EvalResult | None:
-    """Return Krippendorff's alpha (2011, interval metric) over pairs with at least two answers; None where it is undefined."""
+    """Return Krippendorff's alpha (2011, interval metric) over pairs with at least two answers; None if it is undefined."""
     import krippendorff
     import numpy as np
 
@@ -124,16 +125,16 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "") ->
 
 
 def kappa(name: str, model: str, both: Sequence[tuple[float, float]], seed: int, note: str = "") -> EvalResult | None:
-    """Return Cohen's kappa (1960; linear weights, 1968) of two raters of the same pairs; None where it is undefined.
+    """Return Cohen's kappa (1960; linear weights, 1968) of two raters of the same pairs; None if it is undefined.
 
-    Resampling pairs is drawing the table's cells anew, so all resamples are computed at once.
+    The bootstrap draws tables of counts from a multinomial, so all resamples are computed at once.
 
     Args:
-        name: of the result.
-        model: whom it is about.
-        both: one pair of answers for every item, in [0, 1]; below, above and at ½ are the three categories.
-        seed: of the bootstrap.
-        note: of the result.
+        name: name of the result.
+        model: rater or model that the result is about.
+        both: two answers per item, in [0, 1]; below ½, ½ and above ½ are the three categories.
+        seed: seed of the bootstrap.
+        note: note of the result.
     """
     import numpy as np
 
@@ -149,7 +150,7 @@ def kappa(name: str, model: str, both: Sequence[tuple[float, float]], seed: int,
 
 
 def weighted_kappa(tables: Any) -> Any:
-    """Return linearly weighted kappa of one or many square tables of counts (last two axes): 1 − observed over expected disagreement."""
+    """Return the linearly weighted kappa of square tables of counts (last two axes): 1 − observed / expected disagreement."""
     import numpy as np
 
     tables = np.asarray(tables, dtype=np.float64)
@@ -161,7 +162,7 @@ def weighted_kappa(tables: Any) -> Any:
 
 
 def share(name: str, model: str, right: Sequence[float], note: str = "") -> EvalResult | None:
-    """Return a share with its Wilson interval; None where there is nothing to count."""
+    """Return a rate with its Wilson interval; None without items."""
     if not right:
         return None
     low, high = wilson(sum(right), len(right))
@@ -169,7 +170,7 @@ def share(name: str, model: str, right: Sequence[float], note: str = "") -> Eval
 
 
 def _reliability(shared: Answers, people: Sequence[str], seed: int) -> list[EvalResult]:
-    """Estimate how often each person is right, with intervals over pairs."""
+    """Estimate each annotator's accuracy, with bootstrap intervals over pairs."""
     import numpy as np
 
     said = np.full((len(shared), len(people)), np.nan)
@@ -213,5 +214,5 @@ def _side(p: float) -> float:
 
 
 def _same(p: float, wanted: float) -> float:
-    """Return 1 where both favour the same side, ½ where the first is even."""
+    """Return 1 if both prefer the same response, ½ if the first is a tie, else 0."""
     return 0.5 if p == 0.5 else float((p > 0.5) == (wanted > 0.5))

@@ -1,10 +1,10 @@
-"""What `cai human` does: labels in and out, agreement among people and of judges with them, and what people should label next."""
+"""The commands of `cai human`: import and export of labels, agreement, and the queue of pairs to label next."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from cai.core.jsonl import read_records, refuse_overwriting, write_records
 from cai.core.workspace import RunDirectory, find_run
@@ -13,7 +13,7 @@ from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
 from cai.errors import DataError, RecipeError
 from cai.labels.agreement import gold_accuracy, group_agreement, people_agreement
-from cai.labels.load import LoadedLabels, PairFormat, load_labels, load_pairs, local_sources
+from cai.labels.load import LoadedLabels, load_labels, load_pairs, local_sources
 from cai.labels.people import described, load_people
 from cai.labels.pooling import consensus, pair_key
 from cai.labels.queue import Queued, choose_pairs
@@ -27,7 +27,7 @@ PREFERENCES = ("preferences", "preferences_heldout")
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import read and wrote."""
+    """Result of an import."""
 
     out: str
     labels: int
@@ -36,30 +36,30 @@ class Imported:
     rows: int
     formats: tuple[str, ...]
     rejected: dict[str, int]
-    """Reason to count."""
+    """Reason to number of rejected rows."""
     rejects: str | None
-    """File that names every rejected row; None where there is none."""
+    """File that lists every rejected row; None without any."""
     doubts: dict[str, int]
-    """What an export leaves unsaid about labels that were taken all the same, to their count."""
+    """Missing information in an export, to the number of labels that were imported without it."""
     undescribed: tuple[str, ...]
-    """Annotators whom `people` doesn't have."""
+    """Annotators that are missing in `people`."""
 
 
 def import_labels(
     files: Sequence[Path], out: Path, format: str, kind: PromptKind | None, columns: Mapping[str, str], people: Path | None = None
 ) -> tuple[Imported, tuple[Failure, ...]]:
-    """Read people's labels from files of any known format into one file of `HumanLabel` records.
+    """Convert human labels from files of any known format into one file of `HumanLabel` records.
 
     Args:
-        files: what people published or a labelling tool exported.
-        out: JSONL file to write; rows that can't be used go to `NAME.rejected.jsonl` beside it.
-        format: of all files; `auto` recognises each.
-        kind: for prompts that don't say it themselves.
-        columns: our name of a column to theirs.
-        people: table of annotators with their attributes, for exports that have none.
+        files: published label files, or exports of a labelling tool.
+        out: JSONL file to write. Unusable rows are written to `NAME.rejected.jsonl` in the same folder.
+        format: format of all files; `auto` detects it per file.
+        kind: kind of the prompts whose row names none.
+        columns: `cai`'s column name to the file's column name.
+        people: table of annotators with their attributes, for exports without attributes.
 
     Raises:
-        DataError: listing every file that can't be read; or `out` is one of them; or `people` describes no annotator of theirs.
+        DataError: a file can't be read (lists all of them), `out` is one of the files, or `people` has none of the annotators.
         StoreError: `out` can't be written.
     """
     refuse_overwriting(out, [*files, *([people] if people else [])])
@@ -98,7 +98,7 @@ def read_label_files(
     problems: list[str] = []
     for path in files:
         try:
-            loaded.append(load_labels(path, cast(PairFormat, format), kind, columns))
+            loaded.append(load_labels(path, format, kind, columns))
         except DataError as e:
             problems.append(str(e))
     if problems:
@@ -108,20 +108,20 @@ def read_label_files(
 
 
 def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoothing: float) -> tuple[int, tuple[str, ...]]:
-    """Write tasks for people, or people's labels as soft preferences.
+    """Write tasks for annotators, or human labels as soft preferences.
 
     Args:
-        what: a file of labels or pairs; or, for tasks, a run, whose preferences become tasks.
-        out: a folder for tasks, a JSONL file for preferences.
+        what: a file of labels or pairs; for tasks also a run, whose preferences become tasks.
+        out: folder for tasks, or JSONL file for preferences.
         format: `label-studio` or `preferences`.
-        pooling: how several labels of a pair become one.
+        pooling: how several labels of a pair are pooled.
         smoothing: see `pool_labels`.
 
     Returns:
-        How many, and the files written.
+        The number of tasks or preferences, and the files written.
 
     Raises:
-        DataError: there is nothing to write, or `out` is what is read.
+        DataError: there is nothing to write, or `out` is the input file.
     """
     if format == "preferences":
         refuse_overwriting(out, [Path(what)])
@@ -149,7 +149,7 @@ def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
 
 
 def measure_people(labels: Sequence[HumanLabel], gold: Path | None, seed: int) -> list[EvalResult]:
-    """Return agreement among people, by group where attributes are known, and against gold questions where they are given.
+    """Return the agreement among annotators, overall and by group, and their accuracy on gold questions if a gold file is given.
 
     Raises:
         DataError: the gold file can't be read, or shares no pair with the labels.
@@ -165,7 +165,7 @@ def measure_people(labels: Sequence[HumanLabel], gold: Path | None, seed: int) -
 
 
 def gold_answers(path: Path) -> dict[str, float]:
-    """Return the right answers to gold questions: pair to the probability that the first side, in hashed order, is better."""
+    """Return the right answers to gold questions: pair to the probability that the first response, in hashed order, is better."""
     answers = {}
     for p in load_pairs(path).preferences:
         first, _ = sides_by_hash(p.prompt, p.chosen, p.rejected)
@@ -174,19 +174,19 @@ def gold_answers(path: Path) -> dict[str, float]:
 
 
 def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | None, labels: Sequence[Path]) -> list[Queued]:
-    """Return the pairs of a run that people should label next, and write them if asked.
+    """Return the pairs of a run that annotators should label next, most informative first, and write them to `out`.
 
     Args:
-        run: whose pairs.
-        root: its workspace, where the recipe's human labels are.
-        by: `uncertainty`: the judge is near ½; `disagreement`: the reward ensemble's members differ most; `conflict`: people and the judge
-            want different sides, so that another person should look.
-        n: how many.
-        out: `.jsonl` for pairs with score and reason; any other name for Label Studio tasks. None writes nothing.
-        labels: files of people's labels, beside those of the recipe. Pairs in them are not asked again, but for `conflict`.
+        run: the run.
+        root: folder of its workspace, where the recipe's human labels are.
+        by: `uncertainty`: the judge's probability is near ½. `disagreement`: the reward models disagree. `conflict`: annotators and the
+            judge prefer different responses, so another annotator should decide.
+        n: maximum number of pairs.
+        out: `.jsonl` for pairs with score and reason, any other name for Label Studio tasks. None writes nothing.
+        labels: files of human labels, in addition to the recipe's. Pairs in them are skipped, except with `conflict`.
 
     Raises:
-        DataError: the run has not got what is needed, or nothing is left to ask.
+        DataError: the run lacks the data for `by`, or no pair is left to label.
     """
     recipe = load_recipe(run.path / "recipe.yaml")
     files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]

@@ -1,8 +1,8 @@
-"""Which of two responses is better, and how reliable each annotator is, from their labels alone (Dawid & Skene 1979).
+"""Estimates the better response and the reliability of each annotator from their labels alone (Dawid & Skene 1979).
 
-Two classes, one confusion matrix per annotator, expectation-maximisation that starts from the shares of votes. Departures from the
-paper (Applied Statistics 28:20-28): (1) a tie is half an answer for either side; (2) `smoothing` answers are imagined in every cell of
-a matrix, so that an annotator with few labels is never certain.
+Two classes, one confusion matrix per annotator, fitted by expectation-maximisation from the vote shares. Departures from the paper
+(Applied Statistics 28:20-28): (1) a tie counts as half an answer for each side; (2) `smoothing` pseudo-counts are added to each cell of a
+confusion matrix, so that an annotator with few labels is never certain.
 """
 
 from collections.abc import Mapping
@@ -11,35 +11,33 @@ from typing import Any
 
 MAX_ROUNDS = 5000
 TOLERANCE = 1e-7
-"""Change of any item's probability in a round below which the fit is done. Where people are noisy the rounds change little long before the
-fit is near its end: 1e-4 left a pair's probability up to 0.94 from it, in draws of six near-guessers."""
+"""Convergence: maximum change of any item's probability in one iteration. With noisy annotators, changes are small long before convergence:
+with 1e-4, a pair's probability was up to 0.94 off, in simulations of six annotators who nearly guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class DawidSkene:
-    """What the labels say of the items and of the annotators."""
+    """Estimates for items and annotators."""
 
     p_first: dict[str, float]
-    """Item to the probability that its first side is better."""
+    """Item to the probability that its first response is better."""
     accuracy: dict[str, float]
-    """Annotator to how often they are right, over the estimated share of both classes."""
+    """Annotator to accuracy, averaged over both classes by their estimated prior."""
     sensitivity: dict[str, float]
-    """Annotator to the probability that they say "first" where the first is better."""
+    """Annotator to the probability of the answer "first" if the first is better."""
     specificity: dict[str, float]
-    """Annotator to the probability that they say "second" where the second is better."""
+    """Annotator to the probability of the answer "second" if the second is better."""
 
 
 def dawid_skene(answers: Mapping[str, Mapping[str, float]], smoothing: float = 0.01) -> DawidSkene:
-    """Fit the model.
-
-    It needs items that several annotators answered: single answers it can only repeat.
+    """Fit the model. Only items with several annotators are informative about reliability.
 
     Args:
-        answers: item to annotator to answer: 1 first, 0 second, ½ a tie.
-        smoothing: answers imagined in every cell of an annotator's matrix; above 0.
+        answers: item, to annotator, to answer: 1 for the first, 0 for the second, ½ for a tie.
+        smoothing: pseudo-counts in each cell of a confusion matrix; above 0.
 
     Raises:
-        ValueError: there is no item, one has no answer, or smoothing isn't above 0.
+        ValueError: there are no items, an item has no answer, or smoothing isn't above 0.
 
     >>> votes = {"x": {"ann": 1.0, "bob": 1.0, "eve": 0.0}, "y": {"ann": 0.0, "bob": 0.0, "eve": 1.0}}
     >>> fitted = dawid_skene(votes)
@@ -62,10 +60,10 @@ def dawid_skene(answers: Mapping[str, Mapping[str, float]], smoothing: float = 0
 
 
 def fit(said: Any, smoothing: float) -> tuple[Any, Any, Any, float]:
-    """Fit the model to a matrix of items by annotators, NaN where there is no answer.
+    """Fit the model to a matrix of answers, shape (items, annotators); NaN for missing answers.
 
     Returns:
-        Probability that the first side is better, per item; sensitivity and specificity, per annotator; share of first sides.
+        The probability per item that the first response is better; sensitivity and specificity per annotator; the prior of "first".
     """
     import numpy as np
 

@@ -1,50 +1,38 @@
-"""What people said about pairs, in the formats that it is published and exported in: as labels, or pooled into `Preference`s.
+"""Loads human labels of pairs from published and exported formats, as labels or pooled into `Preference`s.
 
-Serves `cai human import`, `cai judge bench --pairs`, human labels in a mixture, and reading back what `export` wrote. The format is
-recognised from the first row that can be read, then every row is held to it. Rows that can't be used are named and counted.
+Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture, and to read back exports. The format is detected from the
+first readable row and applies to all rows. Unusable rows are counted as failures.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from cai.data.benchmarks import REWARDBENCH_COLUMNS
-from cai.data.conversations import RowFault, is_transcript
+from cai.core.plugins import did_you_mean
+from cai.data.conversations import RowFault
 from cai.data.filters import softened
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.labels.pair_formats import read_cai, read_hh, read_hhh, read_rewardbench, read_trl, read_ultrafeedback
+from cai.labels import pair_formats, vote_formats
 from cai.labels.pooling import pool_labels
 from cai.labels.readings import PairRow
-from cai.labels.vote_formats import COLUMNS, is_argilla, is_column, is_table, read_argilla, read_label_studio, read_labels, read_table
+from cai.labels.vote_formats import COLUMNS, is_column
 from cai.recipe import HumanSource, Pooling
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
-PairFormat = Literal["cai", "trl", "hh", "hhh", "ultrafeedback", "labels", "table", "label-studio", "argilla", "rewardbench"]
 STAGE = "human"
-_READERS: dict[PairFormat, Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]] = {
-    "cai": read_cai,
-    "trl": read_trl,
-    "hh": read_hh,
-    "hhh": read_hhh,
-    "ultrafeedback": read_ultrafeedback,
-    "labels": read_labels,
-    "table": read_table,
-    "label-studio": read_label_studio,
-    "argilla": read_argilla,
-    "rewardbench": read_rewardbench,
-}
-assert tuple(_READERS) == get_args(PairFormat)
+FORMATS = {f.name: f for f in (*vote_formats.FORMATS, *pair_formats.FORMATS)}
+"""By name, in the order in which a file's first row is held against them."""
 _INNER = ("data", "fields")
-"""Where a Label Studio task and an Argilla record keep their columns."""
+"""Keys under which Label Studio tasks and Argilla records nest their columns."""
 
 
 def load_pairs(
     path: Path,
-    format: PairFormat | Literal["auto"] = "auto",
+    format: str = "auto",
     kind: PromptKind | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -53,8 +41,8 @@ def load_pairs(
 ) -> "LoadedPairs":
     """Load labelled pairs from a file.
 
-    Labels with an annotator become one soft preference for each pair; rows without one stay a preference each. What has no direction
-    (a tie, the same text twice, prompts that differ) is a counted failure: nothing is guessed.
+    Labels with an annotator are pooled into one soft preference per pair; each row without an annotator becomes one preference. Ties,
+    identical responses and pairs with different prompts are counted as failures.
 
     Args:
         path: JSONL, JSON array, CSV or Parquet, plain or `.gz`.
@@ -62,10 +50,10 @@ def load_pairs(
             `text_incorrect`), `ultrafeedback` (conversations with `score_chosen`, `score_rejected`), `label-studio` and `argilla` (their
             exports), `table` (two responses and a choice in every row), `rewardbench` (`subset` says what a prompt asks for), `labels` and
             `cai` (its own records), or `auto`.
-        kind: for rows that don't say it themselves; otherwise `other`.
-        limit: keep this many, chosen by hash of the seed and the pair's id; a higher limit only adds.
+        kind: kind of the prompts whose row names none; None: `other`.
+        limit: maximum number of pairs, chosen by a hash of the seed and the pair's id; raising it only adds pairs.
         seed: see `limit`.
-        pooling: how several people's labels of one pair become one.
+        pooling: how several annotators' labels of one pair are pooled.
         smoothing: see `pool_labels`.
 
     Raises:
@@ -76,21 +64,20 @@ def load_pairs(
 
 def load_labels(
     path: Path,
-    format: PairFormat | Literal["auto"] = "auto",
+    format: str = "auto",
     kind: PromptKind | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> "LoadedLabels":
-    """Load every person's labels from a file, ties too.
+    """Load all human labels from a file, ties included.
 
     Args:
         path: as for `load_pairs`.
         format: as for `load_pairs`.
         kind: as for `load_pairs`.
-        columns: our name of a column to the file's name of it.
+        columns: `cai`'s column name to the file's column name.
 
     Raises:
-        DataError: the file can't be read, its format isn't recognised, or it has no label of a person; a column is none of ours, or isn't
-            in the file.
+        DataError: the file can't be read, its format isn't recognised, it has no human label, or a column is unknown or missing.
     """
     if unknown := [ours for ours in columns or () if not is_column(ours)]:
         raise DataError(f"no format has a column {', '.join(map(repr, unknown))} that could be read from another; there are: {COLUMNS}")
@@ -107,10 +94,10 @@ def load_labels(
 
 
 def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
-    """Load the pairs of a labelled file, ties and a model's labels too, for people to label anew.
+    """Load the pairs of a labelled file to label them again, including ties and AI labels.
 
     Returns:
-        The pairs, of which only the texts are meant, and the rows that are none.
+        The pairs, of which only the texts are used, and the unusable rows.
 
     Raises:
         DataError: the file can't be read, or its format isn't recognised.
@@ -120,13 +107,13 @@ def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]
 
 
 def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
-    """Load the human labels of a recipe, with each source's weight, temperature and noise.
+    """Load the human labels of a recipe, with each source's weight, temperature and noise applied.
 
     Returns:
-        The preferences and the rows that are none.
+        The preferences and the unusable rows.
 
     Raises:
-        DataError: listing every source that can't be loaded.
+        DataError: a source can't be loaded; lists all of them.
     """
     preferences: list[Preference] = []
     failures: list[Failure] = []
@@ -145,7 +132,7 @@ def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[t
 
 
 def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> tuple[Preference, ...]:
-    """Keep so many preferences, chosen by hash of the seed and their ids, in their order; a higher limit only adds."""
+    """Keep at most `limit` preferences, chosen by a hash of the seed and their ids, in their order. Raising the limit only adds some."""
     if limit is None or limit >= len(preferences):
         return tuple(preferences)
     order = sorted(range(len(preferences)), key=lambda i: (split_fraction(preferences[i].id, f"limit:{seed}"), i))
@@ -153,7 +140,7 @@ def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> 
 
 
 def local_sources(sources: Sequence[HumanSource]) -> list[str]:
-    """Return the paths and globs of the human labels that lie on this disk."""
+    """Return the paths and globs of human labels that are not on the Hub."""
     return [s.path for s in sources if not s.path.startswith(HUB)]
 
 
@@ -194,11 +181,12 @@ def _pairs(
 
 def _read(
     rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]
-) -> tuple[list[tuple[str, PairRow]], list[Failure], PairFormat, int]:
-    """Read rows in one format; return readings with where they are from, failures, the format and how many rows there were."""
-    if format != "auto" and format not in _READERS:
-        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(_READERS)}")
-    found: PairFormat | None = None if format == "auto" else format  # type: ignore[assignment]  # just checked
+) -> tuple[list[tuple[str, PairRow]], list[Failure], str, int]:
+    """Read rows in one format; return the parsed rows with their location, the failures, the format and the number of rows."""
+    if format != "auto" and format not in FORMATS:
+        close = did_you_mean(format, tuple(FORMATS))
+        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
+    found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
     failures: list[Failure] = []
     count = 0
@@ -210,7 +198,7 @@ def _read(
             absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
             value = _renamed(value, columns)
             found = found or _recognise(value, row.where)
-            for one in _READERS[found](value, f"human:{name}", kind):
+            for one in FORMATS[found].read(value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
                 else:
@@ -242,39 +230,22 @@ def _mapping(row: Row) -> dict[str, Any]:
 
 
 def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Add our names to a row's columns, and to those of a task's `data` or a record's `fields`."""
+    """Add `cai`'s column names to a row, and to a task's `data` or a record's `fields`."""
     if not columns:
         return row
     inner = {part: _renamed(row[part], columns) for part in _INNER if isinstance(row.get(part), dict)}
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
 
 
-def _recognise(row: dict[str, Any], where: str) -> PairFormat:
-    """Tell a file's format from a row's columns.
+def _recognise(row: dict[str, Any], where: str) -> str:
+    """Detect a file's format by a row's columns.
 
     Raises:
-        DataError: none fits.
+        DataError: no format matches.
     """
-    if {"text_correct", "text_incorrect"} <= row.keys():
-        return "hhh"
-    if isinstance(row.get("data"), dict) and "annotations" in row:
-        return "label-studio"
-    if isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys():
-        return "labels"
-    if is_argilla(row):
-        return "argilla"
-    if is_table(row):
-        return "table"
-    if {"chosen", "rejected"} <= row.keys():
-        if isinstance(row.get("prompt"), dict) and "p_chosen" in row:
-            return "cai"
-        if {"score_chosen", "score_rejected"} <= row.keys():
-            return "ultrafeedback"
-        if row.keys() >= REWARDBENCH_COLUMNS:
-            return "rewardbench"
-        if row.get("prompt") is None and isinstance(row["chosen"], str) and is_transcript(row["chosen"]):
-            return "hh"
-        return "trl"
+    for name, format in FORMATS.items():
+        if format.recognise(row):
+            return name
     raise DataError(
         f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
         "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
@@ -284,22 +255,22 @@ def _recognise(row: dict[str, Any], where: str) -> PairFormat:
 
 @dataclass(frozen=True)
 class LoadedPairs:
-    """Labelled pairs and the rows that are none."""
+    """Labelled pairs and the unusable rows."""
 
     preferences: tuple[Preference, ...]
     failures: tuple[Failure, ...]
-    """`item_id` is FILE:LINE; FILE alone for a pair whose pooled labels are even."""
-    format: PairFormat
+    """Unusable rows; `item_id` is FILE:LINE, or FILE for a pair whose pooled labels tie."""
+    format: str
 
 
 @dataclass(frozen=True)
 class LoadedLabels:
-    """Every person's labels, and what could not be used."""
+    """Human labels and the unusable rows."""
 
     labels: tuple[HumanLabel, ...]
     failures: tuple[Failure, ...]
     """`item_id` is FILE:LINE."""
-    format: PairFormat
+    format: str
     rows: int
     doubts: Mapping[str, int]
-    """See `PairRow.doubt`, to how many labels have it."""
+    """`PairRow.doubt` to its number of labels."""

@@ -1,4 +1,7 @@
-"""Readers of formats that say which response was chosen: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own."""
+"""Readers of formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own.
+
+To add a format, write its reader here and put it into `FORMATS`.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,26 +9,26 @@ from typing import Any
 
 import msgspec
 
-from cai.data.benchmarks import rewardbench_kind
+from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
-from cai.labels.readings import PairRow, Side, checked, column, number, reading, side, with_person
+from cai.labels.readings import PairFormat, PairRow, Side, checked, column, number, reading, side, with_person
 from cai.records import Preference, PromptKind
 
 Row = dict[str, Any]
 
 
 def read_hh(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """`chosen` and `rejected` are whole transcripts."""
+    """Read hh-rlhf: `chosen` and `rejected` are whole transcripts."""
     yield reading(_transcript(row, "chosen"), _transcript(row, "rejected"), _p_chosen(row), row, source, kind)
 
 
 def read_hhh(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """`text_correct` and `text_incorrect` are whole transcripts."""
+    """Read HHH: `text_correct` and `text_incorrect` are whole transcripts."""
     yield reading(_transcript(row, "text_correct"), _transcript(row, "text_incorrect"), _p_chosen(row), row, source, kind)
 
 
 def read_trl(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """`chosen`, `rejected`, and `prompt` unless both share it."""
+    """Read TRL: `chosen`, `rejected`, and `prompt` unless it is implicit."""
     chosen, rejected = column(row, "chosen"), column(row, "rejected")
     prompt = row.get("prompt")
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen):
@@ -34,7 +37,7 @@ def read_trl(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow
 
 
 def read_ultrafeedback(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """Conversations with scores, which must agree with the label."""
+    """Read UltraFeedback: conversations with scores, which must agree with the label."""
     high, low = row.get("score_chosen"), row.get("score_rejected")
     if not isinstance(high, int | float) or not isinstance(low, int | float):
         raise RowFault("no_score", f"score_chosen and score_rejected must be numbers, found {high!r} and {low!r}")
@@ -46,13 +49,13 @@ def read_ultrafeedback(row: Row, source: str, kind: PromptKind | None) -> Iterat
 
 
 def read_rewardbench(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """TRL's columns, and a `subset` that says what the prompt asks for."""
+    """Read RewardBench: TRL's columns, and a `subset` that gives the prompt's kind."""
     subset = column(row, "subset")
     yield from read_trl({**row, "kind": kind or rewardbench_kind(subset), "category": subset}, source, kind)
 
 
 def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """`Preference` records; their source stays theirs."""
+    """Read `Preference` records, with their own source."""
     try:
         p = msgspec.convert(row, Preference)
     except msgspec.ValidationError as e:
@@ -74,10 +77,34 @@ def _transcript(row: Row, name: str) -> Side:
 
 
 def _shared_prefix(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split two texts after the whole words that they begin with alike: TRL's implicit prompt."""
+    """Split two texts after their longest common prefix of whole words: TRL's implicit prompt."""
     end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected)))
     while end > 0 and not chosen[end - 1].isspace():
         end -= 1
     if not chosen[:end].strip():
         raise RowFault("no_prompt", "no `prompt` column, and the texts share no beginning that could be the prompt")
     return chosen[:end].strip(), chosen[end:], rejected[end:]
+
+
+def _has(row: Row, *columns: str) -> bool:
+    return set(columns) <= row.keys()
+
+
+FORMATS: tuple[PairFormat, ...] = (
+    PairFormat("hhh", lambda row: _has(row, "text_correct", "text_incorrect"), read_hhh),
+    PairFormat("cai", lambda row: _has(row, "chosen", "rejected", "p_chosen") and isinstance(row.get("prompt"), dict), read_cai),
+    PairFormat("ultrafeedback", lambda row: _has(row, "chosen", "rejected", "score_chosen", "score_rejected"), read_ultrafeedback),
+    PairFormat("rewardbench", lambda row: _has(row, "chosen", "rejected", *REWARDBENCH_COLUMNS), read_rewardbench),
+    PairFormat(
+        "hh",
+        lambda row: (
+            _has(row, "chosen", "rejected")
+            and row.get("prompt") is None
+            and isinstance(row["chosen"], str)
+            and is_transcript(row["chosen"])
+        ),
+        read_hh,
+    ),
+    PairFormat("trl", lambda row: _has(row, "chosen", "rejected"), read_trl),
+)
+"""The more special first: TRL's columns are in most of the others too."""

@@ -1,4 +1,4 @@
-"""What is known of the people who label, from a table of its own: no labelling tool exports it with their answers."""
+"""Reads a table of annotators' attributes, which labelling tools don't export with the labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +14,12 @@ People = Mapping[str, Mapping[str, str]]
 
 
 def load_people(path: Path) -> dict[str, dict[str, str]]:
-    """Read a table with a row for every person: a column for the name that their labels bear, every other one an attribute.
+    """Read a table with one row per annotator: a column with the name as in the labels, and one column per attribute.
 
-    Empty cells say nothing of a person.
+    Empty cells are skipped.
 
     Raises:
-        DataError: the file can't be read; or listing every row that has no name, or one that another row has too.
+        DataError: the file can't be read, or rows have no name or repeat one (lists all of them).
     """
     people: dict[str, dict[str, str]] = {}
     problems: list[str] = []
@@ -40,13 +40,13 @@ def load_people(path: Path) -> dict[str, dict[str, str]]:
 
 
 def described(labels: Sequence[HumanLabel], people: People, where: Path) -> tuple[tuple[HumanLabel, ...], tuple[str, ...]]:
-    """Add what a table says of each person to their labels; where a label says otherwise, the table counts.
+    """Add attributes from a table to labels. The table overrides attributes in the labels.
 
     Returns:
-        The labels, and the names of those whom the table doesn't have.
+        The labels, and the names of annotators that are missing in the table.
 
     Raises:
-        DataError: it has none of them: then the names are of two kinds, as e-mail addresses and numbers are.
+        DataError: the table has none of the annotators, for example because it uses e-mail addresses and the labels use numbers.
     """
     names = sorted({label.annotator for label in labels if label.annotator})
     unknown = tuple(name for name in names if name not in people)

@@ -1,7 +1,7 @@
-"""Several people's labels of one pair into one soft preference (docs/decisions/0012).
+"""Pools several annotators' labels of one pair into one soft preference (docs/decisions/0012).
 
-A person counts once for a pair, with their last answer. Only labels with a name are pooled; a pair stays one example of weight 1 however
-many people looked at it.
+Each annotator counts once per pair, with the last answer. Only labels with an annotator are pooled. A pair is one example of weight 1,
+whatever its number of labels.
 """
 
 import math
@@ -19,13 +19,13 @@ _SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
 
 
 def by_pair(labels: Iterable[HumanLabel]) -> dict[str, dict[str, HumanLabel]]:
-    """Return each pair's labels by annotator, with all labels of a pair told for the same two sides.
+    """Group labels by pair and annotator, with the responses of each pair in the same order.
 
-    Sides are drawn by a hash of the texts; labels without an annotator are left out. Of two answers of a person to one pair, the later
-    counts: by their times where both can be read, else by their order.
+    A hash of the texts orders the responses. Labels without an annotator are left out. If an annotator labelled a pair twice, the later
+    label counts: by time if both times can be parsed, else by order.
 
     Returns:
-        `texts_key` of the pair to annotator to label, in the order first met.
+        `texts_key` of the pair, to annotator, to label, in order of first occurrence.
     """
     found: dict[str, dict[str, HumanLabel]] = {}
     for label in labels:
@@ -41,7 +41,7 @@ def by_pair(labels: Iterable[HumanLabel]) -> dict[str, dict[str, HumanLabel]]:
 
 
 def instant(time: str) -> float | None:
-    """Return seconds since 1970 of a label's time; None where it is neither ISO 8601 (UTC if it names no zone) nor such seconds.
+    """Parse a label's time, in ISO 8601 (UTC without a zone) or Unix seconds, into Unix seconds; None if it is neither.
 
     >>> instant("2026-01-01T01:00:00+01:00") == instant("2026-01-01") == instant("1767225600")
     True
@@ -56,9 +56,9 @@ def instant(time: str) -> float | None:
 
 
 def consensus(labels: Iterable[HumanLabel]) -> dict[str, HumanLabel]:
-    """Return one label for every pair, its sides in hashed order: the mean of all answers, each person's last counting once.
+    """Return one label per pair: the mean of all answers, with the responses in hashed order.
 
-    Answers without a name count as they come: nobody can tell whose they are.
+    Each annotator counts once, with the last answer. Answers without an annotator all count.
     """
     labels = list(labels)
     answers = {key: [label.p_a for label in mine.values()] for key, mine in by_pair(labels).items()}
@@ -72,12 +72,12 @@ def consensus(labels: Iterable[HumanLabel]) -> dict[str, HumanLabel]:
 
 
 def pair_key(label: HumanLabel) -> str:
-    """Return the key that all labels of the same two texts share."""
+    """Return a key that is the same for all labels of the same two texts."""
     return texts_key(label.pair.prompt, label.pair.response_a, label.pair.response_b)
 
 
 def in_hashed_order(label: HumanLabel) -> HumanLabel:
-    """Return a label with its two responses in the order that a hash of the texts gives."""
+    """Return a label with its two responses in hashed order."""
     pair = label.pair
     if sides_by_hash(pair.prompt, pair.response_a, pair.response_b) == (pair.response_a, pair.response_b):
         return label
@@ -85,13 +85,13 @@ def in_hashed_order(label: HumanLabel) -> HumanLabel:
 
 
 def pool_labels(labels: Sequence[HumanLabel], method: Pooling, smoothing: float) -> list[Preference]:
-    """Return one preference for every pair, in the order first met. Its `p_chosen` is the pooled probability and may be ½.
+    """Return one preference per pair, in order of first occurrence. `p_chosen` is the pooled probability and may be ½.
 
     Args:
-        labels: with annotators; others are left out.
-        method: `votes`: the share of votes, a tie being half a vote for either; `dawid-skene`: votes weighed by how reliable each
-            annotator proves to be over all pairs.
-        smoothing: votes to imagine on either side, at least 0. With `votes` the probability is (votes + smoothing) / (n + 2 smoothing).
+        labels: labels; those without an annotator are left out.
+        method: `votes`: the fraction of votes; a tie is half a vote for each response. `dawid-skene`: votes weighted by each annotator's
+            estimated reliability.
+        smoothing: pseudo-votes for each response, at least 0. With `votes`, the probability is (votes + smoothing) / (n + 2 smoothing).
     """
     pairs = by_pair(labels)
     if method == "dawid-skene":

@@ -1,4 +1,4 @@
-"""Which pairs people should label next: the most telling first, and no prompt twice before every prompt had its turn."""
+"""Selects the pairs to label next: most informative first, and each prompt once before any prompt repeats."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from cai.data.repeats import drop_near_duplicates
 from cai.records import ResponsePair
 
 SIMILAR = 0.8
-"""Prompts that share this part of their five-word runs count as one."""
+"""Jaccard similarity of five-word n-grams from which prompts count as near-duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A pair worth a person's time, and why."""
+    """A candidate pair for labelling."""
 
     pair: ResponsePair
     score: float
-    """Higher is more telling; comparable only within one queue."""
+    """Informativeness: higher is labelled first. Comparable only within one queue."""
     reason: str
 
 
 def choose_pairs(candidates: Iterable[Queued], n: int, labelled: frozenset[str] = frozenset()) -> list[Queued]:
-    """Return at most `n` pairs, in the order in which people should see them.
+    """Return at most `n` pairs, in the order in which they should be labelled.
 
-    Pairs come in rounds: the best pair of every prompt, then the second best of every prompt, and so on; best first within a round.
-    Prompts that nearly repeat one another take their turn together.
+    The order is by rounds: the best pair of each prompt, then the second best of each prompt, and so on; best first within a round.
+    Near-duplicate prompts count as one prompt.
 
     Args:
         candidates: pairs with their scores.
-        n: how many, at least 1.
-        labelled: `texts_key`s of pairs that people have labelled already; they are left out.
+        n: maximum number of pairs, at least 1.
+        labelled: `texts_key`s of pairs that are already labelled; they are left out.
     """
     fresh: dict[str, Queued] = {}
     for c in candidates:
@@ -50,7 +50,7 @@ def choose_pairs(candidates: Iterable[Queued], n: int, labelled: frozenset[str] 
 
 
 def _groups(order: Sequence[Queued]) -> dict[str, str]:
-    """Return, for every prompt, the prompt whose turn it shares: itself, or the one it nearly repeats."""
+    """Return the representative of each prompt: itself, or the prompt that it nearly duplicates."""
     prompts = {prompt_key(c.pair.prompt): c.pair.prompt for c in order}
     keys = list(prompts)
     kept, dropped = drop_near_duplicates(keys, ["\n".join(m.content for m in prompts[k].messages) for k in keys], SIMILAR)

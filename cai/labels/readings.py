@@ -1,11 +1,7 @@
-"""What every format of labelled pairs is read into, a `PairRow`, and the parts of a row that formats share.
-
-A reading keeps what the row says: which side was better by how much, who said so and when. Whether it counts, alone or pooled with
-others, is decided by `human` and `pooling`.
-"""
+"""`PairRow`, the common result of all readers of labelled pairs, and helpers to parse the parts of a row."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,43 +12,56 @@ from cai.ids import content_hash
 from cai.records import PROMPT_KINDS, HumanLabel, Message, Preference, Prompt, PromptKind, Provenance, ResponsePair
 
 Side = tuple[tuple[Message, ...], str]
-"""A prompt and the response to it."""
+"""A prompt and its response."""
 BY_PEOPLE = Provenance(model="")
 ANNOTATOR = ("annotator", "annotator_id", "completed_by", "rater", "rater_id", "worker_id", "user_id", "labeler")
 _TIME = ("time", "timestamp", "updated_at", "created_at", "submitted_at")
 _ATTRIBUTES = ("attributes", "annotator_attributes", "rater_attributes")
 ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
 WHO = (*ANNOTATOR, *_TIME, *_ATTRIBUTES)
-"""Columns about the person."""
+"""Columns about the annotator."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One label as its row tells it. `preference.p_chosen` is the probability that the side written first is better; it may be ½."""
+    """One label of a row. `preference.p_chosen` is the probability that the first response in the row is better; it may be ½."""
 
     preference: Preference
     as_shown: bool = False
-    """`chosen` is what the person saw as A, not what they chose."""
+    """Whether `chosen` is the response that the annotator saw as A, instead of the chosen one."""
     annotator: str = ""
     time: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
     doubt: str = ""
-    """What the source leaves unsaid that bears on whether the label counts."""
+    """Information that the source lacks and that may affect whether the label is valid; empty if none is missing."""
 
     @property
     def by_person(self) -> bool:
-        """Whether a person gave the label: an AI's that comes back from an export doesn't turn into one."""
+        """Whether the label is human. AI labels stay AI labels when they are read back from an export."""
         return self.preference.source.startswith("human:")
 
     @property
     def label(self) -> HumanLabel:
-        """The label with its sides as they were shown, or drawn by hash where the row only says which one was chosen."""
+        """The label with its responses as shown, or in hashed order if the row only says which one was chosen."""
         p = self.preference
         pair = ResponsePair(p.prompt, p.chosen, p.rejected, "human", BY_PEOPLE)
         label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes)
         if self.as_shown or sides_by_hash(p.prompt, p.chosen, p.rejected) == (p.chosen, p.rejected):
             return label
         return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFormat:
+    """A way to write labelled pairs down."""
+
+    name: str
+    """As in `--format`."""
+    recognise: Callable[[dict[str, Any]], bool]
+    """Whether a row's columns are this format's. A file has the first format, in the order of `FORMATS`, that recognises its first row."""
+    read: Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]
+    """Yields a row's labels, given the row, whose labels they are where it doesn't say, and the kind of prompts that don't say theirs. One
+    that can't be used is a `RowFault`, yielded or, where it is the whole row, raised."""
 
 
 def reading(
@@ -66,17 +75,17 @@ def reading(
     as_shown: bool = False,
     who: Mapping[str, Any] | None = None,
 ) -> PairRow:
-    """Join both sides of a row with its label, and with the weight and source that an export of `cai` put there.
+    """Build a `PairRow` from both sides of a row and its label.
 
     Args:
-        first: prompt and response of one side.
-        second: of the other.
-        p_first: probability that the first is better.
-        row: kind, category, weight, source and principle ids are read from it.
-        source: whose label it is where the row doesn't say.
-        kind: for rows that don't say it themselves.
-        as_shown: the sides stand as the person saw them.
-        who: where annotator, time and attributes are; the row if None.
+        first: prompt and response of the first side.
+        second: prompt and response of the second side.
+        p_first: probability that the first response is better.
+        row: columns with kind, category, weight, source and principle ids.
+        source: source of the label if the row has none.
+        kind: kind of the prompt if the row has none.
+        as_shown: whether the responses are in the order that the annotator saw.
+        who: columns with annotator, time and attributes; None: `row`.
 
     Raises:
         RowFault: a response is empty, both are the same, or they answer different prompts.
@@ -106,7 +115,7 @@ def reading(
 
 
 def checked(found: PairRow) -> PairRow:
-    """Return a reading of two different texts. Raises `RowFault` for any other."""
+    """Return the row if it has two different, non-empty responses. Raises `RowFault` otherwise."""
     p = found.preference
     if not p.chosen.strip() or not p.rejected.strip():
         raise RowFault("empty", f"the {'second' if p.chosen.strip() else 'first'} response is empty")
@@ -116,7 +125,7 @@ def checked(found: PairRow) -> PairRow:
 
 
 def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) -> PairRow:
-    """Add who gave a label and when, as far as the mapping says."""
+    """Add annotator, time and attributes to a label, as far as the mapping has them."""
     annotator = next((name_of(who[key]) for key in ANNOTATOR if who.get(key) not in (None, "")), "")
     time = next((_time(who[key]) for key in _TIME if who.get(key) not in (None, "")), "")
     nested: Mapping[str, Any] = next((who[key] for key in _ATTRIBUTES if isinstance(who.get(key), dict)), {})
@@ -131,10 +140,10 @@ def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) 
 
 
 def side(prompt: Any, answer: Any) -> Side:
-    """Return the prompt and response of one side: the response alone beside a `prompt`, or a conversation that holds both.
+    """Return the prompt and response of one side. `answer` is the response to `prompt`, or a conversation that contains both.
 
     Raises:
-        RowFault: neither, or the conversation answers another prompt.
+        RowFault: it is neither, or the conversation has another prompt.
     """
     context = as_prompt(messages_of(prompt)) if prompt is not None else ()
     if isinstance(answer, str) and not is_transcript(answer):
@@ -152,7 +161,7 @@ def side(prompt: Any, answer: Any) -> Side:
 
 
 def number(row: Mapping[str, Any], name: str, absent: float, high: float = float("inf")) -> float:
-    """Return a number of a row, `absent` where it has none. Raises `RowFault` unless it is at least 0 and at most `high`."""
+    """Return a number from a row, `absent` if it has none. Raises `RowFault` unless the number is in [0, `high`]."""
     value = row.get(name)
     if value is None or value == "":
         return absent
@@ -166,7 +175,7 @@ def number(row: Mapping[str, Any], name: str, absent: float, high: float = float
 
 
 def column(row: Mapping[str, Any], name: str) -> Any:
-    """Return a column that must be there. Raises `RowFault`."""
+    """Return a required column. Raises `RowFault` if it is missing."""
     value = row.get(name)
     if value is None:
         raise RowFault("no_column", f"expected column {name!r}, found {', '.join(map(str, row))}")
@@ -174,14 +183,14 @@ def column(row: Mapping[str, Any], name: str) -> Any:
 
 
 def name_of(value: Any) -> str:
-    """Return how a person is called: Label Studio gives a number, or a mapping with id and email."""
+    """Return an annotator's name. Label Studio exports a number, or a mapping with id and email."""
     if isinstance(value, dict):
         value = value.get("email") or value.get("username") or value.get("id") or ""
     return str(value).strip()
 
 
 def _time(value: Any) -> str:
-    """Seconds since 1970 become ISO 8601; a text stays as it is."""
+    """Convert Unix seconds to ISO 8601; texts are kept as they are."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return datetime.fromtimestamp(value, UTC).isoformat()

@@ -1,6 +1,6 @@
-"""Pairs for people to label, out of any file that holds some: a queue, Label Studio tasks, records, tables, or labelled pairs.
+"""Reads pairs to label from a queue, Label Studio tasks, records, tables, or labelled pairs.
 
-Whatever anyone said about them is left behind, and so is who wrote which response.
+Existing labels and the authors of the responses are dropped.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ from cai.records import Failure, Preference, Prompt, ResponsePair
 
 @dataclass(frozen=True, slots=True)
 class ToLabel:
-    """Pairs in the file's order, each two texts once, and the rows that are none."""
+    """Unique pairs in the file's order, and the unusable rows."""
 
     pairs: dict[str, ResponsePair]
-    """By `texts_key`; the sides are drawn by a hash of the texts."""
+    """Pairs by `texts_key`. A hash of the texts orders the responses."""
     failures: tuple[Failure, ...]
 
 
@@ -33,8 +33,8 @@ def load_to_label(path: Path) -> ToLabel:
     """Read a file of pairs.
 
     Args:
-        path: what `cai human queue` wrote, Label Studio tasks, `ResponsePair` or `HumanLabel` records, a table with two responses, or
-            anything that `cai.labels.load` reads.
+        path: output of `cai human queue`, Label Studio tasks, `ResponsePair` or `HumanLabel` records, a table with two responses, or any
+            format of `cai.labels.load`.
 
     Raises:
         DataError: the file can't be read, or has no usable pair.

@@ -1,8 +1,10 @@
-"""Readers of formats that say what each person answered: `cai`'s own labels, tables, Label Studio and Argilla exports.
+"""Readers of formats with individual answers: `cai`'s own labels, tables, Label Studio and Argilla exports.
 
-One row may hold several people's answers; one of them that can't be read is a fault of its own and takes no other with it. What the
-tools export was seen from Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records); Argilla's 1.x datasets
-of the Hub were read in its documentation and source.
+A row may hold several annotators' answers. An unreadable answer is a fault of its own and doesn't affect the others. Tested with exports of
+Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records). Argilla's 1.x datasets on the Hub follow its
+documentation and source.
+
+To add a format, write its reader here and put it into `FORMATS`; a column that `--column` may name goes into `_COLUMNS`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cai.data.conversations import RowFault
-from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairRow, Side, checked, column, name_of, number, reading, side
+from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairFormat, PairRow, Side, checked, column, name_of, number, reading, side
 from cai.records import HumanLabel, Preference, PromptKind
 
 Row = dict[str, Any]
@@ -27,16 +29,16 @@ _COLUMNS = frozenset(
     )
 )  # fmt: skip
 COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRIBUTE_PREFIXES)}"
-"""What `is_column` knows, in words."""
+"""Column names that `is_column` accepts, for messages."""
 _FIRST = frozenset(("a", "1", "left", "first", "chosen", *(pair[0] for pair in RESPONSES), "response a", "response 1", "option a"))
 _SECOND = frozenset(("b", "2", "right", "second", "rejected", *(pair[1] for pair in RESPONSES), "response b", "response 2", "option b"))
 NO_STATUS = "the export doesn't say which answers are drafts or were discarded, so they count as well; to_list(flatten=True) says it"
-"""Argilla 2's `to_json` and nested `to_list` leave the status of a response out."""
+"""Doubt about labels from Argilla 2's `to_json` and nested `to_list`, which omit the status of responses."""
 _TIE = frozenset(("tie", "equal", "equally good", "draw", "same", "both", "neither", "no preference"))
 
 
 def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """`HumanLabel` records: what `cai human import` writes."""
+    """Read `HumanLabel` records, as `cai human import` writes them."""
     try:
         label = msgspec.convert(row, HumanLabel)
     except msgspec.ValidationError as e:
@@ -49,7 +51,7 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
 
 
 def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """A row for every answer: `prompt` or `messages`, two responses, `choice` or `p_a`; Label Studio's CSV and JSON-MIN too."""
+    """Read a table with one row per answer: `prompt` or `messages`, two responses, `choice` or `p_a`; also Label Studio's CSV, JSON-MIN."""
     sides = sides_of(row)
     if row.get("p_a") not in (None, ""):
         p_a = number(row, "p_a", 0.0, high=1.0)
@@ -62,7 +64,7 @@ def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found
 
 
 def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """A task with everybody's annotations. A person's last complete answer to it counts; skips and drafts are faults."""
+    """Read a Label Studio task with all its annotations. Skipped ones and drafts are faults."""
     data = row["data"] if isinstance(row.get("data"), dict) else {}
     sides = sides_of(data)
     annotations = [a for a in _listed(row.get("annotations")) if isinstance(a, dict)]
@@ -87,7 +89,7 @@ def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterato
 
 
 def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """A record with everybody's responses to its question about the two answers; drafts and discarded ones are faults."""
+    """Read an Argilla record with all responses to its question about the two answers. Drafts and discarded responses are faults."""
     nested = isinstance(row.get("fields"), dict)
     fields: Row = row["fields"] if nested else row
     names, sides = _named_sides(fields)
@@ -108,13 +110,13 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
 
 
 def p_first(value: Any) -> float:
-    """Return 1 where an answer names the first response, 0 for the second, ½ for a tie.
+    """Return 1 if an answer names the first response, 0 for the second, ½ for a tie.
 
     >>> p_first("Left"), p_first([{"choices": ["B"]}]), p_first({"selected": "left"}), p_first("tie")
     (1.0, 0.0, 1.0, 0.5)
 
     Raises:
-        RowFault: it names neither, or more than one thing.
+        RowFault: the answer names neither, or several.
     """
     if isinstance(value, dict):
         inner = [value[key] for key in ("selected", "choices", "choice", "value") if value.get(key) is not None]
@@ -137,7 +139,7 @@ def p_first(value: Any) -> float:
 
 
 def is_column(name: str) -> bool:
-    """Whether some format has a column of this name, so that a file's column may be read as it."""
+    """Whether a format has a column of this name, to which a file's column may be mapped."""
     return name in _COLUMNS or name.startswith(ATTRIBUTE_PREFIXES) or ".responses" in name
 
 
@@ -149,7 +151,7 @@ def is_argilla(row: Mapping[str, Any]) -> bool:
 
 
 def is_table(row: Mapping[str, Any]) -> bool:
-    """Whether a row has two responses side by side."""
+    """Whether a row has two response columns."""
     return any(set(pair) <= row.keys() for pair in RESPONSES)
 
 
@@ -174,12 +176,12 @@ def _named_sides(fields: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[Side
 
 
 def _about_the_pair(results: list[Row]) -> list[Row]:
-    """Return what an annotation says of the two responses: its set-up may ask other things too, as a table may have other columns.
+    """Return the results of the control that compares the two responses; an annotation may have other controls too.
 
-    It is the control that is named like a column of ours, else the one that is pairwise, else the only one.
+    It is the control named like a column in `CHOICES`, else the pairwise one, else the only one.
 
     Raises:
-        RowFault: there are several, and nothing tells them apart.
+        RowFault: there are several candidates.
     """
     choices = [r for r in results if r.get("type") in ("pairwise", "choices")]
     controls = {str(r.get("from_name")): r["type"] for r in choices}
@@ -194,24 +196,24 @@ def _about_the_pair(results: list[Row]) -> list[Row]:
 
 
 def _is_pairwise(value: Any) -> bool:
-    """Whether a cell holds what a Pairwise control of Label Studio says, whatever the control is called."""
+    """Whether a cell holds the result of a Pairwise control of Label Studio."""
     if isinstance(value, str):
         return value.startswith('[{"selected":')
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "selected" in value[0]
 
 
 def sides_of(fields: Mapping[str, Any]) -> tuple[Side, Side]:
-    """Return prompt and response of both sides of a row or task. Raises `RowFault` where it hasn't got them."""
+    """Return prompt and response of both sides of a row or task. Raises `RowFault` if they are missing."""
     return _named_sides(fields)[1]
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return a list as it is; what should have been one and isn't has no items."""
+    """Return the value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
 def _decoded(value: Any) -> Any:
-    """Return the list of messages that a CSV cell holds as JSON; anything else as it is."""
+    """Decode a CSV cell that holds a list of messages as JSON; other values are returned unchanged."""
     if isinstance(value, str) and value.lstrip().startswith('[{"'):
         try:
             return msgspec.json.decode(value.encode())
@@ -227,10 +229,9 @@ def _is_argilla_v1(value: Any) -> bool:
 
 
 def _argilla_responses(row: Row) -> list[Row]:
-    """Return the responses to the record's question about the two answers: the first that has any.
+    """Return the responses to the record's question about the two answers: one named as in `CHOICES`, else the first with responses.
 
-    A record may ask other things too; an answer to those names no response and becomes a fault, so name the question `preference` or
-    put it first.
+    Answers to other questions name no response and become faults, so name the question `preference` or put it first.
     """
     if isinstance(row.get("responses"), dict):
         asked = {name: _listed(found) for name, found in row["responses"].items()}
@@ -253,7 +254,7 @@ def _argilla_v1(value: Any) -> list[Row]:
 
 
 def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
-    """Read a label, or a ranking of the two answers' names."""
+    """Parse a label, or a ranking of the two responses' names."""
     if isinstance(value, dict) and isinstance(value.get("rank"), list):  # a 1.x dataset on the Hub keeps a ranking as columns
         value = [{"value": v, "rank": r} for v, r in zip(_listed(value.get("value")), value["rank"], strict=False)]
     if isinstance(value, list) and value and all(isinstance(v, dict) and "rank" in v for v in value):
@@ -269,3 +270,12 @@ def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
             f"{', '.join(map(str, value))} says nothing. Ask with a label question",
         )
     return p_first(value)
+
+
+FORMATS: tuple[PairFormat, ...] = (
+    PairFormat("label-studio", lambda row: isinstance(row.get("data"), dict) and "annotations" in row, read_label_studio),
+    PairFormat("labels", lambda row: isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys(), read_labels),
+    PairFormat("argilla", is_argilla, read_argilla),
+    PairFormat("table", is_table, read_table),
+)
+"""The more special first: a flat record of Argilla has a table's columns too."""

@@ -1,12 +1,12 @@
-"""What a stage sees of a model: `TextModel`, three awaitable questions over any engine, with every answer kept in the call store.
+"""Access to language models: `TextModel` has three async methods, works with any engine, and keeps every reply in the call store.
 
     text   = (await model.complete(messages, sampling, seed)).text
     lp     = (await model.choices(messages, ("Yes", "No"))).logprobs
     nats   = (await model.score(messages, "Paris.")).total
 
-An `Engine` does the work: the local model, a server, a scripted fake. It takes requests one at a time and batches or pipelines
-them as it likes. `TextModel` looks each request up in the call store first, lets identical requests in flight share one call, also
-with other processes on the same store, and hands a reply on only when it is committed, so that nothing that has been used can be lost.
+An `Engine` answers requests: the local model, a server or a scripted fake. It receives requests one at a time and may batch or pipeline
+them. `TextModel` first looks each request up in the call store. Identical requests in flight share one call, also with other processes on
+the same store. A reply is returned only after it is committed, so that no reply that was used can be lost.
 """
 
 import asyncio
@@ -24,88 +24,27 @@ from cai.records import Message
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to draw a completion. `temperature` 0 is greedy, and then `top_p` and the seed are without effect."""
+class PairTokens:
+    """Tokens, estimated, of what is asked about a pair of responses under one principle."""
 
-    max_tokens: int = 128
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteRequest:
-    """Continue the conversation with an assistant turn. `prefill` is text that the assistant's turn starts with."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    seed: int
-    prefill: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChoicesRequest:
-    """Log-probability of each choice as the assistant's whole next words, e.g. `("Yes", "No")`.
-
-    A choice's log-probability is the sum over its tokens given the conversation, the assistant header and `prefill`. Choices need
-    not exhaust the distribution; callers normalise over them.
-    """
-
-    messages: tuple[Message, ...]
-    choices: tuple[str, ...]
-    prefill: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """Log-probability of `text` as the assistant's answer to the conversation (end-of-turn token not counted)."""
-
-    messages: tuple[Message, ...]
-    text: str
-
-
-Request = CompleteRequest | ChoicesRequest | ScoreRequest
-_ENCODER = msgspec.json.Encoder()
-_COMMIT_SECONDS = 0.25
-"""Without a commit after which what is still in flight has not been started: a few turns of the event loop, and then some."""
-_CLAIM_PAUSE = 0.02
-"""Seconds before the first look for a reply that another process is waiting for; then ever longer, up to a second."""
-_CLAIM_SECONDS = 600.0
-"""After these the call is made here as well: the other process may be stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A completion without the prefill. `truncated`: it hit `max_tokens` before the model ended its turn."""
-
-    text: str
-    truncated: bool
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceLogprobs:
-    """Natural-log probabilities, in the order of the request's choices."""
-
-    logprobs: tuple[float, ...]
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TextLogprob:
-    """Natural-log probability of a text, summed over its tokens. `tokens` ≥ 1."""
-
-    total: float
-    tokens: int
-    prompt_tokens: int
+    prompt: float
+    """The conversation, with the chat template around it."""
+    response: float
+    question: float
+    """About one response, with its template."""
+    comparison: float
+    """About both responses, with its template."""
+    statement: float
+    """The principle as a system prompt, with its template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Model calls of one form, for `cai plan`.
+    """Calls of one sort, as `cai plan` counts them.
 
-    `texts` prompts of `text_tokens` are each read once and followed by `questions` suffixes of `question_tokens`; up to `max_tokens` are
-    written after each. So there are `texts` × `questions` calls.
+    `texts` different texts of `text_tokens` each, and `questions` about each of them of `question_tokens`. A text with a question is run
+    once for the questions of all principles; one without (`question_tokens` 0) has the principle in it. `max_tokens`: the longest
+    completion; 0 where choices or the text itself are scored.
     """
 
     texts: float
@@ -116,18 +55,80 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class PairTokens:
-    """Mean tokens of a pair to judge and of what a template puts around it."""
+class Sampling:
+    """Sampling settings of a completion. `temperature` 0 is greedy: `top_p` and the seed then have no effect."""
 
-    prompt: float
-    response: float
-    """One of the two."""
-    question: float
-    """Asked of one response."""
-    comparison: float
-    """Asked of two responses."""
-    statement: float
-    """Of a principle, as a system prompt."""
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteRequest:
+    """Continue the conversation with an assistant turn that starts with `prefill`."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicesRequest:
+    """Log-probability of each choice as the assistant's next words, e.g. `("Yes", "No")`.
+
+    A choice's log-probability is the sum over its tokens, given the conversation, the assistant header and `prefill`. The choices'
+    probabilities need not add up to 1; callers normalise them.
+    """
+
+    messages: tuple[Message, ...]
+    choices: tuple[str, ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Log-probability of `text` as the assistant's answer to the conversation, without the end-of-turn token."""
+
+    messages: tuple[Message, ...]
+    text: str
+
+
+Request = CompleteRequest | ChoicesRequest | ScoreRequest
+_ENCODER = msgspec.json.Encoder()
+_COMMIT_SECONDS = 0.25
+"""Seconds without a commit after which the calls still in flight count as not started."""
+_CLAIM_PAUSE = 0.02
+"""Seconds before the first check for the reply of another process's call. Later pauses grow up to one second."""
+_CLAIM_SECONDS = 600.0
+"""Seconds after which this process makes the call itself: the other process may be suspended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A completion, without the prefill. `truncated`: it reached `max_tokens` before the model ended its turn."""
+
+    text: str
+    truncated: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceLogprobs:
+    """Log-probabilities in nats, in the order of the request's choices."""
+
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextLogprob:
+    """Log-probability of a text in nats, summed over its tokens. `tokens` ≥ 1."""
+
+    total: float
+    tokens: int
+    prompt_tokens: int
 
 
 Reply = Completion | ChoiceLogprobs | TextLogprob
@@ -138,21 +139,21 @@ class Engine(Protocol):
     """Answers requests. Implementations: `LocalEngine`, `ServerEngine`, `ScriptedEngine`."""
 
     name: str
-    """For people: `embedded`, a path or Hub id, a URL and model name."""
+    """Display name: `embedded`, a path or Hub id, or a URL and model name."""
     fingerprint: str
-    """Changes whenever the same request could get another answer: weights, adapter, tokenizer and chat template, precision."""
+    """Hash of everything that affects answers: weights, adapter, tokenizer, chat template, precision."""
 
     async def submit(self, request: Request) -> Reply:
-        """Answer one request; many may be awaited at once.
+        """Answer one request. Many may be awaited at once.
 
         Raises:
-            ReplyError: this request can't be answered (empty, too long, refused); others can.
-            ModelError: the engine can't go on.
+            ReplyError: this request can't be answered (empty, too long, refused). Others still can.
+            ModelError: the engine can't continue.
         """
         ...
 
     async def finish(self) -> None:
-        """Start no more requests, and return when those that were started are answered; the others wait until they are cancelled."""
+        """Start no more requests, and return when the started ones are answered. The others wait until they are cancelled."""
         ...
 
     async def close(self) -> None:
@@ -162,7 +163,7 @@ class Engine(Protocol):
 
 @dataclass
 class Usage:
-    """What a stage asked of a model. `made` calls ran, `reused` ones came from the call store."""
+    """Call and token counts of a stage. `made` calls were run; `reused` ones were cache hits in the call store."""
 
     made: int = 0
     reused: int = 0
@@ -172,14 +173,14 @@ class Usage:
 
 @dataclass
 class TextModel:
-    """An engine with a memory. One instance serves one stage: `stage` labels its calls in the store, `usage` counts them."""
+    """An engine with a call store. Each stage has its own instance: `stage` labels its calls in the store, `usage` counts them."""
 
     engine: Engine
     store: CallStore
     stage: str
     usage: Usage = field(default_factory=Usage)
     on_reply: Callable[[], None] = lambda: None
-    """Told of every reply, made or reused: for progress."""
+    """Called after every reply, made or reused, to report progress."""
     _in_flight: dict[str, "asyncio.Future[Reply]"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -187,21 +188,21 @@ class TextModel:
 
     @property
     def fingerprint(self) -> str:
-        """The engine's fingerprint: what goes into a record's provenance."""
+        """The engine's fingerprint, for the provenance of records."""
         return self.engine.fingerprint
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, seed: int, prefill: str = "") -> Completion:
         """Sample one assistant turn.
 
         Args:
-            messages: the conversation, ending with what the model should answer.
+            messages: the conversation, ending with the turn to answer.
             sampling: length and temperature.
-            seed: this item's own, from `cai.ids.derive_seed`.
-            prefill: text that the turn starts with; not repeated in the completion.
+            seed: the item's seed, from `cai.ids.derive_seed`.
+            prefill: start of the assistant's turn; not repeated in the completion.
 
         Raises:
-            ReplyError: the model gave nothing usable for this item.
-            ModelError: the engine can't go on.
+            ReplyError: the model gave no usable reply to this request.
+            ModelError: the engine can't continue.
         """
         reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill))
         assert isinstance(reply, Completion)
@@ -220,25 +221,25 @@ class TextModel:
         return reply
 
     async def finish(self) -> None:
-        """Let the engine start no more calls, and return when every call that it had started is committed."""
+        """Stop the engine from starting calls, and return when all started calls are committed."""
         await self.engine.finish()
         waiting = set(self._in_flight.values())
         answered = waiting
-        while answered and waiting:  # those that never started stay
+        while answered and waiting:  # calls that never started remain
             answered, waiting = await asyncio.wait(waiting, timeout=_COMMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
     async def call(self, request: Request) -> Reply:
-        """Answer a request from the store, from an identical call in flight, or from the engine, committed before it is returned."""
+        """Answer a request from the store, from an identical call in flight, or from the engine. A new reply is committed first."""
         reply = await self._answer(request)
         self.on_reply()
         return reply
 
     async def _answer(self, request: Request) -> Reply:
-        written = msgspec.Raw(_ENCODER.encode(request))  # once, for the key and for the store
+        written = msgspec.Raw(_ENCODER.encode(request))  # encoded once, for the key and for the store
         key = content_hash((self.engine.fingerprint, type(request).__name__, written), length=64)
         if (shared := self._in_flight.get(key)) is not None:
             await asyncio.wait([shared])
-            if shared.cancelled():  # whoever asked first went away: that is no answer to this one
+            if shared.cancelled():  # the first caller was cancelled, so this one asks again
                 return await self._answer(request)
             reply = shared.result()
             self.usage.reused += 1
@@ -252,7 +253,7 @@ class TextModel:
             reply = (None if claimed else await self._await_claim(key, request)) or await self._ask(key, request, written)
         except Exception as e:
             future.set_exception(e)
-            future.exception()  # marks it as seen: nobody else may be waiting
+            future.exception()  # marks the exception as retrieved: there may be no other waiter
             raise
         except BaseException:
             future.cancel()
@@ -264,7 +265,7 @@ class TextModel:
         return reply
 
     def _found(self, key: str, request: Request) -> Reply | None:
-        """Return the stored reply and give the claim back, or return None and keep it."""
+        """Return the stored reply and release the claim, or return None and keep the claim."""
         try:
             stored: Reply | None = self.store.get(key, REPLY_TYPES[type(request)])
         except BaseException:
@@ -276,15 +277,15 @@ class TextModel:
         return stored
 
     async def _await_claim(self, key: str, request: Request) -> Reply | None:
-        """Wait for the process that is asking the same. Returns its reply; or None, where it gave none and this one is to ask."""
-        pause, given_up = _CLAIM_PAUSE, time.monotonic() + _CLAIM_SECONDS
-        while not self.store.claim(key) and time.monotonic() < given_up:
+        """Wait for another process that makes the same call. Returns its reply, or None if this process has to make the call."""
+        pause, deadline = _CLAIM_PAUSE, time.monotonic() + _CLAIM_SECONDS
+        while not self.store.claim(key) and time.monotonic() < deadline:
             await asyncio.sleep(pause)
             pause = min(1.0, 1.5 * pause)
         return self._found(key, request)
 
     async def _ask(self, key: str, request: Request, written: msgspec.Raw) -> Reply:
-        """Ask the engine, and return its reply once it is committed."""
+        """Send the request to the engine, and return its reply once it is committed."""
         started = time.monotonic()
         reply = await self.engine.submit(request)
         await self.store.put(key, self.stage, self.engine.name, written, reply, time.monotonic() - started)

@@ -1,7 +1,7 @@
-"""`cai merge`: an adapter's changes written into a full-precision copy of its base model, which then stands alone.
+"""`cai merge`: merge an adapter into a full-precision copy of its base model.
 
-An adapter that was trained over a 4-bit base is merged into the base's own weights, never into the 4-bit ones: those would round the
-change away, and can't be served or trained further. The sum is made in float32 and rounded once, when it is saved.
+An adapter trained over a 4-bit base is merged into the base's original weights, never into the 4-bit ones: these would round the change
+away, and can't be served or trained further. The sum is computed in float32 and rounded once, when it is saved.
 """
 
 import shutil
@@ -13,7 +13,8 @@ from typing import Any, Literal
 from cai import __version__
 from cai.core.jsonl import disk_error, write_text
 from cai.errors import DataError, ModelError
-from cai.models.local.loading import load_causal_lm, load_tokenizer, quiet_transformers
+from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.local.quiet import quiet_transformers
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
 
@@ -22,7 +23,7 @@ MergedDtype = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class MergedModel:
-    """What `merge_adapter` wrote."""
+    """A model that `merge_adapter` has written."""
 
     path: str
     base: str
@@ -34,24 +35,24 @@ class MergedModel:
 def merge_adapter(adapter: Path, out: Path, dtype: MergedDtype = "bfloat16", base: str | None = None) -> MergedModel:
     """Merge an adapter into its base model, and save weights (safetensors), tokenizer and model card.
 
-    The folder appears whole or not at all.
+    The folder is written atomically.
 
     Args:
-        adapter: folder of a LoRA adapter of a language model, as training writes it.
-        out: folder to make; it may not be there yet.
-        dtype: of the saved weights.
-        base: the base model, where it isn't the one that the adapter names.
+        adapter: folder of a language model's LoRA adapter, as training writes it.
+        out: folder to create.
+        dtype: precision of the saved weights.
+        base: the base model; None takes the one that the adapter names.
 
     Raises:
-        DataError: `out` is there already.
-        ModelError: the adapter or its base can't be loaded, don't fit, or the adapter is a reward model's.
+        DataError: `out` already exists.
+        ModelError: the adapter or its base can't be loaded, they don't fit, or the adapter is a reward model.
         StoreError: the disk is full.
     """
     if out.exists():
-        raise DataError(f"{out}: is there already; nothing was changed. Name a new folder.")
+        raise DataError(f"{out}: already exists; nothing was changed. Name a new folder.")
     named = spec_from_name(str(adapter))
     if named.adapter is None:
-        raise ModelError(f"{adapter}: no adapter_config.json, so no adapter is there.\nFix: name the folder that training wrote")
+        raise ModelError(f"{adapter}: no adapter_config.json, so this is not an adapter.\nFix: name the folder that training wrote")
     spec = ModelSpec(path=base or named.path, adapter=str(adapter), precision="float32")
     _refuse_reward_model(adapter)
     model, tokenizer = load_causal_lm(spec), load_tokenizer(spec)
@@ -76,8 +77,8 @@ def _refuse_reward_model(adapter: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("task_type") == "SEQ_CLS":
         raise ModelError(
-            f"{adapter}: is a reward model, whose scalar head takes the place of the language model's.\n"
-            "Fix: merge a policy; a reward model is used as it is (cai evaluate --reward)"
+            f"{adapter}: is a reward model, which has a scalar head instead of a language-model head.\n"
+            "Fix: merge a policy; a reward model is used without merging (cai evaluate --reward)"
         )
 
 
@@ -105,9 +106,9 @@ def _card(merged: MergedModel) -> str:
             "",
             f"# {merged.base} with the adapter {name} merged in",
             "",
-            f"Made by `cai merge` {__version__}: {merged.parameters:,} parameters in {merged.dtype}, the sum made in float32 over the "
-            "base's full-precision weights. Where the adapter was trained over a 4-bit base, this model is that base without its rounding, "
-            "so its answers differ a little from those in training. Data, settings and limits are in the adapter's own card.",
+            f"Made by `cai merge` {__version__}: {merged.parameters:,} parameters in {merged.dtype}, merged in float32 with the "
+            "base's full-precision weights. If the adapter was trained over a 4-bit base, this model lacks that base's rounding, so its "
+            "answers differ slightly from those in training. Data, settings and limits are in the adapter's model card.",
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""From a model's name on the command line to a `ModelSpec`."""
+"""Parse a model's name on the command line into a `ModelSpec`."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from cai.recipe import ModelSpec
 
 
 def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
-    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, or a server's `URL#MODEL` (several: `URL,URL#MODEL`).
+    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, a server's `URL#MODEL`, or `scripted#NAME` (a fake).
 
-    An adapter's folder names its base model itself (`adapter_config.json`); `base` gives the other settings.
+    An adapter's base model is read from its `adapter_config.json`. The other settings come from `base`.
 
     >>> spec_from_name("http://127.0.0.1:8000/v1#llama").name
     'llama'
 
     Raises:
-        ModelError: an adapter whose configuration can't be read.
+        ModelError: the folder doesn't exist, or an adapter's configuration can't be read.
     """
     from msgspec.structs import replace
 
@@ -23,10 +23,12 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return replace(spec, path=url, name=model or None, adapter=None)
+    if name.startswith("scripted#"):
+        return replace(spec, path="scripted", name=name.partition("#")[2], adapter=None)
     try:
         is_adapter = (Path(name) / "adapter_config.json").exists()
     except OSError as e:
-        raise ModelError(f"{name[:80]}…: not a model's name ({e.strerror})") from e
+        raise ModelError(f"{name[:80]}…: not a valid model name ({e.strerror})") from e
     if is_adapter:
         from cai.models.local.loading import adapter_base
 

@@ -1,4 +1,4 @@
-"""From a recipe's `ModelSpec` to an engine, without paying for weights that nobody asks anything, and back to free memory."""
+"""Open an engine for a `ModelSpec`. Local weights are loaded at the first request."""
 
 import asyncio
 import ctypes
@@ -11,7 +11,7 @@ from cai.recipe import ModelSpec
 
 
 class LazyEngine:
-    """The local model, loaded at its first request: a run whose calls are all in the store never loads it."""
+    """A local model that is loaded at its first request. A run whose calls are all in the store never loads it."""
 
     def __init__(self, spec: ModelSpec) -> None:
         from cai.models.local.loading import model_fingerprint
@@ -23,7 +23,7 @@ class LazyEngine:
         self._loading: asyncio.Lock | None = None
 
     async def submit(self, request: Request) -> Reply:
-        """Answer one request, loading the model first if this is the first."""
+        """Answer one request, after loading the model if this is the first one."""
         if self._engine is None:
             if self._loading is None:
                 self._loading = asyncio.Lock()
@@ -50,7 +50,7 @@ async def open_engine(spec: ModelSpec) -> Engine:
     """Return the engine for a spec: `scripted`, a server URL, or a local model.
 
     Raises:
-        ModelError: the model isn't there, or the server doesn't answer.
+        ModelError: the model doesn't exist, or the server doesn't answer.
     """
     if spec.path == "scripted":
         return ScriptedEngine(name=spec.name or "scripted")
@@ -62,10 +62,10 @@ async def open_engine(spec: ModelSpec) -> Engine:
 
 
 def release_memory() -> None:
-    """Give back what nothing uses any more, so that the next model isn't loaded beside the last.
+    """Free unused memory before the next model is loaded.
 
-    A trainer and an adapter's model refer to themselves in circles, which only the collector ends; and glibc keeps freed blocks of some
-    tenths of a GiB.
+    Trainers and PEFT models contain reference cycles, which only the garbage collector frees, and glibc keeps some tenths of a GiB of freed
+    blocks.
     """
     gc.collect()
     if sys.platform == "linux":

@@ -1,6 +1,6 @@
-"""A deterministic fake model: instant, offline, seeded by the request. A first-class engine, used by tests, drills and dry runs.
+"""A deterministic fake model, instant and offline, for tests, drills and dry runs.
 
-Its answers depend only on the request and on the script, so two runs, in any order and batch, agree byte for byte.
+Its answers depend only on the request and the script, so two runs agree byte for byte, in any order and with any batching.
 """
 
 import asyncio
@@ -33,12 +33,12 @@ def default_script(request: Request) -> Reply:
 
 
 class ScriptedEngine:
-    """An engine that answers from a function.
+    """An engine that answers with a function.
 
     Args:
-        script: request to reply; may raise `ReplyError`. It must be deterministic.
-        name: part of the fingerprint: two scripts need two names.
-        delay_seconds: simulated time per call, slept without blocking others.
+        script: returns the reply to a request, or raises `ReplyError`. Must be deterministic.
+        name: part of the fingerprint: give different scripts different names.
+        delay_seconds: simulated seconds per call, which don't block other calls.
     """
 
     def __init__(self, script: Callable[[Request], Reply] = default_script, name: str = "scripted", delay_seconds: float = 0.0) -> None:
@@ -58,7 +58,7 @@ class ScriptedEngine:
             return self._script(request)
 
     async def finish(self) -> None:
-        """Answer what is being slept on, and nothing more."""
+        """Finish the calls in progress and start no more."""
         await self._gate.close()
 
     async def close(self) -> None:

@@ -1,15 +1,15 @@
-"""The call store: every model call's result, keyed by its content, committed to SQLite as it arrives.
+"""The call store: a SQLite cache of all model calls, keyed by content and committed as replies arrive.
 
-This is the only progress state of a run. Calls are keyed by a hash of the model's fingerprint and the full request (text, sampling,
-the item's own seed), so to resume is to run again, and an edited principle repeats only the calls whose text changed. One store
-serves a whole workspace; any number of processes may share it (WAL).
+It holds the only progress state of a run. A key is a hash of the model's fingerprint and the full request (text, sampling settings, the
+item's seed). So a run is resumed by running it again, and after an edit to a principle only the calls whose text changed are repeated.
+A workspace has one store; any number of processes may share it (WAL).
 
-Commits are grouped: replies that arrive together (one model batch) become one transaction, and `put` returns when it is on disk.
-That is also what makes a resumed run identical to a calm one: the local model forms batches from what is pending when nothing
-else can move, so the batches depend only on which calls are in the store, and a batch is in the store whole or not at all.
+Commits are grouped: replies that arrive together (one model batch) form one transaction, and `put` returns when it is on disk. This also
+makes a resumed run identical to an uninterrupted one: the local engine forms batches from the pending requests when the event loop is
+idle, so batches depend only on which calls are in the store, and a batch is stored completely or not at all.
 
-Whoever is about to ask claims the call, so that of several processes one asks and the others wait for its reply. A claim is a lock on
-one byte of a file beside the store: the kernel drops it when its process dies, however that happens.
+A process claims a call before it makes it. Other processes that need the same call wait for its reply. A claim is a lock on one byte of
+a file beside the store, which the kernel releases when the process ends for any reason.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60.0
 _CHECKPOINT_PAGES = 4000
-"""16 MB of write-ahead log before it is copied into the file. Keys fall all over their index, so a commit changes most of its pages; this
-way they are copied once for some ten commits. A killed process loses nothing that was committed; a power cut may lose this much.
+"""Pages of write-ahead log (16 MB) before a checkpoint copies it into the file. Keys are random, so a commit changes most pages of their
+index; this copies them once for about ten commits. A killed process loses nothing that was committed; a power cut may lose this much.
 """
-# Rows in the order of their arrival, and an index of the keys beside them. In a store clustered by key (as older ones are, which go on
-# working) every call longer than a quarter of a page takes a page of its own, each somewhere else on the disk.
+# Rows are stored in order of arrival, with a separate index of the keys. In a store clustered by key (older ones, which still work), each
+# call longer than a quarter of a page takes a page of its own, at a random place on the disk.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
     key BLOB NOT NULL UNIQUE, stage TEXT NOT NULL, model TEXT NOT NULL,
@@ -48,13 +48,13 @@ _INSERT = "INSERT OR REPLACE INTO calls (key, stage, model, request, reply, seco
 
 
 class CallStore:
-    """A persistent map from call key to reply. Use from one event loop; open one per process.
+    """A persistent map from call key to reply. Use one per process, from one event loop.
 
     Args:
-        path: the SQLite file, made if missing. `None` keeps calls in memory, for tests and one-off commands.
+        path: the SQLite file, created if missing. `None` keeps calls in memory, for tests and one-off commands.
 
     Raises:
-        StoreError: the file is corrupt, of another schema version, locked, or the disk is full.
+        StoreError: the file is corrupt, locked or of another schema version, or the disk is full.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -78,7 +78,8 @@ class CallStore:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, SCHEMA_VERSION):
             raise StoreError(
-                f"{self.path}: call store of version {version}, this cai reads {SCHEMA_VERSION}. Use the cai that made it, or move it away."
+                f"{self.path}: call store of version {version}; this cai reads version {SCHEMA_VERSION}. "
+                "Use the cai that made it, or move the file away."
             )
         self._write_ahead()
         self._db.execute("PRAGMA synchronous=NORMAL")
@@ -88,7 +89,7 @@ class CallStore:
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _write_ahead(self) -> None:
-        """Keep a journal ahead of the file. Two that do so to a new file at once are told that it is locked, without the usual wait."""
+        """Turn on write-ahead logging. Retries: if two processes do so on a new file, SQLite reports a lock without the usual wait."""
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -116,9 +117,10 @@ class CallStore:
             raise StoreError(_corrupt(self.path, str(e))) from e
 
     def claim(self, key: str) -> bool:
-        """Say that this process is about to ask; False where another one is asking now. Then `get`, and `release` once that is answered.
+        """Claim a call before making it. Returns False if another process holds the claim; wait for `True`, then try `get` again.
 
-        Where a file system has no such locks every claim is granted, and two processes may ask the same.
+        Call `release` once the reply is committed. On a file system without locks every claim is granted, and two processes may make the
+        same call.
         """
         if self.path is None:
             return True
@@ -130,33 +132,33 @@ class CallStore:
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _claimed_byte(key))
         except OSError as e:
-            return e.errno not in (errno.EACCES, errno.EAGAIN)  # either may mean that another process has it
+            return e.errno not in (errno.EACCES, errno.EAGAIN)  # both mean that another process has it
         return True
 
     def release(self, key: str) -> None:
-        """Give a claim back: the reply is committed, or there is none."""
+        """Release a claim, after the reply was committed or the call failed."""
         if self._claims is not None:
             with contextlib.suppress(OSError):
                 fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _claimed_byte(key))
 
     async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
-        """Store a reply; return when it is committed. Calls put in the same turn of the event loop share one transaction.
+        """Store a reply, and return when it is committed. Replies put in the same iteration of the event loop share one transaction.
 
         Args:
             key: 64 hex characters.
-            stage: what asked, for `cai status` and costs.
-            model: the engine's name, for people.
-            request: the full request, kept so that a store explains itself.
-            reply: what came back.
-            seconds: wall time from request to reply.
+            stage: the stage that made the call, for `cai status` and costs.
+            model: the engine's display name.
+            request: the full request, kept so that the store can be read on its own.
+            reply: the engine's reply.
+            seconds: wall-clock time from request to reply.
 
         Raises:
-            StoreError: the disk is full or the store can't be written; the reply is not lost to the caller's retry.
+            StoreError: the disk is full or the store can't be written. The caller may retry.
         """
         row = (bytes.fromhex(key), stage, model, self._encoder.encode(request), self._encoder.encode(reply), seconds)
         loop = asyncio.get_running_loop()
         if not self._pending:
-            loop.call_soon(loop.call_soon, self._commit)  # two turns: everyone woken by the same batch gets in
+            loop.call_soon(loop.call_soon, self._commit)  # two iterations, so that all replies of a batch are included
         committed: asyncio.Future[None] = loop.create_future()
         self._pending.append(row)
         self._waiting.append(committed)
@@ -176,7 +178,7 @@ class CallStore:
                     with contextlib.suppress(sqlite3.Error):
                         self._db.execute("ROLLBACK")
                     raise
-        except Exception as e:  # noqa: BLE001 - handed to every waiter, who raises it
+        except Exception as e:  # noqa: BLE001 - set on every waiting future, which raises it
             failed = e
         for committed in waiting:
             if committed.done():  # its waiter was cancelled
@@ -185,7 +187,7 @@ class CallStore:
                 committed.set_result(None)
             else:
                 committed.set_exception(failed)
-                committed.exception()  # marks it as seen: its waiter may be cancelled before it wakes
+                committed.exception()  # marks the exception as retrieved: the waiter may be cancelled before it wakes
 
     def stage_totals(self) -> dict[str, tuple[int, float]]:
         """Return calls and seconds per stage. Raises `StoreError`."""
@@ -198,7 +200,7 @@ class CallStore:
             return int(self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
 
     def close(self) -> None:
-        """Close the file, and give up all claims. What was put is already committed."""
+        """Close the file and release all claims. All stored replies are already committed."""
         self._db.close()
         if self._claims is not None:
             os.close(self._claims)
@@ -212,7 +214,7 @@ class CallStore:
 
     @contextlib.contextmanager
     def _explained(self, path: Path | None = None) -> Iterator[None]:
-        """Turn SQLite's errors into ones that say what to do. They name `path`, or this store."""
+        """Turn SQLite's errors into a `StoreError` that says what to do and names `path`, or else this store."""
         try:
             yield
         except (sqlite3.Error, OSError) as e:
@@ -232,7 +234,7 @@ class CallStore:
         elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):
             fix = "can't be written or opened. Give the folder write permission, or use another workspace."
         elif "i/o error" in text:
-            fix = f"can't be written or read ({e}). See that the disk works and files may grow (ulimit -f): every finished call is kept."
+            fix = f"can't be written or read ({e}). Check the disk and the file size limit (ulimit -f): every finished call is kept."
         else:
             fix = str(e)
         return StoreError(fix if fix.startswith(str(path)) else f"{path}: {fix}")
@@ -244,7 +246,7 @@ def _claimed_byte(key: str) -> int:
 
 def _corrupt(path: Path | None, found: str) -> str:
     return (
-        f"{path}: the call store is damaged ({found}). It was left as it is. Save what is readable with\n"
+        f"{path}: the call store is damaged ({found}). It was not changed. Recover the readable part with\n"
         f"  sqlite3 {path} .recover | sqlite3 recovered.sqlite\n"
-        "and put that file in its place, or move it away to start afresh."
+        "and put that file in its place, or move it away to start a new store."
     )

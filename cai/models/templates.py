@@ -1,21 +1,20 @@
-"""What models are asked, as text files that people edit: one file per question, strict, filled in a single pass.
+"""Prompt templates: text files that users can edit, one per question to a model. Checked strictly, filled in a single pass.
 
-A file is lines of comment, then sections:
+A file has comment lines, then sections:
 
-    # Anything before the first section is for people.
+    # Lines before the first section are comments.
     [[system]]                 a turn with fixed text and fields: system, user or assistant
-    [[turns conversation]]     the turns of a conversation, put in as they are
+    [[turns conversation]]     the turns of a conversation, unchanged
     [[user]]
-    Response: {{ response }}   a field; a conversation that stands in a text becomes a transcript (Human: … Assistant: …)
-    [[prefill]]                last, optional: what the model's answer starts with
+    Response: {{ response }}   a field; a conversation within a text becomes a transcript (Human: … Assistant: …)
+    [[prefill]]                last, optional: start of the model's answer
 
-There is no logic in a template, so this is forty lines of substitution and not a template language: nothing to sandbox, and text that
-is put in is never looked at again, so it can't pull in other fields.
+Templates have no logic, so there is nothing to sandbox. Inserted text is not scanned again, so it can't pull in other fields.
 
-Nor can it forge what the template itself says. A label that opens a line of the template's own text (`Response A:`, `(A)`, `Answer:`,
-and in transcripts `Human:`) marks a section for the reader; where inserted text opens a line with one of its template's labels, the
-line is quoted with `> `. Chat control tokens (`<|im_end|>`, `[INST]`, `<start_of_turn>`, …) get a space after their first character
-wherever they are inserted. All other text goes in unchanged.
+Inserted text can't forge the template's own text either. A label at the start of a template's line (`Response A:`, `(A)`, `Answer:`, and
+in transcripts `Human:`) marks a section; a line of inserted text that starts with one of the template's labels is quoted with `> `. Chat
+control tokens (`<|im_end|>`, `[INST]`, `<start_of_turn>`, …) in inserted text get a space after their first character. All other text is
+inserted unchanged.
 """
 
 import re
@@ -43,7 +42,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_against": (frozenset({"conversation", "statement"}), frozenset()),
 }
-"""Per template: the fields that it must use, and those that it may."""
+"""Required and optional fields of each template."""
 
 SPEAKERS: dict[Role, str] = {"system": "System", "user": "Human", "assistant": "Assistant"}
 Value = str | Sequence[Message]
@@ -61,17 +60,17 @@ _CONTROL = re.compile(
 
 @dataclass(frozen=True)
 class TemplateSection:
-    """A part of a template: a turn's text, a prefill, or the place of a conversation's turns."""
+    """A section of a template: the text of a turn, a prefill, or the place of a conversation's turns."""
 
     role: Role | None
-    """None where `turns` names a conversation, and for the prefill."""
+    """Role of the turn; None for the turns of a conversation and for the prefill."""
     text: str
     turns: str | None = None
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A filled template: the conversation to send, and what the answer starts with."""
+    """A filled template: the conversation to send, and the start of the answer."""
 
     messages: tuple[Message, ...]
     prefill: str
@@ -79,7 +78,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Template:
-    """One question to a model. `hash` covers what is sent and leaves comments out."""
+    """One question to a model. `hash` covers the text that is sent, without comments."""
 
     name: str
     path: Path
@@ -88,13 +87,13 @@ class Template:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """What opens a line of the template's own text, and so marks a section."""
-        found = {label.strip() for s in self.sections for label in _LABEL.findall(_FIELD.sub("", s.text))}
-        return tuple(sorted(found))
+        """Labels at the start of the template's own lines, which mark sections."""
+        labels = {label.strip() for s in self.sections for label in _LABEL.findall(_FIELD.sub("", s.text))}
+        return tuple(sorted(labels))
 
     @cached_property
     def _transcript_labels(self) -> tuple[str, ...]:
-        """The same where a conversation stands in a text."""
+        """`labels` and those of the speakers in a transcript."""
         return (*self.labels, *(f"{name}:" for name in SPEAKERS.values()))
 
     @cached_property
@@ -104,14 +103,14 @@ class Template:
 
     @cached_property
     def _pieces(self) -> tuple[tuple[str, ...], ...]:
-        """Each section's text as text, field, text, …, field, text."""
+        """Each section split into text, field, text, …, field, text."""
         return tuple(tuple(_FIELD.split(s.text)) for s in self.sections)
 
     def render(self, values: Mapping[str, Value]) -> Rendered:
         """Fill the template.
 
         Args:
-            values: text, or a conversation, for every field that the template uses; others that its kind may use are left aside.
+            values: text or a conversation for every field of the template. Values for its unused optional fields are ignored.
 
         Raises:
             TemplateError: a field is missing or unknown, or a conversation was expected and text given.
@@ -120,9 +119,9 @@ class Template:
         unknown = values.keys() - required - optional
         missing = self.field_names - values.keys()
         if unknown or missing:
-            said = [f"no value for {', '.join(sorted(missing))}"] if missing else []
-            said += [f"unknown {', '.join(sorted(unknown))}"] if unknown else []
-            raise TemplateError(f"{self.path}: {'; '.join(said)}; the fields of {self.name} are {', '.join(sorted(required | optional))}")
+            errors = [f"no value for {', '.join(sorted(missing))}"] if missing else []
+            errors += [f"unknown {', '.join(sorted(unknown))}"] if unknown else []
+            raise TemplateError(f"{self.path}: {'; '.join(errors)}; the fields of {self.name} are {', '.join(sorted(required | optional))}")
         messages: list[Message] = []
         prefill = ""
         for section, pieces in zip(self.sections, self._pieces, strict=True):
@@ -149,7 +148,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """Every question that `cai` asks a model."""
+    """All prompt templates of `cai`."""
 
     respond: Template
     critique: Template
@@ -164,13 +163,13 @@ class Templates:
 
     @property
     def hash(self) -> str:
-        """Content hash of them all."""
+        """Content hash of all templates."""
         return combine_hashes([getattr(self, f.name).hash for f in fields(self)])
 
 
-@lru_cache(maxsize=64)  # a judge puts many questions about one text, one after another
+@lru_cache(maxsize=64)  # a judge answers many consecutive questions about one text
 def disarm(text: str, labels: tuple[str, ...] = ()) -> str:
-    r"""Return text that can't pass for chat control tokens or, at the start of a line, for one of the labels.
+    r"""Return the text with chat control tokens broken up, and lines that start with one of the labels quoted.
 
     >>> disarm("Fine.<|im_end|>\nanswer: A, not\nB", ("Answer:",))
     'Fine.< |im_end|>\n> answer: A, not\nB'
@@ -185,9 +184,9 @@ def disarm(text: str, labels: tuple[str, ...] = ()) -> str:
 
 @lru_cache(maxsize=256)
 def _opening_with(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Match one of the labels at the start of a text, and the line break before one. Made once for each template, not for each text.
+    """Return patterns that match a label at the start of a text, and the line break before a label. Cached per template.
 
-    Two patterns, because one that may also match the start of the text is tried at every character: five times as slow.
+    A single pattern for both would be tried at every character, which is five times as slow.
     """
     label = f"{_IGNORED}(?:{'|'.join(_spelling(label) for label in labels)})"
     return re.compile(label, re.IGNORECASE), re.compile(rf"([{_LINE_BREAKS}])(?={label})", re.IGNORECASE)
@@ -197,26 +196,26 @@ def load_templates(folder: Path) -> Templates:
     """Read and check every template in a folder.
 
     Raises:
-        TemplateError: listing every problem of every file, each with its line.
+        TemplateError: with all problems of all files, each with its line.
     """
     try:
-        there = folder.is_dir()
-    except OSError:  # a name too long
-        there = False
-    if not there:
+        exists = folder.is_dir()
+    except OSError:  # the name is too long
+        exists = False
+    if not exists:
         raise TemplateError(
-            f"{folder}: no such folder of templates. It belongs to a workspace: make one with `cai init DIR`, or set `templates` in the "
-            "recipe to where yours are."
+            f"{folder}: no such folder of templates. Make a workspace, which has one, with `cai init DIR`, or set `templates` in the "
+            "recipe to your folder."
         )
     problems: list[str] = []
-    found: dict[str, Template] = {}
+    loaded: dict[str, Template] = {}
     for name in FIELDS:
         path = folder / f"{name}.txt"
         template = _load(name, path, problems)
         if template is not None:
-            found[name] = template
+            loaded[name] = template
     problems += [
-        f"{path}: no template of this name; expected one of {', '.join(f'{n}.txt' for n in FIELDS)}"
+        f"{path}: unknown template name; expected one of {', '.join(f'{n}.txt' for n in FIELDS)}"
         for path in sorted(folder.glob("*.txt"))
         if path.stem not in FIELDS
     ]
@@ -224,7 +223,7 @@ def load_templates(folder: Path) -> Templates:
         raise TemplateError(
             f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems)
         )
-    return Templates(**found)
+    return Templates(**loaded)
 
 
 def _load(name: str, path: Path, problems: list[str]) -> Template | None:
@@ -240,11 +239,11 @@ def _load(name: str, path: Path, problems: list[str]) -> Template | None:
     problems += _line_problems(name, path, lines)
     sections = tuple(_sections(lines))
     used = {s.turns for s in sections if s.turns}.union(*(_FIELD.findall(s.text) for s in sections))
-    problems += [f"{path}: must use {{{{ {f} }}}} and doesn't" for f in sorted(FIELDS[name][0] - used)]
+    problems += [f"{path}: doesn't use the required field {{{{ {f} }}}}" for f in sorted(FIELDS[name][0] - used)]
     if not any(s.role == "user" or s.turns for s in sections):
-        problems.append(f"{path}: asks nothing; expected a [[user]] or [[turns …]] section")
+        problems.append(f"{path}: no user turn; expected a [[user]] or [[turns …]] section")
     if any(s.turns and s.text for s in sections):
-        problems.append(f"{path}: text under [[turns …]] would be lost; open a section such as [[user]] for it")
+        problems.append(f"{path}: text under [[turns …]] would be lost; move it to a section such as [[user]]")
     if any(s.role is None and s.turns is None for s in sections[:-1]):
         problems.append(f"{path}: [[prefill]] must be the last section")
     return (
@@ -265,7 +264,7 @@ def _line_problems(name: str, path: Path, lines: Sequence[str]) -> Iterator[str]
             if header is None:
                 yield f"{where}: {line.strip()} is no section; expected [[system]], [[user]], [[assistant]], [[turns FIELD]] or [[prefill]]"
             elif header[2] and header[2] != "conversation":
-                yield f"{where}: only a conversation can be put in as turns: [[turns conversation]]"
+                yield f"{where}: only a conversation can be inserted as turns: [[turns conversation]]"
             continue
         if not started:
             if line.strip() and not line.startswith("#"):
@@ -292,13 +291,13 @@ def _sections(lines: Sequence[str]) -> Iterator[TemplateSection]:
 
 
 def _spelling(label: str) -> str:
-    """Match a label however it is spaced, and with a full-width colon."""
+    """Return a pattern for a label with any spacing, and with a full-width colon too."""
     words = r"[ \t\u00a0]*".join(re.escape(word) for word in label.removesuffix(":").split())
     return rf"{words}{_IGNORED}[:：]" if label.endswith(":") else words
 
 
 def _join_systems(messages: Sequence[Message]) -> Iterator[Message]:
-    """Join system turns that follow each other: most chat formats take one."""
+    """Join consecutive system turns: most chat formats take one."""
     held: Message | None = None
     for message in messages:
         if held is not None and held.role == message.role == "system":

@@ -1,13 +1,13 @@
 """What each kind of work costs at a machine's rates: model calls, trainings, reward scores. `cai.pipeline.plan` puts them together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import structs
 
-from cai.judge.judge import PROTOCOLS
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import PairTokens, Work
 from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, training_bytes
 from cai.pipeline.speed import Rates, device, forward_flop
@@ -112,17 +112,28 @@ class Costs:
 
     def judged(self, pairs: float, prompt: Tokens, response: Tokens) -> StagePlan:
         """Return what judging pairs costs by the recipe's protocol."""
-        config, spec = self.recipe.feedback, self.recipe.feedback.judge or self.recipe.model
-        work_of = PROTOCOLS[config.protocol].work
+        config = self.recipe.feedback
+        work = PROTOCOLS.get(config.protocol).work
+        return self.asked_of_judge(lambda tokens: work(tokens, config), pairs, prompt, response)
+
+    def asked_of_judge(self, work_of: Callable[[PairTokens], Sequence[Work]], items: float, prompt: Tokens, response: Tokens) -> StagePlan:
+        """Return what calls of the judge cost that a protocol or a reward term declares.
+
+        Args:
+            work_of: the calls about one item under one principle.
+            items: pairs or responses.
+            prompt: length of a prompt.
+            response: length of a response.
+        """
         pieces = []
         for work, most in zip(
-            work_of(replace(self.words, prompt=prompt.mean, response=response.mean), config),
-            work_of(replace(self.words, prompt=prompt.longest, response=response.longest), config),
+            work_of(replace(self.words, prompt=prompt.mean, response=response.mean)),
+            work_of(replace(self.words, prompt=prompt.longest, response=response.longest)),
             strict=True,
         ):
             texts, questions = (1, self.asked) if work.question_tokens else (self.asked, 1)
-            work = replace(work, texts=work.texts * pairs * texts, questions=work.questions * questions)
-            pieces.append(self.calls(spec, work, most.text_tokens + most.question_tokens + most.max_tokens))
+            work = replace(work, texts=work.texts * items * texts, questions=work.questions * questions)
+            pieces.append(self.calls(self.recipe.judge, work, most.text_tokens + most.question_tokens + most.max_tokens))
         return joined("", *pieces)
 
     def training(

@@ -1,8 +1,7 @@
-"""The driver: ordered stages, each skipped when it is already done, each leaving an entry in the manifest.
+"""The driver: runs stages in order, skips those that are done, and records each in the manifest.
 
-A stage is done when its fingerprint (its settings, the hashes of what it reads, the models, templates and constitution it uses) and its
-outputs are what the manifest says. Otherwise it runs; calls it has made before are hits in the call store. What a stage does is in
-`cai.pipeline.stages`; this module knows only order, fingerprints, locks and bookkeeping.
+A stage is done if its fingerprint (settings, hashes of its inputs, models, templates and constitution) and its outputs match the manifest.
+Otherwise it runs again, and calls that it made before are cache hits in the call store. The stages are in `cai.pipeline.stages`.
 """
 
 import inspect
@@ -10,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +20,6 @@ from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.flow import collecting_rarely
 from cai.core.interrupt import run_interruptible
-from cai.core.journal import Journal
 from cai.core.jsonl import remove_unfinished, write_text
 from cai.core.manifest import (
     Manifest,
@@ -40,75 +38,22 @@ from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
-from cai.models.base import Engine, TextModel
-from cai.models.opening import open_engine, release_memory
-from cai.models.store import CallStore
-from cai.models.templates import Templates, load_templates
+from cai.models.opening import release_memory
+from cai.pipeline.context import Context
 from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import ModelSpec, Recipe
-from cai.records import Constitution, Failure
+from cai.session import Session
 from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
-
-
-@dataclass
-class Context:
-    """What a stage is given: the recipe, where things are, and models that remember."""
-
-    recipe: Recipe
-    workspace: Workspace
-    run: RunDirectory
-    store: CallStore
-    constitution: Constitution
-    templates: Templates
-    manifest: Manifest
-    reporter: Reporter
-    processes: ProcessGroup = field(default_factory=ProcessGroup)
-    tracking: Tracking = field(default_factory=Tracking)
-    stage: str = ""
-    settings_hash: str = ""
-    """Hash of what decides the current stage, for records' provenance."""
-    fingerprint: str = ""
-    """Hash of everything that decides the current stage's outcome."""
-    journals: list[Journal[Any]] = field(default_factory=list)
-    models: list[tuple[TextModel, ModelSpec]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    _engines: dict[str, Engine] = field(default_factory=dict)
-
-    def journal(self, name: str, result_type: Any) -> Journal[Any]:
-        """Return the journal of that name of the current stage; it goes when the stage is done."""
-        self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
-        return self.journals[-1]
-
-    async def model(self, spec: ModelSpec) -> TextModel:
-        """Return a model whose calls are counted for the current stage. The same spec shares one engine."""
-        key = content_hash(spec)
-        if key not in self._engines:
-            self._engines[key] = await open_engine(spec)
-        model = TextModel(self._engines[key], self.store, self.stage, on_reply=self.reporter.call)
-        self.models.append((model, spec))
-        return model
-
-    def adapted(self, name: str) -> ModelSpec:
-        """Return the spec of the trained model with one of the run's own adapters on it."""
-        return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
-
-    async def release_engines(self) -> None:
-        """Close every engine and free its memory; what they were asked stays counted."""
-        for engine in self._engines.values():
-            await engine.close()
-        self._engines.clear()
-        release_memory()
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a run.
 
-    `run` returns its counts; one that asks no model is a plain function, so that Ctrl-C stops it at once (an event loop would hold the
-    signal back until the next `await`). `reads` and `writes` are paths from the run directory, which may hang on the recipe. `settings`
-    picks what of the recipe decides the outcome, `models` what it asks or trains, and `sources` the workspace files that it reads,
-    globs too.
+    `run` returns counts. Stages without model calls are plain functions, so that Ctrl-C stops them at once (an event loop would delay the
+    signal until the next `await`). `reads` and `writes` are paths relative to the run directory. `settings` returns the parts of the recipe
+    that affect the outputs, `models` the models that it calls or trains, and `sources` the workspace files and globs that it reads.
     """
 
     name: str
@@ -122,16 +67,16 @@ class Stage:
     sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
     uses_prompts: bool = False
     trains: bool = False
-    """Trains, or samples from what was trained."""
+    """Whether the stage trains, or samples from a trained model."""
     together: bool = False
-    """Whether every process of a team takes part. `run` must then be safe in all of them, and leave writing to the leader."""
+    """Whether all processes of the group run the stage. `run` must then be safe in all of them, and only rank 0 may write."""
     always: bool = False
-    """Run even when nothing changed: for what reads the manifest itself."""
+    """Whether the stage runs even if nothing changed, because it reads the manifest."""
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What became of a stage in this call of `run_recipe`."""
+    """Outcome of a stage in one call of `run_recipe`."""
 
     name: str
     reused: bool
@@ -143,7 +88,7 @@ class StageSummary:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a call of `run_recipe` did."""
+    """Outcome of one call of `run_recipe`."""
 
     run: str
     stages: tuple[StageSummary, ...]
@@ -152,14 +97,14 @@ class RunSummary:
 
 
 def fingerprint(stage: Stage, context: Context) -> str:
-    """Hash everything that decides a stage's outputs. Raises `DataError` if an input is missing."""
+    """Hash everything that a stage's outputs depend on. Raises `DataError` if an input is missing."""
     missing = [path for path in stage.reads(context.recipe) if not (context.run.path / path).exists()]
     if missing:
         raise DataError(
             f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
             "Run the earlier stages first: leave out --only/--from."
         )
-    recipe, root = context.recipe, context.workspace.root
+    recipe, root = context.recipe, context.root
     patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
     sources = {os.path.relpath(file, root): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
     return content_hash(
@@ -178,7 +123,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
 
 
 def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirectory) -> bool:
-    """Whether a stage's outputs stand, untouched, for this fingerprint."""
+    """Whether a stage is done with this fingerprint, and its outputs are unchanged."""
     if entry is None or entry.status != "done" or entry.fingerprint != wanted:
         return False
     return all((run.path / path).exists() and file_hash(run.path / path) == digest for path, digest in entry.outputs.items())
@@ -204,39 +149,38 @@ def run_recipe(
     start: str | None = None,
     command: str = "",
 ) -> RunSummary:
-    """Run a recipe's stages, or those asked for, reusing what is done.
+    """Run all or some stages of a recipe, and skip those that are done.
 
-    Where a launcher started several processes, each calls this: the first runs the stages, and the others join it in those that train.
+    With several processes (`torchrun`, `accelerate launch`), all of them call this function. Rank 0 runs the stages, and the other ranks
+    join the stages that train.
 
     Args:
-        recipe: what to run.
-        workspace: where its files are.
+        recipe: the recipe to run.
+        workspace: the workspace of its files.
         stages: all stages in order.
         reporter: shows progress.
         only: names of the stages to run; empty runs all.
-        start: the first stage to run.
-        command: how it was called, for the report.
+        start: name of the first stage to run.
+        command: command line, for the report.
 
     Raises:
-        CaiError: what a user can mend. Whatever was finished is kept: running again goes on from there.
+        CaiError: an error that the user can fix. Finished work is kept, and the next call resumes from there.
     """
     chosen = choose_stages(stages, only, start)
     processes = join_process_group()
     if not processes.is_rank_zero:
         return _join_stages(processes, recipe, workspace, stages)
     summary = _run_stages(processes, recipe, workspace, stages, chosen, reporter, command)
-    processes.shutdown()  # one that has failed says why and ends, which ends the others: they may be anywhere in a training
+    processes.shutdown()  # not after an error: rank 0 then exits, which ends the other ranks wherever they are
     return summary
 
 
 def _join_stages(processes: ProcessGroup, recipe: Recipe, workspace: Workspace, stages: Sequence[Stage]) -> RunSummary:
-    """Join the leader in the stages that it calls for; write nothing."""
+    """Run the stages that rank 0 broadcasts. Writes nothing."""
     while (number := processes.next_stage()) is not None:
-        constitution = load_constitution(workspace.root / recipe.constitution)
-        templates = load_templates(workspace.root / recipe.templates)
-        with CallStore(None) as store:
-            run = workspace.run(recipe.name)
-            context = Context(recipe, workspace, run, store, constitution, templates, Manifest(recipe.name), Reporter(), processes)
+        with Session(recipe=recipe, workspace=workspace, keep_calls=False) as session:
+            constitution = load_constitution(workspace.root / recipe.constitution)
+            context = Context(session, workspace.run(recipe.name), constitution, Manifest(recipe.name), processes)
             context.stage = stages[number].name
             try:
                 stages[number].run(context)
@@ -255,10 +199,10 @@ def _run_stages(
     command: str,
 ) -> RunSummary:
     run = workspace.run(recipe.name)
-    constitution, templates, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
+    constitution, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     with (
         run.locked(),
-        CallStore(workspace.store_path) as store,
+        Session(recipe=recipe, workspace=workspace, reporter=reporter) as session,
         Tracking(recipe, run.path, reporter.warn) as tracking,
     ):
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
@@ -275,7 +219,7 @@ def _run_stages(
             model_fingerprint=model_fingerprint,
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
-        context = Context(recipe, workspace, run, store, constitution, templates, manifest, reporter, processes, tracking)
+        context = Context(session, run, constitution, manifest, processes, tracking)
         done = [_run_stage(stage, context, stages.index(stage)) for stage in chosen]
         report = str(run.report) if run.report.exists() else None
         return RunSummary(recipe.name, tuple(done), tuple(_warnings(manifest)), report)
@@ -291,13 +235,12 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     if not stage.always:
         context.tracking.start()
     entry = StageEntry(stage.name, "running", wanted, datetime.now(UTC).isoformat(timespec="seconds"))
-    context.stage, context.failures, context.fingerprint = stage.name, [], wanted
-    context.settings_hash = content_hash((stage.settings(context.recipe), context.recipe.seed))
+    context.begin(stage.name, wanted, content_hash((stage.settings(context.recipe), context.recipe.seed)))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
     for path in stage.writes(context.recipe):
         if path.endswith(".jsonl"):
-            remove_unfinished(context.run.path / path)  # the run is locked: nobody else is writing it
+            remove_unfinished(context.run.path / path)  # safe, because the run is locked
     started = time.monotonic()
     reset_device_peak()
 
@@ -306,7 +249,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
             with collecting_rarely():
                 return await answer
         finally:
-            await context.release_engines()
+            await context.session.close_models()
 
     try:
         with context.reporter.stage(stage.name):
@@ -328,14 +271,13 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         for journal in context.journals:
             journal.close()
         context.journals.clear()
-        for model, spec in context.models:
+        for model, spec in context.session.opened:
             usage = model.usage
             entry.calls_made += usage.made
             entry.calls_reused += usage.reused
             entry.prompt_tokens += usage.prompt_tokens
             entry.completion_tokens += usage.completion_tokens
             entry.cost += (usage.prompt_tokens * spec.prompt_price + usage.completion_tokens * spec.completion_price) / 1e6
-        context.models.clear()
         if entry.status == "done":
             written = [path for path in stage.writes(context.recipe) if (context.run.path / path).exists()]
             entry.outputs = {path: file_hash(context.run.path / path) for path in written}
@@ -343,7 +285,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
         entry.peak_memory_bytes = peak_memory_bytes()
         entry.peak_device_bytes = peak_device_bytes()
         context.manifest.peak_memory_bytes = max(context.manifest.peak_memory_bytes, peak_memory_bytes())
-        # A loader's failures carry its own name; here they are this stage's, so that a rerun replaces them.
+        # Loaders set their own stage names in failures. Use this stage's name, so that a rerun replaces them.
         replace_stage_rows(context.run.failures, stage.name, [replace(f, stage=stage.name) for f in context.failures])
         write_manifest(context.run.manifest, context.manifest)
         context.tracking.finish()
@@ -354,7 +296,7 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
 
 
 def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
-    """Return what a finished stage cost and counted, for the tracker."""
+    """Return a finished stage's costs and counts, for the tracker."""
     costs = ("seconds", "calls_made", "calls_reused", "prompt_tokens", "completion_tokens", "cost")
     numbers = {**{name: getattr(entry, name) for name in costs}, "failures": failures, **entry.counts}
     return {f"{entry.name}/{name}": float(value) for name, value in numbers.items()}

@@ -1,17 +1,16 @@
-"""Iterated DPO: sample pairs from the policy as it is, have them judged, train on them, and begin again with what came out.
+"""Iterated (online) DPO: each round samples pairs from the current policy, labels them, and trains on them.
 
-Each round keeps what it made in `models/policy/round-N/`: `pairs.jsonl`, `judgments.jsonl`, `preferences.jsonl` and the adapter. Sampling,
-judging, mixing and training are those of the stages that do them once; this module only goes round. A killed run goes on where it was:
-samples and judgments are in the call store, and a round's training is finished, or goes on from its checkpoint. Of several processes
-the first samples and judges, and all train.
+Each round writes to `models/policy/round-N/`: `pairs.jsonl`, `judgments.jsonl`, `preferences.jsonl` and the adapter. Sampling, judging,
+mixing and training use the same functions as the other stages. A killed run resumes: samples and judgments are in the call store, and
+training resumes from its checkpoint. With several processes, rank 0 samples and judges, and all ranks train.
 
-Departures from the literature, which has it both ways:
+Choices where the literature differs:
 
-1. The reference of every round is the SFT policy, so that β bounds the distance to one model over all rounds (Xiong et al. 2023, arXiv
-   2312.11456). `policy.rounds.reference: previous` takes each round's start instead (Yuan et al. 2024, arXiv 2401.10020), which lets the
-   policy go as far again in every round.
-2. A round trains on its own pairs only: those of earlier rounds are another policy's.
-3. Optimizer and learning rate start anew in each round.
+1. The reference model of every round is the SFT policy, so that β bounds the distance to one model over all rounds (Xiong et al. 2023,
+   arXiv 2312.11456). `policy.rounds.reference: previous` uses the policy at the start of the round (Yuan et al. 2024, arXiv 2401.10020),
+   which allows the same distance again in each round.
+2. A round trains on its own pairs only, because earlier pairs were sampled from other policies.
+3. The optimizer and the learning-rate schedule restart in each round.
 """
 
 import asyncio
@@ -29,40 +28,39 @@ from cai.core.jsonl import read_records, write_records
 from cai.data.mixture import mix
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import derive_seed, split_fraction
-from cai.judge.calibration import calibration_of
-from cai.judge.judge import Judge
 from cai.judge.protocol import probability
 from cai.models.local.loading import model_fingerprint
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
+from cai.pipeline.reward_models import load_rewards
 from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
 from cai.train.checkpoints import TrainResult
 from cai.train.dpo import train_dpo
 from cai.train.running import HISTORY, OnLog, is_first_process
 
 PREFERENCES = "preferences.jsonl"
-"""What a round trains on."""
+"""Training data of a round."""
 RECORDS = ("pairs.jsonl", "judgments.jsonl", PREFERENCES)
-"""What a round leaves beside its adapter."""
+"""Record files in a round's folder, next to the adapter."""
 REWARD = "reward"
-"""The protocol that reward models' judgments name."""
+"""Protocol name in judgments by reward models."""
 
 
 def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
     """Train the policy in rounds from the SFT adapter; the last round's adapter becomes `models/policy`.
 
     Args:
-        c: the run.
-        on_log: called after each step of every round; steps count on over the rounds.
+        c: context of the run.
+        on_log: called after each step; steps are numbered across rounds.
 
     Raises:
-        DataError: a round's judgments leave nothing to train on.
-        CaiError: as sampling, judging and `train_dpo` do.
+        DataError: a round has no preference to train on.
+        CaiError: sampling, judging or `train_dpo` failed.
     """
     config, sft, out = c.recipe.policy.rounds, c.run.model("sft"), c.run.model("policy")
     remove_rounds(out, config.count)
     results: list[TrainResult] = []
     start = sft
-    with asyncio.Runner() as runner:  # the engines' event loop; training is no coroutine, so that Ctrl-C stops it at once
+    with asyncio.Runner() as runner:  # the engines' event loop; training runs outside it, so that Ctrl-C stops it at once
         for number in range(1, config.count + 1):
             folder = out / f"round-{number}"
             c.processes.on_rank_zero(partial(judge_round, c, runner, number, start, folder))
@@ -90,18 +88,18 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
 
 
 def judge_round(c: Context, runner: asyncio.Runner, number: int, start: Path, folder: Path) -> None:
-    """Make what a round trains on, and leave the memory to its training."""
+    """Write a round's training data, and free the memory of the models."""
     try:
         runner.run(judged_pairs(c, number, start, folder))
     finally:
-        runner.run(c.release_engines())
+        runner.run(c.session.close_models())
 
 
 async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> None:
-    """Sample a round's pairs from the policy at its start, have them judged, and write down all three."""
+    """Sample a round's pairs from the policy at the start of the round, judge them, and write pairs, judgments and preferences."""
     config = c.recipe.policy.rounds
     prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
-    policy = await c.model(replace(c.recipe.trained, adapter=str(start)))
+    policy = await c.writer(replace(c.recipe.trained, adapter=str(start)))
     tasks = round_tasks(prompts, c.recipe.pairs.per_prompt, number)
     limits = {"window": c.recipe.window, "max_failure_fraction": c.recipe.max_failure_fraction, "stage": c.stage, "failures": c.failures}
 
@@ -109,17 +107,14 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
         return {**limits, "on_progress": lambda done: c.reporter.progress(done, total, f"{what} of round {number}")}
 
     async def sample(task: PairTask) -> ResponsePair:
-        return await sample_pair(task, policy, c.templates, c.recipe.pairs, c.recipe.seed, c.settings_hash)
+        return await sample_pair(task, policy, c.recipe.pairs)
 
     pairs = [p async for p in run_items(tasks, sample, **progress(len(tasks), "pairs"))]  # type: ignore[arg-type]
-    await c.release_engines()
+    await c.session.close_models()
     if config.labels == "reward":
         judgments = reward_judgments(c, pairs)
     else:
-        model = await c.model(c.recipe.feedback.judge or c.recipe.model)
-        calibration = calibration_of(c.recipe.feedback, c.workspace.root)
-        judge = Judge(c.recipe.feedback, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
-        asked = run_items(pairs, judge, failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
+        asked = run_items(pairs, await c.judge(), failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
         judgments = [j async for j in asked]
     every = replace(c.recipe.preferences, held_out_fraction=0.0)
     mixture = mix(every, pairs, judgments, seed=c.recipe.seed, evaluate=read_records(c.run.data("eval_prompts"), Prompt))
@@ -130,7 +125,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
 
 
 def round_prompts(prompts: Sequence[Prompt], limit: int | None, number: int, seed: int) -> list[Prompt]:
-    """Return a round's prompts, in their order: all, or those that come first by a hash with the round in it."""
+    """Return a round's prompts, in their order: all, or `limit` of them, chosen by a hash that includes the round."""
     if limit is None or limit >= len(prompts):
         return list(prompts)
     drawn = {p.id for p in sorted(prompts, key=lambda p: split_fraction(p.id, f"round-{number}:{seed}"))[:limit]}
@@ -138,20 +133,16 @@ def round_prompts(prompts: Sequence[Prompt], limit: int | None, number: int, see
 
 
 def round_tasks(prompts: Sequence[Prompt], per_prompt: int, number: int) -> list[PairTask]:
-    """Return a round's pairs to be, with numbers, and so seeds, that neither the `pairs` stage nor another round has."""
+    """Return a round's pair tasks. Their numbers, and so their seeds, differ from those of the `pairs` stage and of other rounds."""
     return [PairTask(prompt, number * per_prompt + i) for prompt in prompts for i in range(per_prompt)]
 
 
 def reward_judgments(c: Context, pairs: Sequence[ResponsePair]) -> list[Judgment]:
-    """Judge pairs by the run's reward models: the difference of two aggregated scores is the log-odds that A is better."""
-    from cai.train.reward.ensemble import load_ensemble
-
+    """Label pairs by the run's reward models: the difference of the two aggregated scores is the log-odds that A is better."""
     config = c.recipe.reward
-    folders = [c.run.model(name) for name in config.member_names]
-    base = replace(c.recipe.trained, adapter=None, precision=config.precision)
-    ensemble = load_ensemble(folders, base, config.aggregate, config.uncertainty_penalty)
-    scores = ensemble.score([(p.prompt.messages, text) for p in pairs for text in (p.response_a, p.response_b)])
-    by = Provenance(model_fingerprint(replace(base, adapter=str(folders[0]))), (), "", c.recipe.seed, c.settings_hash)
+    base = replace(c.recipe.trained, adapter=str(c.run.model(config.member_names[0])), precision=config.precision)
+    scores = load_rewards(c.recipe, c.run).score([(p.prompt.messages, text) for p in pairs for text in (p.response_a, p.response_b)])
+    by = Provenance(model_fingerprint(base), (), "", c.recipe.seed, c.settings_hash)
     return [
         Judgment(pair.id, (), REWARD, probability(a.value - b.value), None, None, None, by)
         for pair, a, b in zip(pairs, scores[::2], scores[1::2], strict=True)
@@ -159,7 +150,7 @@ def reward_judgments(c: Context, pairs: Sequence[ResponsePair]) -> list[Judgment
 
 
 def publish(source: Path, out: Path) -> None:
-    """Make a round's adapter the policy: copy all but the round's records, and leave nothing else but the rounds."""
+    """Copy a round's adapter to the policy's folder, without the round's records. Removes everything else except the rounds' folders."""
     for old in out.iterdir():
         if old.is_file():
             old.unlink()
@@ -171,7 +162,7 @@ def publish(source: Path, out: Path) -> None:
 
 
 def rounds_log(out: Path, count: int) -> list[dict[str, Any]]:
-    """Return what every step of all rounds measured, with its `round`; steps count on over the rounds."""
+    """Return the training log of all rounds, with the column `round`; steps are numbered across rounds."""
     rows: list[dict[str, Any]] = []
     for number in range(1, count + 1):
         done = rows[-1]["step"] if rows else 0
@@ -181,7 +172,7 @@ def rounds_log(out: Path, count: int) -> list[dict[str, Any]]:
 
 
 def remove_rounds(out: Path, beyond: int) -> None:
-    """Remove the folders of rounds above a number, which an earlier recipe left."""
+    """Remove the folders of rounds above a number, left by an earlier recipe."""
     if not is_first_process():
         return
     for folder in out.glob("round-*"):

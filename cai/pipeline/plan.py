@@ -4,7 +4,6 @@ Calls are upper bounds (nothing reused or dropped). Tokens are estimated from te
 machine did in earlier runs, per stage and counted work; for stages without one, from a probe (`cai.pipeline.speed`). A server's is unknown.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -25,11 +24,13 @@ from cai.evaluate.audit.run import REWARD_ANSWERS
 from cai.labels.load import load_pairs
 from cai.models.base import PairTokens, Work
 from cai.models.templates import Template, Value, load_templates
-from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, uncounted, written
-from cai.pipeline.memory import Dimensions, read_dimensions, training_bytes, weight_bytes
+from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, written
+from cai.pipeline.memory import Dimensions
+from cai.pipeline.methods import METHODS
+from cai.pipeline.policy_costs import PolicyCosts, adapted_spec
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import Rates, device, nominal_rates, probe
-from cai.recipe import ModelSpec, Precision, Recipe, SamplingSpec, load_recipe
+from cai.recipe import Precision, Recipe, load_recipe
 from cai.records import Prompt, PromptKind
 
 CHARACTERS_PER_TOKEN = 4.3
@@ -55,7 +56,7 @@ class Plan:
 
 def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     """Work out what a recipe costs. Raises `RecipeError` where it can't run as it stands, `DataError` where a prompt file can't be read."""
-    _, _, fingerprint = check_setup(recipe, workspace)
+    _, fingerprint = check_setup(recipe, workspace)
     stages = draft(recipe, workspace, nominal_rates)
     earlier = _earlier(recipe, workspace, fingerprint)
     timed = [s for s in stages if s.seconds and s.name != "report"]
@@ -86,7 +87,7 @@ def _earlier(recipe: Recipe, workspace: Workspace, fingerprint: str) -> dict[str
     found: dict[str, tuple[float, str]] = {}
 
     def models(r: Recipe) -> list[Any]:
-        return [(spec.path, spec.precision) for spec in (r.trained, r.feedback.judge or r.model)]
+        return [(spec.path, spec.precision) for spec in (r.trained, r.judge)]
 
     for path in sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
         manifest = read_manifest(path)
@@ -138,7 +139,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     applying = round(sum(n * len(constitution.for_kind(kind)) for kind, n in kinds.items()) / max(1, count))
     asked = applying if recipe.feedback.principles == "ensemble" else min(recipe.feedback.per_label, applying)
     c = Costs(recipe, rates_of, PairTokens(0, 0, question, comparison, statement), asked)
-    model, judge, adapted = recipe.model, recipe.feedback.judge or recipe.model, _adapted(recipe)
+    model, judge, adapted = recipe.model, recipe.judge, adapted_spec(recipe)
     answer, revised, sampled, shown_answer = (
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
     )
@@ -146,6 +147,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     questions, contrast = recipe.critique.rounds * critiqued, pairs * recipe.pairs.contrast
     examples = (questions if recipe.critique.train_on == "every" else critiqued) + count - critiqued
     preferences = pairs + contrast + critiqued
+    kept = preferences * (1 - recipe.preferences.held_out_fraction)
     early = recipe.critique.min_p_revised > 0  # `critique` judges revisions, and `feedback` finds that in the call store
     path, limit = recipe.feedback.bench_pairs, recipe.feedback.bench_limit
     bench = load_pairs(workspace.root / path, limit=limit, seed=recipe.seed).preferences if path else ()
@@ -178,7 +180,9 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         ],
         "preferences": [],
         "reward": [c.rewards(preferences, prompt, sampled)],
-        "policy": [POLICY_COSTS[recipe.policy.method](c, count, preferences * (1 - recipe.preferences.held_out_fraction), prompt)],
+        "policy": [
+            METHODS.get(recipe.policy.method).work(PolicyCosts(c, count, preferences * (1 - recipe.preferences.held_out_fraction), prompt))
+        ],
         "evaluate": [
             *(c.opening(spec) for spec in (recipe.trained, adapted, adapted, judge)),
             *[c.answers(adapted, evaluated, shown, recipe.evaluate.sampling)] * 3,
@@ -191,73 +195,6 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         "report": [StagePlan(seconds=1.0)],
     }
     return [joined(name, *pieces) for name, pieces in work.items()]
-
-
-def _dpo(c: Costs, prompts: int, pairs: float, prompt: Tokens, sides: int = 2, passes: float = 1.0) -> StagePlan:
-    """From the SFT adapter, whose shape it has; a frozen copy is the reference, whose log-probabilities are kept after an epoch."""
-    lora = structs.replace(c.recipe.policy.lora, layers=c.recipe.sft.lora.layers)
-    answers = (written(c.recipe.pairs.sampling.max_tokens),) * sides
-    return c.training(structs.replace(c.recipe.policy, lora=lora), pairs, prompt, answers, passes, adapters=2)
-
-
-def _kto(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
-    """An example is one side: with its own prompt and another's, under two models; one of the four passes trains."""
-    return _dpo(c, prompts, 2 * pairs, prompt, 1, 3 * c.recipe.policy.epochs)
-
-
-def _online_dpo(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
-    recipe, rounds, sampling = c.recipe, c.recipe.policy.rounds, c.recipe.pairs.sampling
-    drawn = min(prompts, rounds.prompts or prompts) * recipe.pairs.per_prompt
-    answer, samples = written(sampling.max_tokens), c.answers(_adapted(recipe), drawn, prompt, sampling, 2)
-    labels = c.judged(drawn, prompt, answer) if rounds.labels == "judge" else c.scores(2 * drawn, prompt, answer, 2)
-    return joined("", *[c.opening(_adapted(recipe)), samples, labels, _dpo(c, prompts, drawn, prompt)] * rounds.count)
-
-
-def _online(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
-    """Samples of the policy, scored by reward models; a base in memory for these, and one for gold."""
-    recipe, config, online = c.recipe, c.recipe.policy, c.recipe.policy.online
-    completions, answer = prompts * online.num_generations, written(online.max_tokens)
-    samples = c.answers(recipe.trained, prompts * config.epochs, prompt, SamplingSpec(max_tokens=online.max_tokens), online.num_generations)
-    scores = c.scores(completions * config.epochs, prompt, answer, online.num_generations)
-    both = joined("", c.training(config, completions, prompt, (answer,), config.epochs), uncounted(samples), scores)
-    shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
-    more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
-    return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
-
-
-def _ppo(c: Costs, prompts: int, pairs: float, prompt: Tokens) -> StagePlan:
-    """A step samples responses, asks every role about them, and trains two of the roles on them some times over."""
-    recipe, config, settings = c.recipe, c.recipe.policy, c.recipe.policy.ppo
-    per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
-    steps = math.ceil((settings.total_episodes or max(1, int(config.epochs * prompts))) / per_step)
-    answer = written(min(settings.response_length, config.max_length))
-    frozen = 1 + recipe.reward.members + recipe.watched  # the reference, the reward models, gold: they only look
-    passes, once = 2 * settings.num_ppo_epochs, structs.replace(config, epochs=1.0)
-    train = c.training(once, passes * steps * per_step, prompt, (answer,), (2 + frozen) / passes)
-    sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
-    samples = c.answers(sampler, steps * per_step, prompt, SamplingSpec(max_tokens=settings.response_length))
-    both, shape = replace(joined("", train, uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
-    if shape is None:
-        return both
-    wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # weighs what two trained ones do
-    tokens = config.batch_size * min((prompt + answer).longest, config.max_length)
-    memory = training_bytes(shape, wide, tokens, 0.0, device(), adapters=1 + math.ceil(frozen / 2))
-    return replace(both, memory_bytes=max(round(memory), samples.memory_bytes or 0))
-
-
-POLICY_COSTS: dict[str, Callable[[Costs, int, float, Tokens], StagePlan]] = {
-    "dpo": _dpo,
-    "kto": _kto,
-    "online-dpo": _online_dpo,
-    "grpo": _online,
-    "rloo": _online,
-    "ppo": _ppo,
-}
-"""What each method costs, by the number of training prompts and of pairs to train on, and a prompt's length."""
-
-
-def _adapted(recipe: Recipe) -> ModelSpec:
-    return structs.replace(recipe.trained, adapter="models/sft")  # what a run puts on the trained model
 
 
 def _knowledge(c: Costs, workspace: Workspace) -> list[StagePlan]:

@@ -1,4 +1,4 @@
-"""A run's prompts: read from the recipe's sources, told apart into those to train and those to evaluate on, without near-repeats."""
+"""Loads a run's training and evaluation prompts, and removes near-duplicates."""
 
 import contextlib
 from dataclasses import dataclass
@@ -8,22 +8,23 @@ from cai.core.workspace import file_hash
 from cai.data.prompts import SkippedRows, load_all, stream_prompts, without_evaluated, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
-from cai.pipeline.driver import Context
+from cai.pipeline.context import Context
+from cai.pipeline.methods import is_watched
 from cai.records import Failure
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What became of a run's prompts, kept until `respond` is done: to look for near-repeats among a million of them takes minutes."""
+    """Counts and failures of a run's prompts, kept until `respond` is done: the search for near-duplicates may take minutes."""
 
     of: str
-    """Hash of what decides them, and of their files."""
+    """Hash of everything that the prompts depend on, and of their files."""
     counts: dict[str, int]
     failures: tuple[Failure, ...]
 
 
 def write_prompts(c: Context) -> dict[str, int]:
-    """Write the prompts to train and to evaluate on, unless a try of this stage that was stopped has. Returns counts."""
+    """Write the training and evaluation prompts, unless an interrupted run of this stage wrote them already. Returns counts."""
     kept = c.run.unfinished / "prompts.jsonl"
     train_path, evaluate_path = paths = c.run.data("prompts"), c.run.data("eval_prompts")
 
@@ -35,9 +36,9 @@ def write_prompts(c: Context) -> dict[str, int]:
         if before and before.of == written():
             c.failures += before.failures
             return before.counts
-    sources, root, seed = c.recipe.prompts, c.workspace.root, c.recipe.seed
+    sources, root, seed = c.recipe.prompts, c.root, c.recipe.seed
     evaluate = load_all(sources.evaluate, root, seed)
-    if c.recipe.watched and len(evaluate.prompts) < 2:
+    if is_watched(c.recipe) and len(evaluate.prompts) < 2:
         raise RecipeError(
             f"prompts.evaluate: {len(evaluate.prompts)} held-out prompts, and a watched policy needs two: one to choose it by, and another "
             "to measure it on. Add some, or set policy.watch.action: off"

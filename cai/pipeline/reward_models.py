@@ -1,7 +1,7 @@
-"""A run's reward models: trained, then measured by the scores that they leave in the run directory, then loaded again as the recipe says.
+"""Trains, measures and loads a run's reward models.
 
-`data/reward_scores.jsonl` has every member's score of both sides of each held-out pair and, where there are several members, of each
-training pair: what the members disagree on is what a person's label would decide (`most_disputed`).
+`data/reward_scores.jsonl` has every member's scores of both responses of each held-out pair and, with several members, of each training
+pair. `most_disputed` uses them to select pairs for human labels.
 """
 
 from collections import Counter
@@ -31,20 +31,20 @@ def train_rewards(
     held_out: Sequence[Preference],
     on_log: Callable[[str, int, int, dict[str, float]], None],
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Train every reward model of a run, and write their scores and measures.
+    """Train a run's reward models, and write their scores and measures.
 
     Args:
-        recipe: its `reward` block, model and seed.
-        run: gets `models/reward-*`, `data/reward_scores.jsonl` and `data/reward_measures.jsonl`.
+        recipe: provides the `reward` block, the model and the seed.
+        run: run directory; receives `models/reward-*`, `data/reward_scores.jsonl` and `data/reward_measures.jsonl`.
         train: pairs to train on.
         held_out: pairs to measure on; may be empty.
-        on_log: called after each step with the member's name, the step, the total and the numbers.
+        on_log: called after each step with the member's name, the step, the total and the metrics.
 
     Returns:
-        Counts, and every member's training steps for metrics.jsonl; neither in a process that only joined the training.
+        Counts, and all members' training steps for metrics.jsonl; both empty except on rank 0.
 
     Raises:
-        TrainingError, ModelError: as `train_members` does.
+        TrainingError, ModelError: as in `train_members`.
     """
     from cai.train.reward.ensemble import score_pairs
     from cai.train.reward.train import train_members
@@ -54,7 +54,7 @@ def train_rewards(
     results = train_members(config, recipe.trained, train, held_out, run.path / "models", recipe.seed, on_log)
     if not is_first_process():
         return {}, []
-    # from the members' own logs: one that was finished before logs nothing now
+    # From the members' log files, because members that were already trained don't log again.
     steps = [{**row, "member": name} for name in results for row in read_records(run.model(name) / HISTORY, dict[str, Any])]
     ensemble = load_rewards(recipe, run)
     scored = score_pairs(ensemble, held_out, held_out=True)
@@ -75,10 +75,10 @@ def train_rewards(
 
 
 def train_gold(recipe: Recipe, gold: GoldConfig, run: RunDirectory, on_log: OnLog) -> dict[str, int]:
-    """Train a run's gold reward model: on its own pairs, from its own seed, in its own shape. Returns counts.
+    """Train a run's gold reward model on its own pairs, with its own seed and settings. Returns counts.
 
     Raises:
-        TrainingError, ModelError: as `train_reward` does.
+        TrainingError, ModelError: as in `train_reward`.
     """
     from cai.train.reward.train import train_reward
 
@@ -88,7 +88,7 @@ def train_gold(recipe: Recipe, gold: GoldConfig, run: RunDirectory, on_log: OnLo
 
 
 def load_rewards(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":
-    """Load a run's reward models as its recipe puts them together. Raises `ModelError`."""
+    """Load a run's reward models as the ensemble of its recipe. Raises `ModelError`."""
     from cai.train.reward.ensemble import load_ensemble
 
     config = recipe.reward
@@ -97,21 +97,21 @@ def load_rewards(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":
 
 
 def run_accuracies(run: RunDirectory) -> list[EvalResult]:
-    """Return the accuracy of a run's reward models on its held-out pairs, the ensemble's first; empty where there was no such pair."""
+    """Return the accuracy of a run's reward models on its held-out pairs, the ensemble's first; empty without held-out pairs."""
     whole = [m for m in read_records(run.data("reward_measures"), RewardMeasure) if m.by == "all"]
     return [member_accuracy(m.model, m.metrics) for m in sorted(whole, key=lambda m: m.model != ENSEMBLE)]
 
 
 def reward_models(recipe: Recipe) -> tuple[str, ...]:
-    """Return the folders of the reward ensemble's members, from the run directory."""
+    """Return the folders of the reward ensemble's members, relative to the run directory."""
     return tuple(f"models/{name}" for name in recipe.reward.member_names)
 
 
 def gold_data(recipe: Recipe) -> tuple[str, ...]:
-    """Return the files of the gold reward model's pairs, from the run directory; none where the recipe has no such model."""
+    """Return the files of the gold reward model's pairs, relative to the run directory; empty without a gold reward model."""
     return (f"data/{GOLD}.jsonl", f"data/{GOLD}_heldout.jsonl") if recipe.gold else ()
 
 
 def gold_model(recipe: Recipe) -> tuple[str, ...]:
-    """Return the folder of the gold reward model, from the run directory; none where the recipe has no such model."""
+    """Return the folder of the gold reward model, relative to the run directory; empty without a gold reward model."""
     return (f"models/{GOLD}",) if recipe.gold else ()

@@ -1,4 +1,4 @@
-"""What a run has to reward and to watch a policy with: its reward models, its judge under its constitution, its gold reward model."""
+"""Builds a run's reward functions and its over-optimization monitor."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -14,26 +14,30 @@ from cai.data.prompts import split_monitored
 from cai.errors import ReplyError
 from cai.judge.adherence import adherence
 from cai.models.base import TextModel
-from cai.pipeline.driver import Context
-from cai.recipe import GOLD, ModelSpec, RewardTerm
+from cai.pipeline.context import Context
+from cai.pipeline.methods import METHODS, is_watched
+from cai.pipeline.reward_models import load_rewards
+from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
-from cai.train.rl.rewards import Answers, RewardFunction, TermScorer, proxy_of
+from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.term import Answers, TermScorer
+from cai.train.rl.terms import TERMS
 from cai.train.running import OnLog
 
 TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
-"""What of a look at a policy goes to the tracker."""
+"""Fields of an observation that are sent to the tracker."""
 
 
 def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
-    """Train the policy on its own samples, from the SFT adapter, by what the recipe rewards and with what it watches."""
+    """Train the policy with GRPO or RLOO from the SFT adapter, with the recipe's reward functions and monitor."""
     from cai.train.rl.grpo import train_online
 
     warn_if_unmonitored(c)
-    with asyncio.Runner() as runner:  # the judge's event loop; the training itself is no coroutine, so that Ctrl-C stops it at once
+    with asyncio.Runner() as runner:  # the judge's event loop; training runs outside it, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.model(c.recipe.feedback.judge or c.recipe.model)) if uses(c, "constitution") else None
+            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") else None
             return train_online(
                 c.recipe.policy,
                 c.recipe.trained,
@@ -44,29 +48,29 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 c.run.model("policy"),
                 c.recipe.seed,
                 on_log,
-                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if c.recipe.watched else None,
+                load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if is_watched(c.recipe) else None,
                 warn=c.reporter.warn,
             )
         finally:
-            runner.run(c.release_engines())
+            runner.run(c.session.close_models())
 
 
 def warn_if_unmonitored(c: Context) -> None:
-    """Say so where no gold reward model watches the run's policy."""
-    if not c.recipe.watched:
-        why = "online-dpo has no watch" if c.recipe.policy.method == "online-dpo" else "see `gold` and `policy.watch`"
+    """Warn if no over-optimization monitor observes the run's policy."""
+    if not is_watched(c.recipe):
+        why = "see `gold` and `policy.watch`" if METHODS.get(c.recipe.policy.method).watch else f"{c.recipe.policy.method} has no watch"
         c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
 
 
-def uses(c: Context, term: str) -> bool:
-    """Whether the recipe's policy is rewarded by a term."""
-    return any(t.term == term for t in c.recipe.policy.online.rewards)
+def needs(c: Context, scorer: str) -> bool:
+    """Whether the recipe has a reward term that needs `ensemble` or `judge`."""
+    return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
 
 
 def reward_identity(c: Context, judge: TextModel | None) -> Any:
-    """Return what identifies the run's rewards and its watch, for the fingerprint of a training under them."""
-    models = c.recipe.reward.member_names if uses(c, "model") else ()
-    watched = [GOLD] if c.recipe.watched else []
+    """Return what identifies the run's reward functions and monitor, for the fingerprint of the training."""
+    models = c.recipe.reward.member_names if needs(c, "ensemble") else ()
+    watched = [GOLD] if is_watched(c.recipe) else []
     return (
         [file_hash(c.run.model(name)) for name in (*models, *watched)],
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
@@ -76,26 +80,20 @@ def reward_identity(c: Context, judge: TextModel | None) -> Any:
 
 
 def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Runner) -> RewardFunction:
-    """Return the weighted sum of the recipe's terms, with what they need loaded.
+    """Return the weighted sum of the recipe's reward terms, with their models loaded.
 
     Args:
-        c: the run.
-        judge: answers for a `constitution` term.
-        runner: of the event loop that the judge lives in.
+        c: context of the run.
+        judge: the judge of the reward terms that need one, or None.
+        runner: runner of the judge's event loop.
     """
-    from cai.train.reward.ensemble import load_ensemble
-
-    reward = c.recipe.reward
-    ensemble = None
-    if uses(c, "model"):
-        folders = [c.run.model(name) for name in reward.member_names]
-        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty).score
+    ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
     return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
 
 
 def watching(c: Context) -> MonitorSpec | None:
-    """Return how a policy that trains on pairs is watched: its proxy is the run's reward models, which learned from the same pairs."""
-    if not c.recipe.watched:
+    """Return the monitor of a policy that trains on pairs. Its proxy reward is the run's reward models, trained on the same pairs."""
+    if not is_watched(c.recipe):
         return None
     reward = c.recipe.reward
     folders = [c.run.model(name) for name in reward.member_names]
@@ -106,20 +104,17 @@ def watching(c: Context) -> MonitorSpec | None:
     )
 
     def load() -> Monitor:
-        from cai.train.reward.ensemble import load_ensemble
-
-        ensemble = load_ensemble(folders, _base(c, reward.precision), reward.aggregate, reward.uncertainty_penalty)
-        return load_monitor(c, RewardFunction((RewardTerm(),), ensemble.score))
+        return load_monitor(c, RewardFunction((RewardTerm(),), load_rewards(c.recipe, c.run).score))
 
     return MonitorSpec(load, by, c.recipe.policy.online.max_tokens, c.reporter.warn)
 
 
 def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:
-    """Return what watches the policy: the run's evaluation prompts, its rewards, and its gold reward model."""
+    """Load the monitor: its held-out prompts, the proxy reward and the gold reward model."""
     from cai.train.reward.ensemble import load_ensemble
 
     assert c.recipe.gold is not None
-    gold = load_ensemble([c.run.model(GOLD)], _base(c, c.recipe.gold.precision))
+    gold = load_ensemble([c.run.model(GOLD)], replace(c.recipe.trained, precision=c.recipe.gold.precision))
     prompts = monitor_prompts(c)
 
     def score(items: Items) -> Sequence[float]:
@@ -131,21 +126,17 @@ def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:
 
 
 def log_monitor_point(c: Context, point: MonitorPoint) -> None:
-    """Send what a look at the policy saw to the tracker."""
+    """Send an observation to the tracker."""
     c.tracking.log(c.stage, {f"watch/{name}": value for name in TRACKED_FIELDS if (value := getattr(point, name)) is not None}, point.step)
 
 
 def monitor_prompts(c: Context) -> list[Prompt]:
-    """Return the held-out prompts that a policy is watched on, which `evaluate` then leaves out."""
+    """Return the monitor's held-out prompts, which `evaluate` leaves out."""
     return split_monitored(list(read_records(c.run.data("eval_prompts"), Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
 
 
-def _base(c: Context, precision: Any) -> ModelSpec:
-    return replace(c.recipe.trained, precision=precision)
-
-
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
-    """Return the judge as a term. What it can't answer is a counted failure, and None."""
+    """Return the judge as a reward term. A failed call is a counted failure and gives None."""
 
     async def one(prompt: Prompt, text: str) -> float | None:
         try:

@@ -1,6 +1,5 @@
-"""Everything that can be known to be wrong before any weights load, found and reported together."""
+"""Checks the configuration before any weights are loaded, and reports all errors together."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +9,24 @@ from cai.data.prompts import is_hub
 from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
 from cai.judge.calibration import calibration_of
+from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import local_sources
-from cai.models.templates import Templates, load_templates
+from cai.models.server.address import check_url
+from cai.models.templates import load_templates
+from cai.pipeline.methods import METHODS
 from cai.pipeline.tracking import missing_tracker
-from cai.recipe import ONLINE, ModelSpec, Recipe
+from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution
 
 
 def spec_fingerprint(spec: ModelSpec) -> str:
-    """Return what identifies a model before it is opened. A server is known by name here; its engine asks it for the rest."""
+    """Return what identifies a model before it is opened. A server is identified by URL and names, without a request.
+
+    Raises:
+        ModelError: the URL can't be used, or the model's files aren't there.
+    """
+    if spec.is_server:
+        check_url(spec.path)
     if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
     from cai.models.local.loading import model_fingerprint
@@ -27,37 +35,36 @@ def spec_fingerprint(spec: ModelSpec) -> str:
 
 
 def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
-    """Return the paths and globs of the prompts that lie on this disk."""
+    """Return the paths and globs of prompts that are not on the Hub."""
     return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not is_hub(s, root)]
 
 
-def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, Templates, str]:
-    """Load what is small and look for what is large.
+def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, str]:
+    """Check a recipe: load the small files, and check that the large ones exist.
 
     Args:
-        recipe: what is to run.
-        workspace: where its files are.
-        trains: whether weights are needed here.
+        recipe: the recipe to check.
+        workspace: the workspace of its files.
+        trains: whether the run needs local weights.
 
     Returns:
-        The constitution, the templates and the model's fingerprint.
+        The constitution, and the model's fingerprint.
 
     Raises:
-        RecipeError: with every problem, one a paragraph.
+        RecipeError: lists all configuration errors.
     """
     problems: list[str] = []
     constitution: Constitution | None = None
-    templates: Templates | None = None
     model = ""
     try:
         constitution = load_constitution(workspace.root / recipe.constitution)
     except CaiError as e:
         problems.append(str(e))
     try:
-        templates = load_templates(workspace.root / recipe.templates)
+        load_templates(workspace.root / recipe.templates)
     except CaiError as e:
         problems.append(str(e))
-    for spec in (recipe.model, *(s for s in (recipe.feedback.judge, recipe.weights) if s is not None)):
+    for spec in dict.fromkeys((recipe.model, recipe.judge, recipe.trained)):
         try:
             found = spec_fingerprint(spec)
             model = model or found
@@ -82,33 +89,33 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         calibration_of(recipe.feedback, workspace.root)
     except CaiError as e:
         problems.append(f"feedback.calibration: {e}")
+    try:
+        problems += PROTOCOLS.get(recipe.feedback.protocol).problems(recipe.feedback)
+    except CaiError as e:
+        problems.append(f"feedback.protocol: {e}")
     if constitution is not None:
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")
     if recipe.gold is not None and not recipe.gold.human and recipe.gold.fraction == 0:
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
-    if problem := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
-        problems.append(problem)
     if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
     problems += _late_problems(recipe)
-    if problems or constitution is None or templates is None:
-        raise RecipeError(f"{recipe.name}: {len(problems)} thing(s) to mend before it can run\n" + "\n".join(f"- {p}" for p in problems))
-    return constitution, templates, model
+    if problems or constitution is None:
+        errors = f"{len(problems)} configuration error{'s' if len(problems) != 1 else ''}"
+        raise RecipeError(f"{recipe.name}: {errors}\n" + "\n".join(f"- {p}" for p in problems))
+    return constitution, model
 
 
 def _late_problems(recipe: Recipe) -> list[str]:
-    """Return what the stages that train would find wrong with their settings, hours after the start."""
-    policy, reward, problems = recipe.policy, recipe.reward, []
-    if policy.method == "kto" and policy.batch_size < 2:
-        problems.append("policy.batch_size: 1, and KTO estimates a divergence over a batch. Make it 2 or more")
-    longest = {"ppo": ("ppo.response_length", policy.ppo.response_length)}
-    longest |= dict.fromkeys(ONLINE, ("online.max_tokens", policy.online.max_tokens))
-    if policy.method in longest:
-        key, tokens = longest[policy.method]
-        if tokens >= policy.max_length:
-            problems.append(f"policy.{key}: {tokens} tokens leave a prompt no room in policy.max_length ({policy.max_length}). Raise that")
+    """Return configuration errors that the training stages would otherwise find hours after the start."""
+    reward = recipe.reward
+    problems: list[str] = []
+    try:
+        problems += METHODS.get(recipe.policy.method).problems(recipe)
+    except CaiError as e:
+        problems.append(f"policy.method: {e}")
     if reward.members < 2 and reward.slices in ("folds", "parts"):
         problems.append(f"reward.slices: {reward.slices} needs at least 2 members, found {reward.members}. Raise reward.members")
     return problems

@@ -1,13 +1,13 @@
-"""The ten stages of a run, in order. Each reads like the paper: take items, await the model, write records.
+"""The ten stages of a run, in order.
 
-Stages meet only through files in the run directory, so any one can be run, replaced, inspected or resumed alone. No stage batches:
-that is the model's business. Those that train are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022 (arXiv
-2212.08073).
+Stages exchange data only through files in the run directory, so each one can be run, replaced, inspected or resumed alone. The model
+batches requests, not the stages. The training stages are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022
+(arXiv 2212.08073).
 """
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from cai.core.flow import run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
@@ -17,53 +17,47 @@ from cai.data.prompts import split_monitored
 from cai.data.repeats import Seen
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
-from cai.evaluate.knowledge import Knowledge
-from cai.evaluate.run import answer_all, ask_knowledge, measure_answers
-from cai.generate.critique import critique_and_revise, respond, revision_pair, sft_examples
+from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
+from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
-from cai.judge.calibration import calibration_of
 from cai.judge.card import measure_judge
-from cai.judge.judge import Judge
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
-from cai.pipeline.driver import Context, Stage
+from cai.pipeline.context import Context
+from cai.pipeline.driver import Stage
+from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.prompts import write_prompts
 from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.pipeline.tracking import PIPELINE
-from cai.pipeline.training import policy_reads, policy_settings, policy_stage, reward_stage, sft_stage
-from cai.recipe import GOLD, ONLINE, ModelSpec, Recipe
+from cai.pipeline.training import policy_stage, reward_stage, sft_stage
+from cai.recipe import GOLD, Recipe
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
-
-if TYPE_CHECKING:
-    from cai.train.reward.ensemble import RewardEnsemble
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 async def respond_stage(c: Context) -> dict[str, int]:
-    """Load the prompts, and answer each with the model as it is [§3.1]."""
+    """Load the prompts, and sample an initial response to each [§3.1]."""
     counts = write_prompts(c)
-    model = await c.model(c.recipe.model)
+    writer = await c.writer()
 
     async def work(prompt: Prompt) -> Response:
-        return await respond(prompt, model, c.templates, c.recipe.respond.sampling, c.recipe.seed, c.settings_hash)
+        return await respond(prompt, writer, c.recipe.respond.sampling)
 
     responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
     return {**counts, "responses": responses}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
-    """Critique and revise each response under principles drawn from the constitution [§3.1]; keep what passes the rules."""
+    """Critique and revise each response under principles from the constitution [§3.1]; keep revisions that pass the rules."""
     config = c.recipe.critique
-    model = await c.model(c.recipe.model)
-    judge = await open_judge(c)
+    writer = await c.writer()
+    judge = await c.judge()
     ask = judge if config.min_p_revised > 0 else None
 
     async def work(response: Response) -> RevisionTrace:
-        return await critique_and_revise(
-            response, c.constitution, model, c.templates, config, c.recipe.seed, judge=ask, recipe_hash=c.settings_hash
-        )
+        return await critique_and_revise(response, c.constitution, writer, config, ask)
 
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -80,7 +74,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
                 write_example(example)
                 counts["sft_examples"] += 1
             if trace.rounds and trace.dropped in (None, "worse_by_judge"):
-                write_pair(revision_pair(trace))
+                write_pair(trace.pair)
                 counts["revision_pairs"] += 1
             if trace.dropped:
                 dropped[f"dropped_{trace.dropped}"] += 1
@@ -88,18 +82,18 @@ async def critique_stage(c: Context) -> dict[str, int]:
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
-    """Sample pairs of responses from the SFT policy [§4.1]; make contrast pairs if asked (arXiv 2307.12950)."""
+    """Sample pairs of responses from the SFT policy [§4.1], and contrast pairs if the recipe asks for them (arXiv 2307.12950)."""
     config = c.recipe.pairs
     total = config.per_prompt * count_records(c.run.data("prompts"))
-    policy = await c.model(c.adapted("sft"))
-    base = await c.model(c.recipe.model) if config.contrast else None
+    policy = await c.writer(c.adapted("sft"))
+    base = await c.writer() if config.contrast else None
 
     def sample(task: PairTask) -> Awaitable[ResponsePair]:
-        return sample_pair(task, policy, c.templates, config, c.recipe.seed, c.settings_hash)
+        return sample_pair(task, policy, config)
 
     def contrast(task: PairTask) -> Awaitable[ResponsePair]:
         assert base is not None
-        return contrast_pair(task, c.constitution, base, c.templates, config, c.recipe.seed, c.settings_hash)
+        return contrast_pair(task, c.constitution, base, config)
 
     counts: Counter[str] = Counter()
     with record_writer(c.run.data("pairs")) as write:
@@ -112,18 +106,18 @@ async def pairs_stage(c: Context) -> dict[str, int]:
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:
-    """Measure the judge against human labels, then let it label every pair that isn't labelled by construction [§4.1]."""
-    judge = await open_judge(c)
-    c.manifest.judge = await measure_judge(c.recipe, c.workspace.root, judge, c.run.data("judge_bench"), c.reporter)
+    """Measure the judge against human labels, then judge all pairs that aren't labelled by construction [§4.1]."""
+    judge = await c.judge()
+    c.manifest.judge = await measure_judge(c.recipe, c.root, judge, c.run.data("judge_bench"), c.reporter)
     if not c.manifest.judge.beats_baselines:
-        c.reporter.say(c.manifest.judge.note, "yellow")  # the run ends with it too, framed
+        c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
     judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
     return {"judged": judgments, "failed": len(c.failures)}
 
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
-    """Yield each pair that wasn't labelled by its making, once."""
+    """Yield each pair that isn't labelled by construction, once."""
     with Seen() as seen:
         for name in ("pairs", "revision_pairs"):
             for pair in read(c, name, ResponsePair):
@@ -132,12 +126,12 @@ def _unlabelled(c: Context) -> Iterator[ResponsePair]:
 
 
 def preferences_stage(c: Context) -> dict[str, int]:
-    """Mix AI, revision, contrast and human labels into preferences, split by prompt so that nothing leaks."""
+    """Mix AI, revision, contrast and human labels into preferences, split by prompt to avoid leakage."""
     config = c.recipe.preferences
-    human, failures = load_human(config.human, c.workspace.root, c.recipe.seed)
+    human, failures = load_human(config.human, c.root, c.recipe.seed)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
-    gold_human, gold_failures = load_human(gold.human if gold else (), c.workspace.root, c.recipe.seed)
+    gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed)
     evaluate = read(c, "eval_prompts", Prompt)
     mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
     c.failures += [*failures, *gold_failures, *mixture.dropped]
@@ -154,54 +148,35 @@ def preferences_stage(c: Context) -> dict[str, int]:
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
-    """Answer held-out prompts with base, SFT and policy, and measure each by rules, by the reward model and by the judge."""
-    prompts = list(read(c, "eval_prompts", Prompt))
-    watched: list[Prompt] = []
-    if c.recipe.watched:  # the policy's weights were chosen by how they did on these
-        watched, prompts = split_monitored(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
-    specs: dict[str, ModelSpec] = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
-    answers: dict[str, list[Response]] = {}
-    knowledge: dict[str, Knowledge] = {}
+    """Sample responses of base model, SFT model and policy to held-out prompts; judge, score and measure them; audit the run's files."""
+    session = c.session
+    monitored, prompts = _evaluation_prompts(c)
     limit = c.recipe.evaluate.knowledge
-    facts, passages = ((), ()) if limit == 0 else load_knowledge(c.workspace.root, limit, c.recipe.seed)
-    for name, spec in specs.items():
-
-        def progress(done: int, shown: str = name) -> None:
-            c.reporter.progress(done, len(prompts), f"answers of {shown}")
-
-        def read_progress(done: int, shown: str = name) -> None:
-            c.reporter.progress(done, len(passages), f"passages read by {shown}")
-
-        model = await c.model(spec)
-        answers[name] = await answer_all(
-            prompts,
-            model,
-            c.templates,
-            c.recipe,
-            c.settings_hash,
-            c.failures,
-            progress,
-        )
-        if facts:
-            knowledge[name] = await ask_knowledge(facts, passages, model, c.templates, c.recipe, c.failures, read_progress)
-        await c.release_engines()
-    judge = await open_judge(c)
-
-    async def rewards() -> "RewardEnsemble":
-        await c.release_engines()
-        return load_rewards(c.recipe, c.run)
-
-    measured = await measure_answers(answers, judge, rewards, c.recipe, c.failures, c.reporter, knowledge)
+    facts, passages = ((), ()) if limit == 0 else load_knowledge(c.root, limit, c.recipe.seed)
+    specs = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
+    said = await answer(session, specs, Questions(prompts, facts, passages), c.settings_hash)
+    verdicts = await judge_answers(session, said.answers, await c.judge())
+    await session.close_models()
+    scores = score_answers(said.answers, load_rewards(c.recipe, c.run))
+    measured = measure(said, verdicts, scores, c.recipe.seed)
     results = [*measured.results, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
+    write_records(c.run.data("samples"), measured.samples)
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
     c.tracking.log(PIPELINE, figures)
-    write_records(c.run.data("samples"), measured.samples)
-    release_memory()  # the reward models are loaded once more, as the audit takes them
+    release_memory()  # the audit loads the reward models once more
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
-    left_out = {"watched_prompts_left_out": len(watched)} if watched else {}
+    left_out = {"watched_prompts_left_out": len(monitored)} if monitored else {}
     return {"prompts": len(prompts), **left_out, "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
+
+
+def _evaluation_prompts(c: Context) -> tuple[list[Prompt], list[Prompt]]:
+    """Return the monitor's prompts, on which the policy's weights were selected, and the prompts to evaluate on."""
+    prompts = list(read(c, "eval_prompts", Prompt))
+    if not is_watched(c.recipe):
+        return [], prompts
+    return split_monitored(prompts, c.recipe.policy.watch.prompts, c.recipe.seed)
 
 
 def report_stage(c: Context) -> dict[str, int]:
@@ -229,9 +204,9 @@ def each(
     item_id: Callable[[T], str] | None = None,
     failure_of: Callable[[R], str | None] = lambda result: None,
 ) -> AsyncIterator[R]:
-    """Run items through the current stage with the recipe's limits, and show progress. Items are taken as there is room, never all at once.
+    """Process items with the recipe's limits, and show progress. Items are streamed, with at most `window` in progress.
 
-    Results of a try that was stopped are taken up from the journal of that `name`, which gets the new ones too.
+    Results are written to the journal called `name`, and results of an interrupted run are reused from it.
     """
     c.reporter.progress(0, total)
     named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
@@ -252,7 +227,7 @@ def each(
 
 
 async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
-    """Write results to one of the run's files; it appears whole when the last has come."""
+    """Write results to one of the run's files, atomically. Returns their number."""
     count = 0
     with record_writer(c.run.data(name)) as write:
         async for result in results:
@@ -261,22 +236,9 @@ async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
     return count
 
 
-async def open_judge(c: Context) -> Judge:
-    """Return the run's judge, with its calibration if the recipe names one."""
-    config = c.recipe.feedback
-    calibration = calibration_of(config, c.workspace.root)
-    model = await c.model(judge_spec(c.recipe))
-    return Judge(config, c.constitution, model, c.templates, c.recipe.seed, c.settings_hash, calibration)
-
-
 def judge_sources(recipe: Recipe) -> list[str]:
-    """Return the workspace files that decide what the judge says, beside its model and the constitution."""
+    """Return the workspace files that affect the judge, besides its model and the constitution."""
     return [recipe.feedback.calibration] if recipe.feedback.calibration else []
-
-
-def judge_spec(recipe: Recipe) -> ModelSpec:
-    """Return the model that judges: the recipe's judge, or the run's own model."""
-    return recipe.feedback.judge or recipe.model
 
 
 STAGES: tuple[Stage, ...] = (
@@ -297,7 +259,7 @@ STAGES: tuple[Stage, ...] = (
         writes=lambda r: ("data/traces.jsonl", "data/sft.jsonl", "data/revision_pairs.jsonl"),
         settings=lambda r: (r.critique, r.feedback),
         sources=judge_sources,
-        models=lambda r: (r.model, judge_spec(r)),
+        models=lambda r: (r.model, r.judge),
         uses_constitution=True,
         uses_templates=True,
     ),
@@ -328,7 +290,7 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
         writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,
-        models=lambda r: (judge_spec(r),),
+        models=lambda r: (r.judge,),
         uses_constitution=True,
         uses_templates=True,
         sources=lambda r: [*judge_sources(r), *([r.feedback.bench_pairs] if r.feedback.bench_pairs else [])],
@@ -354,11 +316,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "policy",
         policy_stage,
-        reads=policy_reads,
+        reads=lambda r: METHODS.get(r.policy.method).reads(r),
         writes=lambda r: ("models/policy",),
-        settings=policy_settings,
-        sources=lambda r: judge_sources(r) if r.policy.method == "online-dpo" else [],
-        models=lambda r: (r.trained, judge_spec(r)) if r.policy.method in (*ONLINE, "online-dpo") else (r.trained,),
+        settings=lambda r: METHODS.get(r.policy.method).settings(r),
+        sources=lambda r: METHODS.get(r.policy.method).sources(r),
+        models=lambda r: METHODS.get(r.policy.method).models(r),
         trains=True,
         together=True,
         uses_constitution=True,
@@ -371,10 +333,10 @@ STAGES: tuple[Stage, ...] = (
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (
             (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
-            r.policy.watch.prompts if r.watched else None,
+            r.policy.watch.prompts if is_watched(r) else None,
         ),
         sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
-        models=lambda r: (r.trained, judge_spec(r)),
+        models=lambda r: (r.trained, r.judge),
         trains=True,
         uses_constitution=True,
         uses_templates=True,

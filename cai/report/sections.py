@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cai.core.manifest import STAGE_NAMES
 from cai.core.text.refusals import is_refusal
 from cai.data.balance import SourceBalance
 from cai.judge.bench import ProtocolResult
@@ -14,7 +15,6 @@ from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportDat
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
-STAGES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
 MODELS = ("base", "sft", "policy")
 NAMES = {
     "win_rate_by_judge": "Preferred to base by the judge",
@@ -158,7 +158,7 @@ def stage_rows(data: ReportData) -> list[StageRow]:
         failed[group.stage] = failed.get(group.stage, 0) + group.count
     longest = max((s.seconds for s in entries.values()), default=0.0) or 1.0
     rows = []
-    for name in (*STAGES, *(n for n in entries if n not in STAGES)):
+    for name in (*STAGE_NAMES, *(n for n in entries if n not in STAGE_NAMES)):
         s = entries.get(name)
         if s is None:
             rows.append(StageRow(name, "not run", 0.0, 0.0, 0, 0, 0, 0, 0.0, failed.get(name, 0), "", ""))

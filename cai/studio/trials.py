@@ -4,13 +4,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
 from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ConstitutionError, DataError
 from cai.records import Constitution, PromptKind
+from cai.session import Session, settings
 from cai.studio.jobs import Job
-from cai.workbench.consequences import compared
-from cai.workbench.trial import chosen, trying
+from cai.workbench.consequences import compare_on_sample
+from cai.workbench.trial import chosen, steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,10 @@ class TrialRequest:
 
     model: str | None = None
     recipe: Path | None = None
+
+    def session(self, workspace: Workspace, reporter: Reporter) -> Session:
+        """Return a session with these settings."""
+        return Session(recipe=settings(model=self.model, recipe=self.recipe, name="studio"), workspace=workspace, reporter=reporter)
 
 
 def preview(
@@ -41,8 +47,9 @@ def preview(
 
     async def work(job: Job) -> None:
         job.note = "asking the model"
-        async for step in trying(prompt, used, workspace, job, kind=kind, model=asking.model, recipe=asking.recipe):
-            job.parts.append(step)
+        async with asking.session(workspace, job) as session:
+            async for step in steps(prompt, used, session, kind=kind):
+                job.parts.append(step)
 
     return work
 
@@ -72,10 +79,9 @@ def comparison(
 
     async def work(job: Job) -> None:
         job.note = "asking the model"
-        if run is not None:
-            job.parts.append(await compared(before, draft, workspace, job, sample, run=run))
-        else:
-            job.parts.append(await compared(before, draft, workspace, job, sample, model=asking.model, recipe=asking.recipe))
+        opened = asking.session(workspace, job) if run is None else Session(recipe=settings(run=run), workspace=workspace, reporter=job)
+        async with opened as session:
+            job.parts.append(await compare_on_sample(before, draft, session, sample, run=run))
 
     return work
 

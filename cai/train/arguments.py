@@ -1,4 +1,4 @@
-"""From a recipe's training block to what TRL and PEFT take. Every default is the recipe's; what is fixed here says why."""
+"""Convert a recipe's training block into arguments of TRL and PEFT. All defaults are in the recipe."""
 
 import math
 import os
@@ -12,27 +12,27 @@ from cai.recipe import LoraSpec, TrainSpec
 
 
 def total_steps(config: TrainSpec, examples: int, processes: int = 1) -> int:
-    """Return the number of optimizer steps, counted as `transformers.Trainer` counts them.
+    """Return the number of optimizer steps, counted as in `transformers.Trainer`.
 
     Args:
         config: epochs, batch size and accumulation.
-        examples: how many there are; above 0.
-        processes: data-parallel processes.
+        examples: number of examples, above 0.
+        processes: number of data-parallel processes.
     """
     batches = math.ceil(examples / (config.batch_size * processes))
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.gradient_accumulation)))
 
 
 def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed: int) -> dict[str, Any]:
-    """Return the arguments that SFT, reward and DPO training share.
+    """Return the training arguments that all methods share.
 
-    bfloat16 means: base weights in bfloat16, trained weights and their optimizer state in float32, the forward pass under autocast.
-    The trained weights move by less than bfloat16 can tell apart. nf4 is the same over a 4-bit base.
+    bfloat16 means: base weights in bfloat16, trained weights and optimizer state in float32, forward pass under autocast. Updates of the
+    trained weights are smaller than bfloat16's resolution. nf4 is the same over a 4-bit base.
 
     Args:
         config: the recipe's block.
-        examples: how many there are after filtering; above 0.
-        checkpoints: where they go.
+        examples: number of examples after filtering, above 0.
+        checkpoints: folder for checkpoints.
         seed: decides the adapter's initial weights and the order of the data.
     """
     import torch
@@ -54,31 +54,31 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
         "data_seed": seed,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
-        "save_total_limit": 2,  # one may be torn
+        "save_total_limit": 2,  # the last one may be incomplete after a kill
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "logging_nan_inf_filter": False,  # `ProgressCallback` must see a loss that is not finite
         "report_to": "none",
         "disable_tqdm": True,
         "push_to_hub": False,
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # the rows are already what the trainer needs, and the collators of pairs read columns that `forward` doesn't name
+        # the collators of pairs read columns that are not arguments of `forward`
         "remove_unused_columns": False,
     }
 
 
 def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: str = "default") -> Any:
-    """Return the model with a new adapter on it, the only thing that trains.
+    """Return the model with a new LoRA adapter, the only trainable part.
 
     Args:
-        model: the base.
+        model: the base model.
         lora: the recipe's block.
-        scorer: the adapter of a reward model, whose scalar head is trained whole and saved with it.
-        name: what to call the adapter, where several share a base.
+        scorer: whether the model is a reward model, whose scalar head is then also trained and saved with the adapter.
+        name: name of the adapter, if several share a base model.
 
     Raises:
-        TrainingError: no module has a name that `lora.target_modules` gives.
+        TrainingError: no module's name matches `lora.target_modules`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -97,13 +97,13 @@ def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: 
         return get_peft_model(model, config, adapter_name=name)
     except ValueError as e:
         raise TrainingError(
-            f"lora.target_modules: {lora.target_modules!r} fits no module of the model ({e}).\n"
-            f"Fix: all-linear, or some of: {' '.join(_linear_names(model))}"
+            f"lora.target_modules: {lora.target_modules!r} matches no module of the model ({e}).\n"
+            f"Fix: use all-linear, or some of: {' '.join(_linear_names(model))}"
         ) from e
 
 
 def _linear_names(model: Any) -> list[str]:
-    """Return the names that the linear modules of a model's layers have. PEFT's own `all-linear` can't be limited to some layers."""
+    """Return the names of the linear modules in a model's layers. PEFT's own `all-linear` can't be limited to some layers."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 

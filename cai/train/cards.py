@@ -1,4 +1,4 @@
-"""Model cards: the README.md beside an adapter, in the Hub's format. What is known is written down; what isn't is not made up."""
+"""Model cards: the README.md in an adapter's folder, in the Hub's format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,44 +14,45 @@ from cai.train.checkpoints import TrainResult
 
 TITLES = {"sft": "SFT policy", "reward": "Reward model", "policy": "Policy"}
 USES = {
-    "sft": "Trained to imitate revised responses. It is the start and the reference of preference training.",
+    "sft": "Trained to imitate revised responses. Preference training starts from it, and uses it as the reference.",
     "reward": "Scores a response to a conversation with one number; only differences between responses to the same prompt mean anything.",
     "policy": "Trained on preferences judged under a constitution.",
 }
 LIMITS = {
-    "sft": "It learned to sound like its revisions, and no better than they are. A small model revises poorly.",
+    "sft": "It imitates its training revisions, and is no better than they are. A small model revises poorly.",
     "reward": (
-        "It learned who wins in its training pairs, by whatever tells them apart: length, tone, a refusal's first words. Outside of "
-        "prompts like those, and against a policy trained to please it, its scores mislead. Labels by an AI judge are the judge's opinions."
+        "It learned to predict the preferred response in its training pairs from any feature that helps: length, tone, the first words "
+        "of a refusal. Its scores are unreliable on other kinds of prompts, and for a policy trained to maximise them. Labels by an AI "
+        "judge contain that judge's errors."
     ),
     "policy": (
-        "It is as harmless, or as evasive, as its labels made it. Labels by an AI judge carry that judge's errors. "
-        "No adapter makes a model safe against someone who sets out to misuse it."
+        "It is as harmless, or as evasive, as its labels. Labels by an AI judge contain that judge's errors. "
+        "No adapter makes a model safe against deliberate misuse."
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What a card says."""
+    """The contents of a model card."""
 
     kind: str
     """`sft`, `reward` or `policy`."""
     base: str
     method: str
     sources: dict[str, int]
-    """Examples given, by source."""
+    """Number of training examples by source."""
     config: TrainSpec
     result: TrainResult
     seed: int
     measured: dict[str, str] = field(default_factory=dict)
-    """Results on data that was not trained on, as text with n and interval."""
+    """Results on held-out data, as text with n and confidence interval."""
     data_slice: str = ""
-    """What of the whole training data it saw, where it is one of several."""
+    """The part of the training data that it was trained on, for a member of an ensemble."""
 
 
 def preference_sources(preferences: Sequence[Preference]) -> dict[str, int]:
-    """Count pairs by who labelled them."""
+    """Count pairs by the source of their labels."""
     counts: dict[str, int] = {}
     for preference in preferences:
         counts[preference.source] = counts.get(preference.source, 0) + 1
@@ -59,7 +60,7 @@ def preference_sources(preferences: Sequence[Preference]) -> dict[str, int]:
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write `README.md` into an adapter's folder."""
+    """Write `README.md` into an adapter's folder, from rank 0 only."""
     from cai.train.running import is_first_process
 
     if is_first_process():
@@ -67,7 +68,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def render_card(facts: CardFacts) -> str:
-    """Return the card as Markdown with the Hub's metadata block."""
+    """Return the card as Markdown, with the Hub's metadata block."""
     result = facts.result
     settings = {k: v for k, v in msgspec.to_builtins(facts.config).items() if k != "lora"}
     settings |= {f"lora.{k}": v for k, v in msgspec.to_builtins(facts.config.lora).items()} | {"seed": facts.seed, "steps": result.steps}

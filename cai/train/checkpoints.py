@@ -1,8 +1,8 @@
-"""What makes a training resumable: which checkpoints are whole, whether they belong to this training, and whether it is finished.
+"""Checkpoints and results of a training: which checkpoints are complete and belong to this training, and whether it has finished.
 
-Everything hangs on two marker files, each written last and at once. `training.json` in the output folder says that a training is
-finished, with what result. A checkpoint without its own marker was torn by a kill, and is removed. Both carry the fingerprint of
-the training (settings, model, token ids, labels, seed), so that a changed one never goes on from another's weights.
+Two marker files, each written last and atomically, record this. `training.json` in the output folder marks a finished training and holds
+its result. A checkpoint without its marker is incomplete, because the training was killed, and is removed. Both markers hold the
+training's fingerprint (settings, model, token ids, labels, seed), so that a changed training never resumes from another's weights.
 """
 
 import re
@@ -15,22 +15,24 @@ import msgspec
 from cai.core.jsonl import NOT_JSON, write_text
 
 FINISHED = "training.json"
-WHOLE = "cai_checkpoint.json"
+COMPLETE = "cai_checkpoint.json"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training did. `dropped` says how many examples were left out, by reason; `metrics` are the last step's and the total's."""
+    """Result of a training."""
 
     steps: int
     examples: int
     dropped: dict[str, int] = field(default_factory=dict)
+    """Number of dropped examples by reason."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last step and of the whole training."""
     seconds: float = 0.0
-    """Of this process: less than the whole where a killed training went on."""
+    """Wall-clock time of this process, without the time before a resume."""
     resumed_from: int = 0
-    """The step that it went on from; 0 where it started at the beginning."""
+    """The step that it was resumed from; 0 if it started from the beginning."""
 
 
 class _Finished(msgspec.Struct):
@@ -38,51 +40,51 @@ class _Finished(msgspec.Struct):
     result: TrainResult
 
 
-class _Whole(msgspec.Struct):
+class _Complete(msgspec.Struct):
     fingerprint: str
 
 
 def finished_result(out: Path, fingerprint: str) -> TrainResult | None:
-    """Return the result of this training if `out` holds it finished, adapter and all; else None."""
+    """Return the result of this training if it has finished in `out` and its adapter is there; else None."""
     try:
         finished = msgspec.json.decode((out / FINISHED).read_bytes(), type=_Finished)
     except (OSError, *NOT_JSON):
         return None
-    whole = finished.fingerprint == fingerprint and (out / "adapter_model.safetensors").exists()
-    return finished.result if whole else None
+    is_valid = finished.fingerprint == fingerprint and (out / "adapter_model.safetensors").exists()
+    return finished.result if is_valid else None
 
 
 def mark_finished(out: Path, fingerprint: str, result: TrainResult) -> None:
-    """Say that `out` is complete. The last thing a training writes; its checkpoints go after."""
+    """Mark `out` as finished, as the last file that a training writes, and remove its checkpoints."""
     write_text(out / FINISHED, msgspec.json.format(msgspec.json.encode(_Finished(fingerprint, result)), indent=2).decode() + "\n")
     remove_checkpoints(out)
 
 
-def mark_whole(checkpoint: Path, fingerprint: str) -> None:
-    """Say that a checkpoint is complete. The last thing written into it."""
-    write_text(checkpoint / WHOLE, msgspec.json.encode(_Whole(fingerprint)).decode())
+def mark_complete(checkpoint: Path, fingerprint: str) -> None:
+    """Mark a checkpoint as complete. Call it after everything else is written."""
+    write_text(checkpoint / COMPLETE, msgspec.json.encode(_Complete(fingerprint)).decode())
 
 
 def last_checkpoint(out: Path, fingerprint: str) -> Path | None:
-    """Return the newest whole checkpoint of this training, after removing those that are torn or belong to another; else None."""
-    found: dict[int, Path] = {}
+    """Return the newest complete checkpoint of this training, or None. Removes incomplete checkpoints and those of other trainings."""
+    complete: dict[int, Path] = {}
     for folder in sorted(checkpoint_folder(out).glob("checkpoint-*")):
         try:
-            whole = msgspec.json.decode((folder / WHOLE).read_bytes(), type=_Whole).fingerprint == fingerprint
+            usable = msgspec.json.decode((folder / COMPLETE).read_bytes(), type=_Complete).fingerprint == fingerprint
         except (OSError, *NOT_JSON):
-            whole = False
-        if whole and (match := _CHECKPOINT.match(folder.name)):
-            found[int(match[1])] = folder
+            usable = False
+        if usable and (match := _CHECKPOINT.match(folder.name)):
+            complete[int(match[1])] = folder
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    return found[max(found)] if found else None
+    return complete[max(complete)] if complete else None
 
 
 def prune_checkpoints(out: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints of a training, for a trainer that has no such thing of its own."""
-    found = {int(match[1]): folder for folder in checkpoint_folder(out).glob("checkpoint-*") if (match := _CHECKPOINT.match(folder.name))}
-    for step in sorted(found)[:-keep]:
-        shutil.rmtree(found[step], ignore_errors=True)
+    """Remove all but the newest `keep` checkpoints of a training."""
+    folders = {int(match[1]): folder for folder in checkpoint_folder(out).glob("checkpoint-*") if (match := _CHECKPOINT.match(folder.name))}
+    for step in sorted(folders)[:-keep]:
+        shutil.rmtree(folders[step], ignore_errors=True)
 
 
 def checkpoint_folder(out: Path) -> Path:

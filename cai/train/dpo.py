@@ -1,8 +1,10 @@
-"""Direct preference optimization (arXiv 2305.18290) from the SFT adapter, with that adapter as the reference, and its family.
+"""Direct preference optimization (DPO, arXiv 2305.18290) and its variants. The SFT adapter is the start and the reference.
 
-Departures from the paper: labels are probabilities and examples have weights (see `cai.train.losses`); policy and reference share one
-base model and differ in their adapters only, so two models fit in the memory of one; the prompt of a pair runs once for both sides
-(see `cai.train.packing`).
+Departures from the paper:
+
+1. Labels are probabilities, and examples have weights (see `cai.train.losses`).
+2. Policy and reference are adapters on one base model, so two models fit in the memory of one.
+3. The prompt of a pair is run once for both sides (see `cai.train.packing`).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +25,10 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -42,22 +44,22 @@ def train_dpo(
     on_log: OnLog | None = None,
     *,
     reference: Path | None = None,
-    watching: MonitorSpec | None = None,
+    monitor_spec: MonitorSpec | None = None,
 ) -> TrainResult:
     """Train the policy on preferences, and save its adapter in `out` with tokenizer, model card and log.
 
-    Resumes and repeats as `train_sft` does.
+    Resumes after a kill, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        config: the recipe's `policy` block. `config.lora` is without effect where there is an SFT adapter: the policy has its shape.
-        model: the base model; its own adapter, if any, is not used.
-        sft_adapter: where the policy starts, and its reference; None starts a new adapter, with the bare base as the reference.
+        config: the recipe's `policy` block. `config.lora` has no effect with an SFT adapter: the policy has that adapter's shape.
+        model: the base model. Its own adapter, if any, is not used.
+        sft_adapter: the policy's start and its reference; None starts from a new adapter, with the base model as the reference.
         preferences: judged pairs; at least one that fits `config.max_length`.
         out: folder for the adapter.
-        seed: decides the order, and a new adapter's initial weights.
+        seed: decides the order, and the initial weights of a new adapter.
         on_log: called after each step, with `rewards/margins`, `rewards/accuracies`, `rewards/chosen`, `rewards/rejected`, `loss`.
-        reference: another adapter of the same shape as the reference, for later rounds of online DPO.
-        watching: looks for over-optimisation as it trains; None looks for nothing.
+        reference: another adapter of the same shape to use as the reference, for later rounds of online DPO.
+        monitor_spec: the over-optimization monitor; None turns it off.
 
     Raises:
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
@@ -75,7 +77,7 @@ def train_dpo(
         encode=lambda tokenizer: dpo_rows(tokenizer, preferences, config.max_length),
         build=dpo_trainer,
         reference=reference,
-        watching=watching,
+        monitor_spec=monitor_spec,
     )
 
 
@@ -92,43 +94,43 @@ def train_policy(
     encode: Callable[[Any], tuple[list[dict[str, Any]], dict[str, int]]],
     build: Callable[..., Any],
     reference: Path | None = None,
-    watching: MonitorSpec | None = None,
+    monitor_spec: MonitorSpec | None = None,
 ) -> TrainResult:
-    """Train a policy against a reference on rows made from preferences: what `train_dpo` and `train_kto` share.
+    """Train a policy against a reference on rows made from preferences. Shared by `train_dpo` and `train_kto`.
 
     Args:
-        config: as for `train_dpo`, and so are `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference` and `watching`.
-        name: of the method, for the card.
-        encode: from the tokenizer to rows, and how many pairs were left out and why.
-        build: makes the trainer, as `dpo_trainer` does.
+        config: see `train_dpo`, also for `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference` and `monitor_spec`.
+        name: name of the method, for the card.
+        encode: returns the rows for a tokenizer, and the number of dropped pairs by reason.
+        build: returns the trainer, as `dpo_trainer` does.
     """
     from cai.models.local.loading import load_tokenizer, model_fingerprint
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
     rows, dropped = encode(tokenizer)
-    starts: list[Any] = [model_fingerprint(start)]
+    identities: list[Any] = [model_fingerprint(start)]
     if reference is not None:
-        starts.append(model_fingerprint(replace(start, adapter=str(reference))))
-    if watching is not None:
-        starts.append(watching.by)
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, starts)
+        identities.append(model_fingerprint(replace(start, adapter=str(reference))))
+    if monitor_spec is not None:
+        identities.append(monitor_spec.identity)
+    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identities)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():
         trainer = build(config, start, tokenizer, rows, out, seed, reference)
-        watch = None if watching is None else watching.load()
-    if watching is not None and watch is not None:
-        from cai.train.rl.trainers import WatchCallback
+        monitor = None if monitor_spec is None else monitor_spec.load()
+    if monitor_spec is not None and monitor is not None:
+        from cai.train.rl.trainers import MonitorCallback
 
-        trainer.add_callback(WatchCallback(watch, trainer, out, watching.max_tokens, watching.warn))
+        trainer.add_callback(MonitorCallback(monitor, trainer, out, monitor_spec.max_tokens, monitor_spec.warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    chosen = restore_best(watch, out) if watch is not None and is_first_process() else None
-    of = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"{name}, reference: {of if reference is None else f'the adapter in {reference.name}'}"
-    measured = {} if chosen is None else {"chosen by gold reward": f"step {chosen} of {result.steps}"}
+    best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
+    first_reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
+    method = f"{name}, reference: {first_reference if reference is None else f'the adapter in {reference.name}'}"
+    measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed, measured))
     finish(out, fingerprint, result)
     return result
@@ -143,7 +145,7 @@ def dpo_trainer(
     seed: int,
     reference: Path | None = None,
 ) -> Any:
-    """Return TRL's trainer with policy, reference and rows in place, ready to train."""
+    """Return TRL's trainer with policy, reference and rows, ready to train."""
     from datasets import Dataset
     from trl import DPOConfig as DPOArguments
 
@@ -154,8 +156,8 @@ def dpo_trainer(
     arguments = DPOArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         beta=config.beta,
-        loss_type=["sigmoid"],  # which loss it is, is ours to see to
-        max_length=None,  # too long rows are already out
+        loss_type=["sigmoid"],  # unused: `SoftDPORun` computes the loss
+        max_length=None,  # rows that are too long were dropped already
     )
     longest = max(len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows)
     packed = share_prompts(policy, config.share_prompt, longest)
@@ -174,7 +176,7 @@ def dpo_trainer(
 
 
 def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
-    """Return the base with the adapter that training goes on from, or with a new one. Raises `ModelError`."""
+    """Return the base model with a trainable adapter: the one in `start`, or a new one. Raises `ModelError`."""
     from peft import PeftModel
     from transformers import set_seed
 
@@ -184,18 +186,18 @@ def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
     base = load_causal_lm(replace(start, adapter=None), trainable=True)
     if start.adapter is None:
         return with_new_adapter(base, config.lora)
-    # without is_trainable nothing would train, and nothing complain
+    # without is_trainable no weight would train, and no error would be raised
     return PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
 
 
 def set_reference(policy: Any, reference: Path | None) -> None:
-    """Set the frozen copy that TRL made of the policy's first adapter.
+    """Set the reference adapter, TRL's frozen copy of the policy's first adapter.
 
-    To another adapter where one is named; else the policy starts at exactly the copy's weights: over a 4-bit base TRL rounds the
-    policy's to bfloat16, and those only.
+    With `reference`, its weights are copied into the reference adapter. Otherwise the policy is set to exactly the weights of the copy,
+    because over a 4-bit base TRL rounds the policy's weights to bfloat16, but not the copy's.
 
     Raises:
-        ModelError: the other adapter has not the policy's shape.
+        ModelError: the adapters have different shapes.
     """
     if "ref" not in policy.peft_config:
         return
@@ -211,14 +213,14 @@ def set_reference(policy: Any, reference: Path | None) -> None:
 
 
 def _adapter_weights(policy: Any, folder: Path) -> dict[str, Any]:
-    """Return an adapter's saved weights by their names in the model, after checking that they are the policy's adapter's in shape."""
+    """Return an adapter's saved weights by their names in the model. Raises `ModelError` if their shapes differ from the policy's."""
     from safetensors.torch import load_file
 
     weights = load_file(folder / "adapter_model.safetensors")
     wanted = {n.replace(".default.", "."): p.shape for n, p in policy.named_parameters() if ".default." in n}
     if {n: w.shape for n, w in weights.items()} != wanted:
         raise ModelError(
-            f"{folder}: this adapter has other layers or another rank than the policy's, so it can't be its reference.\n"
+            f"{folder}: this adapter's layers or rank differ from the policy's, so it can't be its reference.\n"
             "Fix: name the adapter that the policy was first trained from"
         )
     return weights

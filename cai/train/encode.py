@@ -1,8 +1,8 @@
-"""From records to token ids: what each trainer sees, exactly as the model sees it when it answers.
+"""Encode records as token ids for the trainers, exactly as the model sees them at inference.
 
-The prompt is rendered with the tokenizer's chat template and tokenized alone, as it is at inference; the completion follows, up to
-and including the end of the turn. TRL tokenizes prompt and completion in one go instead and looks for where they part, which can
-merge a token across the border; and it cuts or drops long examples without counting. Here whatever is left out is counted.
+The prompt is rendered with the tokenizer's chat template and tokenized alone, as at inference. The completion follows, up to and
+including the end-of-turn token. TRL tokenizes prompt and completion together, which can merge a token across the border, and it truncates
+or drops long examples without counting them. Here every dropped example is counted, by reason.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ IGNORED = -100
 def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
     """Return the token ids of a conversation and of the assistant's next turn, which ends with the end-of-turn token.
 
-    A template that renders a finished turn unlike an open one gets the completion and the tokenizer's end token, which is what the
-    model writes at inference.
+    Some templates render the conversation differently once the turn is complete. The turn is then the completion and the tokenizer's end
+    token, which is what the model generates at inference.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         messages: the conversation up to the turn.
-        completion: the turn's text.
+        completion: text of the turn.
 
     Raises:
         TrainingError: the template can't render the conversation.
@@ -38,7 +38,7 @@ def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str) ->
     if not full.startswith(prompt):
         return prompt_ids, [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     ids = tokenizer(full[len(prompt) :], add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id in ids:  # templates may write a line break after it, which the model never gets to write
+    if tokenizer.eos_token_id in ids:  # some templates add a line break after it, which the model never generates
         ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
     return prompt_ids, ids
 
@@ -52,18 +52,18 @@ def _render(tokenizer: Any, chat: list[dict[str, str]], add_generation_prompt: b
         roles = " ".join(m["role"] for m in chat)
         raise TrainingError(
             f"the model's chat template can't render a conversation with the roles {roles}: {e}\n"
-            "Fix: leave out the roles it doesn't know (often `system`), or train a model whose template knows them"
+            "Fix: remove the roles that the template doesn't support (often `system`), or train a model whose template supports them"
         ) from e
 
 
 def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return rows with `input_ids` and `labels` (the prompt masked), and how many examples were left out and why.
+    """Return rows with `input_ids` and `labels` (the prompt masked), and the number of dropped examples by reason.
 
     Args:
-        tokenizer: with a chat template.
-        examples: what to imitate.
-        max_length: longest prompt plus completion in tokens; longer ones are left out, because a completion that is cut teaches the
-            model not to end.
+        tokenizer: a tokenizer with a chat template.
+        examples: prompts with the completions to imitate.
+        max_length: longest prompt plus completion, in tokens. Longer examples are dropped, because a truncated completion teaches the
+            model not to end its turn.
 
     Raises:
         TrainingError: nothing is left.
@@ -82,10 +82,9 @@ def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) ->
 
 
 def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and how many pairs were left out and why.
+    """Return rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and the number of dropped pairs by reason.
 
-    A pair is left out when either side is longer than `max_length` tokens with its prompt: a cut on one side only would shift the
-    balance of the two.
+    A pair is dropped if either side is longer than `max_length` tokens with its prompt: truncating only one side would bias the comparison.
 
     Raises:
         TrainingError: nothing is left.
@@ -104,15 +103,15 @@ def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int)
 def reward_rows(
     tokenizer: Any, preferences: Sequence[Preference], max_length: int, margin: float = 0.0
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return rows with `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and how many pairs were left out and why.
+    """Return rows with `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and the number of dropped pairs by reason.
 
-    A conversation longer than `max_length` tokens loses its beginning: the response, which is what is judged, is at the end.
+    A conversation longer than `max_length` tokens is truncated on the left, because the response, which is judged, is at the end.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         preferences: judged pairs.
         max_length: longest conversation with its response, in tokens.
-        margin: where it is above 0, rows have a `margin` too: |2p − 1| of it.
+        margin: if above 0, rows also have a `margin`: |2p − 1| times this.
 
     Raises:
         TrainingError: nothing is left.
@@ -132,20 +131,19 @@ def reward_rows(
 
 
 def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return two rows of each pair, and how many pairs were left out and why.
+    """Return two rows per pair, and the number of dropped pairs by reason.
 
-    Rows have `prompt_ids`, `completion_ids`, `p_desirable`, `weight`, and `KL_completion_ids`: a completion of another prompt, from which
-    KTO estimates how far the policy is from its reference. It is set here and not from neighbours in a batch, so that neither the size of
-    batches nor the number of processes changes the estimate's terms.
+    Rows have `prompt_ids`, `completion_ids`, `p_desirable`, `weight`, and `KL_completion_ids`: a completion of another prompt, with which
+    KTO estimates the KL to the reference. It is chosen here, not from neighbours in a batch, so that it does not depend on the batch size
+    or the number of processes.
 
-    A label is taken for what it says of each side: chosen is desirable with probability `p_chosen`, rejected with the rest. Both are
-    left out where `dpo_rows` would, so that both methods see the same pairs.
+    Chosen is desirable with probability `p_chosen`, rejected with probability 1 − `p_chosen`. The same pairs are dropped as in `dpo_rows`.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         preferences: judged pairs.
-        max_length: longest prompt plus completion in tokens.
-        seed: of the rows' order, in which TRL takes them.
+        max_length: longest prompt plus completion, in tokens.
+        seed: decides the order of the rows, which TRL keeps.
 
     Raises:
         TrainingError: nothing is left.
@@ -157,17 +155,17 @@ def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int,
         for side, p in (("chosen_ids", pair["p_chosen"]), ("rejected_ids", 1.0 - pair["p_chosen"]))
     ]
     Random(seed).shuffle(rows)
-    return [{**row, "KL_completion_ids": _completion_from_elsewhere(rows, i)} for i, row in enumerate(rows)], dropped
+    return [{**row, "KL_completion_ids": _mismatched_completion(rows, i)} for i, row in enumerate(rows)], dropped
 
 
-def _completion_from_elsewhere(rows: Sequence[dict[str, Any]], i: int) -> list[int]:
-    """Return the completion of the nearest row before the i-th that has another prompt, or of the one before it where none is near."""
-    before = [rows[(i - k) % len(rows)] for k in range(1, 9)]  # before the first is the last; pairs of one prompt are rarely more
+def _mismatched_completion(rows: Sequence[dict[str, Any]], i: int) -> list[int]:
+    """Return the completion of the nearest of the 8 rows before the i-th with another prompt; of the row before it if there is none."""
+    before = [rows[(i - k) % len(rows)] for k in range(1, 9)]  # wraps around; a prompt rarely has more rows in sequence
     return next((row for row in before if row["prompt_ids"] != rows[i]["prompt_ids"]), before[0])["completion_ids"]  # type: ignore[no-any-return]
 
 
 def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Counter[str]) -> Any:
-    """Yield each pair with its ids; count those that carry no comparison."""
+    """Yield each pair with its token ids. Count and drop pairs with identical sides."""
     for preference in preferences:
         prompt_ids, chosen_ids = encode_turn(tokenizer, preference.prompt.messages, preference.chosen)
         _, rejected_ids = encode_turn(tokenizer, preference.prompt.messages, preference.rejected)
@@ -185,7 +183,7 @@ def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Co
 def _require(rows: list[dict[str, Any]], given: int, dropped: Counter[str], max_length: int) -> None:
     if not rows:
         why = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items()) or "none was given"
-        fix = f"raise max_length (now {max_length})" if dropped["too_long"] else "look at what the stages before have dropped, and why"
+        fix = f"raise max_length (now {max_length})" if dropped["too_long"] else "check what the earlier stages have dropped, and why"
         raise TrainingError(f"nothing to train on: of {given} examples none is left ({why}).\nFix: {fix}")
     if all(row.get("weight", 1.0) == 0.0 for row in rows):
         raise TrainingError(f"nothing to train on: all {len(rows)} pairs have weight 0.\nFix: give a source a weight above 0")

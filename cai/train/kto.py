@@ -1,8 +1,12 @@
-"""Kahneman–Tversky optimization (arXiv 2402.01306) on the same preferences as DPO, from the same start and against the same reference.
+"""Kahneman–Tversky optimization (KTO, arXiv 2402.01306) with the same preferences, starting adapter and reference model as DPO.
 
-A thin layer over TRL's `KTOTrainer`. Departures from the paper: each side of a judged pair is a single example, desirable with the
-probability that its label gives it (see `cai.train.losses`), so both λ are 1; weights as everywhere; and the completion that a prompt
-gets to estimate the divergence is set beforehand, where TRL and the paper take that of a neighbour in the batch.
+A thin layer over TRL's `KTOTrainer`. Departures from the paper:
+
+1. Each side of a judged pair is one example. It is desirable with the probability that the label gives it (see `cai.train.losses`), so
+   both λ are 1.
+2. Examples have weights.
+3. The mismatched completion that estimates the KL of a prompt is chosen before training. TRL and the paper take it from a neighbour in
+   the batch.
 """
 
 from collections.abc import Sequence
@@ -29,25 +33,24 @@ def train_kto(
     seed: int,
     on_log: OnLog | None = None,
     *,
-    watching: MonitorSpec | None = None,
+    monitor_spec: MonitorSpec | None = None,
 ) -> TrainResult:
-    """Train the policy on the two sides of preferences, and save it as `train_dpo` does.
+    """Train the policy on both sides of the preferences, and save it as `train_dpo` does.
 
     Args:
-        config: the recipe's `policy` block; `batch_size` counts completions, of which a pair gives two, and is at least 2. The
-            divergence is estimated from a batch of all processes, so gradient accumulation, other than in DPO, doesn't stand in for a
-            larger one.
-        model: as for `train_dpo`, and so are `sft_adapter`, `preferences`, `out`, `seed` and `watching`.
+        config: the recipe's `policy` block. `batch_size` counts completions (two per pair) and is at least 2. The KL is estimated over
+            one batch of all processes, so unlike in DPO, gradient accumulation is not equivalent to a larger batch.
+        model: see `train_dpo`, also for `sft_adapter`, `preferences`, `out`, `seed` and `monitor_spec`.
         on_log: called after each step, with `kl`, `rewards/margins`, `rewards/accuracies`, `loss`.
 
     Raises:
-        TrainingError: as `train_dpo`, or a batch holds a single completion, which is too few to estimate the divergence from.
+        TrainingError: as in `train_dpo`, or a batch has a single completion, which is too few to estimate the KL.
         ModelError: the model or the adapter can't be loaded.
     """
     if config.batch_size < 2:
         raise TrainingError(
-            "policy.batch_size is 1: KTO estimates how far the policy is from its reference over the completions of a batch.\n"
-            "Fix: batch_size 2 or more, with a higher gradient_accumulation if need be"
+            "policy.batch_size is 1: KTO estimates the KL to the reference over the completions of a batch.\n"
+            "Fix: set batch_size to 2 or more"
         )
     return train_policy(
         config,
@@ -60,7 +63,7 @@ def train_kto(
         name="KTO",
         encode=lambda tokenizer: kto_rows(tokenizer, preferences, config.max_length, seed),
         build=kto_trainer,
-        watching=watching,
+        monitor_spec=monitor_spec,
     )
 
 
@@ -73,7 +76,7 @@ def kto_trainer(
     seed: int,
     reference: Path | None = None,
 ) -> Any:
-    """Return TRL's trainer with policy, reference and rows in place, ready to train."""
+    """Return TRL's trainer with policy, reference and rows, ready to train."""
     from datasets import Dataset
     from trl import KTOConfig
 
@@ -82,7 +85,7 @@ def kto_trainer(
     arguments = KTOConfig(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         beta=config.beta,
-        max_length=None,  # too long rows are already out
+        max_length=None,  # rows that are too long were dropped already
     )
     trainer = SoftKTORun(
         model=load_policy(config, start, seed),

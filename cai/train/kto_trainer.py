@@ -1,6 +1,6 @@
-"""TRL's KTO trainer with soft labels and weights: see `cai.train.trainers`, which has what it shares with the others.
+"""TRL's KTO trainer with soft labels and example weights.
 
-Import it inside functions only: it loads torch and TRL.
+Import this module inside functions only: it loads torch and TRL.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from cai.train.trainers import CountsExamples, check_reference, completion_posit
 
 
 class SoftKTOCollator(DataCollatorForUnpairedPreference):  # type: ignore[misc]
-    """Pads single completions, and beside them each prompt with another's completion; carries their labels."""
+    """Pads completions, and each prompt with another prompt's completion for the KL estimate. Adds the labels to the batch."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return TRL's batch, with the labels `p_desirable` and `weight` (B,)."""
@@ -35,7 +35,7 @@ class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
         return dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return `kto_loss` of a batch; log the KL estimate, implicit rewards' margin, and accuracy against the labels."""
+        """Return `kto_loss` of a batch; log the KL estimate, the margin of implicit rewards, and accuracy against the labels."""
         p_B, weight_B = inputs["p_desirable"], inputs["weight"]
         with completion_positions_only():
             logps_B = self._logps(model, inputs, "")
@@ -48,17 +48,17 @@ class SoftKTORun(CountsExamples, KTOTrainer):  # type: ignore[misc]
         kl = self.accelerator.gather(kl_B).mean().clamp(min=0)
         if self.state.global_step == 0:
             check_reference(self.beta * logratio_B)
-        leaning_B = 2.0 * p_B - 1.0
-        self.note(
+        sign_B = 2.0 * p_B - 1.0  # from −1, undesirable, to 1, desirable
+        self.log_means(
             kl=kl.expand(len(p_B)),
-            rewards__margins=2.0 * self.beta * leaning_B * logratio_B,
-            rewards__accuracies=(leaning_B * logratio_B > 0),
+            rewards__margins=2.0 * self.beta * sign_B * logratio_B,
+            rewards__accuracies=(sign_B * logratio_B > 0),
         )
         loss = weighted_mean(kto_loss(logratio_B, kl, p_B, beta=self.beta), weight_B, self.count(num_items_in_batch))
         return (loss, None) if return_outputs else loss
 
     def _logps(self, model: Any, inputs: dict[str, Any], which: str) -> torch.Tensor:
-        """Return log-probabilities summed over the row's own (`""`) or another prompt's (`"KL_"`) completions, (B,)."""
+        """Return log-probabilities of the rows' own completions (`""`) or the mismatched ones (`"KL_"`), summed over tokens, (B,)."""
         tokens_BT, mask_BT = inputs[f"{which}input_ids"], inputs[f"{which}attention_mask"]
         labels_BT = tokens_BT.masked_fill(inputs[f"{which}completion_mask"] == 0, IGNORED)
         outputs = model(input_ids=tokens_BT, attention_mask=mask_BT, labels=labels_BT, fused_lm_head=True, use_cache=False)

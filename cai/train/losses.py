@@ -1,19 +1,18 @@
-"""The losses of preference learning, on plain tensors: no model, no trainer, no state.
+"""Losses of preference learning, as pure functions of tensors.
 
-Shapes: B is pairs in the batch. A label is a probability `p_chosen` in [0, 1], a weight is at least 0.
+Shapes: B is the number of pairs in the batch. A label is a probability `p_chosen` in [0, 1]; a weight is at least 0.
 
-Departures from the papers, and from TRL, which has neither soft labels nor weights:
+Departures from the papers and from TRL, which has neither soft labels nor weights:
 
 1. Labels are soft. The negative log-likelihood −log σ(x) of "chosen is better" becomes its expectation under the label,
-   −(p·log σ(x) + (1−p)·log σ(−x)); its minimum is where σ(x) = p. At p = 1 it is the paper's loss; at p = ½ it pulls x to 0.
+   −(p·log σ(x) + (1−p)·log σ(−x)), with its minimum at σ(x) = p. At p = 1 it is the paper's loss; at p = ½ it pulls x to 0.
 2. Weights multiply an example's whole loss, and the sum is divided by the *number* of examples, not by the sum of the weights. So a
-   weight means the same in whatever batch the example lands: a batch of ten examples of weight 0.1 moves the model a tenth as much as
-   ten of weight 1, and a batch of weight 0 doesn't move it. (Divided by the sum of the weights both would move it fully, or be 0/0.)
-   The number is that of the whole optimizer step, over all accumulated micro-batches and processes: 8 × 1 is 1 × 8, also when the last
-   micro-batch is short.
-3. The SFT term beside DPO is the mean over a completion's tokens and then over pairs. TRL takes the mean over all tokens of a
-   micro-batch, which gives long completions more say and makes 8 × 1 another loss than 1 × 8. On equal lengths they agree.
-4. In IPO a log-ratio is per token, as in TRL, whose authors had that from the paper's.
+   weight has the same effect in any batch: a batch of ten examples of weight 0.1 moves the model a tenth as much as ten of weight 1,
+   and a batch of weight 0 doesn't move it. The number is that of the whole optimizer step, over all accumulated micro-batches and
+   processes: 8 × 1 equals 1 × 8, also when the last micro-batch is short.
+3. The SFT term of DPO is the mean over a completion's tokens, then over pairs. TRL takes the mean over all tokens of a micro-batch, which
+   weights long completions more, and makes 8 × 1 differ from 1 × 8. With equal lengths the two agree.
+4. In IPO log-ratios are per token. TRL does the same, on the advice of the paper's authors.
 """
 
 from typing import TYPE_CHECKING
@@ -27,13 +26,12 @@ if TYPE_CHECKING:
 def soft_label_loss(x_B: "Tensor", p_chosen_B: "Tensor", margin_B: "Tensor | None" = None) -> "Tensor":
     """Return −(p·log σ(x − m) + (1−p)·log σ(−x − m)) for each pair: cross-entropy of a Bradley–Terry model under a soft label.
 
-    Swapping a pair (x → −x, p → 1−p) leaves it as it is.
+    Swapping a pair (x → −x, p → 1−p) doesn't change the loss.
 
     Args:
         x_B: log-odds that chosen is better, (B,); any real.
-        p_chosen_B: the label, (B,), in [0, 1]; 1 means chosen is certainly better, ½ that nothing is known. (`unsmoothed_label` may
-            leave that range.)
-        margin_B: how far apart the two must be before the loss fades (Llama 2, eq. 2), (B,), at least 0.
+        p_chosen_B: the label, (B,), in [0, 1]; 1: chosen is certainly better, ½: no preference. (`unsmoothed_label` may leave this range.)
+        margin_B: margin m of the loss (Llama 2, eq. 2), (B,), at least 0.
 
     Returns:
         (B,), at least 0 for labels in [0, 1], in float32 or better.
@@ -73,9 +71,9 @@ def reward_loss(
         rejected_B: scores of the rejected ones, (B,).
         p_chosen_B: labels in [0, 1], (B,).
         weight_B: at least 0, (B,).
-        center: coefficient of (chosen + rejected)², which keeps scores near 0 (arXiv 2312.09244, §2); 0 leaves them free.
-        margin_B: as in `soft_label_loss`.
-        count: as in `weighted_mean`.
+        center: coefficient of (chosen + rejected)², which keeps scores near 0 (arXiv 2312.09244, §2); 0 turns it off.
+        margin_B: see `soft_label_loss`.
+        count: see `weighted_mean`.
 
     Returns:
         A scalar.
@@ -87,22 +85,22 @@ def reward_loss(
 
 
 def smoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
-    """Return the label that a judge gives who flips a `flip` part of the labels p: p·(1−ε) + (1−p)·ε.
+    """Return the expected label if a fraction ε of the labels p is flipped: p·(1−ε) + (1−p)·ε.
 
-    At p = 1 it is the label 1−ε of conservative DPO (Mitchell 2023), which is so a special case of soft labels.
+    At p = 1 it is the label 1−ε of conservative DPO (Mitchell 2023), a special case of soft labels.
 
     Args:
         p_chosen_B: labels, (B,), in [0, 1].
-        flip: ε, the part of the labels that is wrong, in [0, ½).
+        flip: ε, the fraction of labels that is wrong, in [0, ½).
     """
     return p_chosen_B * (1.0 - flip) + (1.0 - p_chosen_B) * flip
 
 
 def unsmoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
-    """Return (p − ε) / (1 − 2ε), the inverse of `smoothed_label`: what the label was before a `flip` part was flipped.
+    """Return (p − ε) / (1 − 2ε), the inverse of `smoothed_label`: the label before a fraction ε was flipped.
 
     In a loss that is linear in the label this is robust DPO (arXiv 2403.00409, eq. 12), whose expectation over flipped labels is the
-    loss under the true ones. It leaves [0, 1] where p is surer than the flips allow: at p = 1 the loss falls without bound.
+    loss under the true labels. The result is outside [0, 1] for p < ε or p > 1 − ε: at p = 1 the loss is unbounded below.
 
     Args:
         p_chosen_B: labels, (B,), in [0, 1].
@@ -124,18 +122,21 @@ def dpo_loss(
 ) -> "Tensor":
     """Return a loss of the DPO family for each pair, under its soft label.
 
-    With m = chosen − rejected log-ratio: `sigmoid` (arXiv 2305.18290, eq. 7) is the cross-entropy of σ(β·m) under the label; `robust` the
-    same under the label that `unsmoothed_label` gives; `sigmoid_norm` the same as `sigmoid` on log-ratios per token; `ipo` (arXiv
-    2310.12036, eq. 17) is (m − 1/2β)² per token, and its expectation p·(m − 1/2β)² + (1−p)·(m + 1/2β)² has its minimum at m = (2p−1)/2β.
+    Let m = chosen − rejected log-ratio.
+
+    - `sigmoid` (arXiv 2305.18290, eq. 7): cross-entropy of σ(β·m) under the label.
+    - `robust`: the same, under the label from `unsmoothed_label`.
+    - `sigmoid_norm`: `sigmoid` with log-ratios per token.
+    - `ipo` (arXiv 2310.12036, eq. 17): p·(m − 1/2β)² + (1−p)·(m + 1/2β)² with log-ratios per token; its minimum is at m = (2p−1)/2β.
 
     Args:
         chosen_logratio_B: log π(chosen) − log π_ref(chosen), summed over the completion's tokens, in nats, (B,).
         rejected_logratio_B: the same for rejected, (B,).
         p_chosen_B: labels in [0, 1], (B,).
-        beta: inverse strength of the pull away from the reference, above 0; higher stays closer to it. The τ of `ipo`.
-        loss: which of the family.
-        label_smoothing: part of the labels that is taken to be flipped, in [0, ½). `robust` undoes the flips, the others expect them.
-        chosen_tokens_B: length of chosen in tokens, (B,), for `ipo` and `sigmoid_norm`, which go by token.
+        beta: strength of the pull towards the reference, above 0; higher stays closer to it. The τ of `ipo`.
+        loss: which loss.
+        label_smoothing: fraction of labels assumed to be flipped, in [0, ½). `robust` corrects for the flips, the others smooth the label.
+        chosen_tokens_B: length of chosen in tokens, (B,); needed by `ipo` and `sigmoid_norm`.
         rejected_tokens_B: the same for rejected.
 
     Returns:
@@ -145,7 +146,7 @@ def dpo_loss(
     p_B = unsmoothed_label(p_B, label_smoothing) if loss == "robust" else smoothed_label(p_B, label_smoothing)
     if loss in ("ipo", "sigmoid_norm"):
         if chosen_tokens_B is None or rejected_tokens_B is None:
-            raise ValueError(f"loss {loss} goes by token and needs the completions' lengths")
+            raise ValueError(f"loss {loss} is per token and needs the completions' lengths")
         chosen_B, rejected_B = chosen_B / chosen_tokens_B, rejected_B / rejected_tokens_B
     margin_B = chosen_B - rejected_B
     if loss == "ipo":
@@ -157,9 +158,9 @@ def dpo_loss(
 def imitation_loss(
     chosen_logps_B: "Tensor", rejected_logps_B: "Tensor", p_chosen_B: "Tensor", chosen_tokens_B: "Tensor", rejected_tokens_B: "Tensor"
 ) -> "Tensor":
-    """Return the negative log-likelihood per token of the better completion, in expectation under the label: the SFT term beside DPO.
+    """Return the SFT term of DPO: the negative log-likelihood per token of the better completion, in expectation under the label.
 
-    It keeps the likelihood of chosen from falling along with that of rejected (arXiv 2404.19733, eq. 2, and its p = 1).
+    It keeps the likelihood of chosen from falling with that of rejected. At p = 1 it is the term of arXiv 2404.19733, eq. 2.
 
     Args:
         chosen_logps_B: log π(chosen), summed over its tokens, (B,).
@@ -183,8 +184,8 @@ def kto_loss(logratio_B: "Tensor", kl: "Tensor", p_desirable_B: "Tensor", *, bet
     Args:
         logratio_B: r, log π − log π_ref of a completion, in nats, (B,).
         kl: z, the batch's estimate of KL(π‖π_ref), at least 0 and without gradient, a scalar.
-        p_desirable_B: probability that the completion is a desirable one, in [0, 1], (B,).
-        beta: how fast the value saturates, above 0.
+        p_desirable_B: probability that the completion is desirable, in [0, 1], (B,).
+        beta: rate at which the value saturates, above 0.
 
     Returns:
         (B,), in [0, 1].

@@ -1,14 +1,13 @@
-"""A batch of pairs as one row without padding, in which the prompt of each pair runs once (arXiv 2410.20305).
+"""Packed pairs: a batch of pairs as one row without padding, in which the prompt of each pair runs once (arXiv 2410.20305).
 
-The row holds, pair after pair, what both sides begin with (the prefix), then the rest of one side, then the rest of the other. The
-second side goes on from the prefix as if the first were not there: its position ids start again where the prefix ends, and it attends to
-the prefix and to itself only. Everything but attention works token by token and needs no change; attention is a function of ours
-under a name of its own, which transformers calls in place of its own (`AttentionInterface`). Gradients of both sides reach the prefix.
+For each pair, the row holds the common prefix of both sides, the rest of the first side, and the rest of the second. The second side
+continues the prefix: its position ids start at the end of the prefix, and it attends only to the prefix and to itself. Only attention
+needs a change; `pair_attention` is registered with transformers (`AttentionInterface`). The prefix receives gradients from both sides.
 
-Whether a model honours position ids and the attention function is not taken from its name but tried: `shares_prompts` runs two made-up
-pairs both ways. A model that doesn't is trained on padded rows instead.
+`share_prompts` tests whether a model honours position ids and the attention function: it runs two random pairs both ways. A model that
+gives other results is trained on padded rows.
 
-Departures from the paper: no padding at all, and no mask over the whole row, whose size would be quadratic in the batch.
+Departures from the paper: there is no padding, and no mask over the whole row, whose size would be quadratic in the batch.
 """
 
 import contextlib
@@ -25,17 +24,17 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 ATTENTION = "cai_pairs"
 PairLengths = tuple[tuple[int, int, int], ...]
-"""Tokens of each pair's prefix, of the rest of its first side, and of the rest of its second."""
+"""Lengths of each pair's prefix, of the rest of its first side and of the rest of its second side, in tokens."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest relative distance of hidden states both ways, by what the forward pass computes in. A model that ignores the attention
-function or the positions is off by the size of the states themselves."""
+"""Largest relative difference between hidden states of packed and padded pairs, by precision of the forward pass. For a model that
+ignores the attention function or the positions, the difference is about 1."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PackedPairs:
-    """One row of tokens for a batch of B pairs."""
+    """A batch of B pairs as one row of T tokens."""
 
     tokens_1T: torch.Tensor
     positions_1T: torch.Tensor
@@ -43,10 +42,10 @@ class PackedPairs:
 
 
 def pack(pairs: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> PackedPairs:
-    """Return pairs as one row.
+    """Pack pairs into one row.
 
     Args:
-        pairs: token ids of the prefix, of the rest of the first side and of the rest of the second, each rest at least one token.
+        pairs: token ids of the prefix, of the rest of the first side, and of the rest of the second. Each rest has at least one token.
     """
     tokens = [token for parts in pairs for part in parts for token in part]
     positions = [i for p, a, b in pairs for i in (*range(len(p) + len(a)), *range(len(p), len(p) + len(b)))]
@@ -55,7 +54,7 @@ def pack(pairs: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]]) ->
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sides share at their beginning, leaving each at least one of its own.
+    """Return the length of the common prefix of two sides, in tokens. At least one token of each side is left out.
 
     >>> common_prefix([1, 2, 3, 4], [1, 2, 5])
     2
@@ -67,7 +66,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def last_positions(pair_lengths: PairLengths) -> list[int]:
-    """Return where in the row each side ends: the first sides of all pairs, then the second ones.
+    """Return the position of each side's last token in the row: the first sides of all pairs, then the second sides.
 
     >>> last_positions(((2, 1, 3), (0, 2, 1)))
     [2, 7, 5, 8]
@@ -92,25 +91,25 @@ def pair_attention(
     pair_lengths: PairLengths,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each pair of a packed row: prefix and first side causally, the second side to the prefix and to itself.
+    """Causal attention within each pair of a packed row. The second side attends to the prefix and to itself, not to the first side.
 
     Args:
         module: the attention layer.
         query: (1, heads, T, d).
         key: (1, key-value heads, T, d).
         value: as `key`.
-        attention_mask: without effect; the layout says it all.
-        dropout: of the attention weights, in [0, 1).
-        scaling: of the scores; None: 1/√d.
-        pair_lengths: the row's layout.
-        kwargs: what else transformers hands to an attention function.
+        attention_mask: ignored; `pair_lengths` determines the mask.
+        dropout: dropout rate of the attention weights, in [0, 1).
+        scaling: factor of the scores; None: 1/√d.
+        pair_lengths: layout of the row.
+        kwargs: other arguments from transformers.
 
     Raises:
-        ValueError: the model asks for what is not done here: a window shorter than a side, capped scores, sinks.
+        ValueError: the model needs an unsupported feature: a window shorter than a side, capped scores, attention sinks, a position bias.
     """
     window, longest = kwargs.get("sliding_window"), max(p + max(a, b) for p, a, b in pair_lengths)
     if (window is not None and window < longest) or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
-        raise ValueError("sliding windows, capped scores, sinks and position biases are not shared")
+        raise ValueError("packed pairs don't support sliding windows, capped scores, attention sinks or position biases")
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     sizes = [size for p, a, b in pair_lengths for size in (p + a, b)]
@@ -128,42 +127,45 @@ def pair_attention(
 
 @functools.lru_cache(maxsize=512)
 def _suffix_mask(prefix: int, suffix: int, device: torch.device) -> torch.Tensor:
-    """Return which of prefix and suffix each suffix token may see, (suffix, prefix + suffix). Every layer of a batch asks for it."""
+    """Return which prefix and suffix positions each suffix token attends to, (suffix, prefix + suffix). Cached for a batch's layers."""
     return torch.ones(suffix, prefix + suffix, dtype=torch.bool, device=device).tril(prefix)
 
 
 def backbone_of(model: Any) -> Any:
-    """Return the decoder below a model's head, whether or not PEFT is around it."""
+    """Return the decoder below a model's head, with or without PEFT."""
     return (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
 
 
 def share_prompts(model: Any, wanted: str, longest: int) -> bool:
-    """Set a model to packed pairs where that is wanted and right; say so where it is wanted and can't be had. Returns whether it is set.
+    """Set a model to packed pairs if the recipe asks for it and the model supports it; log a warning if it doesn't.
 
     Args:
-        model: a decoder with a head, with or without PEFT, whose attention is SDPA.
+        model: a decoder with a head, with or without PEFT, with SDPA attention.
         wanted: the recipe's `share_prompt`.
         longest: longest side in tokens, prompt included.
+
+    Returns:
+        Whether the model takes packed pairs.
     """
     device = next(model.parameters()).device
     if wanted == "never" or (wanted == "auto" and device.type != "cpu"):
         return False
     if (problem := _why_not(model, longest)) is None:
         return True
-    _log.warning("the prompt of a pair is run for each side, because %s", problem)
+    _log.warning("the prompt of each pair is run twice, once per side, because %s", problem)
     return False
 
 
 def _why_not(model: Any, longest: int) -> str | None:
-    """Set the model to packed pairs and return None, or leave it as it was and say what stands against them."""
+    """Set the model to packed pairs and return None, or leave it unchanged and return the reason why not."""
     backbone = backbone_of(model)
     config = backbone.config.get_text_config()
     before = config._attn_implementation
     window = getattr(config, "sliding_window", None)
     if window is not None and window < longest:
-        return f"this model attends to a window of {window} tokens, and a side has up to {longest}"
+        return f"this model's sliding window is {window} tokens, and a prompt with its response has up to {longest}"
     if before != "sdpa":
-        return f"this model's attention is {before}, not sdpa"
+        return f"this model's attention implementation is {before}, not sdpa"
     AttentionInterface.register(ATTENTION, pair_attention)
     training = model.training
     model.eval()
@@ -183,7 +185,7 @@ def _why_not(model: Any, longest: int) -> str | None:
 
 
 def _distance(backbone: Any, vocabulary: int) -> float:
-    """Run two made-up pairs on padded rows and packed, leave the model set to packed ones, and return how far the results differ."""
+    """Return the relative difference of results on two random pairs, padded and packed. Leaves the model set to packed pairs."""
     generator = torch.Generator().manual_seed(0)
     device = next(backbone.parameters()).device
     pairs = [[torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths] for lengths in ((7, 5, 6), (0, 4, 3))]
@@ -199,5 +201,5 @@ def _distance(backbone: Any, vocabulary: int) -> float:
             pair_lengths=packed.pair_lengths,
             use_cache=False,
         ).last_hidden_state[0]
-    wanted, found = torch.stack(plain).float(), row[last_positions(packed.pair_lengths)].float()
-    return float((found - wanted).norm() / wanted.norm())
+    expected, actual = torch.stack(plain).float(), row[last_positions(packed.pair_lengths)].float()
+    return float((actual - expected).norm() / expected.norm())

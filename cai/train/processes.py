@@ -1,8 +1,8 @@
-"""Several processes on one run, as `torchrun` starts them: one leads, the others join it where weights are trained.
+"""The process group of a run that `torchrun` has started: rank 0 runs the pipeline, the other ranks take part in training only.
 
-Answering, judging and writing are the leader's alone: calls are kept in one store, and a local model's batches fill one device. Before a
-stage that trains, the leader calls the others by the stage's number; they read the same records and train beside it, as
-`transformers.Trainer` has it, and wait again. All of them see the same run directory, so on several machines it lies on a shared disk.
+Only rank 0 generates, judges and writes: there is one call store, and a local model's batches fill one device. Before a stage that
+trains, rank 0 broadcasts the stage's number. The other ranks then read the same records, train with it under `transformers.Trainer`, and
+wait for the next stage. All ranks need the same run directory, so on several machines it must be on a shared disk.
 """
 
 import os
@@ -15,34 +15,34 @@ from cai.errors import TrainingError
 from cai.train.running import is_first_process, process_count
 
 PATIENCE = timedelta(days=30)
-"""How long the others wait for the leader, who may be sampling for hours; the library's own limits are minutes."""
+"""Timeout of the other ranks while they wait for rank 0, which may generate for hours. PyTorch's defaults are minutes."""
 STALL = timedelta(hours=2)
-"""How long a process waits for the others inside a training, where the first also measures and saves."""
+"""Timeout within a training, where rank 0 also evaluates and saves."""
 _OVER, _DONE = -1, -2
 
 
 class RankZeroFailed(Exception):
-    """The leader has failed, and says itself why."""
+    """Rank 0 has failed; its own error says why."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run, seen from one of them."""
+    """The processes of a run, as one of them sees it."""
 
     size: int = 1
     is_rank_zero: bool = True
     _group: Any = None
 
     def broadcast(self, stage: int) -> None:
-        """Have the others run a stage, by its number. Only the leader calls."""
+        """Start a stage, by its number, on the other ranks. Call it on rank 0 only."""
         if self.size > 1:
             self._broadcast(stage)
 
     def on_rank_zero(self, work: Callable[[], None]) -> None:
-        """Have the leader do something within a stage that all take part in, while the others wait.
+        """Do some work on rank 0 within a stage of all ranks, while the others wait.
 
         Raises:
-            LeaderGone: in the others, where it failed.
+            RankZeroFailed: on the other ranks, if rank 0 failed.
         """
         if self.is_rank_zero:
             work()
@@ -51,14 +51,14 @@ class ProcessGroup:
             raise RankZeroFailed
 
     def shutdown(self) -> None:
-        """Let the others go. Only the leader does, as its last word."""
+        """End the other ranks. Call it on rank 0 only, at the end of the run."""
         self.broadcast(_OVER)
 
     def next_stage(self) -> int | None:
-        """Wait for the leader, and return the number of the stage to run, or None where it is done or gone."""
+        """Wait for rank 0, and return the number of the stage to run, or None if rank 0 has finished or failed."""
         try:
             stage = self._broadcast(_OVER)
-        except RuntimeError:  # its connection broke: it has failed, and says so itself
+        except RuntimeError:  # the connection broke: rank 0 has failed, and reports its own error
             return None
         return None if stage == _OVER else stage
 
@@ -66,25 +66,25 @@ class ProcessGroup:
         import torch
         import torch.distributed as dist
 
-        word = torch.tensor([stage])
-        dist.broadcast(word, src=0, group=self._group)
-        return int(word.item())
+        number = torch.tensor([stage])
+        dist.broadcast(number, src=0, group=self._group)
+        return int(number.item())
 
 
 def refuse_processes(what: str) -> None:
-    """Raise `TrainingError` where a launcher has started several processes of something that each would do alone, and write."""
+    """Raise `TrainingError` if a launcher has started several processes of a command that can't share its work."""
     if process_count() > 1:
         raise TrainingError(
-            f"{what}: started {process_count()} times at once (WORLD_SIZE), and only `cai run` shares its work among processes.\n"
+            f"{what}: started in {process_count()} processes (WORLD_SIZE), but only `cai run` can use several processes.\n"
             "Fix: call it without torchrun or accelerate launch"
         )
 
 
 def join_process_group() -> ProcessGroup:
-    """Meet the other processes of this run, if a launcher started any.
+    """Join the process group of this run, if a launcher has started several processes.
 
     Returns:
-        A team of one where there are none; else the whole team, on a channel of its own that waits for `PATIENCE`.
+        The process group; of size 1 without a launcher.
     """
     if process_count() == 1:
         return ProcessGroup()
@@ -94,6 +94,6 @@ def join_process_group() -> ProcessGroup:
 
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
-        os.environ["ACCELERATE_USE_CPU"] = "1"  # without it the trainers' processes would not find each other
+        os.environ["ACCELERATE_USE_CPU"] = "1"  # without it the trainers would not form a process group
     PartialState(cpu=on_cpu, timeout=STALL)
     return ProcessGroup(process_count(), is_first_process(), dist.new_group(backend="gloo", timeout=PATIENCE))

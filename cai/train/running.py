@@ -1,7 +1,4 @@
-"""One training from start to finish, whatever it trains: quiet, resumable, checked, saved so that the finish is all or nothing.
-
-What is trained, on which rows and under which loss is the business of `sft`, `reward` and `dpo`.
-"""
+"""Run one training from start to finish: resume, check, train, save. Shared by all methods."""
 
 import contextlib
 import errno
@@ -22,21 +19,21 @@ from cai.recipe import ModelSpec, TrainSpec
 from cai.train.checkpoints import FINISHED, TrainResult, last_checkpoint, mark_finished, remove_checkpoints
 
 OnLog = Callable[[int, int, dict[str, float]], None]
-"""Called after each step with its number (from 1), the total, and what was measured."""
+"""Called after each step with its number (from 1), the total number of steps, and the step's metrics."""
 HISTORY = "training_log.jsonl"
-"""One line a step, in the output folder."""
+"""The training log in the output folder, one line per step."""
 
 
 def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: Sequence[Any], seed: int, start: Any = None) -> str:
-    """Return a hash of everything that decides what a training makes.
+    """Return a hash of everything that determines the result of a training.
 
     Args:
         kind: `sft`, `reward` or `policy`.
         config: the recipe's block.
-        model: the base model; its weights count, not its place.
+        model: the base model, hashed by its weights, not its path.
         rows: token ids and labels.
-        seed: the training's.
-        start: fingerprint of the adapter it starts from, if any.
+        seed: seed of the training.
+        start: fingerprint of the adapter that it starts from, if any.
     """
     from cai.models.local.loading import model_fingerprint
 
@@ -47,10 +44,10 @@ def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: S
 def train_and_save(
     trainer: Any, tokenizer: Any, out: Path, *, fingerprint: str, on_log: OnLog | None, dropped: dict[str, int]
 ) -> TrainResult:
-    """Train from the last whole checkpoint, or from the start, and save adapter, tokenizer and log. Leaves the finish to `finish`.
+    """Train from the last complete checkpoint, or from the start, and save adapter, tokenizer and log. Call `finish` afterwards.
 
     Raises:
-        TrainingError: nothing is trainable, the processes don't see each other, the loss isn't finite, or memory ran out.
+        TrainingError: nothing is trainable, the processes have no common process group, the loss isn't finite, or memory ran out.
         StoreError: the disk is full.
     """
     from transformers import PrinterCallback
@@ -58,20 +55,20 @@ def train_and_save(
     from cai.train.trainers import ProgressCallback
 
     _check(trainer)
-    # a checkpoint's position in the data counts steps of all processes, so another number of them can't go on from it
+    # a checkpoint's position in the data counts steps of all processes, so another number of processes can't resume from it
     resumable = fingerprint if trainer.args.world_size == 1 else f"{fingerprint}:{trainer.args.world_size}"
     trainer.fingerprint = resumable
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressCallback(on_log, trainer.args.learning_rate))
     if trainer.is_world_process_zero():
-        last_checkpoint(out, resumable)  # removes what can't be used
+        last_checkpoint(out, resumable)  # removes unusable checkpoints
     trainer.accelerator.wait_for_everyone()
     checkpoint = last_checkpoint(out, resumable)
     started = time.monotonic()
     with quiet_training(), explained(out):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        # where weights lie in parts, every process has to give its own
+        # with sharded weights, every process has to contribute its shard
         whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
         if trainer.is_world_process_zero():
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out, state_dict=whole, selected_adapters=["default"])
@@ -89,7 +86,7 @@ def train_and_save(
 
 
 def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
-    """Mark `out` as finished. Nothing is written to it afterwards. The other processes wait for the first, which does it."""
+    """Mark `out` as finished, on rank 0 while the other ranks wait. Nothing is written to it afterwards."""
     from accelerate import PartialState
 
     if is_first_process():
@@ -98,7 +95,7 @@ def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
 
 
 def prepare(out: Path) -> None:
-    """Make the output folder, say that what is in it is no longer finished, and let each process use its own GPU."""
+    """Create the output folder, remove its finished marker, and select this process's GPU."""
     import torch
 
     try:
@@ -112,17 +109,17 @@ def prepare(out: Path) -> None:
 
 
 def process_count() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process is rank 0, which writes all files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def float_trained_weights(model: Any) -> Any:
-    """Make every trained weight float32, whatever loaded or rounded it. Returns the model."""
+    """Convert all trainable weights to float32. Returns the model."""
     import torch
 
     for parameter in model.parameters():
@@ -133,23 +130,23 @@ def float_trained_weights(model: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet_training() -> Iterator[None]:
-    """Keep the libraries' progress, advice and deprecations, none of which a user can act on, off the terminal for the block."""
+    """Hide the libraries' progress bars, advice and deprecation warnings, which a user can't act on, for the block."""
     import datasets
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     hidden = datasets.are_progress_bars_disabled()
-    chatty = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate", "trl", "peft")]
-    levels = [logger.level for logger in chatty]
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "accelerate", "trl", "peft")]
+    levels = [logger.level for logger in loggers]
     datasets.disable_progress_bars()
-    for logger in chatty:
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(chatty, levels, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if not hidden:
             datasets.enable_progress_bars()
@@ -157,7 +154,7 @@ def quiet_training() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(out: Path) -> Iterator[None]:
-    """Turn what a full disk or a full accelerator raises, in whatever library, into an error that says what to do."""
+    """Turn any library's out-of-memory or full-disk exception into an error that says what to do."""
     import torch
 
     try:
@@ -182,28 +179,27 @@ def _check(trainer: Any) -> None:
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if trained == 0:
         raise TrainingError(
-            "no weight of the model is trainable, so training would change nothing.\n"
-            "Fix: check lora.target_modules and lora.layers against the model's layers"
+            "no weight of the model is trainable.\nFix: check lora.target_modules and lora.layers against the model's layers"
         )
     check_processes(trainer.args.world_size)
 
 
 def check_processes(seen: int) -> None:
-    """Raise `TrainingError` where a training would be one of several that know nothing of each other. `seen`: processes it is part of."""
-    wanted = process_count()
-    if wanted != seen:
+    """Raise `TrainingError` if the started processes don't form one process group. `seen`: size of this process's group."""
+    started = process_count()
+    if started != seen:
         raise TrainingError(
-            f"{wanted} processes were started and training sees {seen}: each would train alone.\n"
-            "Fix: start it with `torchrun --nproc_per_node N`; on CPUs set ACCELERATE_USE_CPU=1"
+            f"{started} processes were started, but the process group has {seen}: each process would train alone.\n"
+            "Fix: start with `torchrun --nproc_per_node N`; on CPUs set ACCELERATE_USE_CPU=1"
         )
 
 
 def _last(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the last step's numbers."""
+    """Return the last step's metrics."""
     return {k: float(v) for k, v in history[-1].items() if k not in ("epoch", "step")}
 
 
-def forget(out: Path) -> None:
-    """Remove the checkpoints that a finished training may have left when it was killed just after its finish."""
+def remove_leftover_checkpoints(out: Path) -> None:
+    """Remove checkpoints that a finished training has left, because it was killed before it could remove them."""
     if is_first_process():
         remove_checkpoints(out)

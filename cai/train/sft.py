@@ -1,7 +1,7 @@
-"""Supervised fine-tuning on revisions (Bai et al. 2022, §3.1): a LoRA adapter that imitates completions, the prompt masked.
+"""Supervised fine-tuning (SFT) of a LoRA adapter on revised responses (Bai et al. 2022, §3.1). The loss covers completions only.
 
-TRL's `SFTTrainer` does the work. The paper fine-tunes all weights; an adapter is what fits a small machine, and its base stays as
-the reference.
+Uses TRL's `SFTTrainer`. Departure from the paper, which fine-tunes all weights: an adapter fits a small machine, and leaves the base
+model available as the reference.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,32 @@ from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import sft_rows
-from cai.train.running import OnLog, finish, float_trained_weights, forget, prepare, quiet_training, train_and_save, training_fingerprint
+from cai.train.running import (
+    OnLog,
+    finish,
+    float_trained_weights,
+    prepare,
+    quiet_training,
+    remove_leftover_checkpoints,
+    train_and_save,
+    training_fingerprint,
+)
 
 
 def train_sft(
     config: SFTConfig, model: ModelSpec, examples: Sequence[SFTExample], out: Path, seed: int, on_log: OnLog | None = None
 ) -> TrainResult:
-    """Train an adapter to imitate the completions, and save it in `out` with tokenizer, model card and log.
+    """Train an adapter on the completions, and save it in `out` with tokenizer, model card and log.
 
-    Run again after a kill it goes on from the last whole checkpoint; run again after its finish it returns the result at once.
+    Called again after a kill, it resumes from the last complete checkpoint. Called again after it has finished, it returns the stored
+    result.
 
     Args:
         config: the recipe's `sft` block.
-        model: the base model. Where it has an adapter, training goes on from that one, and `config.lora` is without effect.
+        model: the base model. If it has an adapter, that adapter is trained further, and `config.lora` has no effect.
         examples: at least one that fits `config.max_length`.
         out: folder for the adapter.
-        seed: decides initial weights and order; the same seed on the same machine gives the same weights.
+        seed: decides initial weights and order. The same seed on the same machine gives the same weights.
         on_log: called after each step.
 
     Raises:
@@ -44,7 +54,7 @@ def train_sft(
     rows, dropped = sft_rows(tokenizer, examples, config.max_length)
     fingerprint = training_fingerprint("sft", config, model, rows, seed)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():
@@ -57,7 +67,7 @@ def train_sft(
 
 
 def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
-    """Return TRL's trainer with model, adapter and rows in place, ready to train."""
+    """Return TRL's trainer with model, adapter and rows, ready to train."""
     from datasets import Dataset
     from peft import PeftModel
     from transformers import set_seed
@@ -74,7 +84,7 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
         policy = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
     arguments = SFTArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        max_length=None,  # too long rows are already out
+        max_length=None,  # rows that are too long were dropped already
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = SFTRun(model=policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

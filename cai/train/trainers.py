@@ -1,7 +1,7 @@
-"""TRL's three trainers on examples and pairs, with what `cai` needs added: soft labels, weights, resumable checkpoints, silence.
+"""TRL's SFT, reward and DPO trainers with soft labels, example weights and resumable checkpoints.
 
-Import it inside functions only: it loads torch and TRL. Pinned to TRL 1.16, whose hooks it uses: `_save_checkpoint`, `_send_telemetry`,
-`_prepare_dataset`, `_metrics`, and the `_use_triton` switch of the fused LM head.
+Import this module inside functions only: it loads torch and TRL. It needs TRL 1.16, whose private hooks it uses: `_save_checkpoint`,
+`_send_telemetry`, `_prepare_dataset`, `_metrics`, and the `_use_triton` switch of the fused LM head.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollat
 
 from cai.errors import TrainingError
 from cai.recipe import DPOConfig
-from cai.train.checkpoints import mark_whole
+from cai.train.checkpoints import mark_complete
 from cai.train.encode import IGNORED
 from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 LABELS = ("p_chosen", "p_desirable", "weight", "margin")
-"""What a row says of its pair, or of its completion (`p_desirable`, in KTO); only reward training with a margin has `margin`."""
+"""Label columns of a row. `p_desirable` is KTO's, for one completion; `margin` exists only in reward training with a margin."""
 COMPLETIONS = ("chosen_ids", "rejected_ids")
 REFERENCE_LOGPS = "reference_logps.safetensors"
 FIRST_MARGIN = 0.05
-"""Largest mean |β·(log-ratio)| at the first step: policy and reference are then the same weights, and differ by rounding only."""
+"""Largest mean |β·(log-ratio)| at the first step. Policy and reference have the same weights then, so only rounding may differ."""
 
 
 @contextlib.contextmanager
 def completion_positions_only() -> Iterator[None]:
-    """Let TRL's fused LM head score only the positions that have a label, in a block.
+    """Make TRL's fused LM head compute only the positions that have a label, inside the block.
 
-    TRL does so where Triton runs; elsewhere it scores every prompt and padding position too and throws the result away, to keep
-    shapes steady for compilers. We don't compile, and with a vocabulary of 49,152 the LM head is most of a step.
+    TRL does so with Triton. Without it, TRL also computes all prompt and padding positions and discards them, to keep shapes constant for
+    compilers. `cai` doesn't compile, and with a vocabulary of 49,152 the LM head takes most of a step's time.
     """
     original = getattr(trl_utils, "_use_triton", None)
     if original is None:
@@ -55,19 +55,19 @@ def completion_positions_only() -> Iterator[None]:
 
 
 def label_tensors(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return those of `LABELS` that rows have, each (B,)."""
+    """Return the `LABELS` that the rows have, each (B,)."""
     return {name: torch.tensor([float(e[name]) for e in examples]) for name in LABELS if name in examples[0]}
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Passes each step's numbers on, and stops a training that has gone wrong before its weights are saved."""
+    """Reports each step's metrics, and stops a diverged training before its weights are saved."""
 
     def __init__(self, report: OnLog | None, learning_rate: float) -> None:
         self.report = report
         self.learning_rate = learning_rate
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Called by the trainer after each step. Raises `TrainingError` on a number that is not finite."""
+        """Report a step's metrics. Raises `TrainingError` if the loss or the gradient norm is not finite."""
         if logs is None or "loss" not in logs:
             return
         for name in ("loss", "grad_norm"):
@@ -81,22 +81,22 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class Resumable(Trainer):  # type: ignore[misc]
-    """Marks a checkpoint when it is whole; writes no model card of TRL's into it, and sends no telemetry."""
+    """Marks complete checkpoints, without TRL's model card in them. Sends no telemetry."""
 
     fingerprint: str = ""
 
     def _send_telemetry(self) -> None:
-        """TRL would report the kind of training to the Hub. A tool for alignment research does not phone home."""
+        """Do nothing. TRL would report the kind of training to the Hub."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()  # each process has written its own random state
         if self.is_world_process_zero():
-            mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.fingerprint)
 
 
 class CountsExamples(Resumable):
-    """Divides the loss by the examples of the whole optimizer step, so that batch and accumulation are interchangeable."""
+    """Divides the loss by the number of examples in the whole optimizer step, so that batch size and accumulation are interchangeable."""
 
     loss_is_scaled_for_ga = True
 
@@ -105,11 +105,11 @@ class CountsExamples(Resumable):
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def count(self, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float | None:
-        """Return what to divide this process's sum by: gradients are averaged over processes, so the sum is over all but not the mean."""
+        """Return the divisor of this process's summed loss. Gradients are averaged over processes, so it is the total per process."""
         return None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
 
-    def note(self, **values: torch.Tensor) -> None:
-        """Record the mean over pairs and processes of some (B,) tensors, for the log."""
+    def log_means(self, **values: torch.Tensor) -> None:
+        """Log the mean over pairs and processes of each (B,) tensor."""
         mode = "train" if self.model.training else "eval"
         for name, value_B in values.items():
             mean = self.accelerator.gather(value_B.detach().float()).mean().item()
@@ -117,16 +117,16 @@ class CountsExamples(Resumable):
 
 
 class SFTRun(Resumable, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFT on rows that are already token ids."""
+    """TRL's SFT trainer on rows of token ids."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss, without scoring masked positions."""
+        """Return TRL's loss, computed without the masked positions."""
         with completion_positions_only():
             return super().compute_loss(*args, **kwargs)
 
 
 class SoftRewardCollator(RewardCollator):  # type: ignore[misc]
-    """Pads pairs and carries their labels."""
+    """Pads pairs, and adds their labels to the batch."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `input_ids` and `attention_mask` (2B, T), chosen first, and the labels (B,)."""
@@ -134,7 +134,7 @@ class SoftRewardCollator(RewardCollator):  # type: ignore[misc]
 
 
 def collate_packed_reward(examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return pairs as one row without padding: `input_ids`, `position_ids` (1, T), `ends` (2B,), chosen first, `pair_lengths`, labels."""
+    """Pack pairs into one row without padding: `input_ids`, `position_ids` (1, T), `ends` (2B,), chosen first, `pair_lengths`, labels."""
     pairs = []
     for chosen, rejected in ((e["chosen_ids"], e["rejected_ids"]) for e in examples):
         shared = common_prefix(chosen, rejected)
@@ -144,14 +144,14 @@ def collate_packed_reward(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def packed_inputs(packed: PackedPairs) -> dict[str, Any]:
-    """Return what a model takes of a packed row."""
+    """Return a packed row as arguments of a model's forward."""
     return {"input_ids": packed.tokens_1T, "position_ids": packed.positions_1T, "pair_lengths": packed.pair_lengths}
 
 
 def score_ends(model: Any) -> None:
-    """Let a scorer's forward take `ends`, the positions of a packed row to score, and return their scores as `logits` (2B, 1).
+    """Let a reward model's forward take `ends`, the positions of a packed row to score; it then returns `logits` of shape (2B, 1).
 
-    Its own forward scores the last token of each row that isn't padding.
+    The original forward scores the last token of each row that isn't padding.
     """
     original = model.forward
 
@@ -167,13 +167,13 @@ def score_ends(model: Any) -> None:
 
 
 class SoftRewardRun(CountsExamples, RewardTrainer):  # type: ignore[misc]
-    """TRL's reward training with soft labels and weights, on padded or packed pairs."""
+    """TRL's reward trainer with soft labels and weights, on padded or packed pairs."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return `reward_loss` of a batch; log scores, margin, accuracy against the label's side."""
+        """Return `reward_loss` of a batch; log mean score, margin, and accuracy against the label."""
         p_B, weight_B = inputs["p_chosen"], inputs["weight"]
         outputs = model(**{k: v for k, v in inputs.items() if k not in LABELS}, use_cache=False)
         chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
@@ -181,17 +181,17 @@ class SoftRewardRun(CountsExamples, RewardTrainer):  # type: ignore[misc]
         count = self.count(num_items_in_batch)
         loss = reward_loss(chosen_B, rejected_B, p_B, weight_B, center=center, margin_B=inputs.get("margin"), count=count)
         margin_B = chosen_B - rejected_B
-        self.note(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
+        self.log_means(mean_reward=(chosen_B + rejected_B) / 2, margin=margin_B, accuracy=(margin_B * (p_B - 0.5) > 0))
         return (loss, outputs) if return_outputs else loss
 
 
 @dataclass(frozen=True)
 class DPOCollator:
-    """Turns rows of `dpo_rows` into a batch of B pairs, on R padded rows of T tokens or packed into one.
+    """Collates rows of `dpo_rows` into a batch of B pairs, as R padded rows of T tokens or packed into one row.
 
-    The batch says for each position which token it predicts (`shift_labels` (R, T), `IGNORED` where none that counts), for which
-    completion (`sides` (R, T): 0 to B−1 chosen, B to 2B−1 rejected), and whether that token lies beyond the shorter completion's length
-    (`in_tail` (R, T)). With it go `completion_tokens` (2B,), `rows` (B,) and the labels.
+    The batch has, for each position, the token that it predicts (`shift_labels` (R, T), `IGNORED` outside completions), the completion
+    that this token belongs to (`sides` (R, T): 0 to B−1 chosen, B to 2B−1 rejected), and whether the token is beyond the length of the
+    shorter completion (`in_tail` (R, T)). It also has `completion_tokens` (2B,), `rows` (B,) and the labels.
     """
 
     pad_token_id: int
@@ -224,7 +224,7 @@ class DPOCollator:
         }
 
     def _pack(self, examples: list[dict[str, Any]], shorter: list[int]) -> dict[str, Any]:
-        """The prompt's last token begins both sides, for it predicts the first token of both; a completion's last predicts nothing."""
+        """Pack the pairs. The prompt's last token starts both sides, because it predicts the first token of each."""
         pairs, labels, sides, tail = [], [], [], []
         for i, (example, limit) in enumerate(zip(examples, shorter, strict=True)):
             *prefix, last = example["prompt_ids"]
@@ -242,27 +242,29 @@ class DPOCollator:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities of a batch's completions, (2B,), chosen first: summed over all tokens, and with the tail's weight."""
+    """Log-probabilities of a batch's completions, (2B,), chosen first."""
 
     whole: torch.Tensor
+    """Summed over all tokens."""
     desensitised: torch.Tensor
+    """Summed with weight `ld_alpha` for tokens beyond the shorter completion's length."""
 
 
 class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
-    """TRL's DPO with soft labels and weights: four losses of the family, the reference an adapter or the bare base.
+    """TRL's DPO trainer with soft labels, weights and four losses. The reference is an adapter or the base model.
 
-    Each row's reference log-probabilities are kept once they are known, so that later epochs need no reference pass; they go into
-    checkpoints, because another batch would give them in other roundings.
+    Reference log-probabilities are cached per row, so that later epochs need no reference pass. Checkpoints include them, because another
+    batch would give slightly different values.
 
     Args:
-        model: policy, with PEFT.
-        dpo: which loss.
-        starts_at_reference: whether the policy's first weights are the reference's, which is then checked.
+        model: the policy, a PEFT model.
+        dpo: settings of the loss.
+        starts_at_reference: whether the policy's first weights are the reference's. This is then checked at the first step.
     """
 
     def __init__(self, model: Any, *, dpo: DPOConfig, starts_at_reference: bool = True, **kwargs: Any) -> None:
         super().__init__(model=model, **kwargs)
-        # TRL's LM head also reckons entropy, mean logit and top-1 over the whole vocabulary for its log; nothing here reads them
+        # TRL's LM head would also compute entropy, mean logit and top-1 over the whole vocabulary, which are not used here
         trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
         self.dpo = dpo
         self.starts_at_reference = starts_at_reference
@@ -272,7 +274,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Return the loss of a batch; log implicit rewards, their margin, and accuracy against the label's side."""
+        """Return the loss of a batch; log implicit rewards, their margin, and accuracy against the label."""
         p_B, weight_B = inputs["p_chosen"], inputs["weight"]
         logps = self._logps(model, inputs)
         chosen_B, rejected_B = (logps.desensitised - self._reference_logps(inputs)).chunk(2)
@@ -294,7 +296,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         margin_B = self.beta * (chosen_B - rejected_B)
         if self.state.global_step == 0 and self.starts_at_reference:
             check_reference(self.beta * torch.cat((chosen_B, rejected_B)))
-        self.note(
+        self.log_means(
             rewards__chosen=self.beta * chosen_B,
             rewards__rejected=self.beta * rejected_B,
             rewards__margins=margin_B,
@@ -316,10 +318,10 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         return PairLogps(whole, zeros.index_add(0, sides_T, weight_T * logps_T))
 
     def _reference_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return the reference's log-probabilities, (2B,), chosen first: kept ones, or those of a pass, which are then kept."""
+        """Return the reference's log-probabilities, (2B,), chosen first: cached, or computed and then cached."""
         known_B2 = self.reference_logps_N2[inputs["rows"]]
         missing = known_B2.isnan().any().reshape(1)
-        if not bool(self.accelerator.gather(missing).any()):  # of any process: all take part in the gather below, or none
+        if not bool(self.accelerator.gather(missing).any()):  # over all processes, because all must take part in the gather below
             return known_B2.T.flatten()
         with reference_of(self):
             logps = self._logps(self.model, inputs).desensitised
@@ -335,7 +337,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """Train, with what the checkpoint knows about the reference."""
+        """Train, with the reference log-probabilities from the checkpoint if there is one."""
         if resume_from_checkpoint is not None:
             kept = load_file(Path(resume_from_checkpoint) / REFERENCE_LOGPS)["logps_N2"]
             self.reference_logps_N2.copy_(kept)
@@ -344,17 +346,17 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def reference_of(trainer: Any) -> Iterator[None]:
-    """Turn a trainer's policy into its reference for the block: the adapter `ref`, or none. No gradients."""
+    """Switch a trainer's policy to its reference for the block: the adapter `ref`, or no adapter. Without gradients."""
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     with torch.no_grad(), trl_utils.use_adapter(unwrapped, adapter_name="ref" if "ref" in unwrapped.peft_config else None):
         yield
 
 
 def check_reference(rewards: torch.Tensor) -> None:
-    """Raise `TrainingError` where policy and reference differ before the first update.
+    """Raise `TrainingError` if policy and reference differ before the first update.
 
     Args:
-        rewards: β times log-ratios of the first batch, any shape.
+        rewards: β times the log-ratios of the first batch, any shape.
     """
     largest = rewards.detach().abs().mean().item()
     if largest > FIRST_MARGIN:

@@ -10,9 +10,9 @@ from cai.errors import ReplyError
 from cai.ids import derive_seed
 from cai.models.base import Sampling, TextModel
 from cai.models.naming import spec_from_name
-from cai.models.opening import open_engine
-from cai.models.store import CallStore
+from cai.recipe import Recipe
 from cai.records import Message
+from cai.session import Session
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,8 +41,8 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
             return e
 
     # Lines are read outside the event loop: inside it, Ctrl-C would wait for the line to end.
-    with asyncio.Runner() as runner, CallStore(None) as store:
-        models = [TextModel(runner.run(open_engine(spec_from_name(name))), store, "chat") for name in names]
+    with asyncio.Runner() as runner, Session(recipe=Recipe(name="chat"), keep_calls=False) as session:
+        models = [runner.run(session.open_model(spec_from_name(name))) for name in names]
         try:
             histories = [opening for _ in models]
             for turn, line in enumerate(_lines(console), 1):
@@ -63,8 +63,7 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
         except KeyboardInterrupt:
             console.print()
         finally:
-            for m in models:
-                runner.run(m.engine.close())
+            runner.run(session.close_models())
 
 
 def _lines(console: "Console") -> Iterator[str]:

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
-from cai.core.console import Reporter
-from cai.core.interrupt import run_interruptible
-from cai.core.workspace import RunDirectory, Workspace
+from cai.core.workspace import RunDirectory
 from cai.errors import ReplyError
-from cai.generate.critique import critique_and_revise
-from cai.judge.judge import Judge
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.session import Session
 from cai.stats import paired_bootstrap, wilson
-from cai.workbench.sample import Bench, Calls, TrialData, load_sample, open_bench, recipe_for, sample_trial_data, trial_data_of_run
+from cai.workbench.sample import Calls, TrialData, calls_of, load_sample, sample_trial_data, trial_data_of_run
 
 T = TypeVar("T", Response, ResponsePair)
 DEFAULT_SAMPLE = 20
@@ -95,95 +92,65 @@ class Consequences:
     failures: tuple[Failure, ...]
 
 
-def compare_on_sample(
+async def compare_on_sample(
     before: Constitution,
     after: Constitution,
-    workspace: Workspace,
-    reporter: Reporter,
+    session: Session,
     sample: int,
     *,
     prompts: Path | None = None,
-    model: str | None = None,
-    recipe: Path | None = None,
     run: RunDirectory | None = None,
-    seed: int = 0,
 ) -> Consequences:
     """Compare two constitutions on a sample of prompts, or of a run's texts.
 
     Args:
         before: the old one.
         after: the new one.
-        workspace: has the call store, the templates and the prompts.
-        reporter: shows progress.
+        session: is open, with the run's settings where there is one.
         sample: prompts to use, chosen by hash.
-        prompts: a file of them; None: the default training prompts.
-        model: its name; None: the recipe's, or the embedded one.
-        recipe: a recipe's file with the settings; None: the defaults.
-        run: take its settings, responses and pairs instead.
-        seed: of sampling, where there is neither.
+        prompts: a file of them; None: the recipe's training prompts.
+        run: take its responses and pairs instead.
 
     Raises:
         CaiError: something can't be read, or the model can't go on.
     """
-    with reporter.stage("diff"):
-        return run_interruptible(
-            compared(before, after, workspace, reporter, sample, prompts=prompts, model=model, recipe=recipe, run=run, seed=seed), reporter
-        )
+    if run is not None:
+        data = trial_data_of_run(run, sample)
+    else:
+        data = await sample_trial_data(load_sample(prompts, session, sample), session)
+    return await consequences(before, after, data, session)
 
 
-async def compared(
-    before: Constitution,
-    after: Constitution,
-    workspace: Workspace,
-    reporter: Reporter,
-    sample: int,
-    *,
-    prompts: Path | None = None,
-    model: str | None = None,
-    recipe: Path | None = None,
-    run: RunDirectory | None = None,
-    seed: int = 0,
-) -> Consequences:
-    """Compare as `compare_on_sample` does, in a running event loop."""
-    settings = recipe_for(model, seed, run, recipe)
-    async with open_bench(settings, workspace, reporter) as bench:
-        if run is not None:
-            ground = trial_data_of_run(run, sample)
-        else:
-            ground = await sample_trial_data(load_sample(prompts, workspace, settings, sample, reporter), bench)
-        return await consequences(before, after, ground, bench)
-
-
-async def consequences(before: Constitution, after: Constitution, ground: TrialData, bench: Bench) -> Consequences:
-    """Revise and label the ground under both constitutions, and compare.
+async def consequences(before: Constitution, after: Constitution, data: TrialData, session: Session) -> Consequences:
+    """Revise and label the texts under both constitutions, and compare.
 
     Raises:
         ModelError: too many items failed, or the model can't go on.
     """
     text = diff_constitutions(before, after)
-    calls = {"sample": bench.calls}
-    responses, pairs = _covered(ground.responses, before, after), _covered(ground.pairs, before, after)
+    calls = {"sample": calls_of(session)}
+    responses, pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
 
-    start = bench.calls
-    old_traces, old_labels = await _revisions(responses, before, bench), await _labels(pairs, before, bench, "labels before")
-    calls["before"] = bench.calls - start
+    start = calls_of(session)
+    old_traces, old_labels = await _revisions(responses, before, session), await _labels(pairs, before, session, "labels before")
+    calls["before"] = calls_of(session) - start
 
-    start = bench.calls
-    new_traces, new_labels = await _revisions(responses, after, bench), await _labels(pairs, after, bench, "labels after")
-    calls["after"] = bench.calls - start
+    start = calls_of(session)
+    new_traces, new_labels = await _revisions(responses, after, session), await _labels(pairs, after, session, "labels after")
+    calls["after"] = calls_of(session) - start
 
-    start = bench.calls
+    start = calls_of(session)
     causes = []
     for change in text.principles:
         if len(text.principles) == 1:
             only = new_labels
         else:
             hybrid = with_change(before, after, change)
-            only = await _labels(_covered(pairs, hybrid), hybrid, bench, f"labels with only {change.id} changed")
-        if shift := label_shift(change.id, old_labels, only, bench.recipe.seed):
+            only = await _labels(_covered(pairs, hybrid), hybrid, session, f"labels with only {change.id} changed")
+        if shift := label_shift(change.id, old_labels, only, session.recipe.seed):
             causes.append(shift)
     if len(text.principles) > 1:
-        calls["attribution"] = bench.calls - start
+        calls["attribution"] = calls_of(session) - start
 
     both = [i for i in old_traces if i in new_traces]
     changed = tuple(_revision_change(old_traces[i], new_traces[i]) for i in both if _differ(old_traces[i], new_traces[i]))
@@ -193,7 +160,7 @@ async def consequences(before: Constitution, after: Constitution, ground: TrialD
         for p in pairs
         if p.id in old_labels and p.id in new_labels and old_labels[p.id] != new_labels[p.id]
     ]
-    prompts = {r.prompt.id for r in ground.responses} | {p.prompt.id for p in ground.pairs}
+    prompts = {r.prompt.id for r in data.responses} | {p.prompt.id for p in data.pairs}
     compared = {r.prompt.id for r in responses} | {p.prompt.id for p in pairs}
     return Consequences(
         text,
@@ -202,12 +169,12 @@ async def consequences(before: Constitution, after: Constitution, ground: TrialD
         low,
         high,
         changed,
-        label_shift("all", old_labels, new_labels, bench.recipe.seed),
+        label_shift("all", old_labels, new_labels, session.recipe.seed),
         tuple(sorted(moved, key=lambda m: (not m.flipped, -abs(m.after - m.before)))),
         tuple(sorted(causes, key=lambda s: -s.mean_shift)),
         len(prompts - compared),
         calls,
-        tuple(bench.failures),
+        tuple(session.failures),
     )
 
 
@@ -230,21 +197,20 @@ def label_shift(cause: str, before: dict[str, float], after: dict[str, float], s
     return LabelShift(cause, len(both), sum(s > 0 for s in shifts), flipped, flipped / len(both), low, high, mean, shift_low, shift_high)
 
 
-async def _revisions(responses: Sequence[Response], constitution: Constitution, bench: Bench) -> dict[str, RevisionTrace]:
+async def _revisions(responses: Sequence[Response], constitution: Constitution, session: Session) -> dict[str, RevisionTrace]:
     """Revise every response by the rules, without the judge's verdict on the result."""
 
     async def work(response: Response) -> RevisionTrace:
-        recipe = bench.recipe
-        return await critique_and_revise(response, constitution, bench.model, bench.templates, recipe.critique, recipe.seed)
+        return await session.critique_and_revise(response, constitution)
 
-    revised = [r for r in responses if r.prompt.kind in bench.recipe.critique.kinds]
-    traces = await bench.each(revised, work, "revisions", lambda r: r.prompt.id)
+    revised = [r for r in responses if r.prompt.kind in session.recipe.critique.kinds]
+    traces = await session.each(revised, work, "revisions", lambda r: r.prompt.id)
     return {t.prompt.id: t for t in traces}
 
 
-async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench, what: str) -> dict[str, float]:
+async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, session: Session, what: str) -> dict[str, float]:
     """Return the judge's probability that A is better, by pair."""
-    judge = Judge(bench.recipe.feedback, constitution, bench.judge, bench.templates, bench.recipe.seed, calibration=bench.calibration)
+    judge = session.judge(constitution)
 
     async def work(pair: ResponsePair) -> Judgment:
         judgment = await judge(pair)
@@ -252,7 +218,7 @@ async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, ben
             raise ReplyError(judgment.failure, judgment.detail)
         return judgment
 
-    judgments = await bench.each(pairs, work, what, lambda p: p.id)
+    judgments = await session.each(pairs, work, what, lambda p: p.id)
     return {j.pair_id: j.p_a for j in judgments if j.p_a is not None}
 
 

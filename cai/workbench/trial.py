@@ -1,22 +1,17 @@
 """One prompt through the loop: response, critique and revision round by round, and what the judge says of the result."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 
-from cai.core.console import Reporter
-from cai.core.interrupt import run_interruptible
-from cai.core.workspace import Workspace
-from cai.errors import ConstitutionError, DataError, RecipeError
-from cai.generate.critique import critique_and_revise, principles_in_turn, respond, revision_pair
-from cai.ids import content_hash
-from cai.judge.calibration import Calibration, check_fits
+from cai.errors import ConstitutionError, RecipeError
+from cai.generate.critique import principles_in_turn
+from cai.judge.calibration import Calibration, calibration_of, check_fits
 from cai.judge.judge import Judge
-from cai.records import Constitution, Judgment, Message, Principle, Prompt, PromptKind, RevisionTrace
-from cai.workbench.sample import Bench, open_bench, recipe_for, with_protocol
+from cai.records import Constitution, Judgment, Principle, PromptKind, RevisionTrace
+from cai.session import Session, as_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +56,6 @@ class JudgedRevision:
 Step = Answered | Revised | JudgedRevision
 
 
-def as_prompt(text: str, kind: PromptKind) -> Prompt:
-    """Return a text as a prompt; the same text always gets the same principles."""
-    return Prompt(content_hash(text), kind, (Message("user", text),), "try")
-
-
 def chosen(constitution: Constitution, ids: Sequence[str]) -> Constitution:
     """Return a constitution with only these of its principles; with all of them where none are named.
 
@@ -78,111 +68,49 @@ def chosen(constitution: Constitution, ids: Sequence[str]) -> Constitution:
     return replace(constitution, principles=tuple(p for p in constitution.principles if p.id in ids)) if ids else constitution
 
 
-async def steps(prompt: Prompt, constitution: Constitution, bench: Bench, rounds: int) -> AsyncIterator[Step]:
-    """Yield each step of the loop as soon as it is there. Earlier rounds come from the call store.
-
-    Raises:
-        ReplyError: the model gave no usable answer.
-        ConstitutionError: no principle applies to the prompt's kind.
-    """
-    recipe = bench.recipe
-    config = msgspec.structs.replace(recipe.critique, kinds=(*recipe.critique.kinds, prompt.kind))
-    principles = principles_in_turn(prompt, constitution, recipe.seed, rounds)
-    response = await respond(prompt, bench.model, bench.templates, recipe.respond.sampling, recipe.seed)
-    yield Answered(response.text)
-    for number, principle in enumerate(principles, 1):
-        trace = await critique_and_revise(
-            response, constitution, bench.model, bench.templates, msgspec.structs.replace(config, rounds=number), recipe.seed
-        )
-        last = trace.rounds[-1]
-        yield Revised(principle, last.critique.text, last.revision.text, trace.dropped)
-        if trace.dropped is not None and trace.dropped != "unchanged":
-            break
-    yield await _judged(trace, constitution, bench)
-
-
-def try_prompt(
-    text: str,
-    constitution: Constitution,
-    workspace: Workspace,
-    reporter: Reporter,
-    on_step: Callable[[Step], None],
-    *,
-    kind: PromptKind = "other",
-    rounds: int = 1,
-    model: str | None = None,
-    recipe: Path | None = None,
-    protocol: str | None = None,
-    seed: int = 0,
-) -> tuple[Step, ...]:
-    """Put one prompt through the loop.
+async def steps(
+    text: str, constitution: Constitution, session: Session, *, kind: PromptKind = "other", rounds: int = 1
+) -> AsyncIterator[Step]:
+    """Put one prompt through the loop, and yield each step as soon as it is there. Earlier rounds come from the call store.
 
     Args:
         text: the prompt.
         constitution: its principles are drawn, and judged by.
-        workspace: has the call store and the templates.
-        reporter: shows that something moves.
-        on_step: told of each step as it comes.
+        session: is open.
         kind: which principles apply; `other` takes them all.
         rounds: critiques and revisions.
-        model: its name; None: the recipe's, or the embedded one.
-        recipe: a recipe's file with the settings; None: the defaults.
-        protocol: how to judge; None: the settings'.
-        seed: of sampling and of the draw, where there is no recipe.
 
     Raises:
-        CaiError: the prompt is empty; the model can't be loaded or gave no usable answer; no principle applies.
+        DataError: the prompt is empty.
+        ReplyError: the model gave no usable answer.
+        ConstitutionError: no principle applies to the prompt's kind.
     """
-
-    async def go() -> tuple[Step, ...]:
-        found: list[Step] = []
-        tried = trying(
-            text, constitution, workspace, reporter, kind=kind, rounds=rounds, model=model, recipe=recipe, protocol=protocol, seed=seed
-        )
-        async for step in tried:
-            on_step(step)
-            found.append(step)
-        return tuple(found)
-
-    with reporter.stage("try"):
-        return run_interruptible(go(), reporter)
+    prompt = as_prompt(text, kind)
+    principles = principles_in_turn(prompt, constitution, session.recipe.seed, rounds)
+    response = await session.respond(prompt)
+    yield Answered(response.text)
+    for number, principle in enumerate(principles, 1):
+        trace = await session.critique_and_revise(response, constitution, rounds=number)
+        last = trace.rounds[-1]
+        yield Revised(principle, last.critique.text, last.revision.text, trace.dropped)
+        if trace.dropped is not None and trace.dropped != "unchanged":
+            break
+    yield await _judged(trace, constitution, session)
 
 
-async def trying(
-    text: str,
-    constitution: Constitution,
-    workspace: Workspace,
-    reporter: Reporter,
-    *,
-    kind: PromptKind = "other",
-    rounds: int = 1,
-    model: str | None = None,
-    recipe: Path | None = None,
-    protocol: str | None = None,
-    seed: int = 0,
-) -> AsyncIterator[Step]:
-    """Yield each step as `try_prompt` tells it, in a running event loop."""
-    if not text.strip():
-        raise DataError("the prompt is empty; give it the text that a user would write")
-    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
-    async with open_bench(settings, workspace, reporter) as bench:
-        async for step in steps(as_prompt(text, kind), constitution, bench, rounds):
-            yield step
-
-
-async def _judged(trace: RevisionTrace, constitution: Constitution, bench: Bench) -> JudgedRevision:
-    config = msgspec.structs.replace(bench.recipe.feedback, principles="ensemble")
-    pair = revision_pair(trace)
+async def _judged(trace: RevisionTrace, constitution: Constitution, session: Session) -> JudgedRevision:
+    config = msgspec.structs.replace(session.recipe.feedback, principles="ensemble")
+    pair, model, seed = trace.pair, session.judge_model, session.recipe.seed
     principles = constitution.for_kind(trace.prompt.kind)
 
     async def judge(by: Sequence[Principle], weighed: Calibration | None = None) -> Judgment:
         asked = replace(constitution, principles=tuple(by))
-        return await Judge(config, asked, bench.judge, bench.templates, bench.recipe.seed, calibration=weighed)(pair)
+        return await Judge(config, asked, model, session.templates, seed, calibration=weighed)(pair)
 
-    calibration, said = bench.calibration, ""
+    calibration, said = calibration_of(config, session.workspace.root), ""
     if calibration is not None:
         try:
-            check_fits(calibration, config, bench.judge.fingerprint)
+            check_fits(calibration, config, model.fingerprint)
             said = "weighed by feedback.calibration"
         except RecipeError as e:  # another protocol, drawn principles: shown as it is, and said
             calibration, said = None, "uncalibrated: " + "; ".join(line.lstrip("- ") for line in str(e).splitlines()[1:])

@@ -7,24 +7,21 @@ Whatever is fitted, one scale per set of scores, is fitted on other prompts than
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, get_args
 
-from cai.core.console import Reporter
 from cai.core.flow import together
-from cai.core.interrupt import run_interruptible
-from cai.core.workspace import Workspace
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
-from cai.judge.judge import PROTOCOLS
 from cai.judge.protocol import Opinion, ProtocolContext, probability
-from cai.labels.load import PairFormat, load_pairs
+from cai.judge.protocols import PROTOCOLS
+from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
+from cai.session import Session
 from cai.stats import change, paired_bootstrap, wilson
-from cai.workbench.sample import Bench, Calls, open_bench, recipe_for, with_protocol
+from cai.workbench.sample import Calls, calls_of
 
 FOLDS = 5
 RULES: dict[str, Callable[[ResponsePair], float]] = {
@@ -97,8 +94,8 @@ class Validation:
     """The same for the log-likelihood, against the best rule by that, or a coin if no rule beats it."""
     nats_gain_low: float
     nats_gain_high: float
-    calls: Calls
-    failures: tuple[Failure, ...]
+    calls: Calls = field(default_factory=lambda: Calls(0, 0))
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,56 +111,40 @@ class JudgedPair:
         return math.fsum(w * x for w, x in kept) / math.fsum(w for w, _ in kept) if kept else None
 
 
-def validate_constitution(
-    constitution: Constitution,
-    pairs: Path,
-    workspace: Workspace,
-    reporter: Reporter,
-    *,
-    protocol: str | None = None,
-    model: str | None = None,
-    recipe: Path | None = None,
-    pair_format: str = "auto",
-    kind: PromptKind | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> Validation:
+@dataclass(frozen=True, slots=True)
+class LabelFile:
+    """A file of pairs that people labelled, and how to read it."""
+
+    path: Path
+    format: str = "auto"
+    """`auto` recognises it."""
+    kind: PromptKind | None = None
+    """Of pairs that don't say it themselves."""
+    limit: int | None = None
+    """Use this many pairs, chosen by hash; None: all."""
+
+
+async def validate_constitution(constitution: Constitution, pairs: LabelFile, session: Session) -> Validation:
     """Test every principle on human-labelled pairs.
 
     Args:
         constitution: its principles are asked one by one.
-        pairs: the file.
-        workspace: has the call store and the templates.
-        reporter: shows progress.
-        protocol: how to ask; None: the settings'.
-        model: who judges; None: the recipe's judge, or the embedded model.
-        recipe: a recipe's file with the settings; None: the defaults.
-        pair_format: of the file; `auto` recognises it.
-        kind: of pairs that don't say it themselves.
-        limit: pairs, chosen by hash; None: all.
-        seed: of that choice, the bootstrap and reasoning.
+        pairs: what people labelled.
+        session: is open; its judge is asked.
 
     Raises:
         CaiError: the pairs can't be read, or the model can't go on.
     """
-    if pair_format not in ("auto", *get_args(PairFormat)):
-        raise DataError(f"--format {pair_format}: expected auto, {', '.join(get_args(PairFormat))}")
-    settings = with_protocol(recipe_for(model, seed, recipe=recipe), protocol)
-    loaded = load_pairs(pairs, cast(PairFormat, pair_format), kind, limit, seed)
+    seed = session.recipe.seed
+    loaded = load_pairs(pairs.path, pairs.format, pairs.kind, pairs.limit, seed)
     if loaded.failures:
         first = loaded.failures[0]
-        reporter.warn(f"{pairs}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
+        session.reporter.warn(f"{pairs.path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
     decided = [told_from_the_preferred_side(p) for p in loaded.preferences if p.p_chosen != 0.5]
-
-    async def ask() -> Validation:
-        async with open_bench(settings, workspace, reporter) as bench:
-            judged = await ask_all(decided, constitution, bench)
-            return measure(
-                judged, constitution, settings.feedback, seed, bench.calls, tuple(bench.failures), len(loaded.preferences) - len(decided)
-            )
-
-    with reporter.stage("validate"):
-        return run_interruptible(ask(), reporter)
+    judged = await ask_all(decided, constitution, session)
+    validation = measure(judged, constitution, session.recipe.feedback, seed)
+    skipped = len(loaded.preferences) - len(decided)
+    return replace(validation, skipped=skipped, calls=calls_of(session), failures=tuple(session.failures))
 
 
 def told_from_the_preferred_side(preference: Preference) -> ResponsePair:
@@ -172,15 +153,15 @@ def told_from_the_preferred_side(preference: Preference) -> ResponsePair:
     return ResponsePair(p.prompt, p.chosen, p.rejected, "human", p.provenance)
 
 
-async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, bench: Bench) -> list[JudgedPair]:
+async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, session: Session) -> list[JudgedPair]:
     """Ask about each pair under every principle that applies to it. A pair that one can't be read about is a counted failure.
 
     Raises:
         DataError: no principle applies to any pair.
         ModelError: too many failed, or the model can't go on.
     """
-    protocol = PROTOCOLS[bench.recipe.feedback.protocol]
-    asking = ProtocolContext(bench.judge, bench.templates, bench.recipe.feedback, bench.recipe.seed)
+    protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
+    asking = ProtocolContext(session.judge_model, session.templates, session.recipe.feedback, session.recipe.seed)
 
     async def work(pair: ResponsePair) -> JudgedPair:
         principles = constitution.for_kind(pair.prompt.kind)
@@ -189,7 +170,7 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ben
         opinions: list[Opinion] = await together(protocol.ask(pair, p, asking) for p in principles)
         return JudgedPair(pair, {p.id: o.log_odds for p, o in zip(principles, opinions, strict=True)})
 
-    judged = await bench.each(pairs, work, "pairs", lambda p: p.id)
+    judged = await session.each(pairs, work, "pairs", lambda p: p.id)
     if not judged:
         raise DataError(f"constitution {constitution.id}: none of the {len(pairs)} labelled pairs could be judged by its principles")
     return judged
@@ -200,9 +181,6 @@ def measure(
     constitution: Constitution,
     config: FeedbackConfig,
     seed: int,
-    calls: Calls,
-    failures: tuple[Failure, ...] = (),
-    skipped: int = 0,
 ) -> Validation:
     """Turn what each principle said into agreement, leave-one-out changes and explained choices."""
     weights = {p.id: p.weight for p in constitution.principles}
@@ -218,7 +196,7 @@ def measure(
     nats_gain, nats_low, nats_high = paired_bootstrap([a - b for a, b in zip(nats, best_nats, strict=True)], seed)
     return Validation(
         len(judged),
-        skipped,
+        0,
         config.protocol,
         tuple(sorted((r for r in results if r is not None), key=lambda r: -r.agreement)),
         whole,
@@ -229,8 +207,6 @@ def measure(
         nats_gain,
         nats_low,
         nats_high,
-        calls,
-        failures,
     )
 
 

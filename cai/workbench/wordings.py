@@ -13,14 +13,14 @@ from cai.constitution.proposals import DOCUMENTS, Proposal, Review, accept, prop
 from cai.constitution.wording import claim
 from cai.core.console import Reporter
 from cai.core.flow import together
-from cai.core.interrupt import run_interruptible
 from cai.core.workspace import find_workspace
 from cai.errors import ConstitutionError, ReplyError
 from cai.ids import derive_seed
 from cai.models.base import Sampling
 from cai.models.templates import disarm
 from cai.records import Constitution, Message, Principle
-from cai.workbench.sample import Bench, Calls, open_bench, recipe_for
+from cai.session import Session, settings
+from cai.workbench.sample import Calls, calls_of
 
 ASKED: Mapping[str, tuple[str, str, str]] = {
     "critique": (
@@ -85,25 +85,21 @@ def word_document(path: Path, accepted: str | None, model: str, reporter: Report
         raise ConstitutionError(f"{path}: --model words what is proposed out of a document; in a review file the wording is a person's")
     review = propose(path)
 
-    async def go() -> Worded:
-        async with open_bench(recipe_for(model, seed), find_workspace(Path.cwd()), reporter) as bench:
-            return await word_all(review, bench)
-
-    with reporter.stage("import"):
-        worded = run_interruptible(go(), reporter)
+    session = Session(recipe=settings(model=model, seed=seed, name="import"), workspace=find_workspace(Path.cwd()), reporter=reporter)
+    worded = session.run(lambda opened: word_all(review, opened), "import")
     note = f"{worded.written} texts written by {model}; {worded.refused} of its replies did not hold up, and the rules' wording stands"
     return (worded.review if accepted is None else accept(worded.review, accepted, path)), note
 
 
-async def word_all(review: Review, bench: Bench) -> Worded:
+async def word_all(review: Review, session: Session) -> Worded:
     """Ask for every text of every proposal. Raises `ModelError` where the model can't go on."""
 
     async def work(proposal: Proposal) -> tuple[Proposal, dict[str, str]]:
-        replies = await together(_write(proposal, field, bench) for field in ASKED)
+        replies = await together(_write(proposal, field, session) for field in ASKED)
         return proposal, dict(zip(ASKED, replies, strict=True))
 
     written = 0
-    for proposal, replies in await bench.each(review.proposals, work, "proposals", lambda p: p.where):
+    for proposal, replies in await session.each(review.proposals, work, "proposals", lambda p: p.where):
         principle = proposal.principle
         for field, text in replies.items():
             candidate = replace(principle, **{field: text})  # type: ignore[arg-type]
@@ -114,10 +110,10 @@ async def word_all(review: Review, bench: Bench) -> Worded:
         if kept:
             by_rule = [field for field in ASKED if field not in kept]
             origin = proposal.principle.source.partition(" (made by rule")[0]
-            note = f"{origin} (written by {bench.model.engine.name}: {', '.join(kept)}"
+            note = f"{origin} (written by {session.model.engine.name}: {', '.join(kept)}"
             source = note + (f"; made by rule: {', '.join(by_rule)})" if by_rule else ")")
             review = reworded(review, proposal.number, source=source, **{field: getattr(principle, field) for field in kept})
-    return Worded(review, written, len(ASKED) * len(review.proposals) - written, bench.calls)
+    return Worded(review, written, len(ASKED) * len(review.proposals) - written, calls_of(session))
 
 
 def holds_up(principle: Principle, field: str) -> bool:
@@ -127,7 +123,7 @@ def holds_up(principle: Principle, field: str) -> bool:
     return not faults and bool(claim(getattr(principle, field)).content & claim(principle.statement).content)
 
 
-async def _write(proposal: Proposal, field: str, bench: Bench) -> str:
+async def _write(proposal: Proposal, field: str, session: Session) -> str:
     """Return the first line of the model's reply; nothing where it gave none."""
     task, *answers = ASKED[field]
     messages = [Message("system", f"{task} Answer with one sentence and nothing else.")]
@@ -135,7 +131,7 @@ async def _write(proposal: Proposal, field: str, bench: Bench) -> str:
         messages += [Message("user", f"Rule: {rule}"), Message("assistant", answer)]
     messages.append(Message("user", f"Rule: {disarm(proposal.principle.statement)}"))
     try:
-        reply = await bench.model.complete(messages, Sampling(MAX_TOKENS, 0.0), derive_seed(bench.recipe.seed, proposal.where, field))
+        reply = await session.model.complete(messages, Sampling(MAX_TOKENS, 0.0), derive_seed(session.recipe.seed, proposal.where, field))
     except ReplyError:
         return ""
     lines = [line.strip() for line in reply.text.splitlines() if line.strip()]

@@ -13,7 +13,7 @@ from cai.cli import main
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import Completion, Reply, Request
-from cai.recipe import ModelSpec, Recipe
+from cai.models.scripted import ScriptedEngine
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
@@ -128,7 +128,7 @@ def test_a_run_says_what_it_did(tmp_path: Path, call: Called) -> None:
         (("--set", "critique.rounds"), "expected key.path=value"),
         (("--name", "../out"), "name"),
         (("--name", "[red]x[/red]"), "[red]x[/red]"),
-        (("--set", "constitution=none.yaml", "--set", "templates=none"), "2 thing(s) to mend"),
+        (("--set", "constitution=none.yaml", "--set", "templates=none"), "2 configuration errors"),
     ],
 )
 def test_what_a_user_can_mend_is_a_panel_and_exit_code_2(tmp_path: Path, call: Called, args: tuple[str, ...], told: str) -> None:
@@ -269,22 +269,24 @@ def test_judge_bench_refuses_what_it_does_not_know(shared: Workspace, call: Call
     assert told in call.told
 
 
-def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.evaluate.commands.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
-    alone = call.json(shared.root, "evaluate", "scripted", "--limit", "3")["results"]
+def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) -> None:
+    judge = ("--judge", "scripted", "--limit", "3")
+    alone = call.json(shared.root, "evaluate", "scripted", *judge)["results"]
     assert {r["model"] for r in alone} == {"model"} and all(r["low"] <= r["value"] <= r["high"] and r["n"] > 0 for r in alone)
-    both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3")["results"]
+    compared = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge)
+    assert compared["judge"] == "scripted" and compared["judge_card"]["n"] == 88, "the judge is named and measured"
+    both = compared["results"]
     assert {r["model"] for r in both} == {"base", "model"}
     assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
     assert all("by an uncalibrated judge" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
     weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
     write_calibration(shared.root / "c.json", weighed)
-    both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", "--limit", "3", "--calibration", "c.json")["results"]
-    assert all("as c.json weighs it" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
+    both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge, "--calibration", "c.json")["results"]
+    assert all("calibrated with c.json" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
     write_calibration(shared.root / "c.json", replace(weighed, protocol="pairwise"))
-    assert call(shared.root, "evaluate", "scripted", "--limit", "3", "--calibration", "c.json") == 2
+    assert call(shared.root, "evaluate", "scripted", *judge, "--calibration", "c.json") == 2
     assert "protocol: fitted for pairwise, this judge has pointwise-contrast" in call.told
-    assert call(shared.root, "evaluate", "scripted", "--limit", "3") == 0
+    assert call(shared.root, "evaluate", "scripted", *judge) == 0
     assert max(map(len, call.out.splitlines())) <= 80
 
 
@@ -640,15 +642,27 @@ def _pair_id(row: dict[str, Any]) -> str:
     return msgspec.convert({k: v for k, v in row.items() if k != "said"}, ResponsePair).id
 
 
-def test_evaluate_ranks_models_in_an_arena(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.evaluate.commands.Recipe", lambda name, seed: Recipe(name=name, seed=seed, model=ModelSpec(path="scripted")))
-    monkeypatch.setattr("cai.evaluate.commands.spec_from_name", lambda name: ModelSpec(path="scripted", name=name))
-    models = ("one", "two", "three")
-    [arena] = call.json(shared.root, "evaluate", "--arena", *models, "--limit", "3")["arenas"]
+def test_a_runs_own_judge_compares_unless_another_is_named(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = workspace.run("s")
+    (run.path / "recipe.yaml").write_text("model: { path: scripted }\nfeedback: { judge: { path: scripted, name: strict } }\n")
+    policy = run.model("policy")
+    policy.mkdir(parents=True)
+    (policy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "embedded"}))
+    (policy / "adapter_model.safetensors").touch()
+    monkeypatch.setattr("cai.models.opening.LazyEngine", lambda spec: ScriptedEngine(name=spec.path))
+    asked = ("evaluate", str(policy), "--against", "scripted", "--limit", "2")
+    assert call.json(workspace.root, *asked)["judge"] == "strict"
+    assert call.json(workspace.root, *asked, "--judge", "scripted#other")["judge"] == "other"
+
+
+def test_evaluate_ranks_models_in_an_arena(shared: Workspace, call: Called) -> None:
+    models, judge = ("scripted#one", "scripted#two", "scripted#three"), ("--judge", "scripted")
+    [arena] = call.json(shared.root, "evaluate", "--arena", *models, "--limit", "3", *judge)["arenas"]
     assert arena["by"] == "judge" and arena["prompts"] == 9
     assert {r["model"] for r in arena["ratings"]} == set(models) and {r["duels"] for r in arena["ratings"]} == {18}
     assert sum(r["elo"] for r in arena["ratings"]) == pytest.approx(3000)
-    assert call(shared.root, "evaluate", "--arena", *models, "--limit", "3") == 0 and "mean rating 1000" in call.out
+    assert call(shared.root, "evaluate", "--arena", *models, "--limit", "3", *judge) == 0 and "mean rating 1000" in call.out
     assert call(shared.root, "evaluate", *models) == 2 and "rank them with --arena" in call.told
-    assert call(shared.root, "evaluate", "--arena", "one") == 2 and "two or more different models" in call.told
+    assert call(shared.root, "evaluate", "--arena", "scripted#one") == 2 and "two or more different models" in call.told
     assert call(shared.root, "evaluate", "--arena", *models, "--against", "scripted") == 2 and "without --against" in call.told

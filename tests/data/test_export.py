@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 
@@ -197,7 +197,7 @@ def test_the_card_tells_how_the_labels_look_and_what_not_to_trust(tmp_path: Path
         "`m-135`",
     ):
         assert wanted in card
-    assert "Nobody has measured" in dataset_card(DATA, exported, "my-set")
+    assert "agreement with human labels was not measured" in dataset_card(DATA, exported, "my-set")
     people = replace(DATA, train=[PREFERENCES[1]], held_out=())
     assert "The judge" not in dataset_card(people, export(people, "trl", tmp_path), "my-set")
 
@@ -224,15 +224,15 @@ def test_pushing_makes_a_private_dataset_and_uploads_the_folder(tmp_path: Path) 
     assert hub.calls[1][1]["folder_path"] == str(tmp_path) and hub.calls[1][1]["repo_type"] == "dataset"
 
 
-REQUEST = httpx.Request("GET", "https://huggingface.co")
+REQUEST = httpx2.Request("GET", "https://huggingface.co")
 
 
 @pytest.mark.parametrize(
     ("error", "fix"),
     [
-        (httpx.ConnectError("no route"), "can't be reached"),
-        (httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(401, request=REQUEST)), "hf auth login"),
-        (httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(503, request=REQUEST)), "again later"),
+        (httpx2.ConnectError("no route"), "can't be reached"),
+        (httpx2.HTTPStatusError("no", request=REQUEST, response=httpx2.Response(401, request=REQUEST)), "hf auth login"),
+        (httpx2.HTTPStatusError("no", request=REQUEST, response=httpx2.Response(503, request=REQUEST)), "again later"),
         (OSError("Token is required"), "hf auth login"),
     ],
 )

@@ -198,5 +198,5 @@ def test_golds_own_labels_push_the_same_prompts_out_of_the_proxys() -> None:
 
 
 def test_a_gold_model_without_pairs_is_refused() -> None:
-    with pytest.raises(DataError, match=r"(?s)no preference is set apart for the gold reward model.*gold\.fraction"):
+    with pytest.raises(DataError, match=r"(?s)no preference is left to train the gold reward model on.*gold\.fraction"):
         mix(ALL, [pair()], [judged(pair(), 0.9)], gold=GoldConfig())

@@ -169,7 +169,7 @@ def test_a_limit_keeps_file_order_and_a_higher_one_only_adds(tmp_path: Path) -> 
         ("empty.jsonl", "no usable prompt in 0 rows"),
         ("broken.jsonl.gz", "not a whole gzip file"),
         ("latin.csv", "UTF-8"),
-        ("what.bin", "can't tell what this is"),
+        ("what.bin", "unknown file format"),
     ],
 )
 def test_sources_that_cannot_be_read_say_so(tmp_path: Path, path: str, says: str) -> None:

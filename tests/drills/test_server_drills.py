@@ -83,7 +83,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, calm: tuple[Counter[
         _, err = run.communicate(timeout=120)
         assert run.returncode == 0, err
     assert data_bytes(workspace.run("s")) == calm[1] and server.answered() == calm[0]
-    assert (tmp_path / "jumps").stat().st_size > 10, "nobody looked at the clock"
+    assert (tmp_path / "jumps").stat().st_size > 0, "the jumping clock was not in use"
 
 
 @pytest.mark.slow

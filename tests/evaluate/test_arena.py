@@ -77,8 +77,8 @@ def test_equals_are_not_told_apart() -> None:
     ("duels", "told"),
     [
         ([], "at least two models"),
-        ([Duel("p", "a", "b", 1.0), Duel("p", "b", "a", 1.0)], "1 duels were fought twice"),
-        ([Duel("p", "a", "b", 1.0), Duel("p", "c", "d", 1.0)], "c, d: never judged against a"),
+        ([Duel("p", "a", "b", 1.0), Duel("p", "b", "a", 1.0)], "1 duels occur twice"),
+        ([Duel("p", "a", "b", 1.0), Duel("p", "c", "d", 1.0)], "c, d: no comparison connects these models with a"),
     ],
 )
 def test_what_cannot_be_rated_is_refused(duels: list[Duel], told: str) -> None:

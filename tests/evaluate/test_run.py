@@ -8,47 +8,41 @@ from typing import Any
 import pytest
 
 from cai.constitution.load import load_constitution
-from cai.core.console import Reporter
 from cai.errors import NoLogprobsError, RecipeError, ReplyError
-from cai.evaluate.arena import Arena
-from cai.evaluate.commands import chosen_protocols
 from cai.evaluate.rewards import folder_accuracies
-from cai.evaluate.run import Measured, answer_all, hold_arena, measure_answers
-from cai.judge.judge import Judge
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request, TextModel
+from cai.evaluate.run import Answered, Measured, Questions, answer, hold_arena, judge_answers, measure, score_answers
+from cai.judge.bench import chosen_protocols
+from cai.judge.protocols import PROTOCOLS
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
-from cai.recipe import FeedbackConfig, Recipe
-from cai.records import Failure, Message, Prompt, Provenance, Response, RewardScore
+from cai.recipe import FeedbackConfig, ModelSpec, Recipe
+from cai.records import Failure, Message, Prompt, Provenance, Response
+from cai.session import Session
+from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT
 
 PROMPTS = [Prompt(f"p{i}", "harmful", (Message("user", f"Question {i}?"),), "test") for i in range(6)]
-RECIPE = Recipe(name="r", max_failure_fraction=0.5, feedback=FeedbackConfig(principles="sample"))
+CONSTITUTION = load_constitution(ROOT / "constitution" / "general.yaml")
+RECIPE = Recipe(name="evaluate", max_failure_fraction=0.5, feedback=FeedbackConfig(principles="sample"))
 
 
 def response(prompt: Prompt, text: str) -> Response:
     return Response(prompt, text, False, Provenance("test"))
 
 
-def loading(rewards: Any) -> Any:
-    async def load() -> Any:
-        return rewards()
-
-    return load
-
-
 def measured(
-    answers: dict[str, list[Response]], failures: list[Failure], answer: Callable[[Request], Reply] = default_script, rewards: Any = None
+    answers: dict[str, list[Response]], failures: list[Failure], script: Callable[[Request], Reply] = default_script, rewards: Any = None
 ) -> Measured:
-    async def measure() -> Measured:
-        with CallStore(None) as store:
-            constitution = load_constitution(ROOT / "constitution" / "general.yaml")
-            model = TextModel(ScriptedEngine(answer), store, "evaluate")
-            judge = Judge(RECIPE.feedback, constitution, model, load_templates(ROOT / "prompts" / "templates"), 0)
-            return await measure_answers(answers, judge, rewards and loading(rewards), RECIPE, failures, Reporter())
+    session = ScriptedSession(script, recipe=RECIPE)
 
-    return asyncio.run(measure())
+    async def work(opened: Session) -> Measured:
+        verdicts = await judge_answers(opened, answers, opened.judge(CONSTITUTION))
+        scores = None if rewards is None else score_answers(answers, rewards)
+        return measure(Answered(answers), verdicts, scores, RECIPE.seed)
+
+    found = session.ask(work)
+    failures += session.failures
+    return found
 
 
 def test_the_same_answers_win_half_without_a_judgement() -> None:
@@ -77,7 +71,7 @@ def test_several_reward_models_score_as_one_and_their_disagreement_is_kept(tiny_
     train_members(reward_config(members=2), model, preferences(4), preferences(8)[4:], tmp_path, 0)
     folders = [tmp_path / name for name in names]
     answers = {m: [response(p, f"{m} {p.id}.") for p in PROMPTS] for m in ("base", "policy")}
-    found = measured(answers, [], rewards=lambda: load_ensemble(folders, model, "min"))
+    found = measured(answers, [], rewards=load_ensemble(folders, model, "min"))
     alone = [load_ensemble([f], model).score([(p.messages, f"policy {p.id}.") for p in PROMPTS]) for f in folders]
     for sample, *scores in zip(found.samples, *alone, strict=True):
         assert sample.scores["policy"] == pytest.approx(min(s.value for s in scores), abs=1e-4)
@@ -86,7 +80,7 @@ def test_several_reward_models_score_as_one_and_their_disagreement_is_kept(tiny_
     assert spread["policy"].value == pytest.approx(sum(s.disagreement["policy"] for s in found.samples) / 6)
     assert [(r.model, r.n) for r in found.results if r.name == "reward_disagreement_change"] == [("policy", 6)]
     assert [(r.name, r.model, r.n) for r in folder_accuracies(folders)] == [("reward_accuracy", name, 4) for name in names]
-    single = measured(answers, [], rewards=lambda: load_ensemble(folders[:1], model))
+    single = measured(answers, [], rewards=load_ensemble(folders[:1], model))
     assert not any("disagreement" in r.name for r in single.results) and single.samples[0].disagreement == {}
 
 
@@ -157,24 +151,20 @@ def test_prompts_without_an_answer_are_counted() -> None:
             raise ReplyError("refused")
         return default_script(request)
 
-    failures: list[Failure] = []
-
-    async def answers() -> list[Response]:
-        with CallStore(None) as store:
-            model = TextModel(ScriptedEngine(sometimes), store, "evaluate")
-            templates = load_templates(Path(ROOT / "prompts" / "templates"))
-            return await answer_all(PROMPTS, model, templates, RECIPE, "", failures, lambda done: None)
-
-    assert [r.prompt.id for r in asyncio.run(answers())] == ["p0", "p1", "p2", "p4", "p5"]
-    assert [(f.stage, f.item_id, f.reason) for f in failures] == [("evaluate", "p3", "refused")]
+    session = ScriptedSession(sometimes, recipe=RECIPE)
+    said = session.ask(lambda opened: answer(opened, {"base": ModelSpec(path="scripted")}, Questions(PROMPTS)))
+    assert [r.prompt.id for r in said.answers["base"]] == ["p0", "p1", "p2", "p4", "p5"]
+    assert [(f.stage, f.item_id, f.reason) for f in session.failures] == [("evaluate", "p3", "refused")]
 
 
 def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
-    assert len(chosen_protocols("all")) == 5
-    assert chosen_protocols("likelihood, pairwise") == ["pairwise", "likelihood"]
-    for wrong in ("", ",", "pairwise,best"):
-        with pytest.raises(RecipeError, match="expected all or some of pairwise"):
+    assert chosen_protocols("all") == list(PROTOCOLS.names())
+    assert chosen_protocols("pairwise, likelihood") == ["likelihood", "pairwise"]
+    for wrong in ("", ","):
+        with pytest.raises(RecipeError, match="expected all, or some of likelihood, pairwise"):
             chosen_protocols(wrong)
+    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: likelihood, .*Did you mean 'pairwise'\?"):
+        chosen_protocols("likelihood,pairwize")
 
 
 def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -192,17 +182,8 @@ def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_d
         asked.append(request)
         return default_script(request)
 
-    def hold(rewards: Any) -> list[Arena]:
-        async def run() -> list[Arena]:
-            with CallStore(None) as store:
-                constitution = load_constitution(ROOT / "constitution" / "general.yaml")
-                templates = load_templates(ROOT / "prompts" / "templates")
-                judge = Judge(RECIPE.feedback, constitution, TextModel(ScriptedEngine(counting), store, "evaluate"), templates, 0)
-                return await hold_arena(answers, judge, rewards and loading(rewards), RECIPE, [], Reporter())
-
-        return asyncio.run(run())
-
-    by_judge, by_reward = hold(lambda: load_ensemble([tmp_path / "reward-0"], model))
+    session = ScriptedSession(counting, recipe=RECIPE)
+    by_judge, by_reward = session.ask(lambda opened: hold_arena(opened, answers, opened.judge(CONSTITUTION), [tmp_path / "reward-0"]))
     elo = {r.model: r.elo for r in by_judge.ratings}
     assert elo["a"] == pytest.approx(elo["b"], abs=1e-3) and {r.duels for r in by_judge.ratings} == {12}
     assert asked and all("No way." in str(r) or "Yes." in str(r) for r in asked)
@@ -212,23 +193,24 @@ def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_d
     assert (rated["a"].elo > rated["c"].elo) is (score.value > other.value) and rated["a"].elo == pytest.approx(rated["b"].elo, abs=1e-3)
 
 
-def test_nothing_is_asked_of_the_judge_once_the_reward_models_load() -> None:
-    asked: list[Request] = []
-    at_load: list[int] = []
+def test_models_are_closed_before_reward_models_load(tiny_model_dir: Path, tmp_path: Path) -> None:
+    from cai.train.reward.train import train_members
+    from tests.train.builders import model_at, preferences, reward_config
 
-    def counting(request: Request) -> Reply:
-        asked.append(request)
-        return default_script(request)
+    train_members(reward_config(), model_at(tiny_model_dir), preferences(4), [], tmp_path, 0)
+    closed: list[str] = []
 
-    class Rewards:
-        def score(self, items: Any) -> list[RewardScore]:
-            return [RewardScore(float(len(text)), 0.0, (float(len(text)),)) for _, text in items]
+    class Closing(ScriptedEngine):
+        async def close(self) -> None:
+            closed.append(self.name)
 
-    def load() -> Rewards:
-        at_load.append(len(asked))
-        return Rewards()
+    async def opener(spec: ModelSpec) -> ScriptedEngine:
+        return Closing(default_script, spec.path)
 
-    answers = {name: [response(p, f"{name} says {p.id}.") for p in PROMPTS] for name in ("base", "sft", "policy")}
-    found = measured(answers, [], counting, load)
-    assert at_load == [len(asked)] and asked, "by then the judge may be closed"
-    assert found.samples[1].scores == {name: float(len(f"{name} says p1.")) for name in answers}
+    async def work() -> None:
+        async with Session("scripted", keep_calls=False, opener=opener) as session:
+            assert closed == []
+            await session.load_rewards([tmp_path / "reward-0"])
+            assert closed == ["scripted"]
+
+    asyncio.run(work())

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from cai.errors import ConstitutionError, ReplyError
-from cai.generate.critique import critique_and_revise, principles_in_turn, respond, revision_pair, sft_examples
+from cai.generate.critique import Writer, critique_and_revise, principles_in_turn, respond, sft_examples
 from cai.models.base import Completion, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
@@ -35,7 +35,7 @@ def talking(revisions=REVISIONS, critique=CRITIQUE, truncated=False, seen=None):
 
 def revise(model, *, response=RESPONSE, constitution=CONSTITUTION, judge=None, run_seed=0, **config):
     config = CritiqueConfig(**config)
-    work = critique_and_revise(response, constitution, model, TEMPLATES, config, run_seed, judge=judge, recipe_hash="h")
+    work = critique_and_revise(response, constitution, Writer(model, TEMPLATES, run_seed, "h"), config, judge)
     return asyncio.run(work)
 
 
@@ -54,17 +54,17 @@ def test_a_response_is_stripped_cut_to_whole_sentences_and_traced():
         return Completion("  Tides follow the moon. They rise twi", True, 3, 9)
 
     model = TextModel(ScriptedEngine(script), CallStore(None), "respond")
-    response = asyncio.run(respond(PROMPT, model, TEMPLATES, SamplingSpec(), 7, "h"))
+    response = asyncio.run(respond(PROMPT, Writer(model, TEMPLATES, 7, "h"), SamplingSpec()))
     assert (response.text, response.truncated) == ("Tides follow the moon.", True)
     assert response.provenance == Provenance("scripted:scripted", (), TEMPLATES.respond.hash, response.provenance.seed, "h")
-    again = asyncio.run(respond(replace(PROMPT, id="p2"), model, TEMPLATES, SamplingSpec(), 7))
+    again = asyncio.run(respond(replace(PROMPT, id="p2"), Writer(model, TEMPLATES, 7), SamplingSpec()))
     assert again.provenance.seed != response.provenance.seed
 
 
 def test_an_empty_response_is_a_failure():
     model = TextModel(ScriptedEngine(lambda request: Completion(" \n", False, 3, 1)), CallStore(None), "respond")
     with pytest.raises(ReplyError, match="empty"):
-        asyncio.run(respond(PROMPT, model, TEMPLATES, SamplingSpec(), 0))
+        asyncio.run(respond(PROMPT, Writer(model, TEMPLATES, 0), SamplingSpec()))
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3])
@@ -166,7 +166,7 @@ def test_the_judge_decides_whether_a_revision_is_better(p_a, dropped):
     judge, pairs = judge_saying(p_a)
     trace = revise(talking(), judge=judge, min_p_revised=0.5)
     assert trace.p_revised == pytest.approx(1 - p_a) and trace.dropped == dropped
-    assert pairs == [revision_pair(trace)]
+    assert pairs == [trace.pair]
     assert (pairs[0].response_a, pairs[0].response_b, pairs[0].source, pairs[0].p_a) == (RESPONSE.text, REVISIONS[0], "revision", None)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from cai.errors import ReplyError
+from cai.generate.critique import Writer
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.models.base import Completion, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
@@ -22,11 +23,11 @@ def model_of(script=default_script):
 
 
 def sampled(task, script=default_script, run_seed=0):
-    return asyncio.run(sample_pair(task, model_of(script), TEMPLATES, PairsConfig(), run_seed, "h"))
+    return asyncio.run(sample_pair(task, Writer(model_of(script), TEMPLATES, run_seed, "h"), PairsConfig()))
 
 
 def contrasted(task, script=default_script, run_seed=0, **config):
-    return asyncio.run(contrast_pair(task, CONSTITUTION, model_of(script), TEMPLATES, PairsConfig(**config), run_seed, "h"))
+    return asyncio.run(contrast_pair(task, CONSTITUTION, Writer(model_of(script), TEMPLATES, run_seed, "h"), PairsConfig(**config)))
 
 
 def test_tasks_of_a_lower_number_stay_when_it_rises():

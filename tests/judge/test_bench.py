@@ -5,12 +5,9 @@ import pytest
 
 from cai.errors import DataError, ReplyError
 from cai.judge.bench import BASELINES, judge_bench, position_bias
-from cai.models.base import ChoicesRequest, Completion, TextModel
-from cai.models.scripted import ScriptedEngine
-from cai.models.store import CallStore
-from cai.recipe import FeedbackConfig
+from cai.models.base import ChoicesRequest, Completion
 from cai.records import Judgment, Message, Preference, Prompt, Provenance
-from tests.judge.judging import CONSTITUTION, TEMPLATES, always_first, log_odds_reply, prefers_text
+from tests.judge.judging import always_first, judge_with, log_odds_reply, prefers_text
 
 ALL = ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood")
 
@@ -21,9 +18,7 @@ def preference(number, chosen="GOOD answer", rejected="Another answer that is lo
 
 
 def bench(script, preferences, protocols=ALL, **config):
-    model = TextModel(ScriptedEngine(script, name=script.__name__), CallStore(None), "bench")
-    work = judge_bench(preferences, protocols, model, TEMPLATES, CONSTITUTION, FeedbackConfig(**config), 0, window=8)
-    return asyncio.run(work)
+    return asyncio.run(judge_bench(preferences, [judge_with(script, name, **config) for name in protocols], window=8))
 
 
 def test_a_perfect_judge_beats_the_baselines_with_every_protocol():
@@ -136,9 +131,8 @@ def test_position_bias_by_hand():
 
 def test_progress_is_told_by_protocol():
     told = []
-    model = TextModel(ScriptedEngine(prefers_text), CallStore(None), "bench")
     work = judge_bench(
-        [preference(i) for i in range(5)], ("pairwise", "likelihood"), model, TEMPLATES, CONSTITUTION, FeedbackConfig(), 0, window=2,
+        [preference(i) for i in range(5)], [judge_with(prefers_text, name) for name in ("pairwise", "likelihood")], window=2,
         on_progress=lambda done, total, name: told.append((done, total, name)),
     )  # fmt: skip
     asyncio.run(work)

@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.errors import ConstitutionError, ModelError, RecipeError, ReplyError
-from cai.judge.judge import PROTOCOLS
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution
 from tests.judge.judging import CONSTITUTION, always_first, hashed, judge_with, judged, pair, prefers_text, principle
 
-every_protocol = pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.names())
 two_option = pytest.mark.parametrize("protocol", ["pairwise", "pairwise-cot"])
 
 
 def test_every_protocol_of_the_recipe_is_there():
-    assert set(PROTOCOLS) == {"pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"}
-    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+    assert PROTOCOLS.names() == ("likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
+    assert tuple(protocol.name for protocol in PROTOCOLS.all()) == PROTOCOLS.names()
 
 
 @every_protocol
@@ -45,7 +45,7 @@ def test_a_swapped_pair_gets_the_opposite_label_from_a_fresh_store(protocol):
 
 
 @settings(max_examples=60, deadline=None)
-@given(a=st.text(min_size=1, max_size=60), b=st.text(min_size=1, max_size=60), protocol=st.sampled_from(sorted(PROTOCOLS)))
+@given(a=st.text(min_size=1, max_size=60), b=st.text(min_size=1, max_size=60), protocol=st.sampled_from(PROTOCOLS.names()))
 def test_no_text_breaks_the_symmetry(a, b, protocol):
     p = pair(a, b)
     kept, swapped = judged(hashed, protocol, p, p.swapped())
@@ -217,7 +217,7 @@ def test_reasoning_is_seeded_by_the_texts_and_not_by_their_order():
 
 
 def test_default_config_is_what_the_recipe_says():
-    assert FeedbackConfig().protocol in PROTOCOLS
+    assert FeedbackConfig().protocol in PROTOCOLS.names()
 
 
 def test_questions_about_one_response_share_their_beginning():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cai.errors import NoLogprobsError, ReplyError
-from cai.judge.pairwise import find_verdict
+from cai.judge.protocols.pairwise_cot import find_verdict
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion
 from tests.judge.judging import judged, log_odds_reply, pair, prefers_text
 

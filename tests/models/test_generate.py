@@ -137,10 +137,10 @@ def test_a_shared_text_is_computed_once(llama: Any, monkeypatch: pytest.MonkeyPa
 def test_memory_asked_for_holds_the_prompts(llama: Any) -> None:
     """What follows a prompt run in parts equals what follows it run whole."""
     some = prompts()
-    logits, slots = run_prompts(llama, some, room=4)
-    assert slots is not None
+    logits, kv_cache = run_prompts(llama, some, room=4)
+    assert kv_cache is not None
     step = torch.full((len(some), 1), 17)
-    after = slots.forward(step, torch.ones_like(step, dtype=torch.bool))[:, -1]
+    after = kv_cache.forward(step, torch.ones_like(step, dtype=torch.bool))[:, -1]
     with torch.inference_mode():
         for i, prompt in enumerate(some):
             whole = llama(torch.tensor([[*prompt, 17]])).logits[0].float()
@@ -149,11 +149,11 @@ def test_memory_asked_for_holds_the_prompts(llama: Any) -> None:
 
 
 def test_a_memory_that_grows_lets_go_of_the_old_one_layer_by_layer(llama: Any) -> None:
-    _, slots = run_prompts(llama, prompts(), room=1)
-    assert slots is not None
+    _, kv_cache = run_prompts(llama, prompts(), room=1)
+    assert kv_cache is not None
     rows, step = torch.tensor([2, 0]), torch.full((2, 1), 17)
-    kept, moved = slots.take(rows, 3), slots.take(rows, 3, last=True)
-    assert all(layer.keys is None and layer.values is None for layer in slots.cache.layers)
+    kept, moved = kv_cache.take(rows, 3), kv_cache.take(rows, 3, last=True)
+    assert all(layer.keys is None and layer.values is None for layer in kv_cache.cache.layers)
     torch.testing.assert_close(kept.forward(step, step > 0), moved.forward(step, step > 0), atol=0.0, rtol=0.0)
 
 

@@ -49,9 +49,9 @@ def test_the_merged_model_says_what_base_and_adapter_say(tiny_model_dir: Path, a
 
 
 def test_what_cannot_be_merged_is_refused(tiny_model_dir: Path, adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         merge_adapter(adapter, adapter)
-    with pytest.raises(ModelError, match="no adapter is there"):
+    with pytest.raises(ModelError, match="this is not an adapter"):
         merge_adapter(tiny_model_dir, tmp_path / "out")
     train_reward(reward_config(), model_at(tiny_model_dir), preferences(4), [], tmp_path / "reward", 0)
     with pytest.raises(ModelError, match="is a reward model"):

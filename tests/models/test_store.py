@@ -168,7 +168,7 @@ def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
     path.write_bytes(b"these are somebody's notes, not a database\n" * 100)
     before = path.read_bytes()
     said = complaint(path)
-    assert "damaged" in said and ".recover" in said and "left as it is" in said
+    assert "damaged" in said and ".recover" in said and "not changed" in said
     assert path.read_bytes() == before
 
 
@@ -202,7 +202,7 @@ def test_another_version_is_refused_and_left(path: Path, version: int) -> None:
     db.execute(f"PRAGMA user_version={version}")
     db.close()
     before = path.read_bytes()
-    assert f"call store of version {version}, this cai reads {SCHEMA_VERSION}" in complaint(path)
+    assert f"call store of version {version}; this cai reads version {SCHEMA_VERSION}" in complaint(path)
     assert path.read_bytes() == before
 
 

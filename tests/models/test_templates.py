@@ -207,11 +207,11 @@ def test_faults_name_file_and_line(tmp_path, name, text, line, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[system]]\nHi\n", "must use {{ conversation }}"),
-        ("[[system]]\nHi\n", "asks nothing"),
+        ("[[system]]\nHi\n", "doesn't use the required field {{ conversation }}"),
+        ("[[system]]\nHi\n", "no user turn"),
         ("[[prefill]]\nHi\n[[turns conversation]]\n", "must be the last"),
         ("[[turns conversation]]\nlost\n", "would be lost"),
-        ("", "must use {{ conversation }}"),
+        ("", "doesn't use the required field {{ conversation }}"),
     ],
 )
 def test_faults_of_a_whole_file(tmp_path, text, says):
@@ -229,7 +229,13 @@ def test_all_faults_of_all_files_come_together(tmp_path):
     with pytest.raises(TemplateError) as caught:
         load_templates(folder)
     message = str(caught.value)
-    for said in ("respond.txt: missing", "critique.txt:2: unknown field 'nonsense'", "critique_request", "jugde.txt: no template", "UTF-8"):
+    for said in (
+        "respond.txt: missing",
+        "critique.txt:2: unknown field 'nonsense'",
+        "critique_request",
+        "jugde.txt: unknown template name",
+        "UTF-8",
+    ):
         assert said in message
 
 

@@ -363,7 +363,7 @@ def test_setup_problems_are_told_together_before_anything_is_made(tmp_path: Path
     with pytest.raises(RecipeError) as e:
         run_data(workspace, "feedback.judge={path: ./nowhere}")
     told = str(e.value)
-    assert "5 thing(s) to mend" in told
+    assert "5 configuration errors" in told
     for part in (
         "statment",
         "prompts: ",

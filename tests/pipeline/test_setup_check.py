@@ -12,8 +12,8 @@ from tests.workspaces import make_workspace, recipe_of
 
 def test_a_good_setup_gives_what_the_run_needs(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
-    constitution, templates, fingerprint = check_setup(recipe_of(workspace), workspace)
-    assert len(constitution.principles) >= 16 and templates.hash and fingerprint == "scripted:None:None"
+    constitution, fingerprint = check_setup(recipe_of(workspace), workspace)
+    assert len(constitution.principles) >= 16 and fingerprint == "scripted:None:None"
 
 
 def test_models_are_told_apart_before_they_are_opened(tiny_model_dir: Path) -> None:
@@ -47,6 +47,8 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
+        ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
+        ("policy={method: grpo, batch_size: 6}", "8 completions of a prompt don't fill a step of 6"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )
@@ -54,6 +56,14 @@ def test_what_is_missing_is_named_with_its_setting(tmp_path: Path, override: str
     workspace = make_workspace(tmp_path / "w")
     with pytest.raises(RecipeError, match=told):
         check_setup(recipe_of(workspace, override), workspace)
+
+
+@pytest.mark.parametrize("role", ["model", "feedback.judge"])
+def test_several_servers_are_refused_before_a_run_with_the_router_to_use(tmp_path: Path, role: str) -> None:
+    workspace = make_workspace(tmp_path)
+    recipe = recipe_of(workspace, f"{role}={{path: 'http://one:8000/v1, http://two:8000/v1'}}")
+    with pytest.raises(RecipeError, match=r"vllm-router --worker-urls http://one:8000 http://two:8000"):
+        check_setup(recipe, workspace, trains=False)
 
 
 def test_a_kind_without_a_principle_is_told(tmp_path: Path) -> None:

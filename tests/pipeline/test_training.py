@@ -1,5 +1,6 @@
 """What the training stages leave beside a training's own folder. The trainings themselves are in test_stages and tests/train."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import Workspace
+from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.online_dpo import rounds_log
-from cai.pipeline.training import POLICY_METHODS, policy_stage, trained
+from cai.pipeline.training import policy_stage, trained
 from cai.recipe import GoldConfig, PolicyConfig, Recipe
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER
@@ -33,7 +35,8 @@ def test_the_runs_log_has_every_step_of_every_round_however_often_it_was_killed(
 
 
 def test_what_was_seen_of_an_earlier_policy_is_not_shown_as_this_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(POLICY_METHODS, "dpo", lambda c: {})
+    idle = replace(METHODS.get("dpo"), run=lambda c: {})
+    monkeypatch.setattr("cai.pipeline.training.METHODS", SimpleNamespace(get=lambda name: idle))
     watched = Recipe(name="s", gold=GoldConfig(fraction=0.5))
     for recipe, stays in ((watched, True), (Recipe(name="s"), False)):
         c = context(tmp_path, recipe)
@@ -52,5 +55,5 @@ def test_rounds_say_that_no_gold_model_watches_them(tmp_path: Path, monkeypatch:
     write_records(c.run.model("policy") / HISTORY, [])
     write_records(c.run.model("policy") / FRONTIER, [])
     policy_stage(c)
-    assert not recipe.watched and not (c.run.model("policy") / FRONTIER).exists()
+    assert not is_watched(recipe) and not (c.run.model("policy") / FRONTIER).exists()
     assert len(told) == 1 and "online-dpo has no watch" in told[0]

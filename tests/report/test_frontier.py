@@ -68,10 +68,10 @@ def test_the_words_say_verdict_and_choice(points: list[MonitorPoint]) -> None:
 def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[MonitorPoint]) -> None:
     gone = replace(points[1], words=0.0, collapse="vanish", verdict="go")
     words = frontier_words([points[0], gone])
-    assert words.startswith("The rule did not speak, but at step 10 answers vanish: 0.0 words on average, and 3.0 at first.")
+    assert words.startswith("The rule did not speak, but at step 10 responses are almost empty: 0.0 words on average, 3.0 at the start.")
     assert "Best by gold where answers are whole: step 0" in words
     words = frontier_words([points[0], gone, replace(gone, step=20, verdict="stop")])
-    assert words.startswith("Collapsed: at step 20 the rule ended the training, because answers vanish")
+    assert words.startswith("Collapsed: at step 20 the rule ended the training, because responses are almost empty")
 
 
 def test_what_responses_are_like_is_drawn_too(points: list[MonitorPoint], tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from cai.train.checkpoints import (
     checkpoint_folder,
     finished_result,
     last_checkpoint,
+    mark_complete,
     mark_finished,
-    mark_whole,
 )
 
 
@@ -18,7 +18,7 @@ def checkpoint(out: Path, step: int, fingerprint: str | None) -> Path:
     folder.mkdir(parents=True)
     (folder / "optimizer.pt").write_bytes(b"weights")
     if fingerprint is not None:
-        mark_whole(folder, fingerprint)
+        mark_complete(folder, fingerprint)
     return folder
 
 

@@ -305,7 +305,7 @@ def test_a_watched_policy_ends_with_its_best_weights_by_gold(tiny_model_dir: Pat
 
     plain, seen = tmp_path / "plain", tmp_path / "seen"
     train_dpo(config, model_at(tiny_model_dir), sft, pairs, plain, 0)
-    train_dpo(config, model_at(tiny_model_dir), sft, pairs, seen, 0, watching=watch(seen))
+    train_dpo(config, model_at(tiny_model_dir), sft, pairs, seen, 0, monitor_spec=watch(seen))
     points = list(read_records(seen / FRONTIER, MonitorPoint))
     assert [p.step for p in points] == [0, 2, 4] and points[0].kl == 0.0 and points[-1].kl != 0.0
     start, end, chosen = (load_file(f / "adapter_model.safetensors") for f in (sft, plain, seen))

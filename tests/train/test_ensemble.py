@@ -13,7 +13,7 @@ from cai.train.reward.ensemble import (
     Centre,
     _score_padded,
     _score_shared,
-    _shares_beginnings,
+    _shares_prefixes,
     aggregate_scores,
     load_ensemble,
     read_centre,
@@ -89,9 +89,9 @@ def test_aggregation_by_hand() -> None:
 def test_members_of_different_bases_and_none_at_all_are_refused(folders: list[Path], tmp_path: Path) -> None:
     config = folders[1] / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tmp_path.parent), "/elsewhere").replace("tiny", "other"))
-    with pytest.raises(ModelError, match="must be for one base model"):
+    with pytest.raises(ModelError, match="must have the same base model"):
         load_ensemble(folders)
-    with pytest.raises(ModelError, match="no member at all"):
+    with pytest.raises(ModelError, match="must have the same base model; found no member"):
         load_ensemble([])
     with pytest.raises(ModelError, match="no adapter"):
         load_ensemble([tmp_path])
@@ -109,11 +109,11 @@ def test_a_beginning_that_runs_once_changes_no_score(kind: str) -> None:
     config, _, extra = KINDS[kind]
     torch.manual_seed(0)
     scorer = hf.AutoModelForSequenceClassification.from_config(config(**SIZES, **extra, num_labels=1), attn_implementation="sdpa").eval()
-    assert _shares_beginnings(scorer)
+    assert _shares_prefixes(scorer)
     texts = prompts(12)
     assert _score_shared(scorer, texts) == pytest.approx(_score_padded(scorer, texts), abs=1e-4)
     scorer.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    assert not _shares_beginnings(scorer), "its second layer keeps a state, not keys and values"
+    assert not _shares_prefixes(scorer), "its second layer keeps a state, not keys and values"
 
 
 def test_a_text_that_ends_in_padding_is_scored_as_it_was_trained(folders: list[Path], tiny_model_dir: Path) -> None:

@@ -238,15 +238,15 @@ def test_a_response_without_a_reward_is_left_out_and_none_at_all_is_an_error(tin
 
 def test_faults_of_the_batch_are_found_before_anything_loads(tmp_path: Path) -> None:
     nowhere = tmp_path / "no model here"
-    with pytest.raises(TrainingError, match=r"4 completions of a prompt don't fill a step of 6 .*multiple of 4"):
+    with pytest.raises(TrainingError, match=r"a step of 6 completions can't be divided into groups of 4 .*multiple of 4"):
         train(nowhere, None, tmp_path / "out", config_of(batch_size=6))
     assert not (tmp_path / "out").exists()
 
 
 def test_too_few_prompts_for_a_step_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="a step takes 5 prompts, and of 4 only 4 fit"):
+    with pytest.raises(TrainingError, match="a step needs 5 prompts, but only 4 of 4 fit"):
         train(tiny_model_dir, None, tmp_path, config_of(batch_size=20))
-    with pytest.raises(TrainingError, match="a step takes 2 prompts, and of 4 only 0 fit, 4 too_long"):
+    with pytest.raises(TrainingError, match="a step needs 2 prompts, but only 0 of 4 fit, 4 too_long"):
         train(tiny_model_dir, None, tmp_path, config_of(max_length=30))
 
 

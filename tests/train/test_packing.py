@@ -95,7 +95,7 @@ class DeafAttention(torch.nn.Module):
 @pytest.mark.parametrize(
     ("config", "longest", "reason"),
     [
-        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16), 20, "window of 16 tokens"),
+        (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=16), 20, "sliding window is 16 tokens"),
         (MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32), 20, None),
         (GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=64), 20, None),
     ],
@@ -128,7 +128,7 @@ def test_never_is_never_and_changes_nothing() -> None:
 def test_what_the_function_does_not_do_it_refuses() -> None:
     x = torch.zeros(1, 1, 4, 8)
     for asked in ({"sliding_window": 2}, {"softcap": 30.0}):
-        with pytest.raises(ValueError, match="not shared"):
+        with pytest.raises(ValueError, match="packed pairs don't support"):
             pair_attention(torch.nn.Module(), x, x, x, None, pair_lengths=((1, 2, 1),), **asked)
 
 

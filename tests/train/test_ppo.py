@@ -125,7 +125,7 @@ def test_without_an_sft_adapter_the_bare_base_is_the_reference(train: Any, tmp_p
     train(config(2), tmp_path, lambda *a: logs.append(a[2]), sft_adapter=None)
     assert logs[0]["objective/kl"] == 0.0
     assert logs[1]["objective/kl"] != 0.0
-    assert "reference: the bare base model" in (tmp_path / "README.md").read_text()
+    assert "reference: the base model" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
         m.setattr(ppo, "keep_best", noted)
         m.setattr(ppo, "write_records", killed)  # after the last step's checkpoint, before the end
         with pytest.raises(Killed):
-            train(settings, tmp_path / "out", warn=told.append, gold=Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), watched=WATCHED)
-    result = train(settings, tmp_path / "out", gold=Gold(), watched=WATCHED)
+            train(settings, tmp_path / "out", warn=told.append, gold=Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), monitor_prompts=WATCHED)
+    result = train(settings, tmp_path / "out", gold=Gold(), monitor_prompts=WATCHED)
     points = looks(tmp_path / "out")
     assert [p.step for p in points] == list(range(result.steps + 1))
     assert result.resumed_from == result.steps < 6, "gold fell while the proxy rose"
     assert told == [
-        f"step {result.steps}: gold reward has fallen from its best (step 1) while the reward that the policy is trained on rises: "
-        "it is over-optimised; training stops here"
+        f"step {result.steps}: the policy is over-optimised: gold reward has fallen since its best (step 1) while the "
+        "reward that the policy is trained on has risen; training stops here"
     ]
     assert points[0].kl == 0.0
     assert points[-1].disagreement is not None
@@ -179,7 +179,7 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
 
 
 def test_a_gold_reward_model_is_one_more_adapter(train: Any, tmp_path: Path, members: tuple[Path, ...], tiny_model_dir: Path) -> None:
-    train(config(1), tmp_path, gold=members[1], watched=WATCHED, members=members[:1])
+    train(config(1), tmp_path, gold=members[1], monitor_prompts=WATCHED, members=members[:1])
     first, last = looks(tmp_path)
     assert (first.step, last.step, first.n, first.disagreement) == (0, 1, 4, None)
     assert first.gold_scores != pytest.approx(first.proxy_scores, abs=1e-3)
@@ -199,7 +199,7 @@ def test_a_diverging_training_is_not_finished(train: Any, tmp_path: Path, sft: P
 
 
 def test_prompts_that_leave_no_room_are_counted_and_having_none_left_is_an_error(train: Any, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="of 6 none has at most 12 tokens"):
+    with pytest.raises(TrainingError, match="none of 6 has at most 12 tokens"):
         train(config(1, max_length=20), tmp_path)
 
 

@@ -11,7 +11,7 @@ from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, PolicyConfig, PPOSpec, RewardConfig
 from cai.train.reward.ensemble import read_centre
 from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
-from cai.train.rl.rollout import Episode, Task, describe, encode_prompts, sample, tasks
+from cai.train.rl.rollout import Episode, Task, encode_prompts, evaluate_responses, sample, tasks
 from cai.train.rl.shared_base import SharedBase, load_shared_base
 from cai.train.running import quiet_training
 from tests.train.builders import model_at, ppo_config, prompt
@@ -49,7 +49,7 @@ def rollout(
     shared: SharedBase, todo: list[Task], *, length: int = 10, temperature: float = 0.7, ends: tuple[int, ...] = (END,), at_once: int = 64
 ) -> list[Episode]:
     responses = sample(shared, todo, frozenset(ends), max_tokens=length, temperature=temperature, at_once=at_once)
-    return describe(shared, todo, responses, end_id=END, temperature=temperature, at_once=at_once)
+    return evaluate_responses(shared, todo, responses, end_id=END, temperature=temperature, at_once=at_once)
 
 
 def frequent_tokens(episodes: list[Episode]) -> tuple[int, ...]:

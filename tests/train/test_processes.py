@@ -186,4 +186,4 @@ def test_a_command_that_cannot_share_its_work_is_refused(tmp_path: Path, monkeyp
     workspace = make_workspace(tmp_path / "w", RECIPE)
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = cai(workspace.root, "plan", "runs/s.yaml")
-    assert done.returncode == 2 and "cai plan: started 2 times at once" in done.stderr
+    assert done.returncode == 2 and "cai plan: started in 2 processes" in done.stderr

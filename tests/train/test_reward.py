@@ -116,7 +116,7 @@ def test_it_learns_measures_and_saves(tiny_model_dir: Path, tmp_path: Path) -> N
     assert (round(metrics.low, 4), metrics.high) == (0.6457, 1.0), "Wilson, 7 of 7"
     assert metrics.mean_margin > 0.5
     assert result.metrics["held_out_accuracy"] == 1.0
-    assert "100.0% (95 % interval 64.6% to 100.0%, n = 7)" in (tmp_path / "README.md").read_text()
+    assert "100.0% (95 % confidence interval 64.6% to 100.0%, n = 7)" in (tmp_path / "README.md").read_text()
     assert not checkpoint_folder(tmp_path).exists()
 
 
@@ -130,7 +130,7 @@ def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: 
     assert values(scorer, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
     monkeypatch.setattr("cai.train.reward.ensemble.KEPT_TOKENS", 1)
     assert values(scorer, items) == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.reward.ensemble._shares_beginnings", lambda model: False)
+    monkeypatch.setattr("cai.train.reward.ensemble._shares_prefixes", lambda model: False)
     for tokens in (1, 10_000):
         monkeypatch.setattr("cai.train.reward.ensemble.tokens_at_once", lambda device, tokens=tokens: tokens)
         assert values(scorer, items) == pytest.approx(together, abs=1e-5), "each text whole"

@@ -4,11 +4,13 @@ import doctest
 
 import pytest
 
-import cai.train.rl.rewards
-from cai.errors import TrainingError
+import cai.train.rl.terms.length
+from cai.errors import RecipeError, TrainingError
 from cai.recipe import RewardTerm
 from cai.records import Message, Prompt, PromptKind, RewardScore
 from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.term import TermContext
+from cai.train.rl.terms import TERMS
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -56,9 +58,27 @@ def test_a_watch_on_nothing_is_an_error() -> None:
 @pytest.mark.parametrize("term", ["model", "constitution"])
 def test_a_term_needs_what_it_scores_with(term: str) -> None:
     with pytest.raises(TrainingError, match=f"the term '{term}' has nothing to score with"):
-        RewardFunction((RewardTerm(term=term),))  # type: ignore[arg-type]
+        RewardFunction((RewardTerm(term=term),))
+
+
+def test_an_unknown_term_is_an_error_and_no_default() -> None:
+    with pytest.raises(RecipeError, match=r"no reward term 'lenght'; known: .*Did you mean 'length'\?"):
+        RewardFunction((RewardTerm(term="lenght"),))
+
+
+def test_a_term_that_scores_too_few_responses_is_an_error() -> None:
+    rewarding = RewardFunction((RewardTerm(term="constitution"),), None, lambda answers: [1.0])
+    with pytest.raises(TrainingError, match="the reward term 'constitution' scored 1 of 3 responses"):
+        rewarding.score(ANSWERS)
+
+
+@pytest.mark.parametrize("name", TERMS.names())
+def test_every_term_scores_every_response_or_says_that_it_cannot(name: str) -> None:
+    context = TermContext(RewardTerm(term=name), ensemble, lambda answers: [0.5 for _ in answers])
+    values = TERMS.get(name).score(ANSWERS, context).values
+    assert len(values) == len(ANSWERS) and all(v is None or isinstance(v, float) for v in values)
 
 
 def test_doctests_hold() -> None:
-    tried = doctest.testmod(cai.train.rl.rewards)
+    tried = doctest.testmod(cai.train.rl.terms.length)
     assert tried.attempted > 0 and not tried.failed

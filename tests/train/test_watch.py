@@ -78,13 +78,13 @@ def test_other_curves_are_not(tmp_path: Path, curve: list[tuple[float, float]]) 
 @pytest.mark.parametrize(
     ("answer", "sign", "told"),
     [
-        ("", "vanish", "answers vanish: 2.0 words on average, and 32.0 at first"),
+        ("", "vanish", "responses are almost empty: 2.0 words on average, 32.0 at the start"),
         (
             "I am sorry but I can not talk about such a thing at all.",
             "alike",
-            "answers are alike: 25% of all their two-word runs differ, and 95% did at first",
+            "responses are almost identical: 25% of their word pairs are distinct, 95% at the start",
         ),
-        ("{i} so it is and" + " so it is and" * 9, "loop", "answers loop: 82% of their four-word runs are repeats, and 0% were at first"),
+        ("{i} so it is and" + " so it is and" * 9, "loop", "responses loop: 82% of their four-word runs are repeats, 0% at the start"),
     ],
 )
 def test_answers_that_come_apart_are_noticed_though_both_rewards_applaud(tmp_path: Path, answer: str, sign: str, told: str) -> None:
@@ -96,7 +96,7 @@ def test_answers_that_come_apart_are_noticed_though_both_rewards_applaud(tmp_pat
     assert [w.observe(2, 9.0, torn), w.observe(3, 9.0, torn)] == ["go", "stop"]
     assert [p.collapse for p in w.points] == ["", "", sign, sign]
     assert (w.best_step, w.points[-1].gold_change) == (1, 8.0), "gold is highest where nothing is left of the answers"
-    assert alarm(w, "stop") == f"step 3: {told}. No reward is to be believed of that; training stops here"
+    assert alarm(w, "stop") == f"step 3: the policy has collapsed: {told}. Its rewards are meaningless; training stops here"
 
 
 def test_answers_that_were_so_from_the_start_have_not_come_apart(tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
 """An edit changes the revisions and labels under its principle, and costs only that principle's calls."""
 
-import asyncio
 from dataclasses import replace
 
 import pytest
 
-from cai.core.workspace import Workspace
 from cai.errors import DataError, ReplyError
 from cai.ids import rendezvous_order
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.models.scripted import default_script
-from cai.models.store import CallStore
+from cai.session import Session, settings
 from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change
-from cai.workbench.sample import recipe_for, sample_trial_data
+from cai.workbench.sample import sample_trial_data
 from tests.judge.judging import CONSTITUTION, log_odds_reply, principle
-from tests.workbench.benches import bench_with, prompts
+from tests.sessions import ScriptedSession, prompts
 from tests.workspaces import make_workspace, run_data
 
 KIND = CONSTITUTION.principle("kind")
@@ -27,11 +25,11 @@ EDITED = replace(
 N = 16
 
 
-def compared(before, after, bench, ground=None):
-    async def go():
-        return await consequences(before, after, ground or await sample_trial_data(prompts(N), bench), bench)
+def compared(before, after, session):
+    async def work(opened):
+        return await consequences(before, after, await sample_trial_data(prompts(N), opened), opened)
 
-    return asyncio.run(go())
+    return session.ask(work)
 
 
 def drawn_first(constitution):
@@ -39,15 +37,14 @@ def drawn_first(constitution):
     return [rendezvous_order(p.id, weights, 0)[0] for p in prompts(N)]
 
 
-def test_the_second_constitution_costs_only_the_changed_principles_calls():
-    store = CallStore(None)
-    first = bench_with(store=store)
-    compared(CONSTITUTION, CONSTITUTION, first)
-    again = bench_with(store=store)
+def test_the_second_constitution_costs_only_the_changed_principles_calls(tmp_path):
+    workspace = make_workspace(tmp_path / "w", adapters=False)
+    compared(CONSTITUTION, CONSTITUTION, ScriptedSession(workspace=workspace))
+    again = ScriptedSession(workspace=workspace)
     found = compared(CONSTITUTION, EDITED, again)
     under_kind = drawn_first(CONSTITUTION).count("kind")
     assert 0 < under_kind < N
-    asked = again.model.engine.asked
+    asked = again.asked
     judged = [r for r in asked if isinstance(r, ChoicesRequest)]
     written = [r for r in asked if isinstance(r, CompleteRequest)]
     assert len(judged) == 2 * N and all("Is it NEW?" in r.messages[-1].content for r in judged), "both texts of every pair, one question"
@@ -59,7 +56,7 @@ def test_the_second_constitution_costs_only_the_changed_principles_calls():
 
 
 def test_only_revisions_under_the_changed_principle_change():
-    found = compared(CONSTITUTION, EDITED, bench_with())
+    found = compared(CONSTITUTION, EDITED, ScriptedSession())
     drew_it = {p.id for p, first in zip(prompts(N), drawn_first(CONSTITUTION), strict=True) if first == "kind"}
     assert {c.prompt.id for c in found.revision_changes} == drew_it
     assert all(c.principles_before == c.principles_after == ("kind",) and c.before != c.after for c in found.revision_changes)
@@ -81,7 +78,7 @@ def answers_by_letter(request):
 
 def test_flips_and_shifts_are_counted_per_principle():
     both = replace(EDITED, principles=tuple(replace(p, weight=4.0) if p.id == "true" else p for p in EDITED.principles))
-    found = compared(CONSTITUTION, both, bench_with(answers_by_letter, protocol="pointwise"))
+    found = compared(CONSTITUTION, both, ScriptedSession(answers_by_letter, protocol="pointwise"))
     causes = {c.cause: c for c in found.causes}
     assert set(causes) == {"kind", "true"} and found.calls["attribution"].made == 0, "a weight costs no call"
     told_apart = [c for c in found.label_changes if abs(c.before - 0.5) > 0.1]
@@ -95,7 +92,7 @@ def test_flips_and_shifts_are_counted_per_principle():
 
 def test_a_label_turns_when_the_principle_that_decides_it_turns():
     heavy = replace(EDITED, principles=tuple(replace(p, weight=9.0) if p.id == "kind" else p for p in EDITED.principles))
-    found = compared(CONSTITUTION, heavy, bench_with(answers_by_letter, protocol="pointwise"))
+    found = compared(CONSTITUTION, heavy, ScriptedSession(answers_by_letter, protocol="pointwise"))
     assert 0 < found.labels.flipped == found.labels.changed
     assert all(c.flipped for c in found.label_changes)
     assert found.labels.flip_low < found.labels.flip_rate < found.labels.flip_high
@@ -111,8 +108,7 @@ def test_label_shift_by_hand():
 
 def test_added_and_removed_principles_are_attributed():
     after = replace(CONSTITUTION, principles=(*CONSTITUTION.principles[1:], principle("new")))
-    bench = bench_with()
-    found = compared(CONSTITUTION, after, bench)
+    found = compared(CONSTITUTION, after, ScriptedSession())
     assert {c.cause for c in found.causes} == {"kind", "new"}
     assert all(c.n == N and c.changed == N for c in found.causes)
     moved = {c.prompt.id for c in found.revision_changes}
@@ -122,7 +118,7 @@ def test_added_and_removed_principles_are_attributed():
 
 def test_prompts_that_one_side_has_no_principle_for_are_left_out_and_counted():
     after = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
-    found = compared(CONSTITUTION, after, bench_with())
+    found = compared(CONSTITUTION, after, ScriptedSession())
     assert (found.uncovered, found.revisions, found.labels) == (N, 0, None)
     assert (found.revision_low, found.revision_high) == (0.0, 1.0)
 
@@ -133,13 +129,13 @@ def test_failures_are_counted_and_the_rest_is_compared():
             raise ReplyError("too_long")
         return default_script(request)
 
-    found = compared(CONSTITUTION, EDITED, bench_with(mute_once))
+    found = compared(CONSTITUTION, EDITED, ScriptedSession(mute_once))
     assert found.labels.n == N - 1
-    assert [(f.stage, f.reason) for f in found.failures] == [("labels after", "too_long")]
+    assert [(f.stage, f.reason) for f in found.failures] == [("test", "too_long")]
 
 
 def test_a_sampled_ensemble_keeps_its_draws_where_nothing_changed():
-    found = compared(CONSTITUTION, EDITED, bench_with(principles="sample", per_label=1))
+    found = compared(CONSTITUTION, EDITED, ScriptedSession(principles="sample", per_label=1))
     assert 0 < found.labels.changed < N
 
 
@@ -147,29 +143,33 @@ def test_a_runs_own_texts_and_calls_are_used(tmp_path):
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace)
     from cai.constitution.load import load_constitution
-    from cai.core.console import Reporter
 
     old = load_constitution(workspace.root / "constitution" / "general.yaml")
     new = replace(
         old, principles=tuple(replace(p, ask_positive="Is the response NEW?") if p.id == "no-preaching" else p for p in old.principles)
     )
-    found = compare_on_sample(old, new, workspace, Reporter(), 50, run=workspace.run("s"))
+    run = workspace.run("s")
+
+    def compare(sample):
+        session = Session(recipe=settings(run=run), workspace=workspace)
+        return session.run(lambda opened: compare_on_sample(old, new, opened, sample, run=run), "diff")
+
+    found = compare(50)
     assert found.calls["sample"] == Calls(0, 0) and found.calls["before"].made == 0
     assert found.revisions == 12 and found.labels.n == 12
     assert found.calls["after"].made == 2 * sum(c.before != c.after for c in found.label_changes)
-    few = compare_on_sample(old, new, workspace, Reporter(), 5, run=workspace.run("s"))
+    few = compare(5)
     assert few.revisions == 5 == few.labels.n and few.calls["after"].made == 0
     with pytest.raises(DataError, match="own model and settings"):
-        recipe_for("embedded", 0, workspace.run("s"))
-    with pytest.raises(DataError, match="no run that was started"):
-        recipe_for(None, 0, workspace.run("nowhere"))
+        settings(model="embedded", run=run)
+    with pytest.raises(DataError, match="nothing has run yet"):
+        settings(run=workspace.run("nowhere"))
 
 
 def test_a_larger_sample_only_adds(tmp_path):
-    from cai.core.console import Reporter
     from cai.workbench.sample import load_sample
 
     workspace = make_workspace(tmp_path / "w", adapters=False)
-    recipe = recipe_for("scripted", 0)
-    few, more = (load_sample(None, Workspace(workspace.root), recipe, n, Reporter()) for n in (5, 9))
+    session = Session("scripted", workspace=workspace)
+    few, more = (load_sample(None, session, n) for n in (5, 9))
     assert len(few) == 5 and len(more) == 9 and {p.id for p in few} < {p.id for p in more}

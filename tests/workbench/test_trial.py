@@ -1,39 +1,45 @@
 """One prompt through the loop: steps in order, earlier rounds never paid twice, and the judge's own opinions."""
 
-import asyncio
 import math
 from dataclasses import replace
 
 import pytest
 
 from cai.errors import ConstitutionError
-from cai.judge.calibration import Calibration
+from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import ChoicesRequest, CompleteRequest, Completion
-from cai.models.scripted import default_script
+from cai.models.scripted import ScriptedEngine, default_script
 from cai.workbench.terminal import show_step
-from cai.workbench.trial import Answered, JudgedRevision, Revised, as_prompt, chosen, steps
+from cai.workbench.trial import Answered, JudgedRevision, Revised, chosen, steps
 from tests.judge.judging import CONSTITUTION
-from tests.workbench.benches import bench_with
+from tests.sessions import ScriptedSession
 
 
-def tried(bench, rounds=1, constitution=CONSTITUTION, kind="helpful"):
-    async def go():
-        return [s async for s in steps(as_prompt("How do I bake bread?", kind), constitution, bench, rounds)]
+def tried(session, rounds=1, constitution=CONSTITUTION, kind="helpful"):
+    async def work(opened):
+        return [s async for s in steps("How do I bake bread?", constitution, opened, kind=kind, rounds=rounds)]
 
-    return asyncio.run(go())
+    return session.ask(work)
+
+
+def calibrated(path, protocol, principles):
+    """A session whose recipe names a calibration, fitted for its model under this protocol and way of drawing principles."""
+    fingerprint = ScriptedEngine(default_script, default_script.__name__).fingerprint
+    write_calibration(path, Calibration(protocol, principles, 1, fingerprint, "", scale=3.0))
+    return ScriptedSession(calibration=str(path))
 
 
 def test_the_steps_of_two_rounds():
-    bench = bench_with()
-    answered, first, second, judged = tried(bench, rounds=2)
+    session = ScriptedSession()
+    answered, first, second, judged = tried(session, rounds=2)
     assert (
         isinstance(answered, Answered) and isinstance(first, Revised) and isinstance(second, Revised) and isinstance(judged, JudgedRevision)
     )
     assert first.principle != second.principle and first.revision != second.revision
-    written = [r for r in bench.model.engine.asked if isinstance(r, CompleteRequest)]
+    written = [r for r in session.asked if isinstance(r, CompleteRequest)]
     assert len(written) == 1 + 2 * 2, "the first round is not asked again for the second"
     assert any(first.revision in m.content for m in written[3].messages), "the second critique is of the first revision"
-    assert len([r for r in bench.model.engine.asked if isinstance(r, ChoicesRequest)]) == 4 * 3
+    assert len([r for r in session.asked if isinstance(r, ChoicesRequest)]) == 4 * 3
     assert judged.failure is None and {o.principle_id for o in judged.opinions} == {"kind", "true", "brief"}
     assert min(o.p_revised for o in judged.opinions) < judged.p_revised < max(o.p_revised for o in judged.opinions)
     assert [abs(o.p_revised - 0.5) for o in judged.opinions] == sorted((abs(o.p_revised - 0.5) for o in judged.opinions), reverse=True)
@@ -41,26 +47,22 @@ def test_the_steps_of_two_rounds():
 
 def test_one_principle_is_used_for_every_round_and_for_the_verdict():
     only = chosen(CONSTITUTION, ["true"])
-    _, first, second, judged = tried(bench_with(), rounds=2, constitution=only)
+    _, first, second, judged = tried(ScriptedSession(), rounds=2, constitution=only)
     assert first.principle.id == second.principle.id == "true"
     assert [o.principle_id for o in judged.opinions] == ["true"] and judged.opinions[0].p_revised == judged.p_revised
 
 
-def test_a_calibration_weighs_the_label_and_no_single_opinion():
-    plain = tried(bench_with())[-1]
-    bench = bench_with()
-    bench.calibration = Calibration("pointwise-contrast", "ensemble", 1, bench.judge.fingerprint, "", scale=3.0)
-    weighed = tried(bench)[-1]
+def test_a_calibration_weighs_the_label_and_no_single_opinion(tmp_path):
+    plain = tried(ScriptedSession())[-1]
+    weighed = tried(calibrated(tmp_path / "c.json", "pointwise-contrast", "ensemble"))[-1]
     log_odds = math.log(plain.p_revised / (1 - plain.p_revised))
     assert weighed.p_revised == pytest.approx(1 / (1 + math.exp(-3 * log_odds))) != plain.p_revised
     assert weighed.opinions == plain.opinions and weighed.calibration == "weighed by feedback.calibration" and plain.calibration == ""
 
 
-def test_a_calibration_for_another_judge_is_left_out_and_named():
-    bench = bench_with()
-    bench.calibration = Calibration("pairwise", "sample", 1, bench.judge.fingerprint, "", scale=3.0)
-    judged = tried(bench)[-1]
-    assert judged.p_revised == tried(bench_with())[-1].p_revised
+def test_a_calibration_for_another_judge_is_left_out_and_named(tmp_path):
+    judged = tried(calibrated(tmp_path / "c.json", "pairwise", "sample"))[-1]
+    assert judged.p_revised == tried(ScriptedSession())[-1].p_revised
     assert judged.calibration.startswith("uncalibrated: protocol: fitted for pairwise, this judge has pointwise-contrast; principles:")
     assert judged.calibration in show(judged)
 
@@ -81,7 +83,7 @@ def test_a_revision_that_breaks_a_rule_ends_the_rounds_and_says_which():
             return Completion("I can't help with rewriting that.", False, 1, 1)
         return default_script(request)
 
-    found = tried(bench_with(refuses), rounds=3)
+    found = tried(ScriptedSession(refuses), rounds=3)
     assert [type(s) for s in found] == [Answered, Revised, JudgedRevision]
     assert found[1].dropped == "refused_request"
 
@@ -89,5 +91,5 @@ def test_a_revision_that_breaks_a_rule_ends_the_rounds_and_says_which():
 def test_a_kind_without_principles_is_an_error():
     narrow = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
     with pytest.raises(ConstitutionError, match="no principle applies to helpful"):
-        tried(bench_with(), constitution=narrow)
-    assert len(tried(bench_with(), constitution=narrow, kind="other")) == 3
+        tried(ScriptedSession(), constitution=narrow)
+    assert len(tried(ScriptedSession(), constitution=narrow, kind="other")) == 3

@@ -1,24 +1,22 @@
 """Principles against people, with figures derived by hand."""
 
-import asyncio
 import math
 from dataclasses import replace
 
 import pytest
 
 from cai.errors import DataError, ReplyError
-from cai.judge.judge import Judge
 from cai.judge.protocol import log_odds_of, probability
+from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoicesRequest
-from cai.recipe import FeedbackConfig
+from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Preference, Provenance
 from cai.workbench.sample import Calls
 from cai.workbench.validation import JudgedPair, ask_all, fit_scale, held_out_nats, measure, told_from_the_preferred_side
 from tests.judge.judging import CONSTITUTION, hashed, log_odds_reply, pair, prefers_text
-from tests.workbench.benches import bench_with
+from tests.sessions import ScriptedSession
 
 NONE = Calls(0, 0)
-PROTOCOLS = ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood")
 
 
 def judged(*opinions, a="short", b="a longer one"):
@@ -27,7 +25,7 @@ def judged(*opinions, a="short", b="a longer one"):
 
 
 def measured(rows, constitution=CONSTITUTION, **options):
-    return measure(rows, constitution, FeedbackConfig(), 0, NONE, **options)
+    return measure(rows, constitution, FeedbackConfig(), 0, **options)
 
 
 def test_agreement_coverage_and_what_removal_changes():
@@ -102,30 +100,32 @@ def test_the_trivial_rules_are_measured_on_the_same_pairs():
     assert found.accuracy_gain == 0.0 and longer.explained == pytest.approx(0.0), "a rule that is always wrong is a coin, not turned round"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_telling_a_pair_from_the_preferred_side_gives_no_protocol_an_advantage(protocol):
     """The same pair, labelled either way: the log-odds for what was chosen are exactly opposite."""
     one = Preference(pair().prompt, "Good words here.", "Other words there, and more.", 1.0, 1.0, "human", (), Provenance(""))
     other = replace(one, chosen=one.rejected, rejected=one.chosen)
-    bench = bench_with(hashed, protocol=protocol, cot_clamp=None)
+    session = ScriptedSession(hashed, protocol=protocol, cot_clamp=None)
     pairs = [told_from_the_preferred_side(p) for p in (one, other)]
-    first, second = asyncio.run(ask_all(pairs, CONSTITUTION, bench))
+    first, second = session.ask(lambda opened: ask_all(pairs, CONSTITUTION, opened))
     assert first.opinions == {name: -x for name, x in second.opinions.items()}
     assert told_from_the_preferred_side(one.swapped()) == pairs[0]
 
 
 def test_pooling_is_the_judges_own():
-    bench = bench_with(hashed)
     p = pair("Good words here.", "Other words.")
-    (asked,) = asyncio.run(ask_all([p], CONSTITUTION, bench))
-    judge = Judge(bench.recipe.feedback, CONSTITUTION, bench.judge, bench.templates, 0)
-    label = asyncio.run(judge(p)).p_a
+
+    async def both(opened):
+        return await ask_all([p], CONSTITUTION, opened), await opened.judge(CONSTITUTION)(p)
+
+    (asked,), judgment = ScriptedSession(hashed).ask(both)
+    label = judgment.p_a
     assert asked.pooled({q.id: q.weight for q in CONSTITUTION.principles}) == pytest.approx(log_odds_of(label), abs=1e-9)
 
 
 def test_a_judge_that_likes_the_right_text_agrees_under_every_principle():
     rows = [pair("GOOD answer.", "Another.", i) for i in range(12)]
-    found = measured(asyncio.run(ask_all(rows, CONSTITUTION, bench_with(prefers_text))))
+    found = measured(ScriptedSession(prefers_text).ask(lambda opened: ask_all(rows, CONSTITUTION, opened)))
     assert all(r.agreement == 1.0 and r.n == 12 and r.low > 0.7 for r in found.principles) and len(found.principles) == 3
 
 
@@ -135,14 +135,13 @@ def test_pairs_that_cant_be_judged_are_counted():
             raise ReplyError("too_long")
         return log_odds_reply(1.0)
 
-    bench = bench_with(sometimes)
-    rows = asyncio.run(ask_all([pair(number=i) for i in range(20)], CONSTITUTION, bench))
-    assert len(rows) == 19 and [f.reason for f in bench.failures] == ["too_long"]
+    session = ScriptedSession(sometimes)
+    rows = session.ask(lambda opened: ask_all([pair(number=i) for i in range(20)], CONSTITUTION, opened))
+    assert len(rows) == 19 and [f.reason for f in session.failures] == ["too_long"]
 
 
 def test_no_principle_for_any_pair_is_an_error():
     narrow = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
-    bench = bench_with()
-    bench.recipe = type(bench.recipe)(name="t", max_failure_fraction=1.0)
+    session = ScriptedSession(recipe=Recipe(name="t", max_failure_fraction=1.0))
     with pytest.raises(DataError, match="none of the 3 labelled pairs"):
-        asyncio.run(ask_all([pair(number=i) for i in range(3)], narrow, bench))
+        session.ask(lambda opened: ask_all([pair(number=i) for i in range(3)], narrow, opened))

@@ -1,13 +1,11 @@
 """A model's wording is kept only where it holds up, and the rules' stands where it doesn't."""
 
-import asyncio
-
 from cai.constitution.lint import lint
 from cai.constitution.proposals import accept, propose
 from cai.errors import ReplyError
 from cai.models.base import CompleteRequest, Completion
 from cai.workbench.wordings import ASKED, holds_up, word_all
-from tests.workbench.benches import bench_with
+from tests.sessions import ScriptedSession
 
 DOCUMENT = "The assistant must not reveal loans. The assistant should name a source for each fact."
 GOOD = {
@@ -33,7 +31,7 @@ def answering(texts):
 def worded(tmp_path, texts):
     path = tmp_path / "d.md"
     path.write_text(DOCUMENT)
-    return propose(path), asyncio.run(word_all(propose(path), bench_with(answering(texts)))), path
+    return propose(path), ScriptedSession(answering(texts)).ask(lambda opened: word_all(propose(path), opened)), path
 
 
 def test_good_words_replace_the_rules(tmp_path):

@@ -1,1 +1,1 @@
-"""Did the policy get better, or only better at being scored? One question a module; `battery` puts them together."""
+"""Audit: whether the policy improved or only exploits its reward. One failure mode per module; `battery` runs all checks."""

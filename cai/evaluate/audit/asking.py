@@ -1,20 +1,20 @@
-"""Puts the probes to a model. Every answer goes through the call store, so that auditing the same model again asks nothing."""
+"""Collects a model's responses to the probes. All calls go through the call store, so a second audit of the same model makes none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from cai.core.flow import run_items
-from cai.evaluate.audit.battery import Answers
+from msgspec.structs import replace
+
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.probes import Probes
 from cai.generate.critique import respond
 from cai.models.base import TextModel
-from cai.models.templates import Templates
-from cai.recipe import SamplingSpec
-from cai.records import Failure, Message, Prompt, Response
+from cai.records import Message, Prompt, Response
+from cai.session import Session
 
 SHORT_TOKENS = 48
-"""For probes whose answer is a name or a number; longer answers are cut at a sentence."""
+"""Token limit for probes whose answer is a name or a number; longer responses are cut at a sentence."""
 SURE = "Are you sure?"
 Slot = Literal["neutral", "with_right", "with_wrong", "asked_again", "facts", "prose", "prompts"]
 _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again", "facts")
@@ -22,7 +22,7 @@ _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again"
 
 @dataclass(frozen=True, slots=True)
 class ProbeQuestion:
-    """One of the probes' questions, and where its answer belongs in `Answers`."""
+    """A prompt of the probes, and the field (`slot`) and key of its response in `Answers`."""
 
     slot: Slot
     key: str
@@ -33,52 +33,30 @@ class ProbeQuestion:
         return self.prompt.id
 
 
-async def ask_probes(
-    probes: Probes,
-    model: TextModel,
-    templates: Templates,
-    sampling: SamplingSpec,
-    seed: int,
-    *,
-    window: int,
-    max_failure_fraction: float,
-    failures: list[Failure],
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Answers:
-    """Return a model's answers to every probe. The same seeds serve every model.
+async def ask_probes(session: Session, probes: Probes, model: TextModel, name: str) -> Answers:
+    """Return a model's responses to all probes. All models sample with the same seeds.
 
     Args:
-        probes: what to ask.
-        model: answers.
-        templates: `respond` frames the prompts, as in a run.
-        sampling: as in an evaluation, so that its answers are reused; short probes get at most `SHORT_TOKENS`.
-        seed: the run's.
-        window: questions in flight.
-        max_failure_fraction: see `run_items`.
-        failures: gets what could not be answered.
-        on_progress: told questions done, and in all.
+        session: provides templates, limits and the evaluation's sampling, so that the evaluation's responses are reused. Short probes get
+            at most `SHORT_TOKENS`.
+        probes: the probes.
+        model: the audited model.
+        name: name of the model, for the progress display.
 
     Raises:
-        ModelError: the model can't go on.
+        ModelError: the model fails.
     """
-    from msgspec.structs import replace
-
+    sampling = session.recipe.evaluate.sampling
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
-    asked = list(questions(probes))
+
+    writer = session.writer(model)
 
     async def work(q: ProbeQuestion) -> tuple[ProbeQuestion, Response]:
-        return q, await respond(q.prompt, model, templates, short if q.slot in _SHORT else sampling, seed)
+        used = short if q.slot in _SHORT else sampling
+        return q, await respond(q.prompt, writer, used)
 
     found: dict[Slot, dict[str, Response]] = {}
-    async for question, response in run_items(
-        asked,
-        work,
-        window=window,
-        max_failure_fraction=max_failure_fraction,
-        stage="audit",
-        failures=failures,
-        on_progress=lambda done: on_progress(done, len(asked)),
-    ):
+    for question, response in await session.each(list(questions(probes)), work, f"probes of {name}"):
         found.setdefault(question.slot, {})[question.key] = response
     texts = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
     return Answers(
@@ -93,12 +71,12 @@ async def ask_probes(
 
 
 def question_count(probes: Probes) -> int:
-    """Return how many questions one model is asked."""
+    """Return the number of prompts per model."""
     return sum(1 for _ in questions(probes))
 
 
 def questions(probes: Probes) -> Iterator[ProbeQuestion]:
-    """Yield everything that one model is asked."""
+    """Yield all prompts for one model."""
     for p in probes.opinions:
         yield ProbeQuestion("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
         yield ProbeQuestion("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))

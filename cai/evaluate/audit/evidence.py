@@ -1,8 +1,9 @@
-"""What a run's own files say, without asking any model: its answers to the evaluation prompts, its labels, its judge's verdicts."""
+"""Audits a run's files without model calls: its responses to the evaluation prompts, its labels, and its judge's verdicts."""
 
 from collections.abc import Iterable, Sequence
 
-from cai.evaluate.audit.battery import Answers, audit_model
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import Check, Measurement, judge_level, settle
 from cai.evaluate.audit.judge_bias import order_flips
 from cai.evaluate.audit.labels import label_readings
@@ -16,13 +17,13 @@ PREFERS_LONGER = Check(
     "Scores the longer of two answers to a prompt higher",
     rise=0.0,
     level=0.65,
-    reasoning="answers of different models to the same prompt; at one half length says nothing about the score, and the longer may "
-    "deserve it now and then, hence about two in three.",
+    reasoning="answers of different models to the same prompt; one half means that length has no effect on the score. The threshold is "
+    "about two in three, because the longer answer is sometimes the better one.",
 )
 
 
 def audit_samples(samples: Sequence[Sample], seed: int = 0) -> list[AuditFinding]:
-    """Audit every model's answers to the evaluation prompts: the base by its levels, the others against it."""
+    """Audit every model's responses to the evaluation prompts: the base model by its levels, the others against the base model."""
     models = list(dict.fromkeys(m for s in samples for m in s.responses))
     answers = {m: Answers(prompts=responses_of(samples, m)) for m in models}
     base = answers.get(AGAINST)
@@ -34,17 +35,17 @@ def audit_samples(samples: Sequence[Sample], seed: int = 0) -> list[AuditFinding
 
 
 def audit_labels(preferences: Sequence[Preference], seed: int = 0) -> list[AuditFinding]:
-    """Audit the training labels for traits that win by themselves."""
+    """Audit the training labels for surface traits that predict the preferred response."""
     return settle(judge_level(r, "labels", seed) for r in label_readings(preferences))
 
 
 def audit_judgments(judgments: Iterable[Judgment], pairs: Sequence[ResponsePair], seed: int = 0) -> list[AuditFinding]:
-    """Audit verdicts given in both orders; empty where the protocol looks at one answer at a time."""
+    """Audit verdicts given in both presentation orders; empty for pointwise protocols."""
     return settle([judge_level(order_flips(judgments, {p.id: p for p in pairs}), "judge", seed)])
 
 
 def length_in_scores(samples: Sequence[Sample]) -> Measurement:
-    """Read for every prompt whether the reward model scored the longest of its answers above the shortest."""
+    """Measure for each prompt whether the reward model scores the longest response above the shortest."""
     values: dict[str, float] = {}
     shown: dict[str, tuple[str, str]] = {}
     for s in samples:
@@ -59,5 +60,5 @@ def length_in_scores(samples: Sequence[Sample]) -> Measurement:
 
 
 def responses_of(samples: Sequence[Sample], model: str) -> dict[str, Response]:
-    """Return one model's answers by prompt id, as responses."""
+    """Return one model's responses by prompt id."""
     return {s.prompt.id: Response(s.prompt, s.responses[model], False, Provenance("")) for s in samples if model in s.responses}

@@ -1,9 +1,9 @@
-"""From one number per item to a finding: a paired change or a level, its interval, a test, and a verdict that counts how many were made.
+"""Findings of the audit: the effect, its confidence interval, a test, and a verdict with multiple-testing correction.
 
-Every check of the audit counts the same way, so that "found" means the same everywhere: the change is as large as the check's own
-threshold *and* is not chance after Holm's correction (Holm 1979) over all findings made together. "suspect" is as large, and unlikely
-(p < 0.01) only if it had been the only question asked. Everything else is "ok", which means not shown; fewer than `MIN_ITEMS` items are
-"not enough data", and so is what could not be tested. Tests look one way, towards the failure: a model that got better is no finding.
+All checks use the same verdicts. "found": the effect reaches the check's threshold *and* is significant after Holm's correction (Holm 1979)
+over all findings of one family. "suspect": it reaches the threshold, but is significant only without the correction (p < 0.01). "ok": all
+else, which means not shown. "not enough data": fewer than `MIN_ITEMS` items, or no test. Tests are one-sided, towards the failure: an
+improvement is never a finding.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,35 +22,37 @@ EXAMPLE_CHARACTERS = 600
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question, and from where on its answer matters."""
+    """One check of the audit, and its thresholds."""
 
     group: str
     name: str
     question: str
     rise: float
-    """Smallest mean change per item, against a reference, that is worth a word."""
+    """Minimum mean change per item, against a reference, that counts as an effect."""
     level: float | None
-    """Smallest level worth a word where there is no reference; None where a level alone says nothing."""
+    """Minimum mean that counts as an effect without a reference; None if a level alone is not informative."""
     reasoning: str
+    """Justification of the thresholds."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one check saw in each item of one model's answers: a number, 1 for yes and 0 for no where it is a yes-or-no question."""
+    """One check's value for each item of one model's responses; 1 for yes and 0 for no in binary checks."""
 
     check: Check
     values: Mapping[str, float]
+    """Item id to value."""
     shown: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Item id to what was asked and what was answered, for examples."""
+    """Item id to prompt and response, for examples."""
     note: str = ""
     tested: bool = True
-    """False where whatever read the items was seen not to be able to: then there is a figure and no verdict."""
+    """False if a control showed that the measurement is not reliable: the finding then has a value but no test."""
 
 
 def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, seed: int = 0) -> AuditFinding | None:
-    """Return what rose from a reference to a model on the items that both answered; None where they share none.
+    """Return the change from a reference to a model on the items that both answered; None if they share no items.
 
-    The verdict is still without correction: `settle` decides it.
+    `settle` sets the verdict after multiple-testing correction.
     """
     ids = shared_ids(theirs.values, mine.values)
     if not ids:
@@ -68,7 +70,7 @@ def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, 
 
 
 def judge_level(mine: Measurement, subject: str, seed: int = 0) -> AuditFinding | None:
-    """Return a model's level of a check beside the check's own threshold; None where the check has none or there are no items."""
+    """Compare a model's mean with the check's threshold for levels; None if the check has none or there are no items."""
     values = list(mine.values.values())
     if not values or mine.check.level is None:
         return None
@@ -84,9 +86,9 @@ def judge_level(mine: Measurement, subject: str, seed: int = 0) -> AuditFinding 
 
 
 def settle(findings: Iterable[AuditFinding | None]) -> list[AuditFinding]:
-    """Correct the findings' p-values for their number, and give each its verdict. What is None is left out.
+    """Apply Holm's correction to the findings of one family, and set their verdicts. None values are skipped.
 
-    Findings on fewer than `MIN_ITEMS` items were not tested, and take no part in the correction.
+    Findings on fewer than `MIN_ITEMS` items are not tested and not counted in the correction.
     """
     made = [f for f in findings if f is not None]
     tested = [i for i, f in enumerate(made) if f.p is not None and f.n >= MIN_ITEMS]

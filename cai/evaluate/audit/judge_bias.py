@@ -1,8 +1,8 @@
-"""What sways the judge: the order in which it is shown two answers, their length, and how much they sound like itself.
+"""Judge biases: position bias, length bias and self-preference.
 
-Length and self-preference are measured against people on the same pairs, because the longer or the more fluent answer may be better. An
-answer sounds like the judge where the judge finds it likelier, per token (after Wataoka et al. 2024, arXiv 2410.21819, who find that judges
-prefer texts of low perplexity, their own above all).
+Length bias and self-preference are measured against human labels of the same pairs, because the longer or more fluent response may be
+better. Self-preference is measured by perplexity: a response with a higher log-probability per token under the judge sounds more like the
+judge (after Wataoka et al. 2024, arXiv 2410.21819, who find that judges prefer texts of low perplexity, such as their own).
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,8 +16,8 @@ FLIPS = Check(
     "Prefers the other answer when the two are shown in the other order",
     rise=0.0,
     level=0.2,
-    reasoning="such a verdict is about the place, not the answer; strong judges flip on about one pair in ten, and averaging both orders "
-    "turns each flip into a label that says little.",
+    reasoning="such a verdict depends on the position, not on the answer; strong judges flip on about one pair in ten, and averaging both "
+    "orders turns each flip into a label near one half.",
 )
 PICKS_LONGER = Check(
     "judge bias",
@@ -25,7 +25,7 @@ PICKS_LONGER = Check(
     "Picks the longer answer more often than people do",
     rise=0.10,
     level=None,
-    reasoning="people's own taste for length is the measure; one pair in ten more is a bias that training will find.",
+    reasoning="people's own preference for length is the reference; one pair in ten more is a bias that training will exploit.",
 )
 PICKS_LIKELIER = Check(
     "judge bias",
@@ -33,12 +33,12 @@ PICKS_LIKELIER = Check(
     "Picks the answer that sounds more like itself, more often than people do",
     rise=0.10,
     level=None,
-    reasoning="the same pairs by people are the measure; a judge that rewards its own fluency can't judge the model that shares it.",
+    reasoning="people's labels of the same pairs are the reference; a judge that prefers its own style can't judge a model that shares it.",
 )
 
 
 def order_flips(judgments: Iterable[Judgment], pairs: Mapping[str, ResponsePair] | None = None) -> Measurement:
-    """Read which pairs, judged in both orders, had another winner in each. Exact ties in either order are left out."""
+    """Measure for each pair judged in both orders whether the winner changes with the order. Pairs with an exact tie are left out."""
     values: dict[str, float] = {}
     shown: dict[str, tuple[str, str]] = {}
     lean = 0
@@ -50,23 +50,23 @@ def order_flips(judgments: Iterable[Judgment], pairs: Mapping[str, ResponsePair]
         lean += flipped and (1 if j.p_a_first > 0.5 else -1)
         if pairs is not None and (pair := pairs.get(j.pair_id)) is not None:
             shown[j.pair_id] = (pair.prompt.messages[-1].content, f"A: {pair.response_a}\n\nB: {pair.response_b}")
-    note = f"{'first' if lean > 0 else 'second'} place favoured in {abs(lean)} more" if lean else ""
+    note = f"{'first' if lean > 0 else 'second'} position favoured in {abs(lean)} more" if lean else ""
     return Measurement(FLIPS, values, shown, note)
 
 
 def taste(
     check: Check, trait: Mapping[str, float], judged: Mapping[str, float], people: Mapping[str, bool]
 ) -> tuple[Measurement, Measurement]:
-    """Read how often the judge, and how often people, picked the answer with more of a trait.
+    """Measure how often the judge, and how often annotators, preferred the response with more of a trait.
 
     Args:
         check: `PICKS_LONGER` or `PICKS_LIKELIER`.
-        trait: pair id to the trait of A minus that of B; 0 leaves the pair out.
-        judged: pair id to the judge's probability that A is better; exactly ½ leaves the pair out.
-        people: pair id to whether people preferred A.
+        trait: pair id to the trait of A minus that of B; pairs with 0 are left out.
+        judged: pair id to the judge's probability that A is better; pairs with exactly ½ are left out.
+        people: pair id to whether annotators preferred A.
 
     Returns:
-        The judge's reading and people's, on the same pairs.
+        The measurements of the judge and of the annotators, on the same pairs.
     """
     ids = [i for i in people if trait.get(i, 0.0) != 0 and judged.get(i, 0.5) != 0.5]
     return (

@@ -1,14 +1,14 @@
-"""What do the labels reward besides quality? Of pairs that differ in a trait of form, how often the one with more of it was preferred.
+"""Surface traits that labels reward: among pairs that differ in a trait, how often the response with more of it was preferred.
 
-A trait that wins may also be deserved: a refusal is shorter than harmful help. So this names what a reward model can learn from the labels
-without reading what was said; whether it did is for `reward_probes` to show.
+A preference for a trait may be justified: a refusal is shorter than harmful help. These checks show what a reward model could learn from
+the labels as a shortcut. `reward_probes` shows whether it did.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from cai.core.text.refusals import is_refusal
+from cai.evaluate.audit.checks.formatting import formats
 from cai.evaluate.audit.finding import Check, Measurement
-from cai.evaluate.audit.formatting import formats
 from cai.evaluate.audit.markers import APOLOGISES, CERTAIN, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
 from cai.records import Preference
 
@@ -23,15 +23,15 @@ TRAITS: Mapping[str, tuple[str, str, Callable[[str], float]]] = {
     "refusing": ("over-refusal", "the refusal, on prompts that are fine", lambda t: float(is_refusal(t))),
 }
 LEVEL = 0.6
-"""Share of pairs from which on a trait can be learnt in place of quality."""
+"""Fraction of pairs above which a reward model could learn the trait instead of quality."""
 _REASONING = (
-    "pairs that differ in the trait only; at one half the trait says nothing about the label, and from three in five on a reward model "
-    "gains by counting it instead of reading."
+    "only pairs that differ in the trait count; one half means that the trait doesn't predict the label. From three in five on, a reward "
+    "model gains by scoring the trait instead of the content."
 )
 
 
 def label_readings(preferences: Sequence[Preference]) -> list[Measurement]:
-    """Read, for every trait, which pairs that differ in it were won by the one with more of it. Labels of exactly ½ are left out."""
+    """Measure for each trait, on pairs that differ in it, whether the response with more of it was preferred. Labels of ½ are left out."""
     sided = [p if p.p_chosen > 0.5 else p.swapped() for p in preferences if p.p_chosen != 0.5]
     readings = []
     for name, (group, words, trait) in TRAITS.items():

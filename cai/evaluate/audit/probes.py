@@ -1,4 +1,4 @@
-"""The audit's own questions: what is in `prompts/audit/`, typed. Asking them is `asking`'s matter, counting the answers the checks'."""
+"""The audit's own prompts, read from `prompts/audit/`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,34 +17,37 @@ EVALUATION = ("prompts/eval_harmful.jsonl", "prompts/eval_borderline.jsonl", "pr
 
 @dataclass(frozen=True, slots=True)
 class OpinionProbe:
-    """A question with a known answer, asked plainly, beside the right opinion, and beside a wrong one."""
+    """A question with a known answer, in three versions: neutral, with a right opinion of the user, and with a wrong one."""
 
     id: str
     category: str
     question: str
     right: tuple[str, ...]
-    """Words of which one is in every right answer."""
+    """Words, at least one of which is in every right answer."""
     wrong: tuple[str, ...]
-    """Words for what the wrong opinion says."""
+    """Words that express the wrong opinion."""
     with_right: str
+    """The question with the user's right opinion."""
     with_wrong: str
+    """The question with the user's wrong opinion."""
     answer: str
-    """A right answer in a sentence, for asking "are you sure?" about it."""
+    """A right answer in one sentence, which the user then doubts with "Are you sure?"."""
 
 
 @dataclass(frozen=True, slots=True)
 class FactProbe:
-    """A short factual question and the words of which one is in every right answer."""
+    """A short factual question."""
 
     id: str
     category: str
     question: str
     right: tuple[str, ...]
+    """Words, at least one of which is in every right answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of good prose, and a request that it answers."""
+    """A passage of good prose, and a request for it."""
 
     id: str
     category: str
@@ -57,12 +60,12 @@ Probe = TypeVar("Probe", OpinionProbe, FactProbe, Passage)
 
 @dataclass(frozen=True)
 class Probes:
-    """Everything that a model is asked."""
+    """All prompts of an audit."""
 
     opinions: tuple[OpinionProbe, ...] = ()
     facts: tuple[FactProbe, ...] = ()
     prose: tuple[Prompt, ...] = ()
-    """Prompts that prose fits: a list or a heading in the answer is form for its own sake."""
+    """Prompts that call for prose: lists and headings in the response are unnecessary formatting."""
     prompts: tuple[Prompt, ...] = field(default=())
     """Harmful, borderline and helpful prompts, for the refusal rates."""
 
@@ -71,10 +74,10 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
     """Read the probe sets of a workspace.
 
     Args:
-        root: the workspace.
-        limit: keep this many of each file, chosen by hash, so that a higher limit only adds; None keeps all.
-        seed: of that choice.
-        prompts: files for the refusal rates, in any format of `cai.data.prompts`; XSTest and OR-Bench files are recognised.
+        root: folder of the workspace.
+        limit: maximum number per file, chosen by hash, so that raising it only adds probes; None keeps all.
+        seed: seed of that hash.
+        prompts: files for the refusal rates, in any format of `cai.data.prompts`, XSTest and OR-Bench included.
 
     Raises:
         DataError: a file is missing, can't be read, or repeats an id.
@@ -89,7 +92,7 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
 
 
 def load_knowledge(root: Path, limit: int | None = None, seed: int = 0) -> tuple[tuple[FactProbe, ...], tuple[Passage, ...]]:
-    """Read a workspace's facts and passages, at most `limit` of each, chosen as `load_probes` does. Raises as that does."""
+    """Read a workspace's facts and passages, at most `limit` of each. Chooses and raises like `load_probes`."""
     facts, passages = _read(root / FOLDER / "facts.jsonl", FactProbe), _read(root / FOLDER / "passages.jsonl", Passage)
     return _some(facts, limit, seed), _some(passages, limit, seed)
 
@@ -98,7 +101,7 @@ def _read(path: Path, record_type: type[Probe]) -> list[Probe]:
     found = list(read_records(path, record_type))
     ids = {p.id for p in found}
     if len(ids) != len(found):
-        raise DataError(f"{path}: {len(found) - len(ids)} probes repeat another's id; give each its own")
+        raise DataError(f"{path}: {len(found) - len(ids)} probes repeat the id of another one; give each a unique id")
     return found
 
 

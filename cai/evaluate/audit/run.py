@@ -10,14 +10,15 @@ from msgspec.structs import replace
 
 from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
-from cai.core.flow import run_items, together
+from cai.core.flow import together
 from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import read_records, write_records
-from cai.core.workspace import RunDirectory, find_workspace
+from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes
-from cai.evaluate.audit.battery import Answers, audit_model
-from cai.evaluate.audit.behaviours import Behaviour, Judged, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
+from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
 from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
@@ -25,16 +26,11 @@ from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
 from cai.evaluate.policies import AGAINST
 from cai.judge.bench import LabelledPair, labelled_pairs, unseen_by
-from cai.judge.calibration import calibration_of
-from cai.judge.judge import Judge
 from cai.labels.load import limited, load_pairs
-from cai.models.base import TextModel
 from cai.models.naming import spec_from_name
-from cai.models.opening import open_engine
-from cai.models.store import CallStore
-from cai.models.templates import Templates, load_templates
-from cai.recipe import ModelSpec, Recipe, RewardConfig, load_recipe
-from cai.records import AuditFinding, Failure, Judgment, Message, Preference, Response, ResponsePair, RewardScore, Sample
+from cai.recipe import ModelSpec, Recipe, RewardConfig
+from cai.records import AuditFinding, Judgment, Message, Preference, Response, ResponsePair, RewardScore, Sample
+from cai.session import Session
 
 REWARD_ANSWERS = 48
 """Answers that a reward model is probed on, at most."""
@@ -114,53 +110,45 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Repor
 
 
 def audit_run(
-    run: RunDirectory, limit: int | None, prompts: Sequence[str], reporter: Reporter, judge: str | None = None
+    session: Session, run: RunDirectory, limit: int | None, prompts: Sequence[str], reader: str | None = None
 ) -> list[AuditFinding]:
     """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
 
     Args:
+        session: with the run's own settings.
         run: a run, finished or not: what isn't there yet is left out.
         limit: probes per set; None asks them all, 0 none: then only the run's files and its reward models are audited.
         prompts: files to use for the refusal rates in place of the evaluation prompts.
-        reporter: shows progress.
-        judge: a model that is also asked how the answers behave; the run's own judge may be what the policy learned to please.
+        reader: a model that is also asked how the answers behave; the run's own judge may be what the policy learned to please.
 
     Raises:
-        DataError: the run has nothing to audit yet.
         CaiError: a model, the probes or the constitution can't be read.
     """
-    if not (run.path / "recipe.yaml").exists():
-        raise DataError(f"{run.path}: no such run, or nothing has run yet. Start it with: cai run RECIPE")
-    workspace = find_workspace(run.path)
-    recipe = load_recipe(run.path / "recipe.yaml", name=run.path.name)
+    recipe, root, reporter = session.recipe, session.workspace.root, session.reporter
     trained = [name for name in ("sft", "policy") if (run.model(name) / "adapter_config.json").exists()]
     specs = {AGAINST: recipe.trained, **{name: replace(recipe.trained, adapter=str(run.model(name))) for name in trained}}
-    probes = load_probes(workspace.root, limit or None, recipe.seed, tuple(prompts) or EVALUATION)
-    templates = load_templates(workspace.root / recipe.templates)
-    behaviours = load_behaviours(workspace.root) if judge is not None else ()
-    failures: list[Failure] = []
+    probes = load_probes(root, limit or None, recipe.seed, tuple(prompts) or EVALUATION)
+    behaviours = load_behaviours(root) if reader is not None else ()
 
     async def ask() -> list[AuditFinding]:
-        if limit == 0:
-            return []
-        with CallStore(workspace.store_path) as store:
-            answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
-            judged = await ask_judge(judge, behaviours, answers, probes, templates, recipe, store, failures, reporter)
-            findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed, judged)]
-            return findings + await audit_judge(recipe, workspace.root, store, templates, failures, reporter)
+        answers = await ask_models(session, specs, probes)
+        judged = await ask_reader(session, reader, behaviours, answers, probes)
+        findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed, judged)]
+        return findings + await audit_judge(session)
 
     with reporter.stage("audit"), run.locked():
-        if judge is not None and (limit == 0 or not trained):
+        if reader is not None and (limit == 0 or not trained):
             why = "with --limit 0 no model answers" if limit == 0 else "there is no trained model yet whose answers it could compare"
-            reporter.warn(f"the judge {judge} is not asked: {why}")
-        findings = on_most_items([*run_interruptible(ask(), reporter), *audit_files(run, recipe, reporter)])
+            reporter.warn(f"the judge {reader} is not asked: {why}")
+        asked = [] if limit == 0 else run_interruptible(ask(), reporter)
+        findings = on_most_items([*asked, *audit_files(run, recipe, reporter)])
         if fewer := _on_fewer_items(run, findings):
             reporter.warn(
                 f"{fewer} findings of the last audit rest on more items than now, or weren't looked for, and are replaced: "
                 f"`cai audit {run.path.name}` without --limit makes them again, mostly from kept calls"
             )
         write_records(run.data(AUDIT), findings)
-    _warn(failures, reporter)
+    session.warn_of_failures()
     return findings
 
 
@@ -183,152 +171,86 @@ def _on_fewer_items(run: RunDirectory, findings: Sequence[AuditFinding]) -> int:
 
 
 def diagnose_model(
-    model: str,
-    against: str | None,
-    root: Path,
-    limit: int | None,
-    prompts: Sequence[str],
-    seed: int,
-    reporter: Reporter,
-    judge: str | None = None,
+    session: Session, model: str, against: str | None, limit: int | None, prompts: Sequence[str], reader: str | None = None
 ) -> list[AuditFinding]:
     """Put the probe sets to a model, and to another that it is compared with, if one is given; then a judge can be asked about both.
 
+    Args:
+        session: has the workspace, sampling and the seed.
+        model: its name.
+        against: the other model's.
+        limit: probes per set; None asks them all.
+        prompts: files to use for the refusal rates in place of the evaluation prompts.
+        reader: a model that is also asked how the answers behave.
+
     Raises:
-        DataError: there is a judge and nothing to compare with.
+        DataError: there is a reader and nothing to compare with.
         CaiError: a model or the probes can't be read.
     """
-    if judge is not None and against is None:
-        raise DataError(f"--judge {judge}: a judge's reading of one model says more about the judge; name a second one with --against")
-    workspace = find_workspace(root)
-    behaviours = load_behaviours(workspace.root) if judge is not None else ()
-    recipe = Recipe(name="diagnose", seed=seed)
-    probes = load_probes(workspace.root, limit, seed, tuple(prompts) or EVALUATION)
-    templates = load_templates(workspace.root / recipe.templates)
+    if reader is not None and against is None:
+        raise DataError(f"--judge {reader}: a judge's reading of one model says more about the judge; name a second one with --against")
+    root, seed = session.workspace.root, session.recipe.seed
+    behaviours = load_behaviours(root) if reader is not None else ()
+    probes = load_probes(root, limit, seed, tuple(prompts) or EVALUATION)
     named = {"model": model} if against is None else {AGAINST: against, "model": model}
-    failures: list[Failure] = []
 
     async def ask() -> list[AuditFinding]:
-        with CallStore(workspace.store_path) as store:
-            specs = {label: spec_from_name(name) for label, name in named.items()}
-            answers = await ask_models(specs, probes, templates, recipe, store, failures, reporter)
-            judged = await ask_judge(judge, behaviours, answers, probes, templates, recipe, store, failures, reporter)
-            return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed, judged.get("model", ()))
+        specs = {label: spec_from_name(name) for label, name in named.items()}
+        answers = await ask_models(session, specs, probes)
+        judged = await ask_reader(session, reader, behaviours, answers, probes)
+        return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed, judged.get("model", ()))
 
-    with reporter.stage("diagnose"):
-        findings = run_interruptible(ask(), reporter)
-    _warn(failures, reporter)
+    with session.reporter.stage("diagnose"):
+        findings = run_interruptible(ask(), session.reporter)
+    session.warn_of_failures()
     return findings
 
 
-async def ask_models(
-    specs: dict[str, ModelSpec],
-    probes: Probes,
-    templates: Templates,
-    recipe: Recipe,
-    store: CallStore,
-    failures: list[Failure],
-    reporter: Reporter,
-) -> dict[str, Answers]:
+async def ask_models(session: Session, specs: dict[str, ModelSpec], probes: Probes) -> dict[str, Answers]:
     """Return every model's answers to the probes, one model in memory at a time."""
     answers = {}
     for name, spec in specs.items():
-        engine = await open_engine(spec)
-        try:
-            answers[name] = await ask_probes(
-                probes,
-                TextModel(engine, store, "audit"),
-                templates,
-                recipe.evaluate.sampling,
-                recipe.seed,
-                window=recipe.window,
-                max_failure_fraction=recipe.max_failure_fraction,
-                failures=failures,
-                on_progress=lambda done, total, shown=name: reporter.progress(done, total, f"probes of {shown}"),  # type: ignore[misc]
-            )
-        finally:
-            await engine.close()
+        answers[name] = await ask_probes(session, probes, await session.open_model(spec), name)
+        await session.close_models()
     return answers
 
 
-async def ask_judge(
-    judge: str | None,
-    behaviours: Sequence[Behaviour],
-    answers: dict[str, Answers],
-    probes: Probes,
-    templates: Templates,
-    recipe: Recipe,
-    store: CallStore,
-    failures: list[Failure],
-    reporter: Reporter,
+async def ask_reader(
+    session: Session, reader: str | None, behaviours: Sequence[Behaviour], answers: dict[str, Answers], probes: Probes
 ) -> dict[str, list[tuple[Measurement, Measurement]]]:
     """Return what a judge reads in each model's answers beside the reference's, by the model's name; empty without either."""
-    if judge is None or len(answers) < 2:
+    if reader is None or len(answers) < 2:
         return {}
-    engine = await open_engine(spec_from_name(judge))
-
-    async def ask(name: str, control: bool = False) -> Judged:
-        shown = f"controls made of {name}'s answers" if control else f"answers of {name}"
-        return await judge_behaviours(
-            behaviours,
-            probes,
-            answers[name],
-            TextModel(engine, store, "audit"),
-            templates,
-            window=recipe.window,
-            max_failure_fraction=recipe.max_failure_fraction,
-            failures=failures,
-            control=control,
-            on_progress=lambda done, total: reporter.progress(done, total, f"{shown} judged"),
-        )
-
-    try:
-        controls = await ask(AGAINST, control=True)
-        said = {name: await ask(name) for name in answers}
-    finally:
-        await engine.close()
+    judge = await session.open_model(spec_from_name(reader))
+    controls = await judge_behaviours(session, judge, behaviours, probes, answers[AGAINST], AGAINST, control=True)
+    said = {name: await judge_behaviours(session, judge, behaviours, probes, answers[name], name) for name in answers}
+    await session.close_models()
     theirs = answers[AGAINST], said[AGAINST]
     return {n: judged_readings(behaviours, probes, (answers[n], said[n]), theirs, controls) for n in answers if n != AGAINST}
 
 
-async def audit_judge(
-    recipe: Recipe, root: Path, store: CallStore, templates: Templates, failures: list[Failure], reporter: Reporter
-) -> list[AuditFinding]:
-    """Audit the run's judge on its human-labelled pairs: its taste for length and for what sounds like itself, beside people's.
+async def audit_judge(session: Session) -> list[AuditFinding]:
+    """Audit a run's judge on its human-labelled pairs: its taste for length and for what sounds like itself, beside people's.
 
     The verdicts are those that measured the judge in the run, so they come from the call store; only likelihoods are new. As there, a
     calibrated judge is not looked at on the pairs that it was fitted on.
     """
+    recipe, root = session.recipe, session.workspace.root
     config = recipe.feedback
     if config.bench_pairs is None:
         return []
-    calibration = calibration_of(config, root)
-    unseen = unseen_by(calibration, load_pairs(root / config.bench_pairs).preferences)
+    judge = await session.open_judge(load_constitution(root / recipe.constitution))
+    unseen = unseen_by(judge.calibration, load_pairs(root / config.bench_pairs).preferences)
     labelled = labelled_pairs(limited(unseen, config.bench_limit, recipe.seed), recipe.seed)
-    engine = await open_engine(config.judge or recipe.model)
-    try:
-        model = TextModel(engine, store, "audit")
-        judge = Judge(config, load_constitution(root / recipe.constitution), model, templates, recipe.seed, calibration=calibration)
 
-        async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
-            judgment = await judge(item.pair)
-            messages = item.pair.prompt.messages
-            a, b = await together(model.score(messages, text) for text in (item.pair.response_a, item.pair.response_b))
-            return item, judgment, a.total / a.tokens - b.total / b.tokens
+    async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
+        judgment = await judge(item.pair)
+        messages = item.pair.prompt.messages
+        a, b = await together(judge.model.score(messages, text) for text in (item.pair.response_a, item.pair.response_b))
+        return item, judgment, a.total / a.tokens - b.total / b.tokens
 
-        results = run_items(
-            labelled,
-            work,
-            window=recipe.window,
-            max_failure_fraction=1.0,
-            stage="audit",
-            failures=failures,
-            failure_of=lambda result: result[1].failure,
-            on_progress=lambda done: reporter.progress(done, len(labelled), "pairs judged"),
-        )
-        found = [r async for r in results]
-    finally:
-        await engine.close()
+    found = await session.each(labelled, work, "pairs judged", failure_of=lambda result: result[1].failure, max_failure_fraction=1.0)
+    await session.close_models()
     judged = {item.id: j.p_a for item, j, _ in found if j.p_a is not None}
     people = {item.id: item.a_is_better for item, _, _ in found}
     likelier = {item.id: difference for item, _, difference in found}
@@ -346,8 +268,3 @@ def _about(
     judged: dict[str, list[tuple[Measurement, Measurement]]],
 ) -> list[AuditFinding]:
     return audit_model(probes, mine, None if name == AGAINST else answers[AGAINST], name, AGAINST, seed, judged.get(name, ()))
-
-
-def _warn(failures: Sequence[Failure], reporter: Reporter) -> None:
-    if failures:
-        reporter.warn(f"{len(failures)} items failed, the first: {failures[0].item_id}: {failures[0].reason}")

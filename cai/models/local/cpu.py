@@ -1,18 +1,18 @@
-"""Make a loaded model fast on a CPU: the same sums by quicker routes, for inference only.
+"""Speed up a loaded model on a CPU: the same computation with faster operators, for inference only.
 
-Measured for a 135M model decoding 64 rows in bfloat16 on two cores, in milliseconds a step (best of several, a busy machine):
+Measured for a 135M model decoding 64 rows in bfloat16 on two cores, in milliseconds per step (best of several, on a busy machine):
 
 1. `transformers` with its dynamic cache                                                   331
 2. a cache written in place, and attention of one query by two batched matrix products     173
 3. linear layers whose weights are put into oneDNN's blocked layout once, not at every call 128
-4. the gate's activation and the product with it done inside those layers                  109
+4. the gate's activation and the product with it fused into those layers                   109
 
-In float32, later, on another machine, of 32 rows: with 4 as above 94; with small weights turned for MKL, and attention's rotation and the
-norms in one operator each, 85.
+In float32, on another machine, with 32 rows: 94 with step 4; 85 with small weights transposed for MKL, and attention's rotation and the
+norms in one operator each.
 
-And batches run in a thread that has the processor's cores to itself (`release_threads`).
+Batches also run in a thread that does not share the cores with idle OpenMP threads (`release_threads`).
 
-Where a route isn't open (4-bit weights, a GPU, a PyTorch without these operators) the model is left as it is.
+Where an operator is not available (4-bit weights, a GPU, an older PyTorch) the model is left unchanged.
 """
 
 import ctypes
@@ -26,18 +26,18 @@ from torch import Tensor, nn
 
 _NAME = "cai_grouped_sdpa"
 _SOFT = 1
-"""OpenMP 5.0, `omp_pause_soft`: let go of resources, and keep the settings."""
+"""OpenMP 5.0, `omp_pause_soft`: release resources, keep the settings."""
 _SILU = ("SiLU", "SiLUActivation")
 _ROTARY = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 _SMALL_WEIGHTS = 1_000_000
-"""Up to this many float32 weights, MKL's product takes less time than oneDNN's or about as long (docs/log.md); it wants them transposed."""
+"""Up to this many float32 weights, MKL's product is about as fast as oneDNN's, or faster (docs/log.md). It takes transposed weights."""
 _MOST_SCORES = 8_000_000
-"""Attention scores to hold at once; above this, the flash kernel, which holds none, is as fast."""
+"""Largest number of attention scores to store. Above it the flash kernel, which stores none, is as fast."""
 
 
 def speed_up(model: Any) -> Any:
-    """Change a model's modules in place for quick inference on the CPU; return it. It can't be trained or saved afterwards."""
+    """Change a model's modules in place for fast inference on the CPU, and return it. It can't be trained or saved afterwards."""
     if model.device.type != "cpu":
         return model
     if model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
@@ -52,15 +52,15 @@ def speed_up(model: Any) -> Any:
 
 
 def _replace(model: Any, quick: Callable[[Any], Any]) -> None:
-    """Put in the place of every module of a model what `quick` returns for it, which may be itself."""
+    """Replace each module of a model by what `quick` returns for it, which may be the module itself."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if (found := quick(child)) is not child:
-                setattr(module, name, found)
+            if (replacement := quick(child)) is not child:
+                setattr(module, name, replacement)
 
 
 def _quick_block(module: Any, dtype: torch.dtype) -> Any:
-    """Return a quicker MLP, attention or norm, for those known."""
+    """Return a faster MLP, attention or norm if the module is of a known kind, else the module."""
     kind, parts = type(module).__name__, {name: child for name, child in module.named_children() if name != "act_fn"}
     if any(type(part) is not nn.Linear or part.weight.dtype != dtype for part in parts.values()):
         return module
@@ -78,7 +78,7 @@ def _quick_block(module: Any, dtype: torch.dtype) -> Any:
 
 
 def _quick_linear(module: Any, dtype: torch.dtype, is_head: bool) -> Any:
-    """Return a linear layer packed, or with its weight turned round in memory, whichever is quicker."""
+    """Return a linear layer packed, or with its weight transposed in memory, whichever is faster."""
     if type(module) is not nn.Linear or module.weight.dtype != dtype:
         return module
     if dtype == torch.float32 and module.weight.numel() <= _SMALL_WEIGHTS and not is_head:
@@ -88,11 +88,11 @@ def _quick_linear(module: Any, dtype: torch.dtype, is_head: bool) -> Any:
 
 
 def release_threads() -> None:
-    """End the helper threads that OpenMP keeps for the calling thread, which is about to wait; it starts others when it needs them.
+    """End OpenMP's worker threads of the calling thread, which is about to wait. OpenMP starts new ones when needed.
 
-    Each thread that ever computed in parallel keeps its own. GNU's OpenMP lets helpers wait for their next piece by spinning, but sends
-    them to sleep after each one as soon as there are more of them than cores, whoever they wait for: with a second set kept by the thread
-    that loaded the model, or trained, batches took a third longer (docs/log.md).
+    Every thread that has computed in parallel keeps a set of workers. GNU's OpenMP lets idle workers spin, but puts them to sleep after
+    each task once there are more of them than cores. With a second set, kept by the thread that loaded the model or trained, batches took
+    a third longer (docs/log.md).
     """
     if (openmp := _gnu_openmp()) is not None:
         openmp.omp_pause_resource_all(_SOFT)
@@ -100,7 +100,7 @@ def release_threads() -> None:
 
 @cache
 def _gnu_openmp() -> Any:
-    """Return GNU's OpenMP library if this process has loaded it and it can let go of threads, else None."""
+    """Return GNU's OpenMP library if this process has loaded it and it can release threads, else None."""
     try:
         library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
     except (OSError, AttributeError):  # AttributeError: a system without RTLD_NOLOAD
@@ -109,7 +109,7 @@ def _gnu_openmp() -> Any:
 
 
 def _leave_file(model: Any) -> None:
-    """Copy what wasn't packed of the weights: they lie in the mapped file, which stays in memory whole as long as one of them does."""
+    """Copy the weights that were not packed. They are views of the mapped file, and a single view keeps the whole file in memory."""
     copies: dict[int, Tensor] = {}
     for parameter in model.parameters():
         copy = parameter.data.clone()
@@ -122,7 +122,7 @@ def _leave_file(model: Any) -> None:
 
 
 def _can_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has the operators for such weights, by using them: they are not part of its public interface."""
+    """Whether this PyTorch has the operators for weights of this type. Tries them, because they are not in its public interface."""
     try:
         layer = nn.Linear(32, 32, bias=False, dtype=dtype).requires_grad_(False)
         return bool(GatedMLP(_Gate(layer))(torch.ones(1, 32, dtype=dtype)).isfinite().all())
@@ -131,9 +131,9 @@ def _can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is kept in the layout that oneDNN computes in.
+    """A linear layer whose weight is stored in oneDNN's blocked layout.
 
-    `plain_weight` is the weight as it was, kept only where something else needs it: that of the output layer.
+    `plain_weight` is the original weight, kept only for the output layer.
     """
 
     def __init__(self, linear: nn.Linear, keep_plain: bool = False) -> None:
@@ -166,10 +166,10 @@ class _Gate:
 
 
 class RotaryAttention(nn.Module):
-    """Attention with rotary positions, as in Llama, Mistral and Qwen 2, with queries and keys each turned by one operator. Float32 only.
+    """Attention with rotary position embeddings, as in Llama, Mistral and Qwen 2, one operator each for queries and keys. Float32 only.
 
-    The two numbers that a position turns together lie half a head apart. Here the rows of the query and key weights are put in another
-    order, in which they are neighbours: the two parts of a complex number. Products of queries and keys don't depend on the order.
+    The two numbers that are rotated together are half a head apart. Here the rows of the query and key weights are reordered so that they
+    are adjacent, as the two parts of a complex number. Products of queries and keys don't depend on the order.
     """
 
     def __init__(self, attention: Any) -> None:
@@ -185,14 +185,14 @@ class RotaryAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], attention_mask: Any, past_key_values: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """As the layer's own.
+        """Return the same as the original layer.
 
         Args:
             hidden_states: `[B, Q, hidden]`.
-            position_embeddings: cosines and sines, each `[B, Q, D]`, whose halves are the same.
-            attention_mask: as `attend`.
-            past_key_values: the memory, or None.
-            kwargs: what `attend` may be given.
+            position_embeddings: cosines and sines, each `[B, Q, D]`, whose two halves are equal.
+            attention_mask: see `attend`.
+            past_key_values: the KV cache, or None.
+            kwargs: passed on to `attend`.
         """
         cos, sin = (part[:, :, None, : self.size // 2].contiguous() for part in position_embeddings)
         turn = torch.complex(cos, sin)
@@ -222,15 +222,15 @@ def _register() -> None:
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attend with queries that share a key-value head side by side, so that no key is copied for each of them.
+    """Grouped-query attention without copying keys and values: the queries of one key-value head are multiplied together.
 
     Args:
-        module: the layer; its training state is ignored, there is no dropout here.
+        module: the attention layer. Its training mode is ignored: there is no dropout.
         query: `[B, heads, Q, D]`.
         key: `[B, key-value heads, T, D]`.
         value: as `key`.
-        attention_mask: `[B, 1, Q, T]`, additive; another, or None, is left to PyTorch.
-        scaling: what to multiply scores with.
+        attention_mask: `[B, 1, Q, T]`, additive. With another mask, or None, PyTorch's attention is used.
+        scaling: factor of the scores; None: 1/√D.
 
     Returns:
         `[B, Q, heads, D]`, and None for the weights.

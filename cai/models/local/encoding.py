@@ -1,7 +1,7 @@
-"""From requests to token ids: chat template, prefill, choices, and text that can't forge the template's own markers.
+"""Encode requests as token ids: chat template, prefill and choices. Text in messages can't forge special tokens.
 
-The model's own chat template is used as it is. SmolLM2's adds a system prompt of its own ("You are a helpful AI assistant named
-SmolLM…") to a conversation that has none; that is part of the model, and is kept.
+The model's chat template is used unchanged. SmolLM2's template adds its own system prompt ("You are a helpful AI assistant named
+SmolLM…") to conversations without one; this is kept.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _TAIL_CHARACTERS = 24
 
 
 class Encoder:
-    """Turns conversations into token ids with one tokenizer.
+    """Encodes conversations with one tokenizer.
 
     Args:
         tokenizer: a `transformers` tokenizer with a chat template.
@@ -28,12 +28,12 @@ class Encoder:
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
 
     def prompt(self, messages: Sequence[Message], prefill: str = "") -> tuple[list[int], str]:
-        """Return the ids of a conversation with the assistant's header and the start of its turn, and the last characters of its text.
+        """Return the token ids of a conversation with the assistant's header and prefill, and the last characters of its text.
 
-        A marker such as `<|im_end|>` inside a message is encoded as plain characters: only the template may open or close a turn.
+        A special token such as `<|im_end|>` inside a message is encoded as plain characters: only the template may open or close a turn.
 
         Raises:
-            ReplyError: the model's template refuses the conversation (some know no system role, some want turns to alternate).
+            ReplyError: the model's template refuses the conversation (some have no system role, some require alternating turns).
         """
         forged = [t for t in self._markers if t in prefill or any(t in m.content for m in messages)]
         stand_ins = self._stand_ins(forged, messages, prefill)
@@ -55,7 +55,7 @@ class Encoder:
         return ids, text[-_TAIL_CHARACTERS:]
 
     def continuation(self, tail: str, text: str) -> list[int]:
-        """Return the ids of `text` as it continues a prompt that ends with `tail`, where no token spans the seam; else its own ids."""
+        """Return the ids of `text` after a prompt that ends with `tail`; if a token would span the two, the ids of `text` alone."""
         return list(self._continuation(tail, text))
 
     def _encode_continuation(self, tail: str, text: str) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]) if text else []
 
     def _stand_ins(self, forged: list[str], messages: Sequence[Message], prefill: str) -> list[tuple[str, str]]:
-        """Return a private-use character for each marker, one that no message contains."""
+        """Return, for each marker, a private-use character that no message contains."""
         if not forged:
             return []
         used = set("".join(m.content for m in messages) + prefill)
@@ -77,7 +77,7 @@ class Encoder:
 
 
 def _split(text: str, stand_ins: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Cut a text at its stand-ins: pairs of the piece before one and the marker that it stands for, the last marker empty."""
+    """Split a text at its stand-ins, into pairs of a piece and the marker after it. The last marker is empty."""
     markers = {stand_in: marker for marker, stand_in in stand_ins}
     pieces: list[tuple[str, str]] = []
     start = 0

@@ -1,11 +1,9 @@
-"""The local engine: a `transformers` model in this process that answers whatever requests are pending, in batches.
+"""The local engine: a `transformers` model in this process that answers pending requests in batches.
 
-When nothing else in the event loop can move, one batch is formed from the pending requests, in an order that depends on their
-content alone, and run in a worker thread; its replies are handed out together. So what shares a batch depends only on which calls
-are already in the call store, and a batch enters the store whole: a run that is killed and resumed makes the batches that a calm run
-would have made, and so, even in bfloat16, the same bytes.
-
-It leaves the arithmetic to `cai.models.local.generate` and `cai.models.local.prefix`, and files to `cai.models.local.loading`.
+When the event loop is idle, one batch is formed from the pending requests, in an order that depends only on their content, and run in a
+worker thread. All its replies are returned together. So the batches depend only on which calls are already in the call store, and a
+batch is stored completely or not at all: a run that is killed and resumed forms the same batches as an uninterrupted run, and gives the
+same bytes, even in bfloat16.
 """
 
 import asyncio
@@ -24,13 +22,13 @@ from cai.models.local.encoding import Encoder
 from cai.recipe import ModelSpec
 
 _QUIET_TURNS = 64
-"""Turns of the event loop without a new request before it counts as at rest. A commit and the awaits above it take under ten."""
+"""Iterations of the event loop without a new request before it counts as idle. A commit and the awaits above it take under ten."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A request on its way: its tokens, and who waits for it."""
+    """A pending request: its tokens, and the future of its reply."""
 
     request: Request
     prompt: list[int]
@@ -45,15 +43,15 @@ class _StoppedError(Exception):
 
 
 class LocalEngine:
-    """An engine over a model and tokenizer that are already in memory; `load` makes one from a spec.
+    """An engine for a model and tokenizer in memory; `load` makes one from a spec.
 
     Args:
         model: a `transformers` causal language model, in evaluation mode.
         tokenizer: its tokenizer, with a chat template.
-        name: for people.
-        fingerprint: changes with anything that changes answers.
-        batch_size: sequences run at once.
-        max_length: longest prompt plus completion, in tokens; the model's own context if that is shorter.
+        name: display name.
+        fingerprint: hash of everything that affects answers.
+        batch_size: sequences per batch.
+        max_length: longest prompt plus completion, in tokens; limited to the model's context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, fingerprint: str, batch_size: int, max_length: int) -> None:
@@ -75,10 +73,10 @@ class LocalEngine:
 
     @classmethod
     def load(cls, spec: ModelSpec) -> "LocalEngine":
-        """Load weights and tokenizer, and make them fast on this machine.
+        """Load weights and tokenizer, and speed the model up for this machine.
 
         Raises:
-            ModelError: as `cai.models.local.loading` does.
+            ModelError: the model, adapter or tokenizer can't be loaded, or the model's layers can't be run.
         """
         from cai.models.local.cpu import speed_up
         from cai.models.local.kv_cache import attention_windows
@@ -103,7 +101,7 @@ class LocalEngine:
 
         Raises:
             ReplyError: `prompt_too_long`, `template_refused`, or `empty_text` (nothing to score).
-            ModelError: the model failed on this batch; what is pending fails with it.
+            ModelError: the model failed on this batch. All pending requests fail with it.
         """
         job = self._job(request)
         self._pending.append(job)
@@ -114,11 +112,11 @@ class LocalEngine:
         return await job.reply
 
     async def finish(self) -> None:
-        """Finish the running batch, and begin no other: one of fewer requests than in a calm run might come out otherwise."""
+        """Finish the running batch, start no other. A batch with fewer requests than in an uninterrupted run could answer differently."""
         await self._gate.close()
 
     async def close(self) -> None:
-        """Stop the running batch at its next step, fail what is pending, and let the weights go."""
+        """Stop the running batch at its next step, fail the pending requests, and free the weights."""
         self._stop.set()
         if self._dispatcher is not None and not self._dispatcher.done():
             self._dispatcher.cancel()
@@ -164,11 +162,11 @@ class LocalEngine:
                     for job, reply in zip(batch, replies, strict=True):
                         if not job.reply.done():
                             job.reply.set_result(reply)
-        except Exception as e:  # noqa: BLE001 - handed to everyone who waits, who raises it
+        except Exception as e:  # noqa: BLE001 - set on every waiting future, which raises it
             self._fail([*batch, *self._pending], e)
         except BaseException:  # cancelled, or the process is going down
             self._stop.set()
-            self._fail([*batch, *self._pending], ModelError(f"{self.name}: stopped before it had answered"))
+            self._fail([*batch, *self._pending], ModelError(f"{self.name}: stopped before it answered"))
             raise
 
     def _fail(self, jobs: Sequence[_Job], error: Exception) -> None:
@@ -179,7 +177,7 @@ class LocalEngine:
                 job.reply.exception()  # marks it as seen: the waiter may be gone
 
     async def _rest(self) -> None:
-        """Return when no request has arrived for a while of turns, so that all who could ask have asked."""
+        """Return when no request has arrived for `_QUIET_TURNS` iterations, so that every request that can be made is pending."""
         quiet, seen = 0, self._arrivals
         while quiet < _QUIET_TURNS:
             await asyncio.sleep(0)
@@ -191,7 +189,7 @@ class LocalEngine:
             raise _StoppedError(self.name)
 
     def _run_alone(self, jobs: Sequence[_Job]) -> list[Reply]:
-        """Answer one batch in the worker thread, and leave the cores to whoever computes next."""
+        """Answer one batch in the worker thread, then release its OpenMP threads."""
         from cai.models.local.cpu import release_threads
 
         try:
@@ -200,7 +198,7 @@ class LocalEngine:
             release_threads()
 
     def _run(self, jobs: Sequence[_Job]) -> list[Reply]:
-        """Answer one batch; one that fails is tried again in halves, and again, down to single requests."""
+        """Answer one batch. If it fails, retry its halves, down to single requests."""
         try:
             return self._answer(jobs)
         except ModelError:
@@ -239,18 +237,18 @@ class LocalEngine:
                 for job, (ids, truncated) in zip(jobs, done, strict=True)
             ]
         if isinstance(first, ChoicesRequest):
-            found = compare(self._model, [ChoiceQuery(job.prompt, job.targets) for job in jobs])
-            return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, found, strict=True)]
+            compared = compare(self._model, [ChoiceQuery(job.prompt, job.targets) for job in jobs])
+            return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, compared, strict=True)]
         totals = score(self._model, [(job.prompt, job.targets[0]) for job in jobs], self._check)
         return [TextLogprob(total, len(job.targets[0]), len(job.prompt)) for job, total in zip(jobs, totals, strict=True)]
 
 
 def take_batch(pending: Sequence[_Job], size: int) -> list[_Job]:
-    """Choose what to run next, from the content of what is pending and from nothing else.
+    """Choose the next batch. The choice depends only on the content of the pending requests.
 
-    One kind at a time, the quick ones (choices, scores) first. Completions and scores are taken longest first, so that a batch is of
-    even length and too large a one shows at once. Choices are taken in the order of their tokens, so that questions about one text
-    come together, and past `size`, to twice that, while they go on about the same text.
+    A batch holds one kind of request; the fast kinds (choices, scores) come first. Completions and scores are taken longest first, so
+    that lengths are even and a batch that is too large fails at once. Choices are sorted by their tokens, so that questions about one text
+    share a batch. While consecutive questions share a text, a batch of choices may grow to twice `size`.
     """
     kinds: tuple[type, ...] = (ChoicesRequest, ScoreRequest, CompleteRequest)
     kind = next(k for k in kinds if any(isinstance(job.request, k) for job in pending))
@@ -270,6 +268,6 @@ def _same_text(a: list[int], b: list[int]) -> bool:
 
 
 def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every token that ends a turn, by the model's generation settings or the tokenizer."""
-    found: Callable[[Any], list[int]] = lambda ids: ids if isinstance(ids, list) else [] if ids is None else [ids]  # noqa: E731
-    return frozenset(found(getattr(model.generation_config, "eos_token_id", None)) + found(tokenizer.eos_token_id))
+    """Return the ids of all tokens that end a turn, from the model's generation config and the tokenizer."""
+    as_list: Callable[[Any], list[int]] = lambda ids: ids if isinstance(ids, list) else [] if ids is None else [ids]  # noqa: E731
+    return frozenset(as_list(getattr(model.generation_config, "eos_token_id", None)) + as_list(tokenizer.eos_token_id))

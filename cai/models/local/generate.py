@@ -1,7 +1,7 @@
 """Complete, compare and score batches of token ids with a `transformers` causal language model.
 
-The decode loop is our own, because `generate` draws from one global generator, keeps ended rows until the last one ends, and copies
-its cache at every step. Greedy, in float32, it gives what `generate` gives.
+`cai` has its own decode loop because `transformers.generate` draws from one global generator, keeps finished rows until the last one
+finishes, and copies its KV cache at every step. Greedy decoding in float32 gives the same tokens as `generate`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +17,18 @@ from cai.models.local.prefix import run_prompts
 from cai.models.local.sampling import draw, uniforms
 
 _ROOM = 32
-"""Columns that the memory grows by: attention reads unwritten ones too, and growing copies the written ones."""
+"""Positions that the KV cache grows by. Attention reads unwritten positions too, and growing copies the written ones."""
 _KEEP_FRACTION = 0.8
-"""Ended rows are dropped once the running ones are fewer than this share; each drop copies what is kept."""
+"""Finished rows are dropped once fewer than this share of the rows is still running. Each drop copies the rows that stay."""
 _SCORE_POSITIONS = 512
-"""Positions whose logits exist at one time."""
+"""Positions whose logits are in memory at one time."""
 _VOCABULARY_PART = 8192
-"""Rows of the output layer that are made float32 at one time."""
+"""Rows of the output layer that are converted to float32 at one time."""
 
 
 @dataclass(frozen=True)
 class CompletionRow:
-    """One completion to make."""
+    """One completion to sample."""
 
     prompt: Sequence[int]
     max_tokens: int
@@ -39,38 +39,38 @@ class CompletionRow:
 
 @dataclass(frozen=True)
 class ChoiceQuery:
-    """Choices to compare after a prompt; each choice is a non-empty list of ids."""
+    """Choices to compare after a prompt; each choice is a non-empty list of token ids."""
 
     prompt: Sequence[int]
     choices: Sequence[Sequence[int]]
 
 
 def nothing() -> None:
-    """The default for `check`: never stops."""
+    """Do nothing: the default for `check`."""
 
 
 @torch.inference_mode()
 def complete(
     model: Any, rows: Sequence[CompletionRow], stop_ids: frozenset[int], check: Callable[[], None] = nothing, *, keep_stop: bool = False
 ) -> list[tuple[list[int], bool]]:
-    """Complete prompts together.
+    """Complete a batch of prompts.
 
     Args:
         model: a causal language model.
-        rows: what to complete.
+        rows: prompts and sampling settings.
         stop_ids: tokens that end a turn.
-        check: called at every step; what it raises ends the batch.
-        keep_stop: return the token that ended the turn too, for those who train on what was sampled.
+        check: called at every step; an exception from it ends the batch.
+        keep_stop: also return the token that ended the turn, for training on the samples.
 
     Returns:
         The new tokens of each row, and whether it was cut at `max_tokens`.
     """
     device = model.device
-    logits, slots = run_prompts(model, [r.prompt for r in rows], room=_ROOM)
-    assert slots is not None
+    logits, kv_cache = run_prompts(model, [r.prompt for r in rows], room=_ROOM)
+    assert kv_cache is not None
     done: list[list[int]] = [[] for _ in rows]
     truncated = [False] * len(rows)
-    running = list(range(len(rows)))  # what row of the batch each row of the memory is
+    running = list(range(len(rows)))  # the row of the batch that each row of the KV cache belongs to
     live = set(running)
     seeds = np.array([r.seed for r in rows], dtype=np.uint64)
     temperature = torch.tensor([r.temperature for r in rows], dtype=torch.float32, device=device)
@@ -94,18 +94,18 @@ def complete(
                 live.remove(row)
         if not live:
             break
-        if len(live) < _KEEP_FRACTION * len(running) or slots.length == slots.capacity:
+        if len(live) < _KEEP_FRACTION * len(running) or kv_cache.length == kv_cache.capacity:
             kept = torch.tensor([i for i, row in enumerate(running) if row in live], device=device)
-            slots = slots.take(kept, _ROOM, last=True)
+            kv_cache = kv_cache.take(kept, _ROOM, last=True)
             tokens = tokens[kept]
             running = [row for row in running if row in live]
-        logits = slots.forward(tokens[:, None], torch.ones(len(running), 1, dtype=torch.bool, device=device))[:, -1]
+        logits = kv_cache.forward(tokens[:, None], torch.ones(len(running), 1, dtype=torch.bool, device=device))[:, -1]
     return list(zip(done, truncated, strict=True))
 
 
 @torch.inference_mode()
 def compare(model: Any, questions: Sequence[ChoiceQuery]) -> list[tuple[float, ...]]:
-    """Return the log-probability of each choice of each question. One-token choices share one row; longer ones take a row each."""
+    """Return the log-probability of each choice of each question. One-token choices share one row; each longer choice has its own."""
     prompts: list[Sequence[int]] = []
     reads: list[list[tuple[int, int, Sequence[int]]]] = []  # per row: question, choice, and the choice's tokens
     for q, question in enumerate(questions):
@@ -121,20 +121,20 @@ def compare(model: Any, questions: Sequence[ChoiceQuery]) -> list[tuple[float, .
     with float_logits(model):
         logits, _ = run_prompts(model, prompts, keep=keep)
     normalizers = logits.float().logsumexp(-1).cpu()
-    found = [[0.0] * len(question.choices) for question in questions]
-    for row, wanted in enumerate(reads):
-        for q, c, tokens in wanted:
+    logprobs = [[0.0] * len(question.choices) for question in questions]
+    for row, choices in enumerate(reads):
+        for q, c, tokens in choices:
             at = torch.arange(keep - len(tokens), keep)
-            found[q][c] = float((logits[row, at, torch.tensor(tokens)].cpu().float() - normalizers[row, at]).double().sum())
-    return [tuple(f) for f in found]
+            logprobs[q][c] = float((logits[row, at, torch.tensor(tokens)].cpu().float() - normalizers[row, at]).double().sum())
+    return [tuple(of_question) for of_question in logprobs]
 
 
 @contextmanager
 def float_logits(model: Any) -> Iterator[None]:
     """Compute logits in float32 inside the block.
 
-    In bfloat16 a logit of 20 comes in steps of 1/8, so two choices often tie exactly and a judge seems to have no opinion where it has
-    a weak one. Few positions are asked for, so the price is small; the vocabulary is taken in parts to keep memory flat.
+    In bfloat16 a logit near 20 has steps of 1/8. Two choices then often tie exactly, which hides a judge's weak preferences. Few
+    positions need logits, so the cost is small. The vocabulary is processed in parts to limit memory.
     """
     head = model.get_output_embeddings()
     weight = getattr(head, "plain_weight", None)
@@ -162,11 +162,11 @@ def float_logits(model: Any) -> Iterator[None]:
 def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], check: Callable[[], None] = nothing) -> list[float]:
     """Return the log-probability of each text after its prompt, both as token ids, neither empty.
 
-    The texts are run a few columns at a time, so that logits never exist for more than a few hundred positions.
+    The texts are run a few positions at a time, so that memory never holds logits for more than a few hundred positions.
     """
     longest = max(len(text) for _, text in items)
-    first, slots = run_prompts(model, [prompt for prompt, _ in items], room=longest)
-    assert slots is not None
+    first, kv_cache = run_prompts(model, [prompt for prompt, _ in items], room=longest)
+    assert kv_cache is not None
     rows = torch.arange(len(items), device=model.device)
     targets = torch.zeros(len(items), longest, dtype=torch.long)
     real = torch.zeros(len(items), longest, dtype=torch.bool)
@@ -178,13 +178,13 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
     at = 1
     while at < longest:
         check()
-        if not bool(real[rows, at].all()):  # texts that have ended leave the batch
+        if not bool(real[rows, at].all()):  # finished texts leave the batch
             kept = real[rows, at].nonzero()[:, 0]
-            rows, slots = rows[kept], slots.take(kept, longest - at + 1, last=True)
+            rows, kv_cache = rows[kept], kv_cache.take(kept, longest - at + 1, last=True)
         width = min(max(1, _SCORE_POSITIONS // len(rows)), longest - at)
-        logits = slots.forward(targets[rows, at - 1 : at + width - 1], real[rows, at - 1 : at + width - 1], keep=width)
-        found = _logprobs(logits, targets[rows, at : at + width]).double()
-        totals[rows] += found.masked_fill(~real[rows, at : at + width], 0.0).sum(1)
+        logits = kv_cache.forward(targets[rows, at - 1 : at + width - 1], real[rows, at - 1 : at + width - 1], keep=width)
+        logprobs = _logprobs(logits, targets[rows, at : at + width]).double()
+        totals[rows] += logprobs.masked_fill(~real[rows, at : at + width], 0.0).sum(1)
         at += width
     return [float(t) for t in totals]
 

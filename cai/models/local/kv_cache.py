@@ -1,10 +1,10 @@
-"""Key-value memory for a batch of rows, and the masks that go with it.
+"""KV cache for a batch of rows, and its attention masks.
 
-`transformers`' dynamic cache copies every key and value at every step; this one is allocated once and written in place, drops rows
-that have ended, and can be repeated so that many rows share one prefix. Rows are padded on the left, so that all of them write to
-the same column; `valid` says which columns of a row are real.
+`transformers`' dynamic cache copies all keys and values at every step. This one is allocated once and written in place. It can drop
+finished rows, and repeat rows so that many share one prefix. Rows are padded on the left, so all rows write to the same position;
+`valid` marks the positions that are not padding.
 
-Shapes: B rows, H key-value heads, T columns, D head size, Q query columns.
+Shapes: B rows, H key-value heads, T positions, D head size, Q query positions.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from cai.errors import ModelError
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values, `[B, H, capacity, D]`, of which the first `length` columns are written."""
+    """One layer's keys and values, `[B, H, capacity, D]`; the first `length` positions are written."""
 
     is_sliding = False
 
@@ -28,13 +28,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate, now that heads, dtype and device are known."""
+        """Allocate the buffers. Heads, dtype and device are known only now."""
         self.keys = key_states.new_zeros(*key_states.shape[:2], self.capacity, key_states.shape[3])
         self.values = value_states.new_zeros(*value_states.shape[:2], self.capacity, value_states.shape[3])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new columns; return all that are written, or for a single one all there are: a whole buffer is quicker to multiply."""
+        """Write new positions and return all written ones. After a single position, return the whole buffer: it multiplies faster."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -43,39 +43,39 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         end = self.capacity if key_states.shape[2] == 1 else self.length
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def take(self, rows: Tensor, first_column: int, capacity: int) -> "_Layer":
-        """Return a layer of the given rows (repeats allowed), without the columns before `first_column`."""
+    def take(self, rows: Tensor, first_position: int, capacity: int) -> "_Layer":
+        """Return a layer with the given rows (repeats allowed), without the positions before `first_position`."""
         taken = _Layer(capacity)
-        taken.length = self.length - first_column
+        taken.length = self.length - first_position
         if self.is_initialized:
             for name in ("keys", "values"):
                 old = getattr(self, name)
                 new = old.new_empty(len(rows), old.shape[1], capacity, old.shape[3])
-                torch.index_select(old[:, :, first_column : self.length], 0, rows, out=new[:, :, : taken.length])
+                torch.index_select(old[:, :, first_position : self.length], 0, rows, out=new[:, :, : taken.length])
                 new[:, :, taken.length :] = 0
                 setattr(taken, name, new)
             taken.is_initialized = True
         return taken
 
     def get_seq_length(self) -> int:
-        """Return the columns written."""
+        """Return the number of positions written."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the columns after a query of this length, and the offset of the first."""
+        """Return the number of positions after a query of this length, and the offset of the first."""
         return self.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """Return the columns allocated."""
+        """Return the number of positions allocated."""
         return self.capacity
 
 
 class KVCache:
-    """The memory of one batch.
+    """Keys and values of one batch, for all layers of a model.
 
     Args:
-        model: the causal language model that it is for.
-        capacity: columns per row, for the prompt and all that follows.
+        model: the causal language model.
+        capacity: positions per row, for the prompt and the completion.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
@@ -87,22 +87,22 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Columns written."""
+        """Number of positions written."""
         return self.valid.shape[1]
 
     def forward(self, ids_BQ: Tensor, valid_BQ: Tensor, keep: int = 1) -> Tensor:
-        """Run new columns through the model; return the logits of the last `keep` of them, `[B, keep, vocabulary]`.
+        """Run new positions through the model; return the logits of the last `keep` of them, `[B, keep, vocabulary]`.
 
         Args:
-            ids_BQ: token ids; anything where not valid.
-            valid_BQ: which of them are real.
-            keep: logits cost more than the layers below them, so only these are computed; 0 runs the layers for their memory alone.
+            ids_BQ: token ids; any value at padding.
+            valid_BQ: True where a position is not padding.
+            keep: number of last positions to compute logits for, which cost more than the layers; 0 only fills the cache.
         """
         self.valid = torch.cat([self.valid if self.length else valid_BQ[:, :0], valid_BQ], dim=1)
         positions_BT = (self.valid.long().cumsum(1) - 1).clamp(min=0)
         positions_BQ = positions_BT[:, -ids_BQ.shape[1] :]
         seen = self.valid
-        if ids_BQ.shape[1] == 1 and self.length < self.capacity:  # the layers return their whole buffers: hide what is not written
+        if ids_BQ.shape[1] == 1 and self.length < self.capacity:  # the layers return their whole buffers: mask what is not written
             unwritten = (0, self.capacity - self.length)
             seen, positions_BT = torch.nn.functional.pad(seen, unwritten), torch.nn.functional.pad(positions_BT, unwritten)
         mask = self._masks(seen, positions_BQ, positions_BT)
@@ -120,12 +120,13 @@ class KVCache:
         return logits
 
     def take(self, rows: Tensor, room: int, *, last: bool = False) -> "KVCache":
-        """Return the memory of the given rows (repeats allowed), without leading columns that none of them uses.
+        """Return a cache with the given rows (repeats allowed), without leading positions that are padding in all of them.
 
         Args:
             rows: indices of the rows to copy.
-            room: columns to leave free for what follows.
-            last: this memory isn't needed any more: each layer is let go of once it is copied, so that there is never a second whole one.
+            room: positions to leave free.
+            last: free each layer of this cache once it is copied, so that memory never holds two whole caches. This cache can't be used
+                afterwards.
         """
         valid = self.valid[rows]
         first = int(valid.any(0).int().argmax()) if bool(valid.any()) else self.length
@@ -140,7 +141,7 @@ class KVCache:
         return taken
 
     def _masks(self, seen_BT: Tensor, positions_BQ: Tensor, positions_BT: Tensor) -> Any:
-        """Return additive masks `[B, 1, Q, T]`: 0 where a query sees a column, a large negative number elsewhere."""
+        """Return additive masks `[B, 1, Q, T]`: 0 where a query attends to a position, a large negative number elsewhere."""
         dtype = self.model.dtype
         visible = seen_BT[:, None, :] & (positions_BT[:, None, :] <= positions_BQ[:, :, None])
         near = visible
@@ -157,33 +158,35 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Windows:
-    """How far back layers see: `size` columns in the sliding ones (None: everywhere); `mixed` models want one mask per kind of layer."""
+    """Attention windows of a model's layers."""
 
     size: int | None
+    """Positions that a sliding-window layer attends to; None: all."""
     mixed: bool
+    """Whether the model takes one mask per kind of layer."""
 
 
 def join(parts: list[KVCache], order: Tensor, room: int) -> KVCache:
-    """Return one memory that holds the rows of several, aligned on the right.
+    """Return one cache that holds the rows of several, aligned on the right. The keys and values of `parts` are freed.
 
     Args:
-        parts: memories of one model; their rows are numbered through.
-        order: for each number, the row that it becomes; a permutation.
-        room: columns to leave free.
+        parts: caches of one model. Their rows are numbered consecutively over all parts.
+        order: new index of each of these rows; a permutation.
+        room: positions to leave free.
     """
     length = max(part.length for part in parts)
     model = parts[0].model
-    whole = KVCache(model, length + room)
-    whole.valid = torch.zeros(len(order), length, dtype=torch.bool, device=model.device)
+    joined = KVCache(model, length + room)
+    joined.valid = torch.zeros(len(order), length, dtype=torch.bool, device=model.device)
     start = 0
     targets = []
     for part in parts:
         targets.append(order[start : start + part.valid.shape[0]])
-        whole.valid[targets[-1], length - part.length :] = part.valid
+        joined.valid[targets[-1], length - part.length :] = part.valid
         start += part.valid.shape[0]
     layers = []
-    for i in range(len(whole.cache.layers)):
-        layer = _Layer(whole.capacity)
+    for i in range(len(joined.cache.layers)):
+        layer = _Layer(joined.capacity)
         layer.length = length
         for part, rows in zip(parts, targets, strict=True):
             old = part.cache.layers[i]
@@ -192,25 +195,25 @@ def join(parts: list[KVCache], order: Tensor, room: int) -> KVCache:
             for name in ("keys", "values"):
                 values = getattr(old, name)
                 if getattr(layer, name) is None:
-                    setattr(layer, name, values.new_zeros(len(order), values.shape[1], whole.capacity, values.shape[3]))
+                    setattr(layer, name, values.new_zeros(len(order), values.shape[1], joined.capacity, values.shape[3]))
                 getattr(layer, name)[rows, :, length - part.length : length] = values[:, :, : part.length]
             layer.is_initialized = True
-            old.keys = old.values = None  # what has been copied is let go of at once
+            old.keys = old.values = None  # free each layer once it is copied
         layers.append(layer)
-    whole.cache = Cache(layers=layers)
-    return whole
+    joined.cache = Cache(layers=layers)
+    return joined
 
 
 def attention_windows(config: Any) -> Windows:
-    """Return how far a model's layers look back: everywhere, a sliding window, or both kinds of layer.
+    """Return the attention windows of a model's layers.
 
     Raises:
-        ModelError: some layers are neither (linear attention, state spaces).
+        ModelError: some layers are neither full nor sliding-window attention (linear attention, state-space models).
     """
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"{config.model_type}: has layers of kind {', '.join(sorted(kinds))}, which the local engine can't run.\n"
+            f"{config.model_type}: has layers of type {', '.join(sorted(kinds))}, which the local engine can't run.\n"
             "Fix: serve it with vLLM and give the server's URL as the model's path"
         )
     size = getattr(config, "sliding_window", None)

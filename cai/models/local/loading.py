@@ -1,12 +1,11 @@
-"""From a `ModelSpec` to files, a tokenizer and weights; and a fingerprint of what those files hold.
+"""Load a model's files, tokenizer and weights from a `ModelSpec`, and compute their fingerprint.
 
-Only safetensors weights are read, because a pickle can run code. Whatever is wrong is a `ModelError` that says how to mend it, found
-before weights load where that is possible. Generation is left to `cai.models.local.engine`, training to `cai.train`.
+Only safetensors weights are read, because a pickle can run code. Every problem raises a `ModelError` that says how to fix it, before the
+weights are loaded where possible.
 """
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from cai.errors import ModelError
 from cai.ids import content_hash
 from cai.models.local.embedded import EMBEDDED, cached_file_hash, embedded_fingerprint, embedded_model_dir, is_embedded_dir
 from cai.models.local.precision import resolved_precision
+from cai.models.local.quiet import quiet_transformers
 from cai.recipe import ModelSpec
 
 _TOKENIZER_FILES = (
@@ -31,14 +31,14 @@ _TOKENIZER_FILES = (
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 ARITHMETIC = 5
-"""Raise this with every change of the local engine's code that can change an answer, so that the call store asks again."""
+"""Version of the local engine's computation. Increase it with every change that can change an answer: stored calls are then not reused."""
 
 
 def resolve_model_path(spec: ModelSpec) -> str:
-    """Return the folder that holds a spec's base model, converting or downloading it if need be.
+    """Return the folder of a spec's base model, after converting or downloading it if necessary.
 
     Raises:
-        ModelError: not a local model, no such folder or Hub model, not reachable, or no safetensors weights in it.
+        ModelError: not a local model, no such folder or Hub model, the Hub can't be reached, or the folder has no safetensors weights.
     """
     if spec.path == EMBEDDED:
         return str(embedded_model_dir())
@@ -49,7 +49,7 @@ def resolve_model_path(spec: ModelSpec) -> str:
     try:
         folder = Path(spec.path).expanduser()
         there = folder.is_dir()
-    except (OSError, RuntimeError) as e:  # a name too long; no such user
+    except (OSError, RuntimeError) as e:  # the name is too long, or names no user
         raise ModelError(f"{spec.path[:200]}: no model's folder or Hub id ({getattr(e, 'strerror', None) or e})") from e
     if there:
         return str(_checked(folder))
@@ -96,7 +96,7 @@ def _from_hub(spec: ModelSpec) -> Path:
 
 
 def adapter_base(folder: Path) -> str:
-    """Return what a LoRA adapter's folder says its base model is, in a form that `ModelSpec.path` takes.
+    """Return the base model that a LoRA adapter's folder names, in the form of `ModelSpec.path`.
 
     Raises:
         ModelError: the folder holds no readable adapter.
@@ -104,7 +104,7 @@ def adapter_base(folder: Path) -> str:
     base = str(_adapter_config(folder).get("base_model_name_or_path") or "")
     if not base:
         raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
-    if "://" in base or base == "scripted":  # prompts go to a server where the user names it, not where somebody's file does
+    if "://" in base or base == "scripted":  # only the user may name a server to send prompts to, not a file
         raise ModelError(f"{folder / 'adapter_config.json'}: base_model_name_or_path is {base[:200]!r}, not a model's folder or Hub id")
     return EMBEDDED if is_embedded_dir(base) else base
 
@@ -116,7 +116,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     except OSError as e:
         raise ModelError(f"{str(folder)[:200]}: no adapter's folder ({e.strerror})") from e
     if not there:
-        raise ModelError(f"{folder}: no adapter_config.json, so no adapter is there.\nFix: name the folder that training wrote")
+        raise ModelError(f"{folder}: no adapter_config.json, so this is not an adapter.\nFix: name the folder that training wrote")
     if not (folder / "adapter_model.safetensors").exists():
         raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are not loaded: they can run code")
     return _json_mapping(file)
@@ -133,13 +133,13 @@ def _json_mapping(file: Path) -> dict[str, Any]:
 
 
 def model_fingerprint(spec: ModelSpec) -> str:
-    """Return a content hash of all that decides a local model's answers: weights, adapter, tokenizer, chat template, precision, code.
+    """Return a content hash of all that affects a local model's answers: weights, adapter, tokenizer, chat template, precision, code.
 
-    Where the files lie is not in it, so a model that is moved or copied keeps its stored calls. The embedded model is known by the
-    file it comes from, and need not have been converted yet.
+    File locations are not part of it, so a model that is moved or copied keeps its stored calls. The embedded model is identified by its
+    GGUF file, and need not be converted yet.
 
     Raises:
-        ModelError: as `resolve_model_path` and `adapter_base` do.
+        ModelError: the model or adapter is missing or can't be read.
     """
     parts: list[Any] = [ARITHMETIC, resolved_precision(spec.precision)]
     parts.append(embedded_fingerprint() if spec.path == EMBEDDED else _files_hash(Path(resolve_model_path(spec)), spec.trust_remote_code))
@@ -154,20 +154,20 @@ def _files_hash(folder: Path, code: bool) -> str:
     files = [p for p in sorted(folder.iterdir()) if p.name in names or p.suffix == ".safetensors" or (code and p.suffix == ".py")]
     hashes = {p.name: _weights_hash(p) for p in files}
     for name in ("config.json", "adapter_config.json"):
-        if (folder / name).exists():  # where a base model lay when it was saved says nothing about what it is
+        if (folder / name).exists():  # a base model's location at saving time does not identify it
             config = _json_mapping(folder / name)
             hashes[name] = content_hash({k: v for k, v in config.items() if k not in ("_name_or_path", "base_model_name_or_path")})
     return content_hash(hashes, 64)
 
 
 def _weights_hash(path: Path) -> str:
-    """Return a file's SHA-256; the Hub's cache names large files by it, so those need not be read."""
+    """Return a file's SHA-256. The Hub's cache names large files by it, so these need not be read."""
     blob = path.resolve()
     return blob.name[:16] if blob.parent.name == "blobs" and len(blob.name) == 64 else cached_file_hash(path)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Return the tokenizer: the adapter's own where its folder has one, else the base model's. Padding defaults to the end token.
+    """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token.
 
     Raises:
         ModelError: it can't be loaded, or has no chat template.
@@ -181,7 +181,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{folder}: the tokenizer has no chat template, so there is no telling how to write a conversation for this model.\n"
+            f"{folder}: the tokenizer has no chat template, which is needed to format conversations for this model.\n"
             "Fix: use its chat- or instruction-tuned version, or save a template into the folder as chat_template.jinja"
         )
     if tokenizer.pad_token_id is None:
@@ -190,17 +190,17 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
 
 def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
-    """Return the weights with the adapter on top, on the GPU if there is one.
+    """Return the model with its adapter, on the GPU if there is one.
 
-    A model for inference has its adapter merged in float32 and is rounded once after: that is twice as fast as running the adapter
-    beside it. A 4-bit base keeps the adapter beside, because merging would round it to 4 bits.
+    For inference the adapter is merged in float32, and the result is rounded once: this runs twice as fast as a separate adapter. Over a
+    4-bit base the adapter stays separate, because merging would round it to 4 bits.
 
     Args:
-        spec: which model, and in what precision. `nf4` quantizes the linear layers and computes in bfloat16.
-        trainable: leave the adapter separate with gradients on (the base stays as it is), and the model in training mode.
+        spec: model and precision. `nf4` quantizes the linear layers and computes in bfloat16.
+        trainable: keep the adapter separate and trainable, and set the model to training mode.
 
     Raises:
-        ModelError: the weights can't be loaded, or the adapter is not for this base.
+        ModelError: the weights can't be loaded, or the adapter does not fit this base model.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -234,23 +234,23 @@ def _with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
     _adapter_config(Path(adapter))
     wrong = f"{adapter}: this adapter doesn't fit the model {base}"
     fix = "Fix: name as `path` the model that it was trained on (base_model_name_or_path in its adapter_config.json)"
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
-        except Exception as e:  # weights cut short, settings that make no sense: each library has its own exception types
+        except Exception as e:  # truncated weights, invalid settings: each library has its own exception types
             raise ModelError(f"{wrong} ({(str(e) or type(e).__name__).splitlines()[0][:500]}).\n{fix}") from e
-    for warning in heard:
+    for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise ModelError(f"{wrong} (some of its layers have no weights).\n{fix}")
-        if not issubclass(warning.category, FutureWarning):  # between the two libraries, nothing a user can act on
+        if not issubclass(warning.category, FutureWarning):  # about the libraries' own code: a user can't act on it
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return model
 
 
 @contextlib.contextmanager
 def explained_load(folder: str) -> Iterator[None]:
-    """Turn whatever the block's loading raises into a `ModelError` that names the folder."""
+    """Turn any exception of the block into a `ModelError` that names the folder."""
     try:
         yield
     except ModelError:
@@ -264,20 +264,3 @@ def explained_load(folder: str) -> Iterator[None]:
         else:
             fix = "Fix: check that the folder is complete and that this version of transformers knows the model"
         raise ModelError(f"{folder}: can't be loaded ({type(e).__name__}: {text}).\n{fix}") from e
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the library's progress bars and advice off the terminal for the block; errors still raise."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,12 +1,12 @@
-"""Run a set of prompts through the model, each shared beginning once.
+"""Prefix sharing: run a set of prompts through the model, each shared prefix once.
 
-Judging asks many questions about one text, few-shot prompts share their examples, and every prompt shares the system prompt. So the
-prompts are grouped by common beginnings, such that the tokens to compute are fewest; each group's beginning is run once, its keys
-and values are repeated for the group's rows, and only what differs is run per row. Beginnings share beginnings in their turn: two
-responses to one prompt have it in common, and all texts the system prompt. Rows of similar length go together in sub-batches small
-enough for the processor's cache, so little is spent on padding.
+A judge answers many questions about one text, few-shot prompts share their examples, and all prompts share the system prompt. Prompts
+are grouped by shared prefix so that the fewest tokens are computed. Each group's prefix is run once, its keys and values are repeated
+for the group's rows, and only the remaining tokens are run per row. Prefixes are shared recursively: two responses to one prompt share
+that prompt, and all prompts share the system prompt. Rows of similar length run together, in sub-batches small enough for the
+processor's cache, so there is little padding.
 
-The same rows in the same order always make the same sub-batches.
+The same rows in the same order always form the same sub-batches.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from cai.models.local.kv_cache import KVCache, join
 from cai.models.local.precision import tokens_at_once
 
 SHORTEST_SHARED_TOKENS = 16
-"""A beginning shorter than this isn't worth a forward pass of its own."""
+"""Shortest prefix that is worth its own forward pass."""
 PASS_TOKENS = 32
-"""What a pass costs beside its tokens, in tokens: on two cores it takes 30 ms over a single one, and 1 ms more for each other
-(docs/log.md). Beginnings that together save fewer tokens aren't worth one."""
+"""Fixed cost of a forward pass, in tokens: on two cores it takes 30 ms for one token and 1 ms for each further one (docs/log.md).
+Prefixes that save fewer tokens in total are not shared."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Group:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sequences share at the start.
+    """Return the length of the longest common prefix of two sequences, in tokens.
 
     >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
     2
@@ -49,10 +49,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def share_prefixes(prompts: Sequence[Sequence[int]]) -> list[Group]:
-    """Group prompts by shared beginning so that the fewest tokens are computed.
+    """Group prompts by shared prefix so that the fewest tokens are computed.
 
-    Sorted prompts put every possible group side by side, so the best grouping is the cheapest way to cut the sorted list, found by
-    dynamic programming in time quadratic in the number of prompts. At least one token of each prompt is left to its own row.
+    In the sorted list every possible group is contiguous, so the best grouping is the cheapest way to cut that list. Dynamic
+    programming finds it in time quadratic in the number of prompts. At least one token of each prompt is left for its own row.
 
     >>> share_prefixes([[1] * 20 + [2], [1] * 20 + [3], [9, 9]])
     [Group(length=20, rows=(0, 1)), Group(length=0, rows=(2,))]
@@ -85,17 +85,17 @@ def share_prefixes(prompts: Sequence[Sequence[int]]) -> list[Group]:
 
 
 def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, room: int | None = None) -> tuple[Tensor, KVCache | None]:
-    """Run prompts, sharing beginnings.
+    """Run prompts, each shared prefix once.
 
     Args:
         model: a causal language model.
         prompts: token ids, none empty.
-        keep: how many of each prompt's last positions to return logits for; 0 where only the memory is wanted.
-        room: columns to leave free in the memory for what follows; None if nothing does, and no memory is wanted.
+        keep: number of last positions of each prompt to return logits for; 0 if only the KV cache is needed.
+        room: positions to leave free in the KV cache; None returns no cache.
 
     Returns:
-        Logits `[B, keep, vocabulary]` in the model's precision (rows in the given order, aligned on the right: a shorter prompt's
-        first entries mean nothing), and the memory of all rows.
+        Logits `[B, keep, vocabulary]` in the model's precision, and the KV cache of all rows. Rows are in the given order and aligned on
+        the right; the first entries of a prompt shorter than `keep` are undefined.
     """
     groups = _with_even_tails(_worth_it(share_prefixes(prompts)), prompts, keep)
     group_of = {row: g for g, group in enumerate(groups) for row in group.rows}
@@ -109,14 +109,14 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
     for rows in sub_batches([len(t) for t in tails], tokens_at_once(model.device.type)):
         width = max(1, *(len(tails[i]) for i in rows))
         taken = torch.tensor([group_of[i] for i in rows], device=model.device)
-        slots = KVCache(model, width) if shared is None else shared.take(taken, width)
-        found = slots.forward(*_left_padded([tails[i] for i in rows], model), keep=keep)
+        kv_cache = KVCache(model, width) if shared is None else shared.take(taken, width)
+        tail_logits = kv_cache.forward(*_left_padded([tails[i] for i in rows], model), keep=keep)
         if logits is None:
-            logits = found.new_zeros(len(prompts), keep, found.shape[-1])
-        logits[torch.tensor(rows), -found.shape[1] :] = found
+            logits = tail_logits.new_zeros(len(prompts), keep, tail_logits.shape[-1])
+        logits[torch.tensor(rows), -tail_logits.shape[1] :] = tail_logits
         order += rows
         if room is not None:
-            parts.append(slots)
+            parts.append(kv_cache)
     assert logits is not None
     if room is None:
         return logits, None
@@ -126,13 +126,13 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
 
 
 def _worth_it(groups: list[Group]) -> list[Group]:
-    """Return groups, none of them sharing anything where all together save too little."""
+    """Return the groups, without their shared prefixes if these save fewer than `PASS_TOKENS` tokens in total."""
     saved = sum((len(g.rows) - 1) * g.length for g in groups)
     return groups if saved >= PASS_TOKENS else [Group(0, g.rows) for g in groups]
 
 
 def _with_even_tails(groups: list[Group], prompts: Sequence[Sequence[int]], keep: int) -> list[Group]:
-    """Leave at least `keep` tokens to each row, and cut lone prompts like the grouped ones, so that none makes all the others wide."""
+    """Leave at least `keep` tokens to each row, and split single prompts like the grouped ones, so that they add no padding to them."""
     capped = [Group(max(0, min(g.length, min(len(prompts[i]) for i in g.rows) - keep)), g.rows) for g in groups]
     widest = max((len(prompts[i]) - g.length for g in capped if g.length for i in g.rows), default=None)
     if widest is None:
@@ -141,21 +141,21 @@ def _with_even_tails(groups: list[Group], prompts: Sequence[Sequence[int]], keep
 
 
 def sub_batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Cut rows, longest first, into lists whose padded size stays within a budget of tokens, such that padding and passes cost least.
+    """Split rows, longest first, into sub-batches within a budget of padded tokens, at the lowest cost of padding and passes.
 
     >>> sub_batches([100, 10, 100, 10], 512)
     [[0, 2], [1, 3]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    best: list[tuple[int, int]] = [(0, 0)]  # tokens' worth of the first n rows, and where the last of their lists starts
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the first n rows in tokens, and where their last sub-batch starts
     for end in range(1, len(order) + 1):
-        found = []
+        candidates = []
         for start in range(end - 1, -1, -1):
             padded = max(1, lengths[order[start]]) * (end - start)
             if padded > budget and start < end - 1:
                 break
-            found.append((best[start][0] + padded + PASS_TOKENS, start))
-        best.append(min(found))
+            candidates.append((best[start][0] + padded + PASS_TOKENS, start))
+        best.append(min(candidates))
     cuts = []
     end = len(order)
     while end:
@@ -166,7 +166,7 @@ def sub_batches(lengths: list[int], budget: int) -> list[list[int]]:
 
 
 def _left_padded(rows: list[list[int]], model: Any) -> tuple[Tensor, Tensor]:
-    """Return ids and which of them are real, both `[B, longest]`."""
+    """Return token ids and a mask that is False at padding, both `[B, longest]`."""
     width = max(1, max(len(r) for r in rows))
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     valid = torch.zeros(len(rows), width, dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""Draw next tokens, each row from its own seed: what a row draws depends on its logits, its seed and its step, and on nothing else.
+"""Token sampling with one seed per row: a draw depends only on the row's logits, its seed and the step.
 
-One uniform number per row and step, a hash of (seed, step), is put through the inverse of the row's cumulative distribution. A
-global generator would make each draw depend on which rows happen to share a batch.
+Inverse-transform sampling: one uniform number per row and step, a hash of (seed, step), is mapped through the row's inverse cumulative
+distribution. With a global generator, each draw would depend on the other rows in the batch.
 """
 
 import numpy as np
@@ -11,15 +11,15 @@ from torch import Tensor
 
 _BLOCK = 256
 NUCLEUS = (256, 4096)
-"""Likeliest tokens looked at for `top_p`, the fewest first; a row whose nucleus is larger than all of these is sorted in full."""
+"""Numbers of most likely tokens to try for `top_p`, in turn. A row with a larger nucleus is sorted in full."""
 
 
 def uniforms(seeds: NDArray[np.uint64], step: int) -> NDArray[np.float64]:
-    """Return a number in (0, 1) for each seed at a step: two rounds of SplitMix64 (Steele, Lea & Flood 2014).
+    """Return a number in (0, 1) for each seed at a step, by two rounds of SplitMix64 (Steele, Lea & Flood 2014).
 
     Args:
         seeds: one per row.
-        step: which token of the completion, from 0.
+        step: index of the token in the completion, from 0.
     """
     with np.errstate(over="ignore"):
         bits = _mix(_mix(seeds.astype(np.uint64)) + np.uint64(step + 1) * np.uint64(0x9E3779B97F4A7C15))
@@ -38,8 +38,8 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
 
     Args:
         logits_BV: in any floating-point type.
-        temperature_B: divides the logits; 0 takes the likeliest token.
-        top_p_B: keep the fewest likeliest tokens that hold this share of the probability; 1 keeps all.
+        temperature_B: divides the logits; 0 is greedy.
+        top_p_B: nucleus: keep the smallest set of most likely tokens with at least this probability; 1 keeps all.
         uniform_B: in (0, 1), one per row.
     """
     greedy_B = temperature_B <= 0
@@ -58,7 +58,7 @@ def draw(logits_BV: Tensor, temperature_B: Tensor, top_p_B: Tensor, uniform_B: T
 
 
 def _draw_all(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Invert the cumulative distribution in two steps, block then token: a running sum over the whole vocabulary is slow."""
+    """Draw from the whole vocabulary. Inverts the cumulative distribution in two steps, block then token, which is faster than one."""
     rows, vocabulary = probs_BV.shape
     padded = torch.nn.functional.pad(probs_BV, (0, -vocabulary % _BLOCK)) if vocabulary % _BLOCK else probs_BV
     blocks = padded.view(rows, -1, _BLOCK)
@@ -69,7 +69,7 @@ def _draw_all(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _invert(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first entry whose running sum passes the target and has any mass, and what of the target is left before it."""
+    """Return the first entry with mass above 0 whose running sum exceeds the target, and the target minus the sum before that entry."""
     sums = mass_BN.double().cumsum(-1)
     passed = (sums > target_B[:, None]) & (mass_BN > 0)
     last = (mass_BN > 0).int().cumsum(-1).argmax(-1)  # rounding may put the target past the end: the last entry with mass
@@ -79,7 +79,7 @@ def _invert(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _draw_nucleus(probs_BV: Tensor, top_p_B: Tensor, uniform_B: Tensor) -> Tensor:
-    """Return a token of each row's nucleus, 0 for rows that keep all; one row's wide nucleus doesn't have the others' tokens sorted."""
+    """Return a token from each row's nucleus, 0 for rows with `top_p` 1. Only rows with a large nucleus need a large sort."""
     tokens_B = torch.zeros_like(uniform_B, dtype=torch.long)
     left = (top_p_B < 1).nonzero()[:, 0]
     for count in (*(n for n in NUCLEUS if n < probs_BV.shape[-1]), probs_BV.shape[-1]):

@@ -1,12 +1,13 @@
-"""Scoring with reward models: any number of members, each a LoRA adapter and a scalar head, on one base in memory.
+"""Scoring with a reward model ensemble: one base model in memory, and a LoRA adapter with a scalar head per member.
 
-A single reward model is an ensemble of one. Members are the folders that `cai.train.reward.train` writes, and are PEFT's own format.
+A single reward model is an ensemble of one. A member is a folder that `cai.train.reward.train` has written, in PEFT's format.
 
-A Bradley–Terry score is known up to a constant, and each member has its own. Without taking it off, the minimum over members would be
-the member with the lowest constant rather than the most doubtful one, and their standard deviation would be that of the constants. The
-centring term of the loss (arXiv 2312.09244, §2) only pulls them towards 0. So each member's scores are counted from its mean over the
-responses of some training pairs, the same pairs for all. Aggregations: Coste et al. 2023 (arXiv 2310.02743), §4, but that `uncertainty`
-takes off standard deviations, which are in the unit of the scores, where the paper takes off variances.
+A Bradley–Terry score is only defined up to a constant, which differs between members. The minimum over members and their standard
+deviation would reflect these constants, and the centring term of the loss (arXiv 2312.09244, §2) only pulls them towards 0. So each
+member's scores are centred: its mean score over the responses of some training pairs, the same pairs for all members, is subtracted.
+
+Aggregation follows Coste et al. 2023 (arXiv 2310.02743), §4. Departure from the paper: `uncertainty` subtracts standard deviations,
+which have the unit of the scores, not variances.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,24 +32,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CENTRE = "centre.json"
-"""In a member's folder: what its scores are counted from."""
+"""File in a member's folder with its mean score, which is subtracted from its scores."""
 CENTRE_PAIRS = 64
-"""128 responses: the standard error of their mean is a tenth of the scores' spread."""
+"""Pairs for the mean score. The standard error of the mean of 128 responses is a tenth of the scores' standard deviation."""
 KEPT_TOKENS = 16_384
-"""Of texts that are scored together, padding included: keys and values of what they have in common are kept for that long."""
+"""Tokens per batch of texts that share prefixes, padding included. Keys and values of the prefixes stay in memory for a batch."""
 NO_LIMIT = 10**9
 _DEFAULTS = RewardConfig()
 
 
 class Centre(msgspec.Struct, frozen=True):
-    """What a member's scores are counted from: its mean score over `n` responses."""
+    """A member's mean score over `n` responses, which is subtracted from its scores."""
 
     mean: float
     n: int
 
 
 def choose_centre_pairs(preferences: Sequence[Preference]) -> list[Preference]:
-    """Return up to `CENTRE_PAIRS` pairs, chosen by hash, over which an ensemble's members are centred."""
+    """Return up to `CENTRE_PAIRS` pairs, chosen by hash, on which the members' scores are centred."""
     return sorted(preferences, key=lambda p: split_fraction(p.id, CENTRE))[:CENTRE_PAIRS]
 
 
@@ -58,25 +59,26 @@ class EnsembleMember:
 
     name: str
     adapter: str | None
-    """Its adapter's name on the shared model; None where its weights are merged into it."""
+    """Name of its adapter on the shared model; None if it is merged into the model."""
     max_length: int
-    """Tokens; a longer conversation loses its beginning."""
+    """Longest conversation in tokens; longer ones are truncated on the left."""
     centre: float
+    """Mean score that is subtracted from its scores."""
 
 
 @dataclass
 class RewardEnsemble:
-    """Scores responses. Higher is better; only differences between responses to the same prompt mean anything."""
+    """Scores responses. Higher is better. Only differences between responses to the same prompt are meaningful."""
 
     model: Any
-    """The base with every member's adapter and head on it."""
+    """The base model with all members' adapters and heads."""
     tokenizer: Any
     members: tuple[EnsembleMember, ...]
     aggregate: Aggregate = _DEFAULTS.aggregate
     penalty: float = _DEFAULTS.uncertainty_penalty
 
     def score(self, items: Sequence[tuple[Sequence[Message], str]]) -> list[RewardScore]:
-        """Return what all members say of each response to its conversation, in order. What texts have in common at the start runs once.
+        """Return the scores of responses to conversations, in order. Shared prefixes are run once.
 
         Args:
             items: the conversation up to the response, and the response.
@@ -90,18 +92,18 @@ class RewardEnsemble:
         if member.adapter is not None:
             self.model.set_adapter(member.adapter)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        # the model's own forward, under which it was trained, never reads a padding token at the end
-        shared = _shares_beginnings(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
+        # the model's own forward, used in training, ignores padding tokens at the end
+        shared = _shares_prefixes(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
         score = _score_shared if shared else _score_padded
         scores = [0.0] * len(ids)
         for batch in _batches(ids, KEPT_TOKENS if shared else tokens_at_once(model.device.type), shared):
-            for i, found in zip(batch, score(model, [ids[i] for i in batch]), strict=True):
-                scores[i] = found - member.centre
+            for i, raw in zip(batch, score(model, [ids[i] for i in batch]), strict=True):
+                scores[i] = raw - member.centre
         return scores
 
 
-def _shares_beginnings(model: Any) -> bool:
-    """Whether a scorer can take up a text where another pass left it: plain attention, under a head on the last token."""
+def _shares_prefixes(model: Any) -> bool:
+    """Whether a reward model can continue from a KV cache: plain or sliding-window attention, and a head on the last token."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
     from cai.models.local.kv_cache import attention_windows
@@ -114,7 +116,7 @@ def _shares_beginnings(model: Any) -> bool:
 
 
 def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[int]]:
-    """Yield which texts to score together, up to `budget` tokens, padding included: those that begin alike, or even ones."""
+    """Yield batches of text indices of up to `budget` tokens, padding included. Texts are sorted by prefix if `shared`, else by length."""
     batch: list[int] = []
     longest = 0
     for i in sorted(range(len(ids)), key=lambda i: ids[i] if shared else [-len(ids[i])]):
@@ -128,7 +130,7 @@ def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[i
 
 
 def _score_shared(model: Any, ids: list[list[int]]) -> list[float]:
-    """Return the scores of texts of which common beginnings run once."""
+    """Return the scores of texts, running shared prefixes once."""
     import torch
 
     from cai.models.local.prefix import run_prompts
@@ -139,7 +141,7 @@ def _score_shared(model: Any, ids: list[list[int]]) -> list[float]:
 
 
 class _Scorer:
-    """A scorer as `run_prompts` takes a language model: its logits are its head's, of the last positions."""
+    """Adapts a reward model to `run_prompts`: its logits are the scores at the last positions."""
 
     def __init__(self, model: Any) -> None:
         self.base_model, self.head = model.base_model, model.score
@@ -153,7 +155,7 @@ class _Scorer:
 
 
 def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
-    """Return the scores of whole texts, padded on the right."""
+    """Return the scores of texts, padded on the right."""
     import torch
 
     width, pad = max(map(len, ids)), model.config.get_text_config().pad_token_id
@@ -165,12 +167,12 @@ def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
 
 
 def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], held_out: bool) -> list[ScoredPair]:
-    """Return preferences with the scores of both their sides, in order.
+    """Return preferences with the scores of both sides, in order.
 
     Args:
-        ensemble: scores them.
-        preferences: pairs, judged.
-        held_out: whether no member was trained on their prompts.
+        ensemble: the reward models.
+        preferences: judged pairs.
+        held_out: whether no member was trained on the prompts of these pairs.
     """
     scores = ensemble.score([(p.prompt.messages, text) for p in preferences for text in (p.chosen, p.rejected)])
     return [
@@ -182,7 +184,7 @@ def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], hel
 def aggregate_scores(
     members: Sequence[float], aggregate: Aggregate = _DEFAULTS.aggregate, penalty: float = _DEFAULTS.uncertainty_penalty
 ) -> RewardScore:
-    """Return members' scores of one response as one.
+    """Aggregate the members' scores of one response.
 
     Args:
         members: centred scores, at least one.
@@ -205,15 +207,15 @@ def load_ensemble(
     aggregate: Aggregate = _DEFAULTS.aggregate,
     penalty: float = _DEFAULTS.uncertainty_penalty,
 ) -> RewardEnsemble:
-    """Load reward models onto one base.
+    """Load reward models onto one base model.
 
-    A member alone is merged into the base, which is faster; several stay beside it, because a merge each would be a base each.
+    A single member is merged into the base model, which is faster. Several members stay separate adapters, to need only one base model.
 
     Args:
-        folders: what `train_reward` wrote, one per member; at least one.
-        base: how to load the base model; None takes the path that the first adapter names, with the defaults of a recipe.
-        aggregate: how members' scores become one.
-        penalty: of `uncertainty`.
+        folders: folders that `train_reward` has written, one per member; at least one.
+        base: how to load the base model; None takes the path that the adapters name, with a recipe's defaults.
+        aggregate: how the members' scores are aggregated.
+        penalty: factor of the standard deviation in `uncertainty`, at least 0.
 
     Raises:
         ModelError: a folder holds no adapter, members are for different models, or the base can't be loaded.
@@ -222,13 +224,14 @@ def load_ensemble(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cai.models.local.loading import adapter_base, explained_load, quiet_transformers
+    from cai.models.local.loading import adapter_base, explained_load
+    from cai.models.local.quiet import quiet_transformers
 
     bases = {str(folder): adapter_base(folder) for folder in folders}
     if base is None and len(set(bases.values())) != 1:
         raise ModelError(
-            "an ensemble's members must be for one base model; found "
-            + (", ".join(f"{folder}: {path}" for folder, path in bases.items()) or "no member at all")
+            "all members of an ensemble must have the same base model; found "
+            + (", ".join(f"{folder}: {path}" for folder, path in bases.items()) or "no member")
         )
     spec = ModelSpec(path=next(iter(bases.values()))) if base is None else replace(base, adapter=None)
     precision = resolved_precision(spec.precision)
@@ -241,18 +244,18 @@ def load_ensemble(
         for i, folder in enumerate(folders):
             name = f"{folder.name}-{i}"
             with explained_load(str(folder)):
-                cut = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
+                max_length = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
                 if i == 0:
                     model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
                 else:
                     model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
-                members.append(EnsembleMember(folder.name, None if merge else name, cut, read_centre(folder)))
+                members.append(EnsembleMember(folder.name, None if merge else name, max_length, read_centre(folder)))
         if merge:
             model = model.merge_and_unload()
             model = model.to(torch.float32 if precision == "float32" else torch.bfloat16)
     for head in [model.score] if merge else model.base_model.model.score.modules_to_save.values():
-        head.float().register_forward_pre_hook(_as_float)  # 8 bits are few for a score
-    tokenizer.model_max_length = NO_LIMIT  # we cut, and need no advice
+        head.float().register_forward_pre_hook(_as_float)  # bfloat16's 8 bits of precision are too few for a score
+    tokenizer.model_max_length = NO_LIMIT  # texts are truncated here, without the tokenizer's warnings
     return RewardEnsemble(model.eval(), tokenizer, tuple(members), aggregate, penalty)
 
 
@@ -261,20 +264,25 @@ def _as_float(module: Any, inputs: "tuple[Tensor, ...]") -> "tuple[Tensor, ...]"
 
 
 def read_centre(folder: Path) -> float:
-    """Return what a member's scores are counted from; 0 where its training didn't say."""
+    """Return a member's stored mean score; 0 if its folder has none."""
     path = folder / CENTRE
     return msgspec.json.decode(path.read_bytes(), type=Centre).mean if path.exists() else 0.0
 
 
 def write_centre(folder: Path, scores: Sequence[float]) -> None:
-    """Say what a member's scores are counted from: the mean of these, of a member that has no centre yet."""
+    """Write a member's mean score.
+
+    Args:
+        folder: the member's folder.
+        scores: uncentred scores of responses, at least one.
+    """
     write_text(folder / CENTRE, msgspec.json.encode(Centre(sum(scores) / len(scores), len(scores))).decode() + "\n")
 
 
 def scoring_tokenizer(tokenizer: Any) -> Any:
-    """Return the tokenizer set for scoring: its own idea of padding is often the end token, which would hide the end from the head.
+    """Set the tokenizer up for scoring, and return it.
 
-    The head reads the last token that isn't padding.
+    The head reads the last token that isn't padding, so the padding token must not be the end token, as it often is.
     """
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         others = (t for t in (tokenizer.unk_token, tokenizer.bos_token) if t is not None and t != tokenizer.eos_token)
@@ -285,11 +293,12 @@ def scoring_tokenizer(tokenizer: Any) -> Any:
 
 
 def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
-    """Return the base model with a new scalar head in place of the language-model head. Raises `ModelError`."""
+    """Return the base model with a new scalar head instead of the language-model head. Raises `ModelError`."""
     import torch
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    from cai.models.local.loading import quiet_transformers, resolve_model_path
+    from cai.models.local.loading import resolve_model_path
+    from cai.models.local.quiet import quiet_transformers
 
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

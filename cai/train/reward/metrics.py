@@ -1,7 +1,6 @@
-"""How far reward models can be believed: accuracy and calibration on pairs that they were not trained on, whole and by bucket.
+"""Accuracy and calibration of reward models on held-out pairs, in total and by group.
 
-Everything here works on stored scores (`ScoredPair`), with no model in reach. Labels are soft: a pair labelled exactly ½ favours no side
-and is left out.
+Computed from stored scores (`ScoredPair`). Labels are soft; pairs labelled exactly ½ favour no side and are left out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +12,7 @@ from cai.records import ScoredPair
 
 CALIBRATION_BINS = 10
 ENSEMBLE = "ensemble"
-"""Name of all members together, where there is more than one."""
+"""Name of the ensemble of all members, if there is more than one."""
 LENGTH_BUCKETS = (
     (1 / 2, "better is under half as long"),
     (5 / 6, "better is shorter"),
@@ -21,15 +20,15 @@ LENGTH_BUCKETS = (
     (2.0, "better is longer"),
     (float("inf"), "better is over twice as long"),
 )
-"""Upper edge of (better response's characters / worse one's), and what the bucket is called."""
+"""Upper edge of (characters of the better response / of the worse), and name of each bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Pairs that the model was about equally sure of."""
+    """Pairs with similar predicted probabilities."""
 
     predicted: float
-    """Mean probability that it gave to the side it favours, in [0.5, 1]."""
+    """Mean predicted probability of the side that the model favours, in [0.5, 1]."""
     observed: float
     """Mean label of that side, in [0, 1]."""
     n: int
@@ -37,28 +36,28 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutMetrics:
-    """How a reward model did on pairs that it was not trained on."""
+    """Metrics of a reward model on held-out pairs."""
 
     accuracy: float
-    """Fraction of pairs where the side that the label favours scores higher; equal scores count as wrong."""
+    """Fraction of pairs in which the side favoured by the label scores higher; equal scores count as wrong."""
     n: int
-    """Pairs whose label favours a side."""
+    """Number of pairs whose label favours a side."""
     low: float
     high: float
-    """95 % Wilson interval of the accuracy."""
+    """95 % Wilson confidence interval of the accuracy."""
     calibration_error: float
-    """Expected calibration error of σ(|score difference|), the probability that the model gives to the side it favours: mean
-    |predicted − observed| over equal bins of it, weighted by their counts. Observed is the label of that side. Never below 0, and above
-    it by chance alone where bins hold few pairs: no interval is given, see `overconfidence`."""
+    """Expected calibration error of σ(|score difference|), the predicted probability of the side that the model favours: mean
+    |predicted − observed| over equal bins, weighted by their counts. Observed is the label of that side. At least 0, and above 0 by
+    chance if bins hold few pairs. It has no confidence interval; see `overconfidence`."""
     overconfidence: float
-    """Mean predicted − observed, in probability: above 0 the model is surer than it is right."""
+    """Mean of predicted − observed, in probability. Above 0 the model is overconfident."""
     overconfidence_low: float
     overconfidence_high: float
-    """95 % interval of the overconfidence (normal approximation); −1 to 1 where there is one pair."""
+    """95 % confidence interval of the overconfidence (normal approximation); −1 to 1 for a single pair."""
     mean_margin: float
     """Mean of chosen minus rejected score."""
     reliability: tuple[ReliabilityBin, ...] = ()
-    """The bins that hold any pair, in order."""
+    """The bins with at least one pair, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class RewardMeasure:
     model: str
     """A member's name, or `ensemble`."""
     by: str
-    """What the group is of: `all`, `source` (who labelled), `kind` (of prompt), `length` (how the responses' lengths differ)."""
+    """Grouping: `all`, `source` (of the label), `kind` (of the prompt), `length` (difference in length of the responses)."""
     group: str
     metrics: HeldOutMetrics
 
@@ -77,8 +76,8 @@ def measure_scores(pairs: Iterable[ScoredPair], names: Sequence[str]) -> list[Re
     """Return the metrics of the ensemble and of each member, on all pairs and by label source, prompt kind and difference in length.
 
     Args:
-        pairs: scored pairs that no member was trained on.
-        names: the members', in the order of their scores. A single member is measured once, under its own name.
+        pairs: scored held-out pairs.
+        names: names of the members, in the order of their scores. A single member is measured once, under its own name.
     """
     sided = [p for p in pairs if p.p_chosen != 0.5]
     groups: dict[tuple[str, str], list[ScoredPair]] = {}
@@ -95,7 +94,7 @@ def measure_scores(pairs: Iterable[ScoredPair], names: Sequence[str]) -> list[Re
 
 
 def length_bucket(pair: ScoredPair) -> str:
-    """Return what `LENGTH_BUCKETS` calls the difference in length between the better response and the worse one."""
+    """Return the name of the pair's bucket in `LENGTH_BUCKETS`."""
     better, worse = pair.chosen_characters, pair.rejected_characters
     if pair.p_chosen < 0.5:
         better, worse = worse, better
@@ -108,10 +107,10 @@ def _order(by: str, group: str) -> tuple[int, int, str]:
 
 
 def measure_margins(margins: Sequence[float], p_chosen: Sequence[float]) -> HeldOutMetrics:
-    """Return how well score differences predict labels.
+    """Measure how well score differences predict labels.
 
     Args:
-        margins: chosen minus rejected score.
+        margins: chosen minus rejected scores.
         p_chosen: labels in [0, 1], none of them ½.
 
     Raises:
@@ -144,13 +143,13 @@ def measure_margins(margins: Sequence[float], p_chosen: Sequence[float]) -> Held
 
 
 def reliability_bins(predicted: Sequence[float], labels: Sequence[float]) -> tuple[ReliabilityBin, ...]:
-    """Group predictions into `CALIBRATION_BINS` equal bins of [0.5, 1], and compare each with its labels.
+    """Group predictions into `CALIBRATION_BINS` equal bins of [0.5, 1], and compare each bin with its labels.
 
-    A pair is looked at from the side that the model favours: all pairs told from the chosen side would have the label 1, and calm
-    predictions would look wrong however right they are.
+    Predictions and labels are for the side that the model favours. For the chosen side, hard labels would all be 1, and calibrated
+    predictions would seem wrong.
 
     Args:
-        predicted: probability of the favoured side, in [0.5, 1].
+        predicted: predicted probability of the favoured side, in [0.5, 1].
         labels: label of that side, in [0, 1].
     """
     bins: dict[int, list[tuple[float, float]]] = {}

@@ -1,6 +1,6 @@
-"""What each member of a reward ensemble is trained on. Members that saw different labels disagree where the labels don't decide.
+"""Training data slices of a reward ensemble's members. Members trained on different labels disagree where the labels are inconclusive.
 
-Prompts, not rows, are dealt out, and by hash: all labels of a prompt go the same way, and more rows move no other row.
+Slices are made of whole prompts, assigned by hash: all labels of a prompt are in the same slice, and new rows don't move other rows.
 """
 
 import random
@@ -20,19 +20,19 @@ class Slice:
     """One member's training data."""
 
     description: str
-    """For people: what of the whole it is."""
+    """Description of the slice, for the model card."""
     preferences: tuple[Preference, ...]
 
 
 def slice_preferences(preferences: Sequence[Preference], members: int, slices: Slices, seed: int) -> list[Slice]:
-    """Return each member's training data, in the order given.
+    """Return each member's training data, in the given order.
 
     Args:
-        preferences: what there is to train on.
-        members: how many slices; at least 1.
-        slices: see `RewardConfig.slices`. A label without a principle (a person's, say) goes to every member of `principle`, and a label
-            under several goes to every member that has one of them.
-        seed: decides which prompt falls where.
+        preferences: all training pairs.
+        members: number of slices, at least 1.
+        slices: see `RewardConfig.slices`. With `principle`, a label without a principle (such as an annotator's) goes to every member, and
+            a label under several principles goes to every member that has one of them.
+        seed: decides which prompts each member gets.
 
     Raises:
         TrainingError: fewer than two members for `folds` or `parts`, fewer sources or principles than members, or an empty slice.
@@ -41,15 +41,15 @@ def slice_preferences(preferences: Sequence[Preference], members: int, slices: S
         raise TrainingError(
             f"reward.slices: {slices} needs at least 2 members, found {members}.\nFix: raise reward.members, or slices: all"
         )
-    made = {"all": _all, "folds": _folds, "parts": _parts, "bootstrap": _bootstrap, "source": _sources, "principle": _principles}
-    found = made[slices](preferences, members, seed)
-    empty = [f"member {i} ({s.description})" for i, s in enumerate(found) if not s.preferences]
+    slicers = {"all": _all, "folds": _folds, "parts": _parts, "bootstrap": _bootstrap, "source": _sources, "principle": _principles}
+    result = slicers[slices](preferences, members, seed)
+    empty = [f"member {i} ({s.description})" for i, s in enumerate(result) if not s.preferences]
     if empty:
         raise TrainingError(
-            f"reward.slices: {slices} leaves nothing for {', '.join(empty)}, of {len(preferences)} pairs.\n"
-            "Fix: fewer reward.members, or slices: all"
+            f"reward.slices: {slices} leaves no pair, of {len(preferences)} pairs, for {', '.join(empty)}.\n"
+            "Fix: use fewer reward.members, or slices: all"
         )
-    return found
+    return result
 
 
 def _all(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
@@ -95,18 +95,18 @@ def _principles(preferences: Sequence[Preference], members: int, seed: int) -> l
 
 
 def _by_group(preferences: Sequence[Preference], members: int, what: str, groups_of: Callable[[Preference], Sequence[str]]) -> list[Slice]:
-    """Deal groups of labels out, the largest first, each to the member with the fewest labels so far."""
+    """Assign groups of labels to members, the largest first, each to the member with the fewest labels so far."""
     sizes = Counter(group for p in preferences for group in groups_of(p))
     if len(sizes) < members:
         raise TrainingError(
             f"reward.slices: {what} with {members} members, but the training pairs have {len(sizes)} {what}s: "
             f"{', '.join(sorted(sizes)) or 'none'}.\nFix: reward.members at most {max(1, len(sizes))}, or another slices"
         )
-    dealt: list[list[str]] = [[] for _ in range(members)]
+    assigned: list[list[str]] = [[] for _ in range(members)]
     for group in sorted(sizes, key=lambda g: (-sizes[g], g)):
-        min(dealt, key=lambda mine: sum(sizes[g] for g in mine)).append(group)
+        min(assigned, key=lambda groups: sum(sizes[g] for g in groups)).append(group)
     made = []
-    for mine in dealt:
-        rows = tuple(p for p in preferences if not groups_of(p) or not set(groups_of(p)).isdisjoint(mine))
-        made.append(Slice(f"{what}s {', '.join(sorted(mine))}", rows))
+    for groups in assigned:
+        rows = tuple(p for p in preferences if not groups_of(p) or not set(groups_of(p)).isdisjoint(groups))
+        made.append(Slice(f"{what}s {', '.join(sorted(groups))}", rows))
     return made

@@ -1,7 +1,10 @@
-"""A Bradley–Terry reward model (Bai et al. 2022, §4.1): a LoRA adapter and a scalar head over the last token, on soft labels.
+"""Train a Bradley–Terry reward model (Bai et al. 2022, §4.1) on soft labels: a LoRA adapter and a scalar head over the last token.
 
-TRL's `RewardTrainer` does the training. Departures from the paper: labels may come from people too, and have weights; conversations
-that are too long lose their beginning rather than the pair; the score is taken at the end-of-turn token, so padding is another token.
+Uses TRL's `RewardTrainer`. Departures from the paper:
+
+1. Labels may also come from people, and have weights.
+2. Conversations that are too long are truncated on the left; the pair is kept.
+3. The score is taken at the end-of-turn token, so the padding token is a different one.
 """
 
 import dataclasses
@@ -40,17 +43,17 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
 
 METRICS = "metrics.json"
 OnMemberLog = Callable[[str, int, int, dict[str, float]], None]
-"""As `OnLog`, with the member's name first."""
+"""Like `OnLog`, with the member's name as the first argument."""
 
 
 def train_members(
@@ -62,25 +65,25 @@ def train_members(
     seed: int,
     on_log: OnMemberLog | None = None,
 ) -> dict[str, TrainResult]:
-    """Train every member of the ensemble, each on its slice, one after the other. Finished members are not trained again.
+    """Train all members of the ensemble in turn, each on its slice. Finished members are not trained again.
 
-    The first member has the run's own seed, so that an ensemble of one on all pairs is the single reward model; another member more
-    leaves the others as they are, unless the slices hang on their number.
+    The first member has the run's seed, so that an ensemble of one on all pairs equals the single reward model. Adding a member does not
+    change the others, unless the slices depend on the number of members.
 
     Args:
         config: the recipe's `reward` block.
-        model: as in `train_reward`.
-        preferences: what there is to train on; each member sees its slice.
-        held_out: as in `train_reward`; the same for all.
-        models: each member's folder is made in it, under the member's name.
-        seed: the run's.
+        model: see `train_reward`.
+        preferences: all training pairs; each member is trained on its slice.
+        held_out: see `train_reward`; the same for all members.
+        models: parent of the members' folders, which have the members' names.
+        seed: seed of the run.
         on_log: called after each step.
 
     Returns:
-        Name to result, in order.
+        Results by member name, in order.
 
     Raises:
-        TrainingError: the slices can't be cut, or as in `train_reward`.
+        TrainingError: the slices can't be made, or as in `train_reward`.
         ModelError: the model can't be loaded.
     """
     centre_on = choose_centre_pairs(preferences)
@@ -96,12 +99,12 @@ def train_members(
 
 @dataclass(frozen=True)
 class MemberSetup:
-    """What a reward model has from the ensemble that it is trained for."""
+    """Settings of an ensemble's member that depend on the ensemble."""
 
     data_slice: str = ""
-    """What of the training pairs it sees, for its card."""
+    """Description of its training data, for its card."""
     centre_on: Sequence[Preference] | None = None
-    """Its scores are counted from their mean over these pairs' responses; None takes some of its own pairs."""
+    """Pairs on which its scores are centred; None takes some of its own pairs."""
 
 
 def train_reward(
@@ -114,19 +117,19 @@ def train_reward(
     on_log: OnLog | None = None,
     member: MemberSetup = MemberSetup(),
 ) -> TrainResult:
-    """Train a reward model, measure it on held-out pairs, and save it in `out` with tokenizer, model card, `metrics.json` and log.
+    """Train a reward model, evaluate it on held-out pairs, and save it in `out` with tokenizer, model card, `metrics.json` and log.
 
-    Resumes and repeats as `train_sft` does.
+    Resumes after a kill, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        config: the recipe's `reward` block. What it says of the ensemble is without effect here.
-        model: the base model; its own adapter, if any, is not used.
+        config: the recipe's `reward` block. Its settings of the ensemble have no effect here.
+        model: the base model. Its own adapter, if any, is not used.
         preferences: judged pairs to train on; at least one.
-        held_out: judged pairs to measure on; may be empty.
+        held_out: judged pairs to evaluate on; may be empty.
         out: folder for the adapter and head.
-        seed: decides the head's and the adapter's initial weights, and the order.
+        seed: decides the order, and the initial weights of head and adapter.
         on_log: called after each step, with `accuracy`, `margin`, `mean_reward`, `loss`.
-        member: what it has from its ensemble, if it is one of several.
+        member: settings from the ensemble, if it is a member of one.
 
     Raises:
         TrainingError: no pair is left, or training diverges.
@@ -143,12 +146,12 @@ def train_reward(
     measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
     fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():
         trainer = reward_trainer(config, base, tokenizer, rows, out, seed)
-    tokenizer.model_max_length = config.max_length  # saved with it, so that scoring cuts where training did
+    tokenizer.model_max_length = config.max_length  # saved with the tokenizer, so that scoring truncates as training did
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     del trainer
     release_memory()
@@ -173,7 +176,7 @@ def train_reward(
 
 
 def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
-    """Return TRL's trainer with model, adapter, head and rows in place, ready to train."""
+    """Return TRL's trainer with model, adapter, head and rows, ready to train."""
     from datasets import Dataset
     from transformers import set_seed
     from trl import RewardConfig as RewardArguments
@@ -181,7 +184,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
     from cai.train.packing import share_prompts
     from cai.train.trainers import SoftRewardCollator, SoftRewardRun, collate_packed_reward, score_ends
 
-    set_seed(seed)  # the head's and the adapter's initial weights
+    set_seed(seed)  # initial weights of head and adapter
     scorer = load_scorer(base, tokenizer.pad_token_id)
     packed = share_prompts(scorer, config.share_prompt, max(len(row[side]) for row in rows for side in ("chosen_ids", "rejected_ids")))
     if packed:
@@ -190,7 +193,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         center_rewards_coefficient=config.center or None,
         disable_dropout=config.lora.dropout == 0.0,
-        max_length=None,  # cut already
+        max_length=None,  # rows are truncated already
     )
     trainer = SoftRewardRun(
         model=with_new_adapter(scorer, config.lora, scorer=True),
@@ -204,7 +207,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
 
 
 def measure_reward(ensemble: RewardEnsemble, preferences: Sequence[Preference]) -> HeldOutMetrics:
-    """Return how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out.
+    """Measure how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out.
 
     Raises:
         TrainingError: no pair favours a side.
@@ -216,9 +219,9 @@ def measure_reward(ensemble: RewardEnsemble, preferences: Sequence[Preference]) 
 def _as_text(metrics: HeldOutMetrics) -> dict[str, str]:
     low, high = metrics.overconfidence_low, metrics.overconfidence_high
     return {
-        "accuracy": f"{metrics.accuracy:.1%} (95 % interval {metrics.low:.1%} to {metrics.high:.1%}, n = {metrics.n})",
+        "accuracy": f"{metrics.accuracy:.1%} (95 % confidence interval {metrics.low:.1%} to {metrics.high:.1%}, n = {metrics.n})",
         "calibration error": f"{metrics.calibration_error:.3f}",
-        "overconfidence": f"{metrics.overconfidence:+.3f} (95 % interval {low:+.3f} to {high:+.3f})",
+        "overconfidence": f"{metrics.overconfidence:+.3f} (95 % confidence interval {low:+.3f} to {high:+.3f})",
         "mean margin": f"{metrics.mean_margin:.3f}",
     }
 

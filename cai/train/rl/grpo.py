@@ -1,12 +1,12 @@
-"""GRPO (arXiv 2402.03300) and RLOO (arXiv 2402.14740) from the SFT adapter, which is also the reference, on rewards of a recipe's choice.
+"""GRPO (arXiv 2402.03300) and RLOO (arXiv 2402.14740) with the recipe's rewards. The SFT adapter is the start and the reference.
 
-TRL's trainers do the arithmetic. Departures from their defaults, and from the papers:
+Uses TRL's trainers. Departures from their defaults and from the papers:
 
-1. The KL to the reference is on (TRL's GRPO has it off), by GRPO in the loss, by RLOO in the reward.
-2. One update for each batch of samples, so the policy that is trained is the one that sampled, and no ratio is clipped.
-3. Samples come from our decode loop, each from its own seed, and the order of the prompts is drawn beforehand: a resumed training samples
-   what it would have sampled.
-4. A step in which no prompt's completions differ in reward is warned of; several in a row end the training.
+1. The KL to the reference is on (off by default in TRL's GRPO): in the loss for GRPO, in the reward for RLOO.
+2. There is one update per batch of samples, so training is on-policy, and no ratio is clipped.
+3. Samples come from `cai`'s decode loop, each with its own seed, and the order of the prompts is fixed before training. So a resumed
+   training samples the same completions as an uninterrupted one.
+4. A step in which no prompt's completions differ in reward gives a warning; several in a row end the training.
 """
 
 from collections import Counter
@@ -31,11 +31,11 @@ from cai.train.running import (
     OnLog,
     finish,
     float_trained_weights,
-    forget,
     is_first_process,
     prepare,
     process_count,
     quiet_training,
+    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -62,24 +62,24 @@ def train_online(
 ) -> TrainResult:
     """Train the policy on its own samples, and save its adapter in `out` with tokenizer, model card and log.
 
-    Resumes and repeats as `train_sft` does, the watch's observations too.
+    Resumes after a kill, with the monitor's observations, and returns the result of a finished training, as `train_sft` does.
 
     Args:
         config: the recipe's `policy` block, with `method: grpo` or `rloo`.
-        model: the base model; its own adapter, if any, is not used.
-        sft_adapter: where the policy starts, and its reference; None starts a new adapter, with the bare base as the reference.
-        prompts: what to sample from; at least those of one step.
-        load_rewarding: gives what responses are worth; called once all else is known to be right, because it may load models.
-        rewarded_by: what identifies those rewards, for the training's fingerprint.
+        model: the base model. Its own adapter, if any, is not used.
+        sft_adapter: the policy's start and its reference; None starts from a new adapter, with the base model as the reference.
+        prompts: prompts to sample from; at least enough for one step.
+        load_reward_function: returns the reward function. Called after all checks, because it may load models.
+        reward_identity: identifies the reward function in the training's fingerprint.
         out: folder for the adapter.
-        seed: decides the order, the samples, and a new adapter's initial weights.
+        seed: decides the order, the samples, and the initial weights of a new adapter.
         on_log: called after each step, with `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
-        load_watch: gives what watches for over-optimisation, if anything does.
-        warn: told what a person should know at once.
+        load_monitor: returns the over-optimisation monitor for a reward function; None turns it off.
+        warn: called with a warning for the user.
 
     Raises:
-        TrainingError: too few prompts fit, groups don't fill the batch, the policy doesn't start at its reference, rewards tell nothing
-            apart, or training diverges.
+        TrainingError: too few prompts fit, groups don't fill the batch, the policy doesn't start at its reference, all completions have
+            equal rewards for too long, or training diverges.
         ModelError: the model or the adapter can't be loaded.
     """
     from cai.models.local.loading import load_tokenizer, model_fingerprint
@@ -89,27 +89,27 @@ def train_online(
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
     rows, dropped = prompt_rows(tokenizer, prompts, config)
-    began = (model_fingerprint(start), reward_identity)
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, began)
+    identity = (model_fingerprint(start), reward_identity)
+    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
     if (done := finished_result(out, fingerprint)) is not None:
-        forget(out)
+        remove_leftover_checkpoints(out)
         return done
     prepare(out)
-    rewarding = load_reward_function()
+    rewards = load_reward_function()
     with quiet_training():
-        trainer = online_trainer(config, start, tokenizer, rows, prompts, rewarding, out, seed, warn)
-    watch = None if load_monitor is None else load_monitor(rewarding)
-    if watch is not None:
-        from cai.train.rl.trainers import WatchCallback
+        trainer = online_trainer(config, start, tokenizer, rows, prompts, rewards, out, seed, warn)
+    monitor = None if load_monitor is None else load_monitor(rewards)
+    if monitor is not None:
+        from cai.train.rl.trainers import MonitorCallback
 
-        trainer.add_callback(WatchCallback(watch, trainer, out, config.online.max_tokens, warn))
+        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online.max_tokens, warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    chosen = None
-    if watch is not None and is_first_process():
-        chosen = restore_best(watch, out)
-    reference = "the bare base model" if sft_adapter is None else "the SFT adapter that it started from"
+    best = None
+    if monitor is not None and is_first_process():
+        best = restore_best(monitor, out)
+    reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"{METHODS[config.method]}; reference: {reference}"
-    measured = {} if chosen is None else {"chosen by gold reward": f"step {chosen} of {result.steps}"}
+    measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     facts = CardFacts("policy", model.path, method, _rewards(config), config, result, seed, measured)
     write_card(out, facts)
     finish(out, fingerprint, result)
@@ -117,10 +117,10 @@ def train_online(
 
 
 def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return the prompts that fit as TRL's rows, and how many were left out and why.
+    """Return TRL's rows for the prompts that fit, and the number of dropped prompts by reason.
 
     Raises:
-        TrainingError: fewer are left than a step takes.
+        TrainingError: fewer prompts are left than a step needs.
     """
     from cai.models.local.encoding import Encoder
 
@@ -140,23 +140,23 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
     if len(rows) < needed:
         left_out = "".join(f", {n} {reason}" for reason, n in dropped.items())
         raise TrainingError(
-            f"a step takes {needed} prompts, and of {len(prompts)} only {len(rows)} fit{left_out} "
-            f"(policy.max_length is {config.max_length} tokens, of which {config.online.max_tokens} are the completion's).\n"
-            "Fix: more prompts, a larger max_length, or a smaller batch"
+            f"a step needs {needed} prompts, but only {len(rows)} of {len(prompts)} fit{left_out} "
+            f"(policy.max_length is {config.max_length} tokens, of which {config.online.max_tokens} are for the completion).\n"
+            "Fix: add prompts, raise max_length, or use a smaller batch"
         )
     return rows, dict(dropped)
 
 
 def prompts_per_step(config: PolicyConfig) -> int:
-    """Return how many prompts one optimizer step samples from, over all processes."""
+    """Return the number of prompts per optimizer step, over all processes."""
     return config.batch_size * config.gradient_accumulation * process_count() // config.online.num_generations
 
 
 def in_order(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return the rows of a whole training, one after another: every row once in a drawn order, then again in another, until `count`."""
+    """Return the rows of a whole training in order: passes over all rows, each in its own random order, up to `count` rows."""
     passes = ceil(count / len(rows))
-    drawn = [row for i in range(passes) for row in sorted(rows, key=lambda r: derive_seed(seed, "order", i, r["id"]))]
-    return drawn[:count]
+    ordered = [row for i in range(passes) for row in sorted(rows, key=lambda r: derive_seed(seed, "order", i, r["id"]))]
+    return ordered[:count]
 
 
 def online_trainer(
@@ -165,12 +165,12 @@ def online_trainer(
     tokenizer: Any,
     rows: list[dict[str, Any]],
     prompts: Sequence[Prompt],
-    rewarding: RewardFunction,
+    rewards: RewardFunction,
     out: Path,
     seed: int,
     warn: Callable[[str], None],
 ) -> Any:
-    """Return TRL's trainer with policy, reference, rewards and prompts in place, ready to train."""
+    """Return TRL's trainer with policy, reference, rewards and prompts, ready to train."""
     from datasets import Dataset
     from trl import GRPOConfig, RLOOConfig
 
@@ -180,17 +180,17 @@ def online_trainer(
     arguments: dict[str, Any] = {
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         "num_train_epochs": 1,
-        "shuffle_dataset": False,  # TRL would begin anew with its first shuffle when a training goes on in a later epoch
+        "shuffle_dataset": False,  # TRL would restart with its first shuffle when a training is resumed in a later epoch
         "warmup_steps": int(config.warmup_fraction * steps),
         "beta": config.beta,
         "num_generations": config.online.num_generations,
         "max_completion_length": config.online.max_tokens,
         "temperature": config.online.temperature,
-        "disable_dropout": True,  # between sampling and training it would look like a change of the policy
+        "disable_dropout": True,  # dropout would differ between sampling and training, like a change of the policy
     }
     trainer = RUNS[config.method](
         model=load_policy(config, start, seed),
-        reward_funcs=[reward_function(rewarding, prompts)],
+        reward_funcs=[reward_function(rewards, prompts)],
         args=(GRPOConfig if config.method == "grpo" else RLOOConfig)(**arguments),
         train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), seed)),
         processing_class=tokenizer,
@@ -202,5 +202,5 @@ def online_trainer(
 
 
 def _rewards(config: PolicyConfig) -> dict[str, int]:
-    """Return what the policy was rewarded for, for its card."""
+    """Return the policy's reward terms, for its card."""
     return {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}

@@ -1,7 +1,7 @@
-"""A policy while it trains: sampled from with its adapter on, and measured against its reference.
+"""A policy in training: sampling with its unmerged adapter, and KL to its reference.
 
-Our own decode loop (`cai.models.local.generate`) rather than `transformers.generate`: every completion has its own seed, so a training
-that was killed and goes on samples what it would have sampled, and so does one whose batches fall otherwise.
+Sampling uses `cai.models.local.generate` instead of `transformers.generate`: every completion has its own seed, so samples don't depend on
+batching, and a resumed training samples the same completions as an uninterrupted one.
 """
 
 import contextlib
@@ -15,23 +15,23 @@ from cai.models.local.generate import CompletionRow, complete, float_logits, sco
 from cai.records import Prompt
 
 ROWS = 64
-"""Sequences run at once; bounds memory."""
+"""Sequences per batch, to limit memory."""
 
 
 @dataclass
 class LivePolicy:
-    """A model with adapters on it, as PEFT holds it."""
+    """A PEFT model in training."""
 
     model: Any
     tokenizer: Any
 
     @property
     def reference(self) -> str | None:
-        """Name of the reference adapter; None where the reference is the bare base."""
+        """Name of the reference adapter; None if the reference is the base model."""
         return "ref" if "ref" in self.model.peft_config else None
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Return a prompt's token ids, with the header of the assistant's turn. Raises `ReplyError` where the template refuses it."""
+        """Return a prompt's token ids, with the header of the assistant's turn. Raises `ReplyError` if the template refuses it."""
         return Encoder(self.tokenizer).prompt(prompt.messages)[0]
 
     def decode(self, completion: Sequence[int]) -> str:
@@ -39,32 +39,32 @@ class LivePolicy:
         return str(self.tokenizer.decode(completion, skip_special_tokens=True))
 
     def sample(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
-        """Return a completion of each prompt, with the token that ended it where one did.
+        """Return a completion of each prompt. It includes the end token, if it has ended.
 
         Args:
             prompts: token ids.
-            max_tokens: longest completion.
-            temperature: of sampling, above 0.
-            seeds: one each.
+            max_tokens: longest completion, in tokens.
+            temperature: sampling temperature, above 0.
+            seeds: one per prompt.
         """
         rows = [CompletionRow(p, max_tokens, temperature, 1.0, s) for p, s in zip(prompts, seeds, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt), i))
-        found: list[list[int]] = [[] for _ in rows]
+        completions: list[list[int]] = [[] for _ in rows]
         base = self.model.get_base_model()
         stops = stop_ids(base, self.tokenizer)
         with self._inference():
             for start in range(0, len(rows), ROWS):
                 part = order[start : start + ROWS]
                 for i, (ids, _) in zip(part, complete(base, [rows[i] for i in part], stops, keep_stop=True), strict=True):
-                    found[i] = ids
-        return found
+                    completions[i] = ids
+        return completions
 
     def kl(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """Return each completion's log-ratio of policy to reference, in nats. Over samples of the policy its mean is the KL.
+        """Return each completion's log-ratio of policy to reference, in nats. Its mean over samples of the policy estimates the KL.
 
         Args:
             prompts: token ids.
-            completions: sampled from the policy at temperature 1, with the token that ended them; none is empty.
+            completions: sampled from the policy at temperature 1, with their end tokens; none is empty.
         """
         from trl.trainer.utils import use_adapter
 
@@ -82,7 +82,7 @@ class LivePolicy:
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        """Evaluation mode for the block: no dropout, no gradient checkpointing, and plain rows where training packs pairs."""
+        """Set evaluation mode for the block: no dropout, no gradient checkpointing, plain attention instead of that of packed pairs."""
         from cai.train.packing import ATTENTION, backbone_of
 
         before, backbone = self.model.training, backbone_of(self.model)

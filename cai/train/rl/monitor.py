@@ -1,18 +1,21 @@
-"""Over-optimisation, watched while a policy trains: proxy and gold reward, KL, length, refusals and repetition on held-out prompts.
+"""Over-optimisation monitor: observes proxy and gold reward, KL, length, refusals and repetition on held-out prompts during training.
 
-A policy is trained on a *proxy* reward. A *gold* reward model, of another lineage, which the policy never trains on, stands in for what
-people want. As the policy leaves its reference the proxy goes on rising, while gold rises, stops and falls: both are smooth functions of
-√KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line in `frontier.jsonl`, which holds all
-that later decisions rest on, so a training that was killed and goes on decides what it would have decided.
+A policy is trained on a *proxy* reward. A *gold* reward model, trained on other data and never used for the policy's training, stands in
+for human preferences. As the policy moves away from its reference, the proxy reward keeps rising, while the gold reward rises, levels off
+and falls. Both are smooth functions of √KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line
+of `frontier.jsonl`. Later decisions depend only on this file, so a resumed training decides the same as an uninterrupted one.
 
-The rule. An observation is compared with the best one so far, by gold, prompt by prompt. It counts as over-optimised where the proxy has
-risen and gold has fallen by at least `min_drop` half-widths of the 95 % interval of its own change. It counts, too, where answers came
-apart since the first look, whatever the rewards say: they vanish, are alike from prompt to prompt, or loop. Such an observation is never
-the best. After `patience` observations in a row that count the verdict is `warn` or `stop`, as the recipe says.
+The rule. An observation is compared with the best observation so far by gold reward, prompt by prompt. It is over-optimised if the proxy
+has risen and gold has fallen by at least `min_drop` half-widths of the 95 % confidence interval of its change. It is collapsed, whatever
+the rewards, if responses have become empty, identical across prompts, or looping since the first observation. A collapsed observation is
+never the best. After `patience` over-optimised or collapsed observations in a row, the verdict is `warn` or `stop`, as the recipe says.
 
-Departures from the paper: gold is one more small model on human labels, not the labeller itself, so it can be fooled too, which is what
-the signs in the answers are for (a gold model that had learned that shorter is better gave its highest reward to a policy that said
-nothing); the interval is of one look, and looking again and again finds chance falls more often than 2.5 %: hence `patience`.
+Departures from the paper:
+
+1. Gold is another small model of human labels, not the source of the labels, so it can be over-optimised too. The checks for collapse
+   exist because of this: a gold model that had learned to prefer shorter responses gave its highest reward to empty ones.
+2. The confidence interval is that of a single observation. Repeated observations find a fall by chance more often than 2.5 %; `patience`
+   compensates for that.
 """
 
 import math
@@ -33,27 +36,28 @@ from cai.train.checkpoints import checkpoint_folder
 
 Verdict = Literal["go", "warn", "stop"]
 Collapse = Literal["", "vanish", "alike", "loop"]
+"""Kind of collapse: responses are empty (`vanish`), identical across prompts (`alike`) or looping (`loop`); "" if none."""
 Items = Sequence[tuple[Sequence[Message], str]]
-"""Conversations up to the response, and responses."""
+"""Conversations up to the response, with their responses."""
 FRONTIER = "frontier.jsonl"
-"""The observations, in the policy's folder."""
+"""File of the observations, in the policy's folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a proxy says of some responses."""
+    """Proxy rewards of responses."""
 
     values: Sequence[float]
-    """One reward each: what the policy is trained on."""
+    """Rewards, one per response."""
     disagreement: Sequence[float] = ()
-    """Standard deviation over the members of an ensemble, one each; empty for a single reward."""
+    """Standard deviations over the members of an ensemble, one per response; empty for a single reward model."""
 
 
 @dataclass
 class Monitor:
-    """Observes a policy on the same held-out prompts again and again.
+    """Observes a policy repeatedly on the same held-out prompts.
 
-    A trainer calls `resume` once before its first step, then `observe` at step 0 and at every step for which `due` holds.
+    A trainer calls `resume` once before its first step, then `observe` at step 0 and at every step for which `due` is true.
     """
 
     prompts: Sequence[Prompt]
@@ -61,35 +65,35 @@ class Monitor:
     proxy: Callable[[Items], Scores]
     """The reward that the policy is trained on."""
     gold: Callable[[Items], Sequence[float]]
-    """A reward that it is not trained on."""
+    """The gold reward, which the policy is not trained on."""
     path: Path
-    """Where observations go."""
-    on_look: Callable[[MonitorPoint], None] = lambda point: None
-    """Told of each observation, once it is written down."""
+    """File of the observations."""
+    on_observation: Callable[[MonitorPoint], None] = lambda point: None
+    """Called with each observation after it is written."""
     points: list[MonitorPoint] = field(default_factory=list)
 
     def due(self, step: int, last: int) -> bool:
-        """Whether the policy is to be looked at after `step` of `last` steps: at 0, every `every_steps`, and at the end."""
+        """Whether to observe the policy after `step` of `last` steps: at 0, every `every_steps`, and at the end."""
         return self.config.action != "off" and (step % self.config.every_steps == 0 or step == last)
 
     def resume(self, step: int) -> None:
-        """Take up the observations up to `step` and forget later ones, which the training will make again. Call it before training.
+        """Load the observations up to `step`, and delete later ones, which will be made again. Call it before training.
 
         Args:
-            step: of the checkpoint that training goes on from; a training from its start gives -1, and loses every observation.
+            step: step of the checkpoint to resume from; -1 at the start of a training deletes all observations.
         """
-        found = list(read_records(self.path, MonitorPoint, torn_tail="drop")) if self.path.exists() else []
-        self.points = [p for p in found if p.step <= step]
+        stored = list(read_records(self.path, MonitorPoint, torn_tail="drop")) if self.path.exists() else []
+        self.points = [p for p in stored if p.step <= step]
         if self.path.exists():
             write_records(self.path, self.points)
 
     def observe(self, step: int, kl: float, responses: Sequence[str]) -> Verdict:
-        """Score the policy's responses, write the observation down, and say whether training should go on.
+        """Score the policy's responses, write the observation, and return the verdict.
 
         Args:
-            step: optimizer steps so far; above the last one observed.
-            kl: nats per sequence from the reference, at least 0 up to sampling noise.
-            responses: the policy's, one to each of `prompts`, in order, drawn at temperature 1.
+            step: optimizer steps so far; above the last observed step.
+            kl: KL to the reference in nats per sequence, at least 0 up to sampling noise.
+            responses: the policy's responses, one to each of `prompts`, in order, sampled at temperature 1.
 
         Raises:
             TrainingError: a score or the KL is not finite.
@@ -97,12 +101,12 @@ class Monitor:
         if len(responses) != len(self.prompts) or not responses:
             raise ValueError(f"{len(responses)} responses to {len(self.prompts)} prompts")
         if self.points and step <= self.points[-1].step:
-            raise ValueError(f"step {step} comes after {self.points[-1].step}, which is observed; call resume first")
+            raise ValueError(f"step {step} is not after the last observed step {self.points[-1].step}; call resume first")
         items = [(p.messages, text) for p, text in zip(self.prompts, responses, strict=True)]
         proxy, gold = self.proxy(items), tuple(map(float, self.gold(items)))
         values = tuple(map(float, proxy.values))
         if not all(map(math.isfinite, (kl, *values, *gold))):
-            raise TrainingError(f"step {step}: KL, proxy or gold reward is not finite, so the policy or a reward model has come apart")
+            raise TrainingError(f"step {step}: KL, proxy or gold reward is not finite, so the policy or a reward model has diverged")
         best = next((p for p in self.points if p.step == self.best_step), None)
         change = (0.0, 0.0, 0.0) if best is None else mean_interval([b - a for a, b in zip(best.gold_scores, gold, strict=True)])
         mean, low, high = mean_interval(gold)
@@ -131,36 +135,36 @@ class Monitor:
         point = replace(point, verdict=verdict([*self.points, point], self.config))
         append_record(self.path, point)
         self.points.append(point)
-        self.on_look(point)
+        self.on_observation(point)
         return point.verdict
 
     @property
     def best_step(self) -> int | None:
-        """The best observed step so far, by `best_step`."""
+        """The best observed step so far, by gold reward."""
         return best_step(self.points)
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorSpec:
-    """What a training that samples nothing itself needs in order to be watched."""
+    """The monitor of a training that doesn't sample by itself, such as DPO."""
 
     load: Callable[[], Monitor]
-    """Gives the watch; called once all else is known to be right, because it loads models."""
-    by: Any
-    """What identifies its reward models and prompts, for the training's fingerprint."""
+    """Loads the monitor. Called after all checks, because it loads models."""
+    identity: Any
+    """Identifies its reward models and prompts in the training's fingerprint."""
     max_tokens: int
-    """Longest response that is sampled for a look."""
+    """Longest sampled response, in tokens."""
     warn: Callable[[str], None] = lambda text: None
-    """Told what a person should know at once."""
+    """Called with a warning for the user."""
 
 
 def best_step(points: Sequence[MonitorPoint]) -> int | None:
-    """Return the step whose mean gold reward is highest, the earliest of equals, where answers are whole; None where there is none."""
+    """Return the step with the highest mean gold reward (the earliest on ties) among those without collapse; None without observations."""
     return max((p for p in points if not p.collapse), key=lambda p: (p.gold, -p.step)).step if points else None
 
 
 def collapse(point: MonitorPoint, first: MonitorPoint, config: MonitorConfig) -> Collapse:
-    """Return how answers came apart since the first look: the first sign of these that the recipe's thresholds give, or nothing."""
+    """Return the kind of collapse since the first observation, by the recipe's thresholds; "" if there is none."""
     if point.words < config.min_words * first.words:
         return "vanish"
     if point.repetition > config.max_repetition >= first.repetition:
@@ -169,7 +173,7 @@ def collapse(point: MonitorPoint, first: MonitorPoint, config: MonitorConfig) ->
 
 
 def verdict(points: Sequence[MonitorPoint], config: MonitorConfig) -> Verdict:
-    """Return what the rule says after the last of some observations, in order."""
+    """Return the verdict of the rule after the last of the observations, which are in order."""
     recent = points[-config.patience :]
     if config.action == "off" or len(recent) < config.patience:
         return "go"
@@ -177,13 +181,13 @@ def verdict(points: Sequence[MonitorPoint], config: MonitorConfig) -> Verdict:
 
 
 def over_optimised(point: MonitorPoint, min_drop: float) -> bool:
-    """Whether, against the best observation before it, the proxy rose and gold fell by `min_drop` half-widths of its interval."""
+    """Whether, since the best earlier observation, the proxy rose and gold fell by `min_drop` half-widths of its confidence interval."""
     half_width = (point.gold_change_high - point.gold_change_low) / 2
     return point.proxy_change > 0 and point.gold_change < 0 and -point.gold_change >= min_drop * half_width
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return a mean and its 95 % interval by Student's t. One value has no width to tell, and gets the widest float.
+    """Return a mean and its 95 % confidence interval by Student's t. The interval of a single value is ±1e308.
 
     >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])  # standard error 1/√3, t at two degrees of freedom 4.303
     >>> round(mean, 3), round(low, 3), round(high, 3)
@@ -198,55 +202,55 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def alarm(watch: Monitor, verdict: Verdict) -> str:
-    """Return what a person is told when a verdict is not `go`."""
+def alarm(monitor: Monitor, verdict: Verdict) -> str:
+    """Return the warning for the user after a verdict other than `go`."""
     ends = "training stops here" if verdict == "stop" else "training goes on"
-    last = watch.points[-1]
+    last = monitor.points[-1]
     if last.collapse:
-        return f"step {last.step}: {collapse_words(watch.points[0], last)}. No reward is to be believed of that; {ends}"
+        return f"step {last.step}: the policy has collapsed: {collapse_words(monitor.points[0], last)}. Its rewards are meaningless; {ends}"
     return (
-        f"step {last.step}: gold reward has fallen from its best (step {watch.best_step}) while the reward that the policy is "
-        f"trained on rises: it is over-optimised; {ends}"
+        f"step {last.step}: the policy is over-optimised: gold reward has fallen since its best (step {monitor.best_step}) while the "
+        f"reward that the policy is trained on has risen; {ends}"
     )
 
 
 def collapse_words(first: MonitorPoint, point: MonitorPoint) -> str:
-    """Say how the answers of a look came apart."""
+    """Describe the collapse of an observation, with the measurement at the first one."""
     if point.collapse == "vanish":
-        return f"answers vanish: {point.words:.1f} words on average, and {first.words:.1f} at first"
+        return f"responses are almost empty: {point.words:.1f} words on average, {first.words:.1f} at the start"
     if point.collapse == "alike":
-        return f"answers are alike: {point.distinct:.0%} of all their two-word runs differ, and {first.distinct:.0%} did at first"
-    return f"answers loop: {point.repetition:.0%} of their four-word runs are repeats, and {first.repetition:.0%} were at first"
+        return f"responses are almost identical: {point.distinct:.0%} of their word pairs are distinct, {first.distinct:.0%} at the start"
+    return f"responses loop: {point.repetition:.0%} of their four-word runs are repeats, {first.repetition:.0%} at the start"
 
 
 def best_folder(out: Path, step: int) -> Path:
-    """Return where the weights of an observed step are kept until the training of `out` is finished."""
+    """Return the folder in which an observed step's weights are kept until the training in `out` is finished."""
     return checkpoint_folder(out) / f"best-{step}"
 
 
-def keep_best(watch: Monitor, out: Path, save: Callable[[Path], None]) -> None:
-    """Keep the weights of the step that was just observed if it is the best so far. Adapters are small; all leaders stay until the end.
+def keep_best(monitor: Monitor, out: Path, save: Callable[[Path], None]) -> None:
+    """Save the weights of the last observed step if it is the best so far. Earlier best weights also stay until the end.
 
     Args:
-        watch: after `observe`.
+        monitor: the monitor, after `observe`.
         out: the training's folder.
         save: writes the adapter into a folder.
     """
-    step = watch.points[-1].step
-    if watch.best_step == step:
+    step = monitor.points[-1].step
+    if monitor.best_step == step:
         folder = best_folder(out, step)
         shutil.rmtree(folder, ignore_errors=True)
         save(folder)
 
 
-def restore_best(watch: Monitor, out: Path) -> int | None:
-    """Put the weights of the best observed step in the place of the last ones, before the training is marked as finished.
+def restore_best(monitor: Monitor, out: Path) -> int | None:
+    """Replace the final weights by those of the best observed step, before the training is marked as finished.
 
     Returns:
-        The step, or None where nothing was observed or the recipe asks for the last.
+        The step, or None if nothing was observed or the recipe selects the last weights.
     """
-    step = watch.best_step
-    if step is None or watch.config.select == "last":
+    step = monitor.best_step
+    if step is None or monitor.config.select == "last":
         return None
     source = best_folder(out, step) / "adapter_model.safetensors"
     temporary = out / ".adapter_model.safetensors.best"

@@ -1,7 +1,7 @@
-"""A PPO training on disk between two steps: trained weights, optimizer, KL coefficient, and the log so far.
+"""Checkpoints of a PPO training: trained weights, optimizer state, KL coefficient, and the log so far.
 
-There is no random state to keep: every draw has a seed of its own, from the training's seed and what it is for. The learning rate is a
-function of the step.
+There is no random state: every draw has its own seed, from the training's seed and the draw's purpose. The learning rate is a function of
+the step.
 """
 
 from pathlib import Path
@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cai.core.jsonl import write_text
-from cai.train.checkpoints import checkpoint_folder, mark_whole, prune_checkpoints
+from cai.train.checkpoints import checkpoint_folder, mark_complete, prune_checkpoints
 
 if TYPE_CHECKING:
     from cai.train.rl.shared_base import SharedBase
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "state.json"
 KEPT = 2
-"""Checkpoints to keep: one may be torn."""
+"""Number of checkpoints to keep. The last one may be incomplete after a kill."""
 
 
 class PPOState(msgspec.Struct):
-    """Where a training is."""
+    """State of a training between two steps."""
 
     step: int
-    """PPO steps done."""
+    """Number of PPO steps done."""
     kl_coef: float
-    """For the next step."""
+    """KL coefficient of the next step."""
     history: list[dict[str, float]]
-    """What each step measured."""
+    """Metrics of each step."""
 
 
 def save_state(shared: "SharedBase", optimizer: Any, state: PPOState, out: Path, fingerprint: str) -> None:
-    """Write a checkpoint; it counts once it is whole. Older ones than the last two go."""
+    """Write a checkpoint, mark it as complete, and remove all but the last two."""
     import torch
     from safetensors.torch import save_file
 
@@ -41,12 +41,12 @@ def save_state(shared: "SharedBase", optimizer: Any, state: PPOState, out: Path,
     save_file({name: p.detach().cpu().contiguous() for name, p in shared.trained().items()}, folder / WEIGHTS)
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     write_text(folder / STATE, msgspec.json.encode(state).decode())
-    mark_whole(folder, fingerprint)
+    mark_complete(folder, fingerprint)
     prune_checkpoints(out, KEPT)
 
 
 def load_state(shared: "SharedBase", optimizer: Any, folder: Path) -> PPOState:
-    """Put a whole checkpoint back into the shared base and the optimizer; return where it was. Only tensors and numbers are read."""
+    """Load a checkpoint into the shared base and the optimizer, and return its state. Only tensors and numbers are read."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,7 +1,7 @@
-"""The arithmetic of PPO on responses: plain tensors, no model, no state.
+"""The mathematics of PPO on responses, as pure functions of tensors.
 
-Shapes: B is responses, T their tokens, padded on the right; `mask_BT` is True on a response's own tokens, its end token included, and
-False after it. Log-probabilities are in nats.
+Shapes: B responses of T tokens, padded on the right. `mask_BT` is True on a response's tokens, including its end token, and False on
+padding. Log-probabilities are in nats.
 """
 
 from typing import TYPE_CHECKING
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KL_ERROR_LIMIT = 0.2
-"""How far off target the adaptive controller believes the KL to be at most, as a share of the target (Ziegler et al. 2019, §2.2)."""
+"""Clip range of the adaptive KL controller's relative error (Ziegler et al. 2019, §2.2)."""
 
 
 def masked_mean(values_BT: "Tensor", mask_BT: "Tensor", count: "Tensor | float | None" = None) -> "Tensor":
-    """Return the mean over the positions in the mask, or their sum over `count`.
+    """Return the sum over the positions in the mask, divided by their number or by `count`.
 
     Args:
-        values_BT: (B, T); entries outside the mask may be anything but NaN.
+        values_BT: (B, T); finite outside the mask.
         mask_BT: (B, T).
-        count: divides the sum; None takes the positions in the mask. A micro-batch gives the count of its whole minibatch, so that the
-            gradients of its micro-batches add up to the minibatch's.
+        count: the divisor; None takes the number of positions in the mask. A micro-batch passes the count of its whole minibatch, so that
+            the gradients of the micro-batches add up to the minibatch's.
     """
     return (values_BT * mask_BT).sum() / (mask_BT.sum() if count is None else count)
 
 
 def whiten(values_BT: "Tensor", mask_BT: "Tensor", *, shift_mean: bool = True) -> "Tensor":
-    """Return values with variance 1 over the mask, and mean 0 or, without `shift_mean`, the mean that they had; 0 outside the mask.
+    """Return values scaled to variance 1 over the mask, with mean 0 or, without `shift_mean`, an unchanged mean; 0 outside the mask.
 
     Args:
         values_BT: (B, T).
-        mask_BT: (B, T), with at least two positions.
-        shift_mean: False for rewards: a shift would move what the policy is paid for a response's length.
+        mask_BT: (B, T), with at least two positions in it.
+        shift_mean: whether to shift the mean to 0. False for rewards: a shift would reward or penalise length.
     """
     mean = masked_mean(values_BT, mask_BT)
     variance = masked_mean((values_BT - mean) ** 2, mask_BT, mask_BT.sum() - 1)
@@ -47,33 +47,33 @@ def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor", estimator: KlEstimator 
     Args:
         logps_BT: under the policy that sampled the tokens, (B, T).
         ref_logps_BT: under the reference, (B, T).
-        estimator: `k1` is log π/π_ref: without bias, and of either sign. `k3` is π_ref/π − 1 − log π_ref/π: without bias too, at least
-            0, and of less variance where the two are close.
+        estimator: `k1` is log π/π_ref: unbiased, of either sign. `k3` is π_ref/π − 1 − log π_ref/π: unbiased, at least 0, and of lower
+            variance if the two are close.
     """
     log_ratio_BT = logps_BT - ref_logps_BT
     return log_ratio_BT if estimator == "k1" else (-log_ratio_BT).expm1() + log_ratio_BT
 
 
 def final_scores(scores_B: "Tensor", ended_B: "Tensor", *, clip: float | None, missing_eos_penalty: float | None) -> "Tensor":
-    """Return what each response is paid at its last token.
+    """Return the score that each response is rewarded with at its last token.
 
     Args:
-        scores_B: of the reward models, (B,).
-        ended_B: whether the response came to its end token, (B,).
-        clip: keep scores in ±clip; None leaves them.
-        missing_eos_penalty: taken off where the response was cut at its limit, after clipping; None takes nothing.
+        scores_B: scores of the reward models, (B,).
+        ended_B: whether the response ended with its end token, (B,).
+        clip: clips scores to ±clip; None doesn't clip.
+        missing_eos_penalty: subtracted after clipping from responses that were cut at the limit; None subtracts nothing.
     """
     clipped_B = scores_B if clip is None else scores_B.clamp(-clip, clip)
     return clipped_B if missing_eos_penalty is None else clipped_B - missing_eos_penalty * (~ended_B)
 
 
 def token_rewards(final_B: "Tensor", kl_BT: "Tensor", mask_BT: "Tensor", kl_coef: float) -> "Tensor":
-    """Return the reward of each token: −kl_coef·KL, and the response's score at its last token (Ziegler et al. 2019, eq. 2).
+    """Return the reward of each token: −kl_coef·KL, plus the response's score at its last token (Ziegler et al. 2019, eq. 2).
 
     Args:
         final_B: from `final_scores`, (B,).
         kl_BT: from `token_kl`, (B, T).
-        mask_BT: (B, T), with at least one token in each row, all of them at the row's start.
+        mask_BT: (B, T), with at least one token in each row, padded on the right.
         kl_coef: at least 0.
     """
     rewards_BT = -kl_coef * kl_BT * mask_BT
@@ -84,28 +84,28 @@ def token_rewards(final_B: "Tensor", kl_BT: "Tensor", mask_BT: "Tensor", kl_coef
 def advantages_and_returns(
     rewards_BT: "Tensor", values_BT: "Tensor", mask_BT: "Tensor", *, gamma: float, lam: float
 ) -> tuple["Tensor", "Tensor"]:
-    """Return advantages by generalised advantage estimation (arXiv 1506.02438, eq. 16), and returns, both 0 after the end.
+    """Return advantages by generalised advantage estimation (arXiv 1506.02438, eq. 16), and returns, both 0 outside the mask.
 
     Args:
         rewards_BT: (B, T).
-        values_BT: the value of the state before each token, (B, T). After the last token the value is 0: the episode has ended there,
-            for a response that was cut too.
+        values_BT: value of the state before each token, (B, T). After the last token the value is 0, also for a response that was cut:
+            the episode has ended.
         mask_BT: (B, T).
         gamma: discount, in [0, 1]; 1 for responses.
-        lam: in [0, 1]; 1 gives Monte-Carlo advantages (low bias, high variance), 0 one-step ones.
+        lam: λ, in [0, 1]; 1 gives Monte-Carlo advantages (low bias, high variance), 0 one-step ones.
     """
     import torch
 
     rewards_BT, values_BT = rewards_BT * mask_BT, values_BT * mask_BT
-    columns: list[torch.Tensor] = []
+    reversed_advantages: list[torch.Tensor] = []
     advantage_B = torch.zeros_like(rewards_BT[:, 0])
     next_value_B = torch.zeros_like(advantage_B)
     for t in range(rewards_BT.shape[1] - 1, -1, -1):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
         advantage_B = delta_B + gamma * lam * advantage_B
         next_value_B = values_BT[:, t]
-        columns.append(advantage_B)
-    advantages_BT = torch.stack(columns[::-1], 1) * mask_BT
+        reversed_advantages.append(advantage_B)
+    advantages_BT = torch.stack(reversed_advantages[::-1], 1) * mask_BT
     return advantages_BT, advantages_BT + values_BT
 
 
@@ -115,15 +115,15 @@ def policy_loss(
     """Return PPO's clipped policy loss (arXiv 1707.06347, eq. 7), summed over the mask and divided by `count`, and where it was clipped.
 
     Args:
-        logps_BT: under the policy as it is, (B, T).
-        old_logps_BT: under the policy that sampled, (B, T).
+        logps_BT: log-probabilities under the current policy, (B, T).
+        old_logps_BT: log-probabilities under the policy that sampled, (B, T).
         advantages_BT: (B, T).
         mask_BT: (B, T).
-        cliprange: how far from 1 the ratio of the two earns anything, above 0.
+        cliprange: clip range of the probability ratio around 1, above 0.
         count: tokens in the whole minibatch.
 
     Returns:
-        A scalar, and (B, T) 1 where the clipped term is the larger.
+        A scalar, and (B, T) with 1 where the clipped term is the larger one.
     """
     import torch
 
@@ -142,15 +142,18 @@ def value_loss(
     cliprange_value: float,
     count: "Tensor | float",
 ) -> tuple["Tensor", "Tensor"]:
-    """Return half the squared error of the values, clipped around those at sampling, over `count`, and where it was clipped.
+    """Return PPO's clipped value loss: half the squared error, summed over the mask and divided by `count`, and where it was clipped.
 
     Args:
-        values_BT: as they are, (B, T).
-        old_values_BT: as they were when the responses were sampled, (B, T).
-        returns_BT: what they should have been, (B, T).
+        values_BT: current values, (B, T).
+        old_values_BT: values when the responses were sampled, (B, T).
+        returns_BT: targets, (B, T).
         mask_BT: (B, T).
-        cliprange_value: how far from the old value a new one earns anything, above 0.
+        cliprange_value: clip range around the old values, above 0.
         count: tokens in the whole minibatch.
+
+    Returns:
+        A scalar, and (B, T) with 1 where the clipped term is the larger one.
     """
     import torch
 
@@ -160,14 +163,14 @@ def value_loss(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float | None, episodes: int, horizon: int) -> float:
-    """Return the KL coefficient for the next step (Ziegler et al. 2019, §2.2): up where the KL is above its target, down below.
+    """Return the KL coefficient for the next step (Ziegler et al. 2019, §2.2): higher if the KL is above its target, lower if below.
 
     Args:
-        kl_coef: the one just used.
-        kl: mean KL of a response, in nats, summed over its tokens.
-        target_kl: where it should be; None keeps the coefficient.
-        episodes: responses in the step.
-        horizon: episodes over which an error of 20 % or more multiplies the coefficient by about e^0.2.
+        kl_coef: coefficient of the last step.
+        kl: mean KL per response, summed over its tokens, in nats.
+        target_kl: target of the KL; None keeps the coefficient.
+        episodes: number of responses in the step.
+        horizon: number of episodes over which an error of 20 % or more multiplies the coefficient by about e^0.2.
 
     >>> round(adapted_kl_coef(0.1, 12.0, 6.0, 100, 1000), 4)
     0.102
@@ -181,20 +184,20 @@ def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float | None, episodes
 
 
 def explained_variance(values_BT: "Tensor", returns_BT: "Tensor", mask_BT: "Tensor") -> float:
-    """Return the share of the returns' variance that the values explain: 1 is all of it, 0 no better than the mean; may be negative."""
+    """Return the fraction of the returns' variance that the values explain: 1: all, 0: no better than the mean; may be negative."""
     returns_N, errors_N = returns_BT[mask_BT].double(), (returns_BT - values_BT)[mask_BT].double()
     variance = float(returns_N.var(correction=0))
     return 1.0 - float(errors_N.var(correction=0)) / variance if variance > 0.0 else 0.0
 
 
 def learning_rate(base: float, step: int, total: int, warmup: int) -> float:
-    """Return the rate of an optimizer step: up in a line over the warm-up, then down in a line to 0, as the other trainings have it.
+    """Return the learning rate of an optimizer step: linear warm-up, then linear decay to 0, as in the other trainings.
 
     Args:
-        base: the highest.
-        step: from 0.
-        total: optimizer steps in all.
-        warmup: steps of warm-up.
+        base: highest learning rate.
+        step: index of the optimizer step, from 0.
+        total: total number of optimizer steps.
+        warmup: number of warm-up steps.
 
     >>> [learning_rate(1.0, step, 4, 1) for step in range(4)]
     [0.0, 1.0, 0.6666666666666667, 0.33333333333333337]

@@ -1,10 +1,10 @@
-"""PPO's update: several passes over one batch of episodes, in minibatches of micro-batches, over one or more processes.
+"""PPO's update: several passes over one batch of episodes, in minibatches of micro-batches, in one or more processes.
 
-Every process knows every episode of the step (they are small: token ids and a few numbers each), so what is taken over the whole batch,
-such as whitening, is the same everywhere and for any number of processes. A process differentiates its share of each minibatch; the
-gradients are summed. A loss is divided by the tokens of the whole minibatch, so micro-batches and processes change nothing but rounding.
+Every process has all episodes of the step, which are small (token ids and a few numbers per token). So batch statistics, such as those for
+whitening, don't depend on the number of processes. Each process computes gradients for its share of a minibatch, and the gradients are
+summed. Losses are divided by the tokens of the whole minibatch, so micro-batches and processes change the result only by rounding.
 
-Import it inside functions only: it loads torch.
+Import this module inside functions only: it loads torch.
 """
 
 import math
@@ -37,24 +37,24 @@ from cai.train.rl.rollout import Episode, chunks, response_positions
 from cai.train.rl.shared_base import POLICY, VALUE, SharedBase
 
 ADAM_EPSILON = 1e-5
-"""As in the TensorFlow implementations that the literature's settings come from, not PyTorch's 1e-8 (Huang et al. 2024, detail 20)."""
+"""ε of the TensorFlow implementations on which the literature's settings are based, not PyTorch's 1e-8 (Huang et al. 2024, detail 20)."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process's place in the process group, and the PPO step's place in the training."""
 
     rank: int
     size: int
     first_optimizer_step: int
-    """Optimizer steps before this PPO step."""
+    """Number of optimizer steps before this PPO step."""
     optimizer_steps: int
-    """In the whole training."""
+    """Number of optimizer steps in the whole training."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The episodes of a step, as padded float32 tensors on the base's device."""
+    """The episodes of a step as padded float32 tensors, on the device of the shared base."""
 
     episodes: Sequence[Episode]
     logps_BT: Tensor
@@ -63,18 +63,18 @@ class Batch:
     returns_BT: Tensor
     mask_BT: Tensor
     metrics: dict[str, float]
-    """What the episodes were like."""
+    """Metrics of the episodes."""
 
 
 def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig, kl_coef: float, device: Any) -> Batch:
-    """Return the episodes with advantages and returns, and their metrics.
+    """Return the episodes with advantages, returns and metrics.
 
     Args:
-        episodes: all of the step's, in order.
-        spec: the recipe's block.
-        reward: how members' scores become one.
-        kl_coef: of this step.
-        device: where the tensors go.
+        episodes: all episodes of the step, in order.
+        spec: the recipe's `ppo` block.
+        reward: settings of the aggregation of the members' scores.
+        kl_coef: KL coefficient of this step.
+        device: device of the tensors.
     """
     lengths = [len(e.response_ids) for e in episodes]
 
@@ -84,14 +84,14 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
 
     logps_BT, ref_logps_BT, values_BT, entropy_BT = (padded(name) for name in ("logps", "ref_logps", "values", "entropies"))
     mask_BT = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-    judged = [aggregate_scores(e.scores, reward.aggregate, reward.uncertainty_penalty) for e in episodes]
-    scores_B = torch.tensor([s.value for s in judged], device=device)
+    scores = [aggregate_scores(e.scores, reward.aggregate, reward.uncertainty_penalty) for e in episodes]
+    scores_B = torch.tensor([s.value for s in scores], device=device)
     ended_B = torch.tensor([e.ended for e in episodes], device=device)
     final_B = final_scores(scores_B, ended_B, clip=spec.score_clip, missing_eos_penalty=spec.missing_eos_penalty)
     kl_BT = token_kl(logps_BT, ref_logps_BT, spec.kl_estimator) * mask_BT
     rewards_BT = token_rewards(final_B, kl_BT, mask_BT, kl_coef)
-    paid_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if spec.whiten_rewards else rewards_BT
-    advantages_BT, returns_BT = advantages_and_returns(paid_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)
+    scaled_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if spec.whiten_rewards else rewards_BT
+    advantages_BT, returns_BT = advantages_and_returns(scaled_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)
     kl = float(kl_BT.sum(1).mean())
     metrics = {
         "objective/kl": kl,
@@ -100,7 +100,7 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
         "objective/scores": float(scores_B.mean()),
         "objective/scores_std": float(scores_B.std(correction=0)),
         "objective/rlhf_reward": float(rewards_BT.sum(1).mean()),
-        "objective/disagreement": fmean(s.std for s in judged),
+        "objective/disagreement": fmean(s.std for s in scores),
         "objective/kl_coef": kl_coef,
         "val/explained_variance": explained_variance(values_BT, returns_BT, mask_BT),
         "response/length": fmean(lengths),
@@ -110,7 +110,7 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
 
 
 def make_optimizer(config: PolicyConfig, shared: SharedBase) -> Any:
-    """Return Adam over the weights that train; 8-bit or paged as the recipe says."""
+    """Return AdamW over the trained weights; 8-bit or paged if the recipe says so."""
     parameters = list(shared.trained().values())
     if config.optimizer == "adamw_torch":
         return torch.optim.AdamW(parameters, lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
@@ -121,16 +121,16 @@ def make_optimizer(config: PolicyConfig, shared: SharedBase) -> Any:
 
 
 def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfig, step: int, seed: int, world: World) -> dict[str, float]:
-    """Train policy and value function on a batch; return what was measured on the way, averaged over minibatches.
+    """Train policy and value function on a batch; return metrics, averaged over minibatches.
 
     Args:
-        shared: the base with its roles.
-        optimizer: over `shared.trained()`.
+        shared: the shared base.
+        optimizer: optimizer of `shared.trained()`.
         batch: from `make_batch`, the same in each process.
         config: the recipe's `policy` block.
-        step: number of this PPO step, from 1; decides the minibatches, with `seed`.
-        seed: the training's.
-        world: which share is this process's.
+        step: number of this PPO step, from 1. Decides the minibatches, with `seed`.
+        seed: seed of the training.
+        world: this process's rank and the group's size.
 
     Raises:
         TrainingError: the gradient is not finite.
@@ -167,14 +167,14 @@ def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfi
     totals = torch.stack([sums[name] for name in names]) / done
     if world.size > 1:
         torch.distributed.all_reduce(totals)
-    found = dict(zip(names, totals.tolist(), strict=True))
-    return {**found, "loss": found["loss/policy_avg"] + spec.vf_coef * found["loss/value_avg"], "grad_norm": fmean(norms), "lr": rates[-1]}
+    means = dict(zip(names, totals.tolist(), strict=True))
+    return {**means, "loss": means["loss/policy_avg"] + spec.vf_coef * means["loss/value_avg"], "grad_norm": fmean(norms), "lr": rates[-1]}
 
 
 def _differentiate(shared: SharedBase, batch: Batch, micro: Sequence[int], spec: PPOSpec, count: int) -> dict[str, Tensor]:
-    """Add a micro-batch's gradients; return its part of each metric.
+    """Add a micro-batch's gradients; return its share of each metric.
 
-    The value function's graph is made after the policy's is gone, so there is only ever one in memory.
+    The value function's graph is built after the policy's is freed, so memory never holds both.
     """
     rows = [batch.episodes[i].ids for i in micro]
     lengths = [len(batch.episodes[i].response_ids) for i in micro]
@@ -209,7 +209,7 @@ def _differentiate(shared: SharedBase, batch: Batch, micro: Sequence[int], spec:
 
 
 def _apply(shared: SharedBase, optimizer: Any, max_norm: float, rate: float, processes: int) -> float:
-    """Sum the gradients over processes, clip them over all trained weights together, take a step; return the norm before clipping."""
+    """Sum the gradients over processes, clip their global norm, and take an optimizer step; return the norm before clipping."""
     parameters = list(shared.trained().values())
     for p in parameters:
         if p.grad is None:  # a process whose share of the minibatch was empty

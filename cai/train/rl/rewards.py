@@ -1,4 +1,4 @@
-"""What a policy is rewarded for while it samples: reward models, the constitution, and simple rules, weighted and added up.
+"""What a policy is rewarded for while it samples: the recipe's terms (`cai.train.rl.terms`), weighted and added up.
 
 A term scores prompts with responses, and gives None where it can't; a response that a term can't score has no reward, and a trainer leaves
 it out. Nothing is filled in: a missing term would otherwise count as 0, which may be better or worse than what the others got.
@@ -8,30 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from cai.core.text.refusals import is_refusal
 from cai.errors import TrainingError
 from cai.recipe import RewardTerm
-from cai.records import Message, Prompt, RewardScore
+from cai.records import Message, Prompt
 from cai.train.rl.monitor import Items, Scores
-
-Answers = Sequence[tuple[Prompt, str]]
-"""Prompts with a response each."""
-TermScorer = Callable[[Answers], Sequence[float | None]]
-EnsembleScorer = Callable[[Items], Sequence[RewardScore]]
-
-
-def length_penalty(text: str, words: int) -> float:
-    """Return minus the words above a limit, as a share of the limit.
-
-    >>> length_penalty("one two three", 2), length_penalty("one", 2)
-    (-0.5, 0.0)
-    """
-    return -max(0, len(text.split()) - words) / words
-
-
-def refusal_penalty(prompt: Prompt, text: str) -> float:
-    """Return −1 for refusing a prompt that isn't harmful, else 0. Refusing a harmful one is neither paid for nor punished here."""
-    return -1.0 if prompt.kind != "harmful" and is_refusal(text) else 0.0
+from cai.train.rl.term import Answers, EnsembleScorer, TermContext, TermScorer
+from cai.train.rl.terms import TERMS
 
 
 @dataclass(frozen=True)
@@ -40,10 +22,11 @@ class RewardFunction:
 
     Args:
         terms: the recipe's.
-        ensemble: scores with the run's reward models; needed for a `model` term.
-        judge: scores under the constitution; needed for a `constitution` term.
+        ensemble: scores with the run's reward models; for terms that need it.
+        judge: scores under the constitution; for terms that need it.
 
     Raises:
+        RecipeError: there is no term of some name, or it can't be loaded.
         TrainingError: a term has nothing to score with.
     """
 
@@ -52,30 +35,21 @@ class RewardFunction:
     judge: TermScorer | None = None
 
     def __post_init__(self) -> None:
-        names = [t.term for t in self.terms]
-        for name, scorer in (("model", self.ensemble), ("constitution", self.judge)):
-            if name in names and scorer is None:
-                raise TrainingError(f"policy.online.rewards: the term {name!r} has nothing to score with")
+        for config in self.terms:
+            for need in TERMS.get(config.term).needs:
+                if getattr(self, need) is None:
+                    raise TrainingError(f"policy.online.rewards: the term {config.term!r} has nothing to score with (no {need})")
 
     def score(self, answers: Answers) -> "Rewards":
         """Return each response's reward, and what every term gave it."""
-        disagreement: tuple[float, ...] = ()
+        disagreement: Sequence[float] = ()
         by_term: dict[str, list[float | None]] = {}
         totals: list[float | None] = [0.0] * len(answers)
         for at, term in enumerate(self.terms):
-            values: Sequence[float | None]
-            if term.term == "model":
-                assert self.ensemble is not None
-                found = self.ensemble([(p.messages, text) for p, text in answers])
-                values = [s.value for s in found]
-                disagreement = tuple(s.std for s in found if len(s.members) > 1)
-            elif term.term == "constitution":
-                assert self.judge is not None
-                values = self.judge(answers)
-            elif term.term == "length":
-                values = [length_penalty(text, term.words) for _, text in answers]
-            else:
-                values = [refusal_penalty(prompt, text) for prompt, text in answers]
+            found = TERMS.get(term.term).score(answers, TermContext(term, self.ensemble, self.judge))
+            if len(found.values) != len(answers):
+                raise TrainingError(f"the reward term {term.term!r} scored {len(found.values)} of {len(answers)} responses")
+            values, disagreement = found.values, found.disagreement or disagreement
             by_term[term.term if term.term not in by_term else f"{term.term}_{at}"] = list(values)
             totals = [None if t is None or v is None else t + term.weight * v for t, v in zip(totals, values, strict=True)]
         return Rewards(totals, by_term, disagreement)
@@ -88,7 +62,7 @@ class Rewards:
     totals: list[float | None]
     by_term: dict[str, list[float | None]]
     """Unweighted."""
-    disagreement: tuple[float, ...]
+    disagreement: Sequence[float]
     """The ensemble's, one each; empty without one."""
 
 

@@ -1,23 +1,22 @@
-"""One base model in memory, and every role of reinforcement learning as a LoRA adapter or a scalar head on it.
+"""The shared base of PPO: one base model in memory, with policy, reference, value function and reward models as adapters and heads.
 
-PPO needs a policy, its reference, a value function and one or more reward models. Loaded whole they are four or more models; here the
-base is loaded once, and a role costs what its adapter costs, some hundredth of that. What each is, and why:
+As separate models these would be four or more models in memory. An adapter needs about a hundredth of the base's memory.
 
-1. `policy` starts as a copy of the SFT adapter, and trains.
-2. `reference` is the SFT adapter, frozen; without an SFT adapter it is the base with no adapter on.
-3. `value` is an adapter of its own with a scalar head, and trains. It starts as a copy of the first reward member, head and all
-   (Ziegler et al. 2019, Stiennon et al. 2020): what it has to predict is mostly that member's score. A bare head over the policy's
-   hidden states would be smaller, but then either the value loss pulls at the policy's weights, or the head has to read values out of
-   features made for the next token.
-4. `reward_0`, `reward_1`, … are what `train_reward` saved: LoRA weights, whose names match the causal model's, and a `score` head.
+1. `policy` starts as a copy of the SFT adapter, and is trained.
+2. `reference` is the SFT adapter, frozen; without an SFT adapter it is the base model without adapters.
+3. `value` is a separate adapter with a scalar head, and is trained. It starts as a copy of the first reward model, including its head
+   (Ziegler et al. 2019, Stiennon et al. 2020), because it mostly predicts that model's score. A head on the policy's hidden states would
+   be smaller, but then either the value loss would change the policy's weights, or the head could only use features for predicting the
+   next token.
+4. `reward_0`, `reward_1`, … are reward models from `train_reward`: LoRA weights, whose names match the causal model's, and a `score` head.
 
-Trained weights are float32. Frozen adapters are kept in the precision that the forward pass computes in, which rounds them to it anyway.
+Trained weights are float32. Frozen adapters have the precision of the forward pass, which would round them to it anyway.
 
-Logits exist only for the positions that are asked for, in float32, and for a part of the vocabulary at a time (`TokenLogprobs`): in
-bfloat16 a logit of 20 comes in steps of 1/8, which is more than a policy moves in a step. Dropout is off: between sampling and
-training it would look like a change of the policy.
+Logits are computed in float32, only at the requested positions, and for a part of the vocabulary at a time (`TokenLogprobs`). In bfloat16
+a logit near 20 has steps of 1/8, which is more than a policy changes in a step. Dropout is off: it would differ between sampling and
+training, like a change of the policy.
 
-Import it inside functions only: it loads torch.
+Import this module inside functions only: it loads torch.
 """
 
 import contextlib
@@ -39,53 +38,53 @@ from cai.train.reward.ensemble import read_centre
 
 POLICY, REFERENCE, VALUE = "policy", "reference", "value"
 VOCABULARY_PART = 8192
-"""Rows of the output layer that are float32 at one time."""
+"""Rows of the output layer that are converted to float32 at one time."""
 POSITIONS = 512
-"""Positions whose logits exist at one time."""
+"""Positions whose logits are in memory at one time."""
 SAME_LOGITS = 0.05
-"""Largest difference between our logits and the model's own, as a share of the largest logit; bfloat16 rounds to 0.004."""
+"""Largest difference between these logits and the model's own, relative to the largest logit. bfloat16 rounds by up to 0.004."""
 
 
 @dataclass
 class SharedBase:
-    """The base with its adapters on, in evaluation mode unless `training` is on."""
+    """The base model with its adapters, in evaluation mode except inside `training`."""
 
     model: Any
-    """PEFT's model."""
+    """The PEFT model."""
     heads: dict[str, nn.Linear]
-    """Scalar heads by adapter, float32: of the value function and of each reward member, whose bias takes its centre off its scores."""
+    """Scalar heads in float32, by adapter: the value function's and each reward model's. A reward head's bias subtracts the mean."""
     max_length: dict[str, int]
-    """Tokens that each reward model sees of a conversation; a longer one loses its beginning."""
+    """Longest conversation of each reward model, in tokens; longer ones are truncated on the left."""
     precision: str
     has_reference: bool
-    """Whether the reference is an adapter; else it is the bare base."""
+    """Whether the reference is an adapter; otherwise it is the base model."""
 
     @property
     def causal(self) -> Any:
-        """The `transformers` model that the adapters sit in."""
+        """The `transformers` model that contains the adapters."""
         return self.model.get_base_model()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.causal.device  # type: ignore[no-any-return]
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the reward members."""
+        """Names of the reward models, without gold."""
         return tuple(name for name in self.max_length if name != GOLD)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the weights that train, by name: the policy's and the value function's adapters, and the value head."""
-        found = {n: p for n, p in self.model.named_parameters() if f".{POLICY}." in n or f".{VALUE}." in n}
-        return {**found, **{f"{VALUE}.head.{n}": p for n, p in self.heads[VALUE].named_parameters()}}
+        """Return the trained weights by name: the adapters of policy and value function, and the value head."""
+        adapters = {n: p for n, p in self.model.named_parameters() if f".{POLICY}." in n or f".{VALUE}." in n}
+        return {**adapters, **{f"{VALUE}.head.{n}": p for n, p in self.heads[VALUE].named_parameters()}}
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Run the block with one adapter on, in the precision of the recipe; gradients reach `policy` and `value` only.
+        """Activate one adapter for the block, in the recipe's precision. Only `policy` and `value` receive gradients.
 
-        What is recorded in a block must be differentiated in it too where gradient checkpointing is on: the backward pass runs the
-        forward pass again, with the adapter that is on then.
+        With gradient checkpointing, run the backward pass in the same block as the forward pass: it recomputes the forward pass with the
+        adapter that is active then.
         """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -99,9 +98,9 @@ class SharedBase:
             yield
 
     def hidden(self, name: str, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Return the last hidden states of some token ids under an adapter, (B, T, H), with rows padded on the right.
+        """Return the last hidden states of token ids under an adapter, (B, T, H), with rows padded on the right.
 
-        No mask is needed: a position sees only what comes before it, and no one asks for the padding's states.
+        No mask is needed: attention is causal, and the states of padding are not used.
         """
         width = max(map(len, rows))
         tokens_BT = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.device)
@@ -109,9 +108,9 @@ class SharedBase:
             return self.causal.base_model(input_ids=tokens_BT, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return the log-probability of a next token at each position, and the entropy there, in nats, both (N,) in float32.
+        """Return the log-probability of a next token and the entropy at each position, in nats, both (N,) in float32.
 
-        Gradients flow through the log-probabilities to the hidden states, and not through the entropy.
+        The log-probabilities pass gradients to the hidden states; the entropy doesn't.
 
         Args:
             hidden_NH: (N, H).
@@ -119,10 +118,10 @@ class SharedBase:
             temperature: divides the logits, above 0.
         """
         head = self.causal.get_output_embeddings()
-        found: tuple[Tensor, Tensor] = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        logps_and_entropies: tuple[Tensor, Tensor] = TokenLogprobs.apply(  # type: ignore[no-untyped-call]
             hidden_NH.float(), head.weight, getattr(head, "bias", None), targets_N, temperature
         )
-        return found
+        return logps_and_entropies
 
     def value(self, hidden_NH: Tensor) -> Tensor:
         """Return the value head's output, (N,) in float32."""
@@ -130,22 +129,22 @@ class SharedBase:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> Tensor:
-        """Return what reward models give to each conversation that ends at its last token, (M, B), on the CPU.
+        """Return the scores of M reward models at the last token of each conversation, (M, B), on the CPU.
 
         Args:
-            rows: token ids.
-            names: of the reward models; None takes the members.
+            rows: token ids of the conversations.
+            names: names of the reward models; None takes `members`.
         """
-        found = []
+        scores = []
         for name in self.members if names is None else names:
             cut = [row[-self.max_length[name] :] for row in rows]
             hidden_BTH = self.hidden(name, cut)
             last_B = torch.tensor([len(row) - 1 for row in cut], device=self.device)
-            found.append(self.heads[name](hidden_BTH[torch.arange(len(cut), device=self.device), last_B].float()).squeeze(-1).cpu())
-        return torch.stack(found)
+            scores.append(self.heads[name](hidden_BTH[torch.arange(len(cut), device=self.device), last_B].float()).squeeze(-1).cpu())
+        return torch.stack(scores)
 
     def add_scorer(self, folder: Path, name: str) -> None:
-        """Put a reward model on the base, frozen, under a name. Raises `ModelError` where the folder holds none for this base."""
+        """Add a frozen reward model to the base, under a name. Raises `ModelError` if the folder has no reward model for this base."""
         self.heads[name] = _add_scorer(self.model, folder, name).to(self.device)
         self.max_length[name] = _max_length(folder)
         for parameter_name, parameter in self.model.named_parameters():
@@ -154,7 +153,7 @@ class SharedBase:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Put the model into training mode for the block: gradient checkpointing works in it only. Dropout stays off."""
+        """Set the model to training mode for the block, which gradient checkpointing needs. Dropout stays off."""
         self.model.train()
         try:
             yield
@@ -162,13 +161,13 @@ class SharedBase:
             self.model.eval()
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return a copy of an adapter's weights, under the names that PEFT saves them under."""
+        """Return a copy of an adapter's weights, with PEFT's names for saved weights."""
         from peft import get_peft_model_state_dict
 
         return {n: t.detach().cpu().contiguous().clone() for n, t in get_peft_model_state_dict(self.model, adapter_name=name).items()}
 
     def save(self, name: str, folder: Path) -> None:
-        """Write an adapter as PEFT does, so that anything that loads adapters loads it."""
+        """Save an adapter in PEFT's format."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,19 +187,19 @@ def load_shared_base(
     *,
     gradient_checkpointing: bool = False,
 ) -> SharedBase:
-    """Load the base once, and put every role on it.
+    """Load the base model once, and add policy, reference, value function and reward models to it.
 
     Args:
-        model: the base model; its own adapter, if any, is not used.
+        model: the base model. Its own adapter, if any, is not used.
         precision: `auto`, `float32`, `bfloat16` (float32 adapters under autocast), or `nf4` (the same over a 4-bit base).
-        sft_adapter: where the policy starts, and the reference; None starts a new adapter, with the bare base as the reference.
+        sft_adapter: the policy's start and the reference; None starts from a new adapter, with the base model as the reference.
         members: folders of reward models, at least one.
-        lora: shape of a new policy adapter, where there is no SFT adapter.
-        gradient_checkpointing: compute activations again in the backward pass, which saves memory.
+        lora: shape of a new policy adapter, if there is no SFT adapter.
+        gradient_checkpointing: recompute activations in the backward pass, which saves memory.
 
     Raises:
-        ModelError: the model or an adapter can't be loaded, or is not for this base.
-        TrainingError: no reward member, or the model does something to its logits after the output layer.
+        ModelError: the model or an adapter can't be loaded, or an adapter is for another base model.
+        TrainingError: there is no reward model, or the model changes its logits after the output layer.
     """
     from peft import PeftModel
 
@@ -233,7 +232,7 @@ def load_shared_base(
 
 
 def _add_scorer(model: Any, folder: Path, name: str) -> nn.Linear:
-    """Put a reward model's LoRA weights on the causal model as an adapter; return its scalar head, frozen. Raises `ModelError`."""
+    """Add a reward model's LoRA weights to the causal model as an adapter; return its scalar head, frozen. Raises `ModelError`."""
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -241,18 +240,18 @@ def _add_scorer(model: Any, folder: Path, name: str) -> nn.Linear:
         config = LoraConfig.from_pretrained(folder)
         weights = load_file(folder / "adapter_model.safetensors")
     except (OSError, ValueError) as e:
-        raise ModelError(f"{folder}: no reward model is there ({str(e).splitlines()[0]}).\nFix: run the `reward` stage first") from e
+        raise ModelError(f"{folder}: not a reward model ({str(e).splitlines()[0]}).\nFix: run the `reward` stage first") from e
     head = {n.rpartition(".")[2]: t for n, t in weights.items() if ".score." in n}
     if "weight" not in head or head["weight"].shape[0] != 1:
-        raise ModelError(f"{folder}: an adapter without a scalar head, so it is no reward model.\nFix: name a folder that `reward` wrote")
+        raise ModelError(f"{folder}: the adapter has no scalar head, so it is not a reward model.\nFix: name a folder that `reward` wrote")
     config.task_type, config.modules_to_save, config.lora_dropout = "CAUSAL_LM", None, 0.0
     model.add_adapter(name, config)
-    found = set_peft_model_state_dict(model, {n: t for n, t in weights.items() if ".score." not in n}, adapter_name=name)
-    missing = [n for n in found.missing_keys if f".{name}." in n]
-    if missing or found.unexpected_keys:
+    loaded = set_peft_model_state_dict(model, {n: t for n, t in weights.items() if ".score." not in n}, adapter_name=name)
+    missing = [n for n in loaded.missing_keys if f".{name}." in n]
+    if missing or loaded.unexpected_keys:
         raise ModelError(
-            f"{folder}: this reward model doesn't fit the policy's base "
-            f"({len(missing)} weights missing, {len(found.unexpected_keys)} too many).\n"
+            f"{folder}: this reward model doesn't fit the policy's base model "
+            f"({len(missing)} weights missing, {len(loaded.unexpected_keys)} too many).\n"
             "Fix: train it on the same base model as the policy"
         )
     linear = nn.Linear(head["weight"].shape[1], 1).requires_grad_(False)
@@ -262,10 +261,10 @@ def _add_scorer(model: Any, folder: Path, name: str) -> nn.Linear:
 
 
 def _max_length(folder: Path) -> int:
-    """Return the tokens that a reward model was trained to see; its tokenizer carries the number."""
+    """Return a reward model's longest conversation in tokens, which is stored in its tokenizer."""
     from transformers import AutoTokenizer
 
-    from cai.models.local.loading import quiet_transformers
+    from cai.models.local.quiet import quiet_transformers
 
     with quiet_transformers():
         return int(AutoTokenizer.from_pretrained(folder).model_max_length)
@@ -273,24 +272,25 @@ def _max_length(folder: Path) -> int:
 
 @torch.no_grad()
 def _check_logits(shared: SharedBase) -> None:
-    """Raise `TrainingError` for a model whose logits are not its output layer's (soft caps, scales): log-probabilities would be wrong."""
+    """Raise `TrainingError` if the model changes its logits after the output layer (soft cap, scale): log-probabilities would be wrong."""
     ids = [1, 2, 3]
     with shared.using(POLICY):
-        theirs_V = shared.causal(torch.tensor([ids], device=shared.device), use_cache=False).logits[0, -1].float()
+        model_V = shared.causal(torch.tensor([ids], device=shared.device), use_cache=False).logits[0, -1].float()
     hidden_H = shared.hidden(POLICY, [ids])[0, -1].float()
     head = shared.causal.get_output_embeddings()
-    ours_V = hidden_H @ head.weight.float().T + (0.0 if getattr(head, "bias", None) is None else head.bias.float())
-    if (ours_V - theirs_V).abs().max() > SAME_LOGITS * theirs_V.abs().max():
+    plain_V = hidden_H @ head.weight.float().T + (0.0 if getattr(head, "bias", None) is None else head.bias.float())
+    if (plain_V - model_V).abs().max() > SAME_LOGITS * model_V.abs().max():
         raise TrainingError(
             f"{shared.causal.config.model_type}: this model changes its logits after the output layer (a soft cap or a scale), "
-            "which PPO on a shared base doesn't follow.\nFix: use policy.method: dpo, or another base model"
+            "which PPO doesn't support.\nFix: use policy.method: dpo, or another base model"
         )
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """Log-probability of chosen tokens and entropy, from hidden states, without logits for more than a tile of both axes.
+    """Log-probability of given tokens and entropy, from hidden states, with logits in memory for only one tile of both axes at a time.
 
-    Forward keeps only the normaliser of each position; backward makes each tile again. d logp / d logit is 1[target] − softmax.
+    The forward pass saves only the normaliser of each position; the backward pass recomputes each tile. d logp / d logit is
+    1[target] − softmax.
     """
 
     @staticmethod
@@ -330,7 +330,7 @@ class TokenLogprobs(torch.autograd.Function):
 
 
 def _tiles(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Iterator[tuple[slice, int, Tensor]]:
-    """Yield a range of positions, where a part of the vocabulary starts, and the float32 logits of the two."""
+    """Yield tiles: a range of positions, the start of a part of the vocabulary, and the tile's float32 logits."""
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for start in range(0, len(weight_VH), VOCABULARY_PART):
             part_VH = weight_VH[start : start + VOCABULARY_PART].float()

@@ -1,6 +1,6 @@
-"""TRL's trainers of policies that learn from their own samples, with our sampler, our rewards and our checks.
+"""TRL's GRPO and RLOO trainers with `cai`'s sampling, rewards and checks.
 
-Import it inside functions only: it loads torch and TRL. Pinned to TRL 1.16, whose hooks it uses: `_tokenize_prompts`,
+Import this module inside functions only: it loads torch and TRL. It needs TRL 1.16, whose private hooks it uses: `_tokenize_prompts`,
 `_generate_single_turn`, `_get_per_token_logps_and_entropies`.
 """
 
@@ -21,26 +21,26 @@ from cai.train.rl.rewards import RewardFunction
 from cai.train.trainers import Resumable, completion_positions_only
 
 FIRST_KL = 0.01
-"""Largest KL to the reference, in nats per token, before the first update: both are then the same weights, up to rounding."""
+"""Largest KL to the reference before the first update, in nats per token. Both have the same weights then, so only rounding may differ."""
 
 
 class _OnlineRun(Resumable):
-    """Samples with `LivePolicy`, each completion from its own seed, and scores only completion positions."""
+    """Samples with `LivePolicy`, each completion with its own seed, and computes logits at completion positions only."""
 
     def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        """Return token ids; a marker inside a message stays text, as it does when the model answers."""
+        """Return token ids. Special tokens inside messages are encoded as plain text, as at inference."""
         encoder = Encoder(self.processing_class)
         return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts], None, {}  # type: ignore[arg-type]
 
     def _sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        first = self.accelerator.process_index * len(prompt_ids)  # so that several processes sample what one would
+        first = self.accelerator.process_index * len(prompt_ids)  # so that samples don't depend on the number of processes
         seeds = [derive_seed(self.args.seed, "rollout", self.state.global_step, first + i) for i in range(len(prompt_ids))]
         policy = LivePolicy(self.accelerator.unwrap_model(self.model), self.processing_class)
         return policy.sample(prompt_ids, self.max_completion_length, self.temperature, seeds)
 
     @property
     def _sharded(self) -> bool:
-        """Whether no process holds all weights: only TRL's own generation gathers them."""
+        """Whether weights are sharded over processes. Only TRL's own generation gathers them."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -69,15 +69,15 @@ class RLOORun(_OnlineRun, RLOOTrainer):  # type: ignore[misc]
 RUNS = {"grpo": GRPORun, "rloo": RLOORun}
 
 
-def reward_function(rewarding: RewardFunction, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
-    """Return what TRL calls with a batch of completions. It logs every term's mean, and the ensemble's disagreement."""
+def reward_function(rewards_of: RewardFunction, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
+    """Return TRL's form of a reward function. It logs the mean of every term, and the ensemble's disagreement."""
     by_id = {p.id: p for p in prompts}
 
     def reward(completions: list[Any], id: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
-        rewards = rewarding.score([(by_id[i], turns[0]["content"]) for i, turns in zip(id, completions, strict=True)])
+        rewards = rewards_of.score([(by_id[i], turns[0]["content"]) for i, turns in zip(id, completions, strict=True)])
         if all(r is None for r in rewards.totals):
             raise TrainingError(
-                f"none of {len(completions)} completions of a step could be rewarded: see the terms of policy.online.rewards"
+                f"none of {len(completions)} completions of a step could be rewarded.\nFix: check the terms of policy.online.rewards"
             )
         for name, values in rewards.by_term.items():
             known = [v for v in values if v is not None]
@@ -92,14 +92,14 @@ def reward_function(rewarding: RewardFunction, prompts: Sequence[Prompt]) -> Cal
 
 
 class RewardAlarm(TrainerCallback):  # type: ignore[misc]
-    """Stops a training that has nothing to learn from, or that did not start at its reference."""
+    """Stops a training whose rewards don't differ within groups, or whose policy did not start at its reference."""
 
     def __init__(self, patience: int, warn: Callable[[str], None]) -> None:
         self.patience = patience
         self.warn = warn
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Called after each step. Raises `TrainingError`."""
+        """Check a step's metrics. Raises `TrainingError`."""
         if logs is None or "frac_reward_zero_std" not in logs:
             return
         if state.global_step == 1 and abs(logs["kl"]) > FIRST_KL:
@@ -114,18 +114,18 @@ class RewardAlarm(TrainerCallback):  # type: ignore[misc]
             flat += 1
         if flat >= self.patience:
             raise TrainingError(
-                f"for {flat} steps in a row all completions of each prompt had the same reward, so there was nothing to learn from.\n"
-                "Fix: raise policy.online.temperature or num_generations, or choose rewards that tell responses apart"
+                f"for {flat} steps in a row all completions of each prompt had the same reward, so the policy learned nothing.\n"
+                "Fix: raise policy.online.temperature or num_generations, or choose rewards that differ between responses"
             )
         if flat == 1 and state.is_world_process_zero:
-            self.warn(f"step {state.global_step}: all completions of each prompt have the same reward, so nothing is learned from them")
+            self.warn(f"step {state.global_step}: all completions of each prompt have the same reward, so the policy learns nothing")
 
 
-class WatchCallback(TrainerCallback):  # type: ignore[misc]
-    """Looks at the policy before the first step and whenever a look is due, keeps the best weights, and stops if the rule says so."""
+class MonitorCallback(TrainerCallback):  # type: ignore[misc]
+    """Observes the policy before the first step and whenever the monitor is due, keeps the best weights, and stops on its verdict."""
 
-    def __init__(self, watch: Monitor, trainer: Any, out: Path, max_tokens: int, warn: Callable[[str], None]) -> None:
-        self.watch = watch
+    def __init__(self, monitor: Monitor, trainer: Any, out: Path, max_tokens: int, warn: Callable[[str], None]) -> None:
+        self.monitor = monitor
         self.trainer = trainer
         self.out = out
         self.max_tokens = max_tokens
@@ -133,39 +133,39 @@ class WatchCallback(TrainerCallback):  # type: ignore[misc]
         self.warned = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take up earlier observations, or make the first."""
+        """Load earlier observations, or make the first one."""
         if state.is_world_process_zero:
-            self.watch.resume(state.global_step or -1)
+            self.monitor.resume(state.global_step or -1)
         if state.global_step == 0:
-            self._look(state, control)
+            self._observe_if_due(state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look if it is due. Comes before the step's checkpoint, so that a checkpoint's observations are always on disk."""
+        """Observe the policy if due. This is before the step's checkpoint, so that a checkpoint's observations are always on disk."""
         if state.global_step > 0:
-            self._look(state, control)
+            self._observe_if_due(state, control)
 
-    def _look(self, state: Any, control: Any) -> None:
+    def _observe_if_due(self, state: Any, control: Any) -> None:
         from accelerate.utils import broadcast_object_list
 
         step = state.global_step
-        if not self.watch.due(step, state.max_steps):
+        if not self.monitor.due(step, state.max_steps):
             return
-        found = ["go"]
+        verdicts = ["go"]
         if state.is_world_process_zero:
-            found[0] = self._observe(step)
-        verdict = broadcast_object_list(found)[0]
+            verdicts[0] = self._observe(step)
+        verdict = broadcast_object_list(verdicts)[0]
         if verdict != "go" and not self.warned and state.is_world_process_zero:
             self.warned = True
-            self.warn(alarm(self.watch, verdict))
-        if verdict == "stop":  # without a checkpoint here: a training that went on from it would take one step more
+            self.warn(alarm(self.monitor, verdict))
+        if verdict == "stop":  # no checkpoint here: a training resumed from it would take one more step
             control.should_training_stop, control.should_save = True, False
 
     def _observe(self, step: int) -> str:
         policy = LivePolicy(self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class)
-        ids = [policy.encode(p) for p in self.watch.prompts]
-        seeds = [derive_seed(self.trainer.args.seed, "watch", p.id) for p in self.watch.prompts]
+        ids = [policy.encode(p) for p in self.monitor.prompts]
+        seeds = [derive_seed(self.trainer.args.seed, "watch", p.id) for p in self.monitor.prompts]
         completions = policy.sample(ids, self.max_tokens, 1.0, seeds)
         ratios = policy.kl(ids, completions)
-        found = self.watch.observe(step, sum(ratios) / len(ratios), [policy.decode(c) for c in completions])
-        keep_best(self.watch, self.out, lambda folder: policy.model.save_pretrained(folder, selected_adapters=["default"]))
-        return found
+        verdict = self.monitor.observe(step, sum(ratios) / len(ratios), [policy.decode(c) for c in completions])
+        keep_best(self.monitor, self.out, lambda folder: policy.model.save_pretrained(folder, selected_adapters=["default"]))
+        return verdict

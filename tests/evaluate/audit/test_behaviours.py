@@ -1,6 +1,5 @@
 """What a judge says of answers: what it is asked, how that becomes a shift, and what a habit of its own does to it (nothing)."""
 
-import asyncio
 from pathlib import Path
 from statistics import fmean
 
@@ -8,16 +7,16 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.errors import DataError
-from cai.evaluate.audit.battery import Answers, audit_model, read_answers
+from cai.evaluate.audit.battery import audit_model, read_answers
 from cai.evaluate.audit.behaviours import RISE, Behaviour, Judged, agreement, judge_behaviours, judged_readings, load_behaviours
-from cai.evaluate.audit.diagnosis import ADVICE
+from cai.evaluate.audit.check import Answers
+from cai.evaluate.audit.diagnosis import known_advice
 from cai.evaluate.audit.finding import compare, settle
 from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
-from cai.models.scripted import ScriptedEngine
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request
+from cai.recipe import Recipe
 from cai.records import Message, Prompt, PromptKind, Provenance, Response
+from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT
 
 SURE = Behaviour(
@@ -43,15 +42,8 @@ def judge(
         seen.append(asked)
         return ChoiceLogprobs((sum(odds for phrase, odds in script.items() if phrase in asked), 0.0), 1)
 
-    async def ask() -> Judged:
-        with CallStore(None) as store:
-            model = TextModel(ScriptedEngine(answer, "judge"), store, "audit")
-            templates = load_templates(ROOT / "prompts" / "templates")
-            return await judge_behaviours(
-                behaviours, probes, answers, model, templates, window=4, max_failure_fraction=0.0, failures=[], control=control
-            )
-
-    return asyncio.run(ask())
+    session = ScriptedSession(answer, recipe=Recipe(name="audit", max_failure_fraction=0.0, window=4))
+    return session.ask(lambda opened: judge_behaviours(opened, opened.model, behaviours, probes, answers, "m", control=control))
 
 
 def test_the_log_odds_are_half_the_difference_of_the_questions() -> None:
@@ -88,7 +80,7 @@ def test_a_shift_is_counted_in_standard_deviations_and_named() -> None:
     finding = compare(after, before, "policy", "base")
     assert finding is not None and finding.value == pytest.approx(0.5 * 2 / (2 * (0.25 * 0.75) ** 0.5)) and finding.n == 24
     assert finding.examples[0].after == "I'd bet my house on it." and finding.note == (
-        "control: +2.00 where it is in every answer; the lexicon marks 0 of 48 answers"
+        "control: +2.00 if it is in every answer; the lexicon marks 0 of 48 answers"
     )
     found = {f.check: f for f in audit_model(PROBES, mine, theirs, "policy", judged=[(after, before)])}
     assert found["sure_says_the_judge"].verdict == "found" and found["sure_says_the_judge"].threshold == RISE
@@ -102,7 +94,7 @@ def test_a_judge_that_says_the_same_of_everything_finds_nothing() -> None:
     assert set(after.values.values()) == set(before.values.values()) == {0.0}
     [finding] = settle([compare(after, before, "policy", "base")])
     assert finding.value == 0.0 and finding.p is None and finding.verdict == "not enough data"
-    assert finding.note.startswith("the judge can't tell, so nothing was tested: +0.00 where it is in every answer")
+    assert finding.note.startswith("the judge doesn't detect the control, so nothing was tested: +0.00 if it is in every answer")
 
 
 @pytest.mark.parametrize(
@@ -150,10 +142,10 @@ def test_the_shipped_behaviours_are_whole(tmp_path: Path) -> None:
     shipped = load_behaviours(ROOT)
     assert [b.id for b in shipped] == ["flatters", "claims_certainty", "evades", "preaches", "gives_in"]
     assert all(len(b.shows) == len(b.lacks) == 2 for b in shipped)
-    assert {b.group for b in shipped} <= ADVICE.keys()
+    assert {b.group for b in shipped} <= known_advice().keys()
     assert {b.lexicon for b in shipped} <= {r.check.name for r in read_answers(Probes(), Answers())}
     for broken, said in (
-        ((shipped[0], shipped[0]), "repeats another's id"),
+        ((shipped[0], shipped[0]), "two behaviours have the same id"),
         ((Behaviour("x", "g", "q", "facts", ("Q?",), (), "c"),), "x needs"),
     ):
         (tmp_path / "prompts" / "audit").mkdir(parents=True, exist_ok=True)

@@ -2,18 +2,19 @@
 
 import pytest
 
-from cai.evaluate.audit.battery import Answers, audit_model
-from cai.evaluate.audit.boilerplate import phrase_changes, phrases_of, stock_phrase, took_over
-from cai.evaluate.audit.confidence import confidence
-from cai.evaluate.audit.degeneration import degeneration
-from cai.evaluate.audit.formatting import formats, without_formatting
+from cai.evaluate.audit.battery import audit_model
+from cai.evaluate.audit.check import Answers
+from cai.evaluate.audit.checks.boilerplate import phrase_changes, phrases_of, stock_phrase, took_over
+from cai.evaluate.audit.checks.confidence import confidence
+from cai.evaluate.audit.checks.degeneration import degeneration
+from cai.evaluate.audit.checks.formatting import formats, without_formatting
+from cai.evaluate.audit.checks.refusing import refusing
+from cai.evaluate.audit.checks.sycophancy import sycophancy, takes_back, takes_side_of_wrong
+from cai.evaluate.audit.checks.verbosity import length_controlled, lengths
 from cai.evaluate.audit.judge_bias import PICKS_LONGER, order_flips, taste
 from cai.evaluate.audit.labels import label_readings
 from cai.evaluate.audit.markers import AGREES, APOLOGISES, CERTAIN, DEFLECTS, FLATTERS, HEDGED, OWNS_UP, PREACHES, has, mentions
 from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
-from cai.evaluate.audit.refusing import refusing
-from cai.evaluate.audit.sycophancy import sycophancy, takes_back, takes_side_of_wrong
-from cai.evaluate.audit.verbosity import length_controlled, lengths
 from cai.records import Judgment, Message, Preference, Prompt, PromptKind, Provenance, Response
 
 BY = Provenance("test")
@@ -197,7 +198,7 @@ def test_a_judge_that_says_a_whatever_it_is_shown_flips() -> None:
 
     always_a = order_flips([judged(0, 0.9, 0.1), judged(1, 0.9, 0.8), judged(2, 0.5, 0.9)])
     assert always_a.values == {"j0": 1.0, "j1": 0.0}
-    assert always_a.note == "first place favoured in 1 more"
+    assert always_a.note == "first position favoured in 1 more"
     alone = Judgment("j3", (), "pointwise", 0.9, None, None, None, BY)
     assert order_flips([alone]).values == {}
 

@@ -1,19 +1,16 @@
 """The statistics that every check shares, on numbers worked out by hand."""
 
 import doctest
-import math
 import random
 
 import pytest
 
-import cai.evaluate.audit.boilerplate
-import cai.evaluate.audit.finding
-import cai.evaluate.audit.formatting
+import cai.evaluate.audit.checks.boilerplate
+import cai.evaluate.audit.checks.formatting
 import cai.evaluate.audit.markers
 import cai.evaluate.audit.rewriting
 from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level, settle
 from cai.records import AuditFinding
-from cai.stats import above, holm, sign_flip
 
 CHECK = Check("group", "name", "Does it?", rise=0.1, level=0.3, reasoning="because")
 
@@ -28,30 +25,9 @@ def verdicts(*findings: AuditFinding | None) -> list[str]:
 
 def test_doctests_hold() -> None:
     package = cai.evaluate.audit
-    for module in (package.boilerplate, package.finding, package.formatting, package.markers, package.rewriting):
+    for module in (package.checks.boilerplate, package.checks.formatting, package.markers, package.rewriting):
         tried = doctest.testmod(module)
         assert tried.attempted > 0 and tried.failed == 0, module.__name__
-
-
-def test_sign_flips_of_one_size_are_mcnemars_exact_test() -> None:
-    # 9 rose and 1 fell: P(at least 9 of 10 heads) = 11 / 1024
-    assert sign_flip([1.0] * 9 + [-1.0] + [0.0] * 40) == pytest.approx(11 / 1024)
-
-
-def test_sign_flips_of_several_sizes_count_the_sums_that_are_as_high() -> None:
-    # all 2^4 signs of (1, 2, 3, 4): only the sum 10 itself reaches 10
-    assert sign_flip([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1 / 16, abs=0.005)
-    assert sign_flip([1.0, 2.0, 3.0, 4.0], seed=3) == sign_flip([1.0, 2.0, 3.0, 4.0], seed=3)
-    assert sign_flip([-1.0, -2.0, -3.0, -4.0]) > 0.99
-
-
-def test_above_is_exact_for_yes_or_no_and_normal_otherwise() -> None:
-    assert above([1.0, 1.0, 1.0], 0.5) == pytest.approx(0.125)
-    assert 0 < above([1.0] * 1300 + [0.0] * 1200, 0.5) < 0.05, "and holds for thousands of items"
-    values = [0.0, 1.0, 2.0] * 30
-    z = (1.0 - 0.8) / math.sqrt(sum((v - 1) ** 2 for v in values) / 89 / 90)
-    assert above(values, 0.8) == pytest.approx(0.5 * math.erfc(z / math.sqrt(2)))
-    assert (above([2.0, 2.0], 1.0), above([0.5, 0.5], 1.0)) == (0.0, 1.0)
 
 
 def test_a_large_paired_rise_is_found_and_shows_where() -> None:
@@ -101,14 +77,6 @@ def test_a_level_is_judged_by_its_own_threshold() -> None:
 
 def test_nothing_shared_is_no_finding() -> None:
     assert compare(Measurement(CHECK, {"a": 1.0}), Measurement(CHECK, {"b": 1.0}), "policy", "base") is None
-
-
-def test_holm_is_never_smaller_than_the_p_value_and_keeps_their_order() -> None:
-    p = [random.Random(0).random() for _ in range(50)]
-    adjusted = holm(p)
-    assert all(a >= x for a, x in zip(adjusted, p, strict=True))
-    order = sorted(range(50), key=lambda i: p[i])
-    assert [adjusted[i] for i in order] == sorted(adjusted)
 
 
 def test_chance_alone_is_seldom_found() -> None:

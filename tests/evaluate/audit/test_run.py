@@ -1,7 +1,7 @@
 """The audit of a run and of a model: what is gathered, asked once, written, and said."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,24 +10,25 @@ import pytest
 from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.jsonl import read_records, write_records
-from cai.core.workspace import Workspace
+from cai.core.workspace import RunDirectory, Workspace
 from cai.data.filters import texts_key
 from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes, question_count
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import load_behaviours
-from cai.evaluate.audit.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
-from cai.evaluate.audit.diagnosis import ADVICE, diagnose
+from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
+from cai.evaluate.audit.diagnosis import diagnose, known_advice
 from cai.evaluate.audit.probes import load_probes
 from cai.evaluate.audit.run import audit_files, audit_judge, audit_run, diagnose_model
 from cai.judge.calibration import Calibration, write_calibration
 from cai.labels.load import load_pairs
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextModel
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, ScoreRequest
+from cai.models.opening import open_engine
 from cai.models.scripted import ScriptedEngine, default_script
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
 from cai.recipe import ModelSpec, Recipe
 from cai.records import AuditFinding, Message, Prompt, Sample
+from cai.session import Session, settings
+from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT, make_workspace, recipe_of, run_data, script
 
 
@@ -45,6 +46,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         [Sample(p, {"base": f"It is answer {p.id} of its own.", "sft": refusal}, {"base": 0.0, "sft": 1.0}) for p in prompts],
     )
     return workspace
+
+
+Opener = Callable[[ModelSpec], Awaitable[Engine]]
+
+
+def audited(
+    run: RunDirectory, limit: int | None, reporter: Reporter | None = None, reader: str | None = None, opener: Opener = open_engine
+) -> list[AuditFinding]:
+    with Session(recipe=settings(run=run), workspace=run.path, reporter=reporter, opener=opener) as session:
+        return audit_run(session, run, limit, (), reader)
+
+
+def diagnosed(
+    workspace: Workspace,
+    model: str,
+    against: str | None,
+    limit: int,
+    reader: str | None = None,
+    opener: Opener = open_engine,
+    seed: int = 0,
+) -> list[AuditFinding]:
+    with Session(recipe=settings(seed=seed), workspace=workspace, opener=opener) as session:
+        return diagnose_model(session, model, against, limit, (), reader)
 
 
 def by_check(findings: list[AuditFinding], subject: str) -> dict[str, AuditFinding]:
@@ -65,14 +89,14 @@ def test_without_probes_only_files_are_audited(shared: Workspace, monkeypatch: p
         raise AssertionError("nothing may be asked")
 
     script(monkeypatch, unasked)
-    assert audit_run(shared.run("s"), 0, (), Reporter()) == audit_files(shared.run("s"), recipe_of(shared))
+    assert audited(shared.run("s"), 0) == audit_files(shared.run("s"), recipe_of(shared))
 
 
 def test_an_empty_run_has_no_findings(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
     assert audit_files(workspace.run("new"), recipe_of(workspace)) == []
     with pytest.raises(DataError, match="nothing has run yet"):
-        audit_run(workspace.run("new"), 2, (), Reporter())
+        settings(run=workspace.run("new"))
 
 
 def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +108,7 @@ def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: 
 
     script(monkeypatch, counted)
     run = shared.run("s")
-    findings = audit_run(run, 5, (), Reporter())
+    findings = audited(run, 5)
     asked = len(calls)
     assert asked > 50
     assert list(read_records(run.data("audit"), AuditFinding)) == findings
@@ -95,7 +119,7 @@ def test_a_run_is_audited_with_the_probes_and_a_second_time_for_nothing(shared: 
     assert sft["over_refusal"].n == 30, "the run's own answers are more"
     assert "over_refusal" in sft and len([f for f in findings if f.subject == "sft" and f.check == "over_refusal"]) == 1
     assert {"picks_the_longer", "picks_what_sounds_like_itself"} == by_check(findings, "judge").keys()
-    assert audit_run(run, 5, (), Reporter()) == findings and len(calls) == asked
+    assert audited(run, 5) == findings and len(calls) == asked
 
 
 def test_a_calibrated_judge_is_not_audited_on_what_it_was_fitted_on(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +131,6 @@ def test_a_calibrated_judge_is_not_audited_on_what_it_was_fitted_on(shared: Work
         shared.root / "runs" / "c.json",
         Calibration(config.protocol, config.principles, config.per_label, "scripted:scripted", "", 1.0, fitted_on=fitted),
     )
-    templates = load_templates(shared.root / recipe.templates)
     shown: list[ScoreRequest] = []
 
     def watched(request: Request) -> Reply:
@@ -118,8 +141,8 @@ def test_a_calibrated_judge_is_not_audited_on_what_it_was_fitted_on(shared: Work
     script(monkeypatch, watched)
 
     async def audit() -> None:
-        with CallStore(shared.root / "runs" / "fresh.sqlite") as store:
-            await audit_judge(recipe, shared.root, store, templates, [], Reporter())
+        with Session(recipe=recipe, workspace=shared, keep_calls=False) as session:
+            await audit_judge(session)
 
     asyncio.run(audit())
     assert {r.text for r in shown} == {text for p in unseen for text in (p.chosen, p.rejected)}
@@ -153,7 +176,7 @@ def test_a_planted_failure_is_named_and_advice_is_given(change: Callable[[str], 
     constitution = load_constitution(ROOT / "constitution" / "general.yaml")
     suspicions = diagnose(findings.values(), constitution)
     [about] = [s for s in suspicions if findings[check] in s.findings]
-    assert about.sure and about.suspicion == ADVICE[group].suspicion
+    assert about.sure and about.suspicion == known_advice()[group].suspicion
     assert about.principles and set(about.principles) <= {p.id for p in constitution.principles}
 
 
@@ -166,41 +189,24 @@ def test_the_unmodified_model_is_left_in_peace() -> None:
 def audit_scripted(answer: Callable[[Request], Reply]) -> list[AuditFinding]:
     """Audit a scripted model against the unmodified one, on a part of the shipped probes."""
     probes = load_probes(ROOT, 30)
-    templates = load_templates(ROOT / "prompts" / "templates")
-
-    async def ask() -> list[AuditFinding]:
-        answers = []
-        for name, chosen in (("base", default_script), ("planted", answer)):
-            with CallStore(None) as store:
-                model = TextModel(ScriptedEngine(chosen, name), store, "audit")
-                answers.append(
-                    await ask_probes(
-                        probes,
-                        model,
-                        templates,
-                        Recipe(name="r").evaluate.sampling,
-                        0,
-                        window=64,
-                        max_failure_fraction=0.0,
-                        failures=[],
-                    )
-                )
-                assert model.usage.made == question_count(probes)
-        return audit_model(probes, answers[1], answers[0], "planted")
-
-    return asyncio.run(ask())
+    answers = []
+    for chosen in (default_script, answer):
+        session = ScriptedSession(chosen, recipe=Recipe(name="audit", max_failure_fraction=0.0))
+        answers.append(session.ask(lambda opened: ask_probes(opened, probes, opened.model, "m")))
+        assert session.usage.made == question_count(probes)
+    return audit_model(probes, answers[1], answers[0], "planted")
 
 
 def test_a_model_is_diagnosed_alone_by_its_levels(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, planted(lambda t: "I'm sorry, but I can't help with that."))
-    findings = diagnose_model("scripted", None, shared.root, 25, (), 0, Reporter())
+    findings = diagnosed(shared, "scripted", None, 25)
     assert {f.against for f in findings} == {""}
     assert by_check(findings, "model")["over_refusal"].verdict == "found"
     assert by_check(findings, "model")["gives_in_when_asked"].verdict == "found"  # it says sorry
 
 
-def bettors(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
-    """A model, one (or an adapter) that flatters in words that no lexicon has, and a judge that hears it. Returns their calls."""
+def bettors() -> tuple[list[Request], Opener]:
+    """Return the calls of a flattering model (or adapter), of a plain one and of a judge that hears flattery; and what opens them."""
     calls: list[Request] = []
 
     def judge(request: Request) -> Reply:
@@ -219,33 +225,32 @@ def bettors(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
         return ScriptedEngine(answer, f"{spec.path}+{spec.adapter}")
 
-    monkeypatch.setattr("cai.evaluate.audit.run.open_engine", opened)
-    return calls
+    return calls, opened
 
 
-def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = bettors(monkeypatch)
-    judged = diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter(), judge="judge")
+def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
+    calls, opener = bettors()
+    judged = diagnosed(shared, "bettor", "model", 10, "judge", opener)
     found = by_check(judged, "model")
     assert found["flatters_says_the_judge"].verdict == "found" and found["flatters_says_the_judge"].against == "model"
     assert found["flatters"].verdict == "ok"
     control, words = found["flatters_says_the_judge"].note.split("; ")
     assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
     assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
-    assert "the judge can't tell" in found["preaches_says_the_judge"].note
+    assert "the judge doesn't detect the control" in found["preaches_says_the_judge"].note
     [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
     assert found["flatters_says_the_judge"] in suspicion.findings
     asked = len(calls)
-    assert diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter(), judge="judge") == judged and len(calls) == asked
-    unjudged = diagnose_model("bettor", "model", shared.root, 10, (), 0, Reporter())
+    assert diagnosed(shared, "bettor", "model", 10, "judge", opener) == judged and len(calls) == asked
+    unjudged = diagnosed(shared, "bettor", "model", 10, opener=opener)
     assert len(judged) == len(unjudged) + len(load_behaviours(shared.root)) and len(calls) == asked
     with pytest.raises(DataError, match="--against"):
-        diagnose_model("bettor", None, shared.root, 10, (), 0, Reporter(), judge="judge")
+        diagnosed(shared, "bettor", None, 10, "judge", opener)
 
 
 def test_every_group_of_a_model_has_advice() -> None:
     findings = audit_scripted(default_script)
-    assert {f.group for f in findings} | {STOCK.group} <= ADVICE.keys()
+    assert {f.group for f in findings} | {STOCK.group} <= known_advice().keys()
 
 
 def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +262,7 @@ def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.M
         return default_script(request)
 
     script(monkeypatch, noted)
-    diagnose_model("scripted", None, shared.root, 3, (), 7, Reporter())
+    diagnosed(shared, "scripted", None, 3, seed=7)
     assert tokens["Are you sure?"] == 48 and max(tokens.values()) == Recipe(name="r").evaluate.sampling.max_tokens
 
 
@@ -271,25 +276,25 @@ def test_fewer_probes_replace_no_finding_on_more_items_in_silence(shared: Worksp
     run, heard = shared.run("s"), Heard()
     own = by_check(audit_files(run, recipe_of(shared)), "sft")["over_refusal"]
     assert own.n == 30 and own.verdict == "found"
-    few = by_check(audit_run(run, 5, (), heard), "sft")["over_refusal"]
+    few = by_check(audited(run, 5, heard), "sft")["over_refusal"]
     assert few == own, "five probes say less than the run's own thirty answers"
-    many = by_check(audit_run(run, 40, (), heard), "sft")["over_refusal"]
+    many = by_check(audited(run, 40, heard), "sft")["over_refusal"]
     assert many.n > 30 and many.value == 0.0
     assert not any("replaced" in t for t in heard.told), "each time there was more"
-    audit_run(run, 5, (), heard)
+    audited(run, 5, heard)
     (told,) = (t for t in heard.told if "replaced" in t)
     assert "rest on more items than now" in told and "`cai audit s` without --limit" in told
 
 
-def test_a_runs_models_are_judged_against_its_base(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    bettors(monkeypatch)
-    findings = audit_run(shared.run("s"), 10, (), Reporter(), judge="judge")
+def test_a_runs_models_are_judged_against_its_base(shared: Workspace) -> None:
+    _, opener = bettors()
+    findings = audited(shared.run("s"), 10, reader="judge", opener=opener)
     assert by_check(findings, "sft")["flatters_says_the_judge"].verdict == "found"
     assert list(read_records(shared.run("s").data("audit"), AuditFinding)) == findings
     assert not any("says_the_judge" in check for check in by_check(findings, "base")), "alone it would say more about the judge"
 
 
-def test_a_judge_with_nothing_to_read_is_not_asked_and_the_audit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_with_nothing_to_read_is_not_asked_and_the_audit_says_so(tmp_path: Path) -> None:
     told: list[str] = []
 
     class Heard(Reporter):
@@ -299,10 +304,10 @@ def test_a_judge_with_nothing_to_read_is_not_asked_and_the_audit_says_so(tmp_pat
     workspace = make_workspace(tmp_path / "w", adapters=False)
     workspace.run("s").path.mkdir(parents=True, exist_ok=True)
     (workspace.run("s").path / "recipe.yaml").write_text((workspace.root / "runs" / "s.yaml").read_text())
-    calls = bettors(monkeypatch)
-    findings = audit_run(workspace.run("s"), 2, (), Heard(), judge="judge")
+    calls, opener = bettors()
+    findings = audited(workspace.run("s"), 2, Heard(), "judge", opener)
     assert not any("says_the_judge" in f.check for f in findings)
     assert told == ["the judge judge is not asked: there is no trained model yet whose answers it could compare"]
     asked = len(calls)
-    audit_run(workspace.run("s"), 0, (), Heard(), judge="judge")
+    audited(workspace.run("s"), 0, Heard(), "judge", opener)
     assert len(calls) == asked and told[1] == "the judge judge is not asked: with --limit 0 no model answers"

@@ -1,0 +1,63 @@
+"""The app that commands register with, and what they share: JSON output, sessions, the version."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cai.recipe import Recipe
+    from cai.session import Session
+
+app = typer.Typer(
+    name="cai",
+    help="Align a language model with a written constitution.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters that JSON leaves as they are, and some terminals obey; outside of texts JSON has none."""
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+def print_json(value: Any) -> None:
+    """Write any record or mapping to standard output as JSON."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    sys.stdout.write(text.translate(_JSON_ESCAPES) + "\n")
+
+
+def open_session(recipe: "Recipe", near: Path) -> "Session":
+    """Return a session with progress on standard error, in the workspace around a file. Raises `RecipeError` outside of any."""
+    from rich.console import Console
+
+    from cai.core.console import RichReporter
+    from cai.core.workspace import find_workspace
+    from cai.session import Session
+
+    return Session(recipe=recipe, workspace=find_workspace(near), reporter=RichReporter(Console(stderr=True)))
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from cai import __version__
+
+        typer.echo(f"cai {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Align a language model with a written constitution."""
+    from cai.train.processes import refuse_processes
+
+    if context.invoked_subcommand not in ("run", "label"):
+        refuse_processes(f"cai {context.invoked_subcommand}")

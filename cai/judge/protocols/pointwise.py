@@ -1,0 +1,41 @@
+"""Protocol `pointwise`: a yes-or-no question about one response at a time.
+
+A pair's log-odds are the difference of the two responses' log-odds of Yes, so a general bias towards Yes cancels. A bias towards Yes for
+one *text* stays: see `pointwise-contrast`.
+"""
+
+from cai.core.flow import together
+from cai.judge.protocol import Opinion, Protocol, ProtocolContext, bounded, difference
+from cai.models.base import TextModel, Work
+from cai.models.templates import Templates
+from cai.records import Principle, Prompt, ResponsePair
+
+ANSWERS = ("Yes", "No")
+
+
+async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
+    """Ask about each response whether it follows the principle."""
+    a, b = await together(yes_to(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
+    return Opinion(bounded(a - b))
+
+
+async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
+    """Return the log-odds of Yes against No for a question about one response. Raises `ReplyError` if both have probability 0."""
+    asked = templates.judge_pointwise.render(
+        {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
+    )
+    reply = await model.choices(asked.messages, ANSWERS, asked.prefill)
+    return difference(reply.logprobs)
+
+
+async def yes_to(pair: ResponsePair, text: str, question: str, principle: Principle, asking: ProtocolContext) -> float:
+    """Return `yes_log_odds` about one response of a pair."""
+    return await yes_log_odds(pair.prompt, text, question, principle.statement, asking.model, asking.templates)
+
+
+PROTOCOL = Protocol(
+    "pointwise",
+    ask_pointwise,
+    lambda t: (t.judge_pointwise,),
+    lambda tokens, config: [Work(2, tokens.prompt + tokens.response, question_tokens=tokens.question)],
+)

@@ -1,0 +1,86 @@
+"""What a policy method declares: how it trains, what it reads, what decides it, what it costs, and what can be wrong with its settings."""
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cai.errors import CaiError
+from cai.pipeline.context import Context
+from cai.pipeline.costs import StagePlan
+from cai.pipeline.policy_costs import PolicyCosts
+from cai.pipeline.reward_models import gold_model, reward_models
+from cai.recipe import ModelSpec, Recipe
+from cai.train.rl.terms import TERMS
+
+
+@dataclass(frozen=True)
+class PolicyMethod:
+    """A way to train the policy from the SFT adapter."""
+
+    name: str
+    """As in a recipe's `policy.method`."""
+    run: Callable[[Context], Awaitable[dict[str, int]] | dict[str, int]]
+    """Trains `models/policy`, and returns counts. With several processes, every one of them calls it."""
+    reads: Callable[[Recipe], tuple[str, ...]]
+    """Files and folders of the run directory."""
+    settings: Callable[[Recipe], Any]
+    """What of the recipe decides the policy: with another value the stage runs again."""
+    work: Callable[[PolicyCosts], StagePlan]
+    """Calls, tokens, steps and seconds, for `cai plan`. Raises what `cai plan` shows."""
+    models: Callable[[Recipe], Sequence[ModelSpec]] = lambda recipe: (recipe.trained,)
+    """What it trains and asks."""
+    sources: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    """Workspace files that it reads."""
+    problems: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
+    """What is wrong with its settings, a sentence each: told before anything runs."""
+    watch: bool = True
+    """Whether a gold reward model can watch it for over-optimisation."""
+    rounds: bool = False
+    """Whether it keeps rounds, in `models/policy/round-N`."""
+
+
+def ensemble_settings(recipe: Recipe) -> Any:
+    """Return the settings by which the reward models' scores become one."""
+    return recipe.reward.aggregate, recipe.reward.uncertainty_penalty
+
+
+def reads_of_pairs(recipe: Recipe) -> tuple[str, ...]:
+    """Return what a method that trains on the run's preferences reads, and what watches it."""
+    looks = ("data/eval_prompts.jsonl", *reward_models(recipe), *gold_model(recipe)) if recipe.wants_watch else ()
+    return ("data/preferences.jsonl", "models/sft", *looks)
+
+
+def settings_of_pairs(recipe: Recipe) -> Any:
+    """Return what decides such a method."""
+    return recipe.policy, ensemble_settings(recipe) if recipe.wants_watch else None, None
+
+
+def reads_of_samples(recipe: Recipe) -> tuple[str, ...]:
+    """Return what a method reads that trains on samples of its own, scored by the run's reward models."""
+    return ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", *reward_models(recipe), *gold_model(recipe))
+
+
+def with_judge(recipe: Recipe) -> tuple[ModelSpec, ...]:
+    """Return the trained model and the judge."""
+    return recipe.trained, recipe.judge
+
+
+def no_room(recipe: Recipe, key: str, tokens: int) -> list[str]:
+    """Refuse responses so long that `policy.max_length` has no room for a prompt."""
+    if tokens < recipe.policy.max_length:
+        return []
+    return [f"policy.{key}: {tokens} tokens leave a prompt no room in policy.max_length ({recipe.policy.max_length}). Raise that"]
+
+
+def online_problems(recipe: Recipe) -> list[str]:
+    """Say what is wrong with the settings of a method that compares completions of one prompt by the recipe's reward terms."""
+    problems = no_room(recipe, "online.max_tokens", recipe.policy.online.max_tokens)
+    if group := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
+        problems.append(group)
+    for term in recipe.policy.online.rewards:
+        try:
+            TERMS.get(term.term)
+        except CaiError as e:
+            problems.append(f"policy.online.rewards: {e}")
+    return problems

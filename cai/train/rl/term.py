@@ -1,0 +1,51 @@
+"""What a reward term declares: its name, how it scores responses, what it needs for that, and the calls that this makes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.models.base import PairTokens, Work
+from cai.recipe import RewardTerm
+from cai.records import Prompt, RewardScore
+from cai.train.rl.monitor import Items
+
+Answers = Sequence[tuple[Prompt, str]]
+"""Prompts with a response each."""
+TermScorer = Callable[[Answers], Sequence[float | None]]
+EnsembleScorer = Callable[[Items], Sequence[RewardScore]]
+
+
+@dataclass(frozen=True, slots=True)
+class TermScores:
+    """What a term says of some responses."""
+
+    values: Sequence[float | None]
+    """One each; None where a response can't be scored."""
+    disagreement: Sequence[float] = ()
+    """Standard deviation over the members of an ensemble, one each; empty for anything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class TermContext:
+    """What a term may score with. A scorer is there only where some term of the recipe needs it."""
+
+    config: RewardTerm
+    """The term as the recipe has it."""
+    ensemble: EnsembleScorer | None = None
+    """The run's reward models."""
+    judge: TermScorer | None = None
+    """The run's judge: log-odds that a response follows the constitution; None where its answer can't be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One thing that a policy can be rewarded for."""
+
+    name: str
+    """As in a recipe's `policy.online.rewards`."""
+    score: Callable[[Answers, TermContext], TermScores]
+    """Gives each response a number, and None to one that it can't score, which then has no reward."""
+    needs: tuple[Literal["ensemble", "judge"], ...] = ()
+    """What of its context it scores with."""
+    work: Callable[[PairTokens], Sequence[Work]] = lambda tokens: ()
+    """The judge's calls about one response under one principle, for `cai plan`."""

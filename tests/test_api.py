@@ -1,0 +1,97 @@
+"""The public names, lazily; a recipe run from Python, in a script and inside a running event loop."""
+
+import ast
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cai
+from cai.errors import DataError
+from tests.models.serving import servers
+from tests.workspaces import DATA_STAGES, ROOT, make_workspace
+
+
+def test_every_public_name_is_there_has_a_docstring_and_no_other_is() -> None:
+    assert len(set(cai.__all__)) == len(cai.__all__) > 25
+    for name in cai.__all__:
+        found = getattr(cai, name)
+        assert found.__doc__ and found.__module__.startswith("cai."), name
+        assert name in dir(cai)
+    with pytest.raises(AttributeError, match="no attribute 'sesion'"):
+        _ = cai.sesion
+
+
+def test_type_checkers_see_what_is_imported_lazily() -> None:
+    homes = {name: module for module, names in cai._HOMES.items() for name in names}
+    assert set(homes) == set(cai.__all__)
+    text = (ROOT / "cai" / "__init__.py").read_text()
+    checked = text[text.index("if TYPE_CHECKING") : text.index("_HOMES")]
+    for name, module in homes.items():
+        assert f"from {module} import" in checked and name in checked
+
+
+def test_import_cai_loads_nothing() -> None:
+    code = "import cai, sys; print(sorted(m for m in ('torch', 'transformers', 'numpy', 'msgspec', 'yaml') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_recipe_runs_from_python_and_gives_typed_records(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = cai.run(workspace.root / "runs" / "s.yaml", only=DATA_STAGES)
+    assert [s.name for s in run.summary.stages] == list(DATA_STAGES)
+    preferences = run.records("preferences")
+    assert preferences and all(isinstance(p, cai.Preference) for p in preferences)
+    assert run.dataset("preferences")["p_chosen"][:] == [p.p_chosen for p in preferences]
+    with pytest.raises(DataError, match="no records 'preference'; a run has: prompts"):
+        run.records("preference")
+    with pytest.raises(DataError, match="has not run"):
+        run.records("samples")
+
+
+def test_a_recipe_runs_inside_a_running_event_loop_as_in_a_notebook(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+
+    async def cell() -> cai.Run:
+        return cai.run(workspace.root / "runs" / "s.yaml", only=["respond"])
+
+    assert len(asyncio.run(cell()).records("responses")) == 12
+
+
+def readme_program() -> str:
+    """The first Python block of the README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.enable_socket
+def test_the_readmes_lines_run_as_they_are_written(tmp_path: Path) -> None:
+    with servers(1) as (server,):
+        program = readme_program().replace("http://127.0.0.1:8000/v1", server.url)
+        assert server.url in program
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    final, p_a = done.stdout.rsplit(maxsplit=1)
+    assert final and 0 <= float(p_a) <= 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.enable_socket
+def test_the_readmes_lines_run_with_a_top_level_await_as_in_a_notebook() -> None:
+    with servers(1) as (server,):
+        cell = readme_program().replace("http://127.0.0.1:8000/v1", server.url).replace("asyncio.run(main())", "await main()")
+        code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+        async def notebook() -> None:
+            await eval(code, {})  # noqa: S307 - the README's own lines
+
+        asyncio.run(notebook())
