@@ -345,7 +345,7 @@ def test_what_people_wrote_is_never_written_over(shared: Workspace, tmp_path: Pa
         written.write_text("The assistant should be honest.\n")
     before = written.read_bytes()
     assert call(shared.root, *(a.replace("{}", str(written)) for a in args)) == 2
-    assert "would be written over" in call.told and written.read_bytes() == before
+    assert "would be overwritten" in call.told and written.read_bytes() == before
 
 
 def test_constitutions_are_linted_shown_and_imported(shared: Workspace, call: Called, tmp_path: Path) -> None:
