@@ -19,7 +19,7 @@ from cai.core.manifest import read_manifest
 from cai.core.workspace import Workspace, init_workspace
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.plan import draft
-from cai.pipeline.speed import measure_speed
+from cai.pipeline.speed import nominal_rates
 from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, load_recipe
 
@@ -58,7 +58,7 @@ def counts(prompts: int, overrides: tuple[str, ...] = ()) -> tuple[dict[str, int
         run_recipe(recipe, workspace, STAGES, Reporter(), only=DATA_STAGES)
         manifest = read_manifest(run.manifest)
         assert manifest is not None
-        planned = [s for s in draft(recipe, workspace, measure_speed) if s.name in DATA_STAGES]
+        planned = [s for s in draft(recipe, workspace, nominal_rates) if s.name in DATA_STAGES]
         made = manifest.stages
     return (
         {"calls": sum(s.calls for s in planned), "completion_tokens": sum(s.completion_tokens for s in planned)},

@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from bench.generation import real_prompts, spread
 from bench.prefix_sharing import questions
@@ -34,14 +34,14 @@ Sent = tuple[str, bytes]
 """URL and body of one request."""
 
 
-class Recorder(httpx.AsyncBaseTransport):
+class Recorder(httpx2.AsyncBaseTransport):
     """The network, with a note of every request that has a body."""
 
     def __init__(self, connections: int) -> None:
         self.sent: list[Sent] = []
-        self._network = httpx.AsyncHTTPTransport(limits=limits(connections))
+        self._network = httpx2.AsyncHTTPTransport(limits=limits(connections))
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.content:
             self.sent.append((str(request.url), request.content))
         return await self._network.handle_async_request(request)
@@ -50,9 +50,9 @@ class Recorder(httpx.AsyncBaseTransport):
         await self._network.aclose()
 
 
-def limits(connections: int) -> httpx.Limits:
+def limits(connections: int) -> httpx2.Limits:
     """As many connections as requests in flight, all kept."""
-    return httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
 
 
 async def through_cai(spec: ModelSpec, requests: Sequence[Request], recorder: Recorder | None = None) -> tuple[float, float]:
@@ -74,7 +74,7 @@ async def through_cai(spec: ModelSpec, requests: Sequence[Request], recorder: Re
 
 async def bare(spec: ModelSpec, sent: Sequence[Sent]) -> tuple[float, float]:
     """Send the same bytes from as many loops as requests may be in flight; return the seconds as `through_cai` does."""
-    async with httpx.AsyncClient(limits=limits(spec.concurrency), timeout=spec.timeout_seconds) as client:
+    async with httpx2.AsyncClient(limits=limits(spec.concurrency), timeout=spec.timeout_seconds) as client:
         waiting = iter(sent)
 
         async def loop() -> None:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from bench.generation import real_prompts
 from bench.table import Row, row
@@ -106,7 +106,7 @@ async def with_recipe(spec: ModelSpec, name: str, prompts: list[Prompt], seed: i
     ]
     limit, cost = asyncio.Semaphore(IN_FLIGHT), Cost()
     kept: list[dict[str, str]] = []
-    async with httpx.AsyncClient(base_url=spec.path, timeout=120, limits=httpx.Limits(max_connections=IN_FLIGHT)) as client:
+    async with httpx2.AsyncClient(base_url=spec.path, timeout=120, limits=httpx2.Limits(max_connections=IN_FLIGHT)) as client:
 
         async def work(number: int, prompt: Prompt) -> None:
             async with limit:
@@ -148,7 +148,7 @@ def measure(count: int, seconds: float, repeats: int) -> list[Row]:
     speed, made, read, real = [], [], [], "CAI_TEST_SERVER" in os.environ
     with server(seconds) as url, tempfile.TemporaryDirectory() as folder:
         spec = ModelSpec(path=url, concurrency=IN_FLIGHT)
-        name = httpx.get(f"{url}/models").json()["data"][0]["id"]
+        name = httpx2.get(f"{url}/models").json()["data"][0]["id"]
         for seed in range(repeats):
             ours = asyncio.run(with_cai(spec, prompts, Path(folder) / f"{seed}.sqlite", seed))
             theirs = asyncio.run(with_recipe(spec, name, prompts, seed))

@@ -49,8 +49,8 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model, and how to load it or connect to it."""
 
     path: str = "embedded"
-    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server.
-    Several URLs, separated by commas, are servers of the same model that share the requests."""
+    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
+    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
     """Model name on the server. Only for URLs."""
     adapter: str | None = None
@@ -62,7 +62,7 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: Positive = 2048
     """Maximum length of prompt plus completion, in tokens. A prompt that leaves no room is counted as a failure."""
     concurrency: Positive = 64
-    """Maximum number of concurrent requests per server. Only for URLs."""
+    """Maximum number of concurrent requests. Only for URLs."""
     timeout_seconds: Rate = 120.0
     """Timeout of one request, in seconds. Only for URLs."""
     prompt_price: Annotated[float, Meta(ge=0)] = 0.0
@@ -78,15 +78,6 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def is_server(self) -> bool:
         """Whether `path` is the URL of a server."""
         return self.path.startswith(("http://", "https://"))
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """The URLs in `path`, one per server.
-
-        >>> ModelSpec(path="http://one:8000/v1, http://two:8000/v1").urls
-        ('http://one:8000/v1', 'http://two:8000/v1')
-        """
-        return tuple(url.strip() for url in self.path.split(","))
 
 
 class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,7 +224,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle. Installed packages may add others."""
+    `likelihood`: the likelihood of each response given the principle. Installed packages can add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -414,7 +405,7 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     term: TermName = "model"
     """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
     uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages may add others."""
+    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150
@@ -505,7 +496,7 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
     method: MethodName = "dpo"
-    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo` or `ppo`. Installed packages may add others."""
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
     beta: Rate = 0.1
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO."""
     online: OnlineConfig = OnlineConfig()
@@ -603,7 +594,7 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def wants_watch(self) -> bool:
-        """Whether the recipe asks for the over-optimization monitor. Not every policy method supports it."""
+        """Whether the over-optimization monitor runs during policy training, if the method has one."""
         return self.gold is not None and self.policy.watch.action != "off"
 
     @property

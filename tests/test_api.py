@@ -1,6 +1,8 @@
 """The public names, lazily; a recipe run from Python, in a script and inside a running event loop."""
 
+import ast
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 import cai
 from cai.errors import DataError
+from tests.models.serving import servers
 from tests.workspaces import DATA_STAGES, ROOT, make_workspace
 
 
@@ -57,3 +60,38 @@ def test_a_recipe_runs_inside_a_running_event_loop_as_in_a_notebook(tmp_path: Pa
         return cai.run(workspace.root / "runs" / "s.yaml", only=["respond"])
 
     assert len(asyncio.run(cell()).records("responses")) == 12
+
+
+def readme_program() -> str:
+    """The first Python block of the README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.enable_socket
+def test_the_readmes_lines_run_as_they_are_written(tmp_path: Path) -> None:
+    with servers(1) as (server,):
+        program = readme_program().replace("http://127.0.0.1:8000/v1", server.url)
+        assert server.url in program
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    final, p_a = done.stdout.rsplit(maxsplit=1)
+    assert final and 0 <= float(p_a) <= 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.enable_socket
+def test_the_readmes_lines_run_with_a_top_level_await_as_in_a_notebook() -> None:
+    with servers(1) as (server,):
+        cell = readme_program().replace("http://127.0.0.1:8000/v1", server.url).replace("asyncio.run(main())", "await main()")
+        code = compile(cell, "cell", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+        async def notebook() -> None:
+            await eval(code, {})  # noqa: S307 - the README's own lines
+
+        asyncio.run(notebook())

@@ -41,6 +41,7 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "pyarrow",
+    "openai",
 )
 
 

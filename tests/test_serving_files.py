@@ -16,14 +16,14 @@ from tests.workspaces import ROOT
 FOLDER = ROOT / "docs" / "serving"
 SCRIPTS = ("one-node.sh", "slurm.sbatch")
 VLLM = f"""#!/usr/bin/env bash
-printf '%s\\n' "GPUS=$CUDA_VISIBLE_DEVICES $*" >> "$LOG"
+printf '%s\\n' "$(basename "$0") $*" >> "$LOG"
 while [ $# -gt 0 ]; do [ "$1" = --port ] && port=$2; shift; done
 cd {ROOT} && exec {sys.executable} -m tests.models.serving "$port" 0
 """
 CAI = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >> "$LOG"
-for word in "$@"; do case $word in model.path=*) servers=${word#model.path=};; esac; done
-for url in ${servers//,/ }; do curl -sf "$url/models" >> "$LOG" || exit 1; done
+for word in "$@"; do case $word in model.path=*) url=${word#model.path=};; esac; done
+curl -sf "$url/models" >> "$LOG"
 """
 SRUN = """#!/usr/bin/env bash
 while [ "${1#--}" != "$1" ]; do shift; done
@@ -33,10 +33,10 @@ exec "$@"
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A PATH on which vllm, cai, srun and scontrol are stand-ins; what they were told is in the file LOG names."""
+    """A PATH on which vllm, vllm-router, cai, srun and scontrol are stand-ins; what they were told is in the file LOG names."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, text in {"vllm": VLLM, "cai": CAI, "srun": SRUN, "scontrol": "#!/bin/sh\necho 127.0.0.1\n"}.items():
+    for name, text in {"vllm": VLLM, "vllm-router": VLLM, "cai": CAI, "srun": SRUN, "scontrol": "#!/bin/sh\necho 127.0.0.1\n"}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     log = tmp_path / "log"
@@ -82,19 +82,18 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="the script
 
 @needs_curl
 @pytest.mark.enable_socket
-def test_servers_start_on_their_own_gpus_serve_a_command_and_are_gone_after_it(tmp_path: Path, environment: dict[str, str]) -> None:
-    port = free_ports(2)
+def test_the_gpus_of_a_machine_serve_a_command_at_one_address_and_are_free_after_it(tmp_path: Path, environment: dict[str, str]) -> None:
+    port = free_ports(1)
     settings = environment | {"REPLICAS": "2", "TENSOR_PARALLEL": "2", "PORT": str(port), "VLLM_FLAGS": "--max-model-len 99"}
-    done = run("one-node.sh", "org/model", "sh", "-c", 'cai run r.yaml --set "model.path=$CAI_SERVERS"; exit 7', cwd=tmp_path, **settings)
+    done = run("one-node.sh", "org/model", "sh", "-c", 'cai run r.yaml --set "model.path=$CAI_SERVER"; exit 7', cwd=tmp_path, **settings)
     assert done.returncode == 7, done.stderr
     log = Path(environment["LOG"]).read_text()
-    for i, gpus in enumerate(("0,1", "2,3")):
-        assert f"GPUS={gpus} serve org/model --host 127.0.0.1 --port {port + i} --tensor-parallel-size 2 --max-model-len 99" in log
-    assert f"model.path=http://127.0.0.1:{port}/v1,http://127.0.0.1:{port + 1}/v1" in log
-    assert log.count('"id":"toy"') == 2
-    for i in range(2):
-        with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port + i)):
-            pass
+    flags = "--data-parallel-size 2 --tensor-parallel-size 2 --max-model-len 99"
+    assert f"vllm serve org/model --host 127.0.0.1 --port {port} {flags}" in log
+    assert f"model.path=http://127.0.0.1:{port}/v1" in log
+    assert log.count('"id":"toy"') == 1
+    with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        pass
 
 
 @needs_curl
@@ -109,14 +108,16 @@ def test_a_server_that_ends_at_once_is_told(tmp_path: Path, environment: dict[st
 
 @needs_curl
 @pytest.mark.enable_socket
-def test_the_slurm_job_serves_on_its_nodes_and_runs_one_client(tmp_path: Path, environment: dict[str, str]) -> None:
-    port = free_ports(1)
-    settings = environment | {"SLURM_JOB_NODELIST": "n[1-1]", "SLURM_JOB_NUM_NODES": "1", "PORT": str(port)}
+def test_the_slurm_job_serves_on_its_nodes_behind_a_router_and_runs_one_client(tmp_path: Path, environment: dict[str, str]) -> None:
+    port = free_ports(2)
+    settings = environment | {"SLURM_JOB_NODELIST": "n[1-1]", "SLURM_JOB_NUM_NODES": "1", "PORT": str(port), "ROUTER_PORT": str(port + 1)}
     done = run("slurm.sbatch", "org/model", "r.yaml", "--only", "respond", cwd=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     log = Path(environment["LOG"]).read_text()
-    assert f"serve org/model --host 0.0.0.0 --port {port} --tensor-parallel-size 8" in log
-    assert f"run r.yaml --set model.path=http://127.0.0.1:{port}/v1 --set window=128 --only respond" in log
+    assert f"vllm serve org/model --host 0.0.0.0 --port {port} --tensor-parallel-size 8" in log
+    assert f"vllm-router --worker-urls http://127.0.0.1:{port} --policy cache_aware --host 127.0.0.1 --port {port + 1} " in log
+    asked = f"--set model.path=http://127.0.0.1:{port + 1}/v1 --set model.concurrency=64 --set window=128"
+    assert f"run r.yaml {asked} --only respond" in log and log.count('"id":"toy"') == 1
 
 
 def test_the_manifest_says_when_a_replica_is_ready_and_how_it_is_found() -> None:
@@ -126,9 +127,14 @@ def test_the_manifest_says_when_a_replica_is_ready_and_how_it_is_found() -> None
     (container,) = pods["template"]["spec"]["containers"]
     labels = pods["template"]["metadata"]["labels"]
     assert pods["selector"]["matchLabels"] == labels
-    for service in ("vllm", "vllm-any"):
-        assert by_name["Service", service]["selector"] == labels
+    assert by_name["Service", "vllm"]["selector"] == labels
     assert by_name["Service", pods["serviceName"]]["clusterIP"] == "None"
+    router = by_name["Deployment", "vllm-router"]
+    assert by_name["Service", "vllm-router"]["selector"] == router["selector"]["matchLabels"] == router["template"]["metadata"]["labels"]
+    (front,) = router["template"]["spec"]["containers"]
+    workers = [word for word in front["args"] if word.startswith("http://")]
+    assert workers == [f"http://vllm-{i}.{pods['serviceName']}:8000" for i in range(pods["replicas"])]
+    assert front["startupProbe"]["httpGet"] == front["readinessProbe"]["httpGet"] == {"path": "/health", "port": front["ports"][0]["name"]}
     probed = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")}
     assert {p["port"] for p in probed.values()} == {"http"} == {p["name"] for p in container["ports"]}
     assert probed["readinessProbe"]["path"] == "/health"

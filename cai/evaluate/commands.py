@@ -28,7 +28,7 @@ from cai.session import Session
 
 
 def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
-    """Read human-labelled pairs, and warn of rows that can't be used. Raises `DataError`."""
+    """Read human-labelled pairs and warn about unusable rows. Raises `DataError`."""
     loaded = load_pairs(path, pair_format, limit=limit, seed=session.recipe.seed)
     if loaded.failures:
         first = loaded.failures[0]

@@ -198,7 +198,7 @@ def _compare(one: int, two: int) -> float:
 
 
 def chosen_protocols(text: str) -> list[str]:
-    """Read `all`, or names with commas between. Raises `RecipeError` naming what is unknown."""
+    """Parse `all`, or protocol names separated by commas. Raises `RecipeError` for unknown names."""
     known = PROTOCOLS.names()
     if text == "all":
         return list(known)

@@ -182,7 +182,7 @@ def _pairs(
 def _read(
     rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]
 ) -> tuple[list[tuple[str, PairRow]], list[Failure], str, int]:
-    """Read rows in one format; return readings with where they are from, failures, the format and how many rows there were."""
+    """Read rows in one format; return the parsed rows with their location, the failures, the format and the number of rows."""
     if format != "auto" and format not in FORMATS:
         close = did_you_mean(format, tuple(FORMATS))
         raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")

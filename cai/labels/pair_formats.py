@@ -1,6 +1,6 @@
 """Readers of formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own.
 
-To add one, write its reader here and put it into `FORMATS`.
+To add a format, write its reader here and put it into `FORMATS`.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ A row may hold several annotators' answers. An unreadable answer is a fault of i
 Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records). Argilla's 1.x datasets on the Hub follow its
 documentation and source.
 
-To add one, write its reader here and put it into `FORMATS`; a column that `--column` may name goes into `_COLUMNS`.
+To add a format, write its reader here and put it into `FORMATS`; a column that `--column` may name goes into `_COLUMNS`.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -22,7 +22,7 @@ from cai.train.processes import ProcessGroup
 
 @dataclass
 class Context:
-    """What a stage is given: the session, the run's directory, its constitution and what is kept about it."""
+    """Everything that a stage works with: session, run directory, constitution, manifest, process group and tracker."""
 
     session: Session
     run: RunDirectory
@@ -32,12 +32,12 @@ class Context:
     tracking: Tracking = field(default_factory=Tracking)
     stage: str = ""
     settings_hash: str = ""
-    """Hash of what decides the current stage, for records' provenance."""
+    """Hash of the current stage's settings and seed, for the provenance of records."""
     fingerprint: str = ""
-    """Hash of everything that decides the current stage's outcome."""
+    """Hash of everything that the current stage's outputs depend on."""
     journals: list[Journal[Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    """The current stage's; the session's too."""
+    """Failures of the current stage; the session appends to the same list."""
 
     @property
     def recipe(self) -> Recipe:
@@ -45,7 +45,7 @@ class Context:
 
     @property
     def root(self) -> Path:
-        """The workspace's folder."""
+        """Folder of the workspace."""
         return self.session.workspace.root
 
     @property
@@ -57,25 +57,25 @@ class Context:
         return self.session.reporter
 
     def begin(self, stage: str, fingerprint: str, settings_hash: str) -> None:
-        """Start a stage: its calls, failures and journals are its own."""
+        """Start a stage, with fresh counts of calls and failures."""
         self.stage = self.session.stage = stage
         self.fingerprint, self.settings_hash = fingerprint, settings_hash
         self.failures = self.session.failures = []
         self.session.opened.clear()
 
     def journal(self, name: str, result_type: Any) -> Journal[Any]:
-        """Return the journal of that name of the current stage; it goes when the stage is done."""
+        """Return the current stage's journal of that name. It is removed when the stage is done."""
         self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
         return self.journals[-1]
 
     def adapted(self, name: str) -> ModelSpec:
-        """Return the spec of the trained model with one of the run's own adapters on it."""
+        """Return the spec of the trained model with one of the run's adapters."""
         return msgspec.structs.replace(self.recipe.trained, adapter=str(self.run.model(name)))
 
     async def writer(self, spec: ModelSpec | None = None) -> Writer:
-        """Return a model to write with; None: the run's."""
+        """Open a model for sampling; None: the run's model."""
         return self.session.writer(await self.session.open_model(spec), self.settings_hash)
 
     async def judge(self) -> Judge:
-        """Return the run's judge, with its calibration if the recipe names one."""
+        """Open the run's judge, with its calibration if the recipe names one."""
         return await self.session.open_judge(self.constitution, recipe_hash=self.settings_hash)

@@ -1,10 +1,8 @@
 """How much memory a stage needs, from a model's configuration: nothing is loaded, and nothing is downloaded.
 
-The shape of a model says what its weights, adapters, optimizer state, activations, scores over the vocabulary and key-value cache weigh.
-What it can't say (the interpreter and libraries, an allocator's waste) is one constant. Checked against measured peaks by
-`python -m bench.plan_memory`; docs/log.md says how well it holds and where it doesn't.
-
 Counted for a Llama-like decoder: grouped attention, a gated MLP, no attention matrix kept (SDPA), LoRA weights in float32 under autocast.
+What the shape can't say (the interpreter and libraries, an allocator's waste) is one constant. `python -m bench.plan_memory` compares it
+with measured peaks. A device is "cpu" or "cuda".
 """
 
 import json
@@ -22,8 +20,7 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "nf4": 2.0}
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per quantized weight: 4 bits, an 8-bit constant for 64 of them, and a float32 one for 256 of those (QLoRA, arXiv 2305.14314 §3)."""
 SCORE_BYTES = 28.0
-"""Per position that is scored and entry of the vocabulary, fitted to SFT's measured peaks: logits, float32 log-probabilities, entropy and
-their gradients, several of them at once."""
+"""Per scored position and entry of the vocabulary, fitted to SFT's peaks: logits, log-probabilities, entropy, and their gradients."""
 OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
 """Per trained weight: both of Adam's moments."""
 
@@ -47,7 +44,7 @@ class Dimensions:
     @property
     def linear(self) -> int:
         """Weights of the decoder layers' linear modules: those that NF4 quantizes."""
-        attention = 2 * self.hidden * self.heads * self.head_size + 2 * self.hidden * self.key_value_heads * self.head_size
+        attention = 2 * self.hidden * (self.heads + self.key_value_heads) * self.head_size
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
@@ -61,6 +58,14 @@ class Dimensions:
         return self.linear + self.other
 
 
+CONFIG_NAMES = dict(
+    zip(
+        ("hidden", "layers", "intermediate", "heads", "key_value_heads", "head_size", "vocabulary"),
+        "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size".split(),
+        strict=True,
+    )
+)
+"""What a config.json calls the numbers of a shape."""
 EMBEDDED_SHAPE = Dimensions(576, 30, 1536, 9, 3, 64, 49_152, True, 4.0)
 """SmolLM2-135M, so that a plan need not convert it first."""
 
@@ -69,52 +74,29 @@ def read_dimensions(spec: ModelSpec) -> Dimensions | None:
     """Return a model's shape from its config.json in its folder or in the Hub's cache; None where neither has one that says it."""
     if spec.path == EMBEDDED:
         return EMBEDDED_SHAPE
-    file = _config_file(spec)
-    if file is None:
-        return None
+    file: object = Path(spec.path).expanduser() / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        if spec.path.count("/") == 1 and not Path(spec.path).expanduser().is_dir():
+            from huggingface_hub import try_to_load_from_cache
+
+            file = try_to_load_from_cache(spec.path, "config.json")
+        if not isinstance(file, Path | str):
+            return None
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
         config = {**config, **(config.get("text_config") or {})}
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return Dimensions(
-            hidden,
-            int(config["num_hidden_layers"]),
-            int(config["intermediate_size"]),
-            heads,
-            int(config.get("num_key_value_heads") or heads),
-            int(config.get("head_dim") or hidden // heads),
-            int(config["vocab_size"]),
-            bool(config.get("tie_word_embeddings", False)),
-            4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = {"num_key_value_heads": heads, "head_dim": hidden // heads} | {n: v for n, v in config.items() if v}
+        file_bytes = 4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0
+        tied = bool(config.get("tie_word_embeddings", False))
+        return Dimensions(**{field: int(known[n]) for field, n in CONFIG_NAMES.items()}, tied=tied, file_bytes=file_bytes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of the Hub: a name that can't be one
         return None
-
-
-def _config_file(spec: ModelSpec) -> Path | None:
-    if spec.path == "scripted" or spec.is_server:
-        return None
-    folder = Path(spec.path).expanduser()
-    if folder.is_dir():
-        return folder / "config.json"
-    if spec.path.count("/") != 1:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(spec.path, "config.json")
-    except HFValidationError:
-        return None
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def weight_bytes(d: Dimensions, precision: Precision) -> float:
     """Return what a base model's weights take."""
-    return (
-        d.linear * (NF4_BYTES if precision == "nf4" else BYTES[resolved_precision(precision)])
-        + d.other * BYTES[resolved_precision(precision)]
-    )
+    size = BYTES[resolved_precision(precision)]
+    return d.linear * (NF4_BYTES if precision == "nf4" else size) + d.other * size
 
 
 def loading_bytes(d: Dimensions, precision: Precision, device: str) -> float:
@@ -124,9 +106,8 @@ def loading_bytes(d: Dimensions, precision: Precision, device: str) -> float:
 
 def lora_parameters(d: Dimensions, rank: int, layers: int | None) -> int:
     """Return the weights of an adapter on all linear modules of the last `layers` layers, or of all."""
-    attention, cache = d.heads * d.head_size, d.key_value_heads * d.head_size
-    sizes = (2 * (d.hidden + attention), 2 * (d.hidden + cache), 3 * (d.hidden + d.intermediate))
-    return (d.layers if layers is None else min(layers, d.layers)) * rank * sum(sizes)
+    sizes = 4 * d.hidden + 2 * (d.heads + d.key_value_heads) * d.head_size + 3 * (d.hidden + d.intermediate)
+    return min(layers or d.layers, d.layers) * rank * sizes
 
 
 def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: float, device: str, adapters: int = 1) -> float:
@@ -137,18 +118,16 @@ def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: floa
         config: the recipe's block.
         tokens: that one forward pass with gradients runs at once, padding included.
         scored: positions whose scores over the vocabulary are kept for the backward pass; 0 for a reward model.
-        device: where: "cpu" or "cuda".
+        device: where.
         adapters: on the base; 2 where a frozen copy is the reference.
     """
-    layers = d.layers if config.lora.layers is None else min(config.lora.layers, d.layers)
-    trained = lora_parameters(d, config.lora.rank, config.lora.layers)
+    layers, trained = min(config.lora.layers or d.layers, d.layers), lora_parameters(d, config.lora.rank, config.lora.layers)
     state = trained * (4.0 + 4.0 + OPTIMIZER_BYTES[config.optimizer]) + 4.0 * trained * (adapters - 1)
     per_layer = tokens * activation_bytes(d, config.precision)
     kept = tokens * d.hidden * BYTES[resolved_precision(config.precision)]
     activations = layers * kept + per_layer if config.gradient_checkpointing else layers * per_layer
     unpacked = 2.0 * d.hidden * d.intermediate if config.precision == "nf4" else 0.0  # one matrix at a time
-    scores = scored * d.vocabulary * SCORE_BYTES
-    running = weight_bytes(d, config.precision) + state + activations + unpacked + scores
+    running = weight_bytes(d, config.precision) + state + activations + unpacked + scored * d.vocabulary * SCORE_BYTES
     return PROCESS_BYTES + max(running, loading_bytes(d, config.precision, device))
 
 
@@ -159,8 +138,8 @@ def activation_bytes(d: Dimensions, precision: Precision) -> float:
     attention's output before and after rotation, and the MLP's gate, activation, up and product. In float32: both norms' inputs and
     normalised outputs.
     """
-    attention, cache = d.heads * d.head_size, d.key_value_heads * d.head_size
-    return BYTES[resolved_precision(precision)] * (6 * d.hidden + 3 * attention + 3 * cache + 5 * d.intermediate) + 4.0 * 4 * d.hidden
+    attention = 3 * (d.heads + d.key_value_heads) * d.head_size
+    return BYTES[resolved_precision(precision)] * (6 * d.hidden + attention + 5 * d.intermediate) + 4.0 * 4 * d.hidden
 
 
 def cache_bytes(d: Dimensions, precision: Precision) -> float:
@@ -169,32 +148,15 @@ def cache_bytes(d: Dimensions, precision: Precision) -> float:
 
 
 def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str) -> float:
-    """Return the peak of answering `spec.batch_size` prompts at once.
+    """Return the peak of answering `spec.batch_size` prompts at once, each sequence of `tokens`, prompt and completion.
 
-    Args:
-        d: the model's shape.
-        spec: precision and batch size; an adapter is merged in float32 before it is rounded, unless the base is 4-bit.
-        tokens: of one sequence, prompt and completion.
-        device: where: "cpu" or "cuda".
+    An adapter is merged in float32 before it is rounded, unless the base is 4-bit.
     """
-    size = BYTES[resolved_precision(spec.precision)]
-    cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
     scores = spec.batch_size * d.vocabulary * 4.0 * 3
-    prefill = _pass_bytes(d, spec.precision, spec.batch_size * tokens, max(tokens, tokens_at_once(device)))
+    size = BYTES[resolved_precision(spec.precision)]
+    prefill = min(spec.batch_size * tokens, max(tokens, tokens_at_once(device))) * (6 * d.hidden + 3 * d.intermediate) * size
     head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
+    cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
     running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
-    loading = loading_bytes(d, spec.precision, device)
-    if spec.adapter is not None and spec.precision != "nf4":
-        loading = loading_bytes(d, "float32", device)
-    return PROCESS_BYTES + max(running, loading)
-
-
-def scoring_bytes(d: Dimensions, precision: Precision, tokens: float, device: str) -> float:
-    """Return the peak of reward models that score texts together, with `tokens` in all: a lone member is merged in float32."""
-    running = weight_bytes(d, precision) + _pass_bytes(d, precision, tokens, tokens_at_once(device)) + tokens * cache_bytes(d, precision)
-    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if precision != "nf4" else precision, device))
-
-
-def _pass_bytes(d: Dimensions, precision: Precision, tokens: float, at_once: float) -> float:
-    """Return what a layer's activations take where no gradient is wanted; there are `tokens` in all."""
-    return min(tokens, at_once) * (6 * d.hidden + 3 * d.intermediate) * BYTES[resolved_precision(precision)]
+    merged = spec.adapter is not None and spec.precision != "nf4"
+    return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if merged else spec.precision, device))

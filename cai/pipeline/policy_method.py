@@ -7,7 +7,8 @@ from typing import Any
 
 from cai.errors import CaiError
 from cai.pipeline.context import Context
-from cai.pipeline.costs import PolicyCosts, StagePlan
+from cai.pipeline.costs import StagePlan
+from cai.pipeline.policy_costs import PolicyCosts
 from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, Recipe
 from cai.train.rl.terms import TERMS

@@ -63,7 +63,7 @@ def warn_if_unmonitored(c: Context) -> None:
 
 
 def needs(c: Context, scorer: str) -> bool:
-    """Whether the recipe's policy is rewarded by a term that needs `ensemble` or `judge`."""
+    """Whether the recipe has a reward term that needs `ensemble` or `judge`."""
     return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
 
 
@@ -84,7 +84,7 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
 
     Args:
         c: context of the run.
-        judge: the judge of the terms that need one, or None.
+        judge: the judge of the reward terms that need one, or None.
         runner: runner of the judge's event loop.
     """
     ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None

@@ -11,6 +11,7 @@ from cai.errors import CaiError, RecipeError
 from cai.judge.calibration import calibration_of
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import local_sources
+from cai.models.server.address import check_url
 from cai.models.templates import load_templates
 from cai.pipeline.methods import METHODS
 from cai.pipeline.tracking import missing_tracker
@@ -19,7 +20,13 @@ from cai.records import Constitution
 
 
 def spec_fingerprint(spec: ModelSpec) -> str:
-    """Return what identifies a model before it is opened. A server is identified by URL and names, without a request."""
+    """Return what identifies a model before it is opened. A server is identified by URL and names, without a request.
+
+    Raises:
+        ModelError: the URL can't be used, or the model's files aren't there.
+    """
+    if spec.is_server:
+        check_url(spec.path)
     if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
     from cai.models.local.loading import model_fingerprint
@@ -102,7 +109,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
 
 
 def _late_problems(recipe: Recipe) -> list[str]:
-    """Return what the stages that train would find wrong with their settings, hours after the start."""
+    """Return configuration errors that the training stages would otherwise find hours after the start."""
     reward = recipe.reward
     problems: list[str] = []
     try:

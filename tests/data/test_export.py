@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import yaml
 
@@ -224,15 +224,15 @@ def test_pushing_makes_a_private_dataset_and_uploads_the_folder(tmp_path: Path) 
     assert hub.calls[1][1]["folder_path"] == str(tmp_path) and hub.calls[1][1]["repo_type"] == "dataset"
 
 
-REQUEST = httpx.Request("GET", "https://huggingface.co")
+REQUEST = httpx2.Request("GET", "https://huggingface.co")
 
 
 @pytest.mark.parametrize(
     ("error", "fix"),
     [
-        (httpx.ConnectError("no route"), "can't be reached"),
-        (httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(401, request=REQUEST)), "hf auth login"),
-        (httpx.HTTPStatusError("no", request=REQUEST, response=httpx.Response(503, request=REQUEST)), "again later"),
+        (httpx2.ConnectError("no route"), "can't be reached"),
+        (httpx2.HTTPStatusError("no", request=REQUEST, response=httpx2.Response(401, request=REQUEST)), "hf auth login"),
+        (httpx2.HTTPStatusError("no", request=REQUEST, response=httpx2.Response(503, request=REQUEST)), "again later"),
         (OSError("Token is required"), "hf auth login"),
     ],
 )

@@ -2,7 +2,7 @@
 
     python model_server.py PORT LOG FAULTS [SECONDS]
 
-Speaks as much of the OpenAI protocol as a hosted API does: `/v1/models` and `/v1/chat/completions`, with log-probabilities. An answer
+Speaks as much of the OpenAI protocol as llama.cpp does: `/v1/models` and `/v1/chat/completions`, with log-probabilities. An answer
 depends on the request alone. LOG gets a line for everything sent: `answered KEY`, or a fault's name and KEY; KEY is a hash of the request.
 FAULTS are names with commas between: the first try of a request meets one of them, or is answered, by hash. SECONDS is how long an
 answer takes. Port 0 takes a free one; the port is printed once the server listens.
@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """`/v1/models`."""
-        self.reply(200, json.dumps({"data": [{"id": "drill", "owned_by": "drills"}]}).encode())
+        self.reply(200, json.dumps({"data": [{"id": "drill", "owned_by": "llamacpp"}]}).encode())
 
     def do_POST(self) -> None:
         """`/v1/chat/completions`."""

@@ -1,4 +1,4 @@
-"""A vLLM server in memory: a toy tokenizer and a toy distribution, asked over httpx's mock transport.
+"""A vLLM server in memory: a toy tokenizer and a toy distribution, asked over httpx2's mock transport.
 
 `/tokenize`, prompt log-probabilities and next-token log-probabilities all come from the same two functions, so a client that sums the
 wrong tokens gets the wrong number. `hooks` answer first where they return a response: that is how tests make it misbehave.
@@ -11,13 +11,13 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2
 
 from cai.ids import split_fraction
 
 VOCAB = ["<system>", "<user>", "<assistant>", "<end>", "Yes", "No", "Not", " Yes", " sure", "ab", *string.printable]
 IDS = {token: i for i, token in enumerate(VOCAB)}
-Hook = Callable[[httpx.Request, Any], httpx.Response | None]
+Hook = Callable[[httpx2.Request, Any], httpx2.Response | None]
 
 
 def tokenize(text: str) -> list[int]:
@@ -65,35 +65,37 @@ class FakeVllm:
             {"id": "toy", "owned_by": "vllm", "root": "/models/toy", "parent": None, "max_model_len": 512, "created": 1} | card
         ]
         self.seen: list[tuple[str, Any]] = []
-        self.headers: list[httpx.Headers] = []
-        self.transport = httpx.MockTransport(self._answer)
+        self.headers: list[httpx2.Headers] = []
+        self.transport = httpx2.MockTransport(self._answer)
 
     def bodies(self, path: str) -> list[Any]:
         return [body for seen, body in self.seen if seen == path]
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
         body = json.loads(request.content) if request.content else None
         self.seen.append((request.url.path, body))
         self.headers.append(request.headers)
         for hook in self.hooks:
             if (response := hook(request, body)) is not None:
                 return response
+        if request.url.path == "/health":
+            return httpx2.Response(200)
         if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"object": "list", "data": self.cards})
+            return httpx2.Response(200, json={"object": "list", "data": self.cards})
         if request.url.path == "/tokenize":
             return self._tokenize(body)
         if request.url.path == "/v1/chat/completions":
             return self._chat(body)
         if request.url.path == "/v1/completions":
             return self._complete(body)
-        return httpx.Response(404, json={"detail": "Not Found"})
+        return httpx2.Response(404, json={"detail": "Not Found"})
 
-    def _tokenize(self, body: Any) -> httpx.Response:
+    def _tokenize(self, body: Any) -> httpx2.Response:
         ids = tokenize(render(body["messages"], body.get("continue_final_message", False)) if "messages" in body else body["prompt"])
         strings = [VOCAB[i] for i in ids] if body.get("return_token_strs") else None
-        return httpx.Response(200, json={"count": len(ids), "max_model_len": 512, "tokens": ids, "token_strs": strings})
+        return httpx2.Response(200, json={"count": len(ids), "max_model_len": 512, "tokens": ids, "token_strs": strings})
 
-    def _chat(self, body: Any) -> httpx.Response:
+    def _chat(self, body: Any) -> httpx2.Response:
         prompt = tokenize(render(body["messages"], body.get("continue_final_message", False)))
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 1, "total_tokens": len(prompt) + 1}
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}
@@ -101,9 +103,9 @@ class FakeVllm:
             likely = sorted(((logprob(prompt, t), VOCAB[t]) for t in range(len(VOCAB))), reverse=True)[: body["top_logprobs"]]
             top = [{"token": token, "logprob": value, "bytes": None} for value, token in likely]
             choice["logprobs"] = {"content": [top[0] | {"top_logprobs": top}]}
-        return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": usage})
+        return httpx2.Response(200, json={"id": "x", "choices": [choice], "usage": usage})
 
-    def _complete(self, body: Any) -> httpx.Response:
+    def _complete(self, body: Any) -> httpx2.Response:
         prompt = body["prompt"]
         choice: dict[str, Any] = {"index": 0, "text": "Y", "finish_reason": "length"}
         if "prompt_logprobs" in body:
@@ -113,4 +115,4 @@ class FakeVllm:
             likely = sorted(range(len(VOCAB)), key=lambda t: -logprob(prompt, t))[: self.top]
             wanted = likely if self.old else [likely[0], *body["logprob_token_ids"]]
             choice["logprobs"] = {"top_logprobs": [{f"token_id:{t}": logprob(prompt, t) for t in wanted}]}
-        return httpx.Response(200, json={"id": "x", "choices": [choice], "usage": {"prompt_tokens": len(prompt)}})
+        return httpx2.Response(200, json={"id": "x", "choices": [choice], "usage": {"prompt_tokens": len(prompt)}})

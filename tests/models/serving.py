@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from cai.ids import derive_seed
 from tests.models.fake_vllm import FakeVllm
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 WORDS = "we can look at this with care and then choose a kind honest step that helps you now without any harm".split()
 
 
-def say_something_of_its_own(request: httpx.Request, body: Any) -> httpx.Response | None:
+def say_something_of_its_own(request: httpx2.Request, body: Any) -> httpx2.Response | None:
     """Chat replies that depend on the whole request and on nothing else, whichever server gives them."""
     if request.url.path != "/v1/chat/completions":
         return None
     words = [WORDS[derive_seed(body["seed"], str(body), i) % len(WORDS)] for i in range(12)]
     choice = {"index": 0, "message": {"role": "assistant", "content": " ".join(words).capitalize() + "."}, "finish_reason": "stop"}
-    return httpx.Response(200, json={"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 12}})
+    return httpx2.Response(200, json={"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 12}})
 
 
 def serve(port: int, seconds: float) -> None:
@@ -47,7 +47,7 @@ def serve(port: int, seconds: float) -> None:
 
         def _answer(self) -> None:
             content = self.rfile.read(int(self.headers.get("content-length", 0)))
-            reply = fake.transport.handle_request(httpx.Request(self.command, f"http://here{self.path}", content=content))
+            reply = fake.transport.handle_request(httpx2.Request(self.command, f"http://here{self.path}", content=content))
             self.send_response(reply.status_code)
             self.send_header("content-length", str(len(reply.content)))
             self.end_headers()
@@ -83,7 +83,9 @@ class ServerProcess:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 @contextlib.contextmanager

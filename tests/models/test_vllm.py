@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from cai.constitution.load import load_constitution
@@ -39,15 +39,15 @@ TOLERANCE_NATS = 0.02
 """Of float32, which `make test-server` serves in. In bfloat16 one prompt run in two ways differs by up to half a nat."""
 
 
-class Recorder(httpx.AsyncBaseTransport):
+class Recorder(httpx2.AsyncBaseTransport):
     """The network, with a note of what was asked at one address, in the order of sending."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.bodies: list[Any] = []
-        self._network = httpx.AsyncHTTPTransport()
+        self._network = httpx2.AsyncHTTPTransport()
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.path == self.path:
             self.bodies.append(json.loads(request.content))
         return await self._network.handle_async_request(request)
@@ -77,7 +77,7 @@ def submit(*requests: Request, **spec: Any) -> list[Any]:
 @pytest.fixture(scope="module")
 def folders() -> dict[str, Path]:
     """Where the served model and its adapter lie on this disk, by name."""
-    cards = httpx.get(f"{URL}/models").json()["data"]
+    cards = httpx2.get(f"{URL}/models").json()["data"]
     found = {card["id"]: Path(card["root"]) for card in sorted(cards, key=lambda c: c["parent"] is not None)}
     if len(found) != 2 or not all(folder.is_dir() for folder in found.values()):
         pytest.skip(f"needs one model and one adapter out of folders here, as `make test-server` has; it serves {found}")
@@ -236,7 +236,7 @@ def shared_tokens(prompts: list[tuple[int, ...]]) -> int:
 
 def metric(name: str) -> float:
     """Return the sum of a counter in the server's metrics."""
-    text = httpx.get(f"{URL.removesuffix('/v1')}/metrics").text
+    text = httpx2.get(f"{URL.removesuffix('/v1')}/metrics").text
     found = [float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name}{{")]
     assert found, f"{name} is not among the server's metrics"
     return sum(found)
@@ -244,7 +244,7 @@ def metric(name: str) -> float:
 
 def block_tokens() -> int:
     """Return the length of the whole blocks in which the server shares beginnings: on a GPU 16 by default, on a CPU 128."""
-    text = httpx.get(f"{URL.removesuffix('/v1')}/metrics").text
+    text = httpx2.get(f"{URL.removesuffix('/v1')}/metrics").text
     found = re.search(r'vllm:cache_config_info\{.*\bblock_size="(\d+)"', text)
     assert found
     return int(found[1])

@@ -1,5 +1,6 @@
-"""What a plan says: counted work at a speed, and what earlier runs on this machine have taught."""
+"""What a plan says: counted work at a machine's rates, and what earlier runs on it took."""
 
+import asyncio
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +11,29 @@ from msgspec import structs
 
 from cai.core.manifest import Manifest, StageEntry, machine_facts, write_manifest
 from cai.core.workspace import Workspace, init_workspace
+from cai.judge.judge import Judge
+from cai.judge.protocols import PROTOCOLS
+from cai.models.base import PairTokens, TextModel, Work
 from cai.models.local.loading import model_fingerprint
+from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
 from cai.pipeline import plan
-from cai.pipeline.costs import StagePlan, Tokens, Wording, add, answering, asking, judging, training
+from cai.pipeline.costs import Costs, StagePlan, Tokens, joined
 from cai.pipeline.memory import EMBEDDED_SHAPE
 from cai.pipeline.plan import draft, plan_recipe
-from cai.pipeline.speed import layer_flop
-from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, PolicyConfig, SamplingSpec, SFTConfig, load_recipe
-from tests.speeds import SPEED, steady
+from cai.pipeline.speed import forward_flop
+from cai.recipe import FeedbackConfig, LoraSpec, ModelSpec, PolicyConfig, Recipe, SamplingSpec, SFTConfig, load_recipe
+from tests.judge.judging import CONSTITUTION, TEMPLATES, pair
+from tests.speeds import steady
 
 ROOT = Path(__file__).parents[2]
 SHAPE = EMBEDDED_SHAPE
 SIXTY, FORTY, HUNDRED = Tokens(60, 60), Tokens(40, 40), Tokens(100, 100)
-WORDS = Wording(critique=50, revise=100, question=30, comparison=40, statement=35)
+WORDS = PairTokens(0, 0, question=30, comparison=40, statement=35)
+
+
+def costs(asked: int = 1, **recipe: Any) -> Costs:
+    return Costs(Recipe(name="x", **recipe), steady, WORDS, asked)
 
 
 def stage_plan(name: str, *overrides: str) -> StagePlan:
@@ -67,38 +78,25 @@ def test_kto_takes_both_sides_of_a_pair() -> None:
     assert (dpo.train_steps, kto.train_steps) == (8, 15), "58 of 64 pairs are trained on, 8 a step"
 
 
-def test_a_forward_pass_is_two_flop_a_weight_and_what_attention_adds() -> None:
-    weights = SHAPE.linear / SHAPE.layers
-    assert layer_flop(SHAPE, 1, 0, layers=1) == 2 * weights
-    # scores and mixtures: 2 products, 2 FLOP, over half of 100 tokens on average, 9 heads of 64
-    assert layer_flop(SHAPE, 10, 100, layers=1) == pytest.approx(10 * (2 * weights + 2 * 2 * 50 * 9 * 64))
-
-
-def test_completions_are_prompts_steps_tokens_and_draws() -> None:
-    greedy = SamplingSpec(max_tokens=100, temperature=0)
-    cost = answering("respond", ModelSpec(batch_size=8), steady, 16, SIXTY, greedy)
+def test_completions_are_prompts_steps_and_tokens() -> None:
+    sampling = SamplingSpec(max_tokens=100)
+    cost = costs().answers(ModelSpec(batch_size=8), 16, SIXTY, sampling)
     tokens = 16 * 85  # MEAN_FILL
     assert (cost.calls, cost.prompt_tokens, cost.completion_tokens) == (16, 16 * 60, tokens)
-    layers = 30 * (2 * 100 * 1e-3 + tokens * (1e-5 + (60 + 50) * 1e-7))  # two batches of as many steps as the longest has tokens
-    own = 60 - 24  # a system prompt runs once for all
-    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 16 * own, 60) / 1e11 + layers + tokens * 1e-3)
-    twice = answering("pairs", ModelSpec(batch_size=8), steady, 8, SIXTY, greedy, per_prompt=2)
-    assert twice.calls == 16 and cost.seconds - twice.seconds == pytest.approx(layer_flop(SHAPE, 8 * own, 60) / 1e11)  # type: ignore[operator]
-    nucleus = [
-        answering("a", ModelSpec(), steady, 16, SIXTY, structs.replace(greedy, temperature=t, top_p=0.9)).seconds for t in (0.3, 1.0)
-    ]
-    assert nucleus[0] < nucleus[1] < nucleus[0] + tokens * 2e-3, "a hotter draw more often needs the whole vocabulary sorted"
+    steps = 2 * 100 * 0.03 + tokens * 1e-3  # two batches of as many steps as the longest has tokens
+    assert cost.seconds == pytest.approx(forward_flop(SHAPE, 16 * 60, 60) / 1e11 + steps)
+    twice = costs().answers(ModelSpec(batch_size=8), 8, SIXTY, sampling, per_prompt=2)
+    assert twice.calls == 16 and cost.seconds - twice.seconds == pytest.approx(forward_flop(SHAPE, 8 * 60, 60) / 1e11)  # type: ignore[operator]
 
 
 def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_each() -> None:
-    cost = asking("feedback", ModelSpec(), steady, 4, HUNDRED, 6, 30)
+    work = Work(4, 100, 6, 30)
+    cost = costs().calls(ModelSpec(), work, 130)
     assert cost.calls == 24 and cost.prompt_tokens == 24 * 130
-    assert cost.seconds == pytest.approx(layer_flop(SHAPE, 4 * (100 - 24 + 6 * 30), 100) / 1e11 + 24 * 1e-3)
-    two_of_a_prompt = asking("feedback", ModelSpec(), steady, 4, HUNDRED, 6, 30, prompt=60)
-    assert cost.seconds - two_of_a_prompt.seconds == pytest.approx(layer_flop(SHAPE, 2 * (60 - 24), 100) / 1e11)  # type: ignore[operator]
-    server = asking("feedback", ModelSpec(path="http://127.0.0.1:1/v1", prompt_price=2.0), steady, 4, HUNDRED, 6, 30)
+    assert cost.seconds == pytest.approx(forward_flop(SHAPE, 4 * (100 + 6 * 30), 130) / 1e11)
+    server = costs().calls(ModelSpec(path="http://127.0.0.1:1/v1", prompt_price=2.0), work, 130)
     assert server.seconds is None and server.memory_bytes == 0 and server.cost == pytest.approx(24 * 130 * 2 / 1e6)
-    scripted = asking("feedback", ModelSpec(path="scripted"), steady, 4, HUNDRED, 6, 30)
+    scripted = costs().calls(ModelSpec(path="scripted"), work, 130)
     assert scripted.seconds == 0 and scripted.calls == 24
 
 
@@ -112,49 +110,52 @@ def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_
     ],
 )
 def test_protocols_ask_what_they_ask(protocol: Any, calls: int, tokens: int) -> None:
-    config = FeedbackConfig(protocol=protocol, principles="sample", per_label=3)
-    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 3, Tokens(50, 50), FORTY)
+    cost = costs(3, feedback=FeedbackConfig(protocol=protocol)).judged(10, Tokens(50, 50), FORTY)
     assert cost.calls == 10 * calls
     assert cost.prompt_tokens == cost.calls * tokens
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS.names())
+def test_a_protocol_plans_the_calls_that_it_makes(protocol: Any) -> None:
+    engine = ScriptedEngine()
+    judge = Judge(FeedbackConfig(protocol=protocol), CONSTITUTION, TextModel(engine, CallStore(None), "test"), TEMPLATES, 0)
+    asyncio.run(judge(pair()))
+    planned = PROTOCOLS.get(protocol).work(WORDS, judge.config)
+    assert engine.calls == len(CONSTITUTION.principles) * sum(w.texts * w.questions for w in planned)
+
+
 def test_reasoning_is_written_and_then_read() -> None:
     config = FeedbackConfig(protocol="pairwise-cot", cot_max_tokens=100)
-    cost = judging("feedback", ModelSpec(), steady, config, WORDS, 10, 1, Tokens(50, 50), FORTY)
+    cost = costs(feedback=config).judged(10, Tokens(50, 50), FORTY)
     assert cost.calls == 10 * 4 and cost.completion_tokens == 10 * 2 * 85
 
 
 def test_training_is_counted_by_passes() -> None:
     config = SFTConfig(batch_size=4, epochs=2.0, lora=LoraSpec(layers=10))
 
-    def cost(**more: Any) -> StagePlan:
-        return training(
-            "sft", structs.replace(config, **more.pop("config", {})), ModelSpec(), steady, 20, SIXTY, more.pop("answers", (FORTY,)), **more
-        )
+    def cost(config: Any = config, answers: tuple[Tokens, ...] = (FORTY,), **more: Any) -> StagePlan:
+        return costs().training(config, 20, SIXTY, answers, **more)
 
     one = cost()
     assert (one.train_steps, one.trained_tokens) == (10, 20 * 2 * 100)
-    loading = 1.0 + SHAPE.parameters * 4 / 1e9
-    flop = layer_flop(SHAPE, 4000, 100, 10)
-    assert one.seconds == pytest.approx(loading + 2 * flop / 5e10 + 2 * flop / 8e10 + 20 * 2 * 40 * 4e-3)
+    loading = 1.0 + SHAPE.parameters / 2e8
+    forward, backward = forward_flop(SHAPE, 4000, 100), forward_flop(SHAPE, 4000, 100, 10)
+    head = 2 * 20 * 2 * 40 * SHAPE.hidden * SHAPE.vocabulary
+    assert one.seconds == pytest.approx(loading + (forward + backward + 2 * head) / 5e10)
     assert one.seconds is not None
-    pair, apart = (
-        training("policy", PolicyConfig(batch_size=4, epochs=2.0, share_prompt=share), ModelSpec(), steady, 20, SIXTY, (FORTY, FORTY))
-        for share in ("auto", "never")
-    )
-    assert (pair.trained_tokens, apart.trained_tokens) == (20 * 2 * 140, 20 * 2 * 200)
+    together, apart = (cost(PolicyConfig(batch_size=4, epochs=2.0, share_prompt=share), (FORTY, FORTY)) for share in ("always", "never"))
+    assert (together.trained_tokens, apart.trained_tokens) == (20 * 2 * 140, 20 * 2 * 200)
     without = cost(scored=False).seconds
-    assert without is not None and one.seconds - without == pytest.approx(20 * 2 * 40 * 4e-3), "a reward model scores no vocabulary"
-    reference = cost(reference_passes=1.0).seconds
-    assert reference is not None and reference - one.seconds == pytest.approx(layer_flop(SHAPE, 2000, 100) / 8e10 + 800 * 4e-3 / 3)
-    again = cost(config={"gradient_checkpointing": True}).seconds
-    assert again is not None and again - one.seconds == pytest.approx(flop / 5e10), "half of forward and backward more"
+    assert without is not None and one.seconds - without == pytest.approx(2 * head / 5e10), "a reward model scores no vocabulary"
+    reference = cost(passes=1.0).seconds
+    assert reference is not None and reference - one.seconds == pytest.approx((forward + head) / 2 / 5e10)
+    again = cost(structs.replace(config, gradient_checkpointing=True)).seconds
+    assert again is not None and again - one.seconds == pytest.approx((forward + backward) / 2 / 5e10), "half of them more"
 
 
 def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
     def cost(prompt: Tokens, *answers: Tokens) -> StagePlan:
-        config = PolicyConfig(batch_size=16, max_length=200)
-        return training("policy", config, ModelSpec(), steady, 20, prompt, answers)
+        return costs().training(PolicyConfig(batch_size=16, max_length=200, share_prompt="always"), 20, prompt, answers)
 
     def grown(longest: float, *answers: Tokens) -> float:
         even, uneven = cost(SIXTY, *answers), cost(Tokens(60, longest), *answers)
@@ -162,11 +163,11 @@ def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
         assert even.memory_bytes is not None and uneven.memory_bytes is not None
         return uneven.memory_bytes - even.memory_bytes
 
-    single, pair = grown(100, FORTY), grown(100, FORTY, FORTY)
-    assert pair == pytest.approx(single / 4, rel=0.01), "of 16 pairs end to end not all are long; of 16 padded rows all are"
+    single, both = grown(100, FORTY), grown(100, FORTY, FORTY)
+    assert both == pytest.approx(single / 4, rel=0.01), "of 16 pairs end to end not all are long; of 16 padded rows all are"
     assert grown(500, FORTY) == pytest.approx(grown(160, FORTY)), "what is longer than max_length is cut"
-    asked = [asking("feedback", ModelSpec(batch_size=64), steady, 64, Tokens(900, most), 1, 30) for most in (900, 1800)]
-    answered = [answering("respond", ModelSpec(batch_size=64), steady, 64, Tokens(900, most), SamplingSpec()) for most in (900, 1800)]
+    asked = [costs().calls(ModelSpec(batch_size=64), Work(64, 900, 1, 30), most + 30) for most in (900, 1800)]
+    answered = [costs().answers(ModelSpec(batch_size=64), 64, Tokens(900, most), SamplingSpec()) for most in (900, 1800)]
     for even, uneven in (asked, answered):
         assert even.seconds == uneven.seconds and even.memory_bytes is not None and uneven.memory_bytes is not None
         cache = 64 * 900 * 2 * 30 * 3 * 64 * 4
@@ -175,8 +176,8 @@ def test_memory_is_that_of_the_longest_and_time_that_of_the_mean() -> None:
 
 def test_costs_add_up_and_the_unknown_stays_unknown() -> None:
     a = StagePlan("x", calls=1, seconds=1.0, memory_bytes=5, cost=0.5)
-    assert add(a, a, replace(a, memory_bytes=7)) == StagePlan("x", calls=3, seconds=3.0, memory_bytes=7, cost=1.5)
-    assert add(a, replace(a, seconds=None, memory_bytes=None)) == StagePlan("x", calls=2, seconds=None, memory_bytes=None, cost=1.0)
+    assert joined("y", a, a, replace(a, memory_bytes=7)) == StagePlan("y", calls=3, seconds=3.0, memory_bytes=7, cost=1.5)
+    assert joined("y", a, replace(a, seconds=None, memory_bytes=None)) == StagePlan("y", calls=2, seconds=None, memory_bytes=None, cost=1.0)
 
 
 def test_more_of_anything_costs_more() -> None:
@@ -194,30 +195,61 @@ def test_more_of_anything_costs_more() -> None:
     assert judged_late.calls - base["feedback"].calls == 32 * 12, "revisions that `critique` judged are in the store"
 
 
-def workspace_with_run(folder: Path, seconds: float, **machine: Any) -> Workspace:
-    """A workspace whose quickstart took some seconds in its SFT stage, on this machine or another."""
+def workspace_with_run(folder: Path, seconds: float, stages: tuple[str, ...], **machine: Any) -> Workspace:
+    """A workspace whose quickstart took some seconds in each of these stages, on this machine or another."""
     workspace = Workspace(folder)
     init_workspace(folder)
     run = workspace.run("before")
     run.path.mkdir()
     shutil.copy(folder / "runs" / "quickstart.yaml", run.path / "recipe.yaml")
-    entry = StageEntry("sft", "done", "", seconds=seconds)
-    write_manifest(
-        run.manifest,
-        Manifest("before", machine={**machine_facts(), **machine}, model_fingerprint=model_fingerprint(ModelSpec()), stages=[entry]),
-    )
+    entries = [StageEntry(stage, "done", "", seconds=seconds, calls_made=10) for stage in stages]
+    facts = {**machine_facts(), **machine}
+    write_manifest(run.manifest, Manifest("before", machine=facts, model_fingerprint=model_fingerprint(ModelSpec()), stages=entries))
     return workspace
 
 
-def test_a_finished_run_on_this_machine_corrects_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "measure_speed", steady)
-    here, elsewhere = workspace_with_run(tmp_path / "a", 1234.0), workspace_with_run(tmp_path / "b", 1234.0, cpus=77)
+def test_an_earlier_run_on_this_machine_sets_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "probe", steady)
+    here, elsewhere = workspace_with_run(tmp_path / "a", 1234.0, ("sft",)), workspace_with_run(tmp_path / "b", 1234.0, ("sft",), cpus=77)
     recipe = load_recipe(here.root / "runs" / "quickstart.yaml")
     told, untold = plan_recipe(recipe, here), plan_recipe(recipe, elsewhere)
     seconds = {p: {s.name: s.seconds for s in planned.stages} for p, planned in (("told", told), ("untold", untold))}
     assert seconds["told"].pop("sft") == pytest.approx(1234.0) and seconds["untold"].pop("sft") != pytest.approx(1234.0)
-    assert seconds["told"] == seconds["untold"], "stages that were not run before are reckoned as they were"
-    assert "times of sft: corrected" in told.basis and "corrected" not in untold.basis
-    assert told.speeds == (SPEED,) and "float32 on cpu with 2 threads" in told.basis, "one probe serves all stages of one shape"
+    assert seconds["told"] == seconds["untold"] == {s.name: s.seconds for s in draft(recipe, here, steady) if s.name != "sft"}
+    assert "times of sft: what such work took" in told.basis and "(run before)" in told.basis and "(run" not in untold.basis
+    assert "rough first estimate" in told.basis and "rough first estimate" in untold.basis
     longer = plan_recipe(load_recipe(here.root / "runs" / "quickstart.yaml", ["sft.epochs=6"]), here)
     assert next(s.seconds for s in longer.stages if s.name == "sft") == pytest.approx(2 * 1234, rel=0.05)
+    assert (told.calls, told.memory_bytes) == (untold.calls, untold.memory_bytes)
+
+
+def test_a_machine_that_has_run_it_all_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("probed")
+
+    monkeypatch.setattr(plan, "probe", forbidden)
+    stages = ("respond", "critique", "sft", "pairs", "feedback", "reward", "policy", "evaluate")
+    workspace = workspace_with_run(tmp_path, 100.0, stages)
+    planned = plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml"), workspace)
+    assert planned.seconds == pytest.approx(8 * 100 + 1) and "estimate" not in planned.basis
+    with pytest.raises(AssertionError, match="probed"):  # another method's policy, whose time that run says nothing of
+        plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml", ["policy.method=kto"]), workspace)
+    with pytest.raises(AssertionError, match="probed"):  # another judge
+        plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml", ["feedback.judge={precision: bfloat16}"]), workspace)
+
+
+def test_reused_calls_teach_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "probe", steady)
+    workspace = workspace_with_run(tmp_path, 100.0, ())
+    manifest = workspace.run("before").manifest
+    entry = StageEntry("respond", "done", "", seconds=0.1, calls_made=1, calls_reused=31)
+    write_manifest(manifest, Manifest("before", machine=machine_facts(), model_fingerprint=model_fingerprint(ModelSpec()), stages=[entry]))
+    assert "(run before)" not in plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml"), workspace).basis
+
+
+def test_a_server_is_counted_and_priced_and_its_time_stays_unknown() -> None:
+    server = "model={path: 'http://127.0.0.1:1/v1', name: x, prompt_price: 1.0, completion_price: 2.0}"
+    respond = stage_plan("respond", server, "weights={path: embedded}")
+    assert respond.calls == 32 and respond.seconds is None
+    assert respond.cost == pytest.approx((respond.prompt_tokens + 2 * respond.completion_tokens) / 1e6)
+    assert stage_plan("sft", server, "weights={path: embedded}").seconds is not None

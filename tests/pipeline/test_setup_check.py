@@ -48,7 +48,7 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
-        ("policy={method: grpo, batch_size: 6}", "8 completions of a prompt don't fill a step of 6"),
+        ("policy={method: grpo, batch_size: 6}", "a step of 6 completions can't be divided into groups of 8"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )
@@ -56,6 +56,14 @@ def test_what_is_missing_is_named_with_its_setting(tmp_path: Path, override: str
     workspace = make_workspace(tmp_path / "w")
     with pytest.raises(RecipeError, match=told):
         check_setup(recipe_of(workspace, override), workspace)
+
+
+@pytest.mark.parametrize("role", ["model", "feedback.judge"])
+def test_several_servers_are_refused_before_a_run_with_the_router_to_use(tmp_path: Path, role: str) -> None:
+    workspace = make_workspace(tmp_path)
+    recipe = recipe_of(workspace, f"{role}={{path: 'http://one:8000/v1, http://two:8000/v1'}}")
+    with pytest.raises(RecipeError, match=r"vllm-router --worker-urls http://one:8000 http://two:8000"):
+        check_setup(recipe, workspace, trains=False)
 
 
 def test_a_kind_without_a_principle_is_told(tmp_path: Path) -> None:

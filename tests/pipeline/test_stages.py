@@ -142,7 +142,7 @@ def test_reward_models_load_when_no_other_model_is_in_memory(tmp_path: Path, tin
     """On a GPU a base too many is what doesn't fit: neither the one just trained, nor the judge's, nor an earlier ensemble's."""
     from transformers import PreTrainedModel
 
-    from cai.train import ensemble
+    from cai.train.reward import ensemble
 
     def models() -> set[int]:
         return {id(o) for o in gc.get_objects() if issubclass(type(o), PreTrainedModel)}

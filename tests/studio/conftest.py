@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -47,7 +47,7 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def served(workspace: Workspace) -> Iterator[Served]:
     """A workspace of the test's own, served."""
-    with serving(workspace) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+    with serving(workspace) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
         yield Served(client, port, workspace)
 
 
@@ -63,5 +63,5 @@ def shared_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Work
 def shared(shared_port: tuple[Workspace, int]) -> Iterator[Served]:
     """The module's workspace, with a client of the test's own."""
     workspace, port = shared_port
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
         yield Served(client, port, workspace)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from cai.core.workspace import Workspace
 
@@ -14,7 +14,7 @@ TOKEN = "a-token-of-this-test"  # noqa: S105 - no secret
 class Served:
     """A running app and a client, which has no token before `enter`."""
 
-    client: httpx.Client
+    client: httpx2.Client
     port: int
     workspace: Workspace
 
@@ -22,7 +22,7 @@ class Served:
     def origin(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def enter(self) -> httpx.Client:
+    def enter(self) -> httpx2.Client:
         """Give the client its token, as the printed address does, and the headers of a browser on the app's own pages."""
         assert self.client.get(f"/enter?token={TOKEN}").status_code == 303
         self.client.headers["origin"] = self.origin

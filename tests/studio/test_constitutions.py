@@ -6,7 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from cai.core.workspace import Workspace
@@ -135,7 +135,7 @@ def test_of_two_writers_at_once_one_wins_and_the_other_is_told(served: Served) -
     def write(mark: str) -> None:
         body = {"text": f"{now['text']}# {mark}\n", "version": now["version"]}
         headers = {"origin": served.origin}
-        with httpx.Client(base_url=served.origin, cookies=served.client.cookies, headers=headers, trust_env=False, timeout=20) as client:
+        with httpx2.Client(base_url=served.origin, cookies=served.client.cookies, headers=headers, trust_env=False, timeout=20) as client:
             answers[mark] = client.post(f"{BASE}/draft", json=body).status_code
 
     threads = [threading.Thread(target=write, args=(f"tab {i}",)) for i in range(4)]
@@ -155,7 +155,7 @@ def test_the_command_serves_and_a_killed_one_has_lost_nothing(workspace: Workspa
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("Open ").strip()
         origin = address.partition("/enter")[0]
-        with httpx.Client(base_url=origin, trust_env=False, timeout=20, headers={"origin": origin}) as client:
+        with httpx2.Client(base_url=origin, trust_env=False, timeout=20, headers={"origin": origin}) as client:
             assert client.get(address, follow_redirects=True).status_code == 200
             now = client.get(f"{BASE}/text").json()
             client.post(f"{BASE}/draft", json={"text": edited(now["text"]), "version": now["version"]}).raise_for_status()

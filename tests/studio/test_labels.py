@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from cai.core.jsonl import read_records, write_records
@@ -175,7 +175,7 @@ def test_two_raters_and_two_tabs_of_each_at_once_lose_nothing(served: Served, qu
     confirmed: list[tuple[str, str]] = []
 
     def tab(rater: str, choice: str) -> None:
-        with httpx.Client(
+        with httpx2.Client(
             base_url=served.origin, cookies=served.client.cookies, headers={"origin": served.origin}, trust_env=False
         ) as client:
             client.timeout = 60
@@ -206,7 +206,7 @@ def test_a_kill_loses_no_answer_that_was_confirmed(workspace: Workspace, queue_f
         assert process.stdout is not None
         address = process.stdout.readline().removeprefix("Open ").strip()
         origin = address.partition("/enter")[0]
-        with httpx.Client(base_url=origin, trust_env=False, timeout=60, headers={"origin": origin}) as client:
+        with httpx2.Client(base_url=origin, trust_env=False, timeout=60, headers={"origin": origin}) as client:
             assert client.get(address).status_code == 303
             shown = client.post("/label/q-jsonl/next", json={"rater": "ann"}).json()
             killer = threading.Timer(0.0, os.kill, (process.pid, signal.SIGKILL))
@@ -217,7 +217,7 @@ def test_a_kill_loses_no_answer_that_was_confirmed(workspace: Workspace, queue_f
                     confirmed.append(key)
                     if len(confirmed) == 5:
                         killer.start()  # while the next answers are on their way
-            except httpx.HTTPError:
+            except httpx2.HTTPError:
                 pass
             killer.join()
     finally:

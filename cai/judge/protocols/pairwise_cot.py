@@ -1,9 +1,9 @@
-"""Protocol `pairwise-cot`: the paper's two-option question after a chain of thought (Bai et al. 2022, §4.1).
+"""Protocol `pairwise-cot`: the paper's two-option question (Bai et al. 2022, §4.1) after a chain of thought.
 
-The question is asked in both orders. The log-probabilities of A and B are read at the position of the last verdict (`Answer: …`). Small
-models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are read there. A verdict other than
-A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the clamp, and a missing verdict is a
-failure.
+The question is asked in both orders. After a chain of thought, the log-probabilities of A and B are read at the position of the last
+verdict (`Answer: …`). Small models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are
+read there. A verdict other than A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the
+clamp, and a missing verdict is a failure.
 """
 
 import re

@@ -9,45 +9,35 @@ what the conversation and the words are as tokens, and `/completions` is asked a
 - A score is one request for prompt log-probabilities, summed over exactly the text's tokens.
 
 Elsewhere choices are looked up among the 20 likeliest next tokens by their exact text, one that isn't there is a counted failure, and
-scores are refused. What is served is `cai.models.server.served`'s business, retries and several servers `cai.models.server.fleet`'s, HTTP
-errors `cai.models.server.http_client`'s.
+scores are refused. `client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and
+`replies` reads what it says.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 
 from cai.errors import ModelError, NoLogprobsError, ReplyError
-from cai.models.base import (
-    ChoiceLogprobs,
-    ChoicesRequest,
-    CompleteRequest,
-    Completion,
-    Reply,
-    Request,
-    ScoreRequest,
-    TextLogprob,
-)
-from cai.models.server.fleet import HEALTH_SECONDS, Fleet
-from cai.models.server.http_client import MalformedError
-from cai.models.server.replies import ChatReply, TextReply, TokenList, TokenUsage
-from cai.models.server.served import as_json
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.server.capabilities import Capabilities, learned_from, of_owner
+from cai.models.server.client import ServerClient
+from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
+from cai.models.server.served import TokenList, as_json
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
-_IMPOSSIBLE = -1e5
-"""Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
-_EXCERPT = 200
-_ENDED = ("stop", "eos", "eos_token", "stop_sequence")
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
+_OPENING = "Your answer begins with the words below, which are written already. Write only what follows them.\n\n"
 
 
 class ServerEngine:
-    """Answers requests through a server, or several that serve the same model. Made by `connect`, which finds out what is served.
+    """Answers requests through a server. Made by `connect`, which finds out what is served.
 
     The fingerprint covers what the server tells of itself: the model's name, `root`, `parent`, context length, size, and how its tokenizer
     and chat template render a short conversation. The address is not in it: move the server and the call store keeps its worth. What no
@@ -56,52 +46,38 @@ class ServerEngine:
     Args:
         spec: `path`, `name`, `adapter`, `concurrency`, `timeout_seconds`, `api_key_env`.
         transport: replaces the network, for tests.
-        sleep: replaces `asyncio.sleep`, for tests.
-        health_seconds: between two looks at a replica.
 
     Raises:
         ModelError: the URL or key can't be used.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        health_seconds: float = HEALTH_SECONDS,
-    ) -> None:
+    def __init__(self, spec: ModelSpec, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.name = spec.path
         self.fingerprint = ""
-        self._fleet = Fleet(spec, transport, sleep, health_seconds)
+        self._client = ServerClient(spec, transport)
         self._model = ""
-        self._owner = ""
         self._tokenizes = False
+        self._can = of_owner("")
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
         self._no_logprobs = ""  # why there are none, once that is known
         self._asking_for_tokens = asyncio.Lock()
 
     @classmethod
-    async def connect(
-        cls,
-        spec: ModelSpec,
-        transport: httpx.AsyncBaseTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        health_seconds: float = HEALTH_SECONDS,
-    ) -> "ServerEngine":
+    async def connect(cls, spec: ModelSpec, transport: httpx2.AsyncBaseTransport | None = None) -> "ServerEngine":
         """Return an engine that knows which model it talks to.
 
         Raises:
-            ModelError: no server can be reached, one doesn't serve the model, serves several and the spec names none, or serves another.
+            ModelError: the server can't be reached, doesn't serve the model, or serves several and the spec names none.
         """
-        engine = cls(spec, transport, sleep, health_seconds)
+        engine = cls(spec, transport)
         try:
-            served = await engine._fleet.connect()
+            served = await engine._client.connect()
         except BaseException:
             await engine.close()
             raise
-        engine.name = f"{engine._fleet.name} {served.model}"
+        engine.name = f"{engine._client.url} {engine._client.excerpt(served.model)}"
         engine.fingerprint = served.fingerprint
-        engine._model, engine._owner, engine._tokenizes = served.model, served.owner, served.tokenizes
+        engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
         return engine
 
     async def submit(self, request: Request) -> Reply:
@@ -120,62 +96,47 @@ class ServerEngine:
 
     async def finish(self) -> None:
         """Wait for the replies to what was sent, and send nothing more."""
-        await self._fleet.finish()
+        await self._client.finish()
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._fleet.close()
+        await self._client.close()
 
     async def _complete(self, request: CompleteRequest) -> Completion:
-        sampling = request.sampling
-        body = self._chat(request.messages, request.prefill) | {
-            "max_tokens": sampling.max_tokens,
+        sampling, can = request.sampling, self._can
+        messages, flags = self._conversation(request.messages, request.prefill, can)
+        body = {
+            "model": self._model,
+            "messages": messages,
+            can.limit: sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed,
         }
-        # Servers add habits of their own (llama.cpp's top-k 40, a model's generation_config): the recipe's sampling is the whole story.
-        if self._owner == "vllm":
-            body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-        elif self._owner == "llamacpp":
-            body |= {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
-
-        def check(reply: ChatReply) -> None:
-            ended = reply.choices[0].finish_reason
-            if ended not in (*_ENDED, "length", "content_filter"):
-                raise MalformedError(f"finish_reason is {ended!r}; expected 'stop' or 'length'")
-            if reply.usage and (reply.usage.completion_tokens or 0) > sampling.max_tokens:
-                raise MalformedError(f"{reply.usage.completion_tokens} completion tokens; {sampling.max_tokens} were asked for")
-
-        reply = await self._fleet.ask("/chat/completions", body, ChatReply, check, about=text_of(request.messages))
-        choice, usage = reply.choices[0], reply.usage or TokenUsage()
-        if choice.message.refusal:
-            raise ReplyError("refused_by_server", self._fleet.excerpt(choice.message.refusal))
-        if choice.finish_reason == "content_filter":
-            raise ReplyError("content_filter", "the server's filter stopped the reply")
-        if not choice.message.content:
-            thought = choice.message.reasoning or choice.message.reasoning_content
-            raise ReplyError(
-                "empty_reply", "only reasoning came back; raise max_tokens, or switch reasoning off" if thought else "no text came back"
-            )
-        return Completion(choice.message.content, choice.finish_reason == "length", usage.prompt_tokens, usage.completion_tokens or 0)
+        opening = "" if can.continues else request.prefill
+        try:
+            read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening)
+            return await self._client.chat(body, flags | can.sampling, read)
+        except ReplyError as e:
+            if self._learned(e, can):
+                return await self._complete(request)
+            raise
 
     async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""
         prompt = await self._tokenize(request.messages, request.prefill)
         choices = [await self._tokens_of(request, choice, prompt) for choice in request.choices]
-        about = text_of(request.messages)
         branches: dict[Tokens, set[int]] = {}
         for tokens in choices:
             for i, token in enumerate(tokens):
                 branches.setdefault(tokens[:i], set()).add(token)
-        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids), about) for path, ids in branches.items()))
+        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids)) for path, ids in branches.items()))
         steps = {(*path, token): value for path, logprobs in zip(branches, found, strict=True) for token, value in logprobs.items()}
         totals = []
         for tokens in choices:
             walked = [steps.get(tokens[: i + 1]) for i in range(len(tokens))]
             known = [value for value in walked if value is not None]
-            totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens, about))
+            totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens))
         return ChoiceLogprobs(tuple(totals), len(prompt))
 
     async def _tokens_of(self, request: ChoicesRequest, choice: str, prompt: Tokens) -> Tokens:
@@ -193,37 +154,38 @@ class ServerEngine:
         """Look the choices up among the likeliest first tokens: all that servers without token ids can tell, and some not even that."""
         if self._no_logprobs:
             raise NoLogprobsError(self._no_logprobs)
+        can = self._can
+        messages, flags = self._conversation(request.messages, request.prefill, can)
         # Temperature 1: some servers report probabilities after sampling's changes, and 1 changes nothing. The sampled token is ignored.
-        body = self._chat(request.messages, request.prefill) | {
-            "max_tokens": 1,
+        body = {
+            "model": self._model,
+            "messages": messages,
+            can.limit: 1,
             "temperature": 1.0,
             "top_p": 1.0,
             "logprobs": True,
-            "top_logprobs": _TOP,
+            "top_logprobs": can.top,
         }
         try:
-            reply = await self._fleet.ask("/chat/completions", body, ChatReply, about=text_of(request.messages))
+            likely, prompt_tokens = await self._client.chat(body, flags, read_likeliest)
         except ReplyError as e:
-            if "logprob" in e.detail:
+            if self._learned(e, can):
+                return await self._choices_by_text(request)
+            if "logprob" in e.detail and e.reason == "refused_by_server":
                 self._no_logprobs = f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}"
                 raise NoLogprobsError(self._no_logprobs) from e
             raise
-        logprobs = reply.choices[0].logprobs
-        if logprobs is None or not logprobs.content:
+        if not likely:
             self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
             raise NoLogprobsError(self._no_logprobs)
-        first = logprobs.content[0]
-        likely: dict[str, float] = {}
-        for top in (*first.top_logprobs, first):
-            likely.setdefault(top.token, top.logprob)
         totals = []
         for choice in request.choices:
             value = likely.get(choice, likely.get(f" {choice}", likely.get(choice.removeprefix(" "))))
             if value is None:
-                seen = ", ".join(map(repr, list(likely)[:8]))
+                seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
                 raise ReplyError("choice_not_likely", f"{choice!r} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
             totals.append(self._checked(value))
-        return ChoiceLogprobs(tuple(totals), (reply.usage or TokenUsage()).prompt_tokens)
+        return ChoiceLogprobs(tuple(totals), prompt_tokens)
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:
@@ -235,11 +197,14 @@ class ServerEngine:
             raise ReplyError("empty_text", "there is no text to score")
         prompt = await self._tokenize(request.messages, "")
         tokens = await self._continuation(request.messages, "", request.text, prompt)
-        return TextLogprob(await self._prompt_logprob(prompt, tokens, text_of(request.messages)), len(tokens), len(prompt))
+        return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
 
     async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
-        reply = await self._fleet.ask("//tokenize", self._chat(messages, prefill), TokenList, about=text_of(messages))
-        return tuple(reply.tokens)
+        turns, flags = self._conversation(messages, prefill, of_owner("vllm"))
+        return await self._tokens({"messages": turns, **flags})
+
+    async def _tokens(self, body: dict[str, Any]) -> Tokens:
+        return tuple((await self._client.post_root("/tokenize", {"model": self._model, **body}, TokenList)).tokens)
 
     async def _continuation(self, messages: Sequence[Message], prefill: str, text: str, prompt: Tokens) -> Tokens:
         """Return a text's tokens where it follows the prompt; where it would change the prompt's last tokens, its tokens alone."""
@@ -247,73 +212,52 @@ class ServerEngine:
         if whole[: len(prompt)] == prompt:
             tokens = whole[len(prompt) :]
         else:
-            body = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            tokens = tuple((await self._fleet.ask("//tokenize", body, TokenList, about=text_of(messages))).tokens)
+            tokens = await self._tokens({"prompt": text, "add_special_tokens": False})
         if not tokens:
             raise ReplyError("empty_text", f"{text[:60]!r} is no tokens in this model's template")
         return tokens
 
-    async def _next_token(self, prompt: Tokens, wanted: list[int], about: str) -> dict[int, float]:
+    async def _next_token(self, prompt: Tokens, wanted: list[int]) -> dict[int, float]:
         """Return log-probabilities of tokens that may come next: those wanted, or on an old server the likeliest ones."""
         # No seed: what is sampled is ignored, and vLLM's CPU build dies of a seeded request whose prompt it takes in two steps.
-        body = {
-            "model": self._model,
-            "prompt": list(prompt),
-            "max_tokens": 1,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "logprobs": _TOP,
-            "logprob_token_ids": wanted,
-            "return_tokens_as_token_ids": True,
-        }
-        reply = await self._fleet.ask("/completions", body, TextReply, about=about)
-        logprobs = reply.choices[0].logprobs
-        if logprobs is None or logprobs.top_logprobs[0] is None:
+        body = {"model": self._model, "prompt": list(prompt), "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": _TOP}
+        extra = {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+        found = await self._client.text(body, extra, partial(read_next_token, wanted=wanted))
+        if found is None:
             raise NoLogprobsError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
-        named = logprobs.top_logprobs[0]
-        return {token: self._checked(named[name]) for token in wanted if (name := f"token_id:{token}") in named}
+        return {token: self._checked(value) for token, value in found.items()}
 
-    async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens, about: str) -> float:
+    async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens) -> float:
         """Return the log-probability of tokens after a prompt."""
         ids = prompt + tokens
-        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
-
-        def check(reply: TextReply) -> None:
-            rows = reply.choices[0].prompt_logprobs
-            if rows is not None and len(rows) != len(ids):
-                raise MalformedError(f"log-probabilities of {len(rows)} tokens; {len(ids)} were sent")
-            if rows is not None and any(rows[i] is None or str(ids[i]) not in rows[i] for i in range(len(prompt), len(ids))):  # type: ignore[operator]
-                raise MalformedError("log-probabilities of other tokens than were sent")
-
-        reply = await self._fleet.ask("/completions", body, TextReply, check, about=about)
-        rows = reply.choices[0].prompt_logprobs
-        if rows is None:
+        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0}
+        found = await self._client.text(body, {"prompt_logprobs": 0}, partial(read_prompt_logprobs, ids=ids, start=len(prompt)))
+        if found is None:
             raise NoLogprobsError(f"{self.name} gives no prompt log-probabilities. {_NO_LOGPROBS}")
-        return sum(
-            self._checked(row[str(token)].logprob) for row, token in zip(rows[len(prompt) :], tokens, strict=True) if row is not None
-        )
+        return sum(map(self._checked, found))
 
     def _checked(self, logprob: float) -> float:
         if logprob > 1e-3:
             raise ModelError(
                 f"{self.name} sent {logprob:g} as a log-probability. Start vLLM with --logprobs-mode raw_logprobs (its default)."
             )
-        if logprob < _IMPOSSIBLE:
-            raise ReplyError("malformed_reply", f"{logprob:g} as a log-probability")
         return logprob
 
-    def _chat(self, messages: Sequence[Message], prefill: str) -> dict[str, Any]:
-        """Return model and messages, the last one left open where the assistant's turn starts with `prefill`."""
-        body: dict[str, Any] = {"model": self._model, "messages": as_json(messages)}
-        if prefill:
-            body["messages"].append({"role": "assistant", "content": prefill})
-            body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return body
+    def _learned(self, refusal: ReplyError, asked: Capabilities) -> bool:
+        """Whether a refusal says how the server wants to be asked instead; remembered for all requests."""
+        changes = learned_from(refusal.detail, asked) if refusal.reason == "refused_by_server" else {}
+        self._can = replace(self._can, **changes)
+        return bool(changes)
 
-
-def text_of(messages: Sequence[Message]) -> str:
-    """Return what names the text that a request is about: the start of what the person says, which the requests about a text share.
-
-    A question that comes after it is left out as long as the text is no shorter than the excerpt; of shorter ones little is shared anyway.
-    """
-    return next((m.content[:_EXCERPT] for m in messages if m.role != "system"), "")
+    def _conversation(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> tuple[list[dict[str, str]], dict[str, Any]]:
+        """Return messages, with `prefill` as the start of the assistant's turn, or asked for in words, and the flags that go with them."""
+        turns = as_json(messages)
+        if not prefill:
+            return turns, {}
+        if can.continues:
+            return [*turns, {"role": "assistant", "content": prefill}], can.flags
+        if turns and turns[-1]["role"] == "user":
+            turns[-1]["content"] += f"\n\n{_OPENING}{prefill}"
+        else:
+            turns.append({"role": "user", "content": f"{_OPENING}{prefill}"})
+        return turns, {}

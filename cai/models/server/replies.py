@@ -1,106 +1,143 @@
-"""The replies of an OpenAI-compatible server, as far as `cai` reads them: other fields are ignored, wrong types are malformed replies."""
+"""Reads the `openai` client's typed replies, which it hands on unchecked: whatever JSON a server sent is in their fields.
 
-from typing import Annotated, Any
+Servers differ in what they leave out or add: usage, `finish_reason`, content in parts, reasoning before the answer. What can still be used
+is; what can't raises `ValueError` (or `TypeError`, `AttributeError`, `LookupError` where a field isn't there), and is asked for again.
+"""
 
-from msgspec import Meta, Struct
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
 
-Count = Annotated[int, Meta(ge=0)]
+from openai.types import Completion as TextCompletion
+from openai.types.chat import ChatCompletion
 
+from cai.errors import ReplyError
+from cai.models.base import Completion
 
-class ModelCard(Struct, frozen=True):
-    """One model of `/models`; `root` and `parent` are vLLM's, `meta` is llama.cpp's."""
-
-    id: str
-    owned_by: str | None = None
-    root: str | None = None
-    parent: str | None = None
-    max_model_len: int | None = None
-    meta: dict[str, Any] | None = None
-
-
-class ModelList(Struct, frozen=True):
-    """The reply of `/models`."""
-
-    data: list[ModelCard]
-
-
-class TokenList(Struct, frozen=True):
-    """The reply of `/tokenize`."""
-
-    tokens: list[Count]
-    token_strs: list[str] | None = None
+_ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
+_CUT = ("length", "model_length", "max_tokens")
+_SPARE_TOKENS = 16
+"""Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
+_IMPOSSIBLE = -1e5
+"""Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
+_REASONING = re.compile(r"\s*[<\[](think|thinking|reasoning)[>\]]", re.IGNORECASE)
+_REASONED = re.compile(r"[<\[]/(think|thinking|reasoning)[>\]]", re.IGNORECASE)
 
 
-class TokenUsage(Struct, frozen=True):
-    """Tokens that a request cost, where the server says so."""
+def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "") -> Completion:
+    """Return the text and counts of a chat reply.
 
-    prompt_tokens: Count = 0
-    completion_tokens: Count | None = 0
+    Args:
+        reply: the client's.
+        max_tokens: that were asked for. A reply without `finish_reason` counts as truncated if it has as many.
+        opening: taken off the text's start, where the model repeats what it was told to go on from.
 
-
-class ChatMessage(Struct, frozen=True):
-    """What the assistant said, or why not."""
-
-    content: str | None = None
-    refusal: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-
-
-class TokenLogprob(Struct, frozen=True):
-    """One likely token."""
-
-    token: str
-    logprob: float
-
-
-class ChatPosition(TokenLogprob, frozen=True):
-    """One generated token and the likeliest ones in its place."""
-
-    top_logprobs: list[TokenLogprob] = []
-
-
-class ChatLogprobs(Struct, frozen=True):
-    """Log-probabilities of a chat reply."""
-
-    content: list[ChatPosition] | None = None
-
-
-class ChatChoice(Struct, frozen=True):
-    """One chat reply."""
-
-    message: ChatMessage
-    finish_reason: str | None = None
-    logprobs: ChatLogprobs | None = None
+    Raises:
+        ReplyError: the reply is in order, and has no text to use.
+        ValueError: it can't be right.
+    """
+    choice = reply.choices[0]
+    ended, message = choice.finish_reason, choice.message
+    if ended is not None and ended not in (*_ENDED, *_CUT, "content_filter"):
+        raise ValueError(f"finish_reason is {ended!r}; expected 'stop' or 'length'")
+    counts = reply.usage
+    prompt_tokens, tokens = (_count(counts.prompt_tokens), _count(counts.completion_tokens)) if counts is not None else (0, 0)
+    if tokens > max_tokens + _SPARE_TOKENS:
+        raise ValueError(f"{tokens} completion tokens; {max_tokens} were asked for")
+    if message.refusal:
+        raise ReplyError("refused_by_server", str(message.refusal))
+    if ended == "content_filter":
+        raise ReplyError("content_filter", "the server's filter stopped the reply")
+    said = _text(message.content)
+    text = without_reasoning(said)
+    if not text.strip():
+        reasoned = said.strip() or getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None)
+        raise ReplyError(
+            "empty_reply", "only reasoning came back; raise max_tokens, or switch reasoning off" if reasoned else "no text came back"
+        )
+    if opening and text.lstrip().startswith(opening):
+        text = text.lstrip().removeprefix(opening)
+    return Completion(text, ended in _CUT or (ended is None and tokens >= max_tokens), prompt_tokens, tokens)
 
 
-class ChatReply(Struct, frozen=True):
-    """The reply of `/chat/completions`."""
+def without_reasoning(text: str) -> str:
+    """Return an answer without the reasoning that some servers leave before it; nothing, if the reasoning doesn't end.
 
-    choices: Annotated[list[ChatChoice], Meta(min_length=1)]
-    usage: TokenUsage | None = None
-
-
-class TextLogprobs(Struct, frozen=True):
-    """Log-probabilities of a text completion: token name to log-probability, per position."""
-
-    top_logprobs: Annotated[list[dict[str, float] | None], Meta(min_length=1)]
-
-
-class PromptLogprob(Struct, frozen=True):
-    """Log-probability of one prompt token."""
-
-    logprob: float
+    >>> without_reasoning("<think>Is it?</think>\\n\\nYes."), without_reasoning("Is it?</think>Yes."), without_reasoning("<think>Is")
+    ('Yes.', 'Yes.', '')
+    """
+    opened, closed = _REASONING.match(text), _REASONED.search(text)
+    if closed is not None and (opened is not None or not _REASONING.search(text, 0, closed.start())):
+        return text[closed.end() :].lstrip()
+    return "" if opened is not None else text
 
 
-class TextChoice(Struct, frozen=True):
-    """One text completion."""
+def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:
+    """Return the log-probabilities of the likeliest first tokens, empty where the server gives none, and the prompt's tokens."""
+    counts = reply.usage
+    prompt_tokens = _count(counts.prompt_tokens) if counts is not None else 0
+    logprobs = reply.choices[0].logprobs
+    if logprobs is None or not logprobs.content:
+        return {}, prompt_tokens
+    first = logprobs.content[0]
+    likely: dict[str, float] = {}
+    for top in (*(getattr(first, "top_logprobs", None) or ()), first):
+        if not isinstance(top.token, str):
+            raise ValueError(f"{top.token!r} as a token")
+        likely.setdefault(top.token, _logprob(top.logprob))
+    return likely, prompt_tokens
 
-    logprobs: TextLogprobs | None = None
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
+
+def read_next_token(reply: TextCompletion, wanted: Sequence[int]) -> dict[int, float] | None:
+    """Return the log-probabilities of the tokens that were wanted and are there, by id; None where the server gives none at all."""
+    logprobs = reply.choices[0].logprobs
+    if logprobs is None or logprobs.top_logprobs is None:
+        return None
+    named = logprobs.top_logprobs[0]
+    if named is None:
+        return None
+    return {token: _logprob(named[name]) for token in wanted if (name := f"token_id:{token}") in named}
 
 
-class TextReply(Struct, frozen=True):
-    """The reply of `/completions`."""
+def read_prompt_logprobs(reply: TextCompletion, ids: Sequence[int], start: int) -> list[float] | None:
+    """Return the log-probabilities of a prompt's tokens from `start` on; None where the server gives none.
 
-    choices: Annotated[list[TextChoice], Meta(min_length=1)]
+    Args:
+        reply: the client's.
+        ids: the prompt's tokens.
+        start: the first token that counts, at least 1.
+    """
+    rows: Any = getattr(reply.choices[0], "prompt_logprobs", None)
+    if rows is None:
+        return None
+    if len(rows) != len(ids):
+        raise ValueError(f"log-probabilities of {len(rows)} tokens; {len(ids)} were sent")
+    if any(rows[i] is None or str(ids[i]) not in rows[i] for i in range(start, len(ids))):
+        raise ValueError("log-probabilities of other tokens than were sent")
+    return [_logprob(rows[i][str(ids[i])]["logprob"]) for i in range(start, len(ids))]
+
+
+def _text(content: object) -> str:
+    """Return a message's text: a string, or the text parts of a list, which may hold others (a model's thinking)."""
+    if isinstance(content, list):
+        return "".join(_text(part["text"]) for part in content if part.get("type", "text") == "text")
+    if content is None:
+        return ""
+    if not isinstance(content, str):
+        raise ValueError(f"content is {type(content).__name__}; expected a string or a list of parts")
+    return content
+
+
+def _count(value: object) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"a count of {value!r} tokens")
+    return value
+
+
+def _logprob(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < _IMPOSSIBLE:
+        raise ValueError(f"{value!r} as a log-probability")
+    return float(value)

@@ -1,31 +1,58 @@
 """What a model server says that it serves: which model, in which words, and so under which key its calls are kept."""
 
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol
 
-from cai.errors import ModelError
+from msgspec import Meta, Struct
+
+from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.server.http_client import NotServedError
-from cai.models.server.replies import ModelCard, ModelList, TokenList
 from cai.recipe import ModelSpec
 from cai.records import Message
 
-T = TypeVar("T")
 _PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
 _DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
 
 
-class Ask(Protocol):
-    """How `identify` puts its questions: path, body and shape of the reply, as `JsonClient.attempt` takes them."""
+class NotServedError(ModelError):
+    """The server has no such address, or no such model."""
 
-    def __call__(self, path: str, body: dict[str, Any] | None, shape: type[T]) -> Awaitable[T]: ...
+
+class ModelCard(Struct, frozen=True):
+    """One model of `/models`; `root` and `parent` are vLLM's, `meta` is llama.cpp's. Other fields are ignored."""
+
+    id: str
+    owned_by: str | None = None
+    root: str | None = None
+    parent: str | None = None
+    max_model_len: int | None = None
+    meta: dict[str, Any] | None = None
+
+
+class ModelList(Struct, frozen=True):
+    """The reply of `/models`; some servers send the bare list."""
+
+    data: list[ModelCard]
+
+
+class TokenList(Struct, frozen=True):
+    """The reply of vLLM's `/tokenize`."""
+
+    tokens: list[Annotated[int, Meta(ge=0)]]
+    token_strs: list[str] | None = None
+
+
+class Ask(Protocol):
+    """How `identify` puts its questions: path, body (None to get) and shape of the reply."""
+
+    def __call__(self, path: str, body: dict[str, Any] | None, shape: Any) -> Awaitable[Any]: ...
 
 
 @dataclass(frozen=True)
 class Served:
-    """One server's model, as far as servers tell. Two servers whose `Served` are equal may answer for each other."""
+    """One server's model, as far as servers tell."""
 
     model: str
     """Its name on the server."""
@@ -66,26 +93,32 @@ class Served:
         return found
 
 
-async def identify(ask: Ask, url: str, spec: ModelSpec) -> Served:
+async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str], str]) -> Served:
     """Ask a server what it serves, and choose the model that the spec names, or the only one.
 
     Args:
         ask: puts one question to it.
         url: for messages.
         spec: `name` and `adapter`.
+        excerpt: makes a server's words fit for a message.
 
     Raises:
-        ModelError: it doesn't serve the model, or serves several and the spec names none.
-        TryFailed: it can't be reached.
+        ModelError: it can't be reached, doesn't serve the model, or serves several and the spec names none.
     """
     try:
-        cards = {card.id: card for card in (await ask("/models", None, ModelList)).data}
+        listing = await ask("/models", None, ModelList | list[ModelCard])
     except NotServedError:
         if spec.name is None and spec.adapter is None:
             raise
-        cards = {}  # some hosted APIs don't list their models; the first request will tell
+        listing = []  # some hosted APIs don't list their models; the first request will tell
+    except ReplyError as e:
+        raise ModelError(
+            f"{url}/models doesn't list models as an OpenAI-compatible server does ({e}). "
+            "Check model.path: most servers want it to end in /v1."
+        ) from e
+    cards = {card.id: card for card in (listing.data if isinstance(listing, ModelList) else listing)}
     wanted = [name for name in (spec.name, spec.adapter) if name is not None]
-    listed = ", ".join(cards) or "none"
+    listed = excerpt(", ".join(cards)) or "none"
     if missing := [name for name in wanted if cards and name not in cards]:
         how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == spec.adapter else "correct model.name"
         raise ModelError(f"{url} doesn't serve {missing[0]!r}; it serves: {listed}. Name one of these, or {how}.")
@@ -103,7 +136,7 @@ async def identify(ask: Ask, url: str, spec: ModelSpec) -> Served:
 async def _render_probe(ask: Ask, model: str) -> tuple[str, bool]:
     body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True}
     try:
-        reply = await ask("//tokenize", body, TokenList)
+        reply: TokenList = await ask("/tokenize", body, TokenList)
     except NotServedError:
         return "", False
     return _DATE_WORDS.sub("", "\n".join(reply.token_strs or [str(t) for t in reply.tokens])), bool(reply.tokens)

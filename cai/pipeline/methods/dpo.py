@@ -1,7 +1,7 @@
 """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
 
 from cai.pipeline.context import Context
-from cai.pipeline.costs import on_pairs
+from cai.pipeline.policy_costs import pair_training
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 
@@ -18,5 +18,5 @@ METHOD = PolicyMethod(
     dpo,
     reads_of_pairs,
     settings_of_pairs,
-    lambda costs: on_pairs(costs, costs.pairs, 2, 1.0),  # the reference's log-probabilities are kept after the first epoch
+    lambda p: pair_training(p, p.pairs),
 )

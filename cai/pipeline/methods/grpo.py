@@ -1,6 +1,6 @@
 """GRPO (arXiv 2402.03300): the policy learns from its own samples, by what the recipe rewards; the KL to the reference is in the loss."""
 
-from cai.pipeline.costs import rewarded
+from cai.pipeline.policy_costs import reward_training
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, online_problems, reads_of_samples, with_judge
 from cai.pipeline.training import train_on_rewards
 
@@ -9,7 +9,7 @@ METHOD = PolicyMethod(
     train_on_rewards,
     reads_of_samples,
     lambda recipe: (recipe.policy, ensemble_settings(recipe), recipe.feedback),
-    rewarded,
+    reward_training,
     models=with_judge,
     problems=online_problems,
 )

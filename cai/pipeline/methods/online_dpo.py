@@ -1,7 +1,7 @@
 """DPO in rounds, each on pairs that the policy of the round before answered and the judge or the reward models labelled."""
 
 from cai.pipeline.context import Context
-from cai.pipeline.costs import rounds
+from cai.pipeline.policy_costs import round_training
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, with_judge
 from cai.pipeline.reward_models import reward_models
 from cai.pipeline.rewarding import warn_if_unmonitored
@@ -28,7 +28,7 @@ METHOD = PolicyMethod(
     online_dpo,
     online_dpo_reads,
     lambda recipe: (recipe.policy, recipe.pairs, recipe.feedback, recipe.preferences, ensemble_settings(recipe)),
-    rounds,
+    round_training,
     models=with_judge,
     sources=lambda recipe: [recipe.feedback.calibration] if recipe.feedback.calibration else [],
     watch=False,

@@ -4,7 +4,7 @@ from functools import partial
 
 from cai.core.jsonl import read_records
 from cai.pipeline.context import Context
-from cai.pipeline.costs import ppo as ppo_costs
+from cai.pipeline.policy_costs import ppo_training
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, no_room, reads_of_samples
 from cai.pipeline.rewarding import log_monitor_point, monitor_prompts, warn_if_unmonitored
 from cai.pipeline.training import progress_of, trained
@@ -40,6 +40,6 @@ METHOD = PolicyMethod(
     ppo,
     reads_of_samples,
     lambda recipe: (recipe.policy, ensemble_settings(recipe), None),
-    ppo_costs,
+    ppo_training,
     problems=lambda recipe: no_room(recipe, "ppo.response_length", recipe.policy.ppo.response_length),
 )

@@ -1,0 +1,55 @@
+"""What servers do differently with a request that the protocol allows: known of some kinds, learned from a refusal of the others.
+
+Each difference is one field of `Capabilities`. A call's key in the store doesn't depend on them.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+TOP = 20
+_CONTINUING = ("vllm", "sglang", "llamacpp")
+_SAMPLING = {
+    "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
+    "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """How one server wants to be asked."""
+
+    sampling: dict[str, Any]
+    """Goes with every completion: servers add habits of their own (llama.cpp's top-k 40, a model's generation_config), and the recipe's
+    sampling is the whole story."""
+    flags: dict[str, Any]
+    """Goes with a conversation whose last turn is left open."""
+    continues: bool
+    """Whether it goes on from an assistant turn that has begun. Others are told the opening in words."""
+    limit: str = "max_tokens"
+    """The field that bounds a completion."""
+    top: int = TOP
+    """The most likely tokens that it lists."""
+
+
+def of_owner(owner: str) -> Capabilities:
+    """Return what is known of a kind of server, by `owned_by` in its list of models."""
+    flags = {"continue_final_message": True, "add_generation_prompt": False} if owner in ("vllm", "sglang") else {}
+    return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING)
+
+
+def learned_from(refusal: str, asked: Capabilities) -> dict[str, Any]:
+    """Return what a server's refusal says of its capabilities, as changes to what it was asked with; nothing, if it says nothing.
+
+    >>> learned_from("400: top_logprobs must be at most 5", of_owner("someone"))
+    {'top': 5}
+    """
+    said = refusal.lower()
+    if asked.limit == "max_tokens" and "max_completion_tokens" in said:
+        return {"limit": "max_completion_tokens"}
+    if asked.continues and any(word in said for word in ("continue_final_message", "add_generation_prompt", "prefill")):
+        return {"continues": False}
+    if "top_logprobs" in said and (found := [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1])]):
+        most = min(found, key=lambda n: n or TOP)
+        return {"top": most} if 0 < most < asked.top else {}
+    return {}

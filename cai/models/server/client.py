@@ -1,0 +1,367 @@
+"""Asks one model server through the `openai` client, with errors that say what to do.
+
+The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 429, 5xx) and honours `Retry-After`. What is added here:
+
+- at most `concurrency` requests are in flight, waits between tries included, so that a server in trouble sees less traffic;
+- a reply ends within `timeout_seconds` and `MAX_REPLY_BYTES`, however slowly it trickles;
+- a reply that can't be read is asked for again, then it is the item's counted failure (`malformed_reply`);
+- what is left after the last try is the item's failure (`ReplyError`) if others were answered meanwhile, and the server's (`ModelError`)
+  otherwise;
+- after a lost connection the server is asked again what it serves, before another reply of it is used, as far as it can say: a router
+  whose servers change may answer requests and not that;
+- the API key comes from the environment variable that the recipe names, and is cut out of every message; a server on this machine is
+  never asked through a proxy.
+"""
+
+import asyncio
+import email.utils
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx2
+import msgspec
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
+
+from cai.core.interrupt import Gate
+from cai.core.jsonl import NOT_JSON
+from cai.errors import ModelError, ReplyError
+from cai.models.server.address import check_url, is_loopback, read_key, root_of
+from cai.models.server.served import NotServedError, Served, identify
+from cai.recipe import ModelSpec
+
+T = TypeVar("T")
+RETRIES = 7
+"""Of the client, after the first try: its waits add up to half a minute, in which a server may come back."""
+FIRST_RETRIES = 2
+"""At the start: a wrong address is told in seconds."""
+READ_TRIES = 3
+"""How often a reply is asked for that can't be read."""
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+_CONNECT_SECONDS = 10.0
+_SPARE_CONNECTIONS = 2  # to ask a server again what it serves while its requests wait
+_GONE = {502, 503, 504}
+_RETRIED = {408, 409, 429}
+_KEPT = "Finished calls are kept: run the same command again."
+_TOO_LONG = (
+    "context length",
+    "context_length",
+    "context size",
+    "context window",
+    "maximum model length",
+    "max_model_len",
+    "too long",
+    "is too large",
+)
+_NO_SYSTEM_TURN = re.compile(
+    r"system (role|message|prompt|turn)s?\W.{0,40}(not supported|unsupported|not allowed)|only user and assistant roles", re.IGNORECASE
+)
+_UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, *NOT_JSON)
+"""What reading a reply raises that isn't what it must be: the client hands on whatever JSON came, unchecked."""
+
+
+class UnansweredError(ModelError):
+    """The server can't be reached, or fails at every try: it said nothing about itself."""
+
+
+class EndlessError(httpx2.DecodingError):
+    """A reply that is longer than any can be."""
+
+
+def wait_until_seconds(headers: httpx2.Headers) -> float | None:
+    """Return how long a server asks to wait that says it as a date (RFC 9110 §10.2.3), by its own clock; None otherwise.
+
+    The `openai` client reads such a date by this machine's clock, and asks no more where that is some minutes slow.
+    """
+    try:
+        until, today = (email.utils.parsedate_to_datetime(headers[name]).timestamp() for name in ("retry-after", "date"))
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+    return max(until - today, 0.0)
+
+
+class BoundedClient(httpx2.AsyncClient):
+    """An HTTP client whose replies end, within a time and a size. It may be told to send no more (`sending.close()`).
+
+    Args:
+        url: of the server; no proxy is used where that is this machine.
+        spec: `concurrency`, `timeout_seconds`.
+        key: the API key, if any.
+        transport: replaces the network, for tests.
+    """
+
+    def __init__(self, url: str, spec: ModelSpec, key: str | None, transport: httpx2.AsyncBaseTransport | None) -> None:
+        connections = spec.concurrency + _SPARE_CONNECTIONS
+
+        def authorize(request: httpx2.Request) -> httpx2.Request:
+            for name in ("authorization", "openai-organization", "openai-project"):  # the client reads OPENAI_… variables of its own
+                request.headers.pop(name, None)
+            if key:
+                request.headers["authorization"] = f"Bearer {key}"
+            return request
+
+        super().__init__(
+            auth=authorize,
+            transport=transport,
+            trust_env=not is_loopback(url),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+        )
+        self.sending = Gate()
+        self.lost = False
+        """Whether a connection broke, or a gateway lost it, since this was last set to False."""
+        self._seconds = spec.timeout_seconds
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send a request and return its whole response.
+
+        Raises:
+            httpx2.RequestError: as httpx2 does, also for a reply that takes too long or is too long.
+        """
+        async with self.sending:
+            try:
+                async with asyncio.timeout(self._seconds):  # httpx2's own starts anew with every byte
+                    response = await self._read(await super().send(request, **{**options, "stream": True}), request)
+            except TimeoutError:
+                raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
+            except httpx2.TransportError as e:
+                self.lost = self.lost or not isinstance(e, httpx2.TimeoutException)
+                raise
+        self.lost = self.lost or response.status_code in _GONE
+        return response
+
+    async def _read(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+        """Return a response with its content, unpacked. Raises `EndlessError` before it fills the memory."""
+        pieces, size = [], 0
+        try:
+            async for piece in response.aiter_bytes():
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_REPLY_BYTES:
+                    raise EndlessError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB", request=request)
+        finally:
+            await response.aclose()
+        headers = httpx2.Headers([(k, v) for k, v in response.headers.multi_items() if k.lower() != "content-encoding"])
+        if (wait := wait_until_seconds(headers)) is not None:
+            headers["retry-after"] = f"{wait:g}"
+        return httpx2.Response(response.status_code, headers=headers, content=b"".join(pieces), request=request)
+
+
+class ServerClient:
+    """Asks one server.
+
+    Args:
+        spec: uses `path`, `name`, `adapter`, `concurrency`, `timeout_seconds`, `api_key_env`.
+        transport: replaces the network, for tests.
+
+    Raises:
+        ModelError: the URL or key can't be used.
+    """
+
+    def __init__(self, spec: ModelSpec, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        self.url = check_url(spec.path)
+        self._spec = spec
+        self._key = read_key(spec.api_key_env)
+        self._http = BoundedClient(self.url, spec, self._key, transport)
+        self._client = AsyncOpenAI(
+            api_key="unused",  # the HTTP client sets the key, or none
+            base_url=self.url,
+            timeout=httpx2.Timeout(spec.timeout_seconds, connect=min(_CONNECT_SECONDS, spec.timeout_seconds), pool=None),
+            max_retries=RETRIES,
+            http_client=self._http,
+        )
+        self._places = asyncio.Semaphore(spec.concurrency)
+        self._answered = 0
+        self._served: Served | None = None
+        self._looking = asyncio.Lock()
+
+    async def connect(self) -> Served:
+        """Find out what the server serves.
+
+        Raises:
+            ModelError: it can't be reached, refuses the key, or doesn't serve the model.
+        """
+        self._served = await self._identify(FIRST_RETRIES)
+        return self._served
+
+    async def chat(self, body: dict[str, Any], extra: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """Ask `/chat/completions`, as often as it takes, and return what `read` makes of the client's `ChatCompletion`.
+
+        Args:
+            body: what the protocol has.
+            extra: what servers add to it.
+            read: raises `ValueError`, or whatever reading a wrong type raises, for a reply that can't be right.
+
+        Raises:
+            ReplyError: this request can't be answered: `prompt_too_long`, `refused_by_server`, `malformed_reply`, `server_error` or
+                `timeout`.
+            NotServedError: 404 or 405.
+            ModelError: the server can't be reached, refuses the key, fails on everything, or has come back as another model.
+        """
+        return await self._ask(lambda: self._client.chat.completions.with_raw_response.create(**body, extra_body=extra), read)
+
+    async def text(self, body: dict[str, Any], extra: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """Ask `/completions`; as `chat`, with the client's `Completion`."""
+        return await self._ask(lambda: self._client.completions.with_raw_response.create(**body, extra_body=extra), read)
+
+    async def post_root(self, path: str, body: dict[str, Any], shape: type[T]) -> T:
+        """Ask what vLLM has beside the protocol, at the server's root without `/v1`; as `chat`, with the reply read as `shape`."""
+        return await self._ask(
+            lambda: self._client.post(f"{root_of(self.url)}{path}", cast_to=httpx2.Response, body=body),
+            lambda response: msgspec.json.decode(response.content, type=shape),
+        )
+
+    async def finish(self) -> None:
+        """Wait for the replies to what was sent, and send nothing more."""
+        await self._http.sending.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def excerpt(self, text: str, length: int = 300) -> str:
+        """Return the start of a server's words, printable, in one line, and without the key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * length]).split())
+        return line if len(line) <= length else line[:length] + "…"
+
+    async def _ask(self, send: Callable[[], Awaitable[Any]], read: Callable[[Any], T]) -> T:
+        async with self._places:
+            return await self._answer(send, read, self._ensure_same_model)
+
+    async def _answer(
+        self, send: Callable[[], Awaitable[Any]], read: Callable[[Any], T], before_reading: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """Send until a reply can be read. Without `before_reading` it is no item that asks, and a failure is the server's."""
+        answered_before = self._answered
+        for tries_left in reversed(range(READ_TRIES)):
+            try:
+                raw = await send()
+            except APIError as e:
+                raise self._error(e, before_reading is not None and self._answered > answered_before) from None
+            if before_reading is not None:
+                await before_reading()
+            try:
+                reply = read(raw if isinstance(raw, httpx2.Response) else raw.parse())
+            except _UNREADABLE as e:
+                if not tries_left:
+                    said = raw.text if isinstance(raw, httpx2.Response) else raw.http_response.text
+                    raise ReplyError("malformed_reply", self.excerpt(f"{_problem(e)}: {said}", 400)) from None
+            except ReplyError as e:
+                self._answered += 1
+                raise ReplyError(e.reason, self.excerpt(e.detail)) from None
+            else:
+                self._answered += 1
+                return reply
+        raise AssertionError("returned or raised at the last try")
+
+    async def _identify(self, retries: int) -> Served:
+        client = self._client.with_options(max_retries=retries)
+
+        async def look(path: str, body: dict[str, Any] | None, shape: Any) -> Any:
+            def send() -> Awaitable[Any]:
+                if body is None:
+                    return client.get(path, cast_to=httpx2.Response)
+                return client.post(f"{root_of(self.url)}{path}", cast_to=httpx2.Response, body=body)
+
+            return await self._answer(send, lambda response: msgspec.json.decode(response.content, type=shape))
+
+        return await identify(look, self.url, self._spec, self.excerpt)
+
+    async def _ensure_same_model(self) -> None:
+        """After a lost connection, see that the server didn't come back as another model. Whoever asks meanwhile waits."""
+        if not self._http.lost:
+            return
+        async with self._looking:
+            if not self._http.lost:
+                return
+            self._http.lost = False
+            try:
+                served = await self._identify(retries=0)
+                assert self._served is not None
+                if differences := served.differences(self._served):
+                    raise ModelError(
+                        f"{self.url} doesn't serve the same model as before: {self.excerpt('; '.join(differences))}. Start it as it was, "
+                        "with the same model, name, adapter, context length and chat template, and run the same command again."
+                    )
+            except UnansweredError:
+                self._http.lost = True  # the next reply asks again
+            except BaseException:
+                self._http.lost = True
+                raise
+
+    def _error(self, error: APIError, others_answered: bool) -> ModelError:
+        """Return what to raise for what the client gave up on."""
+        if isinstance(error, APIStatusError):
+            failure, of_item = self._refusal(error)
+        else:
+            failure, of_item = self._loss(error)
+        return of_item if others_answered and of_item is not None else failure
+
+    def _loss(self, error: APIError) -> tuple[ModelError, ReplyError | None]:
+        """Return the error for a reply that never came, and the one to raise instead if others were answered."""
+        cause = error.__cause__ or error
+        if isinstance(cause, httpx2.DecodingError):
+            malformed = ReplyError("malformed_reply", self.excerpt(str(cause)))
+            return malformed, malformed
+        if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+            return ModelError(f"{self.url}: can't be asked ({self.excerpt(str(cause))})"), None
+        if isinstance(error, APITimeoutError) and not isinstance(cause, httpx2.ConnectTimeout):
+            text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
+            advice = "Raise timeout_seconds, lower concurrency, or restart the server."
+            return UnansweredError(f"{self.url}: {text}. {advice} {_KEPT}"), ReplyError("timeout", text)
+        assert isinstance(error, APIConnectionError), repr(error)
+        text = self.excerpt(str(cause)) or type(cause).__name__
+        port = urlsplit(self.url).port
+        start = f"vllm serve {self._spec.name or 'MODEL'}{f' --port {port}' if port else ''}"
+        failure = UnansweredError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
+        refused = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+        return failure, None if refused else ReplyError("server_error", f"connection lost: {text}")
+
+    def _refusal(self, error: APIStatusError) -> tuple[ModelError, ReplyError | None]:
+        """Return the error for a status that isn't a success, and the one to raise instead if others were answered."""
+        status, said = error.status_code, self.excerpt(_message(error))
+        where = f"{self.url} answered {status}" + (f": {said}" if said else "")
+        if status in (401, 403):
+            held = "is refused" if self._key else "is not set"
+            variable = self._spec.api_key_env
+            return ModelError(f"{where}\nThe key in ${variable} {held}. Put a valid one there (export {variable}=…)."), None
+        if status in (404, 405):
+            return NotServedError(f"{where}\nCheck model.path (most servers want it to end in /v1) and model.name."), None
+        if status == 429:
+            wait = self.excerpt(error.response.headers.get("retry-after", ""), 40)
+            asked = f", and asks to wait (Retry-After: {wait})" if wait else ""
+            return UnansweredError(
+                f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"
+            ), None
+        if status in _RETRIED or status >= 500:
+            failure = UnansweredError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
+            return failure, ReplyError("server_error", str(failure)) if status >= 500 else None
+        if status < 400:
+            location = self.excerpt(error.response.headers.get("location", "nowhere"))
+            return ModelError(f"{where}\nIt redirects to {location}. Put the right URL into model.path."), None
+        if _NO_SYSTEM_TURN.search(said):
+            return ModelError(
+                f"{where}\nThe model's chat template takes no system turn, and several of the prompts in prompts/templates have one. "
+                "Give the server a template that takes it (vllm serve MODEL --chat-template FILE), or serve another model."
+            ), None
+        refusal = ReplyError(
+            "prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}"
+        )
+        return refusal, refusal
+
+
+def _problem(error: Exception) -> str:
+    """Say what is wrong with a reply: in our words where we looked, else that it isn't the protocol's."""
+    worded = isinstance(error, ValueError | msgspec.DecodeError) and not isinstance(error, UnicodeDecodeError)
+    return str(error) if worded else f"not a reply of the OpenAI protocol ({type(error).__name__})"
+
+
+def _message(error: APIStatusError) -> str:
+    """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others, else the body."""
+    body = error.body
+    said: object = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(said, dict):
+        said = said.get("message") or said.get("detail")
+    return said if isinstance(said, str) else error.response.text

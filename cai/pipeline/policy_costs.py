@@ -1,0 +1,93 @@
+"""What training a policy costs, by method. A method declares one of these functions, or its own."""
+
+import math
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from cai.pipeline.costs import Costs, StagePlan, Tokens, joined, uncounted, written
+from cai.pipeline.memory import read_dimensions, training_bytes, weight_bytes
+from cai.pipeline.speed import device
+from cai.recipe import ModelSpec, Recipe, SamplingSpec
+from cai.train.rl.terms import TERMS
+
+
+@dataclass(frozen=True)
+class PolicyCosts:
+    """What a method works out the cost of its training from."""
+
+    costs: Costs
+    prompts: int
+    """Training prompts that it may sample responses to."""
+    pairs: float
+    """Preference pairs that it may train on."""
+    prompt: Tokens
+    """Length of a prompt."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.costs.recipe
+
+
+def adapted_spec(recipe: Recipe) -> ModelSpec:
+    """Return the spec of the trained model with an adapter of the run."""
+    return structs.replace(recipe.trained, adapter="models/sft")
+
+
+def pair_training(p: PolicyCosts, examples: float, sides: int = 2, passes: float = 1.0) -> StagePlan:
+    """Return the cost of a training on pairs from the SFT adapter, whose shape it has. A frozen copy is the reference.
+
+    Args:
+        p: the policy's costs.
+        examples: number of examples.
+        sides: responses in an example.
+        passes: forward passes of the reference over all examples; DPO keeps its log-probabilities after the first epoch.
+    """
+    recipe = p.recipe
+    lora = structs.replace(recipe.policy.lora, layers=recipe.sft.lora.layers)
+    answers = (written(recipe.pairs.sampling.max_tokens),) * sides
+    return p.costs.training(structs.replace(recipe.policy, lora=lora), examples, p.prompt, answers, passes, adapters=2)
+
+
+def round_training(p: PolicyCosts) -> StagePlan:
+    """Return the cost of DPO in rounds: each samples pairs, labels them and trains on them."""
+    recipe, rounds, sampling, c = p.recipe, p.recipe.policy.rounds, p.recipe.pairs.sampling, p.costs
+    drawn = min(p.prompts, rounds.prompts or p.prompts) * recipe.pairs.per_prompt
+    answer, samples = written(sampling.max_tokens), c.answers(adapted_spec(recipe), drawn, p.prompt, sampling, 2)
+    labels = c.judged(drawn, p.prompt, answer) if rounds.labels == "judge" else c.scores(2 * drawn, p.prompt, answer, 2)
+    return joined("", *[c.opening(adapted_spec(recipe)), samples, labels, pair_training(p, drawn)] * rounds.count)
+
+
+def reward_training(p: PolicyCosts) -> StagePlan:
+    """Return the cost of GRPO and RLOO: samples, scored by the reward terms; one base in memory for reward models and one for gold."""
+    recipe, config, online, c = p.recipe, p.recipe.policy, p.recipe.policy.online, p.costs
+    completions, answer = p.prompts * online.num_generations, written(online.max_tokens)
+    sampling = SamplingSpec(max_tokens=online.max_tokens)
+    samples = c.answers(recipe.trained, p.prompts * config.epochs, p.prompt, sampling, online.num_generations)
+    scores = c.scores(completions * config.epochs, p.prompt, answer, online.num_generations)
+    asked = [c.asked_of_judge(TERMS.get(term.term).work, completions * config.epochs, p.prompt, answer) for term in online.rewards]
+    train = c.training(config, completions, p.prompt, (answer,), config.epochs)
+    both = joined("", train, uncounted(samples), scores, *asked)
+    shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
+    more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
+    return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
+
+
+def ppo_training(p: PolicyCosts) -> StagePlan:
+    """Return the cost of PPO: a step samples responses, scores them with every role, and trains two roles on them several times."""
+    recipe, config, settings, c = p.recipe, p.recipe.policy, p.recipe.policy.ppo, p.costs
+    per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
+    steps = math.ceil((settings.total_episodes or max(1, int(config.epochs * p.prompts))) / per_step)
+    answer = written(min(settings.response_length, config.max_length))
+    frozen = 1 + recipe.reward.members + recipe.wants_watch  # the reference, the reward models, gold
+    passes, once = 2 * settings.num_ppo_epochs, structs.replace(config, epochs=1.0)
+    train = c.training(once, passes * steps * per_step, p.prompt, (answer,), (2 + frozen) / passes)
+    sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
+    samples = c.answers(sampler, steps * per_step, p.prompt, SamplingSpec(max_tokens=settings.response_length))
+    both, shape = replace(joined("", train, uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
+    if shape is None:
+        return both
+    wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # as large as the two trained adapters
+    tokens = config.batch_size * min((p.prompt + answer).longest, config.max_length)
+    memory = training_bytes(shape, wide, tokens, 0.0, device(), adapters=1 + math.ceil(frozen / 2))
+    return replace(both, memory_bytes=max(round(memory), samples.memory_bytes or 0))
