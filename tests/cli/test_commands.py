@@ -444,8 +444,8 @@ def test_guidelines_and_a_documents_proposals(shared: Workspace, call: Called, t
     assert call(shared.root, "constitution", "import", review, "-o", made) == 2 and "none of 2 proposals is accepted" in call.told
     assert call(shared.root, "constitution", "import", review, "--accept", "2", "-o", made) == 0 and "1 principles" in call.out
     assert call(shared.root, "constitution", "lint", made) == 0 and "clean" in call.out
-    assert call(shared.root, "constitution", "import", review, "--model", "scripted") == 2 and "out of one document" in call.told
-    assert call(shared.root, "constitution", "import", str(document), "--accept", "all") == 2 and "with a review file" in call.told
+    assert call(shared.root, "constitution", "import", review, "--model", "scripted") == 2 and "needs one document" in call.told
+    assert call(shared.root, "constitution", "import", str(document), "--accept", "all") == 2 and "needs a review file" in call.told
 
 
 NASTY = "[red]stop[/red] \\e[2J\\a"

@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
         run = start_run(workspace, stderr=os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT))
         wait_until(lambda: len(server.lines()) == PROMPTS, run)
         run.send_signal(signal.SIGINT)
-        wait_until(lambda: "again stops at once" in (tmp_path / "err").read_text(), run)
+        wait_until(lambda: "Press Ctrl-C again to stop now" in (tmp_path / "err").read_text(), run)
         assert run.poll() is None, "the first one waits"
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=60)  # far less than the server takes

@@ -65,7 +65,7 @@ def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path
         drafts.save(NAME, broken.version)
     twice = drafts.write(NAME, now.text.replace("id: no-weapon-recipes", "id: no-help-with-violence"), broken.version)
     assert [f.rule for f in twice.findings] == ["duplicate-id"], "no finding says schema, and yet it can't be loaded"
-    with pytest.raises(ConstitutionError, match="is taken"):
+    with pytest.raises(ConstitutionError, match="duplicate id"):
         drafts.save(NAME, twice.version)
     torn = drafts.write(NAME, now.text[:300] + "\n\t: [", twice.version)
     assert [f.rule for f in torn.findings] == ["schema"] and torn.sections == ()
@@ -111,7 +111,7 @@ def test_the_editor_hears_of_a_fault_with_its_line(served: Served) -> None:
     text = now["text"].replace("id: no-weapon-recipes", "id: no-help-with-violence")
     line = text[: text.rindex("id: no-help-with-violence")].count("\n") + 1
     kept = served.post(f"{BASE}/draft", text=text, version=now["version"])
-    assert kept["lines"] == {str(line): "error"} and f'data-line="{line}"' in kept["html"] and "already taken" in kept["html"]
+    assert kept["lines"] == {str(line): "error"} and f'data-line="{line}"' in kept["html"] and "already has this id" in kept["html"]
     assert served.post(f"{BASE}/draft", status=409, text="x", version=now["version"])["error"].startswith("general was changed")
     assert served.post(f"{BASE}/draft", status=400, text=3, version=kept["version"])["error"].startswith("invalid request body")
     assert "1 error" in client.get("/").text and "unsaved draft" in client.get("/").text
