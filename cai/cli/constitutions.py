@@ -81,27 +81,34 @@ def import_(
         typer.Argument(help="The paper's or llm-swarm's JSON, a document (.md, .txt) or its review file", show_default=False),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="YAML file to write; standard output if not given")] = None,
-    accept: Annotated[str | None, typer.Option(help="Of a document's or review file's proposals: all, or numbers such as 1,3,5")] = None,
-    model: Annotated[str | None, typer.Option(help="Let this model word what is proposed out of a document", show_default=False)] = None,
+    accept: Annotated[str | None, typer.Option(help="Of a review file's proposals: all, or numbers such as 1,3,5")] = None,
+    model: Model = None,
     json: Json = False,
 ) -> None:
-    """Read principles from other projects' JSON, or propose some out of a narrative document for a person to accept."""
-    from rich.console import Console
-
+    """Read principles from other projects' JSON, or let a model propose some out of a document for a person to accept."""
+    from cai.constitution.documents import SUFFIXES, read_document
     from cai.constitution.importers import dump_yaml, import_constitution
-    from cai.constitution.proposals import Review, dump_review, import_document, is_document
-    from cai.core.console import RichReporter
+    from cai.constitution.proposals import Review, dump_review, load_review
+    from cai.constitution.proposals import accept as accepted
     from cai.core.jsonl import refuse_overwriting, write_text
-    from cai.workbench.wordings import word_document
+    from cai.errors import ConstitutionError
+    from cai.session import settings
+    from cai.workbench.proposing import propose_in
 
     refuse_overwriting(out, files)
-    if not is_document(files):
-        imported: Constitution | Review = import_constitution(files)
-    elif model is None:
-        imported = import_document(files[0], accept)
+    kind = files[0].suffix.lower() if len(files) == 1 else ""
+    if model is not None and kind not in SUFFIXES:
+        raise ConstitutionError("--model proposes principles out of one document (.md, .txt); other files are read as they are")
+    if accept is not None and kind not in (".yaml", ".yml"):
+        raise ConstitutionError("--accept goes with a review file: import the document first, read what is proposed, then accept")
+    if kind in SUFFIXES:
+        document = read_document(files[0])
+        session = open_session(settings(model=model, name="import"), Path.cwd())
+        imported: Constitution | Review = session.run(lambda opened: propose_in(opened, document), "import")
+    elif kind in (".yaml", ".yml"):
+        imported = accepted(load_review(files[0]), accept, files[0])
     else:
-        imported, note = word_document(files[0], accept, model, RichReporter(Console(stderr=True)))
-        typer.echo(note, err=True)
+        imported = import_constitution(files)
     text = dump_review(imported) if isinstance(imported, Review) else dump_yaml(imported)
     if out is not None:
         write_text(out, text)
@@ -110,7 +117,7 @@ def import_(
     elif out is None:
         sys.stdout.write(text)
     elif isinstance(imported, Review):
-        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} sentences left out, with why.")
+        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} dropped, with the reason.")
         typer.echo(f"Mark what you accept in it, then: cai constitution import {out} -o constitution/{imported.id}.yaml")
     else:
         typer.echo(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")

@@ -41,6 +41,8 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "likelihood_bad": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_against": (frozenset({"conversation", "statement"}), frozenset()),
+    "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
+    "word_principle": (frozenset({"statement"}), frozenset()),
 }
 """Required and optional fields of each template."""
 
@@ -148,7 +150,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """All prompt templates of `cai`."""
+    """All prompt templates that a run uses."""
 
     respond: Template
     critique: Template
@@ -193,7 +195,17 @@ def _opening_with(labels: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[
 
 
 def load_templates(folder: Path) -> Templates:
-    """Read and check every template in a folder.
+    """Read and check every template that a run asks. Raises as `load_named_templates` does."""
+    names = [f.name for f in fields(Templates)]
+    return Templates(**dict(zip(names, load_named_templates(names, folder), strict=True)))
+
+
+def load_named_templates(names: Sequence[str], folder: Path) -> list[Template]:
+    """Read and check some templates of a folder.
+
+    Args:
+        names: of `FIELDS`.
+        folder: where their files are; one that is no template at all is a problem too.
 
     Raises:
         TemplateError: with all problems of all files, each with its line.
@@ -208,12 +220,7 @@ def load_templates(folder: Path) -> Templates:
             "recipe to your folder."
         )
     problems: list[str] = []
-    loaded: dict[str, Template] = {}
-    for name in FIELDS:
-        path = folder / f"{name}.txt"
-        template = _load(name, path, problems)
-        if template is not None:
-            loaded[name] = template
+    found = [_load(name, folder / f"{name}.txt", problems) for name in names]
     problems += [
         f"{path}: unknown template name; expected one of {', '.join(f'{n}.txt' for n in FIELDS)}"
         for path in sorted(folder.glob("*.txt"))
@@ -223,7 +230,7 @@ def load_templates(folder: Path) -> Templates:
         raise TemplateError(
             f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems)
         )
-    return Templates(**loaded)
+    return [template for template in found if template is not None]
 
 
 def _load(name: str, path: Path, problems: list[str]) -> Template | None:

@@ -684,6 +684,26 @@ def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
     asyncio.run(run())
 
 
+def test_a_router_that_answers_requests_is_believed_while_it_cannot_say_what_is_served() -> None:
+    """As vllm-router does for a while after one of its servers died: it asks that one for the list of models."""
+    server = FakeVllm([on("/v1/chat/completions", lambda n: httpx2.Response(502) if n == 0 else None)])
+    silent = [False]
+    server.hooks.append(lambda request, _: httpx2.Response(500) if request.url.path == "/v1/models" and silent[0] else None)
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL), server.transport)
+        try:
+            silent[0] = True
+            assert isinstance(await engine.submit(COMPLETE), Completion)
+            server.cards[0]["root"], silent[0] = "/models/other", False
+            with pytest.raises(ModelError, match="doesn't serve the same model as before"):
+                await engine.submit(COMPLETE)
+        finally:
+            await engine.close()
+
+    asyncio.run(run())
+
+
 def test_a_request_that_kills_the_server_is_not_sent_for_ever() -> None:
     server = FakeVllm([on("/v1/chat/completions", raising(httpx2.RemoteProtocolError("Server disconnected")))])
     with pytest.raises(ModelError, match="Server disconnected"):

@@ -48,7 +48,7 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
-        ("policy={method: grpo, batch_size: 6}", "8 completions of a prompt don't fill a step of 6"),
+        ("policy={method: grpo, batch_size: 6}", "a step of 6 completions can't be divided into groups of 8"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.tracking import GeneralTracker
 
 from cai.core.console import Reporter
 from cai.core.jsonl import read_records
@@ -12,7 +13,7 @@ from cai.core.manifest import read_manifest
 from cai.errors import RecipeError
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.stages import STAGES
-from cai.pipeline.tracking import PIPELINE, Sink, Tracking
+from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import Recipe
 from cai.records import EvalResult
 from tests.pipeline.test_stages import tiny_workspace
@@ -112,20 +113,24 @@ def test_a_tracker_that_fails_on_the_way_is_left_alone(monkeypatch: pytest.Monke
     written: list[tuple[str, dict[str, float]]] = []
     closed: list[str] = []
 
-    def opened(recipe: Recipe, folder: Path, part: str) -> Sink:
-        def write(numbers: Any, step: int | None) -> None:
-            if part == "broken":
-                raise OSError("gone")
-            written.append((part, dict(numbers)))
+    class Fake(GeneralTracker):
+        name, requires_logging_directory, tracker = "fake", False, None
 
-        def close() -> None:
-            closed.append(part)
-            if part == "broken":
+        def __init__(self, part: str) -> None:
+            super().__init__()
+            self.part = part
+
+        def log(self, values: dict[str, float], step: int | None = None, **more: Any) -> None:
+            if self.part == "broken":
+                raise OSError("gone")
+            written.append((self.part, dict(values)))
+
+        def finish(self) -> None:
+            closed.append(self.part)
+            if self.part == "broken":
                 raise OSError("still gone")
 
-        return Sink(write, close)
-
-    monkeypatch.setattr("cai.pipeline.tracking.open_sink", opened)
+    monkeypatch.setattr("cai.pipeline.tracking.open_tracker", lambda recipe, folder, part: Fake(part))
     told: list[str] = []
     with Tracking(Recipe(name="r", report_to="tensorboard"), tmp_path, told.append) as tracking:
         tracking.log("sft", {"a": 1, "never": float("nan")})

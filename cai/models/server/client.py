@@ -7,7 +7,8 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
 - a reply that can't be read is asked for again, then it is the item's counted failure (`malformed_reply`);
 - what is left after the last try is the item's failure (`ReplyError`) if others were answered meanwhile, and the server's (`ModelError`)
   otherwise;
-- after a lost connection the server is asked again what it serves, before another reply of it is believed;
+- after a lost connection the server is asked again what it serves, before another reply of it is used, as far as it can say: a router
+  whose servers change may answer requests and not that;
 - the API key comes from the environment variable that the recipe names, and is cut out of every message; a server on this machine is
   never asked through a proxy.
 """
@@ -58,6 +59,10 @@ _NO_SYSTEM_TURN = re.compile(
 )
 _UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, *NOT_JSON)
 """What reading a reply raises that isn't what it must be: the client hands on whatever JSON came, unchecked."""
+
+
+class UnansweredError(ModelError):
+    """The server can't be reached, or fails at every try: it said nothing about itself."""
 
 
 class EndlessError(httpx2.DecodingError):
@@ -176,7 +181,7 @@ class ServerClient:
         Raises:
             ModelError: it can't be reached, refuses the key, or doesn't serve the model.
         """
-        self._served = await self._identify()
+        self._served = await self._identify(FIRST_RETRIES)
         return self._served
 
     async def chat(self, body: dict[str, Any], extra: dict[str, Any], read: Callable[[Any], T]) -> T:
@@ -226,17 +231,17 @@ class ServerClient:
             return await self._answer(send, read, self._ensure_same_model)
 
     async def _answer(
-        self, send: Callable[[], Awaitable[Any]], read: Callable[[Any], T], believe: Callable[[], Awaitable[None]] | None = None
+        self, send: Callable[[], Awaitable[Any]], read: Callable[[Any], T], before_reading: Callable[[], Awaitable[None]] | None = None
     ) -> T:
-        """Send until a reply can be read. `believe` is awaited before one is."""
+        """Send until a reply can be read. Without `before_reading` it is no item that asks, and a failure is the server's."""
         answered_before = self._answered
         for tries_left in reversed(range(READ_TRIES)):
             try:
                 raw = await send()
             except APIError as e:
-                raise self._error(e, others_answered=self._answered > answered_before) from None
-            if believe is not None:
-                await believe()
+                raise self._error(e, before_reading is not None and self._answered > answered_before) from None
+            if before_reading is not None:
+                await before_reading()
             try:
                 reply = read(raw if isinstance(raw, httpx2.Response) else raw.parse())
             except _UNREADABLE as e:
@@ -251,8 +256,8 @@ class ServerClient:
                 return reply
         raise AssertionError("returned or raised at the last try")
 
-    async def _identify(self) -> Served:
-        client = self._client.with_options(max_retries=FIRST_RETRIES)
+    async def _identify(self, retries: int) -> Served:
+        client = self._client.with_options(max_retries=retries)
 
         async def look(path: str, body: dict[str, Any] | None, shape: Any) -> Any:
             def send() -> Awaitable[Any]:
@@ -273,13 +278,15 @@ class ServerClient:
                 return
             self._http.lost = False
             try:
-                served = await self._identify()
+                served = await self._identify(retries=0)
                 assert self._served is not None
                 if differences := served.differences(self._served):
                     raise ModelError(
                         f"{self.url} doesn't serve the same model as before: {self.excerpt('; '.join(differences))}. Start it as it was, "
                         "with the same model, name, adapter, context length and chat template, and run the same command again."
                     )
+            except UnansweredError:
+                self._http.lost = True  # the next reply asks again
             except BaseException:
                 self._http.lost = True
                 raise
@@ -303,12 +310,12 @@ class ServerClient:
         if isinstance(error, APITimeoutError) and not isinstance(cause, httpx2.ConnectTimeout):
             text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
             advice = "Raise timeout_seconds, lower concurrency, or restart the server."
-            return ModelError(f"{self.url}: {text}. {advice} {_KEPT}"), ReplyError("timeout", text)
+            return UnansweredError(f"{self.url}: {text}. {advice} {_KEPT}"), ReplyError("timeout", text)
         assert isinstance(error, APIConnectionError), repr(error)
         text = self.excerpt(str(cause)) or type(cause).__name__
         port = urlsplit(self.url).port
         start = f"vllm serve {self._spec.name or 'MODEL'}{f' --port {port}' if port else ''}"
-        failure = ModelError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
+        failure = UnansweredError(f"can't reach {self.url} ({text}): start it with `{start}`, or correct model.path. {_KEPT}")
         refused = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
         return failure, None if refused else ReplyError("server_error", f"connection lost: {text}")
 
@@ -325,9 +332,11 @@ class ServerClient:
         if status == 429:
             wait = self.excerpt(error.response.headers.get("retry-after", ""), 40)
             asked = f", and asks to wait (Retry-After: {wait})" if wait else ""
-            return ModelError(f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"), None
+            return UnansweredError(
+                f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"
+            ), None
         if status in _RETRIED or status >= 500:
-            failure = ModelError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
+            failure = UnansweredError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
             return failure, ReplyError("server_error", str(failure)) if status >= 500 else None
         if status < 400:
             location = self.excerpt(error.response.headers.get("location", "nowhere"))

@@ -1,0 +1,219 @@
+"""Principles proposed out of a narrative document by a model, each tied to a passage that stands there word for word.
+
+    section ─▶ quotations and statements ─▶ requests and questions about each statement ─▶ review file, for a person
+
+What doesn't hold up is never filled in: a quotation that is not in its section drops the proposal, with the reason. A request or question
+that `cai constitution lint` objects to, or that shares no word with its statement, gives way to a fixed sentence that quotes the statement,
+and the principle's `source` says so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cai.constitution.documents import Document, Passage, Section, find_quote
+from cai.constitution.importers import kebab, with_unique_ids
+from cai.constitution.lint import STATEMENT_ALIKE
+from cai.constitution.proposals import WORDED, DroppedProposal, Proposal, Review, drafted, fault_of, worded
+from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, vectors, words
+from cai.core.flow import run_items, together
+from cai.errors import ConstitutionError, ReplyError
+from cai.ids import derive_seed
+from cai.models.base import Completion, Sampling, TextModel
+from cai.models.templates import Template, load_named_templates
+from cai.records import Failure, Principle
+from cai.session import Session
+
+TEMPLATES = ("propose_principles", "word_principle")
+LABELS = {"Critique": "critique", "Revision": "revision", "Follows": "ask_positive", "Breaks": "ask_negative", "Compare": "compare"}
+"""Labels of a reply to `word_principle`, and what they hold."""
+PROPOSING = Sampling(512, 0.0)
+WORDING = Sampling(256, 0.0)
+WINDOW = 32
+"""Sections in work at once."""
+_QUOTE_CHARACTERS = 500
+_SAYS_LITTLE = FUNCTION_WORDS | {"assistant", "response", "model", "never", "not"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    section: Section
+    passage: Passage
+    principle: Principle
+
+
+async def propose(
+    document: Document, model: TextModel, templates: Sequence[Template], seed: int, on_progress: Callable[[int], None] = lambda done: None
+) -> Review:
+    """Let a model propose principles, section by section; one that nearly repeats an earlier one is put beside that.
+
+    Args:
+        document: what to read.
+        model: proposes and words.
+        templates: the two of `TEMPLATES`.
+        seed: for a model that can't be greedy.
+        on_progress: told how many sections are done.
+
+    Raises:
+        ConstitutionError: nothing was proposed that holds up, with the commonest reasons.
+        ModelError: the model can't go on.
+    """
+    failures: list[Failure] = []
+
+    async def work(section: Section) -> list[_Found | DroppedProposal]:
+        return await _read_section(section, document.path.name, model, templates, seed)
+
+    flow = run_items(
+        document.sections,
+        work,
+        window=WINDOW,
+        max_failure_fraction=1.0,
+        stage="import",
+        failures=failures,
+        item_id=lambda s: _where(document.path.name, s.line, s.line),
+        on_progress=on_progress,
+    )
+    results = [result async for section in flow for result in section]
+    found = [r for r in results if isinstance(r, _Found)]
+    dropped = [r for r in results if isinstance(r, DroppedProposal)]
+    dropped += [DroppedProposal(f.item_id, "", f"{f.reason}: {f.detail}" if f.detail else f.reason) for f in failures]
+    if not found:
+        reasons = ", ".join(f"{reason} × {n}" for reason, n in Counter(d.reason for d in dropped).most_common(3))
+        raise ConstitutionError(
+            f"{document.path}: {model.engine.name} proposed nothing that holds up"
+            + (f" ({reasons})" if reasons else ": it found no rule in any section")
+            + ". Name a larger model with --model, or write sentences such as 'The assistant should name its sources.'"
+        )
+    kept = list(_without_repeats(found, document.path.name))
+    principles = with_unique_ids(f.principle for f, _ in kept)
+    return Review(
+        document.path.name,
+        kebab(document.path.stem)[:64].strip("-") or "imported",
+        f"Proposed from {document.path.name}"[:120],
+        f"Accepted from what {model.engine.name[:200]} proposed out of {document.path.name}.",
+        tuple(
+            Proposal(i, _place(f, document.path.name), f.passage.quote, p, False, f.section.heading, also)
+            for i, ((f, also), p) in enumerate(zip(kept, principles, strict=True), 1)
+        ),
+        tuple(dropped),
+    )
+
+
+async def propose_in(session: Session, document: Document) -> Review:
+    """Propose with a session's model, templates and seed. Raises as `propose`, and `TemplateError`."""
+    templates = load_named_templates(TEMPLATES, session.workspace.root / session.recipe.templates)
+    count = len(document.sections)
+    return await propose(
+        document, session.model, templates, session.recipe.seed, lambda done: session.reporter.progress(done, count, "sections")
+    )
+
+
+async def _read_section(
+    section: Section, file: str, model: TextModel, templates: Sequence[Template], seed: int
+) -> list[_Found | DroppedProposal]:
+    """Return what a section gave: proposals, and what was dropped. Raises `ReplyError` where the reply can't be read at all."""
+    asked = templates[0].render({"heading": section.heading or "(no heading)", "section": section.text})
+    reply = await model.complete(asked.messages, PROPOSING, derive_seed(seed, "propose", section.line), asked.prefill)
+    rules = read_rules(_whole_lines(reply, asked.prefill))
+
+    async def one(quote: str, statement: str) -> _Found | DroppedProposal:
+        if (passage := find_quote(quote, section)) is None:
+            return DroppedProposal(_where(file, section.line, section.line), quote[:_QUOTE_CHARACTERS], "not in the section")
+        place = _where(file, passage.line, passage.end_line)
+        if not claim(statement).content & claim(passage.quote).content:
+            return DroppedProposal(place, passage.quote, f"the statement is about something else: {statement[:200]}")
+        principle = drafted(_id(statement), statement)
+        if (fault := fault_of(principle)) is not None:
+            return DroppedProposal(place, passage.quote, f"the statement doesn't hold up: {fault}")
+        return _Found(section, passage, await _word(principle, place, passage, model, templates[1], seed))
+
+    return await together(one(quote, statement) for quote, statement in dict.fromkeys(rules))
+
+
+async def _word(principle: Principle, place: str, passage: Passage, model: TextModel, template: Template, seed: int) -> Principle:
+    """Let the model word a principle's requests and questions; what it doesn't give stays drafted from the statement."""
+    asked = template.render({"statement": principle.statement})
+    try:
+        reply = await model.complete(asked.messages, WORDING, derive_seed(seed, "word", place, principle.statement), asked.prefill)
+        texts = read_wording(_whole_lines(reply, asked.prefill))
+    except ReplyError:
+        texts = {}
+    principle, kept = worded(principle, texts)
+    said = {f"written by {model.engine.name[-100:]}: ": kept, "drafted from the statement: ": [f for f in WORDED if f not in kept]}
+    notes = "; ".join(by + ", ".join(names) for by, names in said.items() if names)
+    short = passage.quote if len(passage.quote) <= _QUOTE_CHARACTERS else passage.quote[: _QUOTE_CHARACTERS - 1] + "…"
+    return replace(principle, source=f"{place}: “{short}” ({notes})")
+
+
+def read_rules(text: str) -> list[tuple[str, str]]:
+    """Read a reply to `propose_principles`: quotation and statement of each rule; nothing where it says "None.".
+
+    >>> read_rules("Quote: never guess a dose\\nPrinciple: Never guess a dose.")
+    [('never guess a dose', 'Never guess a dose.')]
+
+    Raises:
+        ReplyError: it has neither.
+    """
+    if text.strip().rstrip(".").lower() == "none":
+        return []
+    found = re.findall(r"^ *Quote: *(\S.*)\n+ *Principle: *(\S.*)$", text, re.MULTILINE)
+    if not found:
+        raise ReplyError("unparsed", f"no line 'Quote:' with a line 'Principle:' after it: {text[:200]!r}")
+    return [(quote.strip(' "“”'), statement.strip(' "“”')) for quote, statement in found]
+
+
+def read_wording(text: str) -> dict[str, str]:
+    """Read a reply to `word_principle`: a text for each label that stands once.
+
+    >>> read_wording("Critique: Name it.\\nBreaks: Is it?\\nBreaks: Was it?")
+    {'critique': 'Name it.'}
+    """
+    lines = re.findall(rf"^ *({'|'.join(LABELS)}): *(\S.*)$", text, re.MULTILINE)
+    counts = Counter(label for label, _ in lines)
+    return {LABELS[label]: said.strip(' "“”') for label, said in lines if counts[label] == 1}
+
+
+def _unquoted(text: str) -> str:
+    """Return a text without quotation marks around the whole of it.
+
+    >>> _unquoted('"Be brief."'), _unquoted('"A" and "B"')
+    ('Be brief.', '"A" and "B"')
+    """
+    found = re.fullmatch(r"\s*[\"“]([^\"“”]*)[\"”]\s*", text)
+    return (found[1] if found else text).strip()
+
+
+def _whole_lines(reply: Completion, prefill: str) -> str:
+    """Return a reply with what it was made to start with; without its last line where it was cut off there."""
+    text = f"{prefill} {reply.text}" if prefill else reply.text
+    return text.rpartition("\n")[0] if reply.truncated else text
+
+
+def _without_repeats(found: Sequence[_Found], file: str) -> Iterator[tuple[_Found, tuple[str, ...]]]:
+    """Yield what says something new, with the passages of what repeats it."""
+    alike = vectors([f.principle.statement for f in found])
+    claims = [claim(f.principle.statement) for f in found]
+    kept: dict[int, list[str]] = {}
+    for i, f in enumerate(found):
+        same = [j for j in kept if cosine(alike[i], alike[j]) >= STATEMENT_ALIKE and not opposed(claims[i], claims[j])]
+        if same:
+            kept[max(same, key=lambda j: cosine(alike[i], alike[j]))].append(f"{_place(f, file)}: {f.passage.quote}")
+        else:
+            kept[i] = []
+    for i, also in kept.items():
+        yield found[i], tuple(also)
+
+
+def _id(statement: str) -> str:
+    """Return an id out of the first words that carry meaning."""
+    carrying = [w.replace("'", "") for w in words(statement) if w not in _SAYS_LITTLE]
+    return kebab(" ".join(carrying[:4])) or "principle"
+
+
+def _place(found: _Found, file: str) -> str:
+    return _where(file, found.passage.line, found.passage.end_line)
+
+
+def _where(file: str, line: int, end_line: int) -> str:
+    return f"{file}:{line}" if line == end_line else f"{file}:{line}-{end_line}"
