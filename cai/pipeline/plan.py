@@ -90,13 +90,13 @@ def _earlier(recipe: Recipe, workspace: Workspace, fingerprint: str) -> dict[str
         return [(spec.path, spec.precision) for spec in (r.trained, r.judge)]
 
     for path in sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
-        manifest = read_manifest(path)
-        if manifest is None or manifest.model_fingerprint != fingerprint or manifest.machine != machine_facts():
-            continue
         try:
+            manifest = read_manifest(path)
+            if manifest is None or manifest.model_fingerprint != fingerprint or manifest.machine != machine_facts():
+                continue
             old = load_recipe(path.parent / "recipe.yaml")
             planned = draft(old, workspace, nominal_rates) if models(old) == models(recipe) else []
-        except CaiError:  # its prompts or constitution are gone, or it is of another version: it can't be compared
+        except CaiError:  # its prompts or constitution are gone, or it is of another version
             continue
         for stage in planned:
             entry = manifest.stage(stage.name)

@@ -245,7 +245,7 @@ def test_export_refuses_what_it_does_not_know(shared: Workspace, call: Called, t
 def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> None:
     arguments = ("judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--model", "scripted", "--limit", "10", "--principles", "sample")
     found = call.json(shared.root, *arguments)
-    assert [p["name"] for p in found["protocols"]] == ["pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"]
+    assert [p["name"] for p in found["protocols"]] == ["likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast"]
     for protocol in found["protocols"]:
         assert {"name", "accuracy", "low", "high", "n", "position_bias", "failures"} <= protocol.keys()
         assert protocol["n"] + protocol["failures"] == 10
@@ -259,8 +259,8 @@ def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> Non
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("--protocol", "vibes"), "unknown vibes"),
-        (("--format", "xml"), "expected auto, cai"),
+        (("--protocol", "vibes"), "no judging protocol 'vibes'; known: likelihood, pairwise"),
+        (("--format", "xml"), "unknown pair format 'xml'; expected auto,"),
         (("--principles", "some"), "expected ensemble or sample"),
         (("--constitution", "constitution/none.yaml"), "none.yaml"),
     ],
@@ -407,7 +407,7 @@ def test_a_prompt_is_tried_step_by_step(shared: Workspace, call: Called) -> None
     recipe = (*arguments[:-4], "--recipe", "runs/s.yaml", "--kind", "helpful")
     assert call.json(shared.root, *recipe)["response"] == call.json(shared.root, *arguments)["response"], "the recipe's model is the same"
     assert call(shared.root, *arguments, "--principle", "nothing") == 2 and "no principle nothing; it has:" in call.told
-    assert call(shared.root, *arguments, "--protocol", "vibes") == 2 and "expected pairwise," in call.told
+    assert call(shared.root, *arguments, "--protocol", "vibes") == 2 and "no judging protocol 'vibes'" in call.told
 
 
 def test_an_empty_prompt_is_not_tried(shared: Workspace, call: Called) -> None:
@@ -423,7 +423,7 @@ def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Cal
     assert call(shared.root, *arguments, "--principle", "no-preaching", "--principle", "no-flattery") == 0
     assert re.search(r"no-preaching +\d+% \[", call.out) and "a coin has -0.693" in call.out and "no-evasion" not in call.out
     assert max(map(len, call.out.splitlines())) <= 80
-    for wrong, told in ((("--protocol", "vibes"), "expected pairwise,"), (("--format", "xml"), "expected auto,")):
+    for wrong, told in ((("--protocol", "vibes"), "no judging protocol 'vibes'"), (("--format", "xml"), "expected auto,")):
         assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
 
 

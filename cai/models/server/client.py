@@ -35,7 +35,7 @@ T = TypeVar("T")
 RETRIES = 7
 """Of the client, after the first try: its waits add up to half a minute, in which a server may come back."""
 FIRST_RETRIES = 2
-"""At the start: a wrong address is told in seconds."""
+"""At the start, where nothing answers: a wrong address is told in seconds."""
 READ_TRIES = 3
 """How often a reply is asked for that can't be read."""
 MAX_REPLY_BYTES = 64 * 1024 * 1024
@@ -63,6 +63,10 @@ _UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionErro
 
 class UnansweredError(ModelError):
     """The server can't be reached, or fails at every try: it said nothing about itself."""
+
+
+class FailingError(UnansweredError):
+    """The server, or a router before it, answers, and with errors: it may be starting, or leaving out one that died."""
 
 
 class EndlessError(httpx2.DecodingError):
@@ -181,7 +185,10 @@ class ServerClient:
         Raises:
             ModelError: it can't be reached, refuses the key, or doesn't serve the model.
         """
-        self._served = await self._identify(FIRST_RETRIES)
+        try:
+            self._served = await self._identify(FIRST_RETRIES)
+        except FailingError:
+            self._served = await self._identify(RETRIES)
         return self._served
 
     async def chat(self, body: dict[str, Any], extra: dict[str, Any], read: Callable[[Any], T]) -> T:
@@ -336,7 +343,7 @@ class ServerClient:
                 f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"
             ), None
         if status in _RETRIED or status >= 500:
-            failure = UnansweredError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
+            failure = FailingError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
             return failure, ReplyError("server_error", str(failure)) if status >= 500 else None
         if status < 400:
             location = self.excerpt(error.response.headers.get("location", "nowhere"))
