@@ -28,7 +28,7 @@ class Seen:
     """A set of texts that only grows. Of each it keeps a 64-bit hash: among ten million, two that differ are taken for one with p < 1e-5.
 
     Ten million short texts took 714 MiB and 3.0 µs of processor time each, of which hashing is 1.8 µs; a table of SQLite took 16 MiB,
-    room on the disk and 8 µs each.
+    room on the disk and 8 µs each (at a million).
 
     >>> seen = Seen()
     >>> [seen.add("a"), "a" in seen, "b" in seen, seen.add("a")]
