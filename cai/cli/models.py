@@ -128,9 +128,9 @@ def evaluate(
         typer.Option("--judge", help="The judge that compares answers; default: the run's judge or the embedded model", metavar="MODEL"),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's")] = None,
-    limit: Annotated[int | None, typer.Option(help="Number of prompts per set, or of items per lm-eval task", min=1)] = None,
-    lm_eval: Annotated[str | None, typer.Option(help="Run only these lm-eval likelihood benchmarks: arc_easy,hellaswag")] = None,
-    lm_tasks: Annotated[Path | None, typer.Option(help="Folder of your own task files, in place of lm-eval's")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of prompts per set", min=1)] = None,
+    lm_eval: Annotated[str | None, typer.Option(hidden=True)] = None,
+    lm_tasks: Annotated[Path | None, typer.Option(hidden=True)] = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -141,10 +141,15 @@ def evaluate(
     from cai.core.console import plain, plain_table
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
-    from cai.evaluate.lm_benchmarks import benchmark_models
     from cai.recipe import Aggregate
     from cai.session import run_of, settings
 
+    if lm_eval is not None or lm_tasks is not None:
+        raise RecipeError(
+            "--lm-eval and --lm-tasks are gone: run lm-eval itself on what `cai merge ADAPTER -o FOLDER` wrote, for example\n"
+            "  lm_eval --model hf --model_args pretrained=FOLDER --tasks arc_easy\n"
+            "The commands are in docs/lm-eval.md"
+        )
     if aggregate not in get_args(Aggregate):
         raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
     how = cast(Aggregate, aggregate)
@@ -169,15 +174,11 @@ def evaluate(
         return
     if len(models) > 1:
         raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
-    if lm_eval is not None:
-        names = {"model": models[0]} if against is None else {"base": against, "model": models[0]}
-        results = benchmark_models(names, [t.strip() for t in lm_eval.split(",") if t.strip()], limit, lm_tasks)
-    else:
-        found = session.run(
-            lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
-        )
-        session.warn_of_failures()
-        results, card = found.results, found.card
+    found = session.run(
+        lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
+    )
+    session.warn_of_failures()
+    results, card = found.results, found.card
     if json:
         print_json({"judge": found.judge, "judge_card": card, "results": results})
         return
