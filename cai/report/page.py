@@ -4,13 +4,10 @@
 unescaped text could not load or run anything either.
 """
 
-from collections.abc import Mapping, Sequence
-
 from markupsafe import Markup
 
 from cai import __version__
 from cai.data.balance import FEATURES, opposite_leanings
-from cai.records import MonitorPoint
 from cai.report import comparison_view, rewards, sections
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import ReportData
@@ -55,23 +52,6 @@ def render_report(data: ReportData) -> str:
         balance=sections.balance_rows(data),
         features=tuple(FEATURES),
         opposites=opposite_leanings(data.balance),
-    )
-
-
-def render_frontier(title: str, arms: Mapping[str, Sequence[MonitorPoint]]) -> str:
-    """Return the over-optimisation plots of some policies as a self-contained HTML document.
-
-    Args:
-        title: title of the page.
-        arms: observations in order, by name of the policy; at most two.
-    """
-    environment = html_environment(__package__)
-    return environment.get_template("frontier.html.j2").render(
-        policy=POLICY,
-        style=Markup(read_asset(__package__, "style.css")),
-        title=title,
-        words=[(name, frontier_words(points)) for name, points in arms.items()],
-        plots=[frontier_plot(arms), *along_the_way(arms)],
     )
 
 

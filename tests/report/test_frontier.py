@@ -12,7 +12,7 @@ from cai.recipe import MonitorConfig
 from cai.records import MonitorPoint
 from cai.report.collect import collect_report
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
-from cai.report.page import render_frontier, render_report
+from cai.report.page import render_report
 from cai.train.rl.monitor import Items, Monitor, Scores
 from tests.report.run_directory import write_run
 from tests.train.builders import prompt
@@ -98,8 +98,3 @@ def test_the_report_of_a_watched_run_shows_it_and_that_of_another_does_not(tmp_p
     page = render_report(collect_report(run))
     assert "Over-optimised: at step 20 the monitor warned" in page and "<h3>Over-optimisation</h3>" in page
     assert "it ranks 61% of 100 held-out pairs as labelled (95 % interval 51% to 70%)" in page
-
-
-def test_two_policies_share_a_page_that_escapes_their_names(points: list[MonitorPoint]) -> None:
-    page = render_frontier("<title>", {"<one>": points, "several": points})
-    assert "<one>" not in page and "&lt;one&gt;" in page and page.count("<polygon") == 4 and "<script" not in page
