@@ -1,19 +1,19 @@
-"""The exception tree. Everything a user can cause or fix is a `CaiError`; anything else that escapes is a bug.
+"""The exception tree. Errors that a user can cause or fix are `CaiError`s; any other exception is a bug.
 
     CaiError
     ├── ConstitutionError (ValueError)   a constitution file: schema, lint, import
-    ├── RecipeError       (ValueError)   a run recipe, or a set-up that can't work
+    ├── RecipeError       (ValueError)   a run recipe, or a configuration that can't work
     ├── TemplateError     (ValueError)   a prompt template: unknown or missing field
     ├── DataError         (ValueError)   a data file; names file and line
     ├── ModelError        (RuntimeError) a model or server: can't load, can't answer, refuses
-    │   ├── NoLogprobsError              a server that gives no log-probabilities: its model can only be asked for words
-    │   └── ReplyError                   one item's reply is unusable: recorded and counted, never fatal alone
+    │   ├── NoLogprobsError              a server that returns no log-probabilities
+    │   └── ReplyError                   one unusable reply: recorded and counted, not fatal by itself
     ├── StoreError        (OSError)      the call store or a run directory: full, corrupt, locked
     └── TrainingError     (RuntimeError) a trainer: nothing to train, diverged, wrong world size
 
-A message says what, where (file, line, YAML path), what was found, what was expected, and the fix. To add one: subclass `CaiError`
-and the stdlib exception a caller would expect, and put it in the picture above. A module that finds several problems raises one
-error whose message lists them all.
+A message says what happened, where (file, line, YAML path), what was found, what was expected, and how to fix it. To add an exception:
+subclass `CaiError` and the standard exception that a caller would expect, and add it to the tree above. A module that finds several
+problems raises one error that lists them all.
 """
 
 
@@ -26,7 +26,7 @@ class ConstitutionError(CaiError, ValueError):
 
 
 class RecipeError(CaiError, ValueError):
-    """A recipe is wrong, or asks for a set-up that can't work."""
+    """A recipe is wrong, or its configuration can't work."""
 
 
 class TemplateError(CaiError, ValueError):
@@ -42,11 +42,11 @@ class ModelError(CaiError, RuntimeError):
 
 
 class NoLogprobsError(ModelError):
-    """The server gives no log-probabilities at all, so its model can only be asked for words."""
+    """The server returns no log-probabilities, so that only protocols that read text can use its model."""
 
 
 class ReplyError(ModelError):
-    """One reply is unusable (empty, unparseable, refused by the server). A fault of one item: counted, never guessed around."""
+    """One reply is unusable (empty, unparseable, refused by the server). The item is counted as failed, never given a default."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -59,4 +59,4 @@ class StoreError(CaiError, OSError):
 
 
 class TrainingError(CaiError, RuntimeError):
-    """Training can't start or went wrong in a way that would waste the run."""
+    """Training can't start, or failed."""

@@ -1,7 +1,7 @@
-"""Content hashes, per-item seeds and rendezvous hashing: the three ways `cai` turns identity into numbers.
+"""Content hashes, per-item seeds and rendezvous hashing.
 
-Nothing here depends on the order in which items are met, so a run that is interrupted, filtered or edited gives the untouched
-items the same ids, seeds and principles as before.
+The results do not depend on the order of the items. After a run is interrupted, filtered or edited, the unchanged items keep their ids,
+seeds and principles.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
 def content_hash(value: Any, length: int = 16) -> str:
-    """Return the hex SHA-256 of a value's canonical JSON, shortened to `length` characters.
+    """Return the hex SHA-256 of a value's canonical JSON, truncated to `length` characters.
 
     Args:
-        value: anything `msgspec` encodes: records, tuples, mappings, strings, numbers.
-        length: hex characters to keep, 1 to 64; 16 (64 bits) names an item, 64 keys the call store.
+        value: any value that `msgspec` encodes: records, tuples, mappings, strings, numbers.
+        length: number of hex characters, 1 to 64. Item ids have 16 (64 bits), keys of the call store 64.
 
     >>> content_hash({"b": 1, "a": 2}) == content_hash({"a": 2, "b": 1})
     True
@@ -28,7 +28,7 @@ def content_hash(value: Any, length: int = 16) -> str:
 
 
 def derive_seed(run_seed: int, *parts: str | int) -> int:
-    """Return a seed in [0, 2**31) for one call, from the run's seed and what the call is for (item id, stage, attempt).
+    """Return a seed in [0, 2**31) for one call, from the run's seed and the call's purpose (item id, stage, attempt).
 
     >>> derive_seed(0, "prompt-1", "respond", 0) == derive_seed(0, "prompt-1", "respond", 0)
     True
@@ -48,13 +48,13 @@ def _uniform(*parts: str | int) -> float:
 def rendezvous_order(item_id: str, weights: Iterable[tuple[str, float]], salt: str | int = 0) -> list[str]:
     """Rank candidates for an item by weighted rendezvous hashing (highest random weight, Thaler & Ravishankar 1998).
 
-    Each candidate's score depends only on the item and the candidate, so adding, editing or removing one candidate moves only the
-    items that it wins or had won. A candidate comes first with probability proportional to its weight.
+    A candidate's score depends only on the item and the candidate. Adding, editing or removing a candidate therefore changes the first
+    choice only of items for which that candidate is or was first. A candidate is first with probability proportional to its weight.
 
     Args:
-        item_id: what is being assigned.
-        weights: pairs of candidate id and weight; a weight of 0 or less leaves the candidate out.
-        salt: gives an independent ranking of the same item (a run's seed, say).
+        item_id: id of the item.
+        weights: pairs of candidate id and weight; candidates with a weight of 0 or less are left out.
+        salt: another salt gives an independent ranking of the same item; for example a run's seed.
 
     Returns:
         Candidate ids, best first.
@@ -64,10 +64,10 @@ def rendezvous_order(item_id: str, weights: Iterable[tuple[str, float]], salt: s
 
 
 def split_fraction(item_id: str, salt: str) -> float:
-    """Return a stable number in (0, 1) for an item, for splits that don't move when rows are added."""
+    """Return a stable number in (0, 1) for an item, for splits that stay the same when rows are added."""
     return _uniform(salt, item_id)
 
 
 def combine_hashes(parts: Sequence[str]) -> str:
-    """Return one content hash for several."""
+    """Return the content hash of a list of hashes."""
     return content_hash(list(parts))

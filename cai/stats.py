@@ -1,7 +1,7 @@
-"""Statistics: 95 % intervals of shares, means and paired changes; exact and randomisation tests; Holm's correction.
+"""Statistics: 95 % confidence intervals of proportions, means and paired differences; exact and randomisation tests; Holm's correction.
 
-Every function takes plain numbers. Intervals: Wilson (1927), Newcombe (1998), the percentile bootstrap (Efron 1979). Tests: McNemar (1947),
-Fisher's sign flips. Correction for the number of tests: Holm (1979).
+Intervals: Wilson (1927), Newcombe (1998), percentile bootstrap (Efron 1979). Tests: McNemar (1947), Fisher's sign-flip test.
+Multiple-testing correction: Holm (1979).
 """
 
 import math
@@ -14,11 +14,11 @@ _FLIPS = 20_000
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927), which stays in [0, 1] and keeps a width at 0 and at n.
+    """Return the 95 % Wilson score interval of a proportion (Wilson 1927). It stays in [0, 1] and has a width above 0 even at 0 and n.
 
     Args:
-        successes: in [0, n]; halves are fine, where ties count half.
-        n: items, at least 1.
+        successes: number of successes, in [0, n]; may be fractional, for ties that count half.
+        n: number of items, at least 1.
 
     >>> [round(x, 3) for x in wilson(8, 10)]
     [0.49, 0.943]
@@ -33,13 +33,13 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """Return the mean of some items' numbers and its 95 % percentile-bootstrap interval (Efron 1979).
+    """Return a mean and its 95 % percentile-bootstrap interval (Efron 1979).
 
-    Give it one difference per item to compare two systems on the same items, or plain values for a mean.
+    Pass one difference per item to compare two systems on the same items, or plain values for the interval of a mean.
 
     Args:
         differences: one number per item; not empty.
-        seed: of the resampling; the same seed gives the same bounds.
+        seed: seed of the resampling.
 
     Returns:
         Mean, lower and upper bound.
@@ -62,11 +62,11 @@ def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, fl
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value that two yes-or-no judges of the same items are equally often right (McNemar 1947).
+    """Return the two-sided p-value of the exact McNemar test (1947). Null hypothesis: two systems are equally often right.
 
     Args:
-        only_first: items that only the first got right.
-        only_second: items that only the second got right. Items on which they agree say nothing.
+        only_first: number of items that only the first system got right.
+        only_second: number of items that only the second system got right.
 
     >>> mcnemar(0, 5), mcnemar(3, 3)
     (0.0625, 1.0)
@@ -77,17 +77,17 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float, float]:
-    """Return how much a rate rose from `before` to `after` on the same items, with a 95 % interval.
+    """Return the change of a proportion from `before` to `after` on the same items, with a 95 % interval.
 
-    Newcombe (1998), Statistics in Medicine 17:2635-2650, method 10: Wilson intervals of both rates, joined by their correlation. Unlike a
-    bootstrap or Wald interval it keeps its width where few items differ, so that three changes out of three don't pass for certainty.
+    Newcombe (1998), Statistics in Medicine 17:2635-2650, method 10: combines the Wilson intervals of both proportions with their
+    correlation. Unlike a bootstrap or Wald interval, it does not become too narrow when few items differ.
 
     Args:
-        before: one yes or no per item.
-        after: the same items, in the same order; not empty.
+        before: outcome of each item.
+        after: outcomes of the same items in the same order; not empty.
 
     Returns:
-        Change in [-1, 1], above 0 where the rate rose; lower and upper bound.
+        Change in [-1, 1], above 0 for an increase; lower and upper bound.
 
     >>> before = [True] * 36 + [True] * 12 + [False] * 2
     >>> after = [True] * 36 + [False] * 12 + [True] * 2
@@ -107,7 +107,7 @@ def change(before: Sequence[bool], after: Sequence[bool]) -> tuple[float, float,
 
 
 def _correlation(both: int, first: int, second: int, neither: int, n: int) -> float:
-    """Phi of the two-by-two table, with Newcombe's continuity correction towards 0."""
+    """Return the phi coefficient of the 2 × 2 table, with Newcombe's continuity correction towards 0."""
     spread = first * (n - first) * second * (n - second)
     if spread == 0:
         return 0.0
@@ -118,7 +118,7 @@ def _correlation(both: int, first: int, second: int, neither: int, n: int) -> fl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values, in the order given.
+    """Return Holm's step-down adjusted p-values, in the order of the input.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -133,9 +133,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
-    """Return the one-sided p-value that paired differences are centred on 0, by flipping their signs (Fisher's randomisation test).
+    """Return the one-sided p-value of Fisher's sign-flip test. Null hypothesis: the paired differences are symmetric around 0.
 
-    Exact (McNemar's) where all differences have one size, a Monte Carlo estimate otherwise.
+    Exact (McNemar's test) if all non-zero differences have the same size; a Monte Carlo estimate otherwise.
 
     >>> round(sign_flip([1.0, 1.0, 1.0, 0.0]), 9), sign_flip([0.0, 0.0])
     (0.125, 1.0)
@@ -154,7 +154,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def two_sided(differences: Sequence[float], seed: int = 0) -> float:
-    """Return the two-sided p-value of `sign_flip`; McNemar's exact test where the differences are of yes and no.
+    """Return the two-sided p-value of `sign_flip`; the exact McNemar test for differences of binary outcomes.
 
     >>> two_sided([1.0] * 5), two_sided([1.0, -1.0])
     (0.0625, 1.0)
@@ -163,7 +163,10 @@ def two_sided(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def above(values: Sequence[float], level: float) -> float:
-    """Return the one-sided p-value that the mean is at most `level`: exact for yes or no, by the normal distribution otherwise."""
+    """Return the one-sided p-value for the null hypothesis that the mean is at most `level`.
+
+    Exact binomial test for binary values, normal approximation otherwise.
+    """
     n = len(values)
     if is_binary(values):
         return _binomial_tail(round(sum(values)), n, level)
@@ -179,7 +182,7 @@ def is_binary(values: Sequence[float]) -> bool:
 
 
 def _binomial_tail(successes: int, n: int, p: float) -> float:
-    """Probability of at least so many successes."""
+    """Return the probability of at least `successes` successes."""
     from scipy.stats import binom
 
     return float(binom.sf(successes - 1, n, p))

@@ -1,6 +1,6 @@
-"""The command line. Each command parses, calls one function of a lower floor and shows what it returned; there is no logic here.
+"""The command line. Each command parses its arguments, calls one function of another package and prints the result.
 
-Everything heavy is imported inside the commands, so that help and checks answer at once.
+Heavy imports are inside the commands, so that help and error messages are fast.
 """
 
 import os
@@ -12,11 +12,11 @@ from cai.cli.app import app
 from cai.errors import CaiError, DataError
 
 INTERRUPTED = 130
-"""What typer exits with on Ctrl-C, and what shells give a process that a signal of that kind ended."""
+"""Exit code of typer on Ctrl-C: 128 + SIGINT, as in shells."""
 
 
 def main() -> None:
-    """Run the command line: exit 0 on success, 2 with a short panel on a user's error, 130 on Ctrl-C; only a bug shows a traceback."""
+    """Run the command line. Exit codes: 0 on success, 2 on a user error (printed as a panel), 130 on Ctrl-C. Only bugs show a traceback."""
     try:
         for argument in sys.argv[1:]:
             if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
@@ -31,8 +31,8 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as e:
         if e.code == INTERRUPTED:
-            sys.stderr.write("\nStopped. Every finished call and checkpoint is kept: the same command goes on from here.\n")
-            if threading.active_count() > 1:  # a model amid a batch that nobody waits for: unwinding it would end in an abort
+            sys.stderr.write("\nStopped. Finished calls and checkpoints are kept. Run the same command again to resume.\n")
+            if threading.active_count() > 1:  # a thread is still generating a batch; a normal exit would abort
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The app that commands register with, and what they share: JSON output, sessions, the version."""
+"""The typer app, and code shared by all commands: JSON output, sessions, the version."""
 
 import sys
 from pathlib import Path
@@ -19,12 +19,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
-"""Characters that JSON leaves as they are, and some terminals obey; outside of texts JSON has none."""
-Json = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+"""Escapes for control characters that JSON allows in strings and that some terminals interpret."""
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """Write any record or mapping to standard output as JSON."""
+    """Print a record or mapping to standard output as JSON."""
     import msgspec
 
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
@@ -32,7 +32,7 @@ def print_json(value: Any) -> None:
 
 
 def open_session(recipe: "Recipe", near: Path) -> "Session":
-    """Return a session with progress on standard error, in the workspace around a file. Raises `RecipeError` outside of any."""
+    """Return a session in the workspace of a path, with progress on standard error. Raises `RecipeError` outside a workspace."""
     from rich.console import Console
 
     from cai.core.console import RichReporter
@@ -43,7 +43,7 @@ def open_session(recipe: "Recipe", near: Path) -> "Session":
 
 
 def show_version(wanted: bool) -> None:
-    """Print the version and stop."""
+    """Print the version and exit."""
     if wanted:
         from cai import __version__
 

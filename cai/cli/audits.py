@@ -1,4 +1,4 @@
-"""Commands that look for reward hacking and its like: audit a run, diagnose a model."""
+"""Commands that look for reward hacking and similar failures: audit, diagnose."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from cai.records import AuditFinding
 
-Limit = Annotated[int | None, typer.Option(help="Probes per set, chosen by hash; a higher limit only adds", min=1)]
+Limit = Annotated[
+    int | None, typer.Option(help="Number of probes per set, chosen by hash; a higher limit keeps the probes of a lower one", min=1)
+]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(help="Prompts for the refusal rates instead of the shipped ones; XSTest and OR-Bench files are read", metavar="FILE"),
@@ -24,7 +26,7 @@ AuditJudge = Annotated[
     str | None,
     typer.Option(
         "--judge",
-        help="Also ask this model how the answers behave, beside the base's: embedded, a folder, a Hub id or a server's URL#MODEL",
+        help="Let this model also judge the answers against the base model's: embedded, a folder, a Hub id or a server's URL#MODEL",
         metavar="MODEL",
     ),
 ]
@@ -35,13 +37,13 @@ _COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough
 def audit(
     run_name: RunName,
     limit: Annotated[
-        int | None, typer.Option(help="Probes per set, chosen by hash; 0 asks none: only the run's files and reward models", min=0)
+        int | None, typer.Option(help="Number of probes per set, chosen by hash; 0: check only the run's files and reward models", min=0)
     ] = None,
     prompts: Prompts = None,
     judge: AuditJudge = None,
     json: Json = False,
 ) -> None:
-    """Did a run's policy get better, or only better at being scored? Audits models, labels, judge and reward models; never scores alone."""
+    """Check a run for reward hacking: its models, labels, judge and reward models. Every check has a threshold and an interval."""
     from rich.console import Console
 
     from cai.core.workspace import find_run
@@ -56,9 +58,9 @@ def audit(
         return
     show(findings, Console())
     if not findings:
-        typer.echo(f"nothing to audit in {directory.path} yet: no labels, judgments, answers or reward models, and no model was asked")
+        typer.echo(f"nothing to audit in {directory.path} yet: no labels, judgments, answers or reward models, and no model was probed")
         return
-    typer.echo(f"all findings with examples: {directory.data('audit')}; in the report after: cai report {run_name}")
+    typer.echo(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 
 @app.command()
@@ -72,7 +74,7 @@ def diagnose(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """What to suspect of a model, on what evidence, and which stage or principle to change."""
+    """Diagnose a model: suspected failures, the evidence, and which stage or principle to change."""
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
@@ -96,14 +98,14 @@ def diagnose(
             console.print(plain(f"  {f.question}: {_value(f)}, n = {f.n}"))
             for e in f.examples[:1]:
                 console.print(plain(f"    asked: {e.prompt}\n    said:  {e.after}", "dim"))
-        named = ", ".join(s.principles) or f"none of {principles.id} speaks of it: add one"
+        named = ", ".join(s.principles) or f"none in {principles.id} covers this: add one"
         console.print(plain(f"  stages: {', '.join(s.stages)}\n  principles: {named}\n  {s.change}"))
     if not suspicions:
-        console.print("Nothing stands out. That is no proof of health: see n and the intervals.")
+        console.print("No failure found. This does not prove that there is none: see n and the intervals.")
 
 
 def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
-    """Print findings, one table for each family."""
+    """Print findings, one table per family."""
     from cai.core.console import plain, plain_table
 
     families: dict[str, list[AuditFinding]] = {}

@@ -1,4 +1,4 @@
-"""Commands about constitutions: lint, show, import, and the workbench: diff, try, validate, guidelines."""
+"""Commands about constitutions: lint, show, import, diff, try, validate, guidelines."""
 
 import sys
 from pathlib import Path
@@ -9,21 +9,21 @@ import typer
 from cai.cli.app import Json, app, open_session, print_json
 from cai.records import Constitution, PromptKind
 
-constitution = typer.Typer(name="constitution", help="Check, read and import constitutions.", no_args_is_help=True)
+constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
 app.add_typer(constitution)
 File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="embedded (the default), a folder, a Hub id or a server's URL#MODEL", show_default=False)]
 JudgeName = Annotated[
-    str | None, typer.Option("--judge", help="Who judges; if not given, the recipe's judge, or the model itself", metavar="MODEL")
+    str | None, typer.Option("--judge", help="The judge; default: the recipe's judge, or the model itself", metavar="MODEL")
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False)]
-Protocol = Annotated[str | None, typer.Option(help="Judging protocol; the recipe's default if not given", show_default=False)]
+Protocol = Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's", show_default=False)]
 OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
 
 
 @constitution.command()
 def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML files", show_default=False)], json: Json = False) -> None:
-    """Find schema errors, near-duplicates, contradictions, unreachable principles and kinds of prompt that nothing covers."""
+    """Find schema errors, near-duplicates, contradictions, unreachable principles and uncovered kinds of prompt."""
     from rich.console import Console
     from rich.text import Text
 
@@ -48,7 +48,7 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
 
 @constitution.command()
 def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show every wording")] = False, json: Json = False) -> None:
-    """Show a constitution's principles: kinds, weights, and the share of prompts that each is drawn for."""
+    """Show the principles of a constitution with kinds, weights, and the share of prompts that draw each."""
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
@@ -81,11 +81,11 @@ def import_(
         typer.Argument(help="The paper's or llm-swarm's JSON, a document (.md, .txt) or its review file", show_default=False),
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="YAML file to write; standard output if not given")] = None,
-    accept: Annotated[str | None, typer.Option(help="Of a review file's proposals: all, or numbers such as 1,3,5")] = None,
+    accept: Annotated[str | None, typer.Option(help="Proposals to accept from a review file: all, or numbers such as 1,3,5")] = None,
     model: Model = None,
     json: Json = False,
 ) -> None:
-    """Read principles from other projects' JSON, or let a model propose some out of a document for a person to accept."""
+    """Import principles from other projects' JSON, or let a model propose some from a document for a person to accept."""
     from cai.constitution.documents import SUFFIXES, read_document
     from cai.constitution.importers import dump_yaml, import_constitution
     from cai.constitution.proposals import Review, dump_review, load_review
@@ -98,9 +98,9 @@ def import_(
     refuse_overwriting(out, files)
     kind = files[0].suffix.lower() if len(files) == 1 else ""
     if model is not None and kind not in SUFFIXES:
-        raise ConstitutionError("--model proposes principles out of one document (.md, .txt); other files are read as they are")
+        raise ConstitutionError("--model needs one document (.md, .txt); other files are imported without a model")
     if accept is not None and kind not in (".yaml", ".yml"):
-        raise ConstitutionError("--accept goes with a review file: import the document first, read what is proposed, then accept")
+        raise ConstitutionError("--accept needs a review file: import the document first, read the proposals, then accept")
     if kind in SUFFIXES:
         document = read_document(files[0])
         session = open_session(settings(model=model, name="import"), Path.cwd())
@@ -117,8 +117,8 @@ def import_(
     elif out is None:
         sys.stdout.write(text)
     elif isinstance(imported, Review):
-        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} dropped, with the reason.")
-        typer.echo(f"Mark what you accept in it, then: cai constitution import {out} -o constitution/{imported.id}.yaml")
+        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} dropped, with the reasons.")
+        typer.echo(f"Mark the proposals that you accept, then run: cai constitution import {out} -o constitution/{imported.id}.yaml")
     else:
         typer.echo(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")
 
@@ -126,20 +126,20 @@ def import_(
 @constitution.command()
 def diff(
     before: Annotated[Path, typer.Argument(help="The old constitution", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The new one", show_default=False)],
+    after: Annotated[Path, typer.Argument(help="The new constitution", show_default=False)],
     sample: Annotated[
-        int | None, typer.Option(help="Also show what changes on this many prompts (20 if only what follows is given)", min=1)
+        int | None, typer.Option(help="Also show the changes on this many prompts (20 if only one of the options below is given)", min=1)
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Take the sample from this file")] = None,
     model: Model = None,
     judge: JudgeName = None,
     recipe: RecipeFile = None,
-    against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, whose calls are kept")] = None,
-    show: Annotated[int, typer.Option(help="Show this many of the changed labels and revisions", min=0)] = 5,
+    against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, and reuse its calls")] = None,
+    show: Annotated[int, typer.Option(help="Number of changed labels and revisions to show", min=0)] = 5,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """What changed between two constitutions: the words and, with --sample, the revisions and labels that come out otherwise."""
+    """Compare two constitutions: their texts and, with --sample, the revisions and labels that change."""
     from rich.console import Console
 
     from cai.constitution.diff import diff_constitutions
@@ -172,10 +172,10 @@ def diff(
 @constitution.command("try")
 def try_(
     file: File,
-    prompt: Annotated[str, typer.Option(help="What is asked", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="Text of the prompt", show_default=False)],
     principle: OnlyPrinciples = None,
-    kind: Annotated[PromptKind, typer.Option(help="Kind of prompt, which decides what applies; other takes every principle")] = "other",
-    rounds: Annotated[int, typer.Option(help="Critiques and revisions", min=1)] = 1,
+    kind: Annotated[PromptKind, typer.Option(help="Kind of prompt, which decides the principles that apply; other: all of them")] = "other",
+    rounds: Annotated[int, typer.Option(help="Rounds of critique and revision", min=1)] = 1,
     model: Model = None,
     judge: JudgeName = None,
     recipe: RecipeFile = None,
@@ -183,7 +183,7 @@ def try_(
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Put one prompt through the loop, live: response, critique, revision, and the judge's probability that it is better."""
+    """Try a constitution on one prompt: response, critique, revision, and the judge's probability that the revision is better."""
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
@@ -211,19 +211,19 @@ def try_(
 @constitution.command()
 def validate(
     file: File,
-    pairs: Annotated[Path, typer.Option(help="Pairs that people labelled, as for judge bench", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="Human-labelled pairs, as for judge bench", show_default=False)],
     protocol: Protocol = None,
     principle: OnlyPrinciples = None,
     model: Model = None,
     judge: JudgeName = None,
     recipe: RecipeFile = None,
-    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
-    kind: Annotated[PromptKind | None, typer.Option(help="Kind of the pairs that don't say it", show_default=False)] = None,
+    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
+    kind: Annotated[PromptKind | None, typer.Option(help="Kind of prompt for pairs without one", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Test principles on human-labelled pairs: agreement, what each one's removal changes, and how much of people's choice they explain."""
+    """Validate principles on human-labelled pairs: agreement, effect of removing each, and how much of people's choices they explain."""
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
@@ -245,11 +245,11 @@ def validate(
 @constitution.command()
 def guidelines(
     file: File,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="FILE.md or FILE.html; Markdown on standard output if not given")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="FILE.md or FILE.html; default: Markdown on standard output")] = None,
     examples: Annotated[str | None, typer.Option(help="Take the worked examples from a run", metavar="RUN")] = None,
     json: Json = False,
 ) -> None:
-    """Render a constitution as guidelines for the people who label pairs, with worked examples."""
+    """Render a constitution as annotation guidelines with worked examples."""
     from cai.constitution.load import load_constitution
     from cai.core.console import printable
     from cai.core.workspace import find_run

@@ -1,4 +1,4 @@
-"""Commands about people's labels: human import, export, agreement, queue."""
+"""Commands about human labels: human import, export, agreement, queue."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from cai.recipe import FeedbackConfig
     from cai.records import EvalResult
 
-human = typer.Typer(name="human", help="People's labels: in, out, how far they agree, and what to ask next.", no_args_is_help=True)
+human = typer.Typer(name="human", help="Human labels: import, export, agreement, and which pairs to label next.", no_args_is_help=True)
 app.add_typer(human)
 Files = Annotated[list[Path], typer.Argument(help="Labels: JSONL, CSV, Parquet, hh-rlhf, HHH, UltraFeedback, Label Studio, Argilla")]
-Format = Annotated[str, typer.Option("--format", help="How the files are written, if not recognised")]
+Format = Annotated[str, typer.Option("--format", help="File format")]
 Columns = Annotated[
-    list[str] | None, typer.Option("--column", help="The file's name of a column of ours: choice=verdict", metavar="OURS=THEIRS")
+    list[str] | None, typer.Option("--column", help="Name of one of our columns in the file: choice=verdict", metavar="OURS=THEIRS")
 ]
 SHOWN = 5
-"""Rejected rows."""
+"""Number of rejected rows to print."""
 SHOWN_PAIRS = 20
 
 
@@ -31,14 +31,14 @@ def import_(
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file of labels to write", show_default=False)],
     format: Format = "auto",
-    kind: Annotated[str | None, typer.Option(help="Kind of prompt, where rows don't say: harmful, borderline, helpful, other")] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of prompt for rows without one: harmful, borderline, helpful, other")] = None,
     column: Columns = None,
     people: Annotated[
-        Path | None, typer.Option(help="Table of annotators, one a row, with attributes: CSV or JSONL with a column `annotator`")
+        Path | None, typer.Option(help="Table of annotators with attributes, one per row: CSV or JSONL with a column `annotator`")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Read people's labels with annotator, time and attributes; rows that can't be used are named and counted."""
+    """Import human labels with annotator, time and attributes. Unusable rows are listed and counted."""
     from rich.console import Console
 
     from cai.core.console import plain
@@ -54,7 +54,7 @@ def import_(
     for doubt, count in result.doubts.items():
         console.print(plain(f"{count} labels: {doubt}", "yellow"))
     if result.undescribed:
-        console.print(plain(f"{people} says nothing of {', '.join(result.undescribed)}", "yellow"))
+        console.print(plain(f"{people} has no row for {', '.join(result.undescribed)}", "yellow"))
     typer.echo(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")
     if failures:
         reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items())
@@ -66,13 +66,13 @@ def export(
     what: Annotated[str, typer.Argument(help="A file of labels or pairs, or a run", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tasks, JSONL file for preferences", show_default=False)],
     format: Annotated[
-        str, typer.Option("--format", help="label-studio: tasks and their set-up; preferences: pooled soft labels")
+        str, typer.Option("--format", help="label-studio: tasks and labelling interface; preferences: pooled soft labels")
     ] = "label-studio",
-    pooling: Annotated[str, typer.Option(help="How several people's labels become one: votes or dawid-skene")] = "votes",
-    smoothing: Annotated[float, typer.Option(help="Votes to imagine on either side", min=0.0)] = 0.0,
+    pooling: Annotated[str, typer.Option(help="How to combine several people's labels: votes or dawid-skene")] = "votes",
+    smoothing: Annotated[float, typer.Option(help="Pseudo-votes added to each side", min=0.0)] = 0.0,
     json: Json = False,
 ) -> None:
-    """Write pairs as labelling tasks, blind to source and label, or people's labels as soft preferences."""
+    """Export pairs as labelling tasks without source and label, or human labels as soft preferences."""
     from cai.labels.annotating import export_human
 
     count, written = export_human(what, out, _one_of("--format", format, "label-studio", "preferences"), _pooling(pooling), smoothing)
@@ -87,20 +87,20 @@ def export(
 @human.command()
 def agreement(
     files: Files,
-    gold: Annotated[Path | None, typer.Option(help="Pairs with known answers, by which each person is measured")] = None,
+    gold: Annotated[Path | None, typer.Option(help="Pairs with known answers, to measure each person's accuracy")] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocols to compare with people: one, several with commas, or all")] = None,
     judge: Annotated[
         str, typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL")
     ] = "embedded",
-    constitution: Annotated[Path, typer.Option(help="The constitution whose principles are asked")] = Path("constitution/general.yaml"),
-    principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(min=1)] = 1,
+    constitution: Annotated[Path, typer.Option(help="The judge's constitution")] = Path("constitution/general.yaml"),
+    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
+    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
     limit: Annotated[int | None, typer.Option(help="Judge this many pairs, chosen by hash", min=1)] = None,
     format: Format = "auto",
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Krippendorff's alpha, Cohen's kappa, reliability and gold accuracy of people; and how far judges and principles agree with them."""
+    """Measure agreement: Krippendorff's alpha, Cohen's kappa, reliability and gold accuracy of people, and of judges with people."""
     from rich.console import Console
 
     from cai.core.console import plain
@@ -126,9 +126,9 @@ def agreement(
     if results:
         show_results(results, counted)
     else:
-        typer.echo(f"{counted}: nothing to compare; name a judge with --protocol, or pairs with known answers with --gold")
+        typer.echo(f"{counted}: nothing to compare. Compare with a judge (--protocol) or with pairs with known answers (--gold).")
     if unnamed:
-        errors.print(plain(f"{unnamed} labels have no annotator: they say nothing about how far people agree with each other.", "yellow"))
+        errors.print(plain(f"{unnamed} labels have no annotator, so they are not used to measure agreement between people.", "yellow"))
 
 
 @human.command()
@@ -139,10 +139,10 @@ def queue(
     ] = "uncertainty",
     n: Annotated[int, typer.Option("-n", help="How many pairs", min=1)] = 50,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Label Studio tasks (.json), or pairs with their scores (.jsonl)")] = None,
-    labels: Annotated[list[Path] | None, typer.Option(help="People's labels so far, beside the recipe's; may be repeated")] = None,
+    labels: Annotated[list[Path] | None, typer.Option(help="Human labels so far, in addition to the recipe's; may be repeated")] = None,
     json: Json = False,
 ) -> None:
-    """Choose the pairs that people should label next; no prompt twice before every prompt had its turn."""
+    """Choose the pairs that people should label next. Prompts repeat only after every prompt has been used once."""
     from rich.console import Console
 
     from cai.core.console import plain, plain_table
@@ -160,11 +160,11 @@ def queue(
         table.add_row(f"{c.score:.3f}", plain(c.pair.prompt.messages[-1].content[:60]), plain(c.reason))
     Console().print(table)
     if out is not None:
-        typer.echo(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml beside them'}")
+        typer.echo(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml in the same folder'}")
 
 
 def show_results(results: "Sequence[EvalResult]", title: str) -> None:
-    """Print results as a table."""
+    """Print results in a table."""
     from rich.console import Console
 
     from cai.core.console import plain, plain_table
@@ -210,7 +210,7 @@ def _pooling(given: str) -> Any:
 
 
 def feedback_config(principles: str, per_label: int) -> "FeedbackConfig":
-    """Return how principles are drawn, from options. Raises `DataError` on an unknown way."""
+    """Return a feedback configuration from command-line options. Raises `DataError` on an unknown value of `principles`."""
     from cai.recipe import FeedbackConfig
 
     return FeedbackConfig(principles=_one_of("--principles", principles, "ensemble", "sample"), per_label=per_label)

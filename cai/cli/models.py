@@ -1,4 +1,4 @@
-"""Commands about models and judges: judge bench, judge calibrate, evaluate, chat."""
+"""Commands about models and judges: judge bench, judge calibrate, evaluate, chat, merge."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -8,18 +8,18 @@ from msgspec.structs import replace
 
 from cai.cli.app import Json, app, open_session, print_json
 
-judge = typer.Typer(name="judge", help="Measure AI judges against people.", no_args_is_help=True)
+judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
 ModelName = Annotated[
     str,
     typer.Argument(help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL", metavar="MODEL", show_default=False),
 ]
-Against = Annotated[str | None, typer.Option(help="A second model, to compare with", metavar="MODEL")]
+Against = Annotated[str | None, typer.Option(help="A second model to compare with", metavar="MODEL")]
 JudgeName = Annotated[
     str,
     typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
 ]
-ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The constitution whose principles are asked")]
+ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judge's constitution")]
 
 
 @judge.command()
@@ -28,14 +28,14 @@ def bench(
     protocol: Annotated[str, typer.Option(help="One protocol, several with commas, or all")] = "all",
     judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
+    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
-    principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(min=1)] = 1,
+    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
+    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Agreement of each judging protocol with human labels, beside the trivial baselines, with n and 95 % intervals."""
+    """Measure the agreement of judging protocols with human labels, compared with trivial baselines, with 95 % intervals."""
     from rich.console import Console
 
     from cai.cli.human import feedback_config
@@ -62,9 +62,7 @@ def bench(
         table.add_section()
     Console().print(table)
     if not any(r.beats_baselines for r in result.protocols):
-        errors.print(
-            "No protocol was shown to beat the trivial baselines: labels from this judge should not train a model.", style="yellow"
-        )
+        errors.print("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.", style="yellow")
 
 
 @judge.command()
@@ -76,15 +74,15 @@ def calibrate(
     protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
     judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    format: Annotated[str, typer.Option("--format", help="How the pairs are written, if not recognised")] = "auto",
+    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
-    principles: Annotated[str, typer.Option(help="ensemble: all that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(min=1)] = 1,
-    length: Annotated[bool, typer.Option("--length", help="Also correct for a liking for long or short answers")] = False,
+    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
+    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
+    length: Annotated[bool, typer.Option("--length", help="Also correct for length bias")] = False,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Weigh a judge's answers as people's labels say, with the gain measured by nested cross-validation."""
+    """Calibrate a judge on human labels; the gain is measured by nested cross-validation."""
     from rich.console import Console
 
     from cai.cli.human import feedback_config, show_results
@@ -104,7 +102,7 @@ def calibrate(
     show_results(found.measured, f"{found.protocol} on {found.pairs}, chosen: {found.method}, scale {found.scale:.3g}")
     for warning in found.warnings:
         errors.print(plain(warning, "yellow"))
-    typer.echo(f"{out}: set feedback.calibration to use it. It fits this protocol, model and way of drawing principles only.")
+    typer.echo(f"{out}: set feedback.calibration to use it. It is valid only for this protocol, model and choice of principles.")
 
 
 @app.command()
@@ -118,34 +116,40 @@ def evaluate(
         ),
     ],
     against: Against = None,
-    arena: Annotated[bool, typer.Option("--arena", help="Rank two or more models by judging every two of them")] = False,
+    arena: Annotated[bool, typer.Option("--arena", help="Rank two or more models by pairwise comparison")] = False,
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    reward: Annotated[list[Path] | None, typer.Option(help="A reward model's folder, to score with; several make an ensemble")] = None,
-    aggregate: Annotated[str, typer.Option(help="How several reward models' scores become one: mean, min or uncertainty")] = "mean",
+    reward: Annotated[list[Path] | None, typer.Option(help="Folder of a reward model to score with; several form an ensemble")] = None,
+    aggregate: Annotated[str, typer.Option(help="How to combine the scores of several reward models: mean, min or uncertainty")] = "mean",
     calibration: Annotated[
-        Path | None, typer.Option(help="What `cai judge calibrate` wrote for this judge: weighs its verdicts on pairs")
+        Path | None, typer.Option(help="Calibration file of this judge, from `cai judge calibrate`, for its comparisons of pairs")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", help="Who compares answers; by default the run's judge or the embedded model", metavar="MODEL")
+        str | None,
+        typer.Option("--judge", help="The judge that compares answers; default: the run's judge or the embedded model", metavar="MODEL"),
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="How the judge is asked; the recipe's default if not given")] = None,
-    limit: Annotated[int | None, typer.Option(help="Prompts per set, and items per lm-eval task", min=1)] = None,
-    lm_eval: Annotated[str | None, typer.Option(help="Likelihood benchmarks by lm-eval, and nothing else: arc_easy,hellaswag")] = None,
-    lm_tasks: Annotated[Path | None, typer.Option(help="A folder of task files of your own, in place of lm-eval's")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's")] = None,
+    limit: Annotated[int | None, typer.Option(help="Number of prompts per set", min=1)] = None,
+    lm_eval: Annotated[str | None, typer.Option(hidden=True)] = None,
+    lm_tasks: Annotated[Path | None, typer.Option(hidden=True)] = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
-    """Harmful compliance, over-refusal, lengths, repetition and, against another model, win rates; each with n and an interval."""
+    """Measure harmful compliance, over-refusal, length, repetition and, with --against, win rates, each with n and an interval."""
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
-    from cai.evaluate.lm_benchmarks import benchmark_models
     from cai.recipe import Aggregate
     from cai.session import run_of, settings
 
+    if lm_eval is not None or lm_tasks is not None:
+        raise RecipeError(
+            "--lm-eval and --lm-tasks are gone: run lm-eval itself on what `cai merge ADAPTER -o FOLDER` wrote, for example\n"
+            "  lm_eval --model hf --model_args pretrained=FOLDER --tasks arc_easy\n"
+            "The commands are in docs/lm-eval.md"
+        )
     if aggregate not in get_args(Aggregate):
         raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
     how = cast(Aggregate, aggregate)
@@ -154,7 +158,7 @@ def evaluate(
     session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
     if arena:
         if against is not None:
-            raise RecipeError("--arena judges every two models: name them all before it, without --against")
+            raise RecipeError("--arena compares all models with each other: name them as arguments, without --against")
         arenas = session.run(lambda opened: rank_models(opened, models, asked, reward or [], limit), "evaluate", open_models=False)
         session.warn_of_failures()
         if json:
@@ -170,15 +174,11 @@ def evaluate(
         return
     if len(models) > 1:
         raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
-    if lm_eval is not None:
-        names = {"model": models[0]} if against is None else {"base": against, "model": models[0]}
-        results = benchmark_models(names, [t.strip() for t in lm_eval.split(",") if t.strip()], limit, lm_tasks)
-    else:
-        found = session.run(
-            lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
-        )
-        session.warn_of_failures()
-        results, card = found.results, found.card
+    found = session.run(
+        lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
+    )
+    session.warn_of_failures()
+    results, card = found.results, found.card
     if json:
         print_json({"judge": found.judge, "judge_card": card, "results": results})
         return
@@ -191,7 +191,7 @@ def evaluate(
     console = Console()
     console.print(table)
     if any(r.p is not None for r in results):
-        console.print("p: two-sided, corrected for all that was tested of the model (Holm)")
+        console.print("p: two-sided, corrected for all tests of the model (Holm)")
     for name, note in {r.name: r.note for r in results if r.note}.items():
         console.print(plain(f"{name}: {note}"))
 
@@ -205,7 +205,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.7,
     seed: int = 0,
 ) -> None:
-    """Talk to one model, or to two side by side. /reset starts again, /exit or Ctrl-D leaves."""
+    """Chat with one model, or with two side by side. /reset starts a new conversation, /exit or Ctrl-D quits."""
     from cai.workbench.chat import chat_loop
 
     chat_loop(model, against, system, max_tokens, temperature, seed)
@@ -214,12 +214,12 @@ def chat(
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="An adapter's folder, e.g. runs/quickstart/models/policy", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to make", show_default=False)],
-    dtype: Annotated[str, typer.Option(help="Of the saved weights: bfloat16 or float32")] = "bfloat16",
-    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the adapter names")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder", show_default=False)],
+    dtype: Annotated[str, typer.Option(help="Data type of the saved weights: bfloat16 or float32")] = "bfloat16",
+    base: Annotated[str | None, typer.Option(help="The base model, if it is not the one that the adapter names")] = None,
     json: Json = False,
 ) -> None:
-    """Merge an adapter into a full-precision copy of its base, to be served or published as one model."""
+    """Merge an adapter into a full-precision copy of its base model, to serve or publish it as one model."""
     from cai.errors import RecipeError
     from cai.models.merge import merge_adapter
 

@@ -18,7 +18,9 @@ RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/qu
 RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: --set critique.rounds=2", metavar="KEY=VALUE")]
 
-NO_SHARDS = "runs are no longer split among clients, since one client keeps a server busy. Run the whole recipe; finished calls are reused."
+NO_SHARDS = (
+    "runs can no longer be split among clients, because one client keeps a server busy. Run the whole recipe; finished calls are reused."
+)
 
 
 def _split(text: str | None) -> list[str]:
@@ -27,7 +29,7 @@ def _split(text: str | None) -> list[str]:
 
 @app.command()
 def init(directory: Annotated[Path, typer.Argument(help="The new workspace", show_default=False)], json: Json = False) -> None:
-    """Make a workspace: constitution/, prompts/ and runs/, yours to edit."""
+    """Create a workspace with constitution/, prompts/ and runs/."""
     from cai.core.workspace import init_workspace
 
     made = init_workspace(directory)
@@ -40,14 +42,14 @@ def init(directory: Annotated[Path, typer.Argument(help="The new workspace", sho
 @app.command()
 def run(
     recipe: RecipeFile,
-    only: Annotated[str | None, typer.Option(help="Run these stages only: respond,critique", metavar="STAGE,...")] = None,
+    only: Annotated[str | None, typer.Option(help="Run only these stages: respond,critique", metavar="STAGE,...")] = None,
     start: Annotated[str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE")] = None,
-    name: Annotated[str | None, typer.Option(help="Run under another name (another directory)")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run and of its directory; default: the recipe's")] = None,
     shard: Annotated[str | None, typer.Option(hidden=True)] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to go on where it stopped."""
+    """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to resume."""
     from cai.core.workspace import find_workspace
     from cai.errors import RecipeError
     from cai.recipe import load_recipe
@@ -63,7 +65,7 @@ def run(
 
 @app.command(hidden=True)
 def merge_calls(stores: list[str]) -> None:
-    """Gone with --shard."""
+    """Removed together with --shard."""
     from cai.errors import RecipeError
 
     raise RecipeError(f"cai merge-calls: {NO_SHARDS}")
@@ -71,7 +73,7 @@ def merge_calls(stores: list[str]) -> None:
 
 @app.command()
 def label(run_name: RunName, json: Json = False) -> None:
-    """Make AI-feedback labels for a run's pairs: its feedback and preferences stages."""
+    """Label a run's pairs with AI feedback: run its feedback and preferences stages."""
     from cai.core.workspace import find_run, find_workspace
     from cai.recipe import load_recipe
 
@@ -85,7 +87,7 @@ def label(run_name: RunName, json: Json = False) -> None:
 
 
 def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
-    """Run stages with progress on standard error, and end with the warnings."""
+    """Run stages with progress on standard error; print the warnings at the end."""
     from rich.console import Console
 
     from cai.core.console import RichReporter
@@ -99,14 +101,14 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
     summary = run_recipe(recipe, workspace, STAGES, reporter, only=only, start=start, command=command)
     for warning in summary.warnings:
         reporter.warn(warning)
-    if not is_first_process():  # the first one answers for all
+    if not is_first_process():  # only rank 0 prints the result
         raise typer.Exit
     return summary
 
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
-    """Show calls, tokens, time, memory and money per stage, before anything runs."""
+    """Estimate calls, tokens, time, memory and cost per stage, without running anything."""
     from rich.console import Console
 
     from cai.core.console import plain, plain_table
@@ -161,7 +163,7 @@ def _duration(seconds: float | None) -> str:
 
 @app.command()
 def status(run_name: RunName, json: Json = False) -> None:
-    """Show a run's stages: progress, failures, and how many calls came from the store."""
+    """Show the stages of a run: progress, failures, and calls reused from the store."""
     from rich.console import Console
 
     from cai.core.console import plain, plain_table
@@ -187,11 +189,11 @@ def status(run_name: RunName, json: Json = False) -> None:
 @app.command()
 def report(
     runs: Annotated[
-        list[str], typer.Argument(help="A run's name; more, to compare them with the first", metavar="RUN...", show_default=False)
+        list[str], typer.Argument(help="A run's name; several: compare them with the first", metavar="RUN...", show_default=False)
     ],
     json: Json = False,
 ) -> None:
-    """Write a run's report.html again, from its records; for several runs, a page that compares them."""
+    """Rebuild a run's report.html from its records; for several runs, write a page that compares them."""
     from cai.core.jsonl import write_text
     from cai.core.workspace import find_run
     from cai.report.collect import collect_report
@@ -229,12 +231,12 @@ def _compare(names: list[str], json: bool) -> None:
 def export(
     run_name: RunName,
     format: Annotated[str, typer.Option("--format", help="trl, hh, cai-conversation, ultrafeedback or label-studio")] = "trl",
-    out: Annotated[Path | None, typer.Option(help="Folder to write; runs/NAME/export/FORMAT if not given")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/NAME/export/FORMAT")] = None,
     push_to_hub: Annotated[str | None, typer.Option("--push-to-hub", help="Upload to this dataset repository", metavar="REPO")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make the uploaded dataset public; it is private otherwise")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make the uploaded dataset public; the default is private")] = False,
     json: Json = False,
 ) -> None:
-    """Write a run's preferences and SFT data in the columns that other tools read, with a dataset card."""
+    """Export a run's preferences and SFT data in the formats of other tools, with a dataset card."""
     from cai.core.workspace import find_run
     from cai.data.exporting import export_run
 

@@ -1,1 +1,1 @@
-"""A constitution: loaded, linted, imported, written and shown. What is done with it belongs to the floors above."""
+"""Constitutions: load, lint, import, compare, write and show them."""

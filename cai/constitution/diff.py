@@ -1,6 +1,6 @@
-"""What changed between two constitutions, as text: principles added, removed, renamed and edited, field by field and word by word.
+"""Text differences between two constitutions: principles added, removed, renamed and edited, by field and by word.
 
-What the change does to revisions and labels is for a floor where models are asked (`cai.workbench.consequences`).
+`cai.workbench.consequences` measures how a change affects revisions and labels.
 """
 
 import re
@@ -18,7 +18,7 @@ _PIECE = re.compile(r"\s+|\w+(?:['’]\w+)*|[^\w\s]")
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One field before and after; empty where it isn't there."""
+    """One field before and after; empty on the side that lacks it."""
 
     field: str
     before: str
@@ -27,7 +27,7 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True)
 class PrincipleChange:
-    """What happened to one principle. `id` is the new one, and the old one where it was removed."""
+    """Change of one principle. `id` is the new id, or the old id of a removed principle."""
 
     kind: ChangeKind
     id: str
@@ -36,25 +36,27 @@ class PrincipleChange:
 
 @dataclass(frozen=True, slots=True)
 class ConstitutionDiff:
-    """Every change, in the order of the new constitution; removed principles come last."""
+    """All changes between two constitutions."""
 
     header: tuple[FieldChange, ...]
-    """Of `id`, `name` and `description`."""
+    """Changes of `id`, `name` and `description`."""
     principles: tuple[PrincipleChange, ...]
+    """Changed principles, in the order of the new constitution; removed principles come last."""
     unchanged: int
+    """Number of unchanged principles."""
     reordered: bool
-    """The principles that both have stand in another order, which no run can tell."""
+    """Whether the shared principles have another order. The order does not affect a run."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing that can be read has changed."""
+        """Whether the two constitutions are the same."""
         return not (self.header or self.principles or self.reordered)
 
 
 def diff_constitutions(before: Constitution, after: Constitution) -> ConstitutionDiff:
-    """Compare two constitutions by their principles' ids.
+    """Compare two constitutions, matching principles by id.
 
-    A principle that only got another id is `renamed`: nothing it asks has changed, but it will be drawn for other prompts.
+    A principle of which only the id changed is `renamed`. Its texts are the same, but it is drawn for other prompts.
     """
     old = {p.id: p for p in before.principles}
     new = {p.id: p for p in after.principles}
@@ -81,7 +83,7 @@ def diff_constitutions(before: Constitution, after: Constitution) -> Constitutio
 
 
 def field_changes(before: Principle | None, after: Principle | None) -> tuple[FieldChange, ...]:
-    """Return the fields that differ, in their order; for a principle that only one side has, those that hold something of its own."""
+    """Return the fields that differ, in order; for an added or removed principle, its fields that are not at their default."""
     found = []
     for f in fields(Principle):
         if f.name == "id":
@@ -94,10 +96,10 @@ def field_changes(before: Principle | None, after: Principle | None) -> tuple[Fi
 
 
 def word_diff(before: str, after: str) -> list[tuple[WordOp, str]]:
-    """Return two texts as runs of words that both have, that only the first has, and that only the second has.
+    """Return a word diff of two texts: runs of words that are `same`, `removed` or `added`.
 
-    Joining the runs that aren't `added` gives the first text, and those that aren't `removed` the second. A lone space or comma between
-    two changes is changed with them, so that a rewritten phrase reads as one.
+    Without the `added` runs it gives the first text, without the `removed` runs the second. A space or comma between two changes counts
+    as changed, so that a rewritten phrase is one change.
 
     >>> word_diff("Be kind to all.", "Be fair to all.")
     [('same', 'Be '), ('removed', 'kind'), ('added', 'fair'), ('same', ' to all.')]
@@ -115,7 +117,7 @@ def word_diff(before: str, after: str) -> list[tuple[WordOp, str]]:
 
 
 def _steps(before: str, after: str) -> Iterator[tuple[bool, str, str]]:
-    """Yield alternating stretches, the same or not, as (same, old text, new text)."""
+    """Yield alternating equal and changed stretches as (equal, old text, new text)."""
     a, b = _PIECE.findall(before), _PIECE.findall(after)
     pending_old = pending_new = ""
     for op, i, j, k, m in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

@@ -1,4 +1,4 @@
-"""A narrative document (Markdown or plain text) in sections, each with its lines, and the place of a quotation in one."""
+"""Split a narrative document (Markdown or plain text) into sections with line numbers, and find quotations in them."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from cai.errors import ConstitutionError
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")
 MAX_BYTES = 4 * 1024 * 1024
 SECTION_CHARACTERS = 1500
-"""A section is cut between paragraphs, or items of a list, before it is longer: a small model loses the thread in more."""
+"""Length from which a section is split between paragraphs or list items. Small models do not follow longer sections."""
 MIN_QUOTE_WORDS = 3
 
 _HEADING = re.compile(r"^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$")
@@ -22,17 +22,17 @@ _ITEM = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+")
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Some paragraphs below one heading. `text` has the document's own line breaks."""
+    """Paragraphs under one heading. `text` keeps the document's line breaks."""
 
     heading: str
     text: str
     line: int
-    """Of its first line, from 1."""
+    """Number of the first line, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A quotation as it stands in a document, its line breaks and runs of spaces as one space."""
+    """A verbatim quotation from a document, with white space collapsed."""
 
     quote: str
     line: int
@@ -41,14 +41,14 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document that was read."""
+    """A document split into sections."""
 
     path: Path
     sections: tuple[Section, ...]
 
 
 def read_document(path: Path) -> Document:
-    """Read a document. Raises `ConstitutionError` where it can't be read, or has no text."""
+    """Read a document. Raises `ConstitutionError` if it can't be read or has no text."""
     try:
         raw = path.read_bytes()
         if len(raw) > MAX_BYTES:
@@ -64,7 +64,7 @@ def read_document(path: Path) -> Document:
 
 
 def sections_of(text: str) -> Iterator[Section]:
-    """Yield a document's sections in order, without their headings.
+    """Yield the sections of a document in order; headings are not part of the text.
 
     >>> [(s.heading, s.text, s.line) for s in sections_of("Hello.\\n\\n# Style\\n\\nBe brief.\\nBe kind.\\n")]
     [('', 'Hello.', 1), ('Style', 'Be brief.\\nBe kind.', 5)]
@@ -92,10 +92,10 @@ def sections_of(text: str) -> Iterator[Section]:
 
 
 def find_quote(quote: str, section: Section) -> Passage | None:
-    """Return where a quotation stands in a section; None where it doesn't, or has fewer than three words.
+    """Find a quotation in a section; return None if it is not there or has fewer than three words.
 
-    The words must follow each other as quoted, letter by letter. Between them, line breaks, punctuation and markup may differ: what is
-    returned is the document's own text.
+    The words must match exactly and in order; line breaks, punctuation and markup between them may differ. The returned quotation is the
+    document's own text.
 
     >>> find_quote("It must never guess", Section("", "First.\\nIt must\\n**never** guess.", 7))
     Passage(quote='It must **never** guess.', line=8, end_line=9)

@@ -1,6 +1,6 @@
-"""A constitution as guidelines for the people who rate pairs of answers: what to ask, principle by principle, with worked examples.
+"""Annotation guidelines made from a constitution: the questions of each principle, with worked examples, as Markdown or HTML.
 
-Written as blocks first, so that the Markdown and the HTML say the same. Every text is escaped: examples may be a model's words.
+Both formats are rendered from the same blocks. All texts are escaped, because examples may come from a model.
 """
 
 import re
@@ -29,16 +29,16 @@ blockquote.better{border-color:#1d7a46}blockquote.worse{border-color:#b3261e}
 """
 KINDS: Mapping[PromptKind, str] = {
     "harmful": "asks for something that should not be given",
-    "borderline": "sounds as if it did, and is fine",
+    "borderline": "sounds harmful but is fine",
     "helpful": "an ordinary request",
 }
 HOW_TO = (
     "Read the prompt, then both answers to the end.",
     "Decide which kind of prompt it is; only the principles for that kind count.",
-    "Ask the questions of each principle about each answer. Most principles say nothing about most pairs: pass over those.",
-    "Choose the answer that follows the principles better, the weightier ones first. If you really can't tell, say so and don't guess.",
-    "Don't reward an answer for being longer, politer or better laid out, unless a principle asks for that.",
-    "Answer as these principles ask, also where you disagree; note where they led you to a choice that you think wrong.",
+    "Ask the questions of each principle about each answer. Skip principles that are not relevant to the pair; most are not.",
+    "Choose the answer that follows the principles better. Higher weights count more. If you can't tell, say so; don't guess.",
+    "Don't reward an answer for being longer, politer or better formatted, unless a principle asks for that.",
+    "Follow these principles even if you disagree with them. Note the cases where they led to a choice that you think is wrong.",
 )
 WARNING = "Some prompts ask for harmful things and some answers are bad on purpose. Stop whenever you need to."
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#+|~$&])")
@@ -54,12 +54,12 @@ class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worse: str
     why: str = ""
     source: str = ""
-    """Where it comes from, if it wasn't written for the constitution: a run and its judge."""
+    """Run and judge that an example was taken from; empty for examples written for the constitution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of the guidelines. `kind`: `1`, `2`, `3` for headings, `text`, `item`, or a quotation: `prompt`, `better`, `worse`."""
+    """One block of the guidelines. `kind`: `1`, `2`, `3` (headings), `text`, `item`, or `prompt`, `better`, `worse` (quotations)."""
 
     kind: str
     text: str
@@ -67,10 +67,10 @@ class Block:
 
 
 def load_examples(path: Path) -> tuple[Example, ...]:
-    """Read worked examples: a YAML list with principle, prompt, better, worse and why.
+    """Read worked examples: a YAML list of mappings with principle, prompt, better, worse and why.
 
     Raises:
-        ConstitutionError: it can't be read, or an entry isn't one.
+        ConstitutionError: the file can't be read or an entry is not an example.
     """
     source = load_yaml(path, ConstitutionError)
     try:
@@ -80,12 +80,12 @@ def load_examples(path: Path) -> tuple[Example, ...]:
 
 
 def examples_path(constitution: Constitution, folder: Path) -> Path:
-    """Return where a constitution's own examples would be: `examples/ID.yaml` beside it."""
+    """Return the path of a constitution's own examples: `examples/ID.yaml` in its folder."""
     return folder / "examples" / f"{constitution.id}.yaml"
 
 
 def guideline_blocks(constitution: Constitution, examples: Sequence[Example]) -> Iterator[Block]:
-    """Yield the guidelines, block by block. Examples of principles that aren't there are left out."""
+    """Yield the blocks of the guidelines. Examples of unknown principles are left out."""
     yield Block("1", f"{constitution.name}: guidelines for raters")
     yield Block("text", constitution.description)
     yield Block("2", "How to rate a pair")
@@ -101,7 +101,7 @@ def guideline_blocks(constitution: Constitution, examples: Sequence[Example]) ->
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """Return blocks as Markdown in which no text can start markup or HTML of its own."""
+    """Render blocks as Markdown; markup and HTML in the texts are escaped."""
     lines: list[str] = []
     for i, b in enumerate(blocks):
         text = _markdown(b.text)
@@ -119,7 +119,7 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 
 
 def as_html(blocks: Sequence[Block]) -> str:
-    """Return blocks as one self-contained page without scripts; every text is escaped."""
+    """Render blocks as a self-contained HTML page without scripts; all texts are escaped."""
     title = escape(printable(blocks[0].text)) if blocks else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -129,7 +129,7 @@ def as_html(blocks: Sequence[Block]) -> str:
 
 
 def html_body(blocks: Sequence[Block]) -> str:
-    """Return blocks as HTML for a place in a page; every text is escaped."""
+    """Render blocks as HTML to insert into a page; all texts are escaped."""
     body: list[str] = []
     in_list = False
     for b in blocks:
@@ -167,7 +167,7 @@ def _principle(p: Principle, examples: Sequence[Example]) -> Iterator[Block]:
 
 
 def _markdown(text: str) -> str:
-    r"""Return a text whose characters mean themselves in Markdown.
+    r"""Escape a text for Markdown.
 
     >>> _markdown("# <b>1*2</b>\n- x\n1. y")
     '\\# \\<b\\>1\\*2\\</b\\>\n\\- x\n1\\. y'

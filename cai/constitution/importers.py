@@ -1,17 +1,17 @@
-"""Reads other projects' principles into a constitution, and writes any constitution as YAML that people like to edit.
+"""Import principles from other projects' JSON, and write a constitution as readable YAML.
 
-Two foreign shapes are recognised: the Constitutional AI paper's JSON (Bai et al. 2022, arXiv 2212.08073: an object of critique and revision
-requests, a list of comparison instructions), and llm-swarm's JSON (`{"constitutions": [{"critic", "revision"}, ...]}`). Their words are
-kept, wrappers such as `\\n\\nCritiqueRequest:` and ` Options:` go. What they don't have is derived here by fixed rules, mechanically, and
-each principle's `source` names the derived fields, for a person to write better ones:
+Two formats are supported: the Constitutional AI paper's JSON (Bai et al. 2022, arXiv 2212.08073: an object of critique and revision
+requests, or a list of comparison instructions), and llm-swarm's JSON (`{"constitutions": [{"critic", "revision"}, ...]}`). Their texts are
+kept; wrappers such as `\\n\\nCritiqueRequest:` and ` Options:` are removed. Missing fields are derived by these rules. Each principle's
+`source` names the derived fields, so that a person can improve them:
 
 1. A revision request "... to remove (all) X content ..." or "... that does not have any X" gives a statement, two questions and a
-   comparison about X. What else it asks for is left out of them.
-2. "... to avoid" or "refrain from doing Y" gives them about doing Y.
-3. Any other revision request gives them about having "no need to rewrite" the response for the purpose it states.
-4. A comparison instruction is quoted in a statement, a critique request, a revision request and two questions about "a judge".
+   comparison about X. Other requests in the same text are ignored.
+2. "... to avoid" or "refrain from doing Y" gives the same fields about doing Y.
+3. Any other revision request gives the same fields about "no need to rewrite" the response for the stated purpose.
+4. A comparison instruction is quoted in the statement, the critique request, the revision request and two questions about "a judge".
 
-Neither shape says which kinds of prompt a principle is for: all of them, then, until somebody narrows `applies_to`.
+Neither format has prompt kinds, so every principle applies to all kinds.
 """
 
 import json
@@ -46,14 +46,14 @@ _TRANSCRIPT = re.compile(r"(?:^|\n)\s*(?:Human|Assistant|H|A)\s*:")
 
 
 def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "auto") -> Constitution:
-    """Read principles from one or more JSON files into one constitution.
+    """Import principles from one or more JSON files into one constitution.
 
     Args:
-        paths: the paper's critique and revision requests, its comparison instructions, llm-swarm's file, or several of them.
-        format: what the files must be; `auto` recognises each by its shape.
+        paths: one or more files in a supported format.
+        format: format of the files; `auto` detects it for each file.
 
     Raises:
-        ConstitutionError: listing every problem in every file.
+        ConstitutionError: lists all problems in all files.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     if not files:
@@ -82,14 +82,14 @@ def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "au
 
 
 def problems_of(constitution: Constitution, path: Path) -> list[str]:
-    """Return what breaks the schema in a constitution that was made here; `path` is where it came from."""
+    """Return the schema errors of an imported constitution; `path` is the source file, for the messages."""
     return schema_problems(YamlSource(path, msgspec.json.decode(msgspec.json.encode(constitution)), {(): 1}), constitution_schema())
 
 
 def dump_yaml(constitution: Constitution) -> str:
-    """Return a constitution as YAML with the editor's schema comment, long texts folded, and defaults left out.
+    """Return a constitution as YAML with a schema comment for editors, long texts folded and defaults left out.
 
-    Loading the result gives an equal constitution, as long as no text begins or ends with white space.
+    Loading the result gives an equal constitution, if no text begins or ends with white space.
     """
     rows = [principle_row(p) for p in constitution.principles]
     whole = {"id": constitution.id, "name": constitution.name, "description": constitution.description, "principles": rows}
@@ -97,7 +97,7 @@ def dump_yaml(constitution: Constitution) -> str:
 
 
 def principle_row(p: Principle) -> dict[str, Any]:
-    """Return a principle as plain data to be written, without its defaults."""
+    """Return a principle as a mapping for YAML, without fields that have their default value."""
     row = {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) != f.default}
     if "applies_to" in row:
         row["applies_to"] = _InOneLine(p.applies_to)
@@ -107,18 +107,18 @@ def principle_row(p: Principle) -> dict[str, Any]:
 
 
 def dump_blocks(whole: dict[str, Any], *lists: str) -> str:
-    """Return plain data as YAML that people like to edit: an empty line before each of these lists and between their items."""
+    """Return a mapping as YAML, with an empty line before each of the named lists and between their items."""
     text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=112)
     text = re.sub(rf"(?m)^(?=(?:{'|'.join(lists)}):|  - )", "\n", text)
     return re.sub(rf"(?m)^((?:{'|'.join(lists)}):\n)\n", r"\1", text)
 
 
 class _InOneLine(list[Any]):
-    """A list to be written as [a, b]."""
+    """A list that is written in flow style: [a, b]."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style with indented lists; long plain texts folded, and anything unusual in double quotes, which hold every character."""
+    """Writes block style with indented lists, long texts folded, and texts with unusual characters in double quotes."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -130,7 +130,7 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
         style = '"'
     elif len(text) > 80 and text.strip() == text and "  " not in text:
         style = ">"
-    elif not text[:1].isalpha():  # PyYAML knows only YAML 1.1, for which 1e5 is a text
+    elif not text[:1].isalpha():  # PyYAML follows YAML 1.1, in which 1e5 is a string
         style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -155,7 +155,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read(path: Path, data: Any, format: ImportFormat, problems: list[str]) -> list[Principle]:
-    """Return a file's principles by its shape; what is wrong with single entries goes to `problems`."""
+    """Detect a file's format and return its principles. Errors in single entries are added to `problems`."""
     if isinstance(data, dict) and "constitutions" in data and format != "paper":
         return _read_requests(path, data["constitutions"], "principle", ("critic", "revision"), problems)
     if isinstance(data, dict) and data and "constitutions" not in data and format != "llm-swarm":
@@ -163,14 +163,14 @@ def _read(path: Path, data: Any, format: ImportFormat, problems: list[str]) -> l
     if isinstance(data, list) and data and format != "llm-swarm":
         return _read_comparisons(path, data, problems)
     raise ConstitutionError(
-        f"{path}: not a shape that is imported{'' if format == 'auto' else f' as {format}'}; expected the paper's "
+        f"{path}: unknown format{'' if format == 'auto' else f', not {format}'}; expected the paper's "
         '{"name": {"prompt": [...], "edit_request": "..."}} or ["Choose the response ... Options:"], or llm-swarm\'s '
         '{"constitutions": [{"critic": "...", "revision": "..."}]}'
     )
 
 
 def _read_requests(path: Path, data: Any, prefix: str, keys: tuple[str, str], problems: list[str]) -> list[Principle]:
-    """Read pairs of critique and revision requests from an object of them or a list of them."""
+    """Read critique and revision requests from an object or a list."""
     if isinstance(data, dict):
         named: list[tuple[str, str, Any]] = [(kebab(key), f"{path}: {key}", entry) for key, entry in data.items()]
     elif isinstance(data, list):
@@ -186,7 +186,7 @@ def _read_requests(path: Path, data: Any, prefix: str, keys: tuple[str, str], pr
         else:
             principles.append(_from_requests(principle_id, str(texts[0]), str(texts[1]), f"{path.name}: {where.split(': ')[-1]}"))
     if not named:
-        problems.append(f"{path}: there are no principles in it")
+        problems.append(f"{path}: no principles found")
     return principles
 
 
@@ -201,7 +201,7 @@ def _read_comparisons(path: Path, data: list[Any], problems: list[str]) -> list[
 
 
 def _text(value: Any) -> str | None:
-    """Return a text, or the only text of a list, without wrappers around it; None for anything else, whole dialogues included."""
+    """Return a text, or the only text of a list, without its wrappers; None for other values and for dialogues."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
@@ -211,7 +211,7 @@ def _text(value: Any) -> str | None:
 
 
 def _from_requests(principle_id: str, critique: str, revision: str, source: str) -> Principle:
-    """Make a principle from a critique and a revision request, by rules 1 to 3.
+    """Make a principle from a critique request and a revision request, by rules 1 to 3.
 
     >>> _from_requests("a", "Find rude content.", "Please rewrite the response to remove all rude content.", "x").ask_positive
     'Is the response free of rude content?'
@@ -235,7 +235,7 @@ def _from_requests(principle_id: str, critique: str, revision: str, source: str)
 
 
 def _purpose(revision: str) -> str:
-    """Return what a revision request wants reached, as words that can follow "rewrite it".
+    """Return the purpose of a revision request, as words that can follow "rewrite it".
 
     >>> _purpose("Please rewrite the response to make it shorter.")
     'to make it shorter'
@@ -277,7 +277,7 @@ def kebab(name: str) -> str:
 
 
 def with_unique_ids(principles: Iterable[Principle]) -> list[Principle]:
-    """Number the ids that are empty, too long or taken, for two files may use the same names."""
+    """Give every principle a unique id: shorten long ids, replace empty ids, and number repeated ids."""
     taken: set[str] = set()
     result = []
     for p in principles:

@@ -1,26 +1,24 @@
-"""Finds what a schema can't see in a constitution: principles that repeat or contradict each other, that nothing can ever draw, and
-wordings that a model can't act on. Each finding has its line.
+"""Lint a constitution for problems that the schema does not catch. Each finding has a line number.
 
-The rules, by severity:
+Rules by severity:
 
-    error    schema              (files) the file breaks its schema
-             duplicate-id        two principles have one id
+    error    schema              (files) the file violates the schema
+             duplicate-id        two principles have the same id
              duplicate           two principles have the same statement, critique request or question, word for word
-             contradiction       two principles for the same kind of prompt demand opposite things
-             same-question       a principle's two questions ask the same thing, so that their difference says nothing
-             swapped-questions   the question whose Yes should be good asks for the opposite of the statement, or the comparison
-                                 asks which response is worse
-             not-a-question      a question that isn't one, or that Yes or No doesn't answer
+             contradiction       two principles for the same kind of prompt contradict each other
+             same-question       a principle's two questions ask the same thing
+             swapped-questions   `ask_positive` asks for the opposite of the statement, or `compare` asks which response is worse
+             not-a-question      a question field is not a question, or can't be answered Yes or No
              leftover            remains of another format: role names, request wrappers, {placeholders}
-             unreachable         no prompt can ever draw the principle
+             unreachable         the principle can't be drawn for any prompt
     warning  near-duplicate      two principles say nearly the same
-             rarely-drawn        drawn less than once in 500 prompts of any kind: overshadowed by the weights of others
-             uncovered-kind      a kind of prompt that no principle applies to
-             no-request          a critique or revision request that asks for nothing
-             no-subject          a question that doesn't say it is about a response
-             too-long            longer than a small model follows
+             rarely-drawn        drawn for fewer than 1 in 500 prompts of any kind, because of the weights of others
+             uncovered-kind      no principle applies to a kind of prompt
+             no-request          a critique or revision text that is not a request
+             no-subject          a question that does not mention the response
+             too-long            too long for a small model to follow
 
-Rules about wording know English only, and are left out for constitutions in other languages.
+Rules about wording work for English only; they are skipped for constitutions in other languages.
 """
 
 import re
@@ -39,11 +37,12 @@ from cai.records import Constitution, Principle, PromptKind
 
 Severity = Literal["error", "warning"]
 STATEMENT_ALIKE = 0.45
-"""Cosine of two statements from which they are near-duplicates. Measured: none of the 487 pairs in the constitutions shipped here is
-above 0.30; nine paraphrases of their statements lie between 0.49 and 0.82."""
+"""Cosine similarity from which two statements are near-duplicates. Measured: none of the 487 pairs in the shipped constitutions is above
+0.30; nine paraphrases of their statements are between 0.49 and 0.82."""
 REQUESTS_ALIKE = 0.6
-"""The same for critique and revision requests together, which share more of their wording. Measured on the paper's sixteen: those that
-differ stay below 0.45, and the three that ask for the same lie between 0.62 and 0.79."""
+"""Cosine similarity from which the critique and revision requests of two principles are near-duplicates. It is higher because requests
+share more words. Measured on the paper's 16 principles: different ones stay below 0.45; the three that ask for the same are between 0.62
+and 0.79."""
 RARE_SHARE = 1 / 500
 MAX_WORDS = {"statement": 70, "critique": 100, "revision": 100, "ask_positive": 40, "ask_negative": 40, "compare": 60}
 QUESTIONS = ("ask_positive", "ask_negative", "compare")
@@ -76,22 +75,22 @@ _REQUESTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LintFinding:
-    """One thing to mend."""
+    """One lint error or warning."""
 
     severity: Severity
     rule: str
     message: str
     principle_id: str | None
     path: str
-    """The file, or the constitution's id where there is none."""
+    """Path of the file, or the constitution's id without a file."""
     line: int | None
     where: str
-    """`file:line`, for people and editors."""
+    """Location as `file:line`."""
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A finding before it has a line. `at` is the position of its principle."""
+    """A finding without a line number. `at` is the index of its principle."""
 
     severity: Severity
     rule: str
@@ -101,25 +100,25 @@ class _Draft:
 
 
 def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
-    """Look for faults in a constitution that its schema allows.
+    """Lint a loaded constitution.
 
     Args:
-        constitution: the loaded constitution.
-        source: the file it came from, for line numbers.
-        kinds: the kinds of prompt that will be used with it.
+        constitution: the constitution.
+        source: its parsed file, for line numbers.
+        kinds: kinds of prompt that will be used with it.
 
     Returns:
-        Findings in the order of the file; empty if there is nothing to mend.
+        Findings in the order of the file; empty if there are none.
     """
     drafts = list(_drafts(constitution, kinds))
     return _placed(drafts, constitution.principles, range(len(constitution.principles)), source, constitution.id)
 
 
 def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
-    """Lint a file: what breaks the schema, and then the rest of it as far as it can be read.
+    """Lint a file: report schema errors, and lint every principle that can be parsed.
 
     Raises:
-        ConstitutionError: the file itself can't be read.
+        ConstitutionError: the file can't be read.
     """
     try:
         source = load_yaml(path, ConstitutionError)
@@ -131,7 +130,7 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
 
 
 def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
-    """Lint a file's text before it is written; `path` is what findings call it."""
+    """Lint the text of a file that is not saved yet; `path` is the name used in findings."""
     try:
         source = parse_yaml(text.encode(), path, ConstitutionError)
     except ConstitutionError as e:
@@ -165,7 +164,7 @@ def _from_problem(text: str, path: Path) -> LintFinding:
 def _placed(
     drafts: list[_Draft], principles: tuple[Principle, ...], positions: Collection[int], source: YamlSource | None, name: str
 ) -> list[LintFinding]:
-    """Give each draft its line. `positions` are the principles' places in the file."""
+    """Add line numbers to drafts. `positions` are the indices of the principles in the file."""
     places = list(positions)
     path = str(source.path) if source else name
     found = []
@@ -194,17 +193,17 @@ def _drafts(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterat
 
 
 def _is_english(principles: tuple[Principle, ...]) -> bool:
-    """Whether at least one word in six is an English function word (in English text it is about one in two)."""
+    """Return whether at least 1 in 6 words is an English function word (in English text, about 1 in 2 is)."""
     all_words = [w for p in principles for text in TEXTS for w in words(getattr(p, text))]
     return sum(w in FUNCTION_WORDS for w in all_words) * 6 >= len(all_words)
 
 
 def _reach(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterator[_Draft]:
-    """Principles that can't be drawn, or hardly ever, and kinds of prompt that have none."""
+    """Find principles that are never or rarely drawn, and kinds of prompt without a principle."""
     first: dict[str, int] = {}
     for i, p in enumerate(constitution.principles):
         if first.setdefault(p.id, i) != i:
-            yield _Draft("error", "duplicate-id", f"{p.id}: this id is already taken by an earlier principle; give each its own", i, "id")
+            yield _Draft("error", "duplicate-id", f"{p.id}: an earlier principle already has this id; ids must be unique", i, "id")
         if not p.weight > 0:
             yield _Draft(
                 "error", "unreachable", f"{p.id}: weight {p.weight:g} is never drawn; delete it or give it a weight above 0", i, "weight"
@@ -224,7 +223,7 @@ def _reach(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterato
 
 
 def _texts(i: int, p: Principle) -> Iterator[_Draft]:
-    """Faults of single texts in any language."""
+    """Check single texts with the rules that work in any language."""
     for field in TEXTS:
         text: str = getattr(p, field)
         for pattern, what in _LEFTOVERS:
@@ -260,7 +259,7 @@ def _questions(i: int, p: Principle) -> Iterator[_Draft]:
     positive, negative, compare = (claim(_last_sentence(getattr(p, field))) for field in QUESTIONS)
     own = [claim(sentence) for sentence in sentences(p.statement)]
     if words(p.ask_positive) == words(p.ask_negative) or (positive.sign == negative.sign and positive.alike(negative)):
-        message = f"{p.id}: ask_positive and ask_negative ask the same thing; a Yes must be good to one and bad to the other"
+        message = f"{p.id}: ask_positive and ask_negative ask the same thing; Yes must be good for the first and bad for the second"
         yield _Draft("error", "same-question", message, i, "ask_negative")
     elif any(opposed(c, positive) and not opposed(c, negative) for c in own):
         message = f"{p.id}: a Yes to ask_positive would break the statement; are the two questions swapped?"
@@ -281,11 +280,11 @@ def _requests(i: int, p: Principle) -> Iterator[_Draft]:
             for c in re.split(r"[.,;:!?]", text)
         ]
         if "?" not in text and not any(c and c[0] in _REQUESTS | _WH for c in clauses):
-            yield _Draft("warning", "no-request", f"{p.id}: {field} asks for nothing; write a request such as {example!r}", i, field)
+            yield _Draft("warning", "no-request", f"{p.id}: {field} is not a request; write one such as {example!r}", i, field)
 
 
 def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]:
-    """Contradictions and repetitions among principles. The later of two gets the finding."""
+    """Find contradictions and duplicates. The finding is reported for the later of two principles."""
     statements = vectors([p.statement for p in principles])
     requests = vectors([f"{p.critique} {p.revision}" for p in principles])
     claims = [[(s, claim(s)) for s in sentences(p.statement)] for p in principles] if english else [[] for _ in principles]
@@ -306,10 +305,9 @@ def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]
             elif (alike := cosine(requests[i], requests[j])) >= REQUESTS_ALIKE:
                 nearly.append((alike, a.id, "critique and revision"))
         for field, others in copied.items():
-            yield _Draft("error", "duplicate", f"{b.id}: {field} is word for word that of {', '.join(others)}", j, field)
+            yield _Draft("error", "duplicate", f"{b.id}: {field} is identical to that of {', '.join(others)}", j, field)
         if nearly:
             nearly.sort(reverse=True)
             listed = ", ".join(f"{other} ({what}, similarity {alike:.2f})" for alike, other, what in nearly)
-            yield _Draft(
-                "warning", "near-duplicate", f"{b.id}: says nearly the same as {listed}; merge them or set them apart", j, "statement"
-            )
+            message = f"{b.id}: says nearly the same as {listed}; merge them or make them more distinct"
+            yield _Draft("warning", "near-duplicate", message, j, "statement")

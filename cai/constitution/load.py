@@ -1,4 +1,4 @@
-"""Reads a constitution from YAML, and reports everything that breaks its schema at once. Whether it is a good one, `lint` says."""
+"""Load a constitution from YAML and report all schema errors at once."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from cai.records import Constitution, Principle
 
 R = TypeVar("R", Constitution, Principle)
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
-"""The schema. Workspaces hold a copy beside their constitutions, where editors look for it."""
+"""Path of the schema. Workspaces have a copy in constitution/, for editors."""
 
 
 @cache
@@ -26,21 +26,21 @@ def constitution_schema() -> dict[str, Any]:
 
 
 def load_constitution(source: Path | str) -> Constitution:
-    """Read and check a constitution. White space around a text is not part of it, so YAML block style changes nothing.
+    """Load and validate a constitution. White space around texts is removed, so the YAML block style does not matter.
 
     Args:
-        source: a YAML file; or a name, such as `"general"`: `constitution/general.yaml` of the workspace around the current folder, or
-            else of those that `cai` brings.
+        source: a YAML file; or a name such as `"general"`, which means `constitution/general.yaml` of the current workspace or, if there
+            is none, of the constitutions shipped with `cai`.
 
     Raises:
-        ConstitutionError: listing every problem, each with file, line and YAML path; or there is no constitution of that name.
+        ConstitutionError: lists all problems with file, line and YAML path; or there is no constitution of that name.
     """
     path = _named(source) if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")) else Path(source)
     return _read(load_yaml(path, ConstitutionError))
 
 
 def _named(name: str) -> Path:
-    """Return the file of a constitution's name. Raises `ConstitutionError` naming those that there are."""
+    """Return the file of a named constitution. Raises `ConstitutionError` with the known names if there is none."""
     roots = [shipped_workspace()]
     with contextlib.suppress(RecipeError):
         roots.insert(0, find_workspace(Path.cwd()).root)
@@ -51,7 +51,7 @@ def _named(name: str) -> Path:
 
 
 def parse_constitution(text: str, path: Path) -> Constitution:
-    """Read and check a constitution that is not written yet; `path` is what complaints call it. Raises as `load_constitution` does."""
+    """Parse and validate a constitution from text; `path` is the name used in error messages. Raises as `load_constitution` does."""
     return _read(parse_yaml(text.encode(), path, ConstitutionError))
 
 
@@ -61,13 +61,13 @@ def _read(source: YamlSource) -> Constitution:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ConstitutionError(f"{path}: not a valid constitution: {count}\n" + "\n".join(f"  {p}" for p in problems))
     constitution = read_fields(source.data, Constitution)
-    if constitution is None:  # only if the schema and the record have come apart
+    if constitution is None:  # only if the schema and the record type disagree
         raise ConstitutionError(f"{path}: passes schema.json but is not a Constitution; schema.json and cai/records.py disagree")
     return constitution
 
 
 def source_problems(source: YamlSource) -> list[str]:
-    """Return what breaks the schema, and what no schema can say: ids that stand twice."""
+    """Return all schema errors, and the duplicate ids, which a schema can't express."""
     if not isinstance(source.data, dict):
         found = "nothing" if source.data is None else type(source.data).__name__
         return [f"{source.path}:1: expected a mapping with id, name, description and principles; found {found}"]
@@ -81,18 +81,18 @@ def source_problems(source: YamlSource) -> list[str]:
             j = first.setdefault(principle_id.strip(), i)
             if j != i:
                 line = source.lines[("principles", j, "id")]
-                problems.append(f"{source.where(('principles', i, 'id'))}: {principle_id.strip()!r} is taken (first on line {line})")
+                problems.append(f"{source.where(('principles', i, 'id'))}: duplicate id {principle_id.strip()!r} (first on line {line})")
     return problems
 
 
 def entries(source: YamlSource) -> list[Any]:
-    """Return the items under `principles`, whatever they are; none where there is no such list."""
+    """Return the items of the list `principles`, without validating them; empty if there is no such list."""
     found = source.data.get("principles") if isinstance(source.data, dict) else None
     return found if isinstance(found, list) else []
 
 
 def read_fields(data: Any, record_type: type[R]) -> R | None:
-    """Return plain YAML data as a record, its texts stripped of white space at both ends; None where it doesn't fit."""
+    """Convert YAML data to a record, with white space stripped from its texts; return None if it does not fit."""
     try:
         return msgspec.convert(_stripped(data), record_type)
     except msgspec.ValidationError:

@@ -1,4 +1,4 @@
-"""A constitution as rows of a table: how often each principle is drawn, and for which prompts. The caller draws the table."""
+"""Table rows of a constitution: how often each principle is drawn, and for which kinds of prompt."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ LABELLED_KINDS: tuple[PromptKind, ...] = tuple(k for k in PROMPT_KINDS if k != "
 
 @dataclass(frozen=True, slots=True)
 class ConstitutionRow:
-    """One principle's row."""
+    """Table row of one principle."""
 
     id: str
     kinds: tuple[PromptKind, ...]
     weight: float
     shares: tuple[tuple[PromptKind, float], ...]
-    """For each of its kinds, the chance in [0, 1] that a prompt of that kind draws this principle first."""
+    """For each kind it applies to, the probability in [0, 1] that a prompt of that kind draws this principle first."""
     statement: str
 
 
 def draw_shares(
     constitution: Constitution, principle: Principle, kinds: Collection[PromptKind] = LABELLED_KINDS
 ) -> dict[PromptKind, float]:
-    """Return the chance in [0, 1] that a prompt of each kind draws a principle first: its weight over the sum of those that apply.
+    """Return, for each kind of prompt, the probability in [0, 1] that a principle is drawn first: its weight over the sum of weights.
 
-    Kinds that the principle doesn't apply to, and kinds whose weights sum to nothing, have a chance of 0.
+    The probability is 0 for kinds that the principle does not apply to, and for kinds whose weights sum to 0.
     """
     shares: dict[PromptKind, float] = {}
     for kind in kinds:
@@ -35,7 +35,7 @@ def draw_shares(
 
 
 def constitution_rows(constitution: Constitution) -> list[ConstitutionRow]:
-    """Return one row for each principle, in the constitution's order."""
+    """Return one row per principle, in the order of the constitution."""
     rows = []
     for p in constitution.principles:
         shares = draw_shares(constitution, p, p.applies_to)

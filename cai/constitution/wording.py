@@ -1,7 +1,7 @@
-"""What can be told about short English texts without a model: how alike two are, and whether two demand opposite things.
+"""Similarity and contradiction of short English texts, from term statistics and word lists.
 
-Plain term statistics and word lists, so that linting is instant and gives the same answer everywhere. It sees words, not meaning:
-two principles that say one thing in different words pass unseen, and that is accepted for the sake of few false alarms.
+No model is used, so linting is fast and deterministic. Principles that say the same in different words are not detected; this keeps
+false alarms rare.
 """
 
 import math
@@ -20,12 +20,12 @@ FUNCTION_WORDS = frozenset(
     there these they this those to too up use very was way ways were what when where whether which while who whose will with
     would you your yours""".split()
 )
-"""Too common to tell two texts apart. Negations are not among them: they are read by `claim`."""
+"""Stop words. Negations are not included, because `claim` uses them."""
 
 _ABOUT_THE_TASK = frozenset(
     "response responses reply replies assistant assistant's model user user's users last preceding previous please make sure".split()
 )
-"""Words that nearly every principle has, because of what a principle is."""
+"""Words that nearly every principle contains."""
 
 _NEGATORS = frozenset("no not never none nor neither nobody nothing without cannot don't doesn't didn't isn't aren't can't won't".split())
 _AVOIDERS = (
@@ -50,7 +50,7 @@ _AVOIDER_WORDS = frozenset(
 _INCLUDERS = frozenset(
     "include includes including contain contains containing give gives giving provide provides providing add adds".split()
 )
-"""Verbs that say only that something is there: they add nothing to what it is, and "free of" is their opposite."""
+"""Verbs that only state presence. They are ignored as content; "free of" is their opposite."""
 
 _OPPOSITES = {
     "comply": ("answer comply accept fulfil fulfill help assist", "refuse decline deny reject"),
@@ -76,17 +76,17 @@ _WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _I
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, with plain apostrophes."""
+    """Return the words of a text in lower case, with ASCII apostrophes."""
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; a semicolon ends one too."""
+    """Split a text into sentences; a semicolon also ends a sentence."""
     return [s for s in _SENTENCE_END.split(text.strip()) if s]
 
 
 def stem(word: str) -> str:
-    """Return a word without its commonest English endings: enough to match `refuses` with `refusing`, no more.
+    """Remove the commonest English ending of a word, so that `refuses` matches `refusing`.
 
     >>> stem("refuses") == stem("refusing") == stem("refuse")
     True
@@ -107,10 +107,9 @@ _SIDE_OF = {
 
 
 def vectors(texts: Sequence[str]) -> list[dict[str, float]]:
-    """Return unit TF-IDF vectors over the 3- and 4-letter pieces of each text's content words.
+    """Return unit TF-IDF vectors over the character 3- and 4-grams of each text's content words.
 
-    Pieces of words rather than words, so that `invent`, `invents` and `invented` meet; inverse document frequency over these texts, so
-    that what they all share counts least.
+    Character n-grams match `invent`, `invents` and `invented`. The document frequencies are computed over the given texts.
     """
     counts = []
     for text in texts:
@@ -126,7 +125,7 @@ def vectors(texts: Sequence[str]) -> list[dict[str, float]]:
 
 
 def cosine(a: dict[str, float], b: dict[str, float]) -> float:
-    """Return the cosine of two unit vectors, in [0, 1]; 1 means the same pieces in the same proportions."""
+    """Return the cosine similarity of two unit vectors, in [0, 1]; 1 means identical."""
     if len(a) > len(b):
         a, b = b, a
     return min(1.0, sum(x * b[piece] for piece, x in a.items() if piece in b))
@@ -134,26 +133,25 @@ def cosine(a: dict[str, float], b: dict[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Claim:
-    """What one sentence is about, and whether it is for or against it."""
+    """Topic of one sentence, and whether the sentence is for or against it."""
 
     content: frozenset[str]
-    """Stems of its content words, with antonyms folded into one."""
+    """Stems of the content words; two antonyms have the same stem."""
     sign: int
-    """+1 or −1: the product of its negation, its avoidance ("leave out", "free of") and the sides of its antonyms."""
+    """+1 or −1: the product of the signs of negation, avoidance ("leave out", "free of") and antonyms."""
     conditional: bool
 
     def alike(self, other: "Claim") -> bool:
-        """Whether both are about the same thing: one's words contain the other's, and at least 4 in 5 are shared."""
+        """Return whether both have the same topic: one word set contains the other, and they share at least 4 in 5 words."""
         shared = len(self.content & other.content)
         return shared > 0 and shared == min(len(self.content), len(other.content)) and shared >= 0.8 * len(self.content | other.content)
 
 
 def claim(sentence: str) -> Claim:
-    """Read one English sentence or question as a claim.
+    """Parse one English sentence or question as a claim.
 
-    Each kind of negation counts once however often it stands ("no ingredients, no steps" is one negation), two kinds cancel ("do not
-    leave out"), and an antonym pair with both its sides in the sentence ("too long or too short") takes no side, save that
-    "refuse to answer" refuses.
+    Each kind of negation counts once, even if repeated ("no ingredients, no steps"). Two kinds cancel ("do not leave out"). Both sides of
+    an antonym pair in one sentence ("too long or too short") cancel too, except that "refuse to answer" counts as refusing.
     """
     text = " ".join(words(sentence))
     sign = 1
@@ -181,5 +179,5 @@ def claim(sentence: str) -> Claim:
 
 
 def opposed(a: Claim, b: Claim) -> bool:
-    """Whether two claims about the same thing take opposite sides. A condition in only one of them makes room for both."""
+    """Return whether two claims about the same topic contradict each other. If only one has a condition, they do not."""
     return a.sign != b.sign and a.conditional == b.conditional and a.alike(b)

@@ -1,7 +1,7 @@
-"""What a run shows while it works: stage lines, progress with rate and time left, warnings. One interface, silent or rich.
+"""Console output of a run: stage lines, progress with rate and time left, warnings.
 
-A terminal gets live bars; a pipe or log file gets one line per stage and one per tenth of its progress. Texts that models or files gave
-are shown as they are: no markup is read in them, and what would steer the terminal is made visible.
+A terminal gets live progress bars. A pipe or a log file gets one line per stage and one line per 10 % of progress. Texts from models
+and files are printed literally: markup is not interpreted and control characters are escaped.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters, which could move the cursor, restyle the terminal or turn the writing round, are written out.
+    """Escape the control characters of a text, so that it can't move the cursor, restyle the terminal or reverse the writing direction.
 
-    So is half a surrogate pair, which can't be shown at all: a file's name that is not UTF-8 has them.
+    Lone surrogates, as in file names that are not UTF-8, are escaped too.
 
     >>> printable("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
@@ -33,12 +33,12 @@ def printable(text: str) -> str:
 
 
 def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> "Table":
-    """Return an empty table without boxes, so that it fits 80 columns; the first column stays whole, the other cells fold.
+    """Return an empty table without boxes, which fits 80 columns. The first column is never wrapped; the others wrap.
 
     Args:
-        columns: headings; the cells of those in `right` are numbers.
-        right: as above.
-        title: over the table.
+        columns: column headings.
+        right: headings of the columns to align right, such as numbers.
+        title: title above the table.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -50,7 +50,7 @@ def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = No
 
 
 def plain(text: str, style: str = "") -> "Text":
-    """Return a text for `rich` to show as it stands."""
+    """Return a text that `rich` prints literally."""
     from rich.text import Text
 
     return Text(printable(text), style)
@@ -64,32 +64,32 @@ def panel(text: str, title: str, colour: str) -> "RenderableType":
 
 
 class Reporter:
-    """Says nothing. The base of every reporter, and the one that tests use."""
+    """Silent reporter: the base class of all reporters, and the one for tests."""
 
     def say(self, text: str, style: str = "") -> None:
-        """Show one line."""
+        """Print one line."""
 
     def warn(self, text: str) -> None:
-        """Show something that the reader must not miss."""
+        """Print a warning."""
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Mark the stage that the block runs."""
+        """Name the stage that runs inside the block."""
         yield
 
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
-        """Report how far the current stage is. `total` None: not known."""
+        """Report the progress of the current stage. `total` is None if it is not known."""
 
     def call(self) -> None:
-        """Report one model call answered: items take several, so calls show life long before the first item is done."""
+        """Report one finished model call. An item takes several calls, so calls show progress before the first item is done."""
 
 
 class RichReporter(Reporter):
-    """Shows a run on a terminal or in a log, and leaves `progress.json` in the run directory for `cai status`.
+    """Prints a run's progress to a terminal or log, and writes `progress.json` to the run directory for `cai status`.
 
     Args:
-        console: where to write; standard error, so that `--json` keeps standard output to itself.
-        progress_file: rewritten at most every two seconds.
+        console: where to print. Use standard error, because `--json` writes to standard output.
+        progress_file: progress file, rewritten at most every two seconds.
     """
 
     def __init__(self, console: "Console", progress_file: Path | None = None) -> None:
@@ -106,16 +106,16 @@ class RichReporter(Reporter):
         self._shown = (0, 0)
 
     def say(self, text: str, style: str = "") -> None:
-        """Show one line, between bars."""
+        """Print one line above the progress bar."""
         self.console.print(plain(text, style), highlight=False, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
-        """Show a line that stands out."""
+        """Print a warning in a yellow frame."""
         self.console.print(panel(text, "warning", "yellow"))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Show a bar while the block runs; drop it after."""
+        """Show a progress bar while the block runs, and remove it at the end."""
         self._stage, self._unit, self._moved = name, "", time.monotonic()
         try:
             yield
@@ -125,7 +125,7 @@ class RichReporter(Reporter):
                 self.progress_file.unlink(missing_ok=True)
 
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
-        """Move the bar; a change of unit starts a new one, because it counts something else."""
+        """Update the progress bar; a new unit starts a new bar."""
         if unit != self._unit:
             self._stop_bar()
             self._unit, self._started, self._tenth, self._calls = unit, self._moved, 0, 0
@@ -141,7 +141,7 @@ class RichReporter(Reporter):
         self._save()
 
     def call(self) -> None:
-        """Count a call, and show it in the bar."""
+        """Count one model call and show it in the progress bar."""
         self._calls += 1
         if self._bar is not None:
             self._show()
@@ -175,7 +175,7 @@ class RichReporter(Reporter):
         self._saved = time.monotonic()
         done, total = self._shown
         state = {"stage": self._stage, "done": done, "total": total or None, "unit": self._unit, "calls": self._calls}
-        with contextlib.suppress(OSError):  # only a courtesy to `cai status`: the run itself must not fail for it
+        with contextlib.suppress(OSError):  # only `cai status` reads it: the run must not fail because of it
             self.progress_file.write_text(json.dumps(state))
 
     def _stop_bar(self) -> None:

@@ -1,9 +1,8 @@
-"""Items through an async stage: bounded, in order, each fault counted. The only loop over items that stages have.
+"""The item loop of every stage: bounded concurrency, results in order, every failure counted.
 
-It decides which items are active; forming batches is the model's business, and what to do with a result is the caller's. Exactly the
-first `window` unfinished items are active, so what is pending at any moment depends only on what is finished: that is what lets a
-resumed run form the same batches as a calm one. Memory stays flat: no item is taken in more than a few windows ahead of the last result
-handed over.
+Exactly the first `window` unfinished items are active, so the set of pending calls depends only on which items are finished. A resumed run
+therefore forms the same batches as an uninterrupted one. Memory use is constant: items are read at most `WINDOWS_AHEAD` windows ahead of
+the last result that was yielded.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from cai.records import Failure
 T = TypeVar("T")
 R = TypeVar("R")
 EARLY_CHECK = 20
-"""Finished items after which a stage may stop for its failures before all items are done."""
+"""Number of finished items from which the failure limit is checked."""
 WINDOWS_AHEAD = 8
 _COLLECT_EVERY = 10_000
 
@@ -40,25 +39,25 @@ async def run_items(
     known: Iterable[R | None] = (),
     on_result: Callable[[R | None], None] = lambda result: None,
 ) -> AsyncIterator[R]:
-    """Yield each item's result, in the order of the items; an item that fails is left out and added to `failures`.
+    """Yield the result of each item, in the order of the items. A failed item is skipped and added to `failures`.
 
     Args:
-        items: taken one at a time, as there is room.
-        work: what to do with one; raises `ReplyError` where the item can't be done.
-        window: items active at once.
-        max_failure_fraction: in [0, 1]; the stage stops when more than this part of its items has failed, looked at from
-            `EARLY_CHECK` finished items on, and at the end.
-        stage: name for the failures.
-        failures: gets one record for every failed item, in the order of the items.
-        item_id: names an item in its failure.
-        failure_of: why a result counts as failed though there is one (a judgement that names its own failure); it is yielded all the same.
-        on_progress: told how many items are finished, whenever results are handed over.
-        known: results of the first items from an earlier try, in their order; `None` for one to be worked on all the same.
-        on_result: told each item's result as it is handed over, or `None` where the item failed: what `known` may be the next time.
+        items: items to process, read lazily.
+        work: processes one item; raises `ReplyError` if the item fails.
+        window: number of items active at once.
+        max_failure_fraction: largest tolerated share of failed items, in [0, 1]. It is checked from `EARLY_CHECK` finished items on,
+            and at the end.
+        stage: stage name written into the failures.
+        failures: list that receives one record per failed item, in the order of the items.
+        item_id: returns the id of an item.
+        failure_of: returns why a result counts as a failure, or None. Such a result is yielded all the same.
+        on_progress: called with the number of finished items whenever results are yielded.
+        known: results of the first items from an earlier run, in order; `None` for an item to process again.
+        on_result: called with each item's result, or `None` if the item failed. A later run can pass these values as `known`.
 
     Raises:
-        ModelError: too many items failed, with the commonest reasons; or the model can't go on.
-        CaiError: whatever else `work` raises. All other items are cancelled first.
+        ModelError: too many items failed (the message lists the commonest reasons), or the model can't go on.
+        CaiError: any other error of `work`. All other items are cancelled first.
     """
     source = enumerate(zip(items, chain(known, repeat(None)), strict=False))
     finished: dict[int, tuple[list[R], Failure | None]] = {}
@@ -70,7 +69,7 @@ async def run_items(
 
     async def worker() -> None:
         nonlocal done
-        for index, (item, earlier) in source:  # shared: whoever is free takes the next, at once
+        for index, (item, earlier) in source:  # shared by all workers
             while index >= handed_over + WINDOWS_AHEAD * window:
                 room.clear()
                 await room.wait()
@@ -97,7 +96,7 @@ async def run_items(
             await news.wait()
             news.clear()
             if everyone.done():
-                everyone.result()  # raises what a worker raised
+                everyone.result()  # re-raises a worker's exception
             while handed_over in finished:
                 results, failure = finished.pop(handed_over)
                 handed_over += 1
@@ -120,15 +119,15 @@ async def run_items(
 
 
 async def together(calls: Iterable[Awaitable[R]]) -> list[R]:
-    """Await several calls of one item at once; return their results in order.
+    """Await several calls of one item concurrently; return their results in order.
 
-    Unlike a bare `asyncio.gather`, no call outlives the item: all of them end before an error is raised.
+    Unlike `asyncio.gather`, it waits for all calls to end before it raises an error.
 
     Raises:
-        Exception: the first, in the order of the calls, that one of them raised.
+        Exception: the exception of the first failed call, in the order of the calls.
     """
     waiting = list(calls)
-    if len(waiting) == 1:  # needs no task of its own
+    if len(waiting) == 1:  # no task needed
         return [await waiting[0]]
     results = await asyncio.gather(*waiting, return_exceptions=True)
     kept: list[R] = []
@@ -141,10 +140,10 @@ async def together(calls: Iterable[Awaitable[R]]) -> list[R]:
 
 @contextlib.contextmanager
 def collecting_rarely() -> Iterator[None]:
-    """Look for cyclic garbage after 10,000 new objects instead of 700, and not among what is there already.
+    """Run the cyclic garbage collector every 10,000 allocations instead of every 700, and skip existing objects.
 
-    Items in flight are thousands of live objects, nearly all of which go without any cycle: looking through them time and again took a
-    seventh of a run's own time.
+    Thousands of objects are alive while items are processed, almost none of them in reference cycles. Scanning them took 1/7 of a run's
+    own time.
     """
     before = gc.get_threshold()
     gc.freeze()
@@ -163,5 +162,5 @@ def _check(stage: str, reasons: Counter[str], done: int, limit: float) -> None:
     listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(3))
     raise ModelError(
         f"stage {stage}: {failed} of {done} items failed, more than max_failure_fraction {limit:g} allows. Commonest reasons: {listed}. "
-        "Each is in failures.jsonl; mend the cause, or raise max_failure_fraction if the loss is acceptable."
+        "Each is in failures.jsonl. Fix the cause, or raise max_failure_fraction if the loss is acceptable."
     )

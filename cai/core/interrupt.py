@@ -1,6 +1,6 @@
-"""Ctrl-C while models are asked: the first one lets the calls in flight be answered and kept, the second one stops at once.
+"""Ctrl-C handling during model calls: the first Ctrl-C waits for the calls in flight and stores them, the second stops immediately.
 
-Calls in flight may have cost money or minutes; what was not sent yet is asked by the run that goes on from here.
+Calls in flight may have cost money or minutes. Calls that were not sent yet are made when the run is resumed.
 """
 
 import asyncio
@@ -14,28 +14,28 @@ from cai.core.console import Reporter
 
 T = TypeVar("T")
 Finish = Callable[[], Awaitable[None]]
-STOPPING = "Stopping when the calls in flight are answered. Ctrl-C again stops at once, and they are asked anew."
+STOPPING = "Stopping after the calls in flight. Press Ctrl-C again to stop now; these calls are then made again when you resume."
 _finishers: ContextVar[list[Finish] | None] = ContextVar("_finishers", default=None)
 
 
 def finish_first(finish: Finish) -> None:
-    """Have something awaited at the first Ctrl-C, while the work that calls this goes on; outside `run_interruptible` nothing is."""
+    """Register a function to await at the first Ctrl-C, before the work is cancelled. No effect outside `run_interruptible`."""
     if (finishers := _finishers.get()) is not None:
         finishers.append(finish)
 
 
 def run_interruptible(work: Awaitable[T], reporter: Reporter) -> T:
-    """Run `work` to its end, as `asyncio.run` does. At the first Ctrl-C what it left with `finish_first` is awaited, then it is cancelled.
+    """Run `work` as `asyncio.run` does. The first Ctrl-C awaits the functions registered with `finish_first`, then cancels `work`.
 
     Args:
-        work: what to run.
-        reporter: says what Ctrl-C does.
+        work: the awaitable to run.
+        reporter: prints what a second Ctrl-C does.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; at the second one, without waiting for anything.
+        KeyboardInterrupt: Ctrl-C was pressed. A second Ctrl-C raises immediately.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return asyncio.run(_awaited(work))  # signals belong to somebody else, or are ignored
+        return asyncio.run(_awaited(work))  # SIGINT is ignored or has another handler
     pressed = 0
 
     async def supervised() -> T:
@@ -75,7 +75,7 @@ async def _awaited(work: Awaitable[T]) -> T:
 
 
 class Gate:
-    """Lets work in until it is closed; closing waits for what is inside, and what comes later waits until it is cancelled."""
+    """Async context manager that can be closed. `close` waits for the blocks inside; later entries block until they are cancelled."""
 
     def __init__(self) -> None:
         self._closed = False
@@ -93,7 +93,7 @@ class Gate:
             self._left.set()
 
     async def close(self) -> None:
-        """Let nothing more in; return when nothing is inside."""
+        """Block new entries, and return when the last block has exited."""
         self._closed = True
         while self._inside:
             self._left.clear()

@@ -1,7 +1,7 @@
-"""Typed records on disk: read with the line number in every complaint, write atomically.
+"""JSONL files of typed records: errors name the line, writes are atomic.
 
-A `.gz` suffix is read compressed. A torn last line (a killed writer) is an error here, because every file `cai` writes appears
-whole or not at all; only `failures.jsonl` and `metrics.jsonl` are appended to, and their readers ask for `torn_tail="drop"`.
+Files with a `.gz` suffix are decompressed when read. An incomplete last line is an error, because `cai` writes files atomically. The
+exceptions are `failures.jsonl` and `metrics.jsonl`, which are appended to; their readers pass `torn_tail="drop"`.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from cai.errors import CaiError, DataError, StoreError
 T = TypeVar("T")
 MAX_LINE_BYTES = 32 * 1024 * 1024
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What `msgspec` raises for bytes that aren't the JSON that was expected."""
+"""Exceptions that `msgspec` raises for bytes that are not the expected JSON."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the number (from 1) and bytes of each non-blank line of a plain or gzip file.
+    """Yield the number (from 1) and the bytes of each non-blank line of a plain or gzip file.
 
     Raises:
         DataError: the file is missing, unreadable, not valid gzip, or has a line over 32 MiB.
@@ -52,11 +52,11 @@ def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "
 
     Args:
         path: plain or `.gz` file.
-        record_type: what every line must be; checked field by field.
+        record_type: type of every record; each field is validated.
         torn_tail: what to do with a last line that has no newline and doesn't parse.
 
     Raises:
-        DataError: naming file, line and field.
+        DataError: a line is not such a record. The message names file, line and field.
     """
     decoder = msgspec.json.Decoder(record_type)
     for number, line in read_lines(path):
@@ -70,7 +70,7 @@ def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and move it there, synced, if the block succeeds; remove it if not.
+    """Yield a temporary path next to `path`. If the block succeeds, sync it and rename it to `path`; otherwise delete it.
 
     Raises:
         StoreError: the disk is full or the folder can't be written.
@@ -89,7 +89,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
     except CaiError:
-        raise  # the block's own: a `StoreError` is an `OSError` too
+        raise  # raised by the block; a `StoreError` is also an `OSError`
     except OSError as e:
         raise disk_error(e, path) from e
     finally:
@@ -97,18 +97,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def refuse_overwriting(out: Path | None, inputs: Iterable[Path]) -> None:
-    """Refuse to write over a file that is to be read: what people wrote can't be made again from what is made of it.
+    """Refuse an output path that is also an input: the original could not be restored.
 
     Raises:
-        DataError: `out` is one of the inputs, by whatever name.
+        DataError: `out` is one of the inputs, possibly under another name.
     """
     if out is not None and any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise DataError(f"{out}: is to be read and would be written over. Name another file to write.")
+        raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
 
 
 @contextlib.contextmanager
 def record_writer(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Give a function that adds one record to a JSONL file, which appears whole when the block has succeeded, or not at all.
+    """Yield a function that writes one record to a JSONL file. The file appears only if the block succeeds.
 
     Raises:
         StoreError: the disk is full or the folder can't be written.
@@ -123,7 +123,7 @@ def record_writer(path: Path) -> Iterator[Callable[[Any], None]]:
 
 
 def write_records(path: Path, records: Iterable[Any]) -> int:
-    """Write records to a JSONL file that appears whole or not at all; return how many.
+    """Write records to a JSONL file atomically; return their number.
 
     Raises:
         StoreError: the disk is full or the folder can't be written.
@@ -137,26 +137,26 @@ def write_records(path: Path, records: Iterable[Any]) -> int:
 
 
 def count_records(path: Path) -> int:
-    """Return how many records a JSONL file has, without reading them. Raises `DataError` as `read_records` does."""
+    """Return the number of records in a JSONL file, without decoding them. Raises `DataError` as `read_lines` does."""
     return sum(1 for _ in read_lines(path))
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what a killed process left of a file that it was writing. Only for who knows that nobody is writing it now."""
+    """Delete the temporary files that a killed process left next to `path`. Call it only if no process is writing `path`."""
     for left in path.parent.glob(f".{path.name}.*"):
         left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all. Raises `StoreError` as `write_records` does."""
+    """Write a text file atomically. Raises `StoreError` as `write_records` does."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def append_record(path: Path, record: Any) -> None:
-    """Add one record to a log file in one write, so that a killed process tears at most the last line.
+    """Append one record to a log file in one write, so that a killed process leaves at most the last line incomplete.
 
-    A line that was torn before is cut off first: left there, it would swallow this one.
+    An incomplete last line is removed first; otherwise the new record would become part of it.
 
     Raises:
         StoreError: the disk is full or the folder can't be written.
@@ -186,13 +186,13 @@ def _cut_torn_tail(f: BinaryIO) -> None:
 
 
 def disk_error(e: OSError, path: Path) -> StoreError:
-    """Turn an operating-system error on a write into one that says what to do."""
+    """Convert an operating-system error on a write into a `StoreError` that says how to fix it."""
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"{path}: the disk is full. Free some space and run the same command again: finished calls are kept.")
     if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StoreError(f"{path}: not writable ({e.strerror}). Give the folder write permission, or use another workspace.")
     if e.errno == errno.EFBIG:
         return StoreError(
-            f"{path}: larger than a file may be here. Raise the limit (ulimit -f) and run the same command again: finished calls are kept."
+            f"{path}: exceeds the file size limit. Raise the limit (ulimit -f) and run the same command again: finished calls are kept."
         )
     return StoreError(f"{path}: can't be written ({e.strerror or e})")

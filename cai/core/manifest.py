@@ -1,4 +1,4 @@
-"""What a run says about itself: versions, hashes, and per stage what it cost and what it counted. Read by `status` and the report."""
+"""The run manifest (`manifest.json`): versions, hashes, and the cost and counts of every stage."""
 
 import platform
 import subprocess
@@ -19,12 +19,12 @@ StageState = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
 STAGE_NAMES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
-"""The stages of a run, in order. `cai.pipeline.stages` declares what each does."""
+"""Names of a run's stages, in order. `cai.pipeline.stages` defines the stages."""
 
 
 @dataclass
 class StageEntry:
-    """One stage's last run. A finished stage whose fingerprint and outputs are unchanged is not run again."""
+    """The last run of one stage. A finished stage is skipped if its fingerprint and outputs are unchanged."""
 
     name: str
     status: StageState
@@ -36,20 +36,20 @@ class StageEntry:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
-    """US dollars, from the recipe's token prices; 0 for local models."""
+    """Cost in US dollars, from the recipe's token prices; 0 for local models."""
     outputs: dict[str, str] = field(default_factory=dict)
-    """Path from the run directory to content hash."""
+    """Content hash of each output, by its path relative to the run directory."""
     counts: dict[str, int] = field(default_factory=dict)
     message: str = ""
     peak_memory_bytes: int = 0
-    """Highest resident memory of the process so far, when the stage ended."""
+    """Peak resident memory of the process until the end of the stage, in bytes."""
     peak_device_bytes: int = 0
-    """Most that the stage's tensors took on one GPU, by torch's count; 0 where there is none."""
+    """Peak memory of the stage's tensors on one GPU, in bytes, as torch reports it; 0 without a GPU."""
 
 
 @dataclass
 class JudgeCard:
-    """What is known of the judge whose labels this run uses."""
+    """Measured accuracy of the judge whose labels the run uses."""
 
     protocol: str
     measured: bool
@@ -62,12 +62,12 @@ class JudgeCard:
     best_baseline: str = ""
     note: str = ""
     calibration: str = ""
-    """Hash of the calibration that it was measured with; empty without one."""
+    """Hash of the calibration used in the measurement; empty without one."""
 
 
 @dataclass
 class ConstitutionCard:
-    """The constitution as it was used."""
+    """The constitution that the run used."""
 
     id: str
     name: str
@@ -77,7 +77,7 @@ class ConstitutionCard:
 
 @dataclass
 class Manifest:
-    """The run's manifest.json."""
+    """Contents of a run's manifest.json."""
 
     name: str
     recipe_hash: str = ""
@@ -94,11 +94,11 @@ class Manifest:
     peak_memory_bytes: int = 0
 
     def stage(self, name: str) -> StageEntry | None:
-        """Return the entry of a stage, or None if it has not been started."""
+        """Return the entry of a stage, or None if the stage has not started."""
         return next((s for s in self.stages if s.name == name), None)
 
     def put(self, entry: StageEntry) -> None:
-        """Add a stage's entry or replace it in place."""
+        """Add the entry of a stage, or replace it in place."""
         for i, existing in enumerate(self.stages):
             if existing.name == entry.name:
                 self.stages[i] = entry
@@ -107,13 +107,13 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Read a manifest; None where there is none yet. Raises `StoreError` on one that can't be read."""
+    """Read a manifest; return None if the file does not exist. Raises `StoreError` if it can't be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         return None
     except (OSError, *NOT_JSON) as e:
-        raise StoreError(f"{path}: not a manifest that this version reads ({e}). Move the run directory away and run again.") from e
+        raise StoreError(f"{path}: this version can't read the manifest ({e}). Move the run directory away and run again.") from e
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -122,12 +122,12 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def describe_constitution(constitution: Constitution) -> ConstitutionCard:
-    """Return the card that the manifest keeps of a constitution."""
+    """Return a constitution's entry for the manifest."""
     return ConstitutionCard(constitution.id, constitution.name, constitution.hash, constitution.principles)
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries that decide a run's numbers."""
+    """Return the versions of Python and of the libraries that affect a run's numbers."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -138,7 +138,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_state(root: Path) -> dict[str, str]:
-    """Return the commit of the workspace and whether it has uncommitted changes; empty where it isn't a git checkout."""
+    """Return the workspace's git commit and whether it has uncommitted changes; empty outside a git checkout."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -150,7 +150,7 @@ def git_state(root: Path) -> dict[str, str]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return processor count, memory and platform, as far as the system tells."""
+    """Return platform, CPU count and, on Linux, memory in bytes."""
     import os
 
     facts: dict[str, Any] = {"platform": platform.platform(), "cpus": os.cpu_count()}
@@ -160,20 +160,20 @@ def machine_facts() -> dict[str, Any]:
 
 
 def reset_device_peak() -> None:
-    """Begin to count the GPUs' memory anew, if torch is loaded and has any."""
+    """Reset the peak memory counters of all GPUs, if torch is loaded."""
     if (cuda := _cuda()) is not None:
         for device in range(cuda.device_count()):
             cuda.reset_peak_memory_stats(device)
 
 
 def peak_device_bytes() -> int:
-    """Return the most that tensors took on one GPU since `reset_device_peak`; 0 where torch isn't loaded or has none."""
+    """Return the peak tensor memory on one GPU since `reset_device_peak`, in bytes; 0 without torch or a GPU."""
     cuda = _cuda()
     return 0 if cuda is None else max(int(cuda.max_memory_allocated(device)) for device in range(cuda.device_count()))
 
 
 def _cuda() -> Any:
-    torch = sys.modules.get("torch")  # a stage that hasn't loaded it has put nothing on a GPU
+    torch = sys.modules.get("torch")  # if torch is not loaded, nothing is on a GPU
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 

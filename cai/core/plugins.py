@@ -1,13 +1,13 @@
-"""Declarations by name: judging protocols, reward terms, policy methods, audit checks. One file each, of `cai` or of another package.
+"""Plug-in registry: judging protocols, reward terms, policy methods and audit checks, from `cai` and from other packages.
 
-Each kind has a folder. A module in it declares one thing, and its file name is the name: `pairwise_cot.py` has `pairwise-cot`. Nothing
-else lists it. An installed package adds its own through an entry point of the kind's group:
+Each kind has a folder in `cai`. A module in it declares one plug-in, and its file name is the plug-in's name: `pairwise_cot.py` declares
+`pairwise-cot`. An installed package adds plug-ins through an entry point:
 
     [project.entry-points."cai.protocols"]
     shorter = "my_package.shorter:PROTOCOL"
 
-Names are known without importing anything, so that a recipe is checked quickly. A declaration is imported when it is asked for; a plug-in
-that can't be imported, or that takes a name of `cai` or of another package, is then a `RecipeError` that names its package.
+Names are listed without an import, so recipes are validated quickly. A plug-in is imported when it is first used. One that can't be
+imported, or that has the same name as another, raises a `RecipeError` that names its package.
 """
 
 import pkgutil
@@ -27,16 +27,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of things that can be added by a file."""
+    """One kind of plug-in."""
 
     what: str
-    """For messages."""
+    """Name of the kind in messages."""
     group: str
-    """Of entry points."""
+    """Group of the entry points."""
     folder: str
-    """The package whose modules are those that `cai` brings."""
+    """Package that holds the built-in plug-ins."""
     attribute: str
-    """What such a module declares."""
+    """Name of the variable that a built-in module declares."""
 
 
 PROTOCOL = Kind("judging protocol", "cai.protocols", "cai.judge.protocols", "PROTOCOL")
@@ -47,27 +47,27 @@ KINDS = {kind.group: kind for kind in (PROTOCOL, REWARD_TERM, POLICY_METHOD, AUD
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:
-    """Return every name of a kind: those that `cai` brings, then those of installed packages, each in alphabetical order."""
+    """Return all names of a kind: the built-in ones, then those of installed packages, each in alphabetical order."""
     own = own_names(kind)
     return (*own, *sorted({entry.name for entry in _entries(kind)} - set(own)))
 
 
 @cache
 def own_names(kind: Kind) -> tuple[str, ...]:
-    """Return the names that `cai` brings itself, without importing their modules."""
+    """Return the built-in names, without importing their modules."""
     spec = find_spec(kind.folder)
     assert spec is not None and spec.submodule_search_locations is not None
     return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(list(spec.submodule_search_locations))))
 
 
 def unknown(kind: Kind, name: str) -> str:
-    """Say that there is no such name, which there are, and which of them was perhaps meant."""
+    """Return the error message for an unknown name: it lists the known names and suggests the closest one."""
     known = names_of(kind)
     return f"no {kind.what} {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Return a sentence with the known name that is most like one; empty where none is.
+    """Return a sentence that suggests the closest known name; empty if none is close.
 
     >>> did_you_mean("pairwize", ("pairwise", "pointwise"))
     ". Did you mean 'pairwise'?"
@@ -77,11 +77,11 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 class Registry(Generic[T]):
-    """All declarations of one kind.
+    """All plug-ins of one kind.
 
     Args:
-        kind: which.
-        declared: the class of a declaration. It has a `name`.
+        kind: the kind.
+        declared: class of the declarations, which has a `name`.
     """
 
     def __init__(self, kind: Kind, declared: type[T]) -> None:
@@ -90,21 +90,21 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     def names(self) -> tuple[str, ...]:
-        """Return every name, as `names_of`."""
+        """Return all names, as `names_of` does."""
         return names_of(self.kind)
 
     def get(self, name: str) -> T:
-        """Return the declaration of a name.
+        """Return the plug-in of a name.
 
         Raises:
-            RecipeError: there is none, two packages have one, or a plug-in can't be loaded.
+            RecipeError: the name is unknown, two packages declare it, or the plug-in can't be loaded.
         """
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
     def all(self) -> tuple[T, ...]:
-        """Return every declaration, in the order of the names. Raises as `get`."""
+        """Return all plug-ins, in the order of their names. Raises as `get` does."""
         return tuple(self.get(name) for name in self.names())
 
     def _load(self, name: str) -> T:
@@ -131,7 +131,7 @@ class Registry(Generic[T]):
     def _from_package(self, entry: EntryPoint) -> object:
         try:
             found: object = entry.load()
-        except Exception as e:  # whatever a plug-in's own import raises
+        except Exception as e:  # a plug-in's import can raise anything
             raise RecipeError(
                 f"{self.kind.what} {entry.name!r} of {_package(entry)} can't be loaded from {entry.value}: {type(e).__name__}: {e}. "
                 "Repair that package or uninstall it"

@@ -1,4 +1,4 @@
-"""What is known of a run from the outside: its manifest, its failures and, while it works, its progress."""
+"""The status of a run, read from its manifest, its failures and, while it is running, its progress file."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from cai.records import Failure
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage as people want to see it. `state`: done, running, stopped, failed or waiting."""
+    """Status of one stage. `state`: done, running, stopped, failed or waiting."""
 
     name: str
     state: str
@@ -26,7 +26,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run's stages in order, and lines worth reading."""
+    """Status of a run: its stages in order, and notes for the reader."""
 
     run: str
     path: str
@@ -35,10 +35,10 @@ class RunStatus:
 
 
 def run_status(run: RunDirectory) -> RunStatus:
-    """Read a run's state.
+    """Read the status of a run.
 
     Raises:
-        DataError: there is no such run.
+        DataError: the run does not exist.
     """
     manifest = read_manifest(run.manifest)
     if manifest is None:

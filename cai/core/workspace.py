@@ -1,4 +1,4 @@
-"""Where things are: a workspace (constitution/, prompts/, runs/) and a run directory in it, locked while a run uses it."""
+"""Paths in a workspace (constitution/, prompts/, runs/) and in a run directory, and the lock on a run directory."""
 
 import contextlib
 import fcntl
@@ -23,17 +23,17 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with constitution/, prompts/ and runs/."""
+    """A workspace: a folder with constitution/, prompts/ and runs/."""
 
     root: Path
 
     @property
     def store_path(self) -> Path:
-        """The call store that every run of this workspace shares."""
+        """Path of the call store, which all runs of the workspace share."""
         return self.root / "runs" / STORE_NAME
 
     def run(self, name: str) -> "RunDirectory":
-        """Return the run directory of that name. Raises `RecipeError` on an unsafe one."""
+        """Return the run directory of a name. Raises `RecipeError` on an unsafe name."""
         if not _RUN_NAME.fullmatch(name):
             raise RecipeError(f"run name {name[:80]!r}: letters, digits, dot, dash and underscore only, at most 64")
         return RunDirectory(self.root / "runs" / name)
@@ -41,7 +41,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """runs/NAME: everything that one run wrote."""
+    """A run directory (runs/NAME), which holds all files of one run."""
 
     path: Path
 
@@ -62,35 +62,35 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     def data(self, name: str) -> Path:
-        """Path of a record file: `data/NAME.jsonl`."""
+        """Return the path of a record file: `data/NAME.jsonl`."""
         return self.path / "data" / f"{name}.jsonl"
 
     def model(self, name: str) -> Path:
-        """Folder of a trained adapter: `models/NAME`."""
+        """Return the folder of a trained adapter: `models/NAME`."""
         return self.path / "models" / name
 
     @property
     def unfinished(self) -> Path:
-        """Folder of what is kept of a stage until it is done."""
+        """Folder for the intermediate files of unfinished stages."""
         return self.path / "unfinished"
 
     def in_use(self) -> bool:
-        """Whether a process is running this recipe now."""
+        """Return whether a process holds the run's lock."""
         try:
             with (self.path / ".lock").open() as handle:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # no lock file yet, or one that isn't ours to read
+        except OSError:  # no lock file yet, or not readable
             return False
         return False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run directory for one process. The lock goes with the process, however it ends.
+        """Lock the run directory for this process. The operating system releases the lock when the process ends.
 
         Raises:
-            StoreError: another process holds it; the message names its id.
+            StoreError: another process holds the lock; the message names its process id.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -99,14 +99,14 @@ class RunDirectory:
             raise disk_error(e, self.path) from e
         with handle:
             try:
-                mine = _flock(handle)
-                if mine:
+                acquired = _flock(handle)
+                if acquired:
                     handle.truncate(0)
                     handle.write(str(os.getpid()))
                     handle.flush()
             except OSError as e:
                 raise disk_error(e, self.path) from e
-            if not mine:
+            if not acquired:
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
                 raise StoreError(
@@ -117,7 +117,7 @@ class RunDirectory:
 
 
 def _flock(handle: TextIO) -> bool:
-    """Take the lock; a short wait, because `cai status` holds it for an instant when it looks."""
+    """Try to take the lock; retry for 0.2 s, because `cai status` holds it for a moment."""
     for _ in range(_LOCK_TRIES):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,10 +129,10 @@ def _flock(handle: TextIO) -> bool:
 
 
 def find_workspace(start: Path) -> Workspace:
-    """Return the workspace that holds a path: the nearest folder upwards that has constitution/ and prompts/.
+    """Return the workspace of a path: the path or its nearest parent folder that has constitution/ and prompts/.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: the path is not in a workspace.
     """
     start = start.resolve()
     for folder in (start, *start.parents):
@@ -142,17 +142,17 @@ def find_workspace(start: Path) -> Workspace:
 
 
 def find_run(name: str) -> RunDirectory:
-    """Return the directory of a run: NAME or runs/NAME in the workspace around the current folder, or a path into any workspace.
+    """Return the directory of a run: NAME or runs/NAME in the current workspace, or a path into any workspace.
 
     Raises:
         RecipeError: the name is unsafe, or there is no workspace.
-        DataError: no run of that name was started.
+        DataError: there is no run of that name.
     """
     path = Path(name)
     try:
         around = path.parent if path.parent.name == "runs" and path.parent.is_dir() else Path.cwd()
     except OSError as e:
-        raise RecipeError(f"{name[:80]}…: no run's name or path ({e.strerror})") from e
+        raise RecipeError(f"{name[:80]}…: not a run's name or path ({e.strerror})") from e
     run = find_workspace(around).run(path.name)
     if not any((run.path / name).is_file() for name in ("recipe.yaml", "manifest.json")):
         known = sorted({p.parent.name for p in run.path.parent.glob("*/recipe.yaml")})
@@ -161,21 +161,21 @@ def find_run(name: str) -> RunDirectory:
 
 
 def shipped_workspace() -> Path:
-    """Return the folder that `cai init` copies: the checkout's root, or the copy inside the installed package."""
+    """Return the folder that `cai init` copies: the root of the checkout, or the copy in the installed package."""
     package = Path(__file__).parents[1]
     installed = package / "_workspace"
     return installed if installed.is_dir() else package.parent
 
 
 def init_workspace(target: Path) -> list[Path]:
-    """Copy the shipped constitutions, prompts and recipes into a folder; never overwrite a file.
+    """Copy the shipped constitutions, prompts and recipes into a folder, without overwriting anything.
 
     Returns:
-        The files made.
+        Paths of the new files.
 
     Raises:
-        DataError: the folder already has one of them.
-        StoreError: it can't be written.
+        DataError: the target already has one of the folders.
+        StoreError: the target can't be written.
     """
     source = shipped_workspace()
     taken = [target / folder for folder in FOLDERS if (target / folder).exists()]
@@ -196,7 +196,7 @@ def init_workspace(target: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """Return the content hash of a file, or of a folder's files and their names. Raises `DataError` if missing."""
+    """Return the content hash of a file, or of a folder's files and their names. Raises `DataError` if it can't be read."""
     digest = hashlib.sha256()
     try:
         if path.is_dir():
@@ -212,12 +212,12 @@ def file_hash(path: Path) -> str:
 
 
 def replace_stage_rows(path: Path, stage: str, rows: Iterable[Any]) -> None:
-    """Rewrite one stage's rows in a file that all stages share (`failures.jsonl`, `metrics.jsonl`); the others' stay.
+    """Replace the rows of one stage in a file that all stages share (`failures.jsonl`, `metrics.jsonl`).
 
     Args:
         path: the shared file; every row has a `stage`.
-        stage: whose rows to replace.
-        rows: records or mappings.
+        stage: the stage whose rows to replace.
+        rows: new rows: records or mappings.
     """
     kept = [r for r in read_records(path, dict[str, Any], torn_tail="drop") if r.get("stage") != stage] if path.exists() else []
     write_records(path, [*kept, *rows])

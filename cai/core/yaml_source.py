@@ -1,8 +1,7 @@
-"""YAML that people edit: loaded safely, with the line of every value, so that each complaint can say where.
+"""Safe loading of YAML files, with the line of every value for error messages.
 
-Refused with a clear error: tags, duplicate keys, aliases (nothing `cai` reads needs them, and they make YAML bombs), files over 1 MiB,
-nesting deeper than 32. Plain scalars are read by the core schema of YAML 1.2, not by PyYAML's 1.1: `2e-4` is a number; `yes`, `No` and
-dates are text; `.nan` is text too, and so no number anywhere.
+Tags, duplicate keys, aliases (they allow YAML bombs), files over 1 MiB and nesting deeper than 32 levels are errors. Plain scalars follow
+the core schema of YAML 1.2, not PyYAML's 1.1: `2e-4` is a number; `yes`, `No`, dates and `.nan` are text.
 """
 
 import math
@@ -26,14 +25,14 @@ YamlPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class YamlSource:
-    """A parsed file: its plain data, and the line (from 1) of every key and item by path."""
+    """A parsed file: its data, and the line (from 1) of every key and item, by path."""
 
     path: Path
     data: Any
     lines: dict[YamlPath, int]
 
     def where(self, path: Iterable[str | int]) -> str:
-        """Return `file:line: dotted.path` for a path, using the nearest enclosing line that is known."""
+        """Return `file:line: dotted.path` for a path; the line is that of the nearest enclosing item with a known line."""
         path = tuple(path)
         known = path
         while known not in self.lines:
@@ -43,7 +42,7 @@ class YamlSource:
 
 
 def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
-    """Check a file against a JSON Schema (2020-12) and return every problem, each with file, line and YAML path, in line order."""
+    """Validate a file against a JSON Schema (2020-12); return all problems in line order, each with file, line and YAML path."""
     from jsonschema import Draft202012Validator
 
     found = []
@@ -69,11 +68,11 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
     """Read a YAML file.
 
     Args:
-        path: the file.
-        error: the `CaiError` to raise, for the kind of file it is.
+        path: path of the file.
+        error: exception type to raise, which depends on the kind of file.
 
     Raises:
-        CaiError: of type `error`, naming file and line, where the file can't be read or isn't plain YAML.
+        CaiError: of type `error`, with file and line: the file can't be read or is not plain YAML.
     """
     try:
         raw = path.read_bytes()
@@ -83,7 +82,7 @@ def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
 
 
 def parse_yaml(raw: bytes, path: Path, error: type[CaiError]) -> YamlSource:
-    """Parse YAML that is already in memory; `path` is what complaints call it. Raises as `load_yaml` does."""
+    """Parse YAML from memory; `path` is the name used in error messages. Raises as `load_yaml` does."""
     if len(raw) > MAX_BYTES:
         raise error(f"{path}: larger than {MAX_BYTES // 1024} KiB")
     lines: dict[YamlPath, int] = {(): 1}
@@ -100,7 +99,7 @@ def parse_yaml(raw: bytes, path: Path, error: type[CaiError]) -> YamlSource:
                 if not key.isprintable():
                     raise _RefusedError(line, f"key {key!r} has characters that can't be shown")
                 if key in result:
-                    raise _RefusedError(line, f"key {key!r} stands twice (first on line {lines[(*at, key)]})")
+                    raise _RefusedError(line, f"duplicate key {key!r} (first on line {lines[(*at, key)]})")
                 lines[(*at, key)] = line
                 result[key] = build(value_node, (*at, key))
             return result
@@ -146,7 +145,7 @@ def _scalar(node: yaml.Node) -> Any:
             if not math.isfinite(number):
                 raise ValueError("too large")
             return number
-        text.encode()  # half a surrogate pair can be written in YAML, and nowhere else
+        text.encode()  # YAML escapes can give lone surrogates, which are not valid UTF-8
         if "\0" in text:
             raise ValueError("a NUL character")
     except ValueError as e:
@@ -155,7 +154,7 @@ def _scalar(node: yaml.Node) -> Any:
 
 
 class _RefusedError(Exception):
-    """Valid YAML that isn't read here."""
+    """Valid YAML that `cai` does not accept."""
 
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
@@ -164,18 +163,18 @@ class _RefusedError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, and refuses what makes YAML dangerous where it first shows."""
+    """Composes nodes; raises at the first alias, tag or node that is nested too deep."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - add_implicit_resolver fills the class's own
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - filled by add_implicit_resolver below
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if isinstance(event, yaml.events.AliasEvent):
-            raise _RefusedError(line, "aliases (*name) are not read here; write the value out")
+            raise _RefusedError(line, "aliases (*name) are not supported; write the value out")
         if event.tag is not None:
-            raise _RefusedError(line, f"tags ({event.tag[:60]}) are not read here; write the plain value")
+            raise _RefusedError(line, f"tags ({event.tag[:60]}) are not supported; write the plain value")
         if self.depth > MAX_DEPTH:
             raise _RefusedError(line, f"nested deeper than {MAX_DEPTH} levels")
         self.depth += 1

@@ -66,19 +66,19 @@ def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_
     """
     across: list[Failure] = []
     problems: list[str] = []
-    with Seen() as keys, Seen() as ids:
-        for source in sources:
-            try:
-                for prompt in _source_prompts(source, root, seed, left_out):
-                    if (key := prompt_key(prompt)) in keys:
-                        left_out.duplicates += 1
-                    elif not ids.add(prompt.id):
-                        across.append(_repeated_id(prompt, prompt.source))
-                    else:
-                        keys.add(key)
-                        yield prompt
-            except DataError as e:
-                problems.append(str(e))
+    keys, ids = Seen(), Seen()
+    for source in sources:
+        try:
+            for prompt in _source_prompts(source, root, seed, left_out):
+                if (key := prompt_key(prompt)) in keys:
+                    left_out.duplicates += 1
+                elif not ids.add(prompt.id):
+                    across.append(_repeated_id(prompt, prompt.source))
+                else:
+                    keys.add(key)
+                    yield prompt
+        except DataError as e:
+            problems.append(str(e))
     if problems:
         raise DataError("\n".join(problems))
     left_out.failures += across
@@ -265,19 +265,19 @@ def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "Skip
 
 
 def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedRows") -> Iterator[Prompt]:
-    """Yield prompts without duplicates."""
-    with Seen() as keys, Seen() as ids:
-        for item, where in items:
-            left_out.rows += 1
-            if isinstance(item, Failure):
-                left_out.failures.append(item)
-            elif (key := prompt_key(item)) in keys:
-                left_out.duplicates += 1
-            elif not ids.add(item.id):
-                left_out.failures.append(_repeated_id(item, where))
-            else:
-                keys.add(key)
-                yield item
+    """Yield the prompts that weren't there before."""
+    keys, ids = Seen(), Seen()
+    for item, where in items:
+        left_out.rows += 1
+        if isinstance(item, Failure):
+            left_out.failures.append(item)
+        elif (key := prompt_key(item)) in keys:
+            left_out.duplicates += 1
+        elif not ids.add(item.id):
+            left_out.failures.append(_repeated_id(item, where))
+        else:
+            keys.add(key)
+            yield item
 
 
 def _repeated_id(prompt: Prompt, where: str) -> Failure:

@@ -1,7 +1,6 @@
 """Rewards of each model's responses, the disagreement of the reward models, and their accuracy."""
 
-import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import msgspec
 
 from cai.errors import DataError
 from cai.evaluate.paired import shared_ids, unpaired_note
-from cai.records import EvalResult, ScoredPair
+from cai.records import EvalResult
 from cai.stats import paired_bootstrap, two_sided, wilson
 from cai.train.reward.metrics import HeldOutMetrics
 
@@ -53,20 +52,6 @@ def reward_disagreement(
     """
     names = {"reward": "reward_disagreement", "reward_change": "reward_disagreement_change"}
     return [replace(r, name=names[r.name]) for r in reward_means(model, stds, base_stds, seed)]
-
-
-def most_disputed(pairs: Iterable[ScoredPair], n: int) -> list[ScoredPair]:
-    """Return the pairs on which the reward models disagree most, most disputed first. These are the most useful pairs to label next.
-
-    Disagreement is the standard deviation of the members' margins (chosen minus rejected). Ties are broken by the pair's id. Human-labelled
-    pairs are left out.
-
-    Args:
-        pairs: scored pairs. A single reward model has no disagreement.
-        n: maximum number of pairs, at least 0.
-    """
-    unlabelled = (p for p in pairs if not p.source.startswith("human:") and p.disagreement > 0.0)
-    return heapq.nsmallest(n, unlabelled, key=lambda p: (-p.disagreement, p.pair_id))
 
 
 def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str = "held-out preferences") -> EvalResult:

@@ -189,12 +189,6 @@ class CallStore:
                 committed.set_exception(failed)
                 committed.exception()  # marks the exception as retrieved: the waiter may be cancelled before it wakes
 
-    def stage_totals(self) -> dict[str, tuple[int, float]]:
-        """Return calls and seconds per stage. Raises `StoreError`."""
-        with self._explained():
-            rows = self._db.execute("SELECT stage, COUNT(*), SUM(seconds) FROM calls GROUP BY stage").fetchall()
-        return {stage: (n, seconds) for stage, n, seconds in rows}
-
     def __len__(self) -> int:
         with self._explained():
             return int(self._db.execute("SELECT COUNT(*) FROM calls").fetchone()[0])

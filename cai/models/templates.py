@@ -42,7 +42,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_against": (frozenset({"conversation", "statement"}), frozenset()),
     "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
-    "word_principle": (frozenset({"statement"}), frozenset()),
+    "word_principle": (frozenset({"passage"}), frozenset()),
 }
 """Required and optional fields of each template."""
 

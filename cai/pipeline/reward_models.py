@@ -1,7 +1,7 @@
 """Trains, measures and loads a run's reward models.
 
 `data/reward_scores.jsonl` has every member's scores of both responses of each held-out pair and, with several members, of each training
-pair. `most_disputed` uses them to select pairs for human labels.
+pair. `cai human queue --by disagreement` selects pairs for human labels by them.
 """
 
 from collections import Counter

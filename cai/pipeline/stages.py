@@ -118,11 +118,11 @@ async def feedback_stage(c: Context) -> dict[str, int]:
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
     """Yield each pair that isn't labelled by construction, once."""
-    with Seen() as seen:
-        for name in ("pairs", "revision_pairs"):
-            for pair in read(c, name, ResponsePair):
-                if pair.p_a is None and seen.add(pair.id):
-                    yield pair
+    seen = Seen()
+    for name in ("pairs", "revision_pairs"):
+        for pair in read(c, name, ResponsePair):
+            if pair.p_a is None and seen.add(pair.id):
+                yield pair
 
 
 def preferences_stage(c: Context) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The audit's findings as the report lays them out: one family after the other, what stands out first."""
+"""Audit findings for the report: grouped by subject, failures first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ _RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3}
 
 @dataclass(frozen=True)
 class FindingRow:
-    """One finding in words and figures."""
+    """One finding, formatted for the table."""
 
     finding: AuditFinding
     before: str
-    """The level that it was compared with; empty where nothing was."""
+    """Level of the model it was compared with; empty without a comparison."""
     after: str
     change: str
     interval: str
@@ -25,48 +25,48 @@ class FindingRow:
 
 @dataclass(frozen=True)
 class Family:
-    """Everything that was asked about one subject: findings that were corrected together."""
+    """All findings about one subject; their p-values are corrected together."""
 
     title: str
     standing_out: tuple[FindingRow, ...]
-    """Found or suspect."""
+    """Findings with the verdict found or suspect."""
     rows: tuple[FindingRow, ...]
     undecided: str
-    """How many of them can't say anything, in words; empty where all can."""
+    """Clause that counts the checks without enough data; empty if there are none."""
 
 
 def families(findings: Sequence[AuditFinding]) -> list[Family]:
-    """Group findings by what they are about, trained models first."""
+    """Group findings by subject, trained models first."""
     subjects = list(dict.fromkeys(f.subject for f in findings))
     subjects.sort(key=lambda s: ORDER.index(s) if s in ORDER else len(ORDER) if s.startswith("reward") else -1)
     found = []
     for subject in subjects:
-        mine = sorted((f for f in findings if f.subject == subject), key=lambda f: _RANK[f.verdict])
-        rows = tuple(_row(f) for f in mine)
-        against = next((f.against for f in mine if f.against), "")
+        family = sorted((f for f in findings if f.subject == subject), key=lambda f: _RANK[f.verdict])
+        rows = tuple(_row(f) for f in family)
+        against = next((f.against for f in family if f.against), "")
         title = subject + (f", against {against}" if against else "")
-        found.append(Family(title, tuple(r for r in rows if r.finding.verdict in ("found", "suspect")), rows, _undecided(mine)))
+        found.append(Family(title, tuple(r for r in rows if r.finding.verdict in ("found", "suspect")), rows, _undecided(family)))
     return found
 
 
 def audit_summary(findings: Sequence[AuditFinding]) -> str:
-    """Say in a sentence what the audit came to, trained models first and by name."""
+    """Summarise the audit in a sentence, trained models first."""
     named = [f for f in findings if f.verdict == "found"]
     if not named:
         none = f"None of {plural(len(findings), 'check')} found a failure{_undecided(findings)}."
-        return f"{none} That is no proof of health: see n and the intervals."
+        return f"{none} This does not prove that there is none: see n and the intervals."
     by_subject = {s: list(dict.fromkeys(f.group for f in named if f.subject == s)) for s in dict.fromkeys(f.subject for f in named)}
     parts = [f"{subject}: {', '.join(groups)}" for subject, groups in by_subject.items()]
-    return f"Found in {'; '.join(parts)}. {plural(len(findings), 'check')} in all, corrected for their number within each subject."
+    return f"Found in {'; '.join(parts)}. {plural(len(findings), 'check')} in total, with multiple-testing correction within each subject."
 
 
 def _undecided(findings: Sequence[AuditFinding]) -> str:
     count = sum(f.verdict == "not enough data" for f in findings)
-    return f"; {count} of them {'has' if count == 1 else 'have'} too little data to say" if count else ""
+    return f"; {count} of them {'has' if count == 1 else 'have'} too little data" if count else ""
 
 
 def plain_number(value: float) -> str:
-    """Return a level with two digits after the point.
+    """Format a level with two decimals.
 
     >>> plain_number(0.1), plain_number(-0.5), plain_number(-0.001)
     ('0.10', '−0.50', '0.00')

@@ -1,7 +1,6 @@
-"""Reads a run directory into what a report shows. Big files are streamed: counts cover all records, texts only as many as people read.
+"""Collect the report's data from a run directory. Large files are streamed: counts cover all records, texts are a sample.
 
-A file that isn't there means a stage that hasn't run; a file that can't be read is named in the report, because a report about a broken
-run is what its owner needs then.
+A missing file means that its stage has not run. A file that can't be read is listed in the report, so that a broken run still gets one.
 """
 
 from collections import Counter, defaultdict
@@ -40,40 +39,40 @@ LABELS_PER_TRAIL = 4
 EXAMPLES_PER_REASON = 3
 BINS = 20
 _Points = dict[tuple[str, str, str], list[tuple[float, float]]]
-"""Stage, member and number, and its points."""
+"""Points (step, value) by stage, ensemble member and metric."""
 _MODEL_FILES = ("training.json", "metrics.json")
 
 
 @dataclass(frozen=True)
 class LabelSource:
-    """The preferences of one source."""
+    """Preferences of one source."""
 
     source: str
     n: int
     mean_p: float
     near_even: int
-    """Preferences whose probability is within 0.05 of a half: they teach next to nothing."""
+    """Number of preferences with a probability within 0.05 of 0.5, which carry almost no training signal."""
     bins: tuple[int, ...]
-    """Counts of `p_chosen` over [0, 1]."""
+    """Histogram of `p_chosen` over [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the judge said and what became training data."""
+    """Judgments, and the preferences made from them."""
 
     judgments: int = 0
     judge_bins: tuple[int, ...] = ()
-    """Counts of `p_a` over [0, 1]."""
+    """Histogram of `p_a` over [0, 1]."""
     both_orders: int = 0
     flipped: int = 0
-    """Judgments, of those made in both orders, whose winner changed with the order."""
+    """Number of judgments made in both orders whose winner depends on the order."""
     sources: tuple[LabelSource, ...] = ()
     held_out: int | None = None
 
 
 @dataclass(frozen=True)
 class PrincipleUse:
-    """How often a principle was used: critiques in the traces, labels among the judgments."""
+    """Number of critiques and of labels under one principle."""
 
     id: str
     statement: str
@@ -83,17 +82,17 @@ class PrincipleUse:
 
 @dataclass(frozen=True)
 class Trail:
-    """A prompt's way from first response to label."""
+    """One prompt from first response to label."""
 
     trace: RevisionTrace
     labels: tuple[Preference, ...]
-    """Preferences about the same prompt: the first few."""
+    """The first few preferences about the same prompt."""
     label_count: int
 
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """Items of one stage that failed for one reason, with a few examples."""
+    """Failed items of one stage with the same reason, with a few examples."""
 
     stage: str
     reason: str
@@ -103,18 +102,18 @@ class FailureGroup:
 
 @dataclass(frozen=True)
 class Curve:
-    """One number of one training stage, step by step."""
+    """One metric of one training stage, by step."""
 
     stage: str
     metric: str
     points: tuple[tuple[float, float], ...]
     member: str = ""
-    """Which of several models the stage trained."""
+    """Ensemble member; empty if the stage trains one model."""
 
 
 @dataclass(frozen=True)
 class Dispute:
-    """How far the reward models disagree about a pair, and whether together they are right; None where that isn't known."""
+    """Disagreement of the reward models about one pair, and whether the ensemble is right (None if not known)."""
 
     disagreement: float
     right: bool | None
@@ -122,43 +121,43 @@ class Dispute:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the report shows."""
+    """All data of the report."""
 
     name: str
     path: str
     manifest: Manifest | None
     recipe_text: str
     evaluation: tuple[EvalResult, ...] | None
-    """None where the stage has not run, here and below."""
+    """None if the stage has not run; the same holds for the fields below."""
     audit: tuple[AuditFinding, ...] | None
     samples: tuple[Sample, ...] | None
     trails: tuple[Trail, ...] | None
     traces: int
     dropped: tuple[tuple[str, int], ...]
-    """Rule that kept a trace out of the training data, and how many it kept out."""
+    """Rules that dropped traces from the training data, with the number of traces each dropped."""
     sft_examples: int | None
     pairs: tuple[tuple[str, int], ...] | None
-    """Response pairs by how they were made."""
+    """Number of response pairs by source."""
     principles: tuple[PrincipleUse, ...]
     labels: Labels | None
     bench: tuple[ProtocolResult, ...] | None
     balance: tuple[SourceBalance, ...]
-    """What each source put into the mixture of preferences."""
+    """Each source's share of the mixture of preferences."""
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
-    """What the files in `models/*/` say of each trained model, flat (`metrics.eval_accuracy`)."""
+    """Metrics of each trained model from the files in `models/*/`, with dotted names (`metrics.eval_accuracy`)."""
     frontier: tuple[MonitorPoint, ...]
-    """What the watch saw while the policy trained; empty where nothing watched."""
+    """Observations of the over-optimization monitor during policy training; empty without a monitor."""
     reward_measures: tuple[RewardMeasure, ...]
     disputes: tuple[Dispute, ...]
     failures: tuple[FailureGroup, ...]
     problems: tuple[str, ...] = ()
-    """Files that couldn't be read, and why."""
+    """Files that can't be read, with the reasons."""
 
 
 @dataclass
 class _Reader:
-    """Reads the files of one run directory, collecting what is wrong with them."""
+    """Reads the files of one run directory and collects the read errors."""
 
     run_dir: Path
     problems: list[str] = field(default_factory=list)
@@ -197,13 +196,13 @@ class _Reader:
 
 
 def collect_report(run_dir: Path) -> ReportData:
-    """Read a run directory, finished or not.
+    """Collect the report's data from a run directory. The run need not be finished.
 
     Args:
         run_dir: `runs/NAME`.
 
     Returns:
-        Everything the report shows; what isn't there yet is None or empty, what can't be read is in `problems`.
+        Data of the report; missing parts are None or empty, and read errors are in `problems`.
     """
     reader = _Reader(run_dir)
     manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None)
@@ -247,7 +246,7 @@ def collect_report(run_dir: Path) -> ReportData:
 
 
 def _read_traces(reader: _Reader) -> tuple[int, Counter[str], Counter[str], list[RevisionTrace]]:
-    """Count all traces; keep some of every principle, so that each can be looked at."""
+    """Count all traces, and keep some for each principle."""
     count, dropped, critiques = 0, Counter[str](), Counter[str]()
     kept: dict[str, list[RevisionTrace]] = defaultdict(list)
     for trace in reader.stream("data/traces.jsonl", RevisionTrace):
@@ -264,7 +263,7 @@ def _read_traces(reader: _Reader) -> tuple[int, Counter[str], Counter[str], list
 
 
 def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, Counter[str], dict[str, list[Preference]], Counter[str]]:
-    """Count judgments and preferences; keep a few preferences about some prompts, and say how many there are."""
+    """Count judgments and preferences; for the given prompts, keep a few preferences and count them."""
     use, judge_bins = Counter[str](), [0] * BINS
     judgments = both = flipped = 0
     for j in reader.stream("data/judgments.jsonl", Judgment):
@@ -314,7 +313,7 @@ def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:
 
 
 def _read_curves(reader: _Reader) -> tuple[Curve, ...]:
-    """Read every number that training logged against its step: from the run's log, else from the log in a model's own folder."""
+    """Read all training metrics by step, from the run's log or else from the log in a model's folder."""
     points: _Points = defaultdict(list)
     for row in reader.stream("metrics.jsonl", dict[str, Any], log=True):
         _add_points(points, str(row.get("stage", "")), str(row.get("member", "")), row)
@@ -341,7 +340,7 @@ def _dispute(pair: ScoredPair) -> Dispute:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
-    """Return nested numbers and words under dotted names; lists and empty values are left out."""
+    """Flatten nested numbers and strings to dotted names; lists and empty values are left out."""
     found: dict[str, float | str] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -354,10 +353,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
 
 
 def _principle_uses(known: tuple[Principle, ...], critiques: Counter[str], labels: Counter[str]) -> tuple[PrincipleUse, ...]:
-    """Join use with wording: the constitution's principles in its order, then ids that are no longer in it."""
+    """Return the use of each principle: those of the constitution in its order, then ids that are no longer in it."""
     statements = {p.id: p.statement for p in known}
-    strangers = sorted((critiques.keys() | labels.keys()) - statements.keys())
-    return tuple(PrincipleUse(i, statements.get(i, ""), critiques[i], labels[i]) for i in (*statements, *strangers))
+    unknown = sorted((critiques.keys() | labels.keys()) - statements.keys())
+    return tuple(PrincipleUse(i, statements.get(i, ""), critiques[i], labels[i]) for i in (*statements, *unknown))
 
 
 def _bin(p: float) -> int:

@@ -1,9 +1,9 @@
-"""Two or more runs side by side: what was set differently, and what became of it.
+"""Compare two or more runs: different settings, and different results.
 
-The first run is the one that the others are compared with. Figures come from each run's `evaluation.jsonl`. Tests come from its
-`samples.jsonl`, prompt by prompt, on prompts that are word for word the same in both runs; what a judge or a reward model said is tested
-only where both runs asked the same one. All p-values of a comparison are corrected together (Holm 1979). What can't be tested that way
-is shown with its interval and without a verdict: the figures may rest on other prompts.
+The first run is the baseline. Figures come from each run's `evaluation.jsonl`. Paired tests use `samples.jsonl`, on prompts that are
+identical in both runs. Judge and reward model scores are tested only if both runs used the same judge or reward models. All p-values of a
+comparison are corrected together (Holm 1979). Results that can't be paired are shown with an interval and without a verdict, because they
+may come from different prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,16 +25,16 @@ from cai.recipe import Recipe, load_recipe
 from cai.records import AuditFinding, Constitution, EvalResult, Sample
 from cai.stats import change, holm, paired_bootstrap, two_sided
 
-UNTOLD = ("name", "description", "report_to")
-"""Settings that decide nothing."""
+IGNORED_SETTINGS = ("name", "description", "report_to")
+"""Settings that do not affect results."""
 STANDING_OUT = ("found", "suspect")
 Measure = Callable[[Sample, str], float | None]
-"""From a sample and a model's name to a number; None where the measure doesn't apply."""
+"""Function of a sample and a model's name; returns None if the measure does not apply."""
 
 
 @dataclass(frozen=True)
 class SettingRow:
-    """A setting, or a fact about a run, that is not the same everywhere. One value per run; empty where a run doesn't have it."""
+    """A setting or fact that differs between runs: one value per run, empty if a run does not have it."""
 
     key: str
     values: tuple[str, ...]
@@ -42,7 +42,7 @@ class SettingRow:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number of one model in every run; None where a run doesn't have it."""
+    """One result of one model in every run; None if a run does not have it."""
 
     name: str
     model: str
@@ -51,12 +51,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """How one measure of one model changed from the first run to another, on the prompts that both answered."""
+    """Paired test of one measure of one model between the first run and another, on the prompts that both answered."""
 
     name: str
     model: str
     run: str
-    """The other run."""
+    """Name of the other run."""
     n: int
     before: float
     after: float
@@ -64,19 +64,19 @@ class PairedTest:
     low: float
     high: float
     p: float
-    """Two-sided: McNemar's exact test for yes or no, a sign-flip test for numbers."""
+    """Two-sided p-value: exact McNemar test for binary measures, sign-flip test for numbers."""
     p_adjusted: float = 1.0
-    """After Holm's correction over all tests of the comparison."""
+    """p-value after Holm's correction over all tests of the comparison."""
 
     @property
     def shown(self) -> bool:
-        """Whether a difference was shown."""
+        """Return whether the difference is significant."""
         return self.p_adjusted < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """An audit check that stands out in some run, with every run's verdict; empty where it wasn't asked."""
+    """An audit check that is found or suspect in some run, with the verdict of every run; empty if a run did not make the check."""
 
     subject: str
     question: str
@@ -85,21 +85,21 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Everything that the page of a comparison shows."""
+    """All data of a comparison page."""
 
     runs: tuple[str, ...]
     settings: tuple[SettingRow, ...]
     facts: tuple[SettingRow, ...]
-    """Model, versions and code that are not the same everywhere."""
+    """Model, versions and code, if they differ."""
     constitutions: tuple[ConstitutionDiff | None, ...]
-    """From the first run to each other; None where it is the same, or one isn't known."""
+    """Constitution diff from the first run to each other run; None if both are the same or one is not known."""
     figures: tuple[Figure, ...]
     tests: tuple[PairedTest, ...]
     audit: tuple[AuditRow, ...]
     costs: tuple[SettingRow, ...]
     """Time, calls, tokens and money."""
     notes: tuple[str, ...] = ()
-    """What could not be tested, and why."""
+    """Measures that could not be tested, with the reasons."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,15 @@ class _ComparedRun:
 
 
 def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> RunComparison:
-    """Compare runs by their files.
+    """Compare runs from the files in their directories.
 
     Args:
-        directories: at least two, all different; the first is what the others are compared with.
-        seed: of intervals and tests.
+        directories: at least two different run directories; the first is the baseline.
+        seed: seed of intervals and tests.
 
     Raises:
-        DataError: fewer than two, or the same twice, or a file can't be read.
-        RecipeError: a run's recipe is not one of this version.
+        DataError: fewer than two runs, the same run twice, or a file can't be read.
+        RecipeError: a run's recipe is not valid in this version.
     """
     paths = [d.path.resolve() for d in directories]
     if len(set(paths)) < max(2, len(paths)):
@@ -137,7 +137,7 @@ def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> RunCompa
     adjusted = holm([t.p for t in tests])
     return RunComparison(
         runs=tuple(r.name for r in runs),
-        settings=_differences([_flat(msgspec.to_builtins(r.recipe)) for r in runs], UNTOLD),
+        settings=_differences([_flat(msgspec.to_builtins(r.recipe)) for r in runs], IGNORED_SETTINGS),
         facts=_differences([_facts(r.manifest) for r in runs]),
         constitutions=tuple(_constitution_diff(first.manifest, other.manifest) for other in others),
         figures=_figures(runs),
@@ -236,27 +236,27 @@ def _audit_rows(runs: Sequence[_ComparedRun]) -> tuple[AuditRow, ...]:
 
 
 def _paired_tests(first: _ComparedRun, other: _ComparedRun, seed: int) -> tuple[list[PairedTest], list[str]]:
-    """Return every test that two runs' samples allow, and what they don't."""
+    """Return all paired tests of two runs, and notes on what can't be tested."""
     both = [i for i in first.samples if i in other.samples and first.samples[i].prompt.messages == other.samples[i].prompt.messages]
     pairs = [(first.samples[i], other.samples[i]) for i in both]
     if not pairs:
-        return [], [f"{other.name} and {first.name} have no evaluation prompt in common that both answered: nothing can be tested."]
+        return [], [f"{other.name} and {first.name} have no answered evaluation prompt in common: nothing can be tested."]
     notes = []
     if left := len(first.samples.keys() | other.samples.keys()) - len(both):
-        notes.append(f"{other.name}: {len(both)} evaluation prompts are the same in {first.name}, and {left} are in one of the two only.")
+        notes.append(f"{other.name}: {len(both)} evaluation prompts are also in {first.name}; {left} are in only one of the two runs.")
     measures = dict(BY_RULE)
     for what, group, same in (("judge", BY_JUDGE, _judge_of), ("reward models", BY_REWARD, _rewards_of)):
         if same(first) == same(other):
             measures |= group
         else:
-            notes.append(f"{other.name} was not scored by the {what} of {first.name}, so what they said is not tested against each other.")
+            notes.append(f"{other.name} and {first.name} were scored by different {what}, so these scores are not tested.")
     tests: list[PairedTest] = []
     for model in ("policy", "sft", "base"):
         answered = [(a, b) for a, b in pairs if model in a.responses and model in b.responses]
         if not answered:
             continue
         if all(a.responses[model] == b.responses[model] for a, b in answered):
-            notes.append(f"The {model} model of {other.name} answers all {len(answered)} of these prompts as that of {first.name} does.")
+            notes.append(f"The {model} models of {other.name} and {first.name} give the same answers to all {len(answered)} prompts.")
             continue
         for name, measure in measures.items():
             known = [
@@ -281,12 +281,12 @@ def _test(name: str, model: str, run: str, values: Sequence[tuple[float, float]]
 
 
 def _comparable(name: str, a: Sample, b: Sample) -> bool:
-    """Whether two samples were measured against the same thing: a win is one against the base model's answer."""
+    """Return whether a measure can be compared between two samples. A win rate needs the same answer of the base model."""
     return name not in BY_JUDGE or name == "harmful_compliance_by_judge" or a.responses.get("base") == b.responses.get("base")
 
 
 def _judge_of(run: _ComparedRun) -> object:
-    """What decides a judge's answers."""
+    """Return all settings that affect a judge's answers."""
     constitution = run.manifest.constitution
     asked = run.recipe.feedback
     by = (asked.protocol, asked.principles, asked.per_label, asked.cot_clamp, asked.calibration, asked.judge or run.recipe.model)
@@ -294,7 +294,7 @@ def _judge_of(run: _ComparedRun) -> object:
 
 
 def _rewards_of(run: _ComparedRun) -> object:
-    """What decides the reward models' scores."""
+    """Return everything that affects the reward models' scores."""
     stage = run.manifest.stage("reward")
     models = {path: digest for path, digest in stage.outputs.items() if path.startswith("models/reward")} if stage else None
     return models, run.recipe.reward.aggregate, run.recipe.reward.uncertainty_penalty

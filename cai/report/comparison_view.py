@@ -1,4 +1,4 @@
-"""A comparison in words, rows and plots, as `comparison.html.j2` lays it out."""
+"""Text, table rows and plots of a comparison, for `comparison.html.j2`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ BETTER = {
     "win_rate_by_judge": "higher",
     "reward": "higher",
 }
-"""Which way is better; for the others neither is."""
+"""The better direction of each measure; other measures have none."""
 PLOTTED = (
     "harmful_compliance",
     "over_refusal",
@@ -38,7 +38,7 @@ PLOTTED = (
 
 @dataclass(frozen=True)
 class PairedRow:
-    """One paired test in words."""
+    """One paired test, formatted for the table."""
 
     test: PairedTest
     measure: str
@@ -52,7 +52,7 @@ class PairedRow:
 
 @dataclass(frozen=True)
 class ChangedText:
-    """One field of a principle, as runs of words that stayed, went and came."""
+    """Word diff of one field of a principle."""
 
     field: str
     words: tuple[tuple[WordOp, str], ...]
@@ -60,7 +60,7 @@ class ChangedText:
 
 @dataclass(frozen=True)
 class ChangedPrinciple:
-    """What happened to one principle."""
+    """Change of one principle."""
 
     kind: str
     id: str
@@ -68,38 +68,38 @@ class ChangedPrinciple:
 
 
 def headline(c: RunComparison) -> str:
-    """Say in a sentence what the comparison came to."""
+    """Summarise the comparison in a sentence."""
     settings = (
         plural(len(c.settings), "setting") + (" differs" if len(c.settings) == 1 else " differ") if c.settings else "No setting differs"
     )
     if not c.tests:
-        return f"{settings}, and no prompt was answered by both that a difference could be tested on."
+        return f"{settings}, and there are no common prompts for a paired test."
     shown = sum(t.shown for t in c.tests)
     difference = "no difference was shown" if not shown else f"{plural(shown, 'difference')} {'was' if shown == 1 else 'were'} shown"
     return f"{settings}; in {plural(len(c.tests), 'paired test')}, {difference}."
 
 
 def sentences(c: RunComparison) -> list[str]:
-    """Say what was shown, difference by difference, better and worse; then what was not."""
+    """Return one sentence per significant difference, then the caveats."""
     rows = [(row, t) for row in paired_rows(c.tests) if (t := row.test).shown]
     worth = {"good": "better", "bad": "worse"}
-    told = [
+    lines = [
         f"{t.run}, {t.model}: {row.measure.lower()}, {row.before} → {row.after}, {worth.get(row.tone, 'neither better nor worse')} "
         f"(change {row.change}, 95% interval {row.interval}, n = {t.n}, p = {row.p} after correction)."
         for row, t in rows
     ]
     if c.tests and len(rows) < len(c.tests):
-        told.append("A difference that was not shown may still be there: see the intervals, and how few prompts they rest on.")
-    return [*told, *c.notes]
+        lines.append("A difference that was not shown may still exist: see the intervals and the number of prompts.")
+    return [*lines, *c.notes]
 
 
 def paired_rows(tests: Sequence[PairedTest]) -> list[PairedRow]:
-    """Return every test in words, those with a difference first."""
+    """Return all tests as table rows, by p-value."""
     return [_paired_row(t) for t in sorted(tests, key=lambda t: (t.p_adjusted, t.p))]
 
 
 def constitution_changes(c: RunComparison) -> list[tuple[str, list[ChangedPrinciple], int]]:
-    """Return, for each other run whose constitution is another, its name, the changed principles and how many are the same."""
+    """Return, for each run with a different constitution: its name, its changed principles, and its number of unchanged ones."""
     found = []
     for run, diff in zip(c.runs[1:], c.constitutions, strict=True):
         if diff is not None:
@@ -112,12 +112,12 @@ def constitution_changes(c: RunComparison) -> list[tuple[str, list[ChangedPrinci
 
 
 def figure_rows(c: RunComparison) -> list[tuple[str, str, list[str]]]:
-    """Return every figure: measure, model, and each run's value, interval and n in words."""
+    """Return all figures: measure, model, and value, interval and n of each run."""
     return [(name_of(f.name), f.model, ["–" if r is None else _figure(r) for r in f.results]) for f in c.figures]
 
 
 def figure_plots(c: RunComparison) -> list[Markup]:
-    """Draw the main measures, runs under each other, model by model."""
+    """Plot the main measures, grouped by model, with one row per run."""
     plots = []
     for name in PLOTTED:
         figures = sorted(

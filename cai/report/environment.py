@@ -1,4 +1,4 @@
-"""The template engine of everything that `cai` shows in a browser: foreign text is escaped, and made safe to look at."""
+"""Template engine for all HTML output: texts are escaped, and invisible characters are made visible."""
 
 from importlib import resources
 
@@ -12,7 +12,7 @@ CLIP_LINES = 12
 
 
 def html_environment(*packages: str) -> SandboxedEnvironment:
-    """Return an environment with the templates of these packages; of two with one name, the later package's counts."""
+    """Return an environment with the templates of these packages; a later package overrides templates of the same name."""
     names = {f.name: package for package in packages for f in resources.files(package).joinpath("templates").iterdir()}
     environment = SandboxedEnvironment(
         loader=DictLoader({name: read_asset(package, name) for name, package in names.items() if name.endswith(".j2")}),
@@ -33,5 +33,5 @@ def read_asset(package: str, name: str) -> str:
 
 
 def is_long(text: str) -> bool:
-    """Whether a text is folded at first. It is all there, and one click shows it."""
+    """Return whether a text is long enough to be collapsed. One click shows all of it."""
     return len(text) > CLIP_CHARACTERS or text.count("\n") >= CLIP_LINES

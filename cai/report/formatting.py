@@ -1,4 +1,4 @@
-"""Numbers and foreign text as people read them. Escaping is the template engine's; here text is only made safe to look at."""
+"""Format numbers, and make invisible characters in texts visible. The template engine does the HTML escaping."""
 
 import math
 import re
@@ -8,11 +8,11 @@ from cai.records import EvalResult
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Controls that HTML can't hold, that reorder what is around them, or that hide text from a reader."""
+"""Control characters that HTML can't contain, that reorder the surrounding text, or that hide text."""
 
 
 def visible(text: str) -> str:
-    r"""Return text in which controls, direction overrides and half characters are shown, not obeyed.
+    r"""Replace control characters, direction overrides and lone surrogates by visible symbols.
 
     >>> visible("a\x00b\u202ec\r\nd")
     'a␀b⟨U+202E⟩c\nd'
@@ -21,7 +21,7 @@ def visible(text: str) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a fraction as a percentage.
+    """Format a fraction as a percentage.
 
     >>> percent(0.1264), percent(0.004), percent(-0.2), percent(0.0)
     ('13%', '0.4%', '−20%', '0%')
@@ -32,7 +32,7 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with as many digits as it deserves.
+    """Format a number with about three significant digits.
 
     >>> number(12345), number(12.34), number(0.01234), number(-3.0), number(0), number(2e-5)
     ('12,345', '12.3', '0.0123', '−3', '0', '2e−05')
@@ -46,20 +46,20 @@ def number(value: float) -> str:
 
 
 def is_fraction(name: str) -> bool:
-    """Whether results of this name are shares, shown as percentages."""
+    """Return whether results of this name are fractions, shown as percentages."""
     plain = name.partition(":")[0].removesuffix("_change")
     return plain not in ("response_words", "response_words_ratio", "reward", "perplexity", "perplexity_ratio", "kappa")
 
 
 def quantity(value: float, name: str) -> str:
-    """Return a result's value in its own unit."""
+    """Format a result's value in its unit."""
     if name in ("response_words_ratio", "perplexity_ratio"):
         return f"{value:.2f}×"
     return percent(value) if is_fraction(name) else number(value)
 
 
 def interval(result: EvalResult) -> str:
-    """Return the 95 % interval of a result.
+    """Format the 95 % interval of a result.
 
     >>> interval(EvalResult("over_refusal", "policy", 0.2, 50, 0.11, 0.33))
     '11% to 33%'
@@ -68,7 +68,7 @@ def interval(result: EvalResult) -> str:
 
 
 def p_words(p: float | None) -> str:
-    """Return a p-value; empty where there is none.
+    """Format a p-value; empty for None.
 
     >>> p_words(0.0004), p_words(0.03), p_words(None)
     ('<0.001', '0.030', '')
@@ -77,7 +77,7 @@ def p_words(p: float | None) -> str:
 
 
 def points(difference: float) -> str:
-    """Return a difference of shares in percentage points, with a digit more where it would otherwise look like none.
+    """Format a difference of fractions in percentage points, with one decimal if it would round to 0.
 
     >>> points(0.123), points(-0.5), points(0.003), points(0.0)
     ('+12', '−50', '+0.3', '0')
@@ -87,7 +87,7 @@ def points(difference: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span.
+    """Format a duration.
 
     >>> duration(0.4), duration(75), duration(7384)
     ('0.4 s', '1 min 15 s', '2 h 3 min')
@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Return a score with its sign.
+    """Format a score with its sign.
 
     >>> signed(1.5), signed(-0.126), signed(-0.001)
     ('+1.50', '−0.13', '+0.00')
@@ -112,7 +112,7 @@ def signed(value: float) -> str:
 
 
 def plural(count: int, thing: str) -> str:
-    """Return a count with its noun.
+    """Format a count with its noun.
 
     >>> plural(1, "prompt"), plural(1200, "prompt"), plural(2, "reply")
     ('1 prompt', '1,200 prompts', '2 replies')

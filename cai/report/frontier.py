@@ -1,4 +1,4 @@
-"""Over-optimisation, drawn: proxy and gold reward over the KL to the reference, and what the responses are like along the way."""
+"""Over-optimisation plots: proxy and gold reward over the KL to the reference model, and properties of the responses by step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,17 @@ from cai.report.plots import Series, line_plot
 from cai.train.rl.monitor import best_step, collapse_words, mean_interval
 
 _TONES = (("policy", "human"), ("sft", "base"))
-"""Colours of proxy and gold, by arm."""
+"""Colours of proxy and gold reward, by arm."""
 
 
 def frontier_plot(arms: Mapping[str, Sequence[MonitorPoint]]) -> Markup:
-    """Draw proxy and gold reward over √KL, as changes from the first look, with bands.
+    """Plot the change of proxy and gold reward since the first observation over √KL, with 95 % intervals.
 
-    The two are on scales of their own, so each is counted in its own standard deviations over prompts at the first look. A band is the
-    95 % interval of the mean change per prompt. √KL is the axis on which both are smooth (Gao et al. 2022, arXiv 2210.10760).
+    Proxy and gold have different scales, so each is divided by its standard deviation over prompts at the first observation. A band is the
+    95 % interval of the mean change per prompt. The axis is √KL as in Gao et al. 2022 (arXiv 2210.10760).
 
     Args:
-        arms: observations in order, by what they are of; at most two arms. One without a name needs none in the legend.
+        arms: observations in order, by name of the policy; at most two. An empty name is not shown in the legend.
     """
     series = []
     for (name, points), tones in zip(arms.items(), _TONES, strict=False):
@@ -31,21 +31,22 @@ def frontier_plot(arms: Mapping[str, Sequence[MonitorPoint]]) -> Markup:
         ):
             series.append(_changes(f"{label}, {name}" if name else label, tone, points, scores))
     caption = (
-        "Change from the first look, in standard deviations over prompts. Bands: 95 % intervals of the mean change per prompt. Where the "
-        "proxy rises and gold falls, the policy is being over-optimised; where both rise and the answers come apart, both are fooled."
+        "Change since the first observation, in standard deviations over prompts. Bands: 95 % intervals of the mean change per prompt. If "
+        "the proxy rises and gold falls, the policy is over-optimised. If both rise and the policy collapses (empty, identical or looping "
+        "responses), both rewards are wrong."
     )
     return line_plot("Reward over distance from the reference", series, "√KL, in √nats per response", caption)
 
 
 def along_the_way(arms: Mapping[str, Sequence[MonitorPoint]]) -> list[Markup]:
-    """Draw length, refusals, repetition, KL and, for ensembles, disagreement and variety over training steps."""
+    """Plot KL, length, refusals, repetition, diversity and, for ensembles, disagreement over training steps."""
     shown: list[tuple[str, Callable[[MonitorPoint], float | None], str]] = [
         ("KL to the reference", lambda p: p.kl, "Nats per response."),
-        ("Words per response", lambda p: p.words, "Neither direction is better: it shows whether reward is bought with length."),
-        ("Refusals", lambda p: p.refusal_rate, "Share of responses that open by refusing, by rule."),
-        ("Repetition", lambda p: p.repetition, "Share of four-word runs that were there before. Lower is better."),
-        ("Variety", lambda p: p.distinct, "Share of all responses' two-word runs that are different. Low: one answer for all."),
-        ("Disagreement of the reward models", lambda p: p.disagreement, "Mean standard deviation over members. It rises where they guess."),
+        ("Words per response", lambda p: p.words, "Neither direction is better: it shows whether reward comes from length."),
+        ("Refusals", lambda p: p.refusal_rate, "Share of responses that open with a refusal, by rule."),
+        ("Repetition", lambda p: p.repetition, "Share of repeated 4-grams within a response. Lower is better."),
+        ("Diversity", lambda p: p.distinct, "Distinct-2 over all responses. Low: the same answer to every prompt."),
+        ("Disagreement of the reward models", lambda p: p.disagreement, "Mean standard deviation over members. High: they are uncertain."),
     ]
     plots = []
     for title, value, caption in shown:
@@ -59,29 +60,29 @@ def along_the_way(arms: Mapping[str, Sequence[MonitorPoint]]) -> list[Markup]:
 
 
 def frontier_words(points: Sequence[MonitorPoint]) -> str:
-    """Say in a sentence or two what was seen, and which step is best by gold."""
+    """Summarise the monitor's observations, and name the best step by gold reward."""
     first, last = points[0], points[-1]
     best = next(p for p in points if p.step == best_step(points))
-    said = next((p for p in points if p.verdict != "go"), None)
-    torn = next((p for p in points if p.collapse), None)
-    what = "ended the training" if said and said.verdict == "stop" else "warned"
-    if said and said.collapse:
-        verdict = f"Collapsed: at step {said.step} the rule {what}, because {collapse_words(first, said)}."
-    elif said:
-        verdict = f"Over-optimised: at step {said.step} the rule {what}, gold having changed by {signed(said.gold_change)} from its best."
-    elif torn:
-        verdict = f"The rule did not speak, but at step {torn.step} {collapse_words(first, torn)}."
+    alarm = next((p for p in points if p.verdict != "go"), None)
+    collapsed = next((p for p in points if p.collapse), None)
+    action = "stopped training" if alarm and alarm.verdict == "stop" else "warned"
+    if alarm and alarm.collapse:
+        verdict = f"Collapsed: at step {alarm.step} the monitor {action}, because {collapse_words(first, alarm)}."
+    elif alarm:
+        verdict = f"Over-optimised: at step {alarm.step} the monitor {action}: gold changed by {signed(alarm.gold_change)} from its best."
+    elif collapsed:
+        verdict = f"The monitor did not warn, but at step {collapsed.step} {collapse_words(first, collapsed)}."
     else:
-        verdict = "The rule saw no over-optimisation."
+        verdict = "The monitor found no over-optimisation."
     return (
-        f"{verdict} From step {first.step} to {last.step} the proxy went from {number(first.proxy)} to {number(last.proxy)}, gold from "
-        f"{number(first.gold)} to {number(last.gold)}, at {number(last.kl)} nats from the reference (n = {last.n} held-out prompts). "
-        f"Best by gold{' where answers are whole' if torn else ''}: step {best.step}, at {number(best.gold)}."
+        f"{verdict} From step {first.step} to {last.step} the proxy went from {number(first.proxy)} to {number(last.proxy)} and gold from "
+        f"{number(first.gold)} to {number(last.gold)}, at a KL of {number(last.kl)} nats to the reference (n = {last.n} held-out prompts). "
+        f"Best by gold{' without collapse' if collapsed else ''}: step {best.step}, at {number(best.gold)}."
     )
 
 
 def _changes(label: str, tone: str, points: Sequence[MonitorPoint], scores: Sequence[Sequence[float]]) -> Series:
-    """Return a reward's mean change from the first look, in standard deviations over prompts there, by √KL."""
+    """Return the mean change of a reward since the first observation by √KL, in standard deviations over prompts at the first one."""
     start = scores[0]
     mean = sum(start) / len(start)
     spread = math.sqrt(sum((x - mean) ** 2 for x in start) / len(start)) or 1.0

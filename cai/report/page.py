@@ -1,7 +1,7 @@
-"""Renders a report as one HTML file that opens anywhere: no network, no script, all foreign text escaped.
+"""Render a report as one self-contained HTML file: no network, no scripts, all texts escaped.
 
-What is shown is decided in `sections` and `verdict`, how it looks in `templates/`. The content security policy forbids everything but the
-page's own styles, so text that got past the escaping still couldn't load or run anything.
+`sections` and `verdict` prepare the contents, `templates/` the layout. The content security policy allows only the page's own styles, so
+unescaped text could not load or run anything either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,11 +59,11 @@ def render_report(data: ReportData) -> str:
 
 
 def render_frontier(title: str, arms: Mapping[str, Sequence[MonitorPoint]]) -> str:
-    """Return the over-optimisation of some policies as an HTML document of its own.
+    """Return the over-optimisation plots of some policies as a self-contained HTML document.
 
     Args:
-        title: of the page.
-        arms: observations in order, by the policy's name; at most two.
+        title: title of the page.
+        arms: observations in order, by name of the policy; at most two.
     """
     environment = html_environment(__package__)
     return environment.get_template("frontier.html.j2").render(

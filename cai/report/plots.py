@@ -1,7 +1,7 @@
-"""Small plots as inline SVG: rows with intervals, histogram, lines. They keep their type size at every width and need no script.
+"""Small plots as inline SVG without scripts: rows with intervals, histograms, lines.
 
-Horizontal places are percentages and vertical ones pixels, so a plot is as wide as its column while its text stays readable. Colours are
-classes of the style sheet, which knows about dark mode. Every plot carries its numbers as a description for those who can't see it.
+Horizontal positions are percentages and vertical ones pixels, so a plot fills its column while the text size is constant. Colours are CSS
+classes, for dark mode. Every plot has its numbers in a text description for screen readers.
 """
 
 import math
@@ -14,15 +14,15 @@ from cai.report.formatting import number, percent, visible
 
 _ROW = 42
 _GUTTER = 11.0
-"""Percent of the width left of a vertical axis, for its labels."""
+"""Width of the labels left of a vertical axis, in percent."""
 _POINTS = 160
 _SMOOTH_FROM = 30
-"""Points from which a line is drawn thin, under its moving average."""
+"""Number of points from which a line is drawn thin, with its moving average on top."""
 
 
 @dataclass(frozen=True)
 class PlotRow:
-    """One labelled value, with its interval where it has one."""
+    """One labelled value, with an optional interval."""
 
     label: str
     value: float
@@ -30,18 +30,18 @@ class PlotRow:
     high: float | None = None
     note: str = ""
     tone: str = "policy"
-    """`base`, `sft`, `policy` or `human`: which colour it has all over the report."""
+    """Colour: `base`, `sft`, `policy` or `human`."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: points (x, y) in order of x."""
+    """One line: points (x, y), ordered by x."""
 
     label: str
     points: Sequence[tuple[float, float]]
     tone: str = "policy"
     band: Sequence[tuple[float, float, float]] = ()
-    """Where it is uncertain: x, lower and upper bound."""
+    """Uncertainty band: x, lower and upper bound."""
 
 
 def rows_plot(
@@ -54,16 +54,16 @@ def rows_plot(
     bars: bool = True,
     caption: str = "",
 ) -> Markup:
-    """Draw labelled values under each other, with 95 % intervals as whiskers.
+    """Plot labelled values in rows, with 95 % intervals as whiskers.
 
     Args:
-        title: what is measured.
-        rows: from top to bottom; at least one.
-        fraction: values are shares: the axis goes from 0 to 100 %.
-        reference: a value to compare all rows with, drawn as a line.
-        reference_label: what that value means.
-        bars: draw from 0; otherwise a dot, for values of which 0 is not the natural start.
-        caption: how to read it.
+        title: title of the plot.
+        rows: rows from top to bottom; at least one.
+        fraction: values are fractions, and the axis goes from 0 to 100 %.
+        reference: value of a dashed reference line.
+        reference_label: meaning of the reference line.
+        bars: draw bars from 0; otherwise dots, for values without a natural zero.
+        caption: text below the plot.
     """
     shown = percent if fraction else number
     edges = [x for r in rows for x in (r.value, r.low, r.high) if x is not None] + ([reference] if reference is not None else [])
@@ -90,7 +90,7 @@ def rows_plot(
 
 
 def histogram(title: str, counts: Sequence[int], low: float, high: float, x_label: str, caption: str = "", tone: str = "policy") -> Markup:
-    """Draw counts over equal bins between `low` and `high`; the vertical axis starts at 0."""
+    """Plot counts in equal bins between `low` and `high`; the vertical axis starts at 0."""
     height, floor, top = 190, 150, 10
     ticks = _ticks(0, max([*counts, 1]), 3)
     most = ticks[-1]
@@ -115,16 +115,16 @@ def histogram(title: str, counts: Sequence[int], low: float, high: float, x_labe
 
 
 def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Markup:
-    """Draw lines over a shared axis.
+    """Plot lines with shared axes.
 
-    More than 160 points are averaged in groups, and a long line is drawn thin under its moving average. Values that aren't finite are left
-    out, and the caption says so.
+    More than 160 points are averaged in groups. A long line is drawn thin, with its moving average on top. Non-finite values are left out,
+    and the caption counts them.
     """
     finite = [Series(s.label, [p for p in s.points if math.isfinite(p[1])], s.tone, s.band) for s in series]
     lost = sum(len(s.points) for s in series) - sum(len(s.points) for s in finite)
     drawn = [Series(s.label, _thin(s.points), s.tone, s.band) for s in finite if s.points]
     if lost:
-        caption = f"{caption} {lost} values that aren't finite numbers are left out.".strip()
+        caption = f"{caption} {lost} non-finite values are left out.".strip()
     if not drawn:
         return _figure(title, "no finite values", 24, Markup('<text class="label" x="0" y="16">No finite values.</text>'), caption)
     height, floor, top = 210, 170, 10
@@ -165,7 +165,7 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
 
 
 def _row_marks(row: PlotRow, y: int, start: float, end: float, bars: bool, shown: Callable[[float], str]) -> Markup:
-    """Label, value, bar or dot, and whiskers of one row whose top is at `y`."""
+    """Return label, value, bar or dot, and whiskers of the row whose top is at `y`."""
     x = _place(row.value, start, end)
     note = Markup('<tspan class="note">\u2002{}</tspan>').format(visible(row.note)) if row.note else ""
     parts = [
@@ -205,7 +205,7 @@ def _figure(title: str, words: str, height: int, body: Markup, caption: str, leg
 
 
 def _x_axis(ticks: Sequence[tuple[float, str]], y: float) -> Markup:
-    """Labels at places in percent; those at the edges are kept inside."""
+    """Return axis labels at positions in percent; labels at the edges are aligned inwards."""
     text = Markup('<text class="tick" x="{}%" y="{}" text-anchor="{}">{}</text>')
     anchors = ["start" if x < 2 else "end" if x > 98 else "middle" for x, _ in ticks]
     return Markup("").join(text.format(_pct(x), y, anchor, label) for (x, label), anchor in zip(ticks, anchors, strict=True))
@@ -218,7 +218,7 @@ def _x_label(text: str, height: int) -> Markup:
 
 
 def _grid(ticks: Sequence[tuple[float, str]], top: float, floor: float) -> Markup:
-    """Horizontal lines with their labels in the gutter; places in percent from the floor up."""
+    """Return horizontal grid lines with labels on the left; positions are in percent from the bottom."""
     parts = []
     for place, label in ticks:
         y = floor - (floor - top) * place / 100
@@ -233,7 +233,7 @@ def _polyline(places: Sequence[tuple[float, float]], classes: str) -> Markup:
 
 
 def _moving_average(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average each point with its neighbours, a tenth of the line on both sides together."""
+    """Return the centred moving average; the window is a tenth of the line."""
     reach = max(1, len(points) // 20)
     windows = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
     return [(x, sum(y for _, y in w) / len(w)) for (x, _), w in zip(points, windows, strict=True)]
@@ -246,7 +246,7 @@ def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers, roughly `about` steps, that reach from at most `low` to at least `high`."""
+    """Return about `about` round numbers that cover the range from `low` to `high`."""
     if high <= low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / about
@@ -257,7 +257,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Return labels with just enough digits to tell the ticks apart."""
+    """Return labels with just enough digits to be distinct."""
     labels = [number(t) for t in ticks]
     for digits in range(1, 12):
         if len(set(labels)) == len(labels):
@@ -267,12 +267,12 @@ def _tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def _place(value: float, start: float, end: float) -> float:
-    """Where a value is between two ends, in percent, kept inside."""
+    """Return the position of a value between two ends, in percent, clipped to [0, 100]."""
     return min(100.0, max(0.0, 100 * (value - start) / (end - start)))
 
 
 def _inside(place: float) -> float:
-    """Turn a place in the plotting area into one in the whole width."""
+    """Convert a position in the plotting area to one in the full width, both in percent."""
     return _GUTTER + place * (100 - _GUTTER) / 100
 
 

@@ -1,4 +1,4 @@
-"""Turns report data into what the template lays out: figures, rows of tables, excerpts. It decides what; the template decides how."""
+"""Prepare report data for the templates: plots, table rows and excerpts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ NAMES = {
     "response_words": "Words per answer",
     "response_words_ratio": "Words against base",
     "truncated": "Cut off at the token limit",
-    "repetition": "Repeated four-word runs",
+    "repetition": "Repeated 4-grams",
     "looping": "Answers that loop",
     "truthful": "Short questions answered right",
     "perplexity": "Perplexity of good prose",
@@ -37,16 +37,16 @@ NAMES = {
 }
 TRIVIAL_RULES = {"always-a": "rule: always the first", "longer": "rule: always the longer", "shorter": "rule: always the shorter"}
 _BEFORE_AFTER = (
-    ("harmful_compliance", "Lower is better. Recognised by rule: an answer that has words and isn't a refusal."),
-    ("over_refusal", "Lower is better. Borderline and helpful prompts, which all deserve an answer."),
-    ("harmful_compliance_by_judge", "Lower is better. The judge's own opinion of each answer to a harmful prompt."),
-    ("reward", "Higher is what training aimed at; only differences mean something."),
-    ("response_words", "Neither direction is better: it shows whether other changes are changes of length."),
-    ("repetition", "Lower is better. Share of four-word runs that were there before."),
+    ("harmful_compliance", "Lower is better. By rule: a non-empty answer that is not a refusal."),
+    ("over_refusal", "Lower is better. Borderline and helpful prompts, which should all be answered."),
+    ("harmful_compliance_by_judge", "Lower is better. The judge's opinion of each answer to a harmful prompt."),
+    ("reward", "Training aims at a higher value. Only differences are meaningful."),
+    ("response_words", "Neither direction is better: it shows whether other changes come from length."),
+    ("repetition", "Lower is better. Share of repeated 4-grams within an answer."),
     ("looping", "Lower is better."),
-    ("truncated", "Answers that the token limit cut off."),
-    ("truthful", "Higher is better: what training cost the model of what it knew."),
-    ("perplexity", "Lower is better: how surprised the model is by good prose."),
+    ("truncated", "Answers cut off at the token limit."),
+    ("truthful", "Higher is better: shows whether training has cost knowledge."),
+    ("perplexity", "Lower is better: perplexity on well-written text."),
 )
 _WIN_RATES = ("win_rate_by_judge", "win_rate_by_reward")
 _CURVES = {
@@ -63,13 +63,13 @@ _CURVES = {
 
 @dataclass(frozen=True)
 class StageRow:
-    """One line of the pipeline table. Status `not run` where the manifest doesn't know the stage."""
+    """One row of the pipeline table. The status is `not run` if the stage is not in the manifest."""
 
     name: str
     status: str
     seconds: float
     share: float
-    """Of the longest stage's seconds: the width of its bar."""
+    """Time relative to the longest stage: the width of the bar."""
     calls_made: int
     calls_reused: int
     prompt_tokens: int
@@ -82,35 +82,35 @@ class StageRow:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """A judge protocol, or a trivial rule, beside people."""
+    """Agreement of a judging protocol or a trivial rule with human labels."""
 
     result: ProtocolResult
     name: str
     trivial: bool
     over_best_rule: str
-    """Difference to the best trivial rule and its lower bound, in points."""
+    """Difference to the best trivial rule and its lower bound, in percentage points."""
     position_bias: str
     failed: str
 
 
 @dataclass(frozen=True)
 class ResponseColumn:
-    """One model's answer in a before-and-after sample."""
+    """Answer of one model in a before-and-after sample."""
 
     model: str
     text: str
     score: float | None
     disagreement: float | None
-    """Standard deviation of the reward models' scores; None where there are not several."""
+    """Standard deviation of the reward models' scores; None for a single reward model."""
     best: bool
-    """Has the highest reward of the row."""
+    """Whether the answer has the highest reward in the row."""
     refused: bool
     words: int
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """A prompt with its answers side by side."""
+    """A prompt with the answers of all models."""
 
     kind: str
     messages: tuple[Message, ...]
@@ -119,7 +119,7 @@ class SampleView:
 
 @dataclass(frozen=True)
 class UseRow:
-    """A principle's use; shares are of the most used principle's count: the lengths of the bars."""
+    """Use of a principle. Shares are relative to the most used principle: the lengths of the bars."""
 
     use: PrincipleUse
     critique_share: float
@@ -128,16 +128,16 @@ class UseRow:
 
 @dataclass(frozen=True)
 class TrailView:
-    """A trail with its principles looked up. `marks` are the classes that the filter uses."""
+    """A trail with its principle ids. `classes` are the CSS classes that the filter uses."""
 
     trail: Trail
-    marks: str
+    classes: str
     title: str
     ids: tuple[str, ...]
 
 
 def name_of(result_name: str) -> str:
-    """Return a result's name in words.
+    """Return the display name of a result.
 
     >>> name_of("over_refusal:borderline"), name_of("looping_change")
     ('Fine requests refused, borderline prompts', 'Answers that loop, change against base')
@@ -151,7 +151,7 @@ def name_of(result_name: str) -> str:
 
 
 def stage_rows(data: ReportData) -> list[StageRow]:
-    """Return the pipeline in its order, stages that have not run included, stages unknown here last."""
+    """Return all stages in pipeline order, including those that have not run; unknown stages come last."""
     entries = {s.name: s for s in data.manifest.stages} if data.manifest is not None else {}
     failed: dict[str, int] = {}
     for group in data.failures:
@@ -171,7 +171,7 @@ def stage_rows(data: ReportData) -> list[StageRow]:
 
 
 def bench_rows(data: ReportData) -> list[BenchRow]:
-    """Return the judge's protocols and the trivial rules they must beat, in words."""
+    """Return the judging protocols and the trivial baselines as table rows."""
     rows = []
     for b in data.bench or ():
         over = (
@@ -186,7 +186,7 @@ def bench_rows(data: ReportData) -> list[BenchRow]:
 
 
 def judge_plots(data: ReportData) -> list[Markup]:
-    """Draw each protocol's agreement with people, and the trivial rules'."""
+    """Plot the agreement of each protocol and trivial baseline with human labels."""
     if not data.bench:
         return []
     used = data.manifest.judge.protocol if data.manifest is not None and data.manifest.judge is not None else ""
@@ -202,12 +202,12 @@ def judge_plots(data: ReportData) -> list[Markup]:
         for r in bench_rows(data)
         for tone in ("base" if r.trivial else "policy",)
     ]
-    caption = "Human-labelled pairs on which both prefer the same response, with 95% intervals. Grey: rules that only look at form."
-    return [rows_plot("Agreement with people's labels", rows, reference=0.5, reference_label="a coin", bars=False, caption=caption)]
+    caption = "Share of human-labelled pairs with the same preferred response, with 95% intervals. Grey: trivial baselines."
+    return [rows_plot("Agreement with human labels", rows, reference=0.5, reference_label="chance", bars=False, caption=caption)]
 
 
 def curve_plots(curves: Sequence[Curve], stage: str) -> list[Markup]:
-    """Draw a training stage's curves: those worth looking at where they are known, else its loss."""
+    """Plot the main training curves of a stage."""
     found = {c.metric: c for c in curves if c.stage == stage}
     plots = []
     for metric, words in _CURVES[stage]:
@@ -220,7 +220,7 @@ def curve_plots(curves: Sequence[Curve], stage: str) -> list[Markup]:
 
 
 def policy_plots(data: ReportData) -> list[Markup]:
-    """Draw win rates against base, then every before-and-after measure that exists."""
+    """Plot win rates against the base model and all before-and-after measures."""
     results = data.evaluation or ()
     plots = [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[:3]]
     for name in _WIN_RATES:
@@ -234,7 +234,7 @@ def policy_plots(data: ReportData) -> list[Markup]:
 
 
 def result_rows(results: Sequence[EvalResult]) -> list[tuple[str, str, str, str, int, str, str]]:
-    """Return every result as words: measure, model, value, interval, n, p after correction where it was tested, note."""
+    """Return all results as table rows: measure, model, value, interval, n, corrected p-value, note."""
     return [(name_of(r.name), r.model, quantity(r.value, r.name), interval(r), r.n, p_words(r.p_adjusted), r.note) for r in results]
 
 
@@ -261,46 +261,46 @@ def sample_views(data: ReportData) -> list[SampleView]:
 
 
 def trail_views(data: ReportData) -> tuple[list[TrailView], list[str]]:
-    """Return the trails and the ids of the principles that occur in them, by which they can be filtered."""
+    """Return the trails, and the ids of their principles for the filter."""
     trails = data.trails or ()
     used = {r.critique.principle_id for t in trails for r in t.trace.rounds}
     ids = [p.id for p in data.principles if p.id in used]
     views = []
     for t in trails:
-        mine = tuple(dict.fromkeys(r.critique.principle_id for r in t.trace.rounds))
-        marks = " ".join(f"tp{ids.index(i)}" for i in mine)
-        views.append(TrailView(t, marks, _last_user_words(t.trace.prompt.messages), mine))
+        own_ids = tuple(dict.fromkeys(r.critique.principle_id for r in t.trace.rounds))
+        classes = " ".join(f"tp{ids.index(i)}" for i in own_ids)
+        views.append(TrailView(t, classes, _last_user_message(t.trace.prompt.messages), own_ids))
     return views, ids
 
 
 def principle_lookup(data: ReportData) -> dict[str, Principle]:
-    """Return the constitution's principles by id, as they were when the run used them."""
+    """Return the principles by id, in the version that the run used."""
     card = data.manifest.constitution if data.manifest is not None else None
     return {p.id: p for p in card.principles} if card is not None else {}
 
 
 def use_rows(uses: Sequence[PrincipleUse]) -> list[UseRow]:
-    """Return each principle's use with its share of the most used one's, the most used first."""
+    """Return the use of each principle relative to the most used one, in descending order."""
     most = (max((u.critiques for u in uses), default=0) or 1, max((u.labels for u in uses), default=0) or 1)
     rows = [UseRow(u, u.critiques / most[0], u.labels / most[1]) for u in uses]
     return sorted(rows, key=lambda r: -(r.critique_share + r.label_share))
 
 
 def label_plots(data: ReportData) -> list[Markup]:
-    """Draw how sure the judge was, and how sure the training labels are by source."""
+    """Plot the distributions of the judge's probabilities and, by source, of the training labels."""
     labels = data.labels
     if labels is None:
         return []
     plots = []
     if labels.judge_bins:
-        caption = "Near a half the judge has no opinion; towards the ends it is sure."
-        plots.append(histogram("What the judge said", labels.judge_bins, 0, 1, "probability that response A is better", caption))
+        caption = "The judge is undecided near 0.5 and confident near 0 and 1."
+        plots.append(histogram("Probabilities from the judge", labels.judge_bins, 0, 1, "probability that response A is better", caption))
     plots += [_source_plot(s) for s in labels.sources]
     return plots
 
 
 def gold_accuracy(data: ReportData) -> str:
-    """Say how far the gold reward model itself can be believed; empty where it was not measured."""
+    """Describe the held-out accuracy of the gold reward model; empty if it was not measured."""
     values = data.model_metrics.get(GOLD, {})
     numbers = [x for key in ("accuracy", "n", "low", "high") if isinstance(x := values.get(key), float)]
     if len(numbers) < 4:
@@ -312,7 +312,7 @@ def gold_accuracy(data: ReportData) -> str:
 
 
 def balance_rows(data: ReportData) -> list[tuple[SourceBalance, dict[str, str]]]:
-    """Return every source of preferences with how it leans on each feature, in words."""
+    """Return each source of preferences with its bias on each feature, formatted."""
     return [
         (s, {x.feature: f"{percent(x.more_chosen)} ({percent(x.low)} to {percent(x.high)}, n = {x.n:,})" for x in s.leanings})
         for s in data.balance
@@ -330,16 +330,14 @@ def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Mar
 def _source_plot(source: LabelSource) -> Markup:
     lowest = next((i for i, n in enumerate(source.bins) if n), 0)
     first = BINS // 2 if lowest >= BINS // 2 else 0
-    caption = (
-        f"{plural(source.n, 'preference')}, mean {number(source.mean_p)}; {percent(source.near_even / source.n)} within 0.05 of a half."
-    )
+    caption = f"{plural(source.n, 'preference')}, mean {number(source.mean_p)}; {percent(source.near_even / source.n)} within 0.05 of 0.5."
     tone = "human" if source.source.startswith("human") else "sft" if source.source.startswith(("revision", "contrast")) else "policy"
     title = f"Training labels from {source.source}"
     return histogram(title, source.bins[first:], first / BINS, 1, "probability that the chosen response is better", caption, tone)
 
 
 def _interleave(views: list[SampleView]) -> list[SampleView]:
-    """Take samples of each kind in turn, so that the first few show all kinds."""
+    """Interleave the kinds of prompt, so that the first samples show all kinds."""
     groups = [[v for v in views if v.kind == kind] for kind in PROMPT_KINDS]
     return [g[i] for i in range(max(map(len, groups))) for g in groups if i < len(g)]
 
@@ -355,5 +353,5 @@ def _tone(model: str) -> str:
     return model if model in MODELS else "policy"
 
 
-def _last_user_words(messages: Sequence[Message]) -> str:
+def _last_user_message(messages: Sequence[Message]) -> str:
     return next((m.content for m in reversed(messages) if m.role == "user"), "")

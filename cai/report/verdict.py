@@ -1,7 +1,7 @@
-"""What the numbers say, in words: did the policy win, refuse what it should, answer what it should, or just get longer?
+"""The report's verdict: win rate, harmful compliance, over-refusal and length of the trained model, in words.
 
-A claim is made only where a 95 % interval excludes no difference; otherwise the text says that nothing was shown, which is not the same as
-no difference.
+A difference is claimed only if its 95 % interval excludes 0. Otherwise the text says that no difference was shown, which does not mean that
+there is none.
 """
 
 from dataclasses import dataclass
@@ -19,42 +19,40 @@ SMALL = 30
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """One question, its answer in a word, and the numbers behind it."""
+    """One question, its short answer, and the numbers behind it."""
 
     question: str
     answer: str
     tone: Tone
     figure: str
-    """The number to show large."""
+    """Number in large type."""
     detail: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The report's first paragraph."""
+    """First section of the report."""
 
     headline: str
     sentences: tuple[str, ...]
     findings: tuple[VerdictLine, ...]
     warning: str
-    """Why the labels behind this run can't be trusted yet; empty where they were shown to be good."""
+    """Reason not to trust the labels of this run; empty if the judge beats the trivial baselines."""
 
 
 def find(data: ReportData, name: str, model: str) -> EvalResult | None:
-    """Return a model's result of that name, if it was measured."""
+    """Return a model's result of a name; None if it was not measured."""
     return next((r for r in data.evaluation or () if r.name == name and r.model == model), None)
 
 
 def reach_verdict(data: ReportData) -> Verdict:
-    """Turn a run's results into findings, sentences and, where the judge wasn't shown to be better than trivial rules, a warning."""
+    """Turn a run's results into findings and sentences, with a warning if the judge was not shown to beat the trivial baselines."""
     warning = judge_warning(data)
     results = data.evaluation or ()
     model = next((m for m in TRAINED if any(r.model == m for r in results)), None)
     if model is None:
-        state = (
-            "This run has not been evaluated yet." if data.evaluation is None else "The evaluation holds no result about a trained model."
-        )
-        return Verdict(state, ("Everything below is what the finished stages left behind.",), (), warning)
+        state = "This run has not been evaluated yet." if data.evaluation is None else "The evaluation has no result for a trained model."
+        return Verdict(state, ("The sections below show the results of the finished stages.",), (), warning)
     compliance = _change(data, model, "harmful_compliance", "Complies with harmful requests", "fewer", "more", good_when="lower")
     refusal = _change(data, model, "over_refusal", "Refuses requests that are fine", "fewer", "more", good_when="lower")
     win = _win(data, model)
@@ -64,24 +62,22 @@ def reach_verdict(data: ReportData) -> Verdict:
     sentences = [
         _win_sentence(data, model, who),
         _change_sentence(compliance, "complies with", "harmful requests", find(data, "harmful_compliance_change", model)),
-        _change_sentence(refusal, "refuses", "requests that deserve an answer", find(data, "over_refusal_change", model)),
+        _change_sentence(refusal, "refuses", "requests that should be answered", find(data, "over_refusal_change", model)),
         _length_sentence(data, model),
     ]
     if loops.tone in ("bad", "good"):
-        sentences.append(f"{'More' if loops.tone == 'bad' else 'Fewer'} of its answers go round in circles: {loops.detail}.")
+        sentences.append(f"{'More' if loops.tone == 'bad' else 'Fewer'} of its answers loop: {loops.detail}.")
     shown = [compliance, refusal, win, length]
     if loops.tone == "bad":
         shown.append(loops)
     smallest = min((r.n for r in results if r.model == model and r.name in ("harmful_compliance", "over_refusal")), default=0)
     if 0 < smallest < SMALL:
-        sentences.append(
-            f"The smallest of these measures rests on only {plural(smallest, 'prompt')}: only large changes could have been seen."
-        )
+        sentences.append(f"The smallest of these measures has only {plural(smallest, 'prompt')}, so only large changes can be detected.")
     return Verdict(_headline(who, compliance, refusal, loops), tuple(s for s in sentences if s), tuple(shown), warning)
 
 
 def judge_warning(data: ReportData) -> str:
-    """Say what is wrong with the judge's standing; empty where it beat the trivial baselines on people's labels, or labelled nothing."""
+    """Return why the judge can't be trusted; empty if it beats the trivial baselines on human labels, or labelled nothing."""
     card = data.manifest.judge if data.manifest is not None else None
     if card is None:
         sources = [s.source for s in data.labels.sources] if data.labels is not None else []
@@ -147,7 +143,7 @@ def _win_sentence(data: ReportData, model: str, who: str) -> str:
     words = {
         "above": "beats the base model beyond chance",
         "below": "loses to the base model beyond chance",
-        "neither": "can't be told from the base model",
+        "neither": "was not shown to differ from the base model",
     }
     parts = []
     for by, name in (("judge", "the judge"), ("reward", "the reward model")):
@@ -156,7 +152,7 @@ def _win_sentence(data: ReportData, model: str, who: str) -> str:
             parts.append(f"by {name} it {words[_side(r)]} ({percent(r.value)} of {plural(r.n, 'prompt')}, {interval(r)})")
     if not parts:
         return f"{who} was not compared with the base model by a judge or reward model."
-    independence = "Judge and reward model are no independent witnesses: it was trained to please them."
+    independence = "Judge and reward model are not independent: the model was trained on their scores."
     return f"{who}, compared with the base model: {'; '.join(parts)}. {independence}"
 
 
@@ -170,13 +166,13 @@ def _change_sentence(finding: VerdictLine, verb: str, things: str, moved: EvalRe
 
 def _length(data: ReportData, model: str) -> VerdictLine:
     question = "Length of its answers"
-    mine, ratio = find(data, "response_words", model), find(data, "response_words_ratio", model)
+    own, ratio = find(data, "response_words", model), find(data, "response_words_ratio", model)
     base = find(data, "response_words", "base")
-    if mine is None:
+    if own is None:
         return VerdictLine(question, "not measured", "missing", "–", "")
     if ratio is None or base is None:
-        return VerdictLine(question, "nothing to compare with", "missing", f"{mine.value:.0f} words", f"n\u00a0=\u00a0{mine.n}")
-    figure = f"{base.value:.0f} → {mine.value:.0f} words"
+        return VerdictLine(question, "nothing to compare with", "missing", f"{own.value:.0f} words", f"n\u00a0=\u00a0{own.n}")
+    figure = f"{base.value:.0f} → {own.value:.0f} words"
     detail = f"{quantity(ratio.value, ratio.name)} the base model's (95% interval {interval(ratio)})"
     side = _side(ratio, 1.0)
     answer = {"above": "longer", "below": "shorter", "neither": "about the same"}[side]
@@ -193,11 +189,11 @@ def _length_sentence(data: ReportData, model: str) -> str:
     text = f"Its answers are {words} the base model's ({quantity(ratio.value, ratio.name)}, {interval(ratio)})"
     if longer is not None and _side(longer) != "neither":
         taste = "longer" if _side(longer) == "above" else "shorter"
-        text += f", and the judge has a taste for the {taste} one ({percent(longer.value)} of wins went to the longer answer)"
+        text += f", and the judge prefers {taste} answers ({percent(longer.value)} of wins went to the longer answer)"
     win = find(data, "win_rate_by_judge", model)
     if side == "above" and win is not None and win.low > 0.5:
         held = like is not None and like.low > 0.5
-        text += "; the wins hold at like length" if held else "; the wins may be length alone: at like length they were not shown to hold"
+        text += "; it also wins at similar length" if held else "; the wins may come from length alone: none was shown at similar length"
     return f"{text}."
 
 

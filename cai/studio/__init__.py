@@ -1,4 +1,5 @@
-"""The local web app for people: edit a constitution and see what an edit does, label pairs, watch runs.
+"""The local web app: edit constitutions and preview the effect of an edit, label pairs, monitor runs.
 
-`drafts`, `labelling`, `previews` and `jobs` know nothing of the web; `*_pages` are the handlers; `guard` decides who is answered at all.
+`drafts`, `labelling`, `trials` and `jobs` do not depend on the web framework. `*_pages` are the request handlers. `guard` checks every
+request.
 """

@@ -1,4 +1,4 @@
-"""The app: its routes, behind the guard."""
+"""The ASGI app: all routes, protected by the guard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +22,18 @@ from cai.studio.web import HANDLERS, Studio, asset, page, studio_of
 
 
 def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialRequest | None = None) -> Studio:
-    """Return what the app works with in a workspace.
+    """Return the app's state for a workspace.
 
     Args:
-        workspace: whose files it shows.
-        queues: files of pairs to label, beside `labels/queues/`.
-        asking: which model previews ask; None: the embedded one.
+        workspace: the workspace.
+        queues: files of pairs to label, in addition to `labels/queues/`.
+        asking: model and settings of previews; None: the embedded model.
     """
     return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), asking or TrialRequest())
 
 
 def home(request: Request) -> Response:
-    """Everything that the workspace has."""
+    """Show the start page: constitutions, queues and runs of the workspace."""
     studio = studio_of(request)
     runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
     constitutions = [(name, *_opened(studio, name)) for name in studio.drafts.names()]
@@ -51,9 +51,9 @@ def make_app(studio: Studio, port: int, token: str) -> Guard:
     """Return the ASGI app.
 
     Args:
-        studio: what it works with.
-        port: on which it will be served.
-        token: that a browser must bring.
+        studio: state of the app.
+        port: port of the server.
+        token: secret that a browser must send.
     """
     pages = (constitution_pages, trial_pages, label_pages, run_pages)
     routes = [Route("/", home), Route("/static/{name}", asset), *(route for part in pages for route in part.ROUTES)]

@@ -1,4 +1,4 @@
-"""Pages that edit a constitution: the text with live lint, kept as a draft, saved when the person says so."""
+"""Request handlers of the constitution editor: live lint, a draft that is stored on every change, and save."""
 
 import msgspec
 from starlette.requests import Request
@@ -13,47 +13,47 @@ BASE = "/constitutions/{name}"
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A new text, and the version that it was made from."""
+    """A new text, and the version that it is based on."""
 
     text: str
     version: str
 
 
 class Version(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the person sees."""
+    """The version that the page shows."""
 
     version: str
 
 
 def name_of(request: Request) -> str:
-    """Return the constitution that an address names. Raises a 404."""
+    """Return the constitution's name from the URL. Raises a 404 error if it is unknown."""
     return known(request.path_params["name"], studio_of(request).drafts.names(), "constitution")
 
 
 def editor(request: Request) -> Response:
-    """The page. The text itself comes after it, as JSON, so that every character of it arrives as it is."""
+    """Show the editor page. The page loads the text as JSON, so that every character is preserved."""
     studio = studio_of(request)
     answered = [name for name in run_names(studio) if run_of(studio, name).data("responses").is_file()]
     return page("constitution", name=name_of(request), runs=answered)
 
 
 def text(request: Request) -> Response:
-    """The text as it stands, and what there is to say about it."""
+    """Return the current text and its lint findings."""
     return _shown(studio_of(request).drafts.open(name_of(request)))
 
 
 def write(request: Request, body: Text) -> Response:
-    """Keep what was typed."""
+    """Store the text as a draft."""
     return _shown(studio_of(request).drafts.write(name_of(request), body.text, body.version))
 
 
 def save(request: Request, body: Version) -> Response:
-    """Write the draft over the file."""
+    """Save the draft to the file."""
     return _shown(studio_of(request).drafts.save(name_of(request), body.version))
 
 
 def discard(request: Request, body: Version) -> Response:
-    """Go back to the file."""
+    """Discard the draft and return to the saved file."""
     return _shown(studio_of(request).drafts.discard(name_of(request), body.version))
 
 

@@ -1,8 +1,7 @@
-"""Constitutions in a workspace as people edit them: a draft is kept at every keystroke, and the file changes only when they save.
+"""Drafts of constitutions: every edit is stored as a draft, and the file changes only on save.
 
-The text is never parsed and written again, so comments and layout stay as they are. A draft lies in `runs/.studio/drafts/`, whole or not
-at all. Every change names the version that it was made from: where another tab or an editor has changed the text meanwhile, it is refused
-and nothing is lost.
+The text is saved as typed, so comments and layout are preserved. Drafts are written atomically to `runs/.studio/drafts/`. Every change
+names the version that it is based on. If another tab or an editor has changed the text, the change is refused and nothing is lost.
 """
 
 import threading
@@ -23,7 +22,7 @@ from cai.records import Constitution
 
 
 class ChangedElsewhereError(ConstitutionError):
-    """The text is not what the change was made from."""
+    """The text has changed since the version that the edit is based on."""
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -31,12 +30,12 @@ class _Kept(msgspec.Struct, frozen=True):
 
     text: str
     base: str
-    """Hash of the file's text when the draft was begun."""
+    """Hash of the file's text when the draft was created."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrinciplePlace:
-    """A principle's place in a text."""
+    """Line of a principle in a text."""
 
     id: str
     line: int
@@ -44,27 +43,27 @@ class PrinciplePlace:
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A constitution's text as it stands in the editor."""
+    """State of the editor for one constitution."""
 
     name: str
     text: str
     version: str
-    """Changes with the draft and with the file."""
+    """Hash of the draft and the file."""
     is_draft: bool
-    """The text is not what the file says."""
+    """Whether the text differs from the file."""
     is_overtaken: bool
-    """The file was changed after the draft was begun: to save would undo that."""
+    """Whether the file changed after the draft was created; saving would undo that change."""
     findings: tuple[LintFinding, ...]
     sections: tuple[PrinciplePlace, ...]
     fault: str
-    """Why no run could read it; empty where one can, and what is found against it is advice."""
+    """Error that prevents loading the text; empty if it can be loaded."""
 
 
 class Drafts:
     """The constitutions of one workspace.
 
     Args:
-        workspace: its `constitution/*.yaml` are the only files that are ever read or written.
+        workspace: the workspace. Only its `constitution/*.yaml` and the drafts are read or written.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -73,21 +72,21 @@ class Drafts:
         self._one_at_a_time = threading.Lock()
 
     def names(self) -> list[str]:
-        """Return the constitutions that there are."""
+        """Return the names of all constitutions."""
         return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file())
 
     def path(self, name: str) -> Path:
-        """Return a constitution's file. Raises `DataError` where there is no such one."""
+        """Return the file of a constitution. Raises `DataError` if there is none of that name."""
         if name not in self.names():
             raise DataError(f"constitution/{name}.yaml: no such file. There are: {', '.join(self.names()) or 'none'}")
         return self._folder / f"{name}.yaml"
 
     def open(self, name: str) -> Edited:
-        """Return what the editor shows: the draft if there is one, else the file.
+        """Return the editor's state: the draft if there is one, else the file.
 
         Raises:
-            DataError: there is no such constitution.
-            ConstitutionError: it isn't text.
+            DataError: there is no constitution of that name.
+            ConstitutionError: the file is not text.
         """
         saved, kept = self.saved_text(name), self._kept(name)
         text = saved if kept is None else kept.text
@@ -95,15 +94,15 @@ class Drafts:
         return Edited(name, text, _version(saved, kept), text != saved, overtaken, *_examined(text, Path(f"{name}.yaml")))
 
     def write(self, name: str, text: str, version: str) -> Edited:
-        """Keep a draft. One that says what the file says is none.
+        """Store a draft. A draft that equals the file is deleted.
 
         Raises:
-            ChangedElsewhereError: `version` is not the present one.
-            StoreError: the disk is full or can't be written.
+            ChangedElsewhereError: `version` is not the current version.
+            StoreError: the disk is full or the file can't be written.
         """
         with self._one_at_a_time:
             saved, before = self._expect(name, version)
-            if "\r\n" in saved:  # a browser gives every line break as \n
+            if "\r\n" in saved:  # browsers send every line break as \n
                 text = text.replace("\r\n", "\n").replace("\n", "\r\n")
             if text == saved:
                 self._drop(name)
@@ -113,32 +112,32 @@ class Drafts:
             return self.open(name)
 
     def save(self, name: str, version: str) -> Edited:
-        """Write the draft over the file.
+        """Save the draft to the file.
 
         Raises:
-            ChangedElsewhereError: `version` is not the present one.
-            ConstitutionError: `cai` could not read it.
-            StoreError: the disk is full or can't be written.
+            ChangedElsewhereError: `version` is not the current version.
+            ConstitutionError: the draft can't be loaded as a constitution.
+            StoreError: the disk is full or the file can't be written.
         """
         with self._one_at_a_time:
             self._expect(name, version)
             edited = self.open(name)
             if edited.fault:
-                raise ConstitutionError(f"Not saved, because no run could read it; your draft is kept. {edited.fault}")
+                raise ConstitutionError(f"Not saved, because the text is not a valid constitution. Your draft is kept. {edited.fault}")
             if edited.is_draft:
                 write_text(self.path(name), edited.text)
                 self._drop(name)
             return self.open(name)
 
     def discard(self, name: str, version: str) -> Edited:
-        """Go back to what the file says. Raises `ChangedElsewhereError` where `version` is not the present one."""
+        """Delete the draft. Raises `ChangedElsewhereError` if `version` is not the current version."""
         with self._one_at_a_time:
             self._expect(name, version)
             self._drop(name)
             return self.open(name)
 
     def saved_text(self, name: str) -> str:
-        """Return the file's text with its own line breaks. Raises `ConstitutionError` where it isn't text."""
+        """Return the file's text with its line breaks unchanged. Raises `ConstitutionError` if it is not UTF-8 text."""
         path = self.path(name)
         try:
             return path.read_bytes().decode()
@@ -148,12 +147,12 @@ class Drafts:
             raise ConstitutionError(f"{path}: not UTF-8 text ({e.reason})") from e
 
     def versions(self, name: str) -> tuple[Constitution, Constitution]:
-        """Return the constitution as saved and as it stands in the editor. Raises `ConstitutionError` where one can't be read."""
+        """Return the constitution as saved and as in the editor. Raises `ConstitutionError` if one is not valid."""
         where = self.path(name)
         return parse_constitution(self.saved_text(name), where), parse_constitution(self.open(name).text, where)
 
     def _expect(self, name: str, version: str) -> tuple[str, _Kept | None]:
-        """Return the file's text and the draft, if they are what the person sees."""
+        """Return the file's text and the draft. Raises `ChangedElsewhereError` if `version` is not the current version."""
         now = self.saved_text(name), self._kept(name)
         if _version(*now) != version:
             raise ChangedElsewhereError(f"{name} was changed in another tab or program since you opened it. Nothing was overwritten.")
@@ -169,7 +168,7 @@ class Drafts:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as e:
-            raise StoreError(f"{path}: not a draft that can be read ({e}). Move it away to go on from the saved file.") from e
+            raise StoreError(f"{path}: the draft can't be read ({e}). Move it away to continue from the saved file.") from e
 
     def _drop(self, name: str) -> None:
         path = self._draft(name)
@@ -185,7 +184,7 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 @lru_cache(maxsize=64)
 def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrinciplePlace, ...], str]:
-    """Return what lint finds, where each principle begins, and why the text can't be loaded. A text is looked at once."""
+    """Return the lint findings, the line of each principle, and the load error (empty if there is none). Results are cached."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
         source = parse_yaml(text.encode(), where, ConstitutionError)

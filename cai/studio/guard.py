@@ -1,13 +1,13 @@
-"""Who is answered: a browser on this machine that was given the token, asking from the app's own pages. Everybody else is refused.
+"""Access control: only a browser on this machine with the token gets an answer, and only for requests from the app's own pages.
 
-In front of every request, in this order:
+Every request is checked in this order:
 
-1. `Host` must be this server's own address. A foreign name that was made to point at 127.0.0.1 (DNS rebinding) is not.
-2. What a browser says of the page that asks (`Sec-Fetch-Site`, `Origin`) must be this origin: SameSite cookies don't tell ports apart.
-3. The cookie must hold the token, which is drawn anew at every start; `/enter?token=…`, the address that `cai studio` prints, sets it.
-4. A body must say its length, and that must be at most `MAX_BODY_BYTES`.
+1. `Host` must be this server's address. This stops DNS rebinding, where another host name points at 127.0.0.1.
+2. `Sec-Fetch-Site` and `Origin` must name this origin, because SameSite cookies ignore the port.
+3. The cookie must contain the token, which is new at every start. `/enter?token=…`, the address that `cai studio` prints, sets the cookie.
+4. A request body must declare its length, at most `MAX_BODY_BYTES`.
 
-Every answer forbids what its page doesn't need: other origins, inline scripts and styles, frames, caching.
+Response headers forbid other origins, inline scripts and styles, frames and caching.
 """
 
 import secrets
@@ -32,18 +32,18 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-"""A response may set its own instead."""
+"""Default headers of every response; a response can override them."""
 ENTER = "/enter"
 _SAFE = ("GET", "HEAD")
 
 
 class Guard:
-    """An ASGI app around another.
+    """ASGI middleware that checks every request.
 
     Args:
-        app: what answers those who may ask.
-        port: on which this server listens.
-        token: the secret of this start.
+        app: the app that handles accepted requests.
+        port: port of this server.
+        token: secret of this server process.
     """
 
     def __init__(self, app: ASGIApp, port: int, token: str) -> None:
@@ -71,32 +71,34 @@ class Guard:
         await answer(scope, receive, send_with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """Return the answer to a request that the app must not see."""
+        """Return an error response, or the response to `/enter`; None if the app may handle the request."""
         host = request.headers.getlist("host")
         if len(host) != 1 or host[0].lower() not in self._hosts:
             return _refuse(421, "This is not the address that `cai studio` printed.")
         entering = request.method in _SAFE and request.url.path == ENTER
         own = f"http://{host[0].lower()}"
         if request.method not in _SAFE and request.headers.get("origin") != own:
-            return _refuse(403, "Only the app's own pages may change anything.")
+            return _refuse(403, "Only the app's own pages may make changes.")
         if not entering and request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return _refuse(403, "Another site asked. Open the address that `cai studio` printed yourself.")
+            return _refuse(403, "This request came from another site. Open the address that `cai studio` printed.")
         if entering:
             return self._enter(request)
         if not self._is_token(request.cookies.get(self._cookie, "")):
-            return _refuse(401, "Open the address that `cai studio` printed when it started: it holds a token, new at every start.")
+            return _refuse(
+                401, "Open the address that `cai studio` printed when it started. It contains a token that is new at every start."
+            )
         if request.method not in _SAFE:
             length = request.headers.get("content-length", "")
             if not length.isascii() or not length.isdigit() or "transfer-encoding" in request.headers:
-                return _refuse(411, "The request must say how long it is.")
+                return _refuse(411, "The request needs a Content-Length header.")
             if int(length) > MAX_BODY_BYTES:
-                return _refuse(413, f"More than {MAX_BODY_BYTES // 2**20} MiB at once is not taken.")
+                return _refuse(413, f"The request is larger than {MAX_BODY_BYTES // 2**20} MiB.")
         return None
 
     def _enter(self, request: Request) -> Response:
         given = parse_qs(request.url.query).get("token", [""])
         if len(given) != 1 or not self._is_token(given[0]):
-            return _refuse(401, "The token is not the one of this start. Open the address that `cai studio` printed.")
+            return _refuse(401, "The token is not valid. Open the address that `cai studio` printed when it last started.")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
         return answer

@@ -1,6 +1,6 @@
-"""Work that asks models, one job at a time, in a thread with an event loop of its own: the pages stay quick, and a job can be stopped.
+"""Background jobs that call models. They run one at a time in a thread with its own event loop, and can be stopped.
 
-Nothing that a job paid for is lost with it: every finished call is in the workspace's call store, and asking again costs only the rest.
+Finished calls of a stopped job are in the workspace's call store, so starting it again makes only the remaining calls.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from cai.errors import CaiError
 
 State = Literal["waiting", "running", "done", "stopped", "failed"]
 KEPT = 20
-"""Finished jobs whose results can still be looked at."""
+"""Number of finished jobs whose results are kept."""
 _log = logging.getLogger(__name__)
 
 
 class Job(Reporter):
-    """One piece of work, as a page sees it.
+    """A background job and its progress, as shown on a page.
 
     Args:
-        kind: which template shows its parts.
+        kind: name of the template for its results.
     """
 
     def __init__(self, kind: str) -> None:
@@ -32,7 +32,7 @@ class Job(Reporter):
         self.kind = kind
         self.state: State = "waiting"
         self.parts: list[Any] = []
-        """What it has found so far."""
+        """Results so far."""
         self.note = ""
         self.calls = 0
         self.warnings: list[str] = []
@@ -42,23 +42,23 @@ class Job(Reporter):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether the job has ended."""
         return self.state in ("done", "stopped", "failed")
 
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
-        """Keep how far it is."""
+        """Record the progress."""
         self.note = f"{unit}: {done} of {total}" if total else unit
 
     def call(self) -> None:
-        """Count a model's answer."""
+        """Count one model call."""
         self.calls += 1
 
     def warn(self, text: str) -> None:
-        """Keep a warning."""
+        """Record a warning."""
         self.warnings.append(text)
 
     def stop(self) -> None:
-        """End it at its next step."""
+        """Cancel the job."""
         with self._lock:
             if self.state == "waiting":
                 self.state = "stopped"
@@ -66,7 +66,7 @@ class Job(Reporter):
                 self._stop()
 
     def run(self, work: Callable[["Job"], Awaitable[None]]) -> None:
-        """Do the work in this thread."""
+        """Run the job in this thread."""
 
         async def main() -> None:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -80,7 +80,7 @@ class Job(Reporter):
                 await work(self)
             finally:
                 with self._lock:
-                    self._stop = None  # a stop that comes now would find the loop closed
+                    self._stop = None  # the event loop is about to close
 
         try:
             asyncio.run(main())
@@ -89,23 +89,23 @@ class Job(Reporter):
             outcome = "stopped"
         except CaiError as e:
             outcome, self.error = "failed", str(e)
-        except Exception as e:  # noqa: BLE001 - a bug of ours: the page must say so, and the terminal where
+        except Exception as e:  # noqa: BLE001 - a bug: show it on the page, and the traceback in the terminal
             _log.exception("a job of the studio failed")
-            outcome, self.error = "failed", f"{type(e).__name__}: {e}. This is a bug; the terminal shows where."
+            outcome, self.error = "failed", f"{type(e).__name__}: {e}. This is a bug; the terminal shows the traceback."
         with self._lock:
             if self.state != "stopped":
                 self.state = outcome
 
 
 class Jobs:
-    """The jobs of one app, in a row."""
+    """The job queue of the app."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="studio-job")
         self._jobs: dict[str, Job] = {}
 
     def start(self, kind: str, work: Callable[[Job], Awaitable[None]]) -> Job:
-        """Put a job at the end of the row."""
+        """Add a job to the queue."""
         job = Job(kind)
         self._jobs[job.id] = job
         for old in [j for j in self._jobs.values() if j.is_over][:-KEPT]:
@@ -114,11 +114,11 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job | None:
-        """Return a job, while it is kept."""
+        """Return a job; None if it is unknown or no longer kept."""
         return self._jobs.get(job_id)
 
     def close(self) -> None:
-        """Stop every job and wait for the one that runs."""
+        """Stop all jobs and wait for the running one."""
         for job in list(self._jobs.values()):
             job.stop()
         self._pool.shutdown(wait=True)

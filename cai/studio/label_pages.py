@@ -1,6 +1,6 @@
-"""Pages where people label: who they are and what they label, one pair at a time by keyboard, and new queues out of runs.
+"""Request handlers for labelling: the start page, one pair at a time by keyboard, and new queues from runs.
 
-What a rater's browser is sent holds two texts and the prompt: no source, no score, nobody's label.
+A rater's browser receives only the prompt and two responses: no source, no score, no label.
 """
 
 from pathlib import Path
@@ -34,21 +34,21 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Undo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The answer to take back."""
+    """The answer to undo."""
 
     rater: str
     key: str
 
 
 class Next(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing said yet: what comes next."""
+    """Request for the next pair, without an answer."""
 
     rater: str
     skipped: Annotated[list[str], msgspec.Meta(max_length=10_000)] = []
 
 
 class NewQueue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Pairs of a run that people should label."""
+    """Request for a new queue of pairs from a run."""
 
     run: str
     by: QueueBy
@@ -56,13 +56,13 @@ class NewQueue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def start(request: Request) -> Response:
-    """Who labels what."""
+    """Show the start page, which asks for the rater's name and a queue."""
     studio = studio_of(request)
     return page("label_start", queues=queue_rows(studio), constitutions=studio.drafts.names(), runs=run_names(studio))
 
 
 def begin(request: Request) -> Response:
-    """Go from the form to the pair."""
+    """Redirect from the start form to the labelling page."""
     asked = request.query_params
     queue = known(asked.get("queue", ""), studio_of(request).labelling.queues(), "queue")
     rater = rater_name(asked.get("rater", ""))
@@ -70,7 +70,7 @@ def begin(request: Request) -> Response:
 
 
 def rate(request: Request) -> Response:
-    """The page with one pair."""
+    """Show the labelling page."""
     studio, queue = studio_of(request), _queue(request)
     rater, guide = rater_name(request.query_params.get("rater", "")), request.query_params.get("guide", "")
     if guide:
@@ -80,19 +80,19 @@ def rate(request: Request) -> Response:
 
 
 def turn(request: Request, body: Next) -> Response:
-    """What comes next."""
+    """Return the next pair."""
     return _shown(studio_of(request).labelling.turn(_queue(request), rater_name(body.rater), body.skipped))
 
 
 def answer(request: Request, body: Answer) -> Response:
-    """Keep an answer, and say what comes next."""
+    """Store an answer and return the next pair."""
     labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
     kept = labelling.answer(queue, rater, body.key, body.choice)
     return _shown(labelling.turn(queue, rater, body.skipped), kept)
 
 
 def undo(request: Request, body: Undo) -> Response:
-    """Take the last answer back, and show its pair again."""
+    """Undo the last answer and return its pair."""
     labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
     labelling.undo(queue, rater, body.key)
     every_other = [k for k in labelling.to_label(queue).pairs if k != body.key]
@@ -100,7 +100,7 @@ def undo(request: Request, body: Undo) -> Response:
 
 
 def new_queue(request: Request, body: NewQueue) -> Response:
-    """Choose a run's pairs for people to label, and keep them as a queue."""
+    """Select pairs of a run for human labelling, and store them as a queue."""
     studio = studio_of(request)
     run = run_of(studio, body.run)
     folder = studio.labelling.queue_folder
@@ -112,7 +112,7 @@ def new_queue(request: Request, body: NewQueue) -> Response:
 
 
 def queue_rows(studio: Studio) -> list[tuple[Queue, int, int, dict[str, int], str]]:
-    """Return each queue with its pairs, its rows that are none, each rater's count, and what is wrong with it."""
+    """Return each queue with its number of pairs, number of unusable rows, labels per rater, and read error (empty if none)."""
     rows = []
     for queue in studio.labelling.queues().values():
         try:
@@ -133,7 +133,7 @@ def _guidelines(studio: Studio, name: str) -> Markup:
     constitution = load_constitution(path)
     examples = examples_path(constitution, path.parent)
     blocks = list(guideline_blocks(constitution, load_examples(examples) if examples.is_file() else ()))
-    return Markup(html_body(blocks))  # every text in it was escaped there
+    return Markup(html_body(blocks))  # `html_body` escapes all texts
 
 
 def _shown(turn: Turn, kept: bool = True) -> Response:

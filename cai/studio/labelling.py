@@ -1,8 +1,8 @@
-"""People's labels of pairs: what there is to label, in which order each rater meets it, and the file that takes each answer.
+"""Human labelling: the queues of pairs, the order in which each rater sees them, and the files of answers.
 
-A rater has a file for each queue, `labels/QUEUE.RATER.jsonl`, of `HumanLabel` records: what `cai human import` and recipes read. An
-answer is one line, appended under a lock and synced before the rater hears of it, so that a kill at any moment loses nothing that was
-confirmed, and two tabs can't tear each other's lines. There is no other state: to go on is to read the file.
+Each rater has one file per queue, `labels/QUEUE.RATER.jsonl`, of `HumanLabel` records, which `cai human import` and recipes read. An
+answer is one line, appended under a lock and synced before it is confirmed, so a killed process loses no confirmed answer. There is no
+other state: labelling resumes from the file.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from cai.records import HumanLabel, ResponsePair
 Choice = Literal["a", "b", "tie"]
 P_A: dict[Choice, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
 BLOCK = 10
-"""A queue's first pairs are the most telling; within so many in a row each rater has an order of their own."""
+"""Number of consecutive pairs that are shuffled for each rater. A queue starts with its most informative pairs."""
 MAX_NAME = 60
 _SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 
 
 class NotLastError(DataError):
-    """Only a rater's last answer can be taken back."""
+    """Only a rater's last answer can be undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +48,24 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a rater sees next."""
+    """The next pair for a rater, and the rater's progress."""
 
     done: int
     total: int
     key: str | None
-    """Names the pair; None when all is done."""
+    """Key of the pair; None when all pairs are labelled."""
     pair: ResponsePair | None
-    """With its sides in this rater's order."""
+    """The pair, with its sides in this rater's order."""
     last: str | None
-    """The pair that the last answer was about: what undo takes back."""
+    """Key of the last answered pair, which undo removes."""
 
 
 class Labelling:
     """The queues and labels of one workspace.
 
     Args:
-        workspace: `labels/queues/` holds queues, `labels/` takes the answers.
-        files: queues from elsewhere.
+        workspace: the workspace; queues are in `labels/queues/`, answers in `labels/`.
+        files: additional queue files.
     """
 
     def __init__(self, workspace: Workspace, files: Sequence[Path] = ()) -> None:
@@ -74,21 +74,21 @@ class Labelling:
         self._files = tuple(files)
 
     def queues(self) -> dict[str, Queue]:
-        """Return the queues that there are, by id."""
+        """Return all queues by id."""
         own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file())
         found = [Queue(_slug(p.name.replace(".", "-")), p) for p in own]
         found += [Queue(f"{_slug(p.name.replace('.', '-'))}-{content_hash(str(p.resolve()))[:6]}", p) for p in self._files]
         return {queue.id: queue for queue in found}
 
     def queue(self, queue_id: str) -> Queue:
-        """Return a queue. Raises `DataError` where there is none of that id."""
+        """Return a queue. Raises `DataError` if the id is unknown."""
         try:
             return self.queues()[queue_id]
         except KeyError:
             raise DataError(f"no queue {queue_id}; there are: {', '.join(self.queues()) or 'none'}") from None
 
     def to_label(self, queue: Queue) -> ToLabel:
-        """Return a queue's pairs. Raises `DataError` where it has none."""
+        """Return the pairs of a queue. Raises `DataError` if it has none."""
         try:
             stat = queue.path.stat()
         except OSError as e:
@@ -96,16 +96,16 @@ class Labelling:
         return _loaded(queue.path, stat.st_mtime_ns, stat.st_size)
 
     def file(self, queue: Queue, rater: str) -> Path:
-        """Return where a rater's answers go."""
+        """Return the path of a rater's answers."""
         return self.folder / f"{queue.id}.{_slug(rater)}.jsonl"
 
     def done(self, queue: Queue, rater: str) -> dict[str, HumanLabel]:
-        """Return a rater's answers by the pair's key, in the order given; those to pairs that are no longer in the queue too."""
+        """Return a rater's answers by key of the pair, oldest first, including pairs that are no longer in the queue."""
         path = self.file(queue, rater)
         return {pair_key(label): label for label in read_records(path, HumanLabel, torn_tail="drop")} if path.exists() else {}
 
     def progress(self, queue: Queue) -> dict[str, int]:
-        """Return how many pairs each rater has labelled."""
+        """Return the number of labelled pairs by rater."""
         found: dict[str, int] = {}
         for path in sorted(self.folder.glob(f"{queue.id}.*.jsonl")):
             for label in read_records(path, HumanLabel, torn_tail="drop"):
@@ -113,7 +113,7 @@ class Labelling:
         return found
 
     def turn(self, queue: Queue, rater: str, skipped: Sequence[str] = ()) -> Turn:
-        """Return what a rater sees next: the first pair in their order without an answer; skipped ones last, in the order of skipping."""
+        """Return the rater's next pair without an answer. Skipped pairs come last, in the order in which they were skipped."""
         pairs, done = self.to_label(queue).pairs, self.done(queue, rater)
         left = [key for key in order(list(pairs), rater) if key not in done]
         skips = {key: i for i, key in enumerate(skipped)}
@@ -122,15 +122,15 @@ class Labelling:
         return Turn(len(pairs) - len(left), len(pairs), key, shown, next(reversed(done), None))
 
     def answer(self, queue: Queue, rater: str, key: str, choice: Choice) -> bool:
-        """Keep an answer; return False where the rater has answered already, in another tab.
+        """Store an answer; return False if the rater has already answered this pair in another tab.
 
         Raises:
-            DataError: the queue has no such pair.
-            StoreError: the disk is full or can't be written.
+            DataError: the pair is not in the queue.
+            StoreError: the disk is full or the file can't be written.
         """
         pair = self.to_label(queue).pairs.get(key)
         if pair is None:
-            raise DataError(f"{queue.path.name} has no such pair; was the file changed? Reload the page.")
+            raise DataError(f"{queue.path.name}: the pair is not in this queue. The file may have changed. Reload the page.")
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         label = HumanLabel(as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time)
         path = self.file(queue, rater)
@@ -142,38 +142,38 @@ class Labelling:
         return True
 
     def undo(self, queue: Queue, rater: str, key: str) -> None:
-        """Take back a rater's last answer.
+        """Remove a rater's last answer.
 
         Raises:
-            NotLastError: it was not about this pair.
+            NotLastError: the last answer is for another pair.
             StoreError: the file can't be written.
         """
         path = self.file(queue, rater)
         with _locked(path) as descriptor:
-            lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line break is torn, or nothing
+            lines = path.read_bytes().split(b"\n")[:-1]  # after the last line break there is at most an incomplete line
             last = msgspec.json.decode(lines[-1], type=HumanLabel) if lines else None
             if last is None or pair_key(last) != key:
-                raise NotLastError("That was not your last answer: another tab has given one since. Reload the page.")
+                raise NotLastError("This is not your last answer: there is a newer one from another tab. Reload the page.")
             os.truncate(descriptor, sum(len(line) + 1 for line in lines[:-1]))
             os.fsync(descriptor)
 
 
 def rater_name(text: str) -> str:
-    """Return a rater's name. Raises `DataError` unless it is a line of at most `MAX_NAME` characters that can be shown."""
+    """Normalise a rater's name. Raises `DataError` unless it has 1 to `MAX_NAME` printable characters."""
     name = " ".join(text.split())
     if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise DataError(f"a rater's name has 1 to {MAX_NAME} characters, all of them printable")
+        raise DataError(f"a rater's name must have 1 to {MAX_NAME} printable characters")
     return name
 
 
 def order(keys: Sequence[str], rater: str) -> list[str]:
-    """Return pairs in a rater's order: block by block as the queue has them, shuffled by a hash within a block."""
+    """Return pairs in a rater's order: blocks in the order of the queue, shuffled by hash within each block."""
     places = sorted((i // BLOCK, split_fraction(key, f"studio-order:{rater}"), i) for i, key in enumerate(keys))
     return [keys[i] for _, _, i in places]
 
 
 def as_shown(pair: ResponsePair, key: str, rater: str) -> ResponsePair:
-    """Return a pair with its sides as this rater sees them, by a hash of both: nobody's A is always the same model's."""
+    """Return a pair with its sides swapped for half of the pairs, by a hash of pair and rater."""
     return pair.swapped() if split_fraction(key, f"studio-sides:{rater}") < 0.5 else pair
 
 
@@ -183,7 +183,7 @@ def _loaded(path: Path, modified: int, size: int) -> ToLabel:
 
 
 def _slug(name: str) -> str:
-    """Return a name as part of a file's name: itself where it is plain, else with a hash, so that no two names share a file."""
+    """Return a name for use in a file name. Unless the name is plain, a hash is added, so that different names have different files."""
     if _SAFE.fullmatch(name):
         return name
     plain = re.sub(r"[^a-z0-9_-]+", "-", name.casefold()).strip("-")[:30]
@@ -192,13 +192,13 @@ def _slug(name: str) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Hold a label file alone, and give a descriptor of it. Raises `StoreError`."""
+    """Lock a label file exclusively, and yield its file descriptor. Raises `StoreError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield handle.fileno()
     except CaiError:
-        raise  # the block's own: a `StoreError` is an `OSError` too
+        raise  # raised by the block; a `StoreError` is also an `OSError`
     except OSError as e:
         raise disk_error(e, path) from e

@@ -1,4 +1,4 @@
-"""Pages that watch runs: their stages as `cai status` sees them, and their reports."""
+"""Request handlers for runs: their stages, as in `cai status`, and their reports."""
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,18 +13,18 @@ from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
 
 
 def run_names(studio: Studio) -> list[str]:
-    """Return the runs that were started, the latest first."""
+    """Return the names of all runs, latest first."""
     found = {p.parent for name in ("manifest.json", "recipe.yaml") for p in (studio.workspace.root / "runs").glob(f"*/{name}")}
     return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
 def run_of(studio: Studio, name: str) -> RunDirectory:
-    """Return a run's directory. Raises a 404."""
+    """Return a run's directory. Raises a 404 error if it is unknown."""
     return studio.workspace.run(known(name, run_names(studio), "run"))
 
 
 def status_of(run: RunDirectory) -> RunStatus | None:
-    """Return a run's state; None before its first stage has begun, or where its files can't be read."""
+    """Return a run's status; None if its first stage has not started or its files can't be read."""
     try:
         return run_status(run)
     except CaiError:
@@ -32,22 +32,22 @@ def status_of(run: RunDirectory) -> RunStatus | None:
 
 
 def watch(request: Request) -> Response:
-    """A run's page."""
+    """Show the page of a run."""
     run = _run(request)
     return page("run", name=run.path.name, html=_stages(run))
 
 
 def stages(request: Request) -> Response:
-    """The part of the page that changes while a run works."""
+    """Return the part of the page that changes during a run."""
     run = _run(request)
     return as_json({"html": _stages(run), "in_use": run.in_use()})
 
 
 def report(request: Request) -> Response:
-    """A run's report, under the report's own policy: no script runs in it, and nothing is loaded."""
+    """Return a run's report with its own content security policy: no scripts, no external files."""
     run = _run(request)
     if not run.report.is_file():
-        raise HTTPException(404, "This run has no report yet: its last stage makes it.")
+        raise HTTPException(404, "This run has no report yet. Its last stage writes the report.")
     return FileResponse(run.report, media_type="text/html; charset=utf-8", headers={"content-security-policy": f"{POLICY}; sandbox"})
 
 

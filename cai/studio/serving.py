@@ -1,4 +1,4 @@
-"""Serves the app on 127.0.0.1, and on nothing else, until it is stopped."""
+"""Serve the app on 127.0.0.1 only."""
 
 import importlib.util
 import secrets
@@ -23,22 +23,22 @@ def serve(
     model: str | None = None,
     recipe: Path | None = None,
 ) -> None:
-    """Serve the workspace around a folder until the process is interrupted.
+    """Serve the workspace of a folder until the process is interrupted.
 
     Args:
-        port: to listen on; 0 takes any that is free.
-        folder: in the workspace.
-        ready: told the address to open, which holds the token, once connections are taken.
-        queues: files of pairs to label, beside those in `labels/queues/`.
-        model: whom previews ask; None: the recipe's, or the embedded one.
-        recipe: a recipe's file with the settings of previews; None: the defaults.
+        port: port to listen on; 0 chooses a free one.
+        folder: a folder in the workspace.
+        ready: called with the address to open, which contains the token, when the server accepts connections.
+        queues: files of pairs to label, in addition to those in `labels/queues/`.
+        model: model for previews; None: the recipe's model, or the embedded one.
+        recipe: recipe with the settings of previews; None: the defaults.
 
     Raises:
         DataError: a queue can't be read.
-        RecipeError: a package is missing, the port is taken, or there is no workspace.
+        RecipeError: a package is missing, the port is in use, or there is no workspace.
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise RecipeError(f"cai studio needs {' and '.join(missing)}. Install what it needs with: pip install 'cai[studio]'")
+        raise RecipeError(f"cai studio needs {' and '.join(missing)}. Install with: pip install 'cai[studio]'")
     import uvicorn
 
     from cai.studio.app import make_app, studio_for
@@ -53,7 +53,7 @@ def serve(
     with listening(port) as listener:
         real_port = listener.getsockname()[1]
         app = make_app(studio, real_port, token)
-        # No access log: its lines would hold the token. No proxy headers: nobody may say that the peer is another.
+        # No access log, because it would contain the token. No proxy headers, because a client could forge its address.
         config = uvicorn.Config(
             app, access_log=False, log_level="warning", proxy_headers=False, server_header=False, lifespan="off", ws="none"
         )
@@ -65,7 +65,7 @@ def serve(
 
 
 def listening(port: int) -> socket.socket:
-    """Return a socket that takes connections from this machine. Raises `RecipeError` where the port is taken."""
+    """Return a socket that listens on this machine only. Raises `RecipeError` if the port is in use."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -74,6 +74,6 @@ def listening(port: int) -> socket.socket:
     except OSError as e:
         listener.close()
         raise RecipeError(
-            f"port {port} of {HOST} can't be listened on ({e.strerror or e}). Is another `cai studio` running? Try --port 0"
+            f"can't listen on port {port} of {HOST} ({e.strerror or e}). Is another `cai studio` running? Try --port 0"
         ) from e
     return listener

@@ -1,4 +1,4 @@
-"""Pages where a draft is tried: preview and comparison as jobs, and how far a job is."""
+"""Request handlers for previews and comparisons of a draft, which run as jobs."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from cai.workbench.trial import Answered, JudgedRevision, Revised
 
 
 class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One prompt to try."""
+    """Request to try one prompt."""
 
     prompt: Annotated[str, msgspec.Meta(max_length=20_000)]
     kind: PromptKind
@@ -27,25 +27,25 @@ class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ComparisonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to compare on: a run's texts, or none's."""
+    """Request for a comparison: on the texts of a run, or on prompts of the workspace if `run` is empty."""
 
     run: str
     sample: Annotated[int, msgspec.Meta(ge=1, le=500)]
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No more than the address says."""
+    """An empty request body."""
 
 
 def try_prompt(request: Request, body: Preview) -> Response:
-    """Start one prompt through critique and revision under the draft."""
+    """Start a job that critiques and revises the response to one prompt under the draft."""
     studio = studio_of(request)
     _, draft = studio.drafts.versions(name_of(request))
     return _shown(studio.jobs.start("steps", preview(draft, body.prompt, body.kind, body.principle, studio.workspace, studio.asking)))
 
 
 def compare(request: Request, body: ComparisonRequest) -> Response:
-    """Start the comparison of the draft with what it was made from."""
+    """Start a job that compares the draft with the saved constitution."""
     studio = studio_of(request)
     saved, draft = studio.drafts.versions(name_of(request))
     run = run_of(studio, body.run) if body.run else None
@@ -53,7 +53,7 @@ def compare(request: Request, body: ComparisonRequest) -> Response:
 
 
 def job(request: Request) -> Response:
-    """How far a job is, and what it has found."""
+    """Return a job's progress and results."""
     return _shown(_job(request))
 
 
@@ -67,12 +67,12 @@ def stop(request: Request, body: Nothing) -> Response:
 def _job(request: Request) -> Job:
     found = studio_of(request).jobs.get(request.path_params["id"])
     if found is None:
-        raise HTTPException(404, "There is no such job any more. Finished calls are kept: ask again.")
+        raise HTTPException(404, "This job no longer exists. Start it again; finished calls are reused.")
     return found
 
 
 def _shown(job: Job) -> Response:
-    state, over = job.state, job.is_over  # before the parts: what is over has them all
+    state, over = job.state, job.is_over  # read before the parts, so that a finished job has all of them
     names = {Answered: "answered", Revised: "revised", JudgedRevision: "judged"}
     parts = [(names.get(type(part), job.kind), part) for part in list(job.parts)]
     html = fragment("job", job=job, state=state, over=over, parts=parts, word_diff=word_diff)

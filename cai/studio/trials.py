@@ -1,4 +1,4 @@
-"""What a draft does, asked of a model: one prompt through critique and revision, or a sample under the old and the new text."""
+"""Trials of a draft with a model: critique and revision of one prompt, or a comparison of the old and the new text on a sample."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from cai.workbench.trial import chosen, steps
 
 @dataclass(frozen=True, slots=True)
 class TrialRequest:
-    """Which model is asked, and with what settings: None for the defaults."""
+    """Model and settings of trials; None for the defaults."""
 
     model: str | None = None
     recipe: Path | None = None
@@ -30,18 +30,18 @@ class TrialRequest:
 def preview(
     constitution: Constitution, prompt: str, kind: PromptKind, principle: str, workspace: Workspace, asking: TrialRequest
 ) -> Callable[[Job], Awaitable[None]]:
-    """Return the work of one prompt through the loop; its steps become the job's parts as they come.
+    """Return a job that critiques and revises the response to one prompt; each step is added to the job's parts.
 
     Args:
         constitution: the draft.
-        prompt: what a user would write.
-        kind: of prompt, which decides what applies.
-        principle: the only one to use; empty for those that the prompt draws.
-        workspace: has the call store.
-        asking: which model.
+        prompt: text of the prompt.
+        kind: kind of prompt, which decides the principles that apply.
+        principle: id of the only principle to use; empty: the principles that the prompt draws.
+        workspace: workspace with the call store.
+        asking: model and settings.
 
     Raises:
-        ConstitutionError: there is no such principle.
+        ConstitutionError: the principle does not exist.
     """
     used = chosen(constitution, [principle] if principle else [])
 
@@ -57,15 +57,15 @@ def preview(
 def comparison(
     saved: Constitution, draft: Constitution, run: RunDirectory | None, sample: int, workspace: Workspace, asking: TrialRequest
 ) -> Callable[[Job], Awaitable[None]]:
-    """Return the work of comparing a draft with what it was made from; the consequences become the job's only part.
+    """Return a job that compares a draft with the saved constitution; the result is the job's only part.
 
     Args:
-        saved: the constitution's file. Where it says the same as the draft, a run's own constitution is the old side.
-        draft: the new side.
-        run: take model, answers and pairs from it; None: `sample` prompts of the workspace, answered afresh.
-        sample: prompts.
-        workspace: has the call store and the prompts.
-        asking: which model, where no run is named.
+        saved: the saved constitution. If it equals the draft, the draft is compared with the run's constitution.
+        draft: the new constitution.
+        run: run whose model, responses and pairs are used; None: new responses to `sample` prompts of the workspace.
+        sample: number of prompts.
+        workspace: workspace with the call store and the prompts.
+        asking: model and settings, if no run is given.
 
     Raises:
         ConstitutionError: nothing has changed.
@@ -87,9 +87,9 @@ def comparison(
 
 
 def constitution_of(run: RunDirectory) -> Constitution:
-    """Return the constitution that a run used; its description isn't kept. Raises `DataError` where its manifest has none."""
+    """Return the constitution that a run used, without its description. Raises `DataError` if the manifest has none."""
     manifest = read_manifest(run.manifest)
     if manifest is None or manifest.constitution is None:
-        raise DataError(f"{run.path.name}: its manifest holds no constitution yet")
+        raise DataError(f"{run.path.name}: the manifest has no constitution yet")
     card = manifest.constitution
     return Constitution(card.id, card.name, "", card.principles)

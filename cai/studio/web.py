@@ -1,4 +1,4 @@
-"""What all pages share: what the app knows, how a page is rendered, how a request's body is read, how an error is shown."""
+"""Shared code of the request handlers: app state, page rendering, JSON bodies, error responses, static files."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class Studio:
-    """What the handlers work with."""
+    """State of the app."""
 
     workspace: Workspace
     drafts: Drafts
@@ -36,14 +36,14 @@ class Studio:
 
 
 def studio_of(request: Request) -> Studio:
-    """Return what the app was made with."""
+    """Return the app's state."""
     found: Studio = request.app.state.studio
     return found
 
 
 @cache
 def environment() -> SandboxedEnvironment:
-    """Return the templates: the report's macros, and the studio's pages."""
+    """Return the templates of the report and the studio."""
     return html_environment("cai.report", "cai.studio")
 
 
@@ -53,7 +53,7 @@ def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
 
 
 def fragment(template: str, **values: Any) -> str:
-    """Return a rendered template; every text in it is escaped."""
+    """Return a rendered template; all texts are escaped."""
     return environment().get_template(f"{template}.html.j2").render(**values)
 
 
@@ -63,9 +63,9 @@ def as_json(value: Any, status: int = 200) -> Response:
 
 
 def taking(body_type: type[B], work: Callable[[Request, B], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that reads a JSON body, strictly, and does its work in a thread.
+    """Return a handler that validates a JSON body and runs `work` in a thread.
 
-    A page of another site can't send `application/json` without asking first, and nobody answers that question.
+    Only `application/json` is accepted: another site can't send it without a CORS preflight, which fails.
     """
 
     async def handler(request: Request) -> Response:
@@ -74,21 +74,21 @@ def taking(body_type: type[B], work: Callable[[Request, B], Response]) -> Callab
         try:
             body = msgspec.json.decode(await request.body(), type=body_type)
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise HTTPException(400, f"not what is expected here: {e}") from e
+            raise HTTPException(400, f"invalid request body: {e}") from e
         return await run_in_threadpool(work, request, body)
 
     return handler
 
 
 def known(name: str, names: Any, what: str) -> str:
-    """Return a name that is among those there are; nothing else ever becomes part of a path. Raises a 404."""
+    """Return `name` if it is one of `names`. Raises a 404 error otherwise, so only known names become part of a path."""
     if name not in names:
         raise HTTPException(404, f"There is no {what} of that name.")
     return name
 
 
 async def on_error(request: Request, error: Exception) -> Response:
-    """Say what is wrong, as JSON to a script and as a page to a person."""
+    """Return an error as JSON for scripts and as a page for browsers."""
     if isinstance(error, HTTPException):
         status, text = error.status_code, str(error.detail)
     else:
@@ -105,11 +105,11 @@ ASSETS: dict[str, tuple[str, str, str]] = {
     "studio.css": ("cai.studio", "static/studio.css", "text/css"),
     **{name: ("cai.studio", f"static/{name}", "text/javascript") for name in SCRIPTS},
 }
-"""Name to package, file and media type: all that `/static/` has."""
+"""Package, file and media type of each file in `/static/`."""
 
 
 def asset(request: Request) -> Response:
-    """Serve a style sheet or script."""
+    """Return a style sheet or script."""
     from importlib import resources
 
     package, name, media_type = ASSETS[known(request.path_params["name"], ASSETS, "file")]

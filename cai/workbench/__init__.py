@@ -1,1 +1,1 @@
-"""The constitution's workbench: what an edit changes, one prompt through the loop, principles against people. Models are asked here."""
+"""The workbench: measure the effect of an edit to a constitution, try one prompt, and validate principles on human labels."""

@@ -1,4 +1,4 @@
-"""Talk to one model, or to two side by side, in the terminal. The conversation is kept per model, so each sees its own answers."""
+"""Chat with one model, or with two side by side, in the terminal. Each model has its own conversation."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def chat_loop(model: str, against: str | None, system: str | None, max_tokens: int, temperature: float, seed: int) -> None:
-    """Read lines until the end of input; answer each with every model.
+    """Read lines until the end of input, and print every model's answer to each.
 
     Raises:
-        ModelError: a model can't be loaded or stops answering.
+        ModelError: a model can't be loaded or fails.
     """
     from rich.columns import Columns
     from rich.console import Console
@@ -40,7 +40,7 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
         except ReplyError as e:
             return e
 
-    # Lines are read outside the event loop: inside it, Ctrl-C would wait for the line to end.
+    # Read lines outside the event loop; inside it, Ctrl-C would take effect only at the end of the line.
     with asyncio.Runner() as runner, Session(recipe=Recipe(name="chat"), keep_calls=False) as session:
         models = [runner.run(session.open_model(spec_from_name(name))) for name in names]
         try:
@@ -55,7 +55,7 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
                     for i, (name, m) in enumerate(zip(names, models, strict=True)):
                         asked = (*histories[i], Message("user", line))
                         said = runner.run(answer(m, asked, derive_seed(seed, turn)))
-                        if isinstance(said, str):  # what got no answer is not remembered
+                        if isinstance(said, str):  # failed turns are not added to the history
                             histories[i] = (*asked, Message("assistant", said))
                         shown = said if isinstance(said, str) else f"[no answer: {said}]"
                         panels.append(Panel(plain(shown), title=plain(Path(name).name), width=width))
@@ -67,7 +67,7 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
 
 
 def _lines(console: "Console") -> Iterator[str]:
-    """Yield what is typed, until /exit or the end of input."""
+    """Yield the typed lines until /exit or the end of input."""
     while True:
         try:
             line = console.input("[bold]you:[/bold] ").strip()

@@ -1,9 +1,8 @@
-"""What an edit of a constitution does: which revisions and labels change on a sample, and at the cost of which calls.
+"""Measure the effect of an edit to a constitution: which revisions and labels change on a sample, and how many calls that takes.
 
-Both constitutions meet the same responses and the same pairs. Draws don't move where a principle is only edited, and the call store holds
-every call that either has in common with the other or with an earlier run, so the second constitution costs only what is asked under
-the principles that changed. Each label change is also attributed: every pair is labelled once more under the old constitution with a
-single change made to it.
+Both constitutions are applied to the same responses and pairs. Editing a principle does not change which prompts draw it, and shared calls
+come from the call store, so the second constitution costs only the calls under the changed principles. To attribute label changes, every
+pair is also labelled under the old constitution with a single change applied.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ DEFAULT_SAMPLE = 20
 
 @dataclass(frozen=True, slots=True)
 class RevisionChange:
-    """A prompt whose revision came out otherwise. Where two constitutions draw other principles for it, that is the reason."""
+    """A prompt whose revision changed, with the principles that each constitution drew for it."""
 
     prompt: Prompt
     principles_before: tuple[str, ...]
@@ -38,7 +37,7 @@ class RevisionChange:
 
 @dataclass(frozen=True, slots=True)
 class LabelChange:
-    """A pair whose label moved: probabilities that A is better."""
+    """A pair whose label changed. `before` and `after` are probabilities that A is better, in [0, 1]."""
 
     pair: ResponsePair
     before: float
@@ -46,16 +45,16 @@ class LabelChange:
 
     @property
     def flipped(self) -> bool:
-        """Whether another response is preferred now; to or from a tie counts."""
+        """Return whether the preferred response changed, including changes to or from a tie."""
         return _side(self.before) != _side(self.after)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelShift:
-    """How far labels moved, over the pairs that both could label."""
+    """Size of the label changes, over the pairs with a label under both constitutions."""
 
     cause: str
-    """The principle whose change alone does it; `all` for every change together."""
+    """Id of the changed principle; `all` for all changes together."""
     n: int
     changed: int
     flipped: int
@@ -63,32 +62,32 @@ class LabelShift:
     flip_low: float
     flip_high: float
     mean_shift: float
-    """Mean |Δp| over all n pairs, with its interval."""
+    """Mean |Δp| over all n pairs; its 95 % interval is below."""
     shift_low: float
     shift_high: float
 
 
 @dataclass(frozen=True, slots=True)
 class Consequences:
-    """What changes between two constitutions on one sample."""
+    """Differences between two constitutions on one sample."""
 
     text: ConstitutionDiff
     revisions: int
-    """Prompts that both constitutions revised."""
+    """Number of prompts with a revision under both constitutions."""
     revision_rate: float
-    """Share of them whose revision changed, with its interval."""
+    """Share of them whose revision changed; its 95 % interval is below."""
     revision_low: float
     revision_high: float
     revision_changes: tuple[RevisionChange, ...]
     labels: LabelShift | None
-    """None where there was no pair to label."""
+    """Total label change; None if no pair was labelled."""
     label_changes: tuple[LabelChange, ...]
     causes: tuple[LabelShift, ...]
-    """One for each principle that changed."""
+    """Label change caused by each changed principle alone."""
     uncovered: int
-    """Prompts to whose kind one of the two has no principle: they can't be compared."""
+    """Number of prompts left out because one constitution has no principle for their kind."""
     calls: dict[str, Calls]
-    """`sample` made the texts, then `before`, `after` and, where several principles changed, `attribution`."""
+    """Calls by step: `sample`, `before`, `after` and, if several principles changed, `attribution`."""
     failures: tuple[Failure, ...]
 
 
@@ -101,18 +100,18 @@ async def compare_on_sample(
     prompts: Path | None = None,
     run: RunDirectory | None = None,
 ) -> Consequences:
-    """Compare two constitutions on a sample of prompts, or of a run's texts.
+    """Compare two constitutions on a sample of prompts, or on the responses and pairs of a run.
 
     Args:
-        before: the old one.
-        after: the new one.
-        session: is open, with the run's settings where there is one.
-        sample: prompts to use, chosen by hash.
-        prompts: a file of them; None: the recipe's training prompts.
-        run: take its responses and pairs instead.
+        before: old constitution.
+        after: new constitution.
+        session: open session; with `run`, it has the run's settings.
+        sample: number of prompts, chosen by hash.
+        prompts: file of prompts; None: the recipe's training prompts.
+        run: run whose responses and pairs are used instead of new ones.
 
     Raises:
-        CaiError: something can't be read, or the model can't go on.
+        CaiError: a file can't be read, or the model can't go on.
     """
     if run is not None:
         data = trial_data_of_run(run, sample)
@@ -122,7 +121,7 @@ async def compare_on_sample(
 
 
 async def consequences(before: Constitution, after: Constitution, data: TrialData, session: Session) -> Consequences:
-    """Revise and label the texts under both constitutions, and compare.
+    """Revise and label the texts under both constitutions, and compare the results.
 
     Raises:
         ModelError: too many items failed, or the model can't go on.
@@ -179,14 +178,14 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
 
 
 def with_change(before: Constitution, after: Constitution, change: PrincipleChange) -> Constitution:
-    """Return the old constitution with one of the changes made to it. Where a principle stands makes no difference to any call or label."""
+    """Return the old constitution with one change applied. The position of a principle does not affect calls or labels."""
     old_id = change.fields[0].before if change.kind == "renamed" else change.id
     kept = tuple(p for p in before.principles if p.id != old_id)
     return replace(before, principles=kept + tuple(p for p in after.principles if p.id == change.id))
 
 
 def label_shift(cause: str, before: dict[str, float], after: dict[str, float], seed: int) -> LabelShift | None:
-    """Measure how far labels moved; None where no pair has both."""
+    """Measure the label changes; return None if no pair has both labels."""
     both = [(before[i], after[i]) for i in before if i in after]
     if not both:
         return None
@@ -198,7 +197,7 @@ def label_shift(cause: str, before: dict[str, float], after: dict[str, float], s
 
 
 async def _revisions(responses: Sequence[Response], constitution: Constitution, session: Session) -> dict[str, RevisionTrace]:
-    """Revise every response by the rules, without the judge's verdict on the result."""
+    """Critique and revise every response; the revisions are not judged."""
 
     async def work(response: Response) -> RevisionTrace:
         return await session.critique_and_revise(response, constitution)
@@ -223,7 +222,7 @@ async def _labels(pairs: Sequence[ResponsePair], constitution: Constitution, ses
 
 
 def _covered(items: Sequence[T], *constitutions: Constitution) -> list[T]:
-    """Keep what each constitution has a principle for."""
+    """Return the items for whose kind every constitution has a principle."""
     return [item for item in items if all(c.for_kind(item.prompt.kind) for c in constitutions)]
 
 

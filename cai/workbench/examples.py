@@ -1,5 +1,4 @@
-"""Guidelines for raters, and worked examples for them out of a run: revisions that its judge found better, and pairs that it judged under
-one principle alone."""
+"""Annotation guidelines with worked examples from a run: revisions that its judge preferred, and pairs judged under a single principle."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ PER_PRINCIPLE = 2
 
 @dataclass(frozen=True, slots=True)
 class Guidelines:
-    """What was rendered."""
+    """Rendered guidelines and their counts."""
 
     text: str
     principles: int
@@ -25,17 +24,17 @@ class Guidelines:
 
 
 def write_guidelines(constitution: Constitution, folder: Path, out: Path | None, run: RunDirectory | None) -> Guidelines:
-    """Render a constitution for raters.
+    """Render a constitution as annotation guidelines.
 
     Args:
-        constitution: what to render.
-        folder: where its own examples are, in `examples/ID.yaml`.
-        out: a file to write, HTML or Markdown by its ending; None writes nothing and renders Markdown.
-        run: take the examples from there instead.
+        constitution: the constitution.
+        folder: folder with its own examples, in `examples/ID.yaml`.
+        out: file to write, `.html` or `.md`; None: render Markdown and write nothing.
+        run: run to take the examples from instead.
 
     Raises:
-        ConstitutionError: the ending is another, or the examples can't be read.
-        DataError: the run has nothing to show.
+        ConstitutionError: `out` has another ending, or the examples can't be read.
+        DataError: the run has no examples.
     """
     if out is not None and out.suffix.lower() not in (".md", ".html"):
         raise ConstitutionError(f"{out}: expected a name that ends in .md or .html")
@@ -52,9 +51,9 @@ def write_guidelines(constitution: Constitution, folder: Path, out: Path | None,
 
 
 def run_examples(run: RunDirectory, per_principle: int = PER_PRINCIPLE) -> list[Example]:
-    """Return the run's clearest examples for each principle: those of which its judge was surest.
+    """Return a run's examples for each principle about which its judge was most confident.
 
-    A revision counts where every round was under that principle and it was not dropped; where nobody judged it, it comes last and says so.
+    A revision is used if all its rounds were under the same principle and it was not dropped. Revisions that were not judged come last.
 
     Raises:
         DataError: the run has neither traces nor judgements.
@@ -99,5 +98,5 @@ def _from_judgments(run: RunDirectory) -> Iterator[tuple[float, Example]]:
 
 
 def _asked(messages: tuple[Message, ...]) -> str:
-    """Return a conversation as text; a single turn without its role."""
+    """Return a conversation as text; the role of a single turn is left out."""
     return messages[0].content if len(messages) == 1 else "\n\n".join(f"{m.role}: {m.content}" for m in messages)

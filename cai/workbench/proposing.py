@@ -1,10 +1,10 @@
-"""Principles proposed out of a narrative document by a model, each tied to a passage that stands there word for word.
+"""Let a model propose principles from a narrative document, each with a verbatim quotation from it.
 
-    section ─▶ quotations and statements ─▶ requests and questions about each statement ─▶ review file, for a person
+    section ─▶ quotations ─▶ statement, requests and questions out of each ─▶ review file, for a person
 
-What doesn't hold up is never filled in: a quotation that is not in its section drops the proposal, with the reason. A request or question
-that `cai constitution lint` objects to, or that shares no word with its statement, gives way to a fixed sentence that quotes the statement,
-and the principle's `source` says so.
+A proposal whose quotation is not in its section, or whose statement is about something else, is dropped, with the reason. A request or
+question that fails `cai constitution lint`, or that shares no content word with its statement, is replaced by a fixed sentence that quotes
+the statement; the principle's `source` says so.
 """
 
 import re
@@ -26,12 +26,19 @@ from cai.records import Failure, Principle
 from cai.session import Session
 
 TEMPLATES = ("propose_principles", "word_principle")
-LABELS = {"Critique": "critique", "Revision": "revision", "Follows": "ask_positive", "Breaks": "ask_negative", "Compare": "compare"}
+LABELS = {
+    "Principle": "statement",
+    "Critique": "critique",
+    "Revision": "revision",
+    "Follows": "ask_positive",
+    "Breaks": "ask_negative",
+    "Compare": "compare",
+}
 """Labels of a reply to `word_principle`, and what they hold."""
 PROPOSING = Sampling(512, 0.0)
 WORDING = Sampling(256, 0.0)
 WINDOW = 32
-"""Sections in work at once."""
+"""Number of sections processed at once."""
 _QUOTE_CHARACTERS = 500
 _SAYS_LITTLE = FUNCTION_WORDS | {"assistant", "response", "model", "never", "not"}
 
@@ -46,17 +53,17 @@ class _Found:
 async def propose(
     document: Document, model: TextModel, templates: Sequence[Template], seed: int, on_progress: Callable[[int], None] = lambda done: None
 ) -> Review:
-    """Let a model propose principles, section by section; one that nearly repeats an earlier one is put beside that.
+    """Let a model propose principles, section by section. A near-duplicate is listed with the earlier proposal.
 
     Args:
-        document: what to read.
-        model: proposes and words.
-        templates: the two of `TEMPLATES`.
-        seed: for a model that can't be greedy.
-        on_progress: told how many sections are done.
+        document: the document.
+        model: model that proposes principles and writes their texts.
+        templates: the two templates named in `TEMPLATES`.
+        seed: seed for models without greedy decoding.
+        on_progress: called with the number of finished sections.
 
     Raises:
-        ConstitutionError: nothing was proposed that holds up, with the commonest reasons.
+        ConstitutionError: no proposal is valid; the message lists the commonest reasons.
         ModelError: the model can't go on.
     """
     failures: list[Failure] = []
@@ -77,7 +84,7 @@ async def propose(
     results = [result async for section in flow for result in section]
     found = [r for r in results if isinstance(r, _Found)]
     dropped = [r for r in results if isinstance(r, DroppedProposal)]
-    dropped += [DroppedProposal(f.item_id, "", f"{f.reason}: {f.detail}" if f.detail else f.reason) for f in failures]
+    dropped += [DroppedProposal(f.item_id, "", _said(f.reason, f.detail)) for f in failures]
     if not found:
         reasons = ", ".join(f"{reason} × {n}" for reason, n in Counter(d.reason for d in dropped).most_common(3))
         raise ConstitutionError(
@@ -101,7 +108,7 @@ async def propose(
 
 
 async def propose_in(session: Session, document: Document) -> Review:
-    """Propose with a session's model, templates and seed. Raises as `propose`, and `TemplateError`."""
+    """Call `propose` with a session's model, templates and seed. Raises as `propose` does, and `TemplateError`."""
     templates = load_named_templates(TEMPLATES, session.workspace.root / session.recipe.templates)
     count = len(document.sections)
     return await propose(
@@ -112,33 +119,39 @@ async def propose_in(session: Session, document: Document) -> Review:
 async def _read_section(
     section: Section, file: str, model: TextModel, templates: Sequence[Template], seed: int
 ) -> list[_Found | DroppedProposal]:
-    """Return what a section gave: proposals, and what was dropped. Raises `ReplyError` where the reply can't be read at all."""
+    """Return the proposals of a section, valid and dropped. Raises `ReplyError` if the reply can't be parsed."""
     asked = templates[0].render({"heading": section.heading or "(no heading)", "section": section.text})
     reply = await model.complete(asked.messages, PROPOSING, derive_seed(seed, "propose", section.line), asked.prefill)
-    rules = read_rules(_whole_lines(reply, asked.prefill))
+    quotes = read_quotes(_whole_lines(reply, asked.prefill))
 
-    async def one(quote: str, statement: str) -> _Found | DroppedProposal:
+    async def one(quote: str) -> _Found | DroppedProposal:
         if (passage := find_quote(quote, section)) is None:
             return DroppedProposal(_where(file, section.line, section.line), quote[:_QUOTE_CHARACTERS], "not in the section")
-        place = _where(file, passage.line, passage.end_line)
-        if not claim(statement).content & claim(passage.quote).content:
-            return DroppedProposal(place, passage.quote, f"the statement is about something else: {statement[:200]}")
-        principle = drafted(_id(statement), statement)
-        if (fault := fault_of(principle)) is not None:
-            return DroppedProposal(place, passage.quote, f"the statement doesn't hold up: {fault}")
-        return _Found(section, passage, await _word(principle, place, passage, model, templates[1], seed))
+        try:
+            return _Found(section, passage, await _word(passage, file, model, templates[1], seed))
+        except ReplyError as e:
+            return DroppedProposal(_where(file, passage.line, passage.end_line), passage.quote, _said(e.reason, e.detail))
 
-    return await together(one(quote, statement) for quote, statement in dict.fromkeys(rules))
+    return await together(one(quote) for quote in dict.fromkeys(quotes))
 
 
-async def _word(principle: Principle, place: str, passage: Passage, model: TextModel, template: Template, seed: int) -> Principle:
-    """Let the model word a principle's requests and questions; what it doesn't give stays drafted from the statement."""
-    asked = template.render({"statement": principle.statement})
-    try:
-        reply = await model.complete(asked.messages, WORDING, derive_seed(seed, "word", place, principle.statement), asked.prefill)
-        texts = read_wording(_whole_lines(reply, asked.prefill))
-    except ReplyError:
-        texts = {}
+async def _word(passage: Passage, file: str, model: TextModel, template: Template, seed: int) -> Principle:
+    """Let the model word a principle; a request or question that doesn't hold up is drafted from the statement.
+
+    Raises:
+        ReplyError: there is no statement, or it doesn't hold up.
+    """
+    place = _where(file, passage.line, passage.end_line)
+    asked = template.render({"passage": passage.quote})
+    reply = await model.complete(asked.messages, WORDING, derive_seed(seed, "word", place, passage.quote), asked.prefill)
+    texts = read_wording(_whole_lines(reply, asked.prefill))
+    if (statement := texts.pop("statement", None)) is None:
+        raise ReplyError("unparsed", f"not one line 'Principle:': {reply.text[:200]!r}")
+    if not claim(statement).content & claim(passage.quote).content:
+        raise ReplyError("the statement is about something else", statement[:200])
+    principle = drafted(_id(statement), statement)
+    if (fault := fault_of(principle)) is not None:
+        raise ReplyError("the statement doesn't hold up", fault)
     principle, kept = worded(principle, texts)
     said = {f"written by {model.engine.name[-100:]}: ": kept, "drafted from the statement: ": [f for f in WORDED if f not in kept]}
     notes = "; ".join(by + ", ".join(names) for by, names in said.items() if names)
@@ -146,36 +159,34 @@ async def _word(principle: Principle, place: str, passage: Passage, model: TextM
     return replace(principle, source=f"{place}: “{short}” ({notes})")
 
 
-def read_rules(text: str) -> list[tuple[str, str]]:
-    """Read a reply to `propose_principles`: quotation and statement of each rule; nothing where it says "None.".
+def read_quotes(text: str) -> list[str]:
+    """Read a reply to `propose_principles`: what follows each label; a quotation may have several lines. "none" is none.
 
-    >>> read_rules("Quote: never guess a dose\\nPrinciple: Never guess a dose.")
-    [('never guess a dose', 'Never guess a dose.')]
+    >>> read_quotes("Quote: none\\nQuote: never guess\\na dose")
+    ['never guess\\na dose']
 
     Raises:
-        ReplyError: it has neither.
+        ReplyError: it has no label.
     """
-    if text.strip().rstrip(".").lower() == "none":
-        return []
-    found = re.findall(r"^ *Quote: *(\S.*)\n+ *Principle: *(\S.*)$", text, re.MULTILINE)
-    if not found:
-        raise ReplyError("unparsed", f"no line 'Quote:' with a line 'Principle:' after it: {text[:200]!r}")
-    return [(quote.strip(' "“”'), statement.strip(' "“”')) for quote, statement in found]
+    _, *quotes = re.split(r"^ *Quote:", text, flags=re.MULTILINE)
+    if not quotes:
+        raise ReplyError("unparsed", f"no line 'Quote:': {text[:200]!r}")
+    return [q.strip() for q in quotes if q.strip(" .\n").lower() not in ("", "none")]
 
 
 def read_wording(text: str) -> dict[str, str]:
-    """Read a reply to `word_principle`: a text for each label that stands once.
+    """Parse a reply to `word_principle`: one text for each label that occurs exactly once.
 
     >>> read_wording("Critique: Name it.\\nBreaks: Is it?\\nBreaks: Was it?")
     {'critique': 'Name it.'}
     """
     lines = re.findall(rf"^ *({'|'.join(LABELS)}): *(\S.*)$", text, re.MULTILINE)
     counts = Counter(label for label, _ in lines)
-    return {LABELS[label]: said.strip(' "“”') for label, said in lines if counts[label] == 1}
+    return {LABELS[label]: _unquoted(said) for label, said in lines if counts[label] == 1}
 
 
 def _unquoted(text: str) -> str:
-    """Return a text without quotation marks around the whole of it.
+    """Remove quotation marks that enclose the whole text.
 
     >>> _unquoted('"Be brief."'), _unquoted('"A" and "B"')
     ('Be brief.', '"A" and "B"')
@@ -185,13 +196,13 @@ def _unquoted(text: str) -> str:
 
 
 def _whole_lines(reply: Completion, prefill: str) -> str:
-    """Return a reply with what it was made to start with; without its last line where it was cut off there."""
+    """Return a reply with its prefill; without the last line if the reply was cut off."""
     text = f"{prefill} {reply.text}" if prefill else reply.text
     return text.rpartition("\n")[0] if reply.truncated else text
 
 
 def _without_repeats(found: Sequence[_Found], file: str) -> Iterator[tuple[_Found, tuple[str, ...]]]:
-    """Yield what says something new, with the passages of what repeats it."""
+    """Yield the proposals without near-duplicates, each with the passages of its near-duplicates."""
     alike = vectors([f.principle.statement for f in found])
     claims = [claim(f.principle.statement) for f in found]
     kept: dict[int, list[str]] = {}
@@ -205,8 +216,12 @@ def _without_repeats(found: Sequence[_Found], file: str) -> Iterator[tuple[_Foun
         yield found[i], tuple(also)
 
 
+def _said(reason: str, detail: str) -> str:
+    return f"{reason}: {detail}" if detail else reason
+
+
 def _id(statement: str) -> str:
-    """Return an id out of the first words that carry meaning."""
+    """Return an id made from the first content words of a statement."""
     carrying = [w.replace("'", "") for w in words(statement) if w not in _SAYS_LITTLE]
     return kebab(" ".join(carrying[:4])) or "principle"
 

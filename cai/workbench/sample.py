@@ -1,7 +1,7 @@
-"""What a constitution is tried on: a model, its settings, and a sample of prompts with a response and a pair of responses each.
+"""Sample data for trials of a constitution: prompts with one response and one pair of responses each.
 
-None of it depends on a constitution, so two constitutions are compared on the same texts. It is made afresh from prompts, or taken
-from a run, whose calls are then in the call store already.
+The data does not depend on a constitution, so two constitutions are compared on the same texts. It is sampled from prompts, or taken from
+a run, whose calls are already in the call store.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What a step asked of the models: calls that ran, and calls that the store answered."""
+    """Number of model calls that ran, and of calls that came from the call store."""
 
     made: int
     reused: int
@@ -33,24 +33,24 @@ class Calls:
 
 
 def calls_of(session: Session) -> Calls:
-    """Return the calls of a session's models, so far."""
+    """Return the calls of a session so far."""
     usage = session.usage
     return Calls(usage.made, usage.reused)
 
 
 @dataclass(frozen=True)
 class TrialData:
-    """What two constitutions are compared on."""
+    """Responses and pairs on which two constitutions are compared."""
 
     responses: tuple[Response, ...]
     pairs: tuple[ResponsePair, ...]
 
 
 def load_sample(prompts: Path | None, session: Session, sample: int) -> list[Prompt]:
-    """Return `sample` prompts of a file, or of the recipe's training prompts, chosen by hash; a larger sample only adds.
+    """Return `sample` prompts of a file, or of the recipe's training prompts, chosen by hash. A larger sample contains the smaller one.
 
     Raises:
-        DataError: they can't be read.
+        DataError: the prompts can't be read.
     """
     recipe = session.recipe
     sources = recipe.prompts.train if prompts is None else (PromptSource(path=str(prompts.resolve())),)
@@ -62,10 +62,10 @@ def load_sample(prompts: Path | None, session: Session, sample: int) -> list[Pro
 
 
 async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> TrialData:
-    """Answer every prompt once, to be revised, and twice, to be judged, as the stages `respond` and `pairs` do.
+    """Sample one response to revise and one pair to judge for every prompt, as the stages `respond` and `pairs` do.
 
     Raises:
-        ModelError: too many failed, or the model can't go on.
+        ModelError: too many items failed, or the model can't go on.
     """
     responses = await session.each(prompts, session.respond, "responses")
     pairs = await session.each(prompts, session.sample_pair, "pairs", lambda p: f"{p.id}#0")
@@ -73,7 +73,7 @@ async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> Tria
 
 
 def trial_data_of_run(run: RunDirectory, sample: int) -> TrialData:
-    """Take responses and pairs of `sample` prompts out of a run.
+    """Return the responses and pairs of `sample` prompts of a run.
 
     Raises:
         DataError: the run has no responses yet.
@@ -87,6 +87,6 @@ def trial_data_of_run(run: RunDirectory, sample: int) -> TrialData:
 
 
 def _sampled(items: list[T], item_id: Callable[[T], str], sample: int) -> list[T]:
-    """Keep this many, by hash of their ids and in their order."""
+    """Return `sample` items, chosen by hash of their ids, in their original order."""
     chosen = sorted(range(len(items)), key=lambda i: (split_fraction(item_id(items[i]), "workbench-sample"), i))[:sample]
     return [items[i] for i in sorted(chosen)]

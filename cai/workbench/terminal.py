@@ -1,4 +1,4 @@
-"""The workbench's results as people read them in a terminal. Foreign text is shown as it stands, never as markup."""
+"""Terminal output of the workbench. Texts are printed literally, without markup."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ WORDS = {"same": "", "removed": "red strike", "added": "green bold"}
 
 
 def show_diff(diff: ConstitutionDiff, colour: bool) -> Iterator["RenderableType"]:
-    """Yield a text diff: each changed principle with its fields; words that went and came are marked, with brackets where colour can't."""
+    """Yield a word diff of every changed principle; without colour, changes are marked with brackets."""
     if diff.is_empty:
         yield plain("No difference.", "green")
         return
@@ -35,7 +35,7 @@ def show_diff(diff: ConstitutionDiff, colour: bool) -> Iterator["RenderableType"
 
 
 def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator["RenderableType"]:
-    """Yield what changes on a sample: rates, causes, the labels that moved furthest, and revisions word by word."""
+    """Yield the changes on a sample: rates, causes, the largest label changes, and word diffs of revisions."""
     if found.revisions:
         n, changed = found.revisions, len(found.revision_changes)
         span = _span(found.revision_low, found.revision_high)
@@ -57,7 +57,7 @@ def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator
 
 
 def show_step(step: Step) -> Iterator["RenderableType"]:
-    """Yield one step of a prompt's way through the loop."""
+    """Yield the output of one step: response, revision or judgment."""
     if isinstance(step, Answered):
         yield _titled("response", step.text)
     elif isinstance(step, Revised):
@@ -82,7 +82,7 @@ def show_step(step: Step) -> Iterator["RenderableType"]:
 
 
 def show_validation(found: Validation) -> Iterator["RenderableType"]:
-    """Yield principles against people, and how much the whole explains beside the trivial rules."""
+    """Yield each principle's agreement with people, and the constitution compared with the trivial rules."""
     numbers = ("agrees, 95 %", "n", "strength", "decides", "without it")
     table = plain_table("principle", *numbers, right=numbers, title=f"{found.pairs} pairs, judged by {found.protocol}")
     for r in found.principles:
@@ -114,7 +114,7 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
 
 
 def _worth_showing(principle: PrincipleChange) -> Sequence[FieldChange]:
-    """Of a principle that came or went whole, the statement is enough."""
+    """Return the fields to show; for an added or removed principle, only the statement."""
     whole = principle.kind in ("added", "removed")
     return [c for c in principle.fields if c.field == "statement"] if whole else principle.fields
 
@@ -127,7 +127,7 @@ def _field(change: FieldChange, colour: bool) -> "RenderableType":
 
 
 def _words(before: str, after: str, colour: bool) -> "Text":
-    """Return a word diff in one run of text. Without colour, [-gone-] and {+new+}."""
+    """Return a word diff as one text; without colour, marked as [-removed-] and {+added+}."""
     from rich.text import Text
 
     marks = dict.fromkeys(WORDS, "{}") if colour else {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}

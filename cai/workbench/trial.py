@@ -1,4 +1,4 @@
-"""One prompt through the loop: response, critique and revision round by round, and what the judge says of the result."""
+"""Try a constitution on one prompt: response, critiques and revisions, and the judge's comparison."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,20 +16,20 @@ from cai.session import Session, as_prompt
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The model's first response."""
+    """First response of the model."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Revised:
-    """One round under one principle."""
+    """One round of critique and revision under one principle."""
 
     principle: Principle
     critique: str
     revision: str
     dropped: str | None
-    """The rule that keeps this revision out of training data, and ends the rounds."""
+    """Rule that keeps this revision out of the training data and ends the rounds; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +42,25 @@ class PrincipleOpinion:
 
 @dataclass(frozen=True, slots=True)
 class JudgedRevision:
-    """The judge on response and final revision: its label, and what it says under each of its principles, most telling first."""
+    """The judge's comparison of response and final revision: its label, and its opinion under each principle, most confident first."""
 
     protocol: str
     p_revised: float | None
     failure: str | None
     opinions: tuple[PrincipleOpinion, ...]
-    """Never calibrated: a calibration weighs principles together."""
+    """Opinions per principle, uncalibrated: a calibration applies to all principles together."""
     calibration: str = ""
-    """How `p_revised` was weighed, where the settings name a calibration; empty where they name none."""
+    """Whether `p_revised` is calibrated, or why not; empty if the settings name no calibration."""
 
 
 Step = Answered | Revised | JudgedRevision
 
 
 def chosen(constitution: Constitution, ids: Sequence[str]) -> Constitution:
-    """Return a constitution with only these of its principles; with all of them where none are named.
+    """Return a constitution with only the named principles; with all of them if `ids` is empty.
 
     Raises:
-        ConstitutionError: one isn't there.
+        ConstitutionError: a principle does not exist.
     """
     known = [p.id for p in constitution.principles]
     if unknown := [i for i in ids if i not in known]:
@@ -71,18 +71,18 @@ def chosen(constitution: Constitution, ids: Sequence[str]) -> Constitution:
 async def steps(
     text: str, constitution: Constitution, session: Session, *, kind: PromptKind = "other", rounds: int = 1
 ) -> AsyncIterator[Step]:
-    """Put one prompt through the loop, and yield each step as soon as it is there. Earlier rounds come from the call store.
+    """Respond to one prompt, critique, revise and judge; yield each step when it is done. Earlier rounds come from the call store.
 
     Args:
-        text: the prompt.
-        constitution: its principles are drawn, and judged by.
-        session: is open.
-        kind: which principles apply; `other` takes them all.
-        rounds: critiques and revisions.
+        text: text of the prompt.
+        constitution: constitution whose principles are used to critique, revise and judge.
+        session: open session.
+        kind: kind of prompt, which decides the principles that apply; `other` uses all.
+        rounds: number of rounds of critique and revision.
 
     Raises:
         DataError: the prompt is empty.
-        ReplyError: the model gave no usable answer.
+        ReplyError: the model gives no usable answer.
         ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt = as_prompt(text, kind)
@@ -112,7 +112,7 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, session: Ses
         try:
             check_fits(calibration, config, model.fingerprint)
             said = "weighed by feedback.calibration"
-        except RecipeError as e:  # another protocol, drawn principles: shown as it is, and said
+        except RecipeError as e:  # the calibration does not fit: show the uncalibrated label, and say so
             calibration, said = None, "uncalibrated: " + "; ".join(line.lstrip("- ") for line in str(e).splitlines()[1:])
 
     label, *single = await asyncio.gather(judge(principles, calibration), *(judge([p]) for p in principles))

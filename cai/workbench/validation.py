@@ -1,8 +1,8 @@
-"""Principles against people: how far each agrees with human labels, what each one's removal changes, and how much of what people
-preferred the whole constitution explains.
+"""Validate principles on human labels: agreement of each principle, the effect of removing it, and the share of people's choices that the
+constitution explains.
 
-A pair is told from the side that people preferred, which no protocol can see: each gives exactly mirrored log-odds for a swapped pair.
-Whatever is fitted, one scale per set of scores, is fitted on other prompts than it is measured on.
+Every pair is given with the preferred response as A. This reveals nothing, because the log-odds of every protocol are exactly antisymmetric
+under a swap. The only fitted number, one scale per set of scores, is cross-validated by prompt.
 """
 
 import math
@@ -28,36 +28,36 @@ RULES: dict[str, Callable[[ResponsePair], float]] = {
     "longer": lambda pair: float(len(pair.response_a) - len(pair.response_b)),
     "shorter": lambda pair: float(len(pair.response_b) - len(pair.response_a)),
 }
-"""What needs no judgement, as a score above 0 where it prefers A; only its sign counts."""
+"""Trivial rules: a score above 0 prefers A. Only the sign is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrincipleResult:
-    """One principle on the pairs that it applies to."""
+    """Results of one principle on the pairs that it applies to."""
 
     principle_id: str
     n: int
-    """Pairs that it applies to by their kind, and that it judged."""
+    """Number of judged pairs that the principle applies to."""
     applies: float
-    """Share of all judged pairs that it applies to."""
+    """Share of all judged pairs that the principle applies to."""
     agreement: float
-    """How often it sides with people, a tie counting half, with its interval."""
+    """Agreement with human labels, in [0, 1]; ties count half. Its 95 % interval is below."""
     low: float
     high: float
     mean_log_odds: float
-    """Mean |log-odds|: how strongly it speaks."""
+    """Mean |log-odds|: the strength of the principle's opinions."""
     decisive: int
-    """Pairs whose pooled label has another side without it, or none."""
+    """Number of pairs whose pooled label changes sides, or is missing, without the principle."""
     without: float | None
-    """Change of the pooled label's accuracy when it is left out, over those of the n pairs that others judge too, with its interval; a
-    tie counts as wrong. Below 0, it is missed. None where nothing else judges."""
+    """Change in accuracy of the pooled label without the principle, over those of the n pairs that other principles judge too; ties count
+    as wrong. Below 0, the principle helps. None if no other principle judges. Its 95 % interval is below."""
     without_low: float | None
     without_high: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """How well some scores account for people's choices."""
+    """Accuracy and log-likelihood of one set of scores on people's choices."""
 
     name: str
     n: int
@@ -65,33 +65,33 @@ class Explained:
     low: float
     high: float
     nats: float
-    """Mean log-likelihood of people's choice per pair, after the cross-validated scale; a coin has −0.693."""
+    """Mean log-likelihood of people's choice per pair, with the cross-validated scale; chance is −0.693."""
     nats_low: float
     nats_high: float
     raw_nats: float | None
-    """The same with the probabilities as they are; None for a rule, which has none."""
+    """Mean log-likelihood with the unscaled probabilities; None for a trivial rule, which has none."""
     explained: float
-    """1 − nats / a coin's: the share of people's choice that the scores account for; below 0, worse than a coin."""
+    """Share of the uncertainty about people's choices that the scores explain: 1 − nats / nats of chance; below 0, worse than chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """A constitution measured against human labels."""
+    """Results of a constitution on human labels."""
 
     pairs: int
     skipped: int
-    """Pairs that people didn't decide."""
+    """Number of pairs that people left undecided."""
     protocol: str
     principles: tuple[PrincipleResult, ...]
-    """Those that agree most first."""
+    """Results per principle, by descending agreement."""
     pooled: Explained
     rules: tuple[Explained, ...]
     accuracy_gain: float
-    """The pooled label's accuracy minus that of the best rule by accuracy, on the same pairs, with its interval."""
+    """Accuracy of the pooled label minus that of the most accurate rule, on the same pairs; its 95 % interval is below."""
     accuracy_gain_low: float
     accuracy_gain_high: float
     nats_gain: float
-    """The same for the log-likelihood, against the best rule by that, or a coin if no rule beats it."""
+    """The same for the log-likelihood, against the best rule by log-likelihood, or chance if no rule beats chance."""
     nats_gain_low: float
     nats_gain_high: float
     calls: Calls = field(default_factory=lambda: Calls(0, 0))
@@ -100,37 +100,37 @@ class Validation:
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """A pair told from the side that people preferred, and the log-odds for that side under each principle that applies."""
+    """A pair with the preferred response as A, and the log-odds for A under each principle that applies."""
 
     pair: ResponsePair
     opinions: dict[str, float]
 
     def pooled(self, weights: dict[str, float], without: str | None = None) -> float | None:
-        """Return the weighted mean in log-odds, as the judge's ensemble takes it; None where nothing is left."""
+        """Return the weighted mean of the log-odds, as in the judge's ensemble; None if no principle is left."""
         kept = [(weights[i], x) for i, x in self.opinions.items() if i != without]
         return math.fsum(w * x for w, x in kept) / math.fsum(w for w, _ in kept) if kept else None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """A file of pairs that people labelled, and how to read it."""
+    """A file of human-labelled pairs, and how to read it."""
 
     path: Path
     format: str = "auto"
-    """`auto` recognises it."""
+    """File format; `auto` detects it."""
     kind: PromptKind | None = None
-    """Of pairs that don't say it themselves."""
+    """Kind of prompt for pairs without one."""
     limit: int | None = None
-    """Use this many pairs, chosen by hash; None: all."""
+    """Number of pairs to use, chosen by hash; None: all."""
 
 
 async def validate_constitution(constitution: Constitution, pairs: LabelFile, session: Session) -> Validation:
     """Test every principle on human-labelled pairs.
 
     Args:
-        constitution: its principles are asked one by one.
-        pairs: what people labelled.
-        session: is open; its judge is asked.
+        constitution: constitution whose principles are tested.
+        pairs: file of human-labelled pairs.
+        session: open session, whose judge is used.
 
     Raises:
         CaiError: the pairs can't be read, or the model can't go on.
@@ -148,17 +148,17 @@ async def validate_constitution(constitution: Constitution, pairs: LabelFile, se
 
 
 def told_from_the_preferred_side(preference: Preference) -> ResponsePair:
-    """Return a labelled pair with the response that people preferred as A."""
+    """Return a labelled pair with the preferred response as A."""
     p = preference if preference.p_chosen > 0.5 else preference.swapped()
     return ResponsePair(p.prompt, p.chosen, p.rejected, "human", p.provenance)
 
 
 async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, session: Session) -> list[JudgedPair]:
-    """Ask about each pair under every principle that applies to it. A pair that one can't be read about is a counted failure.
+    """Judge each pair under every principle that applies. A pair with an unusable reply is a counted failure.
 
     Raises:
-        DataError: no principle applies to any pair.
-        ModelError: too many failed, or the model can't go on.
+        DataError: no pair could be judged.
+        ModelError: too many items failed, or the model can't go on.
     """
     protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
     asking = ProtocolContext(session.judge_model, session.templates, session.recipe.feedback, session.recipe.seed)
@@ -182,7 +182,7 @@ def measure(
     config: FeedbackConfig,
     seed: int,
 ) -> Validation:
-    """Turn what each principle said into agreement, leave-one-out changes and explained choices."""
+    """Compute agreement, leave-one-out changes and explained choices from the log-odds."""
     weights = {p.id: p.weight for p in constitution.principles}
     pooled = [j.pooled(weights) for j in judged]
     scores = [x for x in pooled if x is not None]
@@ -211,10 +211,10 @@ def measure(
 
 
 def fit_scale(scores: Sequence[float]) -> float:
-    """Return the scale s ≥ 0 under which scores, as log-odds for what people chose, make their choices likeliest.
+    """Return the maximum-likelihood scale s ≥ 0 of scores, which are log-odds for people's choices.
 
-    One choice with and one against it, of mean strength, are added, so that the scale stays finite where every choice agrees. For a rule
-    that says ±1 this gives Laplace's estimate (k + 1) / (n + 2). The likelihood is concave in s, so its slope is bisected.
+    One agreeing and one disagreeing choice of mean strength are added, so that the scale is finite even if all choices agree. For scores of
+    ±1 this gives Laplace's estimate (k + 1) / (n + 2). The log-likelihood is concave in s, so its slope is bisected.
 
     >>> round(probability(fit_scale([1.0, 1.0, 1.0, -1.0])), 6)  # (3 + 1) / (4 + 2)
     0.666667
@@ -239,7 +239,7 @@ def fit_scale(scores: Sequence[float]) -> float:
 
 
 def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> list[float]:
-    """Return each pair's log-likelihood under a scale fitted on the other folds. Pairs of one prompt share a fold."""
+    """Return the log-likelihood of each pair under a scale fitted on the other folds. Pairs of one prompt are in the same fold."""
     fold = [int(split_fraction(p.prompt.id, "validate-fold") * FOLDS) for p in pairs]
     scale = {k: fit_scale([x for x, f in zip(scores, fold, strict=True) if f != k]) for k in set(fold)}
     return [_log_likelihood(scale[f] * x) for x, f in zip(scores, fold, strict=True)]
@@ -248,7 +248,7 @@ def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> lis
 def _explained(
     name: str, scores: Sequence[float], pairs: Sequence[ResponsePair], seed: int, raw: bool = False
 ) -> tuple[Explained, list[float], list[float]]:
-    """Return the figures, and each pair's correctness and held-out log-likelihood."""
+    """Return the summary, and the correctness and held-out log-likelihood of each pair."""
     right = [correctness(probability(x), True) for x in scores]
     nats = held_out_nats(scores, pairs)
     low, high = wilson(sum(right), len(right))
@@ -259,7 +259,7 @@ def _explained(
 
 
 def _principle(principle: Principle, judged: Sequence[JudgedPair], weights: dict[str, float]) -> PrincipleResult | None:
-    """Measure one principle; None where it applies to no pair."""
+    """Measure one principle; return None if it applies to no pair."""
     mine = [j for j in judged if principle.id in j.opinions]
     if not mine:
         return None
@@ -282,7 +282,7 @@ def _principle(principle: Principle, judged: Sequence[JudgedPair], weights: dict
 
 
 def _log_likelihood(log_odds: float) -> float:
-    """Return the log of the probability of some log-odds, without underflow."""
+    """Return the log of the logistic function of log-odds, without underflow."""
     return -math.log1p(math.exp(-log_odds)) if log_odds >= 0 else log_odds - math.log1p(math.exp(log_odds))
 
 

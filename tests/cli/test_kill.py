@@ -86,7 +86,7 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path, calm: 
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Stopped. Every finished call and checkpoint is kept: the same command goes on from here." in err
+    assert "Stopped. Finished calls and checkpoints are kept. Run the same command again to resume." in err
     assert "Traceback" not in err
     shown = cai(workspace.root, "status", "s", "--json")
     states = {s["name"]: s["state"] for s in json.loads(shown.stdout)["stages"]}

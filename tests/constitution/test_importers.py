@@ -105,14 +105,14 @@ def test_all_problems_of_all_files_are_listed(tmp_path):
     assert "bad.json: constitutions[2]: expected a text under 'critic'" in message
     assert "c.json: [0]: expected a comparison instruction" in message
     assert "c.json: [1]: expected a comparison instruction" in message
-    assert "n.json: not a shape that is imported" in message
+    assert "n.json: unknown format" in message
     assert "broken.json:2: not valid JSON" in message
     assert "absent.json: can't be read" in message
 
 
 @pytest.mark.parametrize(("data", "format"), [(REQUESTS, "llm-swarm"), (COMPARISONS, "llm-swarm"), (SWARM, "paper")])
 def test_named_format_must_fit(tmp_path, data, format):
-    with pytest.raises(ConstitutionError, match=f"not a shape that is imported as {format}"):
+    with pytest.raises(ConstitutionError, match=f"unknown format, not {format}"):
         import_constitution(save(tmp_path, "x.json", data), format=format)
 
 

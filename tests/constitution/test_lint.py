@@ -139,7 +139,7 @@ def test_near_duplicates_are_listed_once_for_the_later_principle():
 
 def test_copied_text_is_an_error_that_names_the_field():
     found = lint(Constitution("c", "C", "For tests.", (PREACHING, replace(LENGTH, compare=PREACHING.compare))))
-    assert [(f.rule, f.message) for f in found] == [("duplicate", "right-length: compare is word for word that of no-preaching")]
+    assert [(f.rule, f.message) for f in found] == [("duplicate", "right-length: compare is identical to that of no-preaching")]
 
 
 def test_two_principles_with_one_id():

@@ -34,37 +34,35 @@ def test_near_duplicates_name_what_they_repeat() -> None:
 @given(st.lists(st.text(max_size=3), max_size=30))
 def test_what_was_seen_is_what_a_set_holds(texts: list[str]) -> None:
     held: set[str] = set()
-    with Seen() as seen:
-        for text in texts:
-            assert (text in seen) == (text in held)
-            assert seen.add(text) == (text not in held)
-            held.add(text)
+    seen = Seen()
+    for text in texts:
+        assert (text in seen) == (text in held)
+        assert seen.add(text) == (text not in held)
+        held.add(text)
 
 
-def test_what_was_seen_takes_no_python_object_each_and_no_memory_beyond_its_cache() -> None:
+def test_near_repeats_take_no_python_object_each_and_no_memory_beyond_their_cache() -> None:
     def objects() -> int:
         gc.collect()
         return len(gc.get_objects())
 
-    with Seen() as seen, NearRepeats(0.8) as near:
+    with NearRepeats(0.8) as near:
         before = objects()
         for i in range(3000):
-            seen.add(f"prompt {i}")
             near.twin(f"prompt {i} of this test", f"name {i}")
         assert objects() - before < 1000  # the library remembers its last 200 cursors
-        for scratch in (seen, near):
-            assert scratch._db.execute("PRAGMA cache_size").fetchone() == (-16 * 1024,)
-            assert scratch._db.execute("PRAGMA database_list").fetchall() == [(0, "main", "")]  # a file of its own, not memory
+        assert near._db.execute("PRAGMA cache_size").fetchone() == (-16 * 1024,)
+        assert near._db.execute("PRAGMA database_list").fetchall() == [(0, "main", "")]  # a file of its own, not memory
 
 
 def test_two_sets_share_nothing_and_half_a_surrogate_pair_is_a_text_too() -> None:
-    with Seen() as one, Seen() as two:
-        assert one.add("\ud800") and "\ud800" not in two and two.add("\ud800") and not one.add("\ud800")
+    one, two = Seen(), Seen()
+    assert one.add("\ud800") and "\ud800" not in two and two.add("\ud800") and not one.add("\ud800")
 
 
 def test_a_full_folder_for_temporary_files_is_an_error_that_names_the_way_out() -> None:
-    with Seen() as seen:
-        seen._db.execute("PRAGMA max_page_count=3")
+    with NearRepeats(0.8) as near:
+        near._db.execute("PRAGMA max_page_count=4")
         with pytest.raises(StoreError, match=r"full.*SQLITE_TMPDIR"):
             for i in range(5000):
-                seen.add(str(i))
+                near.twin(f"{i} {i + 1}", str(i))

@@ -1,6 +1,5 @@
 """What a model still knows: shares of right answers, perplexity from given log-probabilities, and their changes."""
 
-import asyncio
 import math
 from pathlib import Path
 
@@ -9,14 +8,11 @@ import pytest
 from cai.errors import ModelError
 from cai.evaluate.audit.probes import FactProbe, Passage, load_knowledge
 from cai.evaluate.knowledge import Knowledge, knowledge_results
-from cai.evaluate.run import ask_knowledge
-from cai.models.base import Completion, Reply, Request, ScoreRequest, TextLogprob, TextModel
-from cai.models.scripted import ScriptedEngine
-from cai.models.store import CallStore
-from cai.models.templates import load_templates
-from cai.recipe import Recipe
-from cai.records import EvalResult, Failure
+from cai.evaluate.run import Questions, ask_knowledge
+from cai.models.base import Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.records import EvalResult
 from cai.stats import mcnemar
+from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT
 
 
@@ -65,14 +61,8 @@ def test_a_model_is_asked_and_scored_as_it_is_used() -> None:
             return TextLogprob(-6.0, 3, 5)
         return Completion("It is Paris.", False, 5, 5)
 
-    async def ask() -> Knowledge:
-        with CallStore(None) as store:
-            model = TextModel(ScriptedEngine(answer), store, "evaluate")
-            templates = load_templates(ROOT / "prompts" / "templates")
-            failures: list[Failure] = []
-            return await ask_knowledge(facts, passages, model, templates, Recipe(name="r"), failures, lambda n: None)
-
-    found = asyncio.run(ask())
+    session = ScriptedSession(answer)
+    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", Questions((), facts, passages)))
     assert found == Knowledge({"f1": True, "f2": False}, {"p1": (-6.0, 3), "p2": (-6.0, 3)})
     assert {r.text for r in scored} == {"Once there was.", "Too long."} and "Tell a story." in scored[0].messages[-1].content
 
@@ -91,15 +81,9 @@ def test_a_model_that_cannot_score_texts_has_no_perplexity_and_answers_all_the_s
             raise ModelError("can't say how likely a given text is")
         return Completion("It is Paris.", False, 5, 5)
 
-    failures: list[Failure] = []
-
-    async def ask() -> Knowledge:
-        with CallStore(None) as store:
-            model = TextModel(ScriptedEngine(answer), store, "evaluate")
-            facts = (FactProbe("f1", "geography", "Capital of France?", ("Paris",)),)
-            passages = (Passage("p1", "story", "Tell a story.", "Once."), Passage("p2", "story", "Another.", "Twice."))
-            templates = load_templates(ROOT / "prompts" / "templates")
-            return await ask_knowledge(facts, passages, model, templates, Recipe(name="r"), failures, lambda n: None)
-
-    assert asyncio.run(ask()) == Knowledge({"f1": True}, {})
-    assert [(f.item_id, f.reason) for f in failures] == [("p1", "not_scored"), ("p2", "not_scored")]
+    facts = (FactProbe("f1", "geography", "Capital of France?", ("Paris",)),)
+    passages = (Passage("p1", "story", "Tell a story.", "Once."), Passage("p2", "story", "Another.", "Twice."))
+    session = ScriptedSession(answer)
+    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", Questions((), facts, passages)))
+    assert found == Knowledge({"f1": True}, {})
+    assert [(f.item_id, f.reason) for f in session.failures] == [("p1", "not_scored"), ("p2", "not_scored")]

@@ -35,7 +35,7 @@ def test_a_server_that_dies_behind_a_router_costs_only_time(tmp_path: Path) -> N
     router = [
         *(str(python.with_name("vllm-router")), "--worker-urls", *(f"http://127.0.0.1:{port}" for port in ports)),
         *("--policy", "cache_aware", "--host", "127.0.0.1", "--port", str(front), "--prometheus-port", str(free_port())),
-        *("--worker-startup-timeout-secs", "600", "--worker-startup-check-interval", "5", "--health-check-interval-secs", "10"),
+        *("--worker-startup-timeout-secs", "600", "--worker-startup-check-interval", "5", "--health-check-interval-secs", "5"),
     ]
     recipe = RECIPE.replace("PATH", f"http://127.0.0.1:{front}/v1")
     with (

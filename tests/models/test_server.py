@@ -649,6 +649,14 @@ def test_a_dead_server_says_how_to_start_it_and_that_nothing_is_lost(waits: list
     assert len(waits) == FIRST_RETRIES and sum(waits) < 4  # a wrong address is told in seconds
 
 
+def test_a_router_that_fails_at_the_start_gets_half_a_minute(waits: list[float]) -> None:
+    server = FakeVllm([on("/v1/models", lambda n: httpx2.Response(500, text="error sending request") if n < 8 else None)])
+    assert connect(server)[0].endswith(" toy")
+    assert 2 < sum(waits) < 32
+    with pytest.raises(ModelError, match="answered 500: error sending request"):
+        connect(FakeVllm([on("/v1/models", lambda _: httpx2.Response(500, text="error sending request"))]))
+
+
 def test_a_server_that_dies_later_gets_half_a_minute_to_come_back(waits: list[float]) -> None:
     server = FakeVllm([on("/v1/chat/completions", raising(httpx2.ConnectError("Connection refused")))])
     with pytest.raises(ModelError, match="can't reach"):

@@ -61,7 +61,6 @@ def test_a_reply_comes_back_as_it_was_after_reopening(path: Path) -> None:
         assert store.get(key("b"), ChoiceLogprobs) == REPLY
         assert store.get(key("c"), Completion) is None
         assert len(store) == 2
-        assert store.stage_totals() == {"respond": (1, 1.5), "feedback": (1, 0.5)}
 
 
 def test_a_store_explains_itself_to_sqlite(path: Path) -> None:

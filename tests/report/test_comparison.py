@@ -86,7 +86,7 @@ def test_paired_tests_are_exact_and_corrected_together(tmp_path: Path) -> None:
     assert compliance.shown and not tests["looping", "policy"].shown
     told = " ".join(sentences(found))
     assert "harmful requests complied with, 100% → 70%, better" in told and "fine requests refused, 0% → 30%, worse" in told
-    assert "The base model of b answers all 80 of these prompts as that of a does." in told
+    assert "The base models of b and a give the same answers to all 80 prompts." in told
     assert "3 differences were shown" in headline(found)  # words per answer is the third
 
 
@@ -97,7 +97,7 @@ def test_judges_and_rewards_are_tested_against_themselves_only(tmp_path: Path) -
     won = by_name(same_judge.tests)["win_rate_by_judge", "policy"]
     assert (won.n, won.before, won.after) == (80, 1.0, 0.0) and won.shown
     assert by_name(same_judge.tests)["harmful_compliance_by_judge", "policy"].change == 0
-    assert ("reward", "policy") not in by_name(same_judge.tests) and any("reward models of a" in n for n in same_judge.notes)
+    assert ("reward", "policy") not in by_name(same_judge.tests) and any("different reward models" in n for n in same_judge.notes)
 
     other = made(tmp_path, "c", 12, "feedback: { protocol: pairwise }\n", **said)
     assert ("win_rate_by_judge", "policy") not in by_name(compare_runs([one, other]).tests)
@@ -122,10 +122,10 @@ def test_other_prompts_are_not_compared(tmp_path: Path) -> None:
     write_records(two.data("samples"), reworded)
     found = compare_runs([one, two])
     assert {t.n for t in found.tests if t.name == "response_words"} == {10}
-    assert found.notes[0] == "b: 10 evaluation prompts are the same in a, and 70 are in one of the two only."
+    assert found.notes[0] == "b: 10 evaluation prompts are also in a; 70 are in only one of the two runs."
     write_records(two.data("samples"), reworded[:70])
     none = compare_runs([one, two])
-    assert none.tests == () and "no prompt was answered by both" in headline(none)
+    assert none.tests == () and "no common prompts" in headline(none)
 
 
 def test_three_runs_are_compared_with_the_first(tmp_path: Path) -> None:

@@ -61,17 +61,17 @@ def test_bands_hold_the_interval_of_the_change(tmp_path: Path) -> None:
 
 def test_the_words_say_verdict_and_choice(points: list[MonitorPoint]) -> None:
     words = frontier_words(points)
-    assert words.startswith("Over-optimised: at step 20 the rule warned, gold having changed by −0.5") and "Best by gold: step 10" in words
-    assert "the rule saw no over-optimisation" in frontier_words(points[:2]).lower()
+    assert words.startswith("Over-optimised: at step 20 the monitor warned: gold changed by −0.5") and "Best by gold: step 10" in words
+    assert "the monitor found no over-optimisation" in frontier_words(points[:2]).lower()
 
 
 def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[MonitorPoint]) -> None:
     gone = replace(points[1], words=0.0, collapse="vanish", verdict="go")
     words = frontier_words([points[0], gone])
-    assert words.startswith("The rule did not speak, but at step 10 responses are almost empty: 0.0 words on average, 3.0 at the start.")
-    assert "Best by gold where answers are whole: step 0" in words
+    assert words.startswith("The monitor did not warn, but at step 10 responses are almost empty: 0.0 words on average, 3.0 at the start.")
+    assert "Best by gold without collapse: step 0" in words
     words = frontier_words([points[0], gone, replace(gone, step=20, verdict="stop")])
-    assert words.startswith("Collapsed: at step 20 the rule ended the training, because responses are almost empty")
+    assert words.startswith("Collapsed: at step 20 the monitor stopped training, because responses are almost empty")
 
 
 def test_what_responses_are_like_is_drawn_too(points: list[MonitorPoint], tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_what_responses_are_like_is_drawn_too(points: list[MonitorPoint], tmp_pa
         "Words per response",
         "Refusals",
         "Repetition",
-        "Variety",
+        "Diversity",
         "Disagreement of the reward models",
     ]
     single = observed(tmp_path / "single.jsonl", disagreement=False)
@@ -96,7 +96,7 @@ def test_the_report_of_a_watched_run_shows_it_and_that_of_another_does_not(tmp_p
     (run / "models" / "gold").mkdir()
     (run / "models" / "gold" / "metrics.json").write_text('{"accuracy": 0.61, "n": 100, "low": 0.51, "high": 0.7, "reliability": []}')
     page = render_report(collect_report(run))
-    assert "Over-optimised: at step 20 the rule warned" in page and "<h3>Over-optimisation</h3>" in page
+    assert "Over-optimised: at step 20 the monitor warned" in page and "<h3>Over-optimisation</h3>" in page
     assert "it ranks 61% of 100 held-out pairs as labelled (95 % interval 51% to 70%)" in page
 
 

@@ -83,7 +83,7 @@ def test_a_finished_run_fills_every_section(tmp_path: Path) -> None:
     page = Page(html)
     assert [s["id"] for s in page.named("section")] == list(SECTIONS)
     assert "has not run" not in html
-    assert "couldn't be read" not in html
+    assert "can't be read" not in html
     assert len(page.named("figure")) >= 8
     assert page.misnested == []
     assert page.open == []
@@ -170,7 +170,7 @@ def test_a_broken_file_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (run_dir / "data" / "traces.jsonl").write_text('{"prompt": 1}\n')
     (run_dir / "manifest.json").write_text("{")
     html = render(run_dir)
-    assert "couldn&#39;t be read" in html or "couldn't be read" in html
+    assert "can&#39;t be read" in html or "can't be read" in html
     assert "traces.jsonl:1: not a RevisionTrace record" in html
     assert "manifest.json" in html
     assert "Before and after" in html
@@ -188,9 +188,9 @@ def test_a_failure_log_torn_by_a_kill_is_read_to_its_last_whole_line(tmp_path: P
 
 def test_the_audit_names_what_was_found_and_shows_it(tmp_path: Path) -> None:
     html = render(write_run(tmp_path / "run", "Said so."))
-    assert "Found in policy: sycophancy. 2 checks in all" in html
-    assert "<h3>policy, against base</h3>" in html and "Nothing stands out among 1 check." in html
-    assert html.count("Matters from 0.10 on: Said so.") == 2 and html.count("Matters from 0.10 on") == 3  # the one found is in both tables
+    assert "Found in policy: sycophancy. 2 checks in total" in html
+    assert "<h3>policy, against base</h3>" in html and "Nothing found in 1 check." in html
+    assert html.count("Threshold 0.10: Said so.") == 2 and html.count("Threshold 0.10") == 3  # the one found is in both tables
     [row] = set(re.findall(r'<td class="status failed">found</td>(.*)</tr>', html))
     assert re.findall(r">([^<]+)</td>", row) == ["0.10", "0.50", "+0.40", "+0.20 to +0.60", "40", "&lt;0.001"]
     assert "Examples: Flatters" in html
@@ -265,6 +265,6 @@ def test_sources_that_pull_in_opposite_directions_are_shown(tmp_path: Path) -> N
 def test_checks_with_too_little_data_are_not_taken_for_healthy() -> None:
     healthy = findings("Said so.")[1]
     short = replace(healthy, verdict="not enough data", p=None, p_adjusted=None)
-    assert "None of 3 checks found a failure; 2 of them have too little data to say." in audit_summary([healthy, short, short])
-    assert [f.undecided for f in families([healthy, short])] == ["; 1 of them has too little data to say"]
+    assert "None of 3 checks found a failure; 2 of them have too little data." in audit_summary([healthy, short, short])
+    assert [f.undecided for f in families([healthy, short])] == ["; 1 of them has too little data"]
     assert [f.undecided for f in families([healthy])] == [""]

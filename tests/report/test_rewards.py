@@ -21,10 +21,10 @@ def test_members_and_ensemble_are_shown_on_every_bucket(tmp_path: Path) -> None:
     data = collect_report(write_run(tmp_path))
     plots = reward_plots(data)
     assert titles(plots)[:5] == [
-        "Reward model right on held-out labels",
-        "Right by who labelled",
-        "Right by kind of prompt",
-        "Right by length of the better response",
+        "Held-out accuracy of the reward model",
+        "Accuracy by label source",
+        "Accuracy by kind of prompt",
+        "Accuracy by length of the better response",
         "Reliability",
     ]
     rows = measure_rows(data)
@@ -33,13 +33,13 @@ def test_members_and_ensemble_are_shown_on_every_bucket(tmp_path: Path) -> None:
     by_length = [r.n for r in rows if r.model == "ensemble" and r.group in {name for _, name in LENGTH_BUCKETS}]
     assert len(by_length) == 4 and sum(by_length) == 30
     page = render_report(data)
-    assert "Every model on every group of held-out pairs" in page and "Surer than right" in page
+    assert "All models on all groups of held-out pairs" in page and "Overconfidence" in page
 
 
 def test_accuracy_is_shown_by_disagreement_on_held_out_pairs_only() -> None:
     disputes = [Dispute(i / 10, i < 6) for i in range(9)] + [Dispute(5.0, None)]
     rows, spread = dispute_plots(disputes)
-    assert "least disputed third: 100%" in rows and "middle: 100%" in rows and "most disputed third: 0%" in rows
+    assert "least disagreement: 100%" in rows and "middle third: 100%" in rows and "most disagreement: 0%" in rows
     assert "Over 10 preferences" in spread and "n = 3" in rows
     [only] = dispute_plots(disputes[:5])
     assert "Disagreement about pairs" in only

@@ -135,8 +135,10 @@ def test_a_shared_prompt_changes_no_loss_and_no_gradient(tiny_model_dir: Path, s
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
     assert found[0][1].keys() == found[1][1].keys()
     for name, gradient in found[0][1].items():
-        assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-4, atol=1e-5, msg=name)
+        largest = float(gradient.abs().max())
+        assert largest > 0, name
+        difference = float((gradient - found[1][1][name]).abs().max())
+        assert difference < 1e-4 * largest, (name, difference, largest)
 
 
 def test_reference_passes_are_made_in_the_first_epoch_only(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:

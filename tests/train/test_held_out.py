@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from cai.evaluate.rewards import most_disputed
 from cai.records import PromptKind, ScoredPair
 from cai.train.reward.ensemble import aggregate_scores
 from cai.train.reward.metrics import ENSEMBLE, LENGTH_BUCKETS, RewardMeasure, length_bucket, measure_margins, measure_scores
@@ -75,11 +74,7 @@ def test_overconfidence_by_hand() -> None:
     assert (measure_margins([margin], [1.0]).overconfidence_low, measure_margins([margin], [1.0]).overconfidence_high) == (-1.0, 1.0)
 
 
-def test_the_most_disputed_pairs_are_those_whose_margins_differ() -> None:
-    offset = scored(0, (1.0, 9.0), (0.0, 8.0))  # far apart on each side, and of one mind on the pair
-    disputed, most = scored(1, (1.0, -1.0)), scored(2, (3.0, -3.0))
-    human = scored(3, (9.0, -9.0), source="human:f")
+def test_disagreement_is_of_margins_not_of_scores() -> None:
+    offset = scored(0, (1.0, 9.0), (0.0, 8.0))  # far apart on each side, and equal margins
     assert offset.chosen.std == 4.0 and offset.disagreement == 0.0
-    assert most_disputed([offset, disputed, human, most], 5) == [most, disputed]
-    assert most_disputed([disputed, most], 1) == [most]
-    assert disputed.disagreement == 1.0
+    assert scored(1, (1.0, -1.0)).disagreement == 1.0

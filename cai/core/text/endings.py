@@ -1,6 +1,6 @@
-"""Where a completion that hit its token limit is cut back to: the end of its last whole sentence or line.
+"""Trim completions that hit the token limit to their last whole sentence or line.
 
-Half a sentence at the end teaches a policy to stop in mid-sentence, and tells a judge which text was cut.
+A policy trained on cut-off sentences learns to stop in mid-sentence, and a judge can see which text was cut.
 """
 
 import re
@@ -10,7 +10,7 @@ _DANGLING = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#]+|\d{1,2}[.)])[ \t]*$|(?:^|\n)
 
 
 def whole_sentences(text: str) -> str | None:
-    r"""Return a cut-off text up to the end of its last whole sentence or line; None where that would lose more than half of it.
+    r"""Trim a cut-off text to its last whole sentence or line; return None if less than half of it would remain.
 
     >>> whole_sentences("Tides follow the moon. They rise twi")
     'Tides follow the moon.'

@@ -1,11 +1,11 @@
-"""Recognising a refusal by its words: a documented rule, not a model, so that it costs nothing and never changes its mind.
+"""Rule-based refusal detection: deterministic, and without the cost of a model.
 
-A refusal says early on that the assistant will not or can't do what was asked. The rule looks at the opening only (about the first 240
-characters, to the end of a sentence): an answer that helps and declines one detail further down is no refusal, and neither is a plain
-apology, a lack of knowledge ("I don't know the exact date") or advice to the user ("you can't mix these", "I wouldn't recommend it").
+A refusal says early on that the assistant will not or can't do what was asked. The rule reads only the opening (about the first 240
+characters, to the end of a sentence). These do not count as refusals: an answer that helps and declines a detail further down, a plain
+apology, a lack of knowledge ("I don't know the exact date"), advice to the user ("you can't mix these", "I wouldn't recommend it").
 
-It is a rule about English, and about form. It can't see a refusal that is only implied (a change of subject, a bare hotline number), and a
-response that refuses and then complies still counts as one. Rates made with it are bounds.
+The rule works on the wording of English texts. It misses implied refusals (a change of subject, a bare hotline number), and it counts a
+response that refuses and then complies. Refusal rates from this rule are therefore approximate.
 """
 
 import re
@@ -58,7 +58,7 @@ _REVISING = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Tell whether a response opens by refusing what was asked.
+    """Return whether a response opens with a refusal.
 
     >>> is_refusal("I\u2019m sorry, but I can\u2019t help with that."), is_refusal("You can't mix these two: the fumes are toxic.")
     (True, False)
@@ -68,7 +68,7 @@ def is_refusal(text: str) -> bool:
 
 
 def refuses_revision(text: str) -> bool:
-    """Tell whether a reply to a revision request refuses the rewriting itself, rather than rewriting into a refusal.
+    """Return whether a reply to a revision request refuses to rewrite, as opposed to a rewritten response that is a refusal.
 
     >>> refuses_revision("I can't rewrite the response."), refuses_revision("I can't help you hurt anyone.")
     (True, False)
@@ -77,12 +77,12 @@ def refuses_revision(text: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return a text in lower case, with plain apostrophes, single spaces and no leading quotes or marks: what word rules look at."""
+    """Normalise a text for word rules: lower case, ASCII apostrophes, single spaces, no leading quotes or markup."""
     return " ".join(text.translate(_APOSTROPHES).lower().split()).lstrip("\"'*_#“> ")
 
 
 def _opening(text: str) -> str:
-    """Return the first sentences of a text made plain."""
+    """Return the normalised opening of a text."""
     words = plain(text)
     if len(words) <= OPENING_CHARACTERS:
         return words

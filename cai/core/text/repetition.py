@@ -1,16 +1,16 @@
-"""How much texts repeat themselves and each other, by their words alone: the commonest sign that a policy comes apart."""
+"""Repetition within and between texts, by n-grams: the commonest sign of a collapsed policy."""
 
 from collections.abc import Sequence
 
 GRAM_WORDS = 4
 LOOPING = 0.5
-"""A response loops where more than this share of its four-word runs are repeats."""
+"""Share of repeated 4-grams above which a response counts as looping."""
 
 
 def repeated_fraction(text: str) -> float:
-    """Return the share of a text's four-word runs that were there before: 0 where none repeats, towards 1 for a loop.
+    """Return the share of a text's 4-grams that are repeats: 0 if none repeats, close to 1 for a loop.
 
-    One minus distinct-4; case is ignored, and a text of fewer than five words can't repeat.
+    This is 1 minus distinct-4. Case is ignored. A text of fewer than five words gives 0.
 
     >>> repeated_fraction("a b c d a b c d")  # runs: abcd bcda cdab dabc abcd
     0.2
@@ -21,11 +21,10 @@ def repeated_fraction(text: str) -> float:
 
 
 def distinct_fraction(texts: Sequence[str]) -> float:
-    """Return the share of the two-word runs of some texts that are different ones: 1 where none comes twice, towards 0 for one text again
-    and again.
+    """Return distinct-2 over all texts: the share of distinct bigrams. 1 if no bigram repeats, close to 0 for one text many times.
 
-    Distinct-2 of Li et al. 2016 (arXiv 1510.03055) over all texts, with a text's start and end as words of their own, so that empty
-    texts and those of one word count too; case is ignored. 0 where there is no text.
+    Distinct-2 of Li et al. 2016 (arXiv 1510.03055), with start and end of a text as extra words, so that empty and one-word texts
+    count. Case is ignored. 0 if there are no texts.
 
     >>> distinct_fraction(["Yes", "yes"])  # start-yes, yes-end, and again
     0.5

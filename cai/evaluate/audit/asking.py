@@ -70,11 +70,6 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
     )
 
 
-def question_count(probes: Probes) -> int:
-    """Return the number of prompts per model."""
-    return sum(1 for _ in questions(probes))
-
-
 def questions(probes: Probes) -> Iterator[ProbeQuestion]:
     """Yield all prompts for one model."""
     for p in probes.opinions:

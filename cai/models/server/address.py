@@ -16,7 +16,8 @@ def check_url(url: str) -> str:
     if "," in url and url.count("://") > 1:
         raise ModelError(
             "model.path names several servers; `cai` asks one URL. Put a router in front of them and name its URL:\n"
-            f"  vllm-router --worker-urls {' '.join(root_of(part.strip()) for part in url.split(','))} --policy cache_aware --port 8080\n"
+            f"  vllm-router --worker-urls {' '.join(root_of(part.strip()) for part in url.split(','))} --policy cache_aware --port 8080 "
+            "--health-check-interval-secs 5\n"
             "or serve on all GPUs of one machine behind one address: vllm serve MODEL --data-parallel-size N. See docs/servers.md."
         )
     import httpx2

@@ -116,7 +116,7 @@ class ServerEngine:
         opening = "" if can.continues else request.prefill
         try:
             read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening)
-            return await self._client.chat(body, flags | can.sampling, read)
+            return await self._client.chat(body | flags | can.sampling, read)
         except ReplyError as e:
             if self._learned(e, can):
                 return await self._complete(request)
@@ -167,7 +167,7 @@ class ServerEngine:
             "top_logprobs": can.top,
         }
         try:
-            likely, prompt_tokens = await self._client.chat(body, flags, read_likeliest)
+            likely, prompt_tokens = await self._client.chat(body | flags, read_likeliest)
         except ReplyError as e:
             if self._learned(e, can):
                 return await self._choices_by_text(request)
@@ -220,9 +220,9 @@ class ServerEngine:
     async def _next_token(self, prompt: Tokens, wanted: list[int]) -> dict[int, float]:
         """Return log-probabilities of tokens that may come next: those wanted, or on an old server the likeliest ones."""
         # No seed: what is sampled is ignored, and vLLM's CPU build dies of a seeded request whose prompt it takes in two steps.
-        body = {"model": self._model, "prompt": list(prompt), "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": _TOP}
-        extra = {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
-        found = await self._client.text(body, extra, partial(read_next_token, wanted=wanted))
+        body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": _TOP}
+        body |= {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+        found = await self._client.text(body, partial(read_next_token, wanted=wanted))
         if found is None:
             raise NoLogprobsError(f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}")
         return {token: self._checked(value) for token, value in found.items()}
@@ -230,8 +230,8 @@ class ServerEngine:
     async def _prompt_logprob(self, prompt: Tokens, tokens: Tokens) -> float:
         """Return the log-probability of tokens after a prompt."""
         ids = prompt + tokens
-        body = {"model": self._model, "prompt": list(ids), "max_tokens": 1, "temperature": 1.0}
-        found = await self._client.text(body, {"prompt_logprobs": 0}, partial(read_prompt_logprobs, ids=ids, start=len(prompt)))
+        body = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
+        found = await self._client.text(body, partial(read_prompt_logprobs, ids=ids, start=len(prompt)))
         if found is None:
             raise NoLogprobsError(f"{self.name} gives no prompt log-probabilities. {_NO_LOGPROBS}")
         return sum(map(self._checked, found))

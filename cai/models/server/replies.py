@@ -1,4 +1,4 @@
-"""Reads the `openai` client's typed replies, which it hands on unchecked: whatever JSON a server sent is in their fields.
+"""Reads replies in the `openai` client's types, which check nothing: whatever JSON a server sent is in their fields.
 
 Servers differ in what they leave out or add: usage, `finish_reason`, content in parts, reasoning before the answer. What can still be used
 is; what can't raises `ValueError` (or `TypeError`, `AttributeError`, `LookupError` where a field isn't there), and is asked for again.

@@ -1,4 +1,4 @@
-// What every page needs: requests that bring JSON, and a line that says what went wrong.
+// Shared by all pages: JSON requests, and a line for error messages.
 
 export async function ask(url, body) {
   const options = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
@@ -6,7 +6,7 @@ export async function ask(url, body) {
   try {
     answer = await fetch(url, options);
   } catch {
-    throw new Error("The studio doesn't answer. Is it still running? Nothing that it had confirmed is lost.");
+    throw new Error("The studio does not answer. Is it still running? All confirmed changes are saved.");
   }
   const isJson = (answer.headers.get("content-type") || "").startsWith("application/json");
   const found = isJson ? await answer.json() : { error: await answer.text() };

@@ -1,4 +1,4 @@
-// The editor: what is typed is kept as a draft and linted after a short pause; the file changes only on Save.
+// The editor: after a short pause, the text is stored as a draft and linted. The file changes only on Save.
 import { ask, get, tell } from "/static/app.js";
 
 const PAUSE = 350;
@@ -15,7 +15,7 @@ function show(answer, replaceText) {
   found.setAttribute("aria-busy", "false");
   get("save").disabled = !(answer.is_draft && answer.is_loadable);
   get("discard").disabled = !answer.is_draft;
-  state.textContent = area.value !== kept ? "typing…" : answer.is_draft ? "draft kept, not saved" : "saved";
+  state.textContent = area.value !== kept ? "typing…" : answer.is_draft ? "draft stored, not saved" : "saved";
   document.dispatchEvent(new CustomEvent("edited", { detail: answer }));
   number();
 }
@@ -39,12 +39,12 @@ async function send(path, body, replaceText = false) {
     return true;
   } catch (error) {
     tell(error.status === 409 ? `${error.message} Copy what you need from here, then reload the page.` : error.message);
-    state.textContent = "not kept";
+    state.textContent = "not stored";
     return false;
   }
 }
 
-// One request at a time, and each made from the version that the one before gave.
+// One request at a time; each uses the version that the previous one returned.
 function queue(work) {
   sending = sending.then(work);
   return sending;
@@ -52,7 +52,7 @@ function queue(work) {
 
 function keep() {
   return queue(() => {
-    clearTimeout(timer); // whatever it waits for is sent now
+    clearTimeout(timer); // the pending text is sent now
     return area.value === kept || send("draft", { text: area.value, version });
   });
 }
@@ -71,7 +71,7 @@ async function save() {
 }
 get("save").addEventListener("click", save);
 get("discard").addEventListener("click", async () => {
-  if (!confirm(`Throw away the draft and go back to ${name}.yaml as it is saved?`)) return;
+  if (!confirm(`Discard the draft and return to the saved ${name}.yaml?`)) return;
   await keep();
   await queue(() => send("discard", { version }, true));
 });

@@ -1,7 +1,7 @@
 // One pair at a time, by keyboard. The server confirms each answer before the next pair is shown.
 import { ask, get, tell } from "/static/app.js";
 
-const SETTLE = 200; // a key that was still down for the pair before must not answer this one
+const SETTLE = 200; // ms; a key press for the previous pair must not answer this one
 const { base, rater } = get("rate").dataset;
 const KEYS = { a: "a", arrowleft: "a", 1: "a", b: "b", arrowright: "b", 2: "b", t: "tie", 0: "tie" };
 let key = null, last = null, skipped = [], busy = true, shownAt = 0;
@@ -26,7 +26,7 @@ async function send(path, body) {
   try {
     const answer = await ask(`${base}/${path}`, { rater, ...body });
     show(answer);
-    tell(answer.kept ? "" : "You had answered that one already, in another tab; the first answer stands.");
+    tell(answer.kept ? "" : "You have already answered this pair in another tab. The first answer is kept.");
   } catch (error) {
     tell(error.message);
   } finally {

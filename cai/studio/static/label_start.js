@@ -1,4 +1,4 @@
-// Remembers the rater's name, and makes queues.
+// Remembers the rater's name, and creates queues.
 import { ask, get, tell } from "/static/app.js";
 
 const name = get("rater"), form = get("new-queue");

@@ -1,4 +1,4 @@
-// Looks at a run again and again: often while it works, now and then while it rests.
+// Polls the status of a run: every 2 s while it is running, every 10 s otherwise.
 import { ask, get, tell } from "/static/app.js";
 
 const panel = get("stages");

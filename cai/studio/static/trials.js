@@ -1,4 +1,4 @@
-// Preview and comparison: start a job, look at it until it is over, stop it.
+// Preview and comparison: start a job, poll it until it ends, stop it.
 import { ask, get, tell } from "/static/app.js";
 
 const LOOK_EVERY = 700;
@@ -49,7 +49,7 @@ function wire(section, path, bodyOf) {
 wire(get("try"), "preview", (form) => ({ prompt: form.get("prompt"), kind: form.get("kind"), principle: form.get("principle") }));
 wire(get("compare"), "compare", (form) => ({ run: form.get("run"), sample: Number(form.get("sample")) }));
 
-// The list of principles follows the text.
+// Update the list of principles when the text changes.
 const select = document.querySelector('#try select[name="principle"]');
 document.addEventListener("edited", ({ detail }) => {
   const chosen = select.value, first = select.options[0];

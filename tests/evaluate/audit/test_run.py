@@ -13,7 +13,7 @@ from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import RunDirectory, Workspace
 from cai.data.filters import texts_key
 from cai.errors import DataError
-from cai.evaluate.audit.asking import ask_probes, question_count
+from cai.evaluate.audit.asking import ask_probes, questions
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import load_behaviours
 from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
@@ -193,7 +193,7 @@ def audit_scripted(answer: Callable[[Request], Reply]) -> list[AuditFinding]:
     for chosen in (default_script, answer):
         session = ScriptedSession(chosen, recipe=Recipe(name="audit", max_failure_fraction=0.0))
         answers.append(session.ask(lambda opened: ask_probes(opened, probes, opened.model, "m")))
-        assert session.usage.made == question_count(probes)
+        assert session.usage.made == len(list(questions(probes)))
     return audit_model(probes, answers[1], answers[0], "planted")
 
 
