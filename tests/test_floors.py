@@ -173,3 +173,13 @@ def test_the_command_line_loads_nothing_heavy() -> None:
 
 def test_the_check_for_heavy_libraries_can_fail() -> None:
     assert "scipy" in loaded_by(["scipy"])
+
+
+def test_a_class_name_has_one_owner() -> None:
+    owners: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "cai").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name, []).append(dotted_name(ROOT / "cai", path))
+    assert len(owners) > 150
+    assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}

@@ -21,7 +21,7 @@ _ITEM = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+")
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class DocumentSection:
     """Paragraphs under one heading. `text` keeps the document's line breaks."""
 
     heading: str
@@ -31,7 +31,7 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class DocumentPassage:
     """A verbatim quotation from a document, with white space collapsed."""
 
     quote: str
@@ -44,7 +44,7 @@ class Document:
     """A document split into sections."""
 
     path: Path
-    sections: tuple[Section, ...]
+    sections: tuple[DocumentSection, ...]
 
 
 def read_document(path: Path) -> Document:
@@ -63,7 +63,7 @@ def read_document(path: Path) -> Document:
     return document
 
 
-def sections_of(text: str) -> Iterator[Section]:
+def sections_of(text: str) -> Iterator[DocumentSection]:
     """Yield the sections of a document in order; headings are not part of the text.
 
     >>> [(s.heading, s.text, s.line) for s in sections_of("Hello.\\n\\n# Style\\n\\nBe brief.\\nBe kind.\\n")]
@@ -91,7 +91,7 @@ def sections_of(text: str) -> Iterator[Section]:
     yield from _section(heading, held, start)
 
 
-def find_quote(quote: str, section: Section) -> Passage | None:
+def find_quote(quote: str, section: DocumentSection) -> DocumentPassage | None:
     """Find a quotation in a section; return None if it is not there or has fewer than three words.
 
     The words must match exactly and in order; line breaks, punctuation and markup between them may differ. The returned quotation is the
@@ -107,11 +107,11 @@ def find_quote(quote: str, section: Section) -> Passage | None:
     if found is None:
         return None
     line, end_line = (section.line + section.text.count("\n", 0, at) for at in found.span())
-    return Passage(" ".join(found[0].split()), line, end_line)
+    return DocumentPassage(" ".join(found[0].split()), line, end_line)
 
 
-def _section(heading: str, rows: list[str], start: int) -> Iterator[Section]:
+def _section(heading: str, rows: list[str], start: int) -> Iterator[DocumentSection]:
     while rows and not rows[0].strip():
         rows, start = rows[1:], start + 1
     if text := "\n".join(rows).rstrip():
-        yield Section(heading, text, start)
+        yield DocumentSection(heading, text, start)

@@ -46,7 +46,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Answered:
+class EvaluationAnswers:
     """The models' responses."""
 
     answers: dict[str, list[Response]] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Measured:
     """The responses side by side, for each prompt that all models answered."""
 
 
-async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Questions, recipe_hash: str = "") -> Answered:
+async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Questions, recipe_hash: str = "") -> EvaluationAnswers:
     """Collect every model's responses, with one model in memory at a time. All models sample with the same seeds.
 
     Args:
@@ -75,7 +75,7 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
     Raises:
         ModelError: a model can't be opened, or too many responses failed.
     """
-    answered = Answered()
+    answered = EvaluationAnswers()
     for name, spec in specs.items():
         model = await session.open_model(spec)
         writer = session.writer(model, recipe_hash)
@@ -131,7 +131,7 @@ def score_answers(answers: AnswersByModel, ensemble: "RewardEnsemble") -> dict[s
 
 
 def measure(
-    answered: Answered, verdicts: Verdicts, scores: Mapping[str, Mapping[str, RewardScore]] | None = None, seed: int = 0
+    answered: EvaluationAnswers, verdicts: Verdicts, scores: Mapping[str, Mapping[str, RewardScore]] | None = None, seed: int = 0
 ) -> Measured:
     """Measure every model against `base`, with Holm's correction for multiple testing.
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cai.constitution.documents import Document, Passage, Section, find_quote
+from cai.constitution.documents import Document, DocumentPassage, DocumentSection, find_quote
 from cai.constitution.importers import kebab, with_unique_ids
 from cai.constitution.lint import STATEMENT_ALIKE
 from cai.constitution.proposals import WORDED, DroppedProposal, Proposal, Review, drafted, fault_of, worded
@@ -45,8 +45,8 @@ _SAYS_LITTLE = FUNCTION_WORDS | {"assistant", "response", "model", "never", "not
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    section: Section
-    passage: Passage
+    section: DocumentSection
+    passage: DocumentPassage
     principle: Principle
 
 
@@ -68,7 +68,7 @@ async def propose(
     """
     failures: list[Failure] = []
 
-    async def work(section: Section) -> list[_Found | DroppedProposal]:
+    async def work(section: DocumentSection) -> list[_Found | DroppedProposal]:
         return await _read_section(section, document.path.name, model, templates, seed)
 
     flow = run_items(
@@ -117,7 +117,7 @@ async def propose_in(session: Session, document: Document) -> Review:
 
 
 async def _read_section(
-    section: Section, file: str, model: TextModel, templates: Sequence[Template], seed: int
+    section: DocumentSection, file: str, model: TextModel, templates: Sequence[Template], seed: int
 ) -> list[_Found | DroppedProposal]:
     """Return the proposals of a section, valid and dropped. Raises `ReplyError` if the reply can't be parsed."""
     asked = templates[0].render({"heading": section.heading or "(no heading)", "section": section.text})
@@ -135,7 +135,7 @@ async def _read_section(
     return await together(one(quote) for quote in dict.fromkeys(quotes))
 
 
-async def _word(passage: Passage, file: str, model: TextModel, template: Template, seed: int) -> Principle:
+async def _word(passage: DocumentPassage, file: str, model: TextModel, template: Template, seed: int) -> Principle:
     """Let the model word a principle; a request or question that doesn't hold up is drafted from the statement.
 
     Raises:

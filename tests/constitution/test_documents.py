@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.constitution.documents import SECTION_CHARACTERS, Section, find_quote, read_document, sections_of
+from cai.constitution.documents import SECTION_CHARACTERS, DocumentSection, find_quote, read_document, sections_of
 from cai.errors import ConstitutionError
 
 DOCUMENT = """\
@@ -71,8 +71,8 @@ def test_a_quotation_stands_there_word_for_word_or_is_not_found(quote: str, foun
 
 
 def test_a_quotation_is_no_pattern() -> None:
-    assert find_quote("a.* b c d", Section("", "axx b c d", 1)) is None
-    assert find_quote("(a) b* [c] d", Section("", "a b c d", 1)) is not None
+    assert find_quote("a.* b c d", DocumentSection("", "axx b c d", 1)) is None
+    assert find_quote("(a) b* [c] d", DocumentSection("", "a b c d", 1)) is not None
 
 
 def test_files_that_are_no_document(tmp_path: Path) -> None:

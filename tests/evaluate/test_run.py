@@ -10,7 +10,7 @@ import pytest
 from cai.constitution.load import load_constitution
 from cai.errors import NoLogprobsError, RecipeError, ReplyError
 from cai.evaluate.rewards import folder_accuracies
-from cai.evaluate.run import Answered, Measured, Questions, answer, hold_arena, judge_answers, measure, score_answers
+from cai.evaluate.run import EvaluationAnswers, Measured, Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import chosen_protocols
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request
@@ -38,7 +38,7 @@ def measured(
     async def work(opened: Session) -> Measured:
         verdicts = await judge_answers(opened, answers, opened.judge(CONSTITUTION))
         scores = None if rewards is None else score_answers(answers, rewards)
-        return measure(Answered(answers), verdicts, scores, RECIPE.seed)
+        return measure(EvaluationAnswers(answers), verdicts, scores, RECIPE.seed)
 
     found = session.ask(work)
     failures += session.failures
