@@ -12,7 +12,7 @@ from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.workspace import Workspace, init_workspace
 from cai.errors import ModelError
-from cai.models.templates import load_templates
+from cai.models.templates import FIELDS, load_named_templates
 from cai.pipeline.driver import Stage
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.stages import STAGES
@@ -38,10 +38,10 @@ def test_a_shipped_constitution_is_clean(path: Path) -> None:
 
 
 def test_every_template_file_is_a_template() -> None:
-    templates = load_templates(ROOT / "prompts" / "templates")
-    names = {p.stem for p in (ROOT / "prompts" / "templates").glob("*.txt")}
-    assert len(names) == 10
-    assert all(getattr(templates, name).hash for name in names)
+    folder = ROOT / "prompts" / "templates"
+    names = sorted(p.stem for p in folder.glob("*.txt"))
+    assert len(names) == 12 and set(names) == set(FIELDS)
+    assert all(template.hash for template in load_named_templates(names, folder))
 
 
 def test_three_recipes_are_shipped() -> None:

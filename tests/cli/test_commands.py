@@ -253,7 +253,7 @@ def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> Non
     assert call(shared.root, *arguments, "--protocol", "pointwise-contrast,pairwise") == 0
     assert max(map(len, call.out.splitlines())) <= 80
     assert re.search(r"^ *pointwise-contrast .*%", call.out, re.M) and "likelihood" not in call.out
-    assert "should not train a model" in call.told
+    assert "Do not train a model on labels from this judge" in call.told
 
 
 @pytest.mark.parametrize(
