@@ -66,6 +66,11 @@ def with_judge(recipe: Recipe) -> tuple[ModelSpec, ...]:
     return recipe.trained, recipe.judge
 
 
+def judge_sources(recipe: Recipe) -> list[str]:
+    """Return the workspace files that affect the judge, besides its model and the constitution."""
+    return [recipe.feedback.calibration] if recipe.feedback.calibration else []
+
+
 def no_room(recipe: Recipe, key: str, tokens: int) -> list[str]:
     """Refuse responses so long that `policy.max_length` has no room for a prompt."""
     if tokens < recipe.policy.max_length:

@@ -26,11 +26,12 @@ from cai.models.opening import release_memory
 from cai.pipeline.context import Context
 from cai.pipeline.driver import Stage
 from cai.pipeline.methods import METHODS, is_watched
+from cai.pipeline.policy_method import judge_sources
 from cai.pipeline.prompts import write_prompts
 from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.pipeline.tracking import PIPELINE
 from cai.pipeline.training import policy_stage, reward_stage, sft_stage
-from cai.recipe import GOLD, Recipe
+from cai.recipe import GOLD
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 
 T = TypeVar("T")
@@ -234,11 +235,6 @@ async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
             write(result)
             count += 1
     return count
-
-
-def judge_sources(recipe: Recipe) -> list[str]:
-    """Return the workspace files that affect the judge, besides its model and the constitution."""
-    return [recipe.feedback.calibration] if recipe.feedback.calibration else []
 
 
 STAGES: tuple[Stage, ...] = (

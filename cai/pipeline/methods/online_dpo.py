@@ -2,7 +2,7 @@
 
 from cai.pipeline.context import Context
 from cai.pipeline.policy_costs import round_training
-from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, with_judge
+from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, judge_sources, with_judge
 from cai.pipeline.reward_models import reward_models
 from cai.pipeline.rewarding import warn_if_unmonitored
 from cai.pipeline.training import progress_of, trained
@@ -30,7 +30,7 @@ METHOD = PolicyMethod(
     lambda recipe: (recipe.policy, recipe.pairs, recipe.feedback, recipe.preferences, ensemble_settings(recipe)),
     round_training,
     models=with_judge,
-    sources=lambda recipe: [recipe.feedback.calibration] if recipe.feedback.calibration else [],
+    sources=judge_sources,
     watch=False,
     rounds=True,
 )
