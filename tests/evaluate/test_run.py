@@ -163,7 +163,7 @@ def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
     for wrong in ("", ","):
         with pytest.raises(RecipeError, match="expected all, or some of check, likelihood, pairwise"):
             chosen_protocols(wrong)
-    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: likelihood, .*Did you mean 'pairwise'\?"):
+    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: check, .*Did you mean 'pairwise'\?"):
         chosen_protocols("likelihood,pairwize")
 
 
