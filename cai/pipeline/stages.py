@@ -129,10 +129,10 @@ def _unlabelled(c: Context) -> Iterator[ResponsePair]:
 def preferences_stage(c: Context) -> dict[str, int]:
     """Mix AI, revision, contrast and human labels into preferences, split by prompt to avoid leakage."""
     config = c.recipe.preferences
-    human, failures = load_human(config.human, c.root, c.recipe.seed)
+    human, failures = load_human(config.human, c.root, c.recipe.seed, c.reporter.say)
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
-    gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed)
+    gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed, c.reporter.say)
     evaluate = read(c, "eval_prompts", Prompt)
     mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
     c.failures += [*failures, *gold_failures, *mixture.dropped]

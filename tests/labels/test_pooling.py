@@ -7,14 +7,24 @@ import pytest
 
 from cai.data.filters import sides_by_hash
 from cai.labels.dawid_skene import dawid_skene
-from cai.labels.pooling import by_pair, consensus, pool_labels
-from cai.records import HumanLabel, Message, Prompt, Provenance, ResponsePair
+from cai.labels.pooling import by_pair, consensus, pool_rows
+from cai.labels.readings import PairRow
+from cai.recipe import Pooling
+from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
 
 
 def label(who: str, p_a: float, text: str = "q", time: str = "", swapped: bool = False) -> HumanLabel:
     pair = ResponsePair(Prompt(f"id-{text}", "other", (Message("user", text),), "s"), "good", "bad", "human", Provenance(""))
     found = HumanLabel(pair, who, p_a, "human:f.jsonl", time)
     return replace(found, pair=pair.swapped(), p_a=1 - p_a) if swapped else found
+
+
+def pool_labels(labels: list[HumanLabel], method: Pooling, smoothing: float) -> list[Preference]:
+    def row(x: HumanLabel) -> PairRow:
+        preference = Preference(x.pair.prompt, x.pair.response_a, x.pair.response_b, x.p_a, 1.0, x.source, (), x.pair.provenance)
+        return PairRow(preference, True, x.annotator, x.time)
+
+    return [p for p, _ in pool_rows([row(x) for x in labels], method, smoothing)]
 
 
 def test_votes_are_counted_whichever_way_round_they_were_shown() -> None:
@@ -53,9 +63,9 @@ def test_a_persons_later_answer_counts(first: str, second: str, says: float) -> 
     assert (kept.p_a if kept.pair.response_a == "good" else 1 - kept.p_a) == says
 
 
-def test_labels_without_a_name_are_not_pooled_but_count_in_the_consensus() -> None:
+def test_labels_without_a_name_are_votes_of_their_own() -> None:
     labels = [label("", 1.0), label("", 1.0), label("ann", 0.0)]
-    assert [p.chosen for p in pool_labels(labels, "votes", 0.0)] == ["bad"]
+    assert [(p.chosen, p.p_chosen) for p in pool_labels(labels, "votes", 0.0)] == [("good", pytest.approx(2 / 3))]
     (found,) = consensus(labels).values()
     pair = found.pair
     assert (pair.response_a, pair.response_b) == sides_by_hash(pair.prompt, "good", "bad")
