@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from cai.core.flow import run_items
 from cai.core.plugins import unknown
-from cai.data.filters import texts_key
+from cai.data.filters import preference_key, prompt_key
+from cai.data.splits import split_groups
 from cai.errors import DataError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
@@ -173,9 +174,14 @@ def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) 
 
 
 def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
-    """Return the labelled pairs that a calibration was not fitted on."""
-    fitted_on = frozenset(calibration.fitted_on if calibration else ())
-    return [p for p in pairs if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
+    """Return the labelled pairs that a calibration was not fitted on, nor on a pair of the same conversation or of a near-copy."""
+    if calibration is None:
+        return list(pairs)
+    fitted_on, prompts = frozenset(calibration.fitted_on), calibration.prompts
+    groups = split_groups((*prompts, *(p.prompt for p in pairs)))
+    seen = {groups[prompt_key(p)] for p in prompts}
+    seen |= {groups[prompt_key(p.prompt)] for p in pairs if preference_key(p) in fitted_on}
+    return [p for p in pairs if groups[prompt_key(p.prompt)] not in seen]
 
 
 def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:

@@ -34,7 +34,7 @@ class Choices:
     """What the answers of a column mean, as a user or the documentation of a data set states it."""
 
     codes: Mapping[str, float] = field(default_factory=dict)
-    """Answer (see `code_of`) to the probability that the first response is better."""
+    """CodedAnswer (see `code_of`) to the probability that the first response is better."""
     scale: tuple[float, float] | None = None
     """The number at which the first response is clearly better, and the one at which the second is. Numbers between them are read
     linearly, so the middle is a tie."""
@@ -52,7 +52,7 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CodedAnswer:
     """One annotator's answer, not yet read."""
 
     column: str
@@ -120,7 +120,7 @@ def code_of(value: Any) -> str:
     return code
 
 
-def read_answers(answers: Sequence[Answer], stated: Choices | None = None) -> list[float | None]:
+def read_answers(answers: Sequence[CodedAnswer], stated: Choices | None = None) -> list[float | None]:
     """Return the probability that the first response is better, per answer; None for a word that can't be read among others that can.
 
     Args:
@@ -142,7 +142,7 @@ def read_answers(answers: Sequence[Answer], stated: Choices | None = None) -> li
     return read
 
 
-def _read(answer: Answer, stated: Choices | None) -> float | None:
+def _read(answer: CodedAnswer, stated: Choices | None) -> float | None:
     """Read one answer as far as it means the same in every file."""
     for choices in (stated, answer.choices):
         if choices is not None and (p := choices.p_first(answer.code)) is not None:
@@ -163,7 +163,7 @@ def _read(answer: Answer, stated: Choices | None) -> float | None:
     return None
 
 
-def _refusal(answers: Sequence[Answer], read: Sequence[float | None], numbers: bool, stated: Choices | None) -> str:
+def _refusal(answers: Sequence[CodedAnswer], read: Sequence[float | None], numbers: bool, stated: Choices | None) -> str:
     counts = Counter(a.code for a in answers)
     shown = ", ".join(f"{code[:40]} ({n}×)" for code, n in counts.most_common(MAX_SHOWN))
     more = f" and {len(counts) - MAX_SHOWN} other values" if len(counts) > MAX_SHOWN else ""

@@ -12,13 +12,13 @@ from typing import Any
 
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
-from cai.data.filters import softened
+from cai.data.filters import pooled, preference_key, softened
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.labels import pair_formats, published, vote_formats
-from cai.labels.answers import Answer, Choices, code_of, read_answers
-from cai.labels.pooling import pool_rows, pool_sources, preference_key
+from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
+from cai.labels.pooling import pool_rows
 from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, Columns, PairRow
 from cai.labels.vote_formats import CHOICES, COLUMNS, TABLE, is_column
 from cai.recipe import HumanSource, Pooling
@@ -62,8 +62,7 @@ def load_pairs(
     """
     (file,) = files = [_read(read_rows(path), path.name, str(path), format, kind, {})]
     _answer(files, None)
-    pooled = _pool(files, pooling, smoothing)
-    failures, preferences = _decide(pooled)
+    failures, preferences = _decide(_pool(files, pooling, smoothing))
     failures = [*file.failures, *failures]
     if not preferences:
         raise _nothing("pair", file, failures)
@@ -169,7 +168,7 @@ def load_human(
         try:
             files = [_read(rows, name, where, "auto", source.kind, {}) for rows, name, where in _source_rows(source, root)]
             _answer(files, None)
-            pooled = _pool(files, source.pooling, source.smoothing)
+            pairs = _pool(files, source.pooling, source.smoothing)
             if empty := [file for file in files if not file.readings]:
                 raise _nothing("pair", empty[0], empty[0].failures)
             if unused := sorted({name for file in files for name in file.unused}):
@@ -178,11 +177,11 @@ def load_human(
             problems.append(str(e))
             continue
         failures += [f for file in files for f in file.failures]
-        kept = limited([p.preference for p in pooled if p.preference.p_chosen != 0.5], source.limit, seed)
+        kept = limited([p.preference for p in pairs if p.preference.p_chosen != 0.5], source.limit, seed)
         ids = {id(p) for p in kept}
         found += [
             _Pooled(p.where, softened(p.preference, source), p.votes)
-            for p in pooled
+            for p in pairs
             if p.preference.p_chosen == 0.5 or id(p.preference) in ids
         ]
     if problems:
@@ -238,16 +237,17 @@ class _File:
 
 def _pool(files: Sequence[_File], pooling: Pooling, smoothing: float) -> list[_Pooled]:
     """Pool the labels of people by the texts of their pairs. Labels of others are left as they are."""
-    by_people = [(where, one) for file in files for where, one in file.readings if one.by_person]
-    first: dict[str, str] = {}
-    for where, one in by_people:
-        first.setdefault(preference_key(one.preference), where)
-    pooled = pool_rows([one for _, one in by_people], pooling, smoothing)
-    others = [(where, one.preference) for file in files for where, one in file.readings if not one.by_person]
-    return [
-        *(_Pooled(where, p if p.p_chosen >= 0.5 else p.swapped(), 1) for where, p in others),
-        *(_Pooled(first[preference_key(p)], p, votes) for p, votes in pooled),
-    ]
+    rows = [(where, one) for file in files for where, one in file.readings]
+    made = pool_rows([one for _, one in rows if one.by_person], pooling, smoothing)
+    by_key = {preference_key(p): (p, votes) for p, votes in made}
+    found = []
+    for where, one in rows:
+        if not one.by_person:
+            p = one.preference
+            found.append(_Pooled(where, p if p.p_chosen >= 0.5 else p.swapped(), 1))
+        elif mine := by_key.pop(preference_key(one.preference), None):
+            found.append(_Pooled(where, *mine))
+    return found
 
 
 def _across(found: Sequence[_Pooled]) -> list[_Pooled]:
@@ -259,7 +259,7 @@ def _across(found: Sequence[_Pooled]) -> list[_Pooled]:
     return [
         group[0]
         if len(group) == 1
-        else _Pooled(group[0].where, pool_sources([(p.preference, p.votes) for p in group]), sum(p.votes for p in group))
+        else _Pooled(group[0].where, pooled([p.preference for p in group], [p.votes for p in group]), sum(p.votes for p in group))
         for group in groups.values()
     ]
 
@@ -277,7 +277,7 @@ def _answer(files: Sequence[_File], stated: Choices | None) -> None:
         DataError: a column's values don't fit.
     """
     rank = {name: i for i, name in enumerate(CHOICES)}
-    columns: dict[tuple[str, str], list[tuple[_File, int, Answer]]] = {}
+    columns: dict[tuple[str, str], list[tuple[_File, int, CodedAnswer]]] = {}
     faults: list[tuple[_File, int, RowFault]] = []
     for format in dict.fromkeys(file.format for file in files):
         mine = [file for file in files if file.format == format]
@@ -292,7 +292,7 @@ def _answer(files: Sequence[_File], stated: Choices | None) -> None:
                     if not named:
                         raise RowFault("not_labelled", f"{chosen} is empty")
                     name, value = named[0]
-                    answer = Answer(name, code_of(value), one.said.names, one.said.choices)
+                    answer = CodedAnswer(name, code_of(value), one.said.names, one.said.choices)
                     columns.setdefault((format, name), []).append((file, i, answer))
                 except RowFault as e:
                     faults.append((file, i, e))

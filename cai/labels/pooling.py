@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from cai.data.filters import sides_by_hash, texts_key
+from cai.data.filters import pooled, preference_key, sides_by_hash, texts_key
 from cai.labels.dawid_skene import dawid_skene
 from cai.labels.readings import PairRow
 from cai.recipe import Pooling
@@ -107,42 +107,22 @@ def pool_rows(rows: Sequence[PairRow], method: Pooling, smoothing: float) -> lis
         name = row.annotator or f"\0{len(mine)}"
         if name not in mine or is_later(row.time, mine[name].time):
             mine[name] = row
-    turned = {key: {who: _in_hashed_order(row.preference) for who, row in mine.items()} for key, mine in pairs.items()}
     if method == "dawid-skene":
-        p_first = dawid_skene({key: {who: p.p_chosen for who, p in mine.items()} for key, mine in turned.items()}).p_first
-    else:
-        p_first = {key: _share(list(mine.values()), [1] * len(mine), smoothing) for key, mine in turned.items()}
+        p_first = dawid_skene({key: {who: _p_first(row.preference) for who, row in mine.items()} for key, mine in pairs.items()}).p_first
     found = []
-    for key, mine in turned.items():
-        one = next(iter(mine.values()))
-        preference = replace(one, p_chosen=p_first[key], weight=math.fsum(p.weight for p in mine.values()) / len(mine))
-        found.append((preference if preference.p_chosen >= 0.5 else preference.swapped(), len(mine)))
+    for key, mine in pairs.items():
+        preference = pooled([row.preference for row in mine.values()], smoothing=smoothing)
+        if method == "dawid-skene":
+            p = p_first[key] if in_order(preference) else 1.0 - p_first[key]
+            preference = replace(preference, p_chosen=p) if p >= 0.5 else replace(preference, p_chosen=p).swapped()
+        found.append((preference, len(mine)))
     return found
 
 
-def pool_sources(found: Sequence[tuple[Preference, int]]) -> Preference:
-    """Pool what several sources say about the same two texts, each weighted by its number of answers times its weight."""
-    turned = [_in_hashed_order(p) for p, _ in found]
-    counts = [n for _, n in found]
-    weight = math.fsum(n * p.weight for n, p in zip(counts, turned, strict=True)) / sum(counts)
-    preference = replace(turned[0], p_chosen=_share(turned, counts, 0.0), weight=weight)
-    return preference if preference.p_chosen >= 0.5 else preference.swapped()
+def in_order(preference: Preference) -> bool:
+    """Whether `chosen` is the first of the two responses in hashed order."""
+    return sides_by_hash(preference.prompt, preference.chosen, preference.rejected)[0] == preference.chosen
 
 
-def preference_key(preference: Preference) -> str:
-    """Return a key that is the same for all labels of the same two texts."""
-    return texts_key(preference.prompt, preference.chosen, preference.rejected)
-
-
-def _share(labels: Sequence[Preference], counts: Sequence[int], smoothing: float) -> float:
-    """Return the weighted share of votes for `chosen`; the plain share where all weights are 0."""
-    weights = [n * p.weight for n, p in zip(counts, labels, strict=True)]
-    if not any(weights):
-        weights = [float(n) for n in counts]
-    votes = math.fsum(w * p.p_chosen for w, p in zip(weights, labels, strict=True))
-    return (votes + smoothing) / (math.fsum(weights) + 2 * smoothing)
-
-
-def _in_hashed_order(preference: Preference) -> Preference:
-    first, _ = sides_by_hash(preference.prompt, preference.chosen, preference.rejected)
-    return preference if first == preference.chosen else preference.swapped()
+def _p_first(preference: Preference) -> float:
+    return preference.p_chosen if in_order(preference) else 1.0 - preference.p_chosen

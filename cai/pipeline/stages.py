@@ -20,6 +20,7 @@ from cai.evaluate.audit.run import AUDIT, audit_files
 from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
 from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
+from cai.judge.calibration import calibration_of
 from cai.judge.card import measure_judge
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
@@ -133,8 +134,21 @@ def preferences_stage(c: Context) -> dict[str, int]:
     pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
     gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed, c.reporter.say)
-    evaluate = read(c, "eval_prompts", Prompt)
-    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
+    calibration = calibration_of(c.recipe.feedback, c.root)
+    mixture = mix(
+        config,
+        pairs,
+        read(c, "judgments", Judgment),
+        human,
+        c.recipe.seed,
+        evaluate=read(c, "eval_prompts", Prompt),
+        gold=gold,
+        gold_human=gold_human,
+        fitted=calibration.prompts if calibration else (),
+        fitted_texts=calibration.fitted_on if calibration else (),
+        similarity=c.recipe.prompts.near_duplicates,
+        warn=c.reporter.warn,
+    )
     c.failures += [*failures, *gold_failures, *mixture.dropped]
     write_records(c.run.data("preferences"), mixture.train)
     write_records(c.run.data("preferences_heldout"), mixture.held_out)
@@ -297,7 +311,10 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
         writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
         settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
-        sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
+        sources=lambda r: [
+            *local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
+            *([r.feedback.calibration] if r.feedback.calibration else []),
+        ],
     ),
     Stage(
         "reward",

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.core.flow import together
+from cai.data.filters import prompt_key
+from cai.data.splits import split_groups
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
@@ -239,8 +241,9 @@ def fit_scale(scores: Sequence[float]) -> float:
 
 
 def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> list[float]:
-    """Return the log-likelihood of each pair under a scale fitted on the other folds. Pairs of one prompt are in the same fold."""
-    fold = [int(split_fraction(p.prompt.id, "validate-fold") * FOLDS) for p in pairs]
+    """Return the log-likelihood of each pair under a scale fitted on the other folds, which share no conversation or near-copy with it."""
+    groups = split_groups(p.prompt for p in pairs)
+    fold = [int(split_fraction(groups[prompt_key(p.prompt)], "validate-fold") * FOLDS) for p in pairs]
     scale = {k: fit_scale([x for x, f in zip(scores, fold, strict=True) if f != k]) for k in set(fold)}
     return [_log_likelihood(scale[f] * x) for x, f in zip(scores, fold, strict=True)]
 
