@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.benchmarks import benchmark_kind
-from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
+from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
 from cai.data.repeats import NearRepeats, Seen
 from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
@@ -205,8 +205,8 @@ def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
     is_cai = source.format == "cai" or (source.format == "auto" and isinstance(value, dict) and {"id", "messages"} <= value.keys())
     if is_cai:
         return _cai_prompt(value, name, source)
-    messages = prompt_part(messages_of(_conversation(value, source)))
     fields = value if isinstance(value, dict) else {}
+    messages = with_system(prompt_part(messages_of(_conversation(value, source))), fields)
     published = benchmark_kind(fields, name)
     kind, category = published or (fields.get("kind"), fields.get("category"))
     return Prompt(

@@ -6,6 +6,7 @@ row has a `fault`; an unreadable file raises `DataError`.
 
 import csv
 import glob
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -199,6 +200,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             yield Row(f"{path}:{number}", dict(zip(header, cells, strict=True)))
 
 
+_RETURN = re.compile(r"(?<=\r)(?!\n)")
+"""After a carriage return that ends a line by itself, as in files of old Macs."""
 _Line = tuple[int, str, str]
 """Number and text of a line of a CSV file, and why it can't be read (empty if it can)."""
 
@@ -223,9 +226,11 @@ def _csv_record(waiting: "deque[_Line]", lines: Iterator[_Line], delimiter: str,
         size += len(text)
         if not fault and size > MAX_LINE_BYTES:
             fault = f"a cell is longer than {MAX_LINE_BYTES // 2**20} MiB, or its quotes are not closed"
+        if not fault and len(taken) > 1 and '"' not in text:
+            continue  # inside quotes, and they are not closed here
         cells = [] if fault else _cells([text for _, text, _ in taken], delimiter)
         if cells is None:
-            continue  # inside quotes: the record goes on in the next line
+            continue
         if isinstance(cells, str):
             fault = f"not valid CSV ({cells}): a quote inside a quoted cell must be doubled"
         elif cells and len(cells) != columns:
@@ -249,15 +254,16 @@ def _cells(lines: list[str], delimiter: str) -> list[str] | str | None:
 
 
 def _csv_lines(path: Path) -> Iterator[_Line]:
-    for number, line in read_lines(path, blank=True, too_long="skip"):
-        if line is None:
-            yield number, "", f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-            continue
+    number = 0
+    for _, line in read_lines(path, blank=True, too_long="skip"):
         try:
-            text = line.decode()
+            texts = [""] if line is None else _RETURN.split(line.decode())
         except UnicodeDecodeError as e:
-            raise DataError(f"{path}:{number}: {not_utf8(e)}") from e
-        yield number, text, "broken by a NUL byte" if "\0" in text else ""
+            raise DataError(f"{path}:{number + 1}: {not_utf8(e)}") from e
+        for text in filter(None, texts) if line is not None else texts:
+            number += 1
+            fault = f"longer than {MAX_LINE_BYTES // 2**20} MiB" if line is None else "broken by a NUL byte" if "\0" in text else ""
+            yield number, text, fault
 
 
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:

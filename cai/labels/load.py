@@ -4,6 +4,7 @@ Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture
 first readable row and applies to all rows. Unusable rows are counted as failures.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from cai.records import Failure, HumanLabel, Preference, PromptKind
 STAGE = "human"
 FORMATS = {f.name: f for f in (*published.FORMATS, *vote_formats.FORMATS, *pair_formats.FORMATS)}
 """By name, in the order in which a file's first row is held against them."""
+CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
+NO_HEADER = " If the file has no header, add a first line with the names of the columns."
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
@@ -400,7 +403,7 @@ def _recognise(row: dict[str, Any], where: str, columns: Mapping[str, str]) -> s
     raise DataError(
         f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
         "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
-        "or an export of Label Studio or Argilla."
+        f"or an export of Label Studio or Argilla.{NO_HEADER if CSV.search(where) else ''}"
     )
 
 

@@ -207,6 +207,13 @@ def test_training_prompts_that_are_evaluated_are_dropped_and_counted(tmp_path: P
     assert [(f.item_id, f.reason) for f in left_out] == [("t1", "in_evaluate"), ("e2", "in_evaluate")]
 
 
+def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "Q?", "system": "Be terse."}, {"prompt": "R?", "system": None}])
+    loaded = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0)
+    assert [[m.role for m in p.messages] for p in loaded.prompts] == [["system", "user"], ["user"]]
+    assert loaded.prompts[0].messages[0].content == "Be terse."
+
+
 def test_prompts_of_an_evaluated_conversation_and_its_near_copies_are_left_out() -> None:
     opening = "Please tell me how I can bake a loaf of rye bread at home in an oven without steam"
     follow_up = (
