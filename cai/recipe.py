@@ -266,9 +266,9 @@ class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Split of a Hub dataset."""
     pooling: Pooling = "votes"
     """How several annotators' labels of one pair become one probability. `votes`: their mean. `dawid-skene`: weighted by each annotator's
-    estimated reliability."""
+    estimated reliability, which needs annotators who labelled the same pairs."""
     smoothing: Annotated[float, Meta(ge=0)] = 0.0
-    """Pseudo-votes added to each side. With 1, two annotators who agree give 3/4 instead of 1."""
+    """Pseudo-votes added to each side, with `votes`. With 1, two annotators who agree give 3/4 instead of 1."""
     kind: PromptKind | None = None
     """Kind of the prompts whose row names none."""
 

@@ -295,6 +295,13 @@ class ScoredPair:
     rejected_characters: int
     chosen: RewardScore
     rejected: RewardScore
+    conversation: str = ""
+    """Hash of the prompt's first user turn; empty in files of earlier versions."""
+
+    @property
+    def cluster(self) -> str:
+        """What pairs share that are not independent: their conversation, or in earlier files their prompt."""
+        return self.conversation or self.prompt_id
 
     @property
     def margin(self) -> float:

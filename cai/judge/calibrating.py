@@ -77,12 +77,12 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
 
 def agreement(asked: Asked, seed: int) -> list[EvalResult]:
     """Return a judge's agreement with annotators, overall and per principle."""
-    people = {p.key: p.people for p in asked.pairs}
+    people, groups = {p.key: p.people for p in asked.pairs}, {p.key: p.group for p in asked.pairs}
     name = f"judge:{asked.protocol}"
-    results = judge_agreement(name, {p.key: probability(p.pooled) for p in asked.pairs}, people, seed)
+    results = judge_agreement(name, {p.key: probability(p.pooled) for p in asked.pairs}, people, seed, groups)
     for principle in sorted({i for p in asked.pairs for i in p.by_principle}):
         said = {p.key: probability(p.by_principle[principle]) for p in asked.pairs if principle in p.by_principle}
-        results += judge_agreement(f"{name}/{principle}", said, people, seed)
+        results += judge_agreement(f"{name}/{principle}", said, people, seed, groups)
     return results
 
 

@@ -195,24 +195,25 @@ def _measured(pairs: Sequence[Labelled], held_out: Sequence[float], use_length: 
     if use_length:
         answers["length alone, fitted"] = _length_alone(pairs, seed)
     right = {name: [_right(x[i], pairs[i].people) for i in decided] for name, x in answers.items()}
-    results = [r for name, hits in right.items() if (r := share("accuracy", name, hits, "cross-validated")) is not None]
+    groups, of_decided = [p.group for p in pairs], [pairs[i].group for i in decided]
+    results = [r for name, hits in right.items() if (r := share("accuracy", name, hits, "cross-validated", of_decided)) is not None]
     best = max((name for name in right if name not in ("calibrated", "uncalibrated")), key=lambda name: sum(right[name]))
     for other in ("uncalibrated", best):
-        value, low, high = paired_bootstrap([a - b for a, b in zip(right["calibrated"], right[other], strict=True)], seed)
+        value, low, high = paired_bootstrap([a - b for a, b in zip(right["calibrated"], right[other], strict=True)], seed, of_decided)
         note = "the best rule on these pairs" if other == best else ""
         results.append(EvalResult("accuracy_gain", f"calibrated over {other}", value, len(decided), low, high, note))
     losses = {name: [log_loss(x, p.people) for x, p in zip(answers[name], pairs, strict=True)] for name in ("calibrated", "uncalibrated")}
     losses[COIN] = [math.log(2.0)] * len(pairs)
     for name in ("calibrated", "uncalibrated"):
-        results.append(EvalResult("log_loss", name, *_mean(losses[name], seed)))
+        results.append(EvalResult("log_loss", name, *_mean(losses[name], seed, groups)))
     for other in ("uncalibrated", COIN):
-        value, low, high = paired_bootstrap([b - a for a, b in zip(losses["calibrated"], losses[other], strict=True)], seed)
+        value, low, high = paired_bootstrap([b - a for a, b in zip(losses["calibrated"], losses[other], strict=True)], seed, groups)
         results.append(EvalResult("log_loss_gain", f"calibrated over {other}", value, len(pairs), low, high))
     return tuple(results)
 
 
-def _mean(values: Sequence[float], seed: int) -> tuple[float, int, float, float]:
-    value, low, high = paired_bootstrap(values, seed)
+def _mean(values: Sequence[float], seed: int, groups: Sequence[str]) -> tuple[float, int, float, float]:
+    value, low, high = paired_bootstrap(values, seed, groups)
     return value, len(values), low, high
 
 

@@ -37,7 +37,7 @@ def test_members_and_ensemble_are_shown_on_every_bucket(tmp_path: Path) -> None:
 
 
 def test_accuracy_is_shown_by_disagreement_on_held_out_pairs_only() -> None:
-    disputes = [Dispute(i / 10, i < 6) for i in range(9)] + [Dispute(5.0, None)]
+    disputes = [Dispute(i / 10, i < 6, f"p{i}") for i in range(9)] + [Dispute(5.0, None, "p")]
     rows, spread = dispute_plots(disputes)
     assert "least disagreement: 100%" in rows and "middle third: 100%" in rows and "most disagreement: 0%" in rows
     assert "Over 10 preferences" in spread and "n = 3" in rows
