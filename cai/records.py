@@ -212,7 +212,7 @@ class HumanLabel:
 
     pair: ResponsePair
     annotator: str
-    """Name or id; empty if unknown. Labels without an annotator are never pooled, because all of them may come from one person."""
+    """Name or id; empty if unknown. Labels without an annotator are pooled as if each came from another person."""
     p_a: float
     source: str
     """`human:FILE` or `human:hub:OWNER/NAME`."""

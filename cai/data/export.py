@@ -179,7 +179,7 @@ def _hh(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
 
 def _cai_conversation(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
     """Rows of cai-conversation: one per trace, with its last round. `init_response` is the text before that round."""
-    groups = split_groups(p.prompt for p in (*data.held_out, *data.traces))
+    groups = split_groups([*(p.prompt for p in data.held_out), *(trace.prompt for trace in data.traces)])
     held_out = {groups[prompt_key(p.prompt)] for p in data.held_out}
     tables: dict[str, Rows] = {name: [] for name in LAYOUT["cai-conversation"]}
     for trace in data.traces:

@@ -21,7 +21,7 @@ TOLERANCE = 1e-6
 """Convergence: maximum change of any probability in one iteration."""
 COIN_PRIOR = (5.0, 45.0)
 IMAGINED = (6.0, 2.0)
-"""Right and wrong answers of one more annotator, imagined, to whom the prior of the accuracies is fitted too: it decides where there are few."""
+"""Right and wrong answers of one imagined annotator, to whom the prior of the accuracies is fitted too. It matters where there are few."""
 _MEANS = tuple(0.5 + 0.02 * i for i in range(25))
 _STRENGTHS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """Candidates for the mean and the strength of the accuracies' prior, in pseudo-labels."""

@@ -43,7 +43,7 @@ def test_accuracy_is_shown_by_disagreement_on_held_out_pairs_only() -> None:
     assert "Over 10 preferences" in spread and "n = 3" in rows
     [only] = dispute_plots(disputes[:5])
     assert "Disagreement about pairs" in only
-    assert dispute_plots([Dispute(0.0, True)] * 20) == [], "one member never disagrees"
+    assert dispute_plots([Dispute(0.0, True, "p")] * 20) == [], "one member never disagrees"
 
 
 def test_a_single_model_has_no_disagreement_and_keeps_its_name(tmp_path: Path) -> None:
