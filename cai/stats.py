@@ -83,6 +83,18 @@ def clustered_half_width(values: Sequence[float], clusters: Sequence[Hashable]) 
     return t_95(groups - 1) * math.sqrt(groups / (groups - 1) * math.fsum(s * s for s in sums.values())) / len(values)
 
 
+def cluster_factor(clusters: int, items: int) -> float:
+    """Return the factor by which to widen a bootstrap interval over few clusters: Student's t for Z, and the bias of the variance.
+
+    It is 1 if every item is a cluster of its own.
+
+    Args:
+        clusters: number of clusters, at least 2 unless it is the number of items.
+        items: number of items.
+    """
+    return 1.0 if clusters == items else t_95(clusters - 1) / Z_95 * math.sqrt(clusters / (clusters - 1))
+
+
 def t_95(degrees: int) -> float:
     """Return the two-sided 95 % quantile of Student's t."""
     from scipy.stats import t
@@ -123,7 +135,7 @@ def paired_bootstrap(differences: Sequence[float], seed: int, clusters: Sequence
     if groups == 1 < len(values):
         half = 2 * float(np.abs(values).max())
         return mean, mean - half, mean + half
-    wider = 1.0 if groups == len(values) else t_95(groups - 1) / Z_95 * math.sqrt(groups / (groups - 1))
+    wider = cluster_factor(groups, len(values))
     return mean, mean - wider * (mean - float(low)), mean + wider * (float(high) - mean)
 
 

@@ -15,7 +15,7 @@ from cai.data.splits import conversation_id
 from cai.labels.dawid_skene import fit
 from cai.labels.pooling import by_pair, pair_key
 from cai.records import EvalResult, HumanLabel
-from cai.stats import clustered_share
+from cai.stats import cluster_factor, clustered_share
 
 RESAMPLES = 1000
 RELIABILITY_RESAMPLES = 100
@@ -142,8 +142,9 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "", ta
         return float(krippendorff.alpha(value_counts=rows[:, used], value_domain=domain, level_of_measurement="interval"))
 
     generator = np.random.default_rng(seed)
-    draws = _draws([talks[key] if talks else key for key in keys], generator, RESAMPLES)
-    return _with_interval(name, model, measured(counts), [measured(counts[rows]) for rows in draws], len(items), note)
+    clusters = [talks[key] if talks else key for key in keys]
+    drawn = [measured(counts[rows]) for rows in _draws(clusters, generator, RESAMPLES)]
+    return _with_interval(name, model, measured(counts), drawn, len(items), len(set(clusters)), note)
 
 
 def kappa(
@@ -172,7 +173,7 @@ def kappa(
         return None
     kinds, copies = np.unique(tables.reshape(len(index), 9), axis=0, return_counts=True)
     counts = np.random.default_rng(seed).multinomial(len(index), copies / len(index), size=RESAMPLES)
-    return _with_interval(name, model, point, weighted_kappa((counts @ kinds).reshape(-1, 3, 3)), len(both), note)
+    return _with_interval(name, model, point, weighted_kappa((counts @ kinds).reshape(-1, 3, 3)), len(both), len(index), note)
 
 
 def weighted_kappa(tables: Any) -> Any:
@@ -210,12 +211,13 @@ def _reliability(shared: Answers, people: Sequence[str], seed: int, talks: Conve
 
     draws = _draws([talks[key] for key in shared], np.random.default_rng(seed), RELIABILITY_RESAMPLES)
     points, drawn = accuracy(range(len(answers))), np.array([accuracy(rows) for rows in draws])
-    counts = [sum(who in mine for mine in shared.values()) for who in people]
-    results = [
-        _with_interval("reliability", who, float(points[i]), drawn[:, i], counts[i], "Dawid–Skene")
-        for i, who in enumerate(people)
-        if counts[i]
-    ]
+    results = []
+    for i, who in enumerate(people):
+        mine = [talks[key] for key, said in shared.items() if who in said]
+        if mine:
+            results.append(
+                _with_interval("reliability", who, float(points[i]), drawn[:, i], len(mine), len(set(mine)), "Dawid–Skene", lowest=0.0)
+            )
     return [r for r in results if r is not None]
 
 
@@ -231,15 +233,21 @@ def _draws(clusters: Sequence[str], generator: Any, count: int) -> Iterator[Any]
         yield np.concatenate([groups[g] for g in generator.integers(0, len(groups), len(groups))])
 
 
-def _with_interval(name: str, model: str, value: float, drawn: Any, n: int, note: str) -> EvalResult | None:
+def _with_interval(
+    name: str, model: str, value: float, drawn: Any, n: int, clusters: int, note: str, lowest: float = -1.0
+) -> EvalResult | None:
+    """Return a value between `lowest` and 1 with its bootstrap interval. One conversation of several pairs says nothing about others."""
     import numpy as np
 
     known = np.asarray(drawn, dtype=np.float64)
     known = known[~np.isnan(known)]
     if np.isnan(value) or not len(known):
         return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return EvalResult(name, model, value, n, float(low), float(high), note)
+    if clusters == 1:
+        return EvalResult(name, model, value, n, lowest, 1.0, note)
+    low, high = (float(x) for x in np.percentile(known, [2.5, 97.5]))
+    wider = cluster_factor(clusters, n)
+    return EvalResult(name, model, value, n, max(lowest, value - wider * (value - low)), min(1.0, value + wider * (high - value)), note)
 
 
 def _mean(said: Mapping[str, float]) -> float:

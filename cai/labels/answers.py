@@ -136,7 +136,7 @@ def read_answers(answers: Sequence[CodedAnswer], stated: Choices | None = None) 
         read = [({"1": 1.0, "2": 0.0}.get(_numeric(a.code) or "") if p is None else p) for a, p in zip(answers, read, strict=True)]
         numbers = set()
     sides = {p > 0.5 for p in read if p is not None and p != 0.5}
-    known = len(sides) == 2 or any(a.code in map(_plain, a.names) for a in answers)
+    known = stated is not None or len(sides) == 2 or any(a.code in map(_plain, a.names) for a in answers)
     if numbers or (None in read and not known):
         raise DataError(_refusal(answers, read, bool(numbers), stated))
     return read

@@ -29,6 +29,10 @@ STAGE = "human"
 FORMATS = {f.name: f for f in (*published.FORMATS, *vote_formats.FORMATS, *pair_formats.FORMATS)}
 """By name, in the order in which a file's first row is held against them."""
 CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
+OWN = ("labels", "cai")
+"""Formats of `cai`'s own records."""
+NOT_IN_LABELS = ("weight", "principle_ids")
+"""Columns of preferences that a `HumanLabel` doesn't hold."""
 NO_HEADER = " If the file has no header, add a first line with the names of the columns."
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
@@ -125,7 +129,8 @@ def load_label_files(
         if not labels and not problems:
             problems.append(str(_nothing("label", file, file.failures)))
         doubts = Counter(one.doubt for _, one in file.readings if one.doubt)
-        loaded.append(LoadedLabels(tuple(labels), tuple(file.failures), file.format, file.rows, doubts, file.unused))
+        lost = [c for c in NOT_IN_LABELS if c in file.columns and c not in file.unused and file.format not in OWN]
+        loaded.append(LoadedLabels(tuple(labels), tuple(file.failures), file.format, file.rows, doubts, (*file.unused, *lost)))
     if problems:
         raise DataError("\n".join(problems))
     return tuple(loaded)
@@ -236,6 +241,7 @@ class _File:
     failures: list[Failure]
     unused: tuple[str, ...]
     """Columns that no reader asked for."""
+    columns: tuple[str, ...]
 
 
 def _pool(files: Sequence[_File], pooling: Pooling, smoothing: float) -> list[_Pooled]:
@@ -360,7 +366,11 @@ def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptK
         raise DataError(
             f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
         )
-    file = _File(where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)))
+    if found not in OWN and not any(one.preference.source != f"human:{name}" for _, one in readings):
+        read.discard("source")  # it doesn't say who labelled
+    file = _File(
+        where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)), tuple(held)
+    )
     if found is None:
         raise _nothing("pair", file, failures)
     return file

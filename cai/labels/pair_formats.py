@@ -11,7 +11,7 @@ import msgspec
 
 from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
-from cai.labels.readings import PairFormat, PairRow, Side, asked, checked, column, number, reading, side, with_person
+from cai.labels.readings import PairFormat, PairRow, Side, asked, checked, column, number, reading, record_fields, side, with_person
 from cai.records import Preference, PromptKind
 
 Row = dict[str, Any]
@@ -58,8 +58,7 @@ def read_rewardbench(row: Row, source: str, kind: PromptKind | None) -> Iterator
 
 def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
     """Read `Preference` records, with their own source."""
-    for name in Preference.__dataclass_fields__:
-        row.get(name)
+    record_fields(row, Preference)
     try:
         p = msgspec.convert(row, Preference)
     except msgspec.ValidationError as e:

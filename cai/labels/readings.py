@@ -215,6 +215,12 @@ def asked(row: Mapping[str, Any], columns: tuple[str, ...] = PROMPTS) -> Any:
     return row[name]
 
 
+def record_fields(row: Mapping[str, Any], record: type) -> None:
+    """Note that a row is read as a whole record."""
+    for name in record.__dataclass_fields__:
+        row.get(name)
+
+
 def number(row: Mapping[str, Any], name: str, absent: float, high: float = float("inf")) -> float:
     """Return a number from a row, `absent` if it has none. Raises `RowFault` unless the number is in [0, `high`]."""
     value = row.get(name)

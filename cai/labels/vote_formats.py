@@ -31,6 +31,7 @@ from cai.labels.readings import (
     name_of,
     number,
     reading,
+    record_fields,
     side,
 )
 from cai.records import HumanLabel, Preference, PromptKind
@@ -63,6 +64,7 @@ NO_STATUS = "the export doesn't say which answers are drafts or were discarded, 
 
 def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """Read `HumanLabel` records, as `cai human import` writes them."""
+    record_fields(row, HumanLabel)
     try:
         label = msgspec.convert(row, HumanLabel)
     except msgspec.ValidationError as e:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cai.core.jsonl import write_records
 from cai.errors import DataError
 from cai.labels.answers import parse_choices
 from cai.labels.load import load_human, load_label_files, load_labels
@@ -170,6 +171,21 @@ def test_an_empty_answer_is_not_taken_from_another_column(tmp_path: Path) -> Non
     loaded = load_labels(save(tmp_path / "t.jsonl", {**SIDES, "choice": "A", "label": "B"}, {**SIDES, "choice": "", "label": "B"}))
     assert [x.p_a for x in loaded.labels] == [1.0] and [f.reason for f in loaded.failures] == ["not_labelled"]
     assert loaded.unused == ("label",)
+
+
+def test_columns_that_no_label_holds_are_named(tmp_path: Path) -> None:
+    rows = [{**SIDES, "choice": "A", "annotator": "ann", "rater_age": 7, "weight": 2, "source": "the web", "lead_time": n} for n in (1, 2)]
+    loaded = load_labels(save(tmp_path / "t.jsonl", *rows))
+    assert set(loaded.unused) == {"weight", "source", "lead_time"}
+    write_records(tmp_path / "labels.jsonl", loaded.labels)
+    assert load_labels(tmp_path / "labels.jsonl").unused == ()
+    said: list[str] = []
+    load_human([HumanSource(path="t.jsonl")], tmp_path, 0, said.append)
+    assert said == ["t.jsonl: columns not used: lead_time, source"]
+
+
+def test_a_word_that_a_users_statement_leaves_out_costs_its_row(tmp_path: Path) -> None:
+    assert read(tmp_path, ["X", "X", "skip"], "X=A") == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["system", "system_prompt"])
