@@ -111,8 +111,9 @@ class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Held-out prompts for evaluation."""
     near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = 0.8
     """Jaccard similarity of five-word n-grams from which a training prompt counts as a near-duplicate of an evaluation prompt or an earlier
-    training prompt, and is dropped; preferences of near-duplicates stay on one side of a split. None: exact duplicates only. The search takes about 0.1 ms per short prompt, and longer if many
-    prompts share wording without being duplicates: set None for a million prompts made from one template."""
+    training prompt, and is dropped; preferences of near-duplicates stay on one side of a split. None: exact duplicates only. The search
+    takes about 0.1 ms per short prompt, and longer if many prompts share wording without being duplicates: set None for a million prompts
+    made from one template."""
 
 
 class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
 from cai.data.repeats import Seen
+from cai.data.splits import SIMILARITY
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
 from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
@@ -310,7 +311,11 @@ STAGES: tuple[Stage, ...] = (
         preferences_stage,
         reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
         writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
-        settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
+        settings=lambda r: (
+            r.preferences,
+            r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction),
+            *([] if r.prompts.near_duplicates == SIMILARITY else [r.prompts.near_duplicates]),
+        ),
         sources=lambda r: [
             *local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
             *([r.feedback.calibration] if r.feedback.calibration else []),
