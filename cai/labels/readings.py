@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -215,10 +215,10 @@ def asked(row: Mapping[str, Any], columns: tuple[str, ...] = PROMPTS) -> Any:
     return row[name]
 
 
-def record_fields(row: Mapping[str, Any], record: type) -> None:
+def record_fields(row: Mapping[str, Any], record: "type[Preference | HumanLabel]") -> None:
     """Note that a row is read as a whole record."""
-    for name in record.__dataclass_fields__:
-        row.get(name)
+    for one in fields(record):
+        row.get(one.name)
 
 
 def number(row: Mapping[str, Any], name: str, absent: float, high: float = float("inf")) -> float:
