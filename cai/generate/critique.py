@@ -12,6 +12,7 @@ Departures from the paper:
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from cai.core.text.checks import follows
 from cai.core.text.endings import whole_sentences
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
@@ -99,6 +100,8 @@ async def critique_and_revise(
         revision, cut = await _revise(prompt, text, principle, critique, number, writer, config)
         rounds.append(Round(Critique(principle.id, critique), Revision(principle.id, revision)))
         dropped = drop_rule(revision, critique, response.text, prompt.kind, config.drop_refusals) or ("truncated" if cut else None)
+        if dropped is None and follows(principle, prompt.kind, revision) is False:
+            dropped = "breaks_check"
         if dropped is not None:
             break
         text = revision
