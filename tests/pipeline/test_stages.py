@@ -20,7 +20,7 @@ from cai.models.opening import open_engine
 from cai.models.store import CallStore
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.stages import STAGES
-from cai.recipe import ModelSpec
+from cai.recipe import ModelSpec, load_recipe
 from cai.records import Preference, ScoredPair
 from tests.pipeline.test_driver import Interrupting
 from tests.workspaces import calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
@@ -88,7 +88,8 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     recipe = recipe_of(workspace)
     run = workspace.run("s")
     first = run_recipe(recipe, workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
-    assert [s.name for s in first.stages] == list(STAGE_NAMES) == [s.name for s in STAGES]
+    assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name != "distill"]
+    assert [s.name for s in STAGES] == list(STAGE_NAMES)
     counts = {s.name: s.counts for s in first.stages}
     assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
     assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
@@ -132,7 +133,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert data_bytes(run) == before and calls_made(second) == 0
 
     run.manifest.unlink()
-    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n != "evaluate"])
+    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n not in ("distill", "evaluate")])
     assert calls_made(third) == 0, "finished trainings are found again, so the policy that samples is the same"
     assert data_bytes(run) == before
 
@@ -278,3 +279,20 @@ def test_a_gold_model_that_would_have_no_pairs_is_found_before_anything_runs(tmp
     workspace = make_workspace(tmp_path / "w")
     with pytest.raises(RecipeError, match="gold: the gold reward model has no pairs"):
         run_data(workspace, "gold={}")
+
+
+def test_distilled_responses_are_what_sft_trains_on(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    told = ["sft.data=[distill]", "feedback.protocol=check", "constitution=constitution/checked.yaml", "distill.samples=2"]
+    (workspace.root / "constitution" / "checked.yaml").write_text(CONSTITUTION + "    check: { max_words: 40 }\n")
+    config = "distill: { min_share: 0.0, drop_refusals: false, sampling: { max_tokens: 12 } }\n"
+    (workspace.root / "runs" / "s.yaml").write_text((workspace.root / "runs" / "s.yaml").read_text() + config)
+    recipe = load_recipe(workspace.root / "runs" / "s.yaml", told)
+    with pytest.raises(RecipeError, match=r"no stage 'critique' \(see sft.data\); the stages are: respond distill sft"):
+        run_recipe(recipe, workspace, STAGES, Reporter(), only=["critique"])
+    summary = run_recipe(recipe, workspace, STAGES, Reporter(), only=["respond", "distill"])
+    counts = {s.name: s.counts for s in summary.stages}["distill"]
+    assert counts["prompts"] == 12
+    dropped = sum(n for name, n in counts.items() if name.startswith("samples_"))
+    assert 24 - 2 * counts["kept"] <= dropped <= 24 - counts["kept"] and dropped > 0, "a tiny model seldom ends within 12 tokens"
+    assert counts["kept"] == len(rows(workspace.run("s").data("distilled"))) and counts["pairs"] <= counts["kept"]
