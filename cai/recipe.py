@@ -120,6 +120,9 @@ class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     max_tokens: Positive = 128
     """Maximum length of a completion, in tokens."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that a model may think with before it answers, in addition to `max_tokens`. Set it for models that reason. The reasoning is
+    kept in the records and shown in the report; it is neither judged nor imitated. A reply that ends inside its reasoning is a failure."""
     temperature: Annotated[float, Meta(ge=0, le=5)] = 1.0
     """Sampling temperature. 0 is greedy decoding, 1 is the model's own distribution."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -235,6 +238,8 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Lower and upper bound of the probabilities of `pairwise-cot`, as in the paper (§4.1). None doesn't clamp."""
     cot_max_tokens: Positive = 256
     """Maximum length of a chain of thought, in tokens. Only for `pairwise-cot`."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that a judge which reasons may think with before its chain of thought, in addition. Only for `pairwise-cot`."""
     bench_pairs: str | None = "prompts/probe_pairs.jsonl"
     """Human-labelled pairs on which the judge is measured before it labels. None skips the measurement, and the run warns about it."""
     bench_limit: Positive = 400
@@ -421,6 +426,9 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
     temperature: Rate = 1.0
     """Sampling temperature."""
+    missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
+    """Penalty subtracted from the reward of a completion that was cut at `max_tokens`, as in `ppo`. None: no penalty, and a cut answer is
+    rewarded as a finished one."""
     rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
     """Reward functions, which are weighted and summed."""
     patience: Positive = 5

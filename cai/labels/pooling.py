@@ -103,6 +103,7 @@ def pool_labels(labels: Sequence[HumanLabel], method: Pooling, smoothing: float)
     for key, mine in pairs.items():
         one = next(iter(mine.values()))
         pair = one.pair
-        preference = Preference(pair.prompt, pair.response_a, pair.response_b, p_a[key], 1.0, one.source, (), Provenance(model=""))
+        cut = (pair.truncated_a, pair.truncated_b)
+        preference = Preference(pair.prompt, pair.response_a, pair.response_b, p_a[key], 1.0, one.source, (), Provenance(model=""), *cut)
         pooled.append(preference if p_a[key] >= 0.5 else preference.swapped())
     return pooled

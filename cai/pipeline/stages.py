@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from cai.core.flow import run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
+from cai.core.manifest import TEXTS, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
@@ -46,8 +47,13 @@ async def respond_stage(c: Context) -> dict[str, int]:
     async def work(prompt: Prompt) -> Response:
         return await respond(prompt, writer, c.recipe.respond.sampling)
 
-    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
-    return {**counts, "responses": responses}
+    responses = cut = 0
+    with record_writer(c.run.data("responses")) as write:
+        async for response in each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]):
+            write(response)
+            responses += 1
+            cut += response.truncated
+    return {**counts, "responses": responses, TRUNCATED: cut}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
@@ -71,6 +77,8 @@ async def critique_stage(c: Context) -> dict[str, int]:
         async for trace in each(c, responses, work, RevisionTrace, total=total, item_id=lambda r: r.prompt.id):
             write_trace(trace)
             counts["traces"] += 1
+            counts[TEXTS] += len(trace.rounds)
+            counts[TRUNCATED] += sum(r.revision.truncated for r in trace.rounds)
             for example in sft_examples(trace, config):
                 write_example(example)
                 counts["sft_examples"] += 1
@@ -79,7 +87,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
                 counts["revision_pairs"] += 1
             if trace.dropped:
                 dropped[f"dropped_{trace.dropped}"] += 1
-    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs")} | dict(sorted(dropped.items()))
+    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs", TEXTS, TRUNCATED)} | dict(sorted(dropped.items()))
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
@@ -103,7 +111,9 @@ async def pairs_stage(c: Context) -> dict[str, int]:
             async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):
                 write(pair)
                 counts[kind] += 1
-    return {"sampled": counts["sampled"], "contrast": counts["contrast"]}
+                counts[TEXTS] += 2
+                counts[TRUNCATED] += pair.truncated_a + pair.truncated_b
+    return {name: counts[name] for name in ("sampled", "contrast", TEXTS, TRUNCATED)}
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:
@@ -169,6 +179,8 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
     left_out = {"watched_prompts_left_out": len(monitored)} if monitored else {}
+    texts = [response.truncated for responses in said.answers.values() for response in responses]
+    left_out |= {TEXTS: len(texts), TRUNCATED: sum(texts)}
     return {"prompts": len(prompts), **left_out, "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
 

@@ -30,6 +30,7 @@ def render_report(data: ReportData) -> str:
         manifest=data.manifest,
         verdict=reach_verdict(data),
         stages=sections.stage_rows(data),
+        truncation=sections.truncation_warnings(data),
         bench=sections.bench_rows(data),
         judge_plots=sections.judge_plots(data),
         sft_plots=sections.curve_plots(data.curves, "sft"),

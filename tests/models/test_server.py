@@ -277,7 +277,9 @@ def test_servers_words_for_an_end(finish: str | None, tokens: int, truncated: bo
     ],
 )
 def test_the_answer_is_what_is_not_reasoning(content: Any) -> None:
-    assert ask_one(always_chat(lambda: chat({"content": content})), COMPLETE) == Completion("Yes, so.", False, 0, 0)
+    reply = ask_one(always_chat(lambda: chat({"content": content})), COMPLETE)
+    assert isinstance(reply, Completion) and (reply.text, reply.truncated) == ("Yes, so.", False)
+    assert bool(reply.reasoning) == (content != "Yes, so.")
 
 
 def test_an_answer_about_the_tags_is_kept_whole() -> None:

@@ -90,7 +90,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     first = run_recipe(recipe, workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
     assert [s.name for s in first.stages] == list(STAGE_NAMES) == [s.name for s in STAGES]
     counts = {s.name: s.counts for s in first.stages}
-    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
+    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12, "truncated": 12}
     assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
     assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
     sources = {p["source"] for p in rows(run.data("preferences"))}
@@ -196,7 +196,7 @@ def test_prompts_that_are_also_evaluated_are_dropped_and_counted(tmp_path: Path)
     workspace = make_workspace(tmp_path / "w")
     both = "prompts.train=[{path: prompts/eval_harmful.jsonl, limit: 4}, {path: prompts/helpful.jsonl, limit: 4}]"
     made = run_data(workspace, both, only=("respond",)).stages[0]
-    assert made.counts == {"prompts": 4, "evaluation_prompts": 4, "responses": 4}
+    assert made.counts == {"prompts": 4, "evaluation_prompts": 4, "responses": 4, "truncated": 0}
     assert [f["reason"] for f in rows(workspace.run("s").failures)] == ["in_evaluate"] * 4
 
 
