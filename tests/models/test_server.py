@@ -181,16 +181,16 @@ SYSTEM_REFUSALS = (
 
 
 @pytest.mark.parametrize("said", SYSTEM_REFUSALS)
-def test_a_template_without_a_system_turn_is_told_at_the_connection_or_at_the_first_request(said: str) -> None:
-    def refusal() -> httpx2.Response:
-        return httpx2.Response(400, json={"error": {"message": said}})
+def test_a_template_without_a_system_turn_is_told_in_the_first_user_turn(said: str) -> None:
+    def refuse(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        has_system = any(m["role"] == "system" for m in (body or {}).get("messages", ()))
+        return httpx2.Response(400, json={"error": {"message": said}}) if has_system else None
 
-    with pytest.raises(ModelError, match=r"(?s)takes no system turn.*--chat-template FILE") as e:
-        connect(FakeVllm([on("/tokenize", lambda _: refusal())]))
-    assert said in str(e.value)
-    with pytest.raises(ModelError, match="takes no system turn") as e:
-        ask_one(always_chat(refusal), COMPLETE)
-    assert not isinstance(e.value, ReplyError)
+    told = (Message("system", "Be brief."), Message("user", "Why?"))
+    server = FakeVllm([refuse])
+    assert isinstance(ask_one(server, CompleteRequest(told, Sampling(), 0)), Completion)
+    assert server.bodies("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nWhy?"}]
+    assert isinstance(ask_one(FakeVllm([refuse]), ChoicesRequest(told, ("Yes", "No"))), ChoiceLogprobs)
 
 
 def test_several_urls_are_refused_with_the_router_to_put_in_front() -> None:

@@ -13,7 +13,7 @@ from cai.records import Role
 TOP = 20
 _NO_SYSTEM = re.compile(
     r"\bsystem\b.*\b(?:role|message|prompt|instruction)s?\b|\b(?:role|message|prompt|instruction)s?\b.*\bsystem\b"
-    r"|developer instruction|roles must alternate|(?:unsupported|invalid|unknown) role",
+    r"|only user and assistant roles|developer instruction|roles must alternate|(?:unsupported|invalid|unknown) role",
     re.DOTALL,
 )
 _CONTINUING = ("vllm", "sglang", "llamacpp")
@@ -48,6 +48,15 @@ def of_owner(owner: str) -> Capabilities:
     return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING)
 
 
+def takes_no_system(refusal: str) -> bool:
+    """Whether a server's refusal is about the system turn.
+
+    >>> takes_no_system("System role not supported"), takes_no_system("top_logprobs must be at most 5")
+    (True, False)
+    """
+    return _NO_SYSTEM.search(refusal.lower()) is not None
+
+
 def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) -> dict[str, Any]:
     """Return what a server's refusal says of its capabilities, as changes to what it was asked with; nothing, if it says nothing.
 
@@ -62,7 +71,7 @@ def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) 
     said = refusal.lower()
     if asked.limit == "max_tokens" and "max_completion_tokens" in said:
         return {"limit": "max_completion_tokens"}
-    if asked.system and "system" in roles and _NO_SYSTEM.search(said):
+    if asked.system and "system" in roles and takes_no_system(said):
         return {"system": False}
     if asked.continues and any(word in said for word in ("continue_final_message", "add_generation_prompt", "prefill")):
         return {"continues": False}
