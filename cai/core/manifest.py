@@ -82,6 +82,10 @@ class JudgeCard:
     note: str = ""
     calibration: str = ""
     """Hash of the calibration used in the measurement; empty without one."""
+    mass: float | None = None
+    """Mean probability that the judge gave to its choices together when it labelled, in [0, 1]; None if no choices were read."""
+    mass_warning: str = ""
+    """Warning if that is small."""
 
 
 @dataclass

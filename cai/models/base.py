@@ -128,6 +128,8 @@ class ChoiceLogprobs:
 
     logprobs: tuple[float, ...]
     prompt_tokens: int
+    every_form: bool = False
+    """Whether they are summed over the ways to write a choice, with and without a space before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,7 +313,9 @@ def _stage_line(entry: StageEntry) -> str:
 def _warnings(manifest: Manifest) -> list[str]:
     judge = manifest.judge
     cut = [entry.truncation_warning for entry in manifest.stages if entry.truncation_warning]
-    return [*cut, *([] if judge is None or judge.beats_baselines else [judge.note])]
+    if judge is None:
+        return cut
+    return [*cut, *([judge.mass_warning] if judge.mass_warning else []), *([] if judge.beats_baselines else [judge.note])]
 
 
 def _resolved_yaml(recipe: Recipe) -> str:

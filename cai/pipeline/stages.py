@@ -22,6 +22,7 @@ from cai.evaluate.run import Questions, answer, judge_answers, measure, score_an
 from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.judge.card import measure_judge
+from cai.judge.choices import MeanMass, mass_warning
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
@@ -123,8 +124,17 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     if not c.manifest.judge.beats_baselines:
         c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
-    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
-    return {"judged": judgments, "failed": len(c.failures)}
+    judged, masses = 0, MeanMass()
+    with record_writer(c.run.data("judgments")) as write:
+        async for judgment in each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure):
+            write(judgment)
+            masses.add(judgment.mass)
+            judged += 1
+    c.manifest.judge.mass = masses.mean
+    c.manifest.judge.mass_warning = mass_warning(masses.mean, c.recipe.feedback.protocol)
+    if c.manifest.judge.mass_warning:
+        c.reporter.warn(c.manifest.judge.mass_warning)
+    return {"judged": judged, "failed": len(c.failures)}
 
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:

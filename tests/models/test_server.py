@@ -336,7 +336,7 @@ def test_fewer_likely_tokens_are_asked_of_a_server_that_lists_fewer() -> None:
 
     server = hosted(("Yes", -0.5), ("No", -1.5))
     server.hooks.insert(0, five)
-    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9, every_form=True)
     assert [b["top_logprobs"] for b in server.bodies("/v1/chat/completions")] == [20, 5]
 
 
@@ -428,10 +428,16 @@ def hosted(*tops: tuple[str, float]) -> FakeVllm:
 
 def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
     server = hosted(("Yes", -0.5), (" No", -1.5), ("Yesterday", -2.0), ("yes", -3.0))
-    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9, every_form=True)
     (body,) = server.bodies("/v1/chat/completions")
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
     assert not server.bodies("/tokenize")
+
+
+def test_a_choice_is_summed_over_its_ways_to_be_written() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.2)), (" Yes", math.log(0.3)), ("No", math.log(0.1))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.5, 0.1])
 
 
 def test_the_exact_token_wins_over_the_one_with_a_space() -> None:

@@ -57,8 +57,15 @@ class Encoder:
             ReplyError: the model's template refuses the conversation (some require alternating turns).
         """
         stand_ins = self._stand_ins(messages, prefill)
+        asked = self._asked(messages, stand_ins)
         opening = self._opening if prefill or (answered and self._opening.strip()) else ""
-        text = self._asked(messages, stand_ins) + opening + _guarded(prefill, stand_ins)
+        thought = split_reasoning(prefill).reasoning
+        if thought and "<think>" in str(self.tokenizer.chat_template):  # what the model thought comes before its answer
+            opening = ""
+            prefill = prefill.removeprefix("<think>\n") if opens_reasoning(asked) else prefill
+        elif thought:
+            prefill = split_reasoning(prefill).answer
+        text = asked + opening + _guarded(prefill, stand_ins)
         return self._guarded_ids(text, stand_ins), text[-_TAIL_CHARACTERS:]
 
     def turn(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[list[int], list[int]]:

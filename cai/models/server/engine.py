@@ -14,6 +14,7 @@ scores are refused. `client` sends and retries, `served` finds out what is serve
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from typing import Any
 
 import httpx2
 
-from cai.core.text.reasoning import opens_reasoning
+from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner
@@ -186,12 +187,13 @@ class ServerEngine:
             raise NoLogprobsError(self._no_logprobs)
         totals = []
         for choice in request.choices:
-            value = likely.get(choice, likely.get(f" {choice}", likely.get(choice.removeprefix(" "))))
-            if value is None:
+            ways = [choice, *(form for form in (choice.strip(), f" {choice.strip()}") if form not in request.choices)]
+            forms = [self._checked(likely[form]) for form in ways if form in likely]
+            if not forms:
                 seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
                 raise ReplyError("choice_not_likely", f"{choice!r} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
-            totals.append(self._checked(value))
-        return ChoiceLogprobs(tuple(totals), prompt_tokens)
+            totals.append(forms[0] if len(forms) == 1 else math.log(sum(map(math.exp, forms))))
+        return ChoiceLogprobs(tuple(totals), prompt_tokens, every_form=True)
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:
@@ -260,6 +262,8 @@ class ServerEngine:
         turns = as_json(messages if can.system else without_system(messages) or messages)
         if not prefill:
             return turns, {}
+        if not can.continues:
+            prefill = split_reasoning(prefill).answer
         if can.continues:
             return [*turns, {"role": "assistant", "content": prefill}], can.flags
         if turns and turns[-1]["role"] == "user":
