@@ -452,6 +452,17 @@ def test_a_choice_that_is_not_among_the_likeliest_is_a_failure_never_a_guess() -
     assert e.value.reason == "choice_not_likely"
 
 
+def test_a_choice_that_is_not_listed_counts_with_the_most_that_is_left_for_it() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.99)), ("Maybe", math.log(0.006))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.99, 0.004])
+
+
+def test_a_server_whose_model_reasons_first_gives_no_log_probabilities_of_choices() -> None:
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+        ask_one(hosted(("<think>", -0.001), ("Yes", -9.0)), CHOICES)
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -88,7 +88,9 @@ async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tup
     thought = f"<think>\n{completion.reasoning}\n</think>\n\n" if completion.reasoning else ""
     try:
         reading = await read_choices(asking.model, rendered.messages, OPTIONS, thought + reasoning, spaced=spaced)
-    except NoLogprobsError:
+    except (NoLogprobsError, ReplyError) as e:
+        if isinstance(e, ReplyError) and e.reason != "choice_not_likely":  # some servers ignore the start of an answer
+            raise
         if verdict is None:
             raise ReplyError("no_verdict", said[-200:]) from None
         reading = Reading(MAX_LOG_ODDS if verdict[0] == OPTIONS[0] else -MAX_LOG_ODDS, None)

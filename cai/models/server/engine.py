@@ -8,9 +8,11 @@ what the conversation and the words are as tokens, and `/completions` is asked a
   other way to do it, don't (vLLM then computes the prompt again), so they serve only servers too old for the ids.
 - A score is one request for prompt log-probabilities, summed over exactly the text's tokens.
 
-Elsewhere choices are looked up among the 20 likeliest next tokens by their exact text, one that isn't there is a counted failure, and
-scores are refused. `client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and
-`replies` reads what it says.
+Elsewhere choices are looked up among the 20 likeliest next tokens by their text. Where these hold nearly all probability, a choice that
+isn't listed counts with the most that is left for it, which bounds the difference; otherwise it is a counted failure. Scores are refused.
+
+`client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and `replies` reads what it
+says.
 """
 
 import asyncio
@@ -35,6 +37,9 @@ from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
+_COVERED = 0.9
+"""Probability that the listed tokens must hold together, so that one which isn't listed is known to be unlikely."""
+_LEAST = 1e-6
 _BLANKS = " \n\u010a\u0120\u2581"
 """White space, as tokenizers write it."""
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
@@ -185,15 +190,27 @@ class ServerEngine:
         if not likely:
             self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
             raise NoLogprobsError(self._no_logprobs)
-        totals = []
-        for choice in request.choices:
-            ways = [choice, *(form for form in (choice.strip(), f" {choice.strip()}") if form not in request.choices)]
-            forms = [self._checked(likely[form]) for form in ways if form in likely]
-            if not forms:
-                seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
-                raise ReplyError("choice_not_likely", f"{choice!r} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
-            totals.append(forms[0] if len(forms) == 1 else math.log(sum(map(math.exp, forms))))
-        return ChoiceLogprobs(tuple(totals), prompt_tokens, every_form=True)
+        top = max(likely, key=lambda token: likely[token])
+        if opens_reasoning(top):
+            self._no_logprobs = (
+                f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities say nothing of the "
+                "choices. Switch its reasoning off, or set feedback.protocol: pairwise-cot, which reads the verdict after the reasoning."
+            )
+            raise NoLogprobsError(self._no_logprobs)
+        found = [self._listed(choice, request.choices, likely) for choice in request.choices]
+        covered = min(1.0, sum(map(math.exp, likely.values())))
+        if all(value is None for value in found) or (None in found and covered < _COVERED):
+            seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
+            wanted = " or ".join(repr(choice) for choice, value in zip(request.choices, found, strict=True) if value is None)
+            raise ReplyError("choice_not_likely", f"{wanted} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
+        least = min(*likely.values(), math.log(max(1.0 - covered, _LEAST)))  # a choice that isn't listed is no likelier than this
+        return ChoiceLogprobs(tuple(least if value is None else value for value in found), prompt_tokens, every_form=True)
+
+    def _listed(self, choice: str, choices: Sequence[str], likely: dict[str, float]) -> float | None:
+        """Return a choice's log-probability, summed over its forms with and without a space before it; None if no form is listed."""
+        ways = [choice, *(form for form in (choice.strip(), f" {choice.strip()}") if form not in choices)]
+        forms = [self._checked(likely[form]) for form in ways if form in likely]
+        return forms[0] if len(forms) == 1 else math.log(sum(map(math.exp, forms))) if forms else None
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:
