@@ -28,7 +28,6 @@ Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
-KlEstimator = Literal["k1", "k3"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
 MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
@@ -457,8 +456,6 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of responses sampled per batch in each process."""
     kl_coef: Annotated[float, Meta(ge=0)] = 0.05
     """Coefficient of the KL penalty in the reward."""
-    kl_estimator: KlEstimator = "k1"
-    """Estimator of the KL divergence per token. Both are unbiased. `k1` can be negative; `k3` cannot, and varies less."""
     target_kl: Rate | None = None
     """KL divergence to the reference, in nats per response, that an adaptive `kl_coef` aims at. None keeps `kl_coef` fixed."""
     kl_horizon: Positive = 10_000
@@ -641,13 +638,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
         source.data["name"] = name
     for override in overrides:
         _override(source, override)
-    problems = schema_problems(source, recipe_schema())
+    retired = _retired(source.data)
+    problems = [*retired, *schema_problems(source, recipe_schema())]
     if not problems:
         try:
             return msgspec.convert(source.data, Recipe)
         except msgspec.ValidationError as e:
             problems = [f"{path}: {e}"]
     raise RecipeError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _retired(data: dict[str, Any]) -> list[str]:
+    """Take out settings of earlier versions that have only one value now; return what is wrong with another value."""
+    policy = data.get("policy")
+    ppo = policy.get("ppo") if isinstance(policy, dict) else None
+    estimator = ppo.pop("kl_estimator", "k1") if isinstance(ppo, dict) else "k1"
+    if estimator == "k1":
+        return []
+    return [
+        f"policy.ppo.kl_estimator: {estimator!r} is gone: as a reward, the gradient of k3 is not that of the KL divergence. Leave the key "
+        "out; the penalty is the log-ratio (k1)"
+    ]
 
 
 def _override(source: YamlSource, text: str) -> None:

@@ -38,6 +38,11 @@ def test_settings_reach_their_place(path: Path) -> None:
     assert recipe.prompts.evaluate == Recipe(name="x").prompts.evaluate
 
 
+def test_a_setting_of_earlier_versions_is_left_out_or_refused_with_what_to_do(path: Path) -> None:
+    assert load(path, "policy: {ppo: {kl_estimator: k1, kl_coef: 0.1}}").policy.ppo.kl_coef == 0.1
+    assert "kl_estimator: 'k3' is gone" in problems(path, "policy: {ppo: {kl_estimator: k3}}")
+
+
 def test_all_problems_are_reported_at_once_with_their_lines(path: Path) -> None:
     text = """\
 seed: -1
