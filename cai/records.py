@@ -163,8 +163,13 @@ class RevisionTrace:
     @property
     def id(self) -> str:
         """Content hash of the prompt's id and the texts."""
-        parts = [{"critique": r.critique, "revision": r.revision} for r in self.rounds]
-        texts = [{name: {"principle_id": part.principle_id, "text": part.text} for name, part in of_round.items()} for of_round in parts]
+        texts = [
+            {
+                "critique": {"principle_id": r.critique.principle_id, "text": r.critique.text},
+                "revision": {"principle_id": r.revision.principle_id, "text": r.revision.text},
+            }
+            for r in self.rounds
+        ]
         return content_hash((self.prompt.id, self.response, texts))
 
     @property
