@@ -18,7 +18,7 @@ from cai.records import Constitution, Principle
 StageState = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
-STAGE_NAMES = ("respond", "critique", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
+STAGE_NAMES = ("respond", "critique", "distill", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
 """Names of a run's stages, in order. `cai.pipeline.stages` defines the stages."""
 
 
@@ -26,7 +26,7 @@ TEXTS, TRUNCATED = "texts", "truncated"
 """Counts of a stage that samples: the texts that it kept, and those of them that were cut off at the token limit."""
 MANY_TRUNCATED = 0.1
 """Share of truncated texts above which a run warns."""
-_LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "pairs", "evaluate")}
+_LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "distill", "pairs", "evaluate")}
 
 
 @dataclass

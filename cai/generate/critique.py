@@ -12,6 +12,7 @@ Departures from the paper:
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from cai.core.text.checks import follows
 from cai.core.text.endings import whole_sentences
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
@@ -101,6 +102,8 @@ async def critique_and_revise(
         rounds.append(Round(critique, revision))
         broken = drop_rule(revision.text, critique.text, response.text, prompt.kind, config.drop_refusals)
         dropped = broken or ("truncated" if too_short else None)
+        if dropped is None and follows(principle, prompt.kind, revision.text) is False:
+            dropped = "breaks_check"
         if dropped is not None:
             break
         text = revision.text
