@@ -27,8 +27,8 @@ check: install docs
 docs: install  # the variable silences a notice that mkdocs-material 9 prints at every build: its end of life, in May 2027
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-test: install
-	$(BIN)/pytest -q
+test: install  # two processes of one thread each: faster than one process of two
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 test-all: install
 	$(BIN)/pytest -q -rs -m ''

@@ -112,8 +112,9 @@ class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Held-out prompts for evaluation."""
     near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = 0.8
     """Jaccard similarity of five-word n-grams from which a training prompt counts as a near-duplicate of an evaluation prompt or an earlier
-    training prompt, and is dropped. None drops exact duplicates only. The search takes about 0.1 ms per short prompt, and longer if many
-    prompts share wording without being duplicates: set None for a million prompts made from one template."""
+    training prompt, and is dropped; preferences of near-duplicates stay on one side of a split. None: exact duplicates only. The search
+    takes about 0.1 ms per short prompt, and longer if many prompts share wording without being duplicates: set None for a million prompts
+    made from one template."""
 
 
 class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -295,9 +296,9 @@ class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Split of a Hub dataset."""
     pooling: Pooling = "votes"
     """How several annotators' labels of one pair become one probability. `votes`: their mean. `dawid-skene`: weighted by each annotator's
-    estimated reliability."""
+    estimated reliability, which needs annotators who labelled the same pairs."""
     smoothing: Annotated[float, Meta(ge=0)] = 0.0
-    """Pseudo-votes added to each side. With 1, two annotators who agree give 3/4 instead of 1."""
+    """Pseudo-votes added to each side, with `votes`. With 1, two annotators who agree give 3/4 instead of 1."""
     kind: PromptKind | None = None
     """Kind of the prompts whose row names none."""
 

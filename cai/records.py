@@ -280,7 +280,7 @@ class HumanLabel:
 
     pair: ResponsePair
     annotator: str
-    """Name or id; empty if unknown. Labels without an annotator are never pooled, because all of them may come from one person."""
+    """Name or id; empty if unknown. Labels without an annotator are pooled as if each came from another person."""
     p_a: float
     source: str
     """`human:FILE` or `human:hub:OWNER/NAME`."""
@@ -376,6 +376,13 @@ class ScoredPair:
     rejected_characters: int
     chosen: RewardScore
     rejected: RewardScore
+    conversation: str = ""
+    """Hash of the prompt's first user turn; empty in files of earlier versions."""
+
+    @property
+    def cluster(self) -> str:
+        """What pairs share that are not independent: their conversation, or in earlier files their prompt."""
+        return self.conversation or self.prompt_id
 
     @property
     def margin(self) -> float:

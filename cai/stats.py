@@ -5,7 +5,7 @@ Multiple-testing correction: Holm (1979).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 Z_95 = 1.959963984540054
 RESAMPLES = 10_000
@@ -25,14 +25,84 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"wilson({successes}, {n}): expected 0 <= successes <= n and n >= 1")
-    p = successes / n
+    return wilson_of(successes / n, n)
+
+
+def wilson_of(p: float, n: float) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion of `n` items; `n` need not be whole."""
     z2 = Z_95 * Z_95
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return (0.0 if successes == 0 else max(0.0, center - half)), (1.0 if successes == n else min(1.0, center + half))
+    return (0.0 if p == 0 else max(0.0, center - half)), (1.0 if p == 1 else min(1.0, center + half))
 
 
-def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, float, float]:
+def clustered_share(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion of items that come in clusters, such as several pairs of one prompt.
+
+    Wilson's interval at the effective sample size of Korn & Graubard (1998): n divided by the design effect (at least 1), times
+    (z / t)² with as many degrees of freedom as clusters less one. It is `wilson`'s where every item is a cluster of its own. If all values
+    are 0 or all are 1, the number of clusters is the effective sample size.
+
+    Args:
+        values: one value per item, in [0, 1]; not empty.
+        clusters: the cluster of each item.
+
+    >>> clustered_share([1.0, 1.0, 0.0, 1.0], ["p", "q", "r", "s"]) == wilson(3, 4)
+    True
+    >>> low, high = clustered_share([1.0, 1.0, 0.0, 0.0, 1.0, 1.0], ["p", "p", "q", "q", "r", "r"])
+    >>> round(low, 2), round(high, 2)
+    (0.04, 0.99)
+    """
+    sums: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums.setdefault(cluster, []).append(value)
+    n, groups = len(values), len(sums)
+    total = math.fsum(values)
+    if groups == n:
+        return wilson(min(total, n), n)
+    p = total / n
+    if groups == 1:
+        effective = 1.0
+    elif p in (0.0, 1.0):
+        effective = float(groups)
+    else:
+        variance = groups / (groups - 1) * math.fsum(math.fsum(v - p for v in mine) ** 2 for mine in sums.values()) / n**2
+        effective = n / max(1.0, variance * n / (p * (1 - p))) * (Z_95 / t_95(groups - 1)) ** 2
+    return wilson_of(p, effective)
+
+
+def clustered_half_width(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
+    """Return half the width of the 95 % interval of a mean of clustered items (Student's t over clusters); None for one cluster."""
+    mean = math.fsum(values) / len(values)
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - mean
+    groups = len(sums)
+    if groups == 1:
+        return None
+    return t_95(groups - 1) * math.sqrt(groups / (groups - 1) * math.fsum(s * s for s in sums.values())) / len(values)
+
+
+def cluster_factor(clusters: int, items: int) -> float:
+    """Return the factor by which to widen a bootstrap interval over few clusters: Student's t for Z, and the bias of the variance.
+
+    It is 1 if every item is a cluster of its own.
+
+    Args:
+        clusters: number of clusters, at least 2 unless it is the number of items.
+        items: number of items.
+    """
+    return 1.0 if clusters == items else t_95(clusters - 1) / Z_95 * math.sqrt(clusters / (clusters - 1))
+
+
+def t_95(degrees: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, degrees))
+
+
+def paired_bootstrap(differences: Sequence[float], seed: int, clusters: Sequence[Hashable] | None = None) -> tuple[float, float, float]:
     """Return a mean and its 95 % percentile-bootstrap interval (Efron 1979).
 
     Pass one difference per item to compare two systems on the same items, or plain values for the interval of a mean.
@@ -40,6 +110,8 @@ def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, fl
     Args:
         differences: one number per item; not empty.
         seed: seed of the resampling.
+        clusters: the cluster of each item, such as its prompt; None: every item is one. Whole clusters are drawn, and the interval is
+            widened for their number as Student's t is. One cluster says nothing: its interval is so wide that it holds 0.
 
     Returns:
         Mean, lower and upper bound.
@@ -49,16 +121,22 @@ def paired_bootstrap(differences: Sequence[float], seed: int) -> tuple[float, fl
     if not differences:
         raise ValueError("paired_bootstrap: no items")
     values = np.asarray(differences, dtype=np.float64)
+    index = {c: i for i, c in enumerate(dict.fromkeys(range(len(values)) if clusters is None else clusters))}
+    of = np.array([index[c] for c in (range(len(values)) if clusters is None else clusters)])
+    sums, sizes = np.bincount(of, values), np.bincount(of)
     generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK_CELLS // len(values))
-    means = np.concatenate(
-        [
-            values[generator.integers(0, len(values), size=(min(block, RESAMPLES - start), len(values)))].mean(axis=1)
-            for start in range(0, RESAMPLES, block)
-        ]
-    )
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+    block = max(1, _BLOCK_CELLS // len(sums))
+    means = []
+    for start in range(0, RESAMPLES, block):
+        drawn = generator.integers(0, len(sums), size=(min(block, RESAMPLES - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    mean, groups = float(values.mean()), len(sums)
+    if groups == 1 < len(values):
+        half = 2 * float(np.abs(values).max())
+        return mean, mean - half, mean + half
+    wider = cluster_factor(groups, len(values))
+    return mean, mean - wider * (mean - float(low)), mean + wider * (float(high) - mean)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

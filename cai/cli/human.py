@@ -33,18 +33,32 @@ def import_(
     format: Format = "auto",
     kind: Annotated[str | None, typer.Option(help="Kind of prompt for rows without one: harmful, borderline, helpful, other")] = None,
     column: Columns = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help="What the answers mean: 0=A,1=B,2=tie, or a scale from 'A is better' to 'B is better': 1..7",
+            metavar="CODE=A|B|tie,… or FIRST..LAST",
+        ),
+    ] = None,
     people: Annotated[
         Path | None, typer.Option(help="Table of annotators with attributes, one per row: CSV or JSONL with a column `annotator`")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Import human labels with annotator, time and attributes. Unusable rows are listed and counted."""
+    """Import human labels with annotator, time and attributes. Unusable rows are listed and counted.
+
+    Answers are read as A, B or tie (left, right; first, second; a response column's name). Numbers are read where the response columns end
+    in them (response_0, response_1), or where the column holds 1 and 2 and no other number. A column with other values is refused as a
+    whole; --choices says what they mean. On a scale the probability of A falls evenly from 1 to 0, and the middle is a tie. Columns that no
+    label holds are named.
+    """
     from rich.console import Console
 
     from cai.core.console import plain
     from cai.labels.annotating import import_labels
+    from cai.labels.answers import parse_choices
 
-    result, failures = import_labels(files, out, format, _kind(kind), _columns(column), people)
+    result, failures = import_labels(files, out, format, _kind(kind), _columns(column), people, parse_choices(choices))
     if json:
         print_json(result)
         return
@@ -53,6 +67,8 @@ def import_(
         console.print(plain(f"{f.item_id}: {f.reason}: {f.detail}", "yellow"))
     for doubt, count in result.doubts.items():
         console.print(plain(f"{count} labels: {doubt}", "yellow"))
+    if result.unused:
+        console.print(plain(f"columns not used: {', '.join(result.unused)}", "yellow"))
     if result.undescribed:
         console.print(plain(f"{people} has no row for {', '.join(result.undescribed)}", "yellow"))
     typer.echo(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")

@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, overload
 
 import msgspec
 
@@ -24,8 +24,17 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Exceptions that `msgspec` raises for bytes that are not the expected JSON."""
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the number (from 1) and the bytes of each non-blank line of a plain or gzip file.
+@overload
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]: ...
+@overload
+def read_lines(path: Path, *, blank: bool, too_long: Literal["skip"]) -> Iterator[tuple[int, bytes | None]]: ...
+def read_lines(path: Path, *, blank: bool = False, too_long: Literal["error", "skip"] = "error") -> Iterator[tuple[int, bytes | None]]:
+    """Yield the number (from 1) and the bytes of each line of a plain or gzip file.
+
+    Args:
+        path: the file.
+        blank: whether to yield blank lines too.
+        too_long: what to do with a line over 32 MiB; `skip` yields None for it.
 
     Raises:
         DataError: the file is missing, unreadable, not valid gzip, or has a line over 32 MiB.
@@ -36,8 +45,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while line := f.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{path}:{number}: line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-                if line.strip():
+                    if too_long == "error":
+                        raise DataError(f"{path}:{number}: line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                    while line and not line.endswith(b"\n"):
+                        line = f.readline(MAX_LINE_BYTES)
+                    yield number, None
+                elif blank or line.strip():
                     yield number, line
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

@@ -12,8 +12,9 @@ from itertools import combinations
 
 from cai.core.text.refusals import is_refusal
 from cai.data.filters import LengthStats, length_stats
+from cai.data.splits import conversation_id
 from cai.records import Preference
-from cai.stats import wilson
+from cai.stats import clustered_share
 
 _LISTS = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
 _MARKUP = re.compile(r"\*\*\S|^#{1,6} |```|^\|.*\|", re.MULTILINE)
@@ -87,14 +88,16 @@ def source_balance(train: Sequence[Preference], held_out: Sequence[Preference]) 
 def leaning(feature: str, preferences: Sequence[Preference]) -> Leaning | None:
     """Return how often the chosen response has more of a feature; None if no pair differs in it."""
     measure = FEATURES[feature]
-    signs = []
+    signs: list[float] = []
+    conversations = []
     for p in preferences:
         difference = measure(p.chosen) - measure(p.rejected)
         if difference and p.p_chosen != 0.5:
-            signs.append((difference > 0) == (p.p_chosen > 0.5))
+            signs.append(float((difference > 0) == (p.p_chosen > 0.5)))
+            conversations.append(conversation_id(p.prompt))
     if not signs:
         return None
-    low, high = wilson(sum(signs), len(signs))
+    low, high = clustered_share(signs, conversations)
     return Leaning(feature, sum(signs) / len(signs), low, high, len(signs))
 
 

@@ -5,13 +5,15 @@ start of the text), so the same words inside a line stay text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cai.errors import DataError
 from cai.records import Message, Role
 
 MAX_DETAIL = 500
+SYSTEM = ("system", "system_prompt", "system_message")
+"""Columns beside a conversation that hold its system turn."""
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLE: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _TRANSCRIPT_NAME: dict[Role, str] = {role: name for name, role in _TRANSCRIPT_ROLE.items()}
@@ -101,6 +103,25 @@ def as_prompt(messages: Sequence[Message]) -> tuple[Message, ...]:
     if not prompt[-1].content.strip():
         raise RowFault("empty", "the user's last turn is empty")
     return prompt
+
+
+def with_system(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Put the system turn that a row holds in a column of its own before the conversation.
+
+    Raises:
+        RowFault: the column isn't text, or the conversation has another system turn.
+    """
+    name = next((c for c in SYSTEM if row.get(c) not in (None, "")), None)
+    text = row[name] if name else ""
+    if not isinstance(text, str):
+        raise RowFault("not_text", f"{name} must be a text, found {_short(text)}")
+    if not text.strip():
+        return messages
+    if messages[0].role != "system":
+        return (Message("system", text.strip()), *messages)
+    if messages[0].content.strip() != text.strip():
+        raise RowFault("two_systems", f"{name} says {_short(text)}, and the conversation has another system turn")
+    return messages
 
 
 def prompt_part(messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
 """Keys for duplicate texts, train/held-out splits without leakage, and length statistics."""
 
+import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -42,15 +43,46 @@ def sides_by_hash(prompt: Prompt, one: str, other: str) -> tuple[str, str]:
     return (second, first) if split_fraction(texts_key(prompt, one, other), "sides") < 0.5 else (first, second)
 
 
-def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:
-    """Split into training and held-out preferences by a hash of the prompt's normalised text.
+def preference_key(preference: Preference) -> str:
+    """Return a key that is the same for all labels of the same two texts."""
+    return texts_key(preference.prompt, preference.chosen, preference.rejected)
 
-    All preferences of a prompt are in the same split, and adding rows doesn't move other rows.
+
+def pooled(labels: Sequence[Preference], counts: Sequence[float] | None = None, smoothing: float = 0.0) -> Preference:
+    """Return one preference for several labels of the same two texts.
+
+    `p_chosen` is the mean of the labels, weighted by their weights times their counts. The weight is the mean weight, since a pair is one
+    example, whatever its number of labels. All else is the first label's.
+
+    Args:
+        labels: labels of the same two texts, in either order.
+        counts: number of answers behind each label; None: 1.
+        smoothing: pseudo-votes for each response.
+    """
+    first, counts = labels[0], counts or [1.0] * len(labels)
+    values = [p.p_chosen if normalise(p.chosen) == normalise(first.chosen) else 1.0 - p.p_chosen for p in labels]
+    weights = [n * p.weight for n, p in zip(counts, labels, strict=True)]
+    if not any(weights):
+        weights = list(counts)
+    p = math.fsum(w * v for w, v in zip(weights, values, strict=True)) + smoothing
+    p = values[0] if len(set(values)) == 1 and not smoothing else p / (math.fsum(weights) + 2 * smoothing)
+    weight = math.fsum(n * x.weight for n, x in zip(counts, labels, strict=True)) / math.fsum(counts)
+    found = replace(first, p_chosen=p, weight=weight)
+    return found if p >= 0.5 else found.swapped()
+
+
+def split_by_prompt(
+    preferences: Iterable[Preference], held_out_fraction: float, salt: str, group_of: Callable[[Prompt], str] = prompt_key
+) -> tuple[list[Preference], list[Preference]]:
+    """Split into training and held-out preferences by a hash of the prompt's group.
+
+    All preferences of a group are in the same split, and adding rows doesn't move rows of other groups.
 
     Args:
         preferences: preferences of any source.
-        held_out_fraction: expected fraction of prompts (not rows) to hold out, in [0, 1].
-        salt: string that is hashed with the prompt; another salt gives another split.
+        held_out_fraction: expected fraction of groups (not rows) to hold out, in [0, 1].
+        salt: string that is hashed with the group; another salt gives another split.
+        group_of: the group of a prompt; by default prompts with the same normalised text are a group.
 
     Returns:
         Training and held-out preferences, each in the order given.
@@ -58,7 +90,7 @@ def split_by_prompt(preferences: Iterable[Preference], held_out_fraction: float,
     train: list[Preference] = []
     held_out: list[Preference] = []
     for p in preferences:
-        (held_out if split_fraction(prompt_key(p.prompt), salt) < held_out_fraction else train).append(p)
+        (held_out if split_fraction(group_of(p.prompt), salt) < held_out_fraction else train).append(p)
     return train, held_out
 
 

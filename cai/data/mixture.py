@@ -1,15 +1,16 @@
 """Combines judged pairs and human labels into a training set and a held-out set of preferences.
 
-Each pair is either in the mixture or in `dropped`, with a reason. A human label replaces an AI label of the same texts. Conflicting human
-labels are both kept, and the loss averages them. If the recipe has a gold reward model, its prompts are set aside before the others are
-split.
+Each pair is either in the mixture or in `dropped`, with a reason. A human label replaces an AI label of the same texts. Several labels of
+the same texts are pooled into one example. If the recipe has a gold reward model, its prompts are set aside before the others are split. No
+two of training, held-out, gold and evaluation prompts share a conversation or are near-copies (`cai.data.splits`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cai.data.filters import normalise, prompt_key, softened, split_by_prompt
+from cai.data.filters import normalise, pooled, preference_key, prompt_key, softened, split_by_prompt
+from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.recipe import GoldConfig, PreferencesConfig, SourceMix
@@ -24,11 +25,11 @@ _REASONS = {
     "identical": "both responses are the same text",
     "empty": "a response is empty",
     "zero_weight": "its source has weight 0",
-    "duplicate": "the same pair is already in the mixture",
+    "pooled": "its label is pooled with another one of the same two texts",
     "human_labelled": "an annotator labelled the same two texts",
     "over_limit": "its source has reached its limit",
-    "in_evaluate": "its prompt is an evaluation prompt",
-    "in_gold": "its prompt is reserved for the gold reward model",
+    "in_evaluate": "its prompt is an evaluation prompt, a near-copy of one, or of the same conversation",
+    "in_gold": "its prompt is reserved for the gold reward model, or a near-copy or the same conversation as one that is",
 }
 
 
@@ -41,6 +42,10 @@ def mix(
     evaluate: Iterable[Prompt] = (),
     gold: GoldConfig | None = None,
     gold_human: Sequence[Preference] = (),
+    fitted: Iterable[Prompt] = (),
+    fitted_texts: Collection[str] = (),
+    similarity: float | None = SIMILARITY,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> "Mixture":
     """Combine pairs with their judgments and human labels, set aside the gold reward model's pairs, and split by prompt.
 
@@ -55,54 +60,80 @@ def mix(
         evaluate: prompts to exclude from training.
         gold: settings of the gold reward model, or None.
         gold_human: the gold reward model's own labels from `load_human`.
+        fitted: prompts whose human labels the judge's calibration was fitted on. They may be trained on, but never held out.
+        fitted_texts: `texts_key`s of pairs that it was fitted on, for calibrations that don't hold their prompts.
+        similarity: as for `split_groups`.
+        warn: as for `split_groups`.
 
     Raises:
         DataError: a pair has two different judgments, or no preference is left to train the reward models or the gold reward model on.
     """
     by_pair = _by_pair(judgments)
-    excluded = {prompt_key(p) for p in evaluate}
-    labelled_texts = {_texts(p) for p in human if p.source.startswith("human:")}
-    seen: set[tuple[str, str, str]] = set()
-    kept: list[Preference] = []
+    labelled_texts = {preference_key(p) for p in human if p.source.startswith("human:")}
+    made = [
+        *((p.id, p, True) for p in gold_human),
+        *((p.id, p, False) for p in human),
+        *((pair.id, _preference(pair, by_pair.get(pair.id), config), False) for pair in pairs),
+    ]
+    evaluate, fitted = list(evaluate), list(fitted)
+    prompts = (p.prompt for _, p, _ in made if isinstance(p, Preference))
+    groups = split_groups((*evaluate, *fitted, *prompts), similarity, warn)
+    excluded = {groups[prompt_key(p)] for p in evaluate}
+    not_held_out = {groups[prompt_key(p)] for p in fitted}
+    dropped: dict[int, Failure] = {}
+    same: dict[tuple[bool, bool, str], list[int]] = {}
+
+    def group_of(prompt: Prompt) -> str:
+        return groups[prompt_key(prompt)]
+
+    for number, (item_id, preference, is_gold) in enumerate(made):
+        if isinstance(preference, Failure):
+            dropped[number] = preference
+            continue
+        key, by_person = preference_key(preference), preference.source.startswith("human:")
+        if key in fitted_texts:
+            not_held_out.add(group_of(preference.prompt))
+        if problem := _problem(preference, group_of(preference.prompt) in excluded):
+            dropped[number] = _drop(item_id, problem)
+        elif not is_gold and not by_person and key in labelled_texts:
+            dropped[number] = _drop(item_id, "human_labelled")
+        else:
+            same.setdefault((is_gold, by_person, key), []).append(number)
+
+    kept: list[tuple[int, Preference]] = []
     gold_kept: list[Preference] = []
-    dropped: list[Failure] = []
+    for (is_gold, _, _), numbers in sorted(same.items(), key=lambda item: item[1][0]):
+        first = numbers[0]
+        one = pooled([p for p in (made[n][1] for n in numbers) if isinstance(p, Preference)])
+        dropped |= {n: _drop(made[n][0], "pooled") for n in numbers[1:]}
+        if problem := _indecision(one, config):
+            dropped[first] = _drop(made[first][0], problem)
+        elif is_gold:
+            gold_kept.append(one)
+        else:
+            kept.append((first, one))
+    over = _over_limit([p for _, p in kept], config, seed)
+    gold_groups = {group_of(p.prompt) for p in gold_kept}
+    left: list[Preference] = []
+    for number, p in kept:
+        if p.id in over:
+            dropped[number] = _drop(made[number][0], "over_limit")
+        elif group_of(p.prompt) in gold_groups:
+            dropped[number] = _drop(made[number][0], "in_gold")
+        else:
+            left.append(p)
 
-    def consider(item_id: str, made: Preference | Failure, kept: list[Preference] = kept) -> None:
-        reason = made if isinstance(made, Failure) else None
-        if isinstance(made, Preference):
-            direction = (prompt_key(made.prompt), normalise(made.chosen), normalise(made.rejected))
-            if problem := _problem(made, config, excluded):
-                reason = _drop(item_id, problem)
-            elif not made.source.startswith("human:") and _texts(made) in labelled_texts:
-                reason = _drop(item_id, "human_labelled")
-            elif direction in seen:
-                reason = _drop(item_id, "duplicate")
-            else:
-                seen.add(direction)
-                kept.append(made)
-        if reason is not None:
-            dropped.append(reason)
+    def split(preferences: Sequence[Preference], fraction: float, salt: str) -> tuple[list[Preference], list[Preference]]:
+        free = [p for p in preferences if group_of(p.prompt) not in not_held_out]
+        held_out = {id(p) for p in split_by_prompt(free, fraction, salt, group_of)[1]}
+        return [p for p in preferences if id(p) not in held_out], [p for p in preferences if id(p) in held_out]
 
-    for preference in gold_human:
-        consider(preference.id, preference, gold_kept)
-    seen.clear()  # pairs that are also the gold reward model's are dropped by prompt below
-    for preference in human:
-        consider(preference.id, preference)
-    for pair in pairs:
-        consider(pair.id, _preference(pair, by_pair.get(pair.id), config))
-
-    over = _over_limit(kept, config, seed)
-    dropped += [_drop(p.id, "over_limit") for p in kept if p.id in over]
-    kept = [p for p in kept if p.id not in over]
-    gold_prompts = {prompt_key(p.prompt) for p in gold_kept}
-    dropped += [_drop(p.id, "in_gold") for p in kept if prompt_key(p.prompt) in gold_prompts]
-    kept = [p for p in kept if prompt_key(p.prompt) not in gold_prompts]
     if gold is not None:
-        kept, moved = split_by_prompt(kept, gold.fraction, f"gold:{seed}")
+        left, moved = split_by_prompt(left, gold.fraction, f"gold:{seed}", group_of)
         gold_kept += moved
-    gold_train, gold_held_out = split_by_prompt(gold_kept, gold.held_out_fraction if gold else 0.0, f"gold-held-out:{seed}")
-    train, held_out = split_by_prompt(kept, config.held_out_fraction, f"held-out:{seed}")
-    reasons = Counter(f.reason for f in dropped)
+    gold_train, gold_held_out = split(gold_kept, gold.held_out_fraction if gold else 0.0, f"gold-held-out:{seed}")
+    train, held_out = split(left, config.held_out_fraction, f"held-out:{seed}")
+    reasons = Counter(f.reason for f in dropped.values())
     if not train:
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none (no input)"
         raise DataError(f"no preference is left to train on: {len(held_out)} held out; dropped: {why}")
@@ -119,7 +150,9 @@ def mix(
         "dropped": len(dropped),
         **{f"dropped_{r}": n for r, n in reasons.items()},
     }
-    return Mixture(tuple(train), tuple(held_out), counts, tuple(dropped), tuple(gold_train), tuple(gold_held_out))
+    return Mixture(
+        tuple(train), tuple(held_out), counts, tuple(dropped[n] for n in sorted(dropped)), tuple(gold_train), tuple(gold_held_out)
+    )
 
 
 def source_of(pair: ResponsePair, protocol: str | None) -> str:
@@ -191,29 +224,27 @@ def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int
     return left_out
 
 
-def _problem(preference: Preference, config: PreferencesConfig, excluded: set[str]) -> str | None:
-    """Return the first reason to drop a preference, or None."""
+def _problem(preference: Preference, evaluated: bool) -> str | None:
+    """Return the first reason to drop a label whatever it says, or None."""
     if not preference.chosen.strip() or not preference.rejected.strip():
         return "empty"
     if normalise(preference.chosen) == normalise(preference.rejected):
         return "identical"
     if preference.weight == 0:
         return "zero_weight"
+    return "in_evaluate" if evaluated else None
+
+
+def _indecision(preference: Preference, config: PreferencesConfig) -> str | None:
+    """Return why a pooled label decides too little, or None."""
     if preference.p_chosen == 0.5:
         return "tie"
     # Tolerance of 1e-9: 0.6 - 0.5 is slightly below 0.1 in floating point.
-    if abs(preference.p_chosen - 0.5) < config.min_margin - 1e-9:
-        return "small_margin"
-    return "in_evaluate" if prompt_key(preference.prompt) in excluded else None
+    return "small_margin" if abs(preference.p_chosen - 0.5) < config.min_margin - 1e-9 else None
 
 
 def _drop(item_id: str, reason: str, detail: str = "") -> Failure:
     return Failure(STAGE, item_id, reason, f"{_REASONS[reason]}: {detail}" if detail else _REASONS[reason])
-
-
-def _texts(preference: Preference) -> tuple[str, frozenset[str]]:
-    """Return a key that is the same for labels of the same two texts, in either order."""
-    return prompt_key(preference.prompt), frozenset((normalise(preference.chosen), normalise(preference.rejected)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +253,7 @@ class Mixture:
 
     train: tuple[Preference, ...]
     held_out: tuple[Preference, ...]
-    """Their prompts, by normalised text, are not in `train`."""
+    """No prompt of theirs shares a conversation with one of `train`, or nearly repeats it."""
     counts: dict[str, int]
     """`train`, `held_out`, `gold_train`, `gold_held_out`, `dropped`, and `dropped_REASON`."""
     dropped: tuple[Failure, ...]

@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from cai.data.benchmarks import benchmark_kind
-from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part
+from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
 from cai.data.repeats import NearRepeats, Seen
 from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
+from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversation_id, split_groups, whole_text
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
 from cai.recipe import PromptSource
 from cai.records import PROMPT_KINDS, Failure, Prompt, PromptKind
 
 STAGE = "prompts"
-MANY_COMPARISONS = 10_000_000
-"""Number of comparisons that take about ten seconds."""
 _FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
@@ -85,7 +84,7 @@ def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_
 
 
 def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failures: list[Failure]) -> Iterator[Prompt]:
-    """Yield the training prompts that are not evaluation prompts, by id and by text.
+    """Yield the training prompts that are not evaluation prompts, by id, by text, or by the first user turn of the conversation.
 
     Args:
         train: training prompts.
@@ -94,9 +93,12 @@ def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failu
     """
     keys = {prompt_key(p) for p in evaluate}
     ids = {p.id for p in evaluate}
+    conversations = {conversation_id(p): p.id for p in evaluate}
     for p in train:
         if p.id in ids or prompt_key(p) in keys:
             failures.append(Failure(STAGE, p.id, "in_evaluate", f"{p.source}: also an evaluation prompt"))
+        elif twin := conversations.get(conversation_id(p)):
+            failures.append(Failure(STAGE, p.id, "in_evaluate", f"{p.source}: opens like evaluation prompt {twin}"))
         else:
             yield p
 
@@ -110,6 +112,8 @@ def without_near_repeats(
 ) -> Iterator[Prompt]:
     """Yield training prompts that are not near-duplicates of an evaluation prompt or an earlier training prompt.
 
+    Evaluation prompts are also compared by their first user turn: a conversation that opens like one with an edit is left out too.
+
     Args:
         train: training prompts.
         evaluate: evaluation prompts.
@@ -121,43 +125,48 @@ def without_near_repeats(
         yield from train
         return
     warned = False
-    with NearRepeats(similarity) as met:
+    with NearRepeats(similarity) as evaluated, NearRepeats(similarity) as met:
         for p in evaluate:
-            met.twin(_text(p), f"evaluation prompt {p.id} of {p.source}")
+            for text in compared_texts(p):
+                evaluated.twin(text, f"evaluation prompt {p.id} of {p.source}")
         for number, p in enumerate(train, 1):
-            twin = met.twin(_text(p), f"prompt {p.id} of {p.source}")
-            if met.comparisons > MANY_COMPARISONS and not warned:
+            twin = next((t for text in compared_texts(p) for t in evaluated.twins(text)), None)
+            twin = twin or met.twin(whole_text(p), f"prompt {p.id} of {p.source}")
+            if (comparisons := evaluated.comparisons + met.comparisons) > MANY_COMPARISONS and not warned:
                 warned = True
-                warn(
-                    f"prompts.near_duplicates: {met.comparisons} comparisons for the first {number} prompts, because many share "
-                    "some wording without being duplicates. The search time grows with the square of their number. Set "
-                    "prompts.near_duplicates: null to skip the search and drop exact duplicates only."
-                )
+                warn(f"prompts.near_duplicates: {comparisons} comparisons for the first {number} prompts: {NEEDLESS}")
             if twin is None:
                 yield p
             else:
                 failures.append(Failure(STAGE, p.id, "near_duplicate", f"{p.source}: repeats {twin}"))
 
 
-def _text(prompt: Prompt) -> str:
-    return "\n".join(m.content for m in prompt.messages)
-
-
 def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[list[Prompt], list[Prompt]]":
     """Split evaluation prompts into those of the over-optimization monitor and those to evaluate on.
 
-    The monitor selects the policy's weights, so its prompts would give a biased evaluation.
+    The monitor selects the policy's weights, so its prompts would give a biased evaluation. Prompts of one conversation and near-copies are
+    on the same side, unless all prompts belong together.
 
     Args:
         prompts: all held-out prompts.
-        count: number of monitor prompts, at most half of all. Raising it only adds monitor prompts.
+        count: maximum number of monitor prompts, at most half of all. Raising it only adds monitor prompts.
         seed: the run's seed.
 
     Returns:
         The monitor prompts, sorted by id, and the others, in their order.
     """
     by_hash = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{seed}"), p.id))
-    watched = {p.id: p for p in by_hash[: min(count, len(prompts) // 2)]}
+    most = min(count, len(prompts) // 2)
+    groups = split_groups(prompts)
+    together: dict[str, list[Prompt]] = {}
+    for p in by_hash:
+        together.setdefault(groups[prompt_key(p)], []).append(p)
+    watched: dict[str, Prompt] = {}
+    for group in together.values():
+        if len(watched) + len(group) > most:
+            break
+        watched |= {p.id: p for p in group}
+    watched = watched or {p.id: p for p in by_hash[:most]}
     return [watched[i] for i in sorted(watched)], [p for p in prompts if p.id not in watched]
 
 
@@ -196,8 +205,8 @@ def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
     is_cai = source.format == "cai" or (source.format == "auto" and isinstance(value, dict) and {"id", "messages"} <= value.keys())
     if is_cai:
         return _cai_prompt(value, name, source)
-    messages = prompt_part(messages_of(_conversation(value, source)))
     fields = value if isinstance(value, dict) else {}
+    messages = with_system(prompt_part(messages_of(_conversation(value, source))), fields)
     published = benchmark_kind(fields, name)
     kind, category = published or (fields.get("kind"), fields.get("category"))
     return Prompt(

@@ -8,7 +8,7 @@ import hashlib
 import math
 import sqlite3
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from cai.data.filters import normalise
@@ -73,12 +73,17 @@ class NearRepeats:
 
     def twin(self, text: str, name: str) -> str | None:
         """Return the name of an earlier text that this one nearly repeats; where there is none, keep it under its own and return None."""
+        found = next(iter(self.twins(text)), None)
+        if found is None:
+            self.keep(text, name)
+        return found
+
+    def twins(self, text: str) -> Iterator[str]:
+        """Yield the names of all kept texts that this one nearly repeats."""
         mine = shingles(text)
-        ordered = sorted(mine)
-        lowest = ordered[: len(mine) - _at_least(self.threshold, len(mine)) + 1]
         looked_at: set[int] = set()
-        for shingle in lowest:
-            for number, name_of_theirs, packed in self._run(_SHARING, (_signed(shingle),)):
+        for shingle in self._lowest(mine):
+            for number, name_of_theirs, packed in self._run(_SHARING, (_signed(shingle),)).fetchall():
                 if number in looked_at:
                     continue
                 looked_at.add(number)
@@ -86,12 +91,18 @@ class NearRepeats:
                 theirs = array("Q", packed)
                 shared = len(mine.intersection(theirs))
                 if shared >= self.threshold * (len(mine) + len(theirs) - shared):
-                    return str(name_of_theirs)
-        self._run("INSERT INTO texts VALUES (?, ?, ?)", (self._kept, name, array("Q", ordered).tobytes()))
-        for shingle in lowest:
+                    yield str(name_of_theirs)
+
+    def keep(self, text: str, name: str) -> None:
+        """Keep a text under a name."""
+        mine = shingles(text)
+        self._run("INSERT INTO texts VALUES (?, ?, ?)", (self._kept, name, array("Q", sorted(mine)).tobytes()))
+        for shingle in self._lowest(mine):
             self._run("INSERT INTO lowest VALUES (?, ?)", (_signed(shingle), self._kept))
         self._kept += 1
-        return None
+
+    def _lowest(self, mine: frozenset[int]) -> list[int]:
+        return sorted(mine)[: len(mine) - _at_least(self.threshold, len(mine)) + 1]
 
     def _run(self, statement: str, values: tuple[int | str | bytes, ...]) -> sqlite3.Cursor:
         try:

@@ -6,9 +6,8 @@ row has a `fault`; an unreadable file raises `DataError`.
 
 import csv
 import glob
-import gzip
-import io
-import zlib
+import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, read_lines
+from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, read_lines
 from cai.errors import DataError
 
 HUB = "hub:"
@@ -94,6 +93,8 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
         DataError: the file can't be read in its format.
     """
     kind = kind or file_kind(path)
+    if kind != "parquet":
+        _refuse_other_encodings(path)
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
     return reader(path)
 
@@ -134,7 +135,15 @@ def _json_rows(path: Path) -> Iterator[Row]:
         try:
             yield Row(f"{path}:{number}", decoder.decode(line))
         except NOT_JSON as e:
-            yield Row(f"{path}:{number}", None, f"not valid JSON ({e})")
+            yield Row(f"{path}:{number}", None, f"not valid JSON ({e})" if (wrong := _decode_error(line)) is None else not_utf8(wrong))
+
+
+def _decode_error(line: bytes) -> UnicodeDecodeError | None:
+    try:
+        line.decode()
+    except UnicodeDecodeError as e:
+        return e
+    return None
 
 
 def _at_most(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
@@ -163,24 +172,141 @@ def _text_rows(path: Path) -> Iterator[Row]:
         try:
             yield Row(f"{path}:{number}", line.decode("utf-8-sig").strip())
         except UnicodeDecodeError as e:
-            yield Row(f"{path}:{number}", None, f"not UTF-8 text ({e.reason})")
+            yield Row(f"{path}:{number}", None, not_utf8(e))
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
+    csv.field_size_limit(MAX_LINE_BYTES)
+    lines = _csv_lines(path)
+    header, start = None, 0
+    for start, text, fault in lines:
+        if fault:
+            raise DataError(f"{path}:{start}: the header is {fault}")
+        if text.strip():
+            header = _cells([text.removeprefix("\ufeff")], delimiter)
+            break
+    if header is None:
+        return
+    if isinstance(header, str):
+        raise DataError(f"{path}:{start}: the header can't be read as CSV ({header})")
+    _check_header(path, header, delimiter)
+    waiting: deque[_Line] = deque()
+    while record := _csv_record(waiting, lines, delimiter, len(header)):
+        number, cells = record
+        if isinstance(cells, str):
+            yield Row(f"{path}:{number}", None, cells)
+        elif cells:
+            yield Row(f"{path}:{number}", dict(zip(header, cells, strict=True)))
+
+
+_RETURN = re.compile(r"(?<=\r)(?!\n)")
+"""After a carriage return that ends a line by itself, as in files of old Macs."""
+_Line = tuple[int, str, str]
+"""Number and text of a line of a CSV file, and why it can't be read (empty if it can)."""
+
+
+def _csv_record(waiting: "deque[_Line]", lines: Iterator[_Line], delimiter: str, columns: int) -> tuple[int, list[str] | str] | None:
+    """Read one record, which may go over several lines. If it is faulty, only its first line is lost: the others are read again.
+
+    Args:
+        waiting: lines to be read again; those of a faulty record are put back.
+        lines: the other lines.
+        delimiter: the character between cells.
+        columns: number of cells in the header.
+
+    Returns:
+        The number of the record's first line, and its cells or why they can't be read; no cells for a blank line. None at the end.
+    """
+    taken: list[_Line] = []
+    size, fault = 0, ""
+    while line := waiting.popleft() if waiting else next(lines, None):
+        taken.append(line)
+        _, text, fault = line
+        size += len(text)
+        if not fault and size > MAX_LINE_BYTES:
+            fault = f"a cell is longer than {MAX_LINE_BYTES // 2**20} MiB, or its quotes are not closed"
+        if not fault and len(taken) > 1 and '"' not in text:
+            continue  # inside quotes, and they are not closed here
+        cells = [] if fault else _cells([text for _, text, _ in taken], delimiter)
+        if cells is None:
+            continue
+        if isinstance(cells, str):
+            fault = f"not valid CSV ({cells}): a quote inside a quoted cell must be doubled"
+        elif cells and len(cells) != columns:
+            fault = f"expected {columns} cells as in the header, found {len(cells)}"
+        if not fault:
+            return taken[0][0], cells
+        break
+    if not taken:
+        return None
+    waiting.extendleft(reversed(taken[1:]))
+    return taken[0][0], fault or "a quoted cell is not closed"
+
+
+def _cells(lines: list[str], delimiter: str) -> list[str] | str | None:
+    """Return the cells of one record; None if it isn't complete; the error's text if it isn't valid."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-            reader = csv.DictReader(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
-            for row in reader:
-                where = f"{path}:{reader.line_num}"
-                if None in row or None in row.values():
-                    yield Row(where, None, f"expected {len(reader.fieldnames or ())} cells as in the header, found another number")
-                else:
-                    yield Row(where, row)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: can't be read as UTF-8 CSV ({e})") from e
+        return next(reader, [])
+    except csv.Error as e:
+        return None if "unexpected end of data" in str(e) else str(e)
+
+
+def _csv_lines(path: Path) -> Iterator[_Line]:
+    number = 0
+    for _, line in read_lines(path, blank=True, too_long="skip"):
+        try:
+            texts = [""] if line is None else _RETURN.split(line.decode())
+        except UnicodeDecodeError as e:
+            raise DataError(f"{path}:{number + 1}: {not_utf8(e)}") from e
+        for text in filter(None, texts) if line is not None else texts:
+            number += 1
+            fault = f"longer than {MAX_LINE_BYTES // 2**20} MiB" if line is None else "broken by a NUL byte" if "\0" in text else ""
+            yield number, text, fault
+
+
+def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+    """Raise `DataError` if a header was read with the wrong delimiter, or names a column twice."""
+    if len(header) == 1:
+        found = next((d for d in ",;\t|" if d != delimiter and d in header[0]), None)
+        if found:
+            shown = {"\t": "tabs", ",": "commas"}.get(found, repr(found))
+            want = {"\t": "Name it .tsv", ",": "Name it .csv"}.get(found, "Save it with commas (.csv) or tabs (.tsv)")
+            raise DataError(f"{path}: the header is one column, {header[0][:100]!r}; its cells are separated by {shown}. {want}.")
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise DataError(f"{path}: the header has {', '.join(map(repr, twice))} more than once. Give every column a name of its own.")
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Say that a text isn't UTF-8, and how to convert it."""
+    found = error.object[error.start : error.start + 1].hex()
+    return (
+        f"not UTF-8 text (byte 0x{found}). It may be Windows-1252 or Latin-1: save it as UTF-8, for example with "
+        "iconv -f WINDOWS-1252 -t UTF-8"
+    )
+
+
+def _refuse_other_encodings(path: Path) -> None:
+    """Raise `DataError` if a text file's first bytes are those of UTF-16, UTF-32, gzip, ZIP or Parquet."""
+    first = next((line for _, line in read_lines(path, blank=True, too_long="skip")), None)
+    start = (first or b"")[:64]
+    named = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
+    if named is None and len(start) >= 4 and (not any(start[:4:2]) or not any(start[1:4:2])):
+        named = "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"
+    if named:
+        raise DataError(f"{path}: is {named}.")
+
+
+_MAGIC = {
+    b"\xff\xfe\0\0": "UTF-32 text. Save it as UTF-8, for example with iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe": "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8",
+    b"\x1f\x8b": "compressed with gzip. Add .gz to its name",
+    b"PK\x03\x04": "a ZIP archive, perhaps a spreadsheet. Export it as CSV in UTF-8",
+    b"PAR1": "Parquet. Name it .parquet",
+}
+"""First bytes of files that are not UTF-8 text, and what they are."""
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -33,6 +33,8 @@ def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: 
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
+    if loaded.unused:
+        session.reporter.say(f"{path}: columns not used: {', '.join(loaded.unused)}")
     return list(loaded.preferences)
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import msgspec
 
-from cai.errors import DataError
 from cai.evaluate.paired import shared_ids, unpaired_note
 from cai.records import EvalResult
-from cai.stats import paired_bootstrap, two_sided, wilson
+from cai.stats import paired_bootstrap, two_sided
 from cai.train.reward.metrics import HeldOutMetrics
 
 
@@ -54,24 +53,6 @@ def reward_disagreement(
     return [replace(r, name=names[r.name]) for r in reward_means(model, stds, base_stds, seed)]
 
 
-def reward_accuracy(correct: float, n: int, model: str = "reward-0", note: str = "held-out preferences") -> EvalResult:
-    """Return the accuracy of a reward model on held-out preferences.
-
-    Args:
-        correct: number of pairs ranked as labelled, between 0 and `n`; a tie counts half.
-        n: number of held-out pairs, at least 1.
-        model: name of the reward model.
-        note: source of the pairs. On AI labels, accuracy only measures agreement with the judge.
-
-    Raises:
-        DataError: `correct` is outside [0, `n`], or `n` is below 1.
-    """
-    if n < 1 or not 0 <= correct <= n:
-        raise DataError(f"reward accuracy: {correct} right out of {n} pairs is impossible; expected 0 to n, and n at least 1")
-    low, high = wilson(correct, n)
-    return EvalResult("reward_accuracy", model, correct / n, n, low, high, note)
-
-
 def folder_accuracies(folders: Sequence[Path]) -> list[EvalResult]:
     """Return the accuracies that were measured when the reward models were trained; models without a measurement are left out."""
     from cai.train.reward.train import METRICS
@@ -81,4 +62,5 @@ def folder_accuracies(folders: Sequence[Path]) -> list[EvalResult]:
 
 
 def member_accuracy(model: str, metrics: HeldOutMetrics) -> EvalResult:
-    return reward_accuracy(metrics.accuracy * metrics.n, metrics.n, model)
+    """Return a reward model's accuracy with the interval that was measured over conversations."""
+    return EvalResult("reward_accuracy", model, metrics.accuracy, metrics.n, metrics.low, metrics.high, "held-out preferences")

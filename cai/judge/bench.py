@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 from cai.core.flow import run_items
 from cai.core.plugins import unknown
-from cai.data.filters import texts_key
+from cai.data.filters import preference_key, prompt_key
+from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.records import Failure, Judgment, Preference, ResponsePair
-from cai.stats import paired_bootstrap, wilson
+from cai.stats import clustered_share, paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ class LabelledPair:
     @property
     def id(self) -> str:
         return self.pair.id
+
+    @property
+    def conversation(self) -> str:
+        """What pairs share that are not independent."""
+        return conversation_id(self.pair.prompt)
 
 
 BASELINES: dict[str, Callable[[ResponsePair], float]] = {
@@ -164,7 +170,9 @@ def _result(name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Jud
     right = [correctness(p, item.a_is_better) for item, p in judged]
     by_baseline = {b: [correctness(rule(item.pair), item.a_is_better) for item, _ in judged] for b, rule in BASELINES.items()}
     best = max(by_baseline, key=lambda b: sum(by_baseline[b]))
-    difference, low, _ = paired_bootstrap([mine - its for mine, its in zip(right, by_baseline[best], strict=True)], seed)
+    difference, low, _ = paired_bootstrap(
+        [mine - its for mine, its in zip(right, by_baseline[best], strict=True)], seed, [item.conversation for item, _ in judged]
+    )
     return replace(measured, beats_baselines=low > 0, difference=difference, difference_low=low, best_baseline=best)
 
 
@@ -175,16 +183,21 @@ def _baseline(name: str, labelled: Sequence[LabelledPair]) -> ProtocolResult:
 def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) -> ProtocolResult:
     right = [correctness(p, item.a_is_better) for item, p in zip(labelled, p_a, strict=True)]
     n = len(right)
-    low, high = wilson(sum(right), n) if n else (0.0, 1.0)
+    low, high = clustered_share(right, [item.conversation for item in labelled]) if n else (0.0, 1.0)
     mean_p = sum(p if item.a_is_better else 1 - p for item, p in zip(labelled, p_a, strict=True)) / n if n else 0.0
     accuracy = sum(right) / n if n else 0.0
     return ProtocolResult(name, accuracy, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
 
 
 def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
-    """Return the labelled pairs that a calibration was not fitted on."""
-    fitted_on = frozenset(calibration.fitted_on if calibration else ())
-    return [p for p in pairs if texts_key(p.prompt, p.chosen, p.rejected) not in fitted_on]
+    """Return the labelled pairs that a calibration was not fitted on, nor on a pair of the same conversation or of a near-copy."""
+    if calibration is None:
+        return list(pairs)
+    fitted_on, prompts = frozenset(calibration.fitted_on), calibration.prompts
+    groups = split_groups((*prompts, *(p.prompt for p in pairs)))
+    seen = {groups[prompt_key(p)] for p in prompts}
+    seen |= {groups[prompt_key(p.prompt)] for p in pairs if preference_key(p) in fitted_on}
+    return [p for p in pairs if groups[prompt_key(p.prompt)] not in seen]
 
 
 def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:

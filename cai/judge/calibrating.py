@@ -7,6 +7,7 @@ from pathlib import Path
 from cai.core.console import Reporter
 from cai.core.flow import run_items
 from cai.data.filters import prompt_key
+from cai.data.splits import split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration, length_difference
@@ -16,7 +17,7 @@ from cai.judge.protocol import probability
 from cai.labels.agreement import judge_agreement
 from cai.labels.pooling import consensus
 from cai.recipe import FeedbackConfig
-from cai.records import EvalResult, Failure, HumanLabel, ResponsePair
+from cai.records import EvalResult, Failure, HumanLabel, Prompt, ResponsePair
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,15 @@ class Asked:
     pairs: tuple[Labelled, ...]
     failed: int
     """Number of pairs that could not be judged."""
+    prompts: tuple[Prompt, ...] = ()
+    """The prompts of the pairs, without repeats."""
 
 
 def check_labels(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> None:
     """Raise `DataError` if there are too few labels, before any call of the judge."""
-    check_enough([prompt_key(label.pair.prompt) for label in decided(labels, limit, seed).values()])
+    prompts = [label.pair.prompt for label in decided(labels, limit, seed).values()]
+    groups = split_groups(prompts)
+    check_enough([groups[prompt_key(p)] for p in prompts])
 
 
 def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length: bool, seed: int) -> Calibration:
@@ -64,6 +69,7 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
         method=fitted.method,
         pairs=", ".join(str(f) for f in files),
         fitted_on=tuple(sorted(p.key for p in asked.pairs)),
+        fitted_prompts=tuple(p.messages for p in asked.prompts),
         measured=fitted.measured,
         warnings=fitted.warnings,
     )
@@ -71,12 +77,12 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
 
 def agreement(asked: Asked, seed: int) -> list[EvalResult]:
     """Return a judge's agreement with annotators, overall and per principle."""
-    people = {p.key: p.people for p in asked.pairs}
+    people, groups = {p.key: p.people for p in asked.pairs}, {p.key: p.group for p in asked.pairs}
     name = f"judge:{asked.protocol}"
-    results = judge_agreement(name, {p.key: probability(p.pooled) for p in asked.pairs}, people, seed)
+    results = judge_agreement(name, {p.key: probability(p.pooled) for p in asked.pairs}, people, seed, groups)
     for principle in sorted({i for p in asked.pairs for i in p.by_principle}):
         said = {p.key: probability(p.by_principle[principle]) for p in asked.pairs if principle in p.by_principle}
-        results += judge_agreement(f"{name}/{principle}", said, people, seed)
+        results += judge_agreement(f"{name}/{principle}", said, people, seed, groups)
     return results
 
 
@@ -104,16 +110,18 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
     pairs, failed = await _ask(people, judge, window, reporter)
     if failed:
         reporter.warn(f"{judge.config.protocol}: {failed} pairs could not be judged and are left out")
-    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), failed)
+    prompts = {prompt_key(people[p.key].pair.prompt): people[p.key].pair.prompt for p in pairs}
+    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), failed, tuple(prompts.values()))
 
 
 async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], int]:
     failures: list[Failure] = []
+    groups = split_groups(label.pair.prompt for label in people.values())
 
     async def work(item: tuple[str, HumanLabel]) -> Labelled:
         key, label = item
         pooled, by_principle = await _opinions(judge, label.pair)
-        return Labelled(key, prompt_key(label.pair.prompt), pooled, by_principle, length_difference(label.pair), label.p_a)
+        return Labelled(key, groups[prompt_key(label.pair.prompt)], pooled, by_principle, length_difference(label.pair), label.p_a)
 
     flow = run_items(
         people.items(),

@@ -18,7 +18,7 @@ from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion
 from cai.recipe import FeedbackConfig
-from cai.records import EvalResult, Principle, ResponsePair
+from cai.records import EvalResult, Message, Principle, Prompt, ResponsePair
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,24 @@ class Calibration:
     """Files of the human labels."""
     fitted_on: tuple[str, ...] = ()
     """`texts_key` of every pair that it was fitted on. The judge must not be measured on these pairs."""
+    fitted_prompts: tuple[tuple[Message, ...], ...] = ()
+    """The prompts of these pairs. Neither the judge nor a reward model may be measured on them or on near-copies."""
     measured: tuple[EvalResult, ...] = ()
     """Cross-validated measures of the calibrated judge, the uncalibrated judge and trivial rules on the same pairs."""
     warnings: tuple[str, ...] = ()
 
     @property
     def hash(self) -> str:
-        """Content hash for the provenance of records."""
-        return content_hash(self)
+        """Content hash for the provenance of records. Calibrations from before `fitted_prompts` keep theirs."""
+        fields = msgspec.to_builtins(self)
+        if not self.fitted_prompts:
+            del fields["fitted_prompts"]
+        return content_hash(fields)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """`fitted_prompts` as records."""
+        return tuple(Prompt(content_hash(messages), "other", messages, "calibration") for messages in self.fitted_prompts)
 
 
 def calibrated(

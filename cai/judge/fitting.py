@@ -1,8 +1,9 @@
 """Fits a judge's calibration to human labels by regularised logistic regression, and measures the gain by nested cross-validation.
 
 Candidate models: one scale for the pooled log-odds (a temperature), optionally with a weight per principle, at several strengths of
-regularisation towards the common scale. The candidate is chosen inside each training fold. All pairs of a prompt are in the same fold, so
-each measure comes from pairs that neither the fit nor the choice has seen. The final calibration is fitted on all pairs.
+regularisation towards the common scale. The candidate is chosen inside each training fold. All pairs of a prompt, of its conversation and
+of its near-copies are in the same fold, so each measure comes from pairs that neither the fit nor the choice has seen. The final
+calibration is fitted on all pairs.
 """
 
 import math
@@ -30,8 +31,8 @@ class Labelled:
     """One pair with the judge's log-odds and the human label. A is the first response in hashed order."""
 
     key: str
-    prompt_key: str
-    """Key of the prompt. All pairs of a prompt are in the same fold."""
+    group: str
+    """Group of the prompt (`split_groups`). All pairs of a group are in the same fold."""
     pooled: float
     """The judge's uncalibrated log-odds that A is better."""
     by_principle: Mapping[str, float]
@@ -65,11 +66,11 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
     Raises:
         DataError: see `check_enough`.
     """
-    check_enough([p.prompt_key for p in pairs])
+    check_enough([p.group for p in pairs])
     names = sorted({name for p in pairs for name in p.by_principle})
     columns = _columns(pairs, names, use_length)
     people = [p.people for p in pairs]
-    groups = [p.prompt_key for p in pairs]
+    groups = [p.group for p in pairs]
     held_out = [0.0] * len(pairs)
     for train, test in _folds(groups, seed):
         chosen = _choose(columns, people, groups, train, len(names), use_length, seed + 1)
@@ -85,19 +86,19 @@ def fit_calibration(pairs: Sequence[Labelled], use_length: bool, seed: int) -> F
     return Fitted(weights[0], by_principle, length, method, measured, _warnings(weights[0], measured))
 
 
-def check_enough(prompt_keys: Sequence[str]) -> None:
+def check_enough(groups: Sequence[str]) -> None:
     """Check that there are enough pairs, and enough prompts for the folds. Call it before calling the judge.
 
     Args:
-        prompt_keys: the prompt key of each labelled pair.
+        groups: the prompt's group of each labelled pair.
 
     Raises:
         DataError: there are fewer than `MIN_PAIRS` pairs, or fewer than two prompts per fold.
     """
-    prompts = len(set(prompt_keys))
-    if len(prompt_keys) < MIN_PAIRS or prompts < 2 * FOLDS:
+    prompts = len(set(groups))
+    if len(groups) < MIN_PAIRS or prompts < 2 * FOLDS:
         raise DataError(
-            f"{len(prompt_keys)} labelled pairs of {prompts} prompts; calibrating needs at least {MIN_PAIRS} pairs, of at least "
+            f"{len(groups)} labelled pairs of {prompts} prompts; calibrating needs at least {MIN_PAIRS} pairs, of at least "
             f"{2 * FOLDS} prompts. A few hundred give a useful answer: `cai human queue` says which to label next."
         )
 
@@ -194,24 +195,25 @@ def _measured(pairs: Sequence[Labelled], held_out: Sequence[float], use_length: 
     if use_length:
         answers["length alone, fitted"] = _length_alone(pairs, seed)
     right = {name: [_right(x[i], pairs[i].people) for i in decided] for name, x in answers.items()}
-    results = [r for name, hits in right.items() if (r := share("accuracy", name, hits, "cross-validated")) is not None]
+    groups, of_decided = [p.group for p in pairs], [pairs[i].group for i in decided]
+    results = [r for name, hits in right.items() if (r := share("accuracy", name, hits, "cross-validated", of_decided)) is not None]
     best = max((name for name in right if name not in ("calibrated", "uncalibrated")), key=lambda name: sum(right[name]))
     for other in ("uncalibrated", best):
-        value, low, high = paired_bootstrap([a - b for a, b in zip(right["calibrated"], right[other], strict=True)], seed)
+        value, low, high = paired_bootstrap([a - b for a, b in zip(right["calibrated"], right[other], strict=True)], seed, of_decided)
         note = "the best rule on these pairs" if other == best else ""
         results.append(EvalResult("accuracy_gain", f"calibrated over {other}", value, len(decided), low, high, note))
     losses = {name: [log_loss(x, p.people) for x, p in zip(answers[name], pairs, strict=True)] for name in ("calibrated", "uncalibrated")}
     losses[COIN] = [math.log(2.0)] * len(pairs)
     for name in ("calibrated", "uncalibrated"):
-        results.append(EvalResult("log_loss", name, *_mean(losses[name], seed)))
+        results.append(EvalResult("log_loss", name, *_mean(losses[name], seed, groups)))
     for other in ("uncalibrated", COIN):
-        value, low, high = paired_bootstrap([b - a for a, b in zip(losses["calibrated"], losses[other], strict=True)], seed)
+        value, low, high = paired_bootstrap([b - a for a, b in zip(losses["calibrated"], losses[other], strict=True)], seed, groups)
         results.append(EvalResult("log_loss_gain", f"calibrated over {other}", value, len(pairs), low, high))
     return tuple(results)
 
 
-def _mean(values: Sequence[float], seed: int) -> tuple[float, int, float, float]:
-    value, low, high = paired_bootstrap(values, seed)
+def _mean(values: Sequence[float], seed: int, groups: Sequence[str]) -> tuple[float, int, float, float]:
+    value, low, high = paired_bootstrap(values, seed, groups)
     return value, len(values), low, high
 
 
@@ -219,7 +221,7 @@ def _length_alone(pairs: Sequence[Labelled], seed: int) -> list[float]:
     """Return cross-validated log-odds of a fit on length alone."""
     columns, people = [[p.length] for p in pairs], [p.people for p in pairs]
     found = [0.0] * len(pairs)
-    for train, test in _folds([p.prompt_key for p in pairs], seed):
+    for train, test in _folds([p.group for p in pairs], seed):
         weights = _fit(columns, people, train, None, 0)
         for i in test:
             found[i] = _dot(columns[i], weights)

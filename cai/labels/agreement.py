@@ -2,18 +2,20 @@
 
 A hash of the texts orders a pair's two responses, so that chance agreement is estimated correctly. Values are 1 for the first response, 0
 for the second, ½ for a tie. Alpha uses an interval scale and kappa linear weights, so a tie lies in between; without ties, both reduce to
-the unweighted measures. All measures have 95 % confidence intervals: bootstrap over pairs, or Wilson intervals for rates.
+the unweighted measures. All measures have 95 % confidence intervals over conversations, whose pairs are not independent: a bootstrap that
+draws whole conversations, or for rates Wilson's interval at the effective number of pairs.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from cai.data.splits import conversation_id
 from cai.labels.dawid_skene import fit
-from cai.labels.pooling import by_pair
+from cai.labels.pooling import by_pair, pair_key
 from cai.records import EvalResult, HumanLabel
-from cai.stats import wilson
+from cai.stats import cluster_factor, clustered_share
 
 RESAMPLES = 1000
 RELIABILITY_RESAMPLES = 100
@@ -21,6 +23,8 @@ MIN_SHARED = 10
 """Minimum number of shared pairs for a kappa of two annotators, or of annotators and a judge."""
 Answers = Mapping[str, Mapping[str, float]]
 """Pair, to annotator, to answer."""
+Conversations = Mapping[str, str]
+"""Pair to its conversation."""
 
 
 def people_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalResult]:
@@ -29,23 +33,24 @@ def people_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalRe
     Reliability is estimated by Dawid–Skene. The result is empty if no pair has labels of two annotators. Labels without an annotator are
     left out.
     """
-    answers = answers_of(labels)
+    answers, talks = answers_of(labels), conversations_of(labels)
     shared = {key: mine for key, mine in answers.items() if len(mine) > 1}
     if not shared:
         return []
     people = sorted({who for mine in answers.values() for who in mine})
     note = f"{sum(map(len, shared.values()))} labels by {len(people)} people of pairs that several labelled"
-    found = [alpha("alpha", "people", shared, seed, note)]
+    found = [alpha("alpha", "people", shared, seed, note, talks)]
     for one, other in combinations(people, 2):
-        both = [(mine[one], mine[other]) for mine in shared.values() if one in mine and other in mine]
-        if len(both) >= MIN_SHARED:
-            found.append(kappa("kappa", f"{one} and {other}", both, seed))
-    return [*(r for r in found if r is not None), *_reliability(shared, people, seed)]
+        theirs = [key for key, mine in shared.items() if one in mine and other in mine]
+        if len(theirs) >= MIN_SHARED:
+            both = [(shared[key][one], shared[key][other]) for key in theirs]
+            found.append(kappa("kappa", f"{one} and {other}", both, seed, clusters=[talks[key] for key in theirs]))
+    return [*(r for r in found if r is not None), *_reliability(shared, people, seed, talks)]
 
 
 def group_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalResult]:
     """Return, per attribute value, `alpha` within the group and `agrees_with_others`: how often its majority equals that of all others."""
-    answers = answers_of(labels)
+    answers, talks = answers_of(labels), conversations_of(labels)
     groups: dict[tuple[str, str], set[str]] = defaultdict(set)
     for label in labels:
         if label.annotator:
@@ -57,9 +62,10 @@ def group_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalRes
         mine = {k: {w: p for w, p in said.items() if w in members} for k, said in answers.items()}
         rest = {k: {w: p for w, p in said.items() if w not in members} for k, said in answers.items()}
         shared = {k: said for k, said in mine.items() if len(said) > 1}
-        found.append(alpha("alpha", model, shared, seed, f"{len(members)} people"))
-        right = [_same(_mean(mine[k]), _mean(rest[k])) for k in answers if mine[k] and rest[k] and _mean(rest[k]) != 0.5]
-        found.append(share("agrees_with_others", model, right, f"{len(members)} people"))
+        found.append(alpha("alpha", model, shared, seed, f"{len(members)} people", talks))
+        keys = [k for k in answers if mine[k] and rest[k] and _mean(rest[k]) != 0.5]
+        right = [_same(_mean(mine[k]), _mean(rest[k])) for k in keys]
+        found.append(share("agrees_with_others", model, right, f"{len(members)} people", [talks[k] for k in keys]))
     return [r for r in found if r is not None]
 
 
@@ -71,14 +77,18 @@ def gold_accuracy(labels: Sequence[HumanLabel], gold: Mapping[str, float]) -> li
         gold: pair to the right answer, for the responses in hashed order.
     """
     right: dict[str, list[float]] = defaultdict(list)
+    talks, of = conversations_of(labels), defaultdict(list)
     for key, mine in answers_of(labels).items():
         if gold.get(key, 0.5) != 0.5:
             for who, said in mine.items():
                 right[who].append(_same(said, gold[key]))
-    return [r for who in sorted(right) if (r := share("gold_accuracy", who, right[who])) is not None]
+                of[who].append(talks[key])
+    return [r for who in sorted(right) if (r := share("gold_accuracy", who, right[who], clusters=of[who])) is not None]
 
 
-def judge_agreement(name: str, judged: Mapping[str, float], people: Mapping[str, float], seed: int = 0) -> list[EvalResult]:
+def judge_agreement(
+    name: str, judged: Mapping[str, float], people: Mapping[str, float], seed: int = 0, talks: Conversations | None = None
+) -> list[EvalResult]:
     """Return a judge's agreement with annotators on the pairs that both labelled: `agrees`, `kappa`, `alpha`.
 
     Args:
@@ -86,13 +96,16 @@ def judge_agreement(name: str, judged: Mapping[str, float], people: Mapping[str,
         judged: pair to the judge's probability that the first response is better.
         people: pair to the annotators' answer; ties are left out.
         seed: seed of the bootstrap.
+        talks: pair to its conversation; None: each pair is one.
     """
     keys = [k for k in judged if people.get(k, 0.5) != 0.5]
+    clusters = [talks[k] if talks else k for k in keys]
     both = [(_side(people[k]), _side(judged[k])) for k in keys]
-    results = [share("agrees", name, [_same(judged[k], people[k]) for k in keys])]
+    results = [share("agrees", name, [_same(judged[k], people[k]) for k in keys], clusters=clusters)]
     if len(keys) >= MIN_SHARED:
-        results.append(kappa("kappa", name, both, seed))
-        results.append(alpha("alpha", name, {k: {"people": p, "judge": j} for k, (p, j) in zip(keys, both, strict=True)}, seed))
+        results.append(kappa("kappa", name, both, seed, clusters=clusters))
+        answers = {k: {"people": p, "judge": j} for k, (p, j) in zip(keys, both, strict=True)}
+        results.append(alpha("alpha", name, answers, seed, talks=talks))
     return [r for r in results if r is not None]
 
 
@@ -101,12 +114,21 @@ def answers_of(labels: Sequence[HumanLabel]) -> dict[str, dict[str, float]]:
     return {key: {who: label.p_a for who, label in mine.items()} for key, mine in by_pair(labels).items()}
 
 
-def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "") -> EvalResult | None:
-    """Return Krippendorff's alpha (2011, interval metric) over pairs with at least two answers; None if it is undefined."""
+def conversations_of(labels: Sequence[HumanLabel]) -> dict[str, str]:
+    """Return the conversation of each pair."""
+    return {pair_key(label): conversation_id(label.pair.prompt) for label in labels}
+
+
+def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "", talks: Conversations | None = None) -> EvalResult | None:
+    """Return Krippendorff's alpha (2011, interval metric) over pairs with at least two answers; None if it is undefined.
+
+    The bootstrap draws the conversations in `talks`; without it, each pair is one.
+    """
     import krippendorff
     import numpy as np
 
-    items = [list(mine.values()) for mine in answers.values() if len(mine) > 1]
+    keys = [key for key, mine in answers.items() if len(mine) > 1]
+    items = [list(answers[key].values()) for key in keys]
     values = sorted({v for item in items for v in item})
     if len(values) < 2:
         return None
@@ -120,14 +142,17 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "") ->
         return float(krippendorff.alpha(value_counts=rows[:, used], value_domain=domain, level_of_measurement="interval"))
 
     generator = np.random.default_rng(seed)
-    drawn = [measured(counts[generator.integers(0, len(items), len(items))]) for _ in range(RESAMPLES)]
-    return _with_interval(name, model, measured(counts), drawn, len(items), note)
+    clusters = [talks[key] if talks else key for key in keys]
+    drawn = [measured(counts[rows]) for rows in _draws(clusters, generator, RESAMPLES)]
+    return _with_interval(name, model, measured(counts), drawn, len(items), len(set(clusters)), note)
 
 
-def kappa(name: str, model: str, both: Sequence[tuple[float, float]], seed: int, note: str = "") -> EvalResult | None:
+def kappa(
+    name: str, model: str, both: Sequence[tuple[float, float]], seed: int, note: str = "", clusters: Sequence[str] | None = None
+) -> EvalResult | None:
     """Return Cohen's kappa (1960; linear weights, 1968) of two raters of the same pairs; None if it is undefined.
 
-    The bootstrap draws tables of counts from a multinomial, so all resamples are computed at once.
+    The bootstrap draws how often each conversation is in a resample from a multinomial, so all resamples are computed at once.
 
     Args:
         name: name of the result.
@@ -135,18 +160,20 @@ def kappa(name: str, model: str, both: Sequence[tuple[float, float]], seed: int,
         both: two answers per item, in [0, 1]; below ½, ½ and above ½ are the three categories.
         seed: seed of the bootstrap.
         note: note of the result.
+        clusters: the conversation of each item; None: each item is one.
     """
     import numpy as np
 
-    table = np.zeros((3, 3))
-    for one, other in both:
-        table[round(2 * _side(one)), round(2 * _side(other))] += 1
-    n = len(both)
-    if n == 0 or np.isnan(point := float(weighted_kappa(table))):
+    groups = list(range(len(both))) if clusters is None else clusters
+    index = {c: i for i, c in enumerate(dict.fromkeys(groups))}
+    tables = np.zeros((len(index), 3, 3))
+    for c, (one, other) in zip(groups, both, strict=True):
+        tables[index[c], round(2 * _side(one)), round(2 * _side(other))] += 1
+    if not both or np.isnan(point := float(weighted_kappa(tables.sum(axis=0)))):
         return None
-    generator = np.random.default_rng(seed)
-    drawn = weighted_kappa(generator.multinomial(n, table.ravel() / n, size=RESAMPLES).reshape(-1, 3, 3))
-    return _with_interval(name, model, point, drawn, n, note)
+    kinds, copies = np.unique(tables.reshape(len(index), 9), axis=0, return_counts=True)
+    counts = np.random.default_rng(seed).multinomial(len(index), copies / len(index), size=RESAMPLES)
+    return _with_interval(name, model, point, weighted_kappa((counts @ kinds).reshape(-1, 3, 3)), len(both), len(index), note)
 
 
 def weighted_kappa(tables: Any) -> Any:
@@ -161,48 +188,66 @@ def weighted_kappa(tables: Any) -> Any:
     return np.where(by_chance > 0, 1.0 - observed / np.where(by_chance > 0, by_chance, 1.0), np.nan)
 
 
-def share(name: str, model: str, right: Sequence[float], note: str = "") -> EvalResult | None:
-    """Return a rate with its Wilson interval; None without items."""
+def share(name: str, model: str, right: Sequence[float], note: str = "", clusters: Sequence[str] | None = None) -> EvalResult | None:
+    """Return a rate with its interval over `clusters` (None: each item is one); None without items."""
     if not right:
         return None
-    low, high = wilson(sum(right), len(right))
+    low, high = clustered_share(right, range(len(right)) if clusters is None else clusters)
     return EvalResult(name, model, sum(right) / len(right), len(right), low, high, note)
 
 
-def _reliability(shared: Answers, people: Sequence[str], seed: int) -> list[EvalResult]:
-    """Estimate each annotator's accuracy, with bootstrap intervals over pairs."""
+def _reliability(shared: Answers, people: Sequence[str], seed: int, talks: Conversations) -> list[EvalResult]:
+    """Estimate each annotator's accuracy, with bootstrap intervals over conversations."""
     import numpy as np
 
-    said = np.full((len(shared), len(people)), np.nan)
-    for i, mine in enumerate(shared.values()):
-        for who, answer in mine.items():
-            said[i, people.index(who)] = answer
+    index = {who: j for j, who in enumerate(people)}
+    answers = [np.array([(index[who], said) for who, said in mine.items()]) for mine in shared.values()]
 
     def accuracy(rows: Any) -> Any:
-        _, sensitivity, specificity, prior = fit(rows, 0.01)
-        found = prior * sensitivity + (1 - prior) * specificity
-        return np.where((~np.isnan(rows)).any(axis=0), found, np.nan)
+        drawn = [answers[i] for i in rows]
+        who, said = np.concatenate(drawn).T
+        _, found = fit(np.repeat(np.arange(len(drawn)), [len(mine) for mine in drawn]), who.astype(int), said, len(drawn), len(people))
+        return np.where(np.bincount(who.astype(int), minlength=len(people)) > 0, found, np.nan)
 
-    generator = np.random.default_rng(seed)
-    drawn = np.array([accuracy(said[generator.integers(0, len(said), len(said))]) for _ in range(RELIABILITY_RESAMPLES)])
-    points, counts = accuracy(said), (~np.isnan(said)).sum(axis=0)
-    results = [
-        _with_interval("reliability", who, float(points[i]), drawn[:, i], int(counts[i]), "Dawid–Skene")
-        for i, who in enumerate(people)
-        if counts[i]
-    ]
+    draws = _draws([talks[key] for key in shared], np.random.default_rng(seed), RELIABILITY_RESAMPLES)
+    points, drawn = accuracy(range(len(answers))), np.array([accuracy(rows) for rows in draws])
+    results = []
+    for i, who in enumerate(people):
+        mine = [talks[key] for key, said in shared.items() if who in said]
+        if mine:
+            results.append(
+                _with_interval("reliability", who, float(points[i]), drawn[:, i], len(mine), len(set(mine)), "Dawid–Skene", lowest=0.0)
+            )
     return [r for r in results if r is not None]
 
 
-def _with_interval(name: str, model: str, value: float, drawn: Any, n: int, note: str) -> EvalResult | None:
+def _draws(clusters: Sequence[str], generator: Any, count: int) -> Iterator[Any]:
+    """Yield the items of `count` resamples, each of as many clusters as there are, drawn with replacement."""
+    import numpy as np
+
+    members: dict[str, list[int]] = {}
+    for i, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(i)
+    groups = [np.array(mine) for mine in members.values()]
+    for _ in range(count):
+        yield np.concatenate([groups[g] for g in generator.integers(0, len(groups), len(groups))])
+
+
+def _with_interval(
+    name: str, model: str, value: float, drawn: Any, n: int, clusters: int, note: str, lowest: float = -1.0
+) -> EvalResult | None:
+    """Return a value between `lowest` and 1 with its bootstrap interval. One conversation of several pairs says nothing about others."""
     import numpy as np
 
     known = np.asarray(drawn, dtype=np.float64)
     known = known[~np.isnan(known)]
     if np.isnan(value) or not len(known):
         return None
-    low, high = np.percentile(known, [2.5, 97.5])
-    return EvalResult(name, model, value, n, float(low), float(high), note)
+    if clusters == 1:
+        return EvalResult(name, model, value, n, lowest, 1.0, note)
+    low, high = (float(x) for x in np.percentile(known, [2.5, 97.5]))
+    wider = cluster_factor(clusters, n)
+    return EvalResult(name, model, value, n, max(lowest, value - wider * (value - low)), min(1.0, value + wider * (high - value)), note)
 
 
 def _mean(said: Mapping[str, float]) -> float:

@@ -13,7 +13,8 @@ from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
 from cai.errors import DataError, RecipeError
 from cai.labels.agreement import gold_accuracy, group_agreement, people_agreement
-from cai.labels.load import LoadedLabels, load_labels, load_pairs, local_sources
+from cai.labels.answers import Choices
+from cai.labels.load import LoadedLabels, load_label_files, load_pairs, local_sources
 from cai.labels.people import described, load_people
 from cai.labels.pooling import consensus, pair_key
 from cai.labels.queue import Queued, choose_pairs
@@ -43,10 +44,18 @@ class Imported:
     """Missing information in an export, to the number of labels that were imported without it."""
     undescribed: tuple[str, ...]
     """Annotators that are missing in `people`."""
+    unused: tuple[str, ...]
+    """Columns of the files that no label holds."""
 
 
 def import_labels(
-    files: Sequence[Path], out: Path, format: str, kind: PromptKind | None, columns: Mapping[str, str], people: Path | None = None
+    files: Sequence[Path],
+    out: Path,
+    format: str,
+    kind: PromptKind | None,
+    columns: Mapping[str, str],
+    people: Path | None = None,
+    choices: Choices | None = None,
 ) -> tuple[Imported, tuple[Failure, ...]]:
     """Convert human labels from files of any known format into one file of `HumanLabel` records.
 
@@ -57,13 +66,14 @@ def import_labels(
         kind: kind of the prompts whose row names none.
         columns: `cai`'s column name to the file's column name.
         people: table of annotators with their attributes, for exports without attributes.
+        choices: what the answers mean; None: see `cai.labels.answers`.
 
     Raises:
         DataError: a file can't be read (lists all of them), `out` is one of the files, or `people` has none of the annotators.
         StoreError: `out` can't be written.
     """
     refuse_overwriting(out, [*files, *([people] if people else [])])
-    labels, failures, loaded = read_label_files(files, format, kind, columns)
+    labels, failures, loaded = read_label_files(files, format, kind, columns, choices)
     undescribed: tuple[str, ...] = ()
     if people is not None:
         labels, undescribed = described(labels, load_people(people), people)
@@ -87,24 +97,21 @@ def import_labels(
         str(rejects) if failures else None,
         dict(sum((Counter(part.doubts) for part in loaded), Counter[str]())),
         undescribed,
+        tuple(dict.fromkeys(name for part in loaded for name in part.unused)),
     ), failures
 
 
 def read_label_files(
-    files: Sequence[Path], format: str = "auto", kind: PromptKind | None = None, columns: Mapping[str, str] | None = None
+    files: Sequence[Path],
+    format: str = "auto",
+    kind: PromptKind | None = None,
+    columns: Mapping[str, str] | None = None,
+    choices: Choices | None = None,
 ) -> tuple[tuple[HumanLabel, ...], tuple[Failure, ...], tuple[LoadedLabels, ...]]:
     """Read labels from several files. Raises `DataError` listing every file that can't be read."""
-    loaded: list[LoadedLabels] = []
-    problems: list[str] = []
-    for path in files:
-        try:
-            loaded.append(load_labels(path, format, kind, columns))
-        except DataError as e:
-            problems.append(str(e))
-    if problems:
-        raise DataError("\n".join(problems))
+    loaded = load_label_files(files, format, kind, columns, choices)
     labels = tuple(label for part in loaded for label in part.labels)
-    return labels, tuple(f for part in loaded for f in part.failures), tuple(loaded)
+    return labels, tuple(f for part in loaded for f in part.failures), loaded
 
 
 def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoothing: float) -> tuple[int, tuple[str, ...]]:

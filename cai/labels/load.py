@@ -4,28 +4,36 @@ Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture
 first readable row and applies to all rows. Unusable rows are counted as failures.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
-from cai.data.filters import softened
+from cai.data.filters import pooled, preference_key, softened
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.labels import pair_formats, vote_formats
-from cai.labels.pooling import pool_labels
-from cai.labels.readings import PairRow
-from cai.labels.vote_formats import COLUMNS, is_column
+from cai.labels import pair_formats, published, vote_formats
+from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
+from cai.labels.pooling import pool_rows
+from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, Columns, PairRow
+from cai.labels.vote_formats import CHOICES, COLUMNS, TABLE, is_column
 from cai.recipe import HumanSource, Pooling
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
 STAGE = "human"
-FORMATS = {f.name: f for f in (*vote_formats.FORMATS, *pair_formats.FORMATS)}
+FORMATS = {f.name: f for f in (*published.FORMATS, *vote_formats.FORMATS, *pair_formats.FORMATS)}
 """By name, in the order in which a file's first row is held against them."""
+CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
+OWN = ("labels", "cai")
+"""Formats of `cai`'s own records."""
+NOT_IN_LABELS = ("weight", "principle_ids")
+"""Columns of preferences that a `HumanLabel` doesn't hold."""
+NO_HEADER = " If the file has no header, add a first line with the names of the columns."
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
@@ -41,25 +49,31 @@ def load_pairs(
 ) -> "LoadedPairs":
     """Load labelled pairs from a file.
 
-    Labels with an annotator are pooled into one soft preference per pair; each row without an annotator becomes one preference. Ties,
-    identical responses and pairs with different prompts are counted as failures.
+    All labels of the same two texts are pooled into one soft preference. Ties, identical responses and pairs with different prompts are
+    counted as failures.
 
     Args:
         path: JSONL, JSON array, CSV or Parquet, plain or `.gz`.
         format: `trl` (`chosen`, `rejected`, and `prompt` unless both share it), `hh` (transcripts), `hhh` (`text_correct`,
             `text_incorrect`), `ultrafeedback` (conversations with `score_chosen`, `score_rejected`), `label-studio` and `argilla` (their
             exports), `table` (two responses and a choice in every row), `rewardbench` (`subset` says what a prompt asks for), `labels` and
-            `cai` (its own records), or `auto`.
+            `cai` (its own records), a published data set (`pku`, `shp`, `helpsteer3`, `helpsteer2`, `pandalm`, `arena`), or `auto`.
         kind: kind of the prompts whose row names none; None: `other`.
         limit: maximum number of pairs, chosen by a hash of the seed and the pair's id; raising it only adds pairs.
         seed: see `limit`.
-        pooling: how several annotators' labels of one pair are pooled.
-        smoothing: see `pool_labels`.
+        pooling: how several labels of one pair are pooled.
+        smoothing: see `pool_rows`.
 
     Raises:
         DataError: the file can't be read, its format isn't recognised, or it has no usable pair.
     """
-    return _pairs(read_rows(path), path.name, str(path), format, kind, limit, seed, pooling, smoothing)
+    (file,) = files = [_read(read_rows(path), path.name, str(path), format, kind, {})]
+    _answer(files, None)
+    failures, preferences = _decide(_pool(files, pooling, smoothing))
+    failures = [*file.failures, *failures]
+    if not preferences:
+        raise _nothing("pair", file, failures)
+    return LoadedPairs(limited(preferences, limit, seed), tuple(failures), file.format, file.unused)
 
 
 def load_labels(
@@ -67,30 +81,59 @@ def load_labels(
     format: str = "auto",
     kind: PromptKind | None = None,
     columns: Mapping[str, str] | None = None,
+    choices: Choices | None = None,
 ) -> "LoadedLabels":
-    """Load all human labels from a file, ties included.
+    """Load all human labels from a file, ties included. Arguments and errors as in `load_label_files`."""
+    (loaded,) = load_label_files([path], format, kind, columns, choices)
+    return loaded
+
+
+def load_label_files(
+    paths: Sequence[Path],
+    format: str = "auto",
+    kind: PromptKind | None = None,
+    columns: Mapping[str, str] | None = None,
+    choices: Choices | None = None,
+) -> tuple["LoadedLabels", ...]:
+    """Load all human labels from several files, ties included. What an answer means is decided by the column of all files together.
 
     Args:
-        path: as for `load_pairs`.
+        paths: as for `load_pairs`.
         format: as for `load_pairs`.
         kind: as for `load_pairs`.
         columns: `cai`'s column name to the file's column name.
+        choices: what the answers mean; None: see `cai.labels.answers`.
 
     Raises:
-        DataError: the file can't be read, its format isn't recognised, it has no human label, or a column is unknown or missing.
+        DataError: a file can't be read, its format isn't recognised, it has no human label, a column is unknown or missing, or the answers
+            can't be read; lists all of them.
     """
     if unknown := [ours for ours in columns or () if not is_column(ours)]:
         raise DataError(f"no format has a column {', '.join(map(repr, unknown))} that could be read from another; there are: {COLUMNS}")
-    readings, failures, found, rows = _read(read_rows(path), path.name, str(path), format, kind, columns or {})
-    labels = []
-    for where, one in readings:
-        if one.by_person:
-            labels.append(one.label)
-        else:
-            failures.append(Failure(STAGE, where, "not_human", f"its source is {one.preference.source}: not a person's label"))
-    if not labels:
-        raise _nothing(str(path), "label", rows, found, failures)
-    return LoadedLabels(tuple(labels), tuple(failures), found, rows, Counter(one.doubt for _, one in readings if one.doubt))
+    files, problems = [], []
+    for path in paths:
+        try:
+            files.append(_read(read_rows(path), path.name, str(path), format, kind, columns or {}))
+        except DataError as e:
+            problems.append(str(e))
+    if not problems:
+        _answer(files, choices)
+    loaded = []
+    for file in files:
+        labels = []
+        for where, one in file.readings:
+            if one.by_person:
+                labels.append(one.label)
+            else:
+                file.failures.append(Failure(STAGE, where, "not_human", f"its source is {one.preference.source}: not a person's label"))
+        if not labels and not problems:
+            problems.append(str(_nothing("label", file, file.failures)))
+        doubts = Counter(one.doubt for _, one in file.readings if one.doubt)
+        lost = [c for c in NOT_IN_LABELS if c in file.columns and c not in file.unused and file.format not in OWN]
+        loaded.append(LoadedLabels(tuple(labels), tuple(file.failures), file.format, file.rows, doubts, (*file.unused, *lost)))
+    if problems:
+        raise DataError("\n".join(problems))
+    return tuple(loaded)
 
 
 def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
@@ -102,12 +145,23 @@ def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]
     Raises:
         DataError: the file can't be read, or its format isn't recognised.
     """
-    readings, failures, _, _ = _read(read_rows(path), path.name, str(path), "auto", None, {})
-    return tuple(one.preference for _, one in readings), tuple(failures)
+    file = _read(read_rows(path), path.name, str(path), "auto", None, {})
+    return tuple(one.preference for _, one in file.readings), tuple(file.failures)
 
 
-def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
+def load_human(
+    sources: Sequence[HumanSource], root: Path, seed: int, say: Callable[[str], None] = lambda text: None
+) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]:
     """Load the human labels of a recipe, with each source's weight, temperature and noise applied.
+
+    The files of a source are one source: their labels are pooled together, and then limited. Labels of the same two texts in several
+    sources are pooled too, by their number times the source's weight.
+
+    Args:
+        sources: the recipe's sources.
+        root: workspace folder that relative paths start from.
+        seed: the run's seed.
+        say: called with the columns of each source that are not used.
 
     Returns:
         The preferences and the unusable rows.
@@ -115,20 +169,33 @@ def load_human(sources: Sequence[HumanSource], root: Path, seed: int) -> tuple[t
     Raises:
         DataError: a source can't be loaded; lists all of them.
     """
-    preferences: list[Preference] = []
+    found: list[_Pooled] = []
     failures: list[Failure] = []
     problems: list[str] = []
     for source in sources:
         try:
-            for rows, name, where in _source_rows(source, root):
-                loaded = _pairs(rows, name, where, "auto", source.kind, source.limit, seed, source.pooling, source.smoothing)
-                preferences.extend(softened(p, source) for p in loaded.preferences)
-                failures.extend(loaded.failures)
+            files = [_read(rows, name, where, "auto", source.kind, {}) for rows, name, where in _source_rows(source, root)]
+            _answer(files, None)
+            pairs = _pool(files, source.pooling, source.smoothing)
+            if empty := [file for file in files if not file.readings]:
+                raise _nothing("pair", empty[0], empty[0].failures)
+            if unused := sorted({name for file in files for name in file.unused}):
+                say(f"{source.path}: columns not used: {', '.join(unused)}")
         except DataError as e:
             problems.append(str(e))
+            continue
+        failures += [f for file in files for f in file.failures]
+        kept = limited([p.preference for p in pairs if p.preference.p_chosen != 0.5], source.limit, seed)
+        ids = {id(p) for p in kept}
+        found += [
+            _Pooled(p.where, softened(p.preference, source), p.votes)
+            for p in pairs
+            if p.preference.p_chosen == 0.5 or id(p.preference) in ids
+        ]
     if problems:
         raise DataError("\n".join(problems))
-    return tuple(preferences), tuple(failures)
+    undecided, preferences = _decide(_across(found))
+    return tuple(preferences), (*failures, *undecided)
 
 
 def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> tuple[Preference, ...]:
@@ -153,36 +220,119 @@ def _source_rows(source: HumanSource, root: Path) -> Iterator[tuple[Iterable[Row
         yield rows, path.name, str(path)
 
 
-def _pairs(
-    rows: Iterable[Row],
-    name: str,
-    where: str,
-    format: str,
-    kind: PromptKind | None,
-    limit: int | None,
-    seed: int,
-    pooling: Pooling,
-    smoothing: float,
-) -> "LoadedPairs":
-    readings, failures, found, count = _read(rows, name, where, format, kind, {})
-    named = [one.label for _, one in readings if one.annotator and one.by_person]
-    made = [(at, one.preference) for at, one in readings if not (one.annotator and one.by_person)]
-    made += [(where, p) for p in pool_labels(named, pooling, smoothing)]
-    preferences: list[Preference] = []
-    for at, preference in made:
-        if preference.p_chosen == 0.5:
-            failures.append(Failure(STAGE, at, "tie", "neither response is preferred"))
-        else:
-            preferences.append(preference if preference.p_chosen > 0.5 else preference.swapped())
-    if not preferences:
-        raise _nothing(where, "pair", count, found, failures)
-    return LoadedPairs(limited(preferences, limit, seed), tuple(failures), found)
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """The pooled labels of one pair."""
+
+    where: str
+    """Where the first of them is."""
+    preference: Preference
+    votes: int
 
 
-def _read(
-    rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]
-) -> tuple[list[tuple[str, PairRow]], list[Failure], str, int]:
-    """Read rows in one format; return the parsed rows with their location, the failures, the format and the number of rows."""
+@dataclass(slots=True)
+class _File:
+    """What was read from one file."""
+
+    where: str
+    format: str
+    rows: int
+    readings: list[tuple[str, PairRow]]
+    failures: list[Failure]
+    unused: tuple[str, ...]
+    """Columns that no reader asked for."""
+    columns: tuple[str, ...]
+
+
+def _pool(files: Sequence[_File], pooling: Pooling, smoothing: float) -> list[_Pooled]:
+    """Pool the labels of people by the texts of their pairs. Labels of others are left as they are."""
+    rows = [(where, one) for file in files for where, one in file.readings]
+    made = pool_rows([one for _, one in rows if one.by_person], pooling, smoothing)
+    by_key = {preference_key(p): (p, votes) for p, votes in made}
+    found = []
+    for where, one in rows:
+        if not one.by_person:
+            p = one.preference
+            found.append(_Pooled(where, p if p.p_chosen >= 0.5 else p.swapped(), 1))
+        elif mine := by_key.pop(preference_key(one.preference), None):
+            found.append(_Pooled(where, *mine))
+    return found
+
+
+def _across(found: Sequence[_Pooled]) -> list[_Pooled]:
+    """Pool what several sources say about the same two texts. Labels that aren't people's are left as they are."""
+    groups: dict[str, list[_Pooled]] = {}
+    for number, one in enumerate(found):
+        by_person = one.preference.source.startswith("human:")
+        groups.setdefault(preference_key(one.preference) if by_person else str(number), []).append(one)
+    return [
+        group[0]
+        if len(group) == 1
+        else _Pooled(group[0].where, pooled([p.preference for p in group], [p.votes for p in group]), sum(p.votes for p in group))
+        for group in groups.values()
+    ]
+
+
+def _decide(found: Sequence[_Pooled]) -> tuple[list[Failure], list[Preference]]:
+    """Return a failure for every tie, and the other preferences."""
+    ties = [Failure(STAGE, p.where, "tie", "neither response is preferred") for p in found if p.preference.p_chosen == 0.5]
+    return ties, [p.preference for p in found if p.preference.p_chosen != 0.5]
+
+
+def _answer(files: Sequence[_File], stated: Choices | None) -> None:
+    """Read the answers of all files of a source, a column at a time. Unreadable ones become failures.
+
+    Raises:
+        DataError: a column's values don't fit.
+    """
+    rank = {name: i for i, name in enumerate(CHOICES)}
+    columns: dict[tuple[str, str], list[tuple[_File, int, CodedAnswer]]] = {}
+    faults: list[tuple[_File, int, RowFault]] = []
+    for format in dict.fromkeys(file.format for file in files):
+        mine = [file for file in files if file.format == format]
+        offered = {name for file in mine for _, one in file.readings if one.said for name, _ in one.said.answers}
+        chosen = min(offered, key=lambda name: rank.get(name, len(rank)), default="") if format == TABLE else ""
+        for file in mine:
+            for i, (_, one) in enumerate(file.readings):
+                if one.said is None:
+                    continue
+                named = [(name, value) for name, value in one.said.answers if name == (chosen or name)]
+                try:
+                    if not named:
+                        raise RowFault("not_labelled", f"{chosen} is empty")
+                    name, value = named[0]
+                    answer = CodedAnswer(name, code_of(value), one.said.names, one.said.choices)
+                    columns.setdefault((format, name), []).append((file, i, answer))
+                except RowFault as e:
+                    faults.append((file, i, e))
+                except RecursionError:
+                    faults.append((file, i, RowFault("unreadable", "nested too deeply")))
+        for file in mine:
+            file.unused = (*file.unused, *sorted(offered - {chosen})) if chosen else file.unused
+    problems = []
+    for items in columns.values():
+        try:
+            values = read_answers([answer for _, _, answer in items], stated)
+        except DataError as e:
+            problems.append(f"{', '.join(dict.fromkeys(file.where for file, _, _ in items))}: {e}")
+            continue
+        for (file, i, answer), p in zip(items, values, strict=True):
+            where, one = file.readings[i]
+            if p is None:
+                faults.append((file, i, RowFault("no_choice", f"{answer.code!r} names neither response; expected A, B or tie")))
+            else:
+                file.readings[i] = where, replace(one, said=None, preference=replace(one.preference, p_chosen=p))
+    if problems:
+        raise DataError("\n".join(problems))
+    for file, i, fault in faults:
+        file.failures.append(Failure(STAGE, file.readings[i][0], fault.reason, fault.detail))
+    for file in files:
+        file.failures.sort(key=lambda f: int(f.item_id.rpartition(":")[2]))
+        file.readings = [(where, one) for where, one in file.readings if one.said is None]
+
+
+def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]) -> _File:
+    """Read rows in one format. Answers in codes are not read yet."""
     if format != "auto" and format not in FORMATS:
         close = did_you_mean(format, tuple(FORMATS))
         raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
@@ -191,13 +341,18 @@ def _read(
     failures: list[Failure] = []
     count = 0
     absent = set(columns.values())
+    held: dict[str, None] = {}
+    read = {*columns, *columns.values()}
     for row in rows:
         count += 1
         try:
             value = _mapping(row)
             absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
             value = _renamed(value, columns)
-            found = found or _recognise(value, row.where)
+            found = found or _recognise(value, row.where, columns)
+            inner = [part for part in _INNER if isinstance(value.get(part), dict)]
+            held.update(dict.fromkeys(str(key) for part in ([value[p] for p in inner] or [value]) for key in part))
+            value = Columns({**value, **{part: Columns(value[part], read, columns) for part in inner}}, read, columns)
             for one in FORMATS[found].read(value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
@@ -211,14 +366,23 @@ def _read(
         raise DataError(
             f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
         )
+    if found not in OWN and not any(one.preference.source != f"human:{name}" for _, one in readings):
+        read.discard("source")  # it doesn't say who labelled
+    file = _File(
+        where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)), tuple(held)
+    )
     if found is None:
-        raise _nothing(where, "pair", count, None, failures)
-    return readings, failures, found, count
+        raise _nothing("pair", file, failures)
+    return file
 
 
-def _nothing(where: str, what: str, rows: int, found: str | None, failures: Sequence[Failure]) -> DataError:
+def _about_people(column: str) -> bool:
+    return column in WHO or column.startswith(ATTRIBUTE_PREFIXES)
+
+
+def _nothing(what: str, file: _File, failures: Sequence[Failure]) -> DataError:
     first = "".join(f"\n  {f.item_id}: {f.reason}: {f.detail}" for f in failures[:5])
-    return DataError(f"{where}: no usable {what} in {rows} rows{f' read as {found}' if found else ''}{first}")
+    return DataError(f"{file.where}: no usable {what} in {file.rows} rows{f' read as {file.format}' if file.format else ''}{first}")
 
 
 def _mapping(row: Row) -> dict[str, Any]:
@@ -237,19 +401,19 @@ def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
 
 
-def _recognise(row: dict[str, Any], where: str) -> str:
-    """Detect a file's format by a row's columns.
+def _recognise(row: dict[str, Any], where: str, columns: Mapping[str, str]) -> str:
+    """Detect a file's format by a row's columns. A published data set is not recognised if the user names another column as the answer.
 
     Raises:
         DataError: no format matches.
     """
     for name, format in FORMATS.items():
-        if format.recognise(row):
+        if format.recognise(row) and not (columns.keys() & set(CHOICES) and format.answer not in (None, *columns.values())):
             return name
     raise DataError(
         f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
         "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
-        "or an export of Label Studio or Argilla."
+        f"or an export of Label Studio or Argilla.{NO_HEADER if CSV.search(where) else ''}"
     )
 
 
@@ -261,6 +425,8 @@ class LoadedPairs:
     failures: tuple[Failure, ...]
     """Unusable rows; `item_id` is FILE:LINE, or FILE for a pair whose pooled labels tie."""
     format: str
+    unused: tuple[str, ...] = ()
+    """Columns that were not used."""
 
 
 @dataclass(frozen=True)
@@ -274,3 +440,5 @@ class LoadedLabels:
     rows: int
     doubts: Mapping[str, int]
     """`PairRow.doubt` to its number of labels."""
+    unused: tuple[str, ...] = ()
+    """Columns that were not used."""

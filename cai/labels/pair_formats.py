@@ -11,7 +11,7 @@ import msgspec
 
 from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
-from cai.labels.readings import PairFormat, PairRow, Side, checked, column, number, reading, side, with_person
+from cai.labels.readings import PairFormat, PairRow, Side, asked, checked, column, number, reading, record_fields, side, with_person
 from cai.records import Preference, PromptKind
 
 Row = dict[str, Any]
@@ -28,9 +28,9 @@ def read_hhh(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow
 
 
 def read_trl(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """Read TRL: `chosen`, `rejected`, and `prompt` unless it is implicit."""
+    """Read TRL: `chosen`, `rejected`, and `prompt` (or `instruction`, `question`) unless it is implicit."""
     chosen, rejected = column(row, "chosen"), column(row, "rejected")
-    prompt = row.get("prompt")
+    prompt = asked(row, ("prompt", "instruction", "question"))
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen):
         prompt, chosen, rejected = _shared_prefix(chosen, rejected)
     yield reading(side(prompt, chosen), side(prompt, rejected), _p_chosen(row), row, source, kind)
@@ -51,11 +51,14 @@ def read_ultrafeedback(row: Row, source: str, kind: PromptKind | None) -> Iterat
 def read_rewardbench(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
     """Read RewardBench: TRL's columns, and a `subset` that gives the prompt's kind."""
     subset = column(row, "subset")
-    yield from read_trl({**row, "kind": kind or rewardbench_kind(subset), "category": subset}, source, kind)
+    (found,) = read_trl(row, source, kind or rewardbench_kind(subset))
+    p = found.preference
+    yield replace(found, preference=replace(p, prompt=replace(p.prompt, category=subset if isinstance(subset, str) else None)))
 
 
 def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
     """Read `Preference` records, with their own source."""
+    record_fields(row, Preference)
     try:
         p = msgspec.convert(row, Preference)
     except msgspec.ValidationError as e:

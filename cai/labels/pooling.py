@@ -1,6 +1,6 @@
 """Pools several annotators' labels of one pair into one soft preference (docs/decisions/0012).
 
-Each annotator counts once per pair, with the last answer. Only labels with an annotator are pooled. A pair is one example of weight 1,
+Each annotator counts once per pair, with the last answer; an answer without an annotator counts as another person's. A pair is one example,
 whatever its number of labels.
 """
 
@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from cai.data.filters import sides_by_hash, texts_key
+from cai.data.filters import pooled, preference_key, sides_by_hash, texts_key
 from cai.labels.dawid_skene import dawid_skene
+from cai.labels.readings import PairRow
 from cai.recipe import Pooling
-from cai.records import HumanLabel, Preference, Provenance
+from cai.records import HumanLabel, Preference
 
 _SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
 
@@ -33,11 +34,15 @@ def by_pair(labels: Iterable[HumanLabel]) -> dict[str, dict[str, HumanLabel]]:
             continue
         turned = in_hashed_order(label)
         mine = found.setdefault(pair_key(label), {})
-        before = mine.get(label.annotator)
-        times = (None, None) if before is None else (instant(before.time), instant(label.time))
-        if times[0] is None or times[1] is None or times[1] >= times[0]:
+        if label.annotator not in mine or is_later(label.time, mine[label.annotator].time):
             mine[label.annotator] = turned
     return found
+
+
+def is_later(time: str, before: str) -> bool:
+    """Whether an answer that was read after another one replaces it: unless both times can be parsed, and its own is earlier."""
+    times = instant(before), instant(time)
+    return times[0] is None or times[1] is None or times[1] >= times[0]
 
 
 def instant(time: str) -> float | None:
@@ -84,26 +89,40 @@ def in_hashed_order(label: HumanLabel) -> HumanLabel:
     return replace(label, pair=pair.swapped(), p_a=1.0 - label.p_a)
 
 
-def pool_labels(labels: Sequence[HumanLabel], method: Pooling, smoothing: float) -> list[Preference]:
-    """Return one preference per pair, in order of first occurrence. `p_chosen` is the pooled probability and may be ½.
+def pool_rows(rows: Sequence[PairRow], method: Pooling, smoothing: float) -> list[tuple[Preference, int]]:
+    """Return one preference and the number of its answers per pair, in order of first occurrence. `p_chosen` may be ½.
+
+    A name counts once per pair, with its last answer. Each answer without a name counts: it may be another person's. The weight is the mean
+    of the answers' weights, so a pair is one example, whatever its number of answers.
 
     Args:
-        labels: labels; those without an annotator are left out.
+        rows: labels; a label's `p_chosen` is the probability that its `chosen` is better.
         method: `votes`: the fraction of votes; a tie is half a vote for each response. `dawid-skene`: votes weighted by each annotator's
-            estimated reliability.
+            estimated reliability; the n-th answer of a pair without a name counts as one annotator's.
         smoothing: pseudo-votes for each response, at least 0. With `votes`, the probability is (votes + smoothing) / (n + 2 smoothing).
     """
-    pairs = by_pair(labels)
+    pairs: dict[str, dict[str, PairRow]] = {}
+    for row in rows:
+        mine = pairs.setdefault(preference_key(row.preference), {})
+        name = row.annotator or f"\0{len(mine)}"
+        if name not in mine or is_later(row.time, mine[name].time):
+            mine[name] = row
     if method == "dawid-skene":
-        fitted = dawid_skene({key: {who: label.p_a for who, label in mine.items()} for key, mine in pairs.items()}, max(smoothing, 0.01))
-        p_a = fitted.p_first
-    else:
-        p_a = {key: (sum(label.p_a for label in mine.values()) + smoothing) / (len(mine) + 2 * smoothing) for key, mine in pairs.items()}
-    pooled = []
+        p_first = dawid_skene({key: {who: _p_first(row.preference) for who, row in mine.items()} for key, mine in pairs.items()}).p_first
+    found = []
     for key, mine in pairs.items():
-        one = next(iter(mine.values()))
-        pair = one.pair
-        cut = (pair.truncated_a, pair.truncated_b)
-        preference = Preference(pair.prompt, pair.response_a, pair.response_b, p_a[key], 1.0, one.source, (), Provenance(model=""), *cut)
-        pooled.append(preference if p_a[key] >= 0.5 else preference.swapped())
-    return pooled
+        preference = pooled([row.preference for row in mine.values()], smoothing=smoothing)
+        if method == "dawid-skene":
+            p = p_first[key] if in_order(preference) else 1.0 - p_first[key]
+            preference = replace(preference, p_chosen=p) if p >= 0.5 else replace(preference, p_chosen=p).swapped()
+        found.append((preference, len(mine)))
+    return found
+
+
+def in_order(preference: Preference) -> bool:
+    """Whether `chosen` is the first of the two responses in hashed order."""
+    return sides_by_hash(preference.prompt, preference.chosen, preference.rejected)[0] == preference.chosen
+
+
+def _p_first(preference: Preference) -> float:
+    return preference.p_chosen if in_order(preference) else 1.0 - preference.p_chosen

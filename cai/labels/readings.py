@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from cai.data.conversations import RowFault, as_prompt, is_transcript, messages_of, split_last_turn
+from cai.data.conversations import RowFault, as_prompt, is_transcript, messages_of, split_last_turn, with_system
 from cai.data.filters import conversation_key, normalise, sides_by_hash
 from cai.ids import content_hash
+from cai.labels.answers import Choices
 from cai.records import PROMPT_KINDS, HumanLabel, Message, Preference, Prompt, PromptKind, Provenance, ResponsePair
 
 Side = tuple[tuple[Message, ...], str]
@@ -20,6 +21,43 @@ _ATTRIBUTES = ("attributes", "annotator_attributes", "rater_attributes")
 ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
 WHO = (*ANNOTATOR, *_TIME, *_ATTRIBUTES)
 """Columns about the annotator."""
+PROMPTS = ("messages", "prompt", "instruction", "question", "input")
+"""Columns with the prompt."""
+
+
+class Columns(dict[str, Any]):
+    """A row that notes which of its columns are read.
+
+    Args:
+        row: the columns.
+        read: collects the names of the columns that are read.
+        renamed: the name that a column has in the file, where the user gave it ours.
+    """
+
+    def __init__(self, row: Mapping[str, Any], read: set[str], renamed: Mapping[str, str]) -> None:
+        super().__init__(row)
+        self.read = read
+        self.renamed = renamed
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, absent: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, absent)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer whose meaning depends on the rest of its column."""
+
+    answers: tuple[tuple[str, Any], ...]
+    """Columns that may hold the answer, in order of preference, with their values."""
+    names: tuple[str, str]
+    """Names of the columns with the two responses."""
+    choices: Choices | None = None
+    """What the values mean, where the format says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +70,8 @@ class PairRow:
     annotator: str = ""
     time: str = ""
     attributes: dict[str, str] = field(default_factory=dict)
+    said: Said | None = None
+    """The answer as long as it isn't read; `preference.p_chosen` is ½ until then."""
     doubt: str = ""
     """Information that the source lacks and that may affect whether the label is valid; empty if none is missing."""
 
@@ -62,12 +102,14 @@ class PairFormat:
     read: Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]
     """Yields a row's labels, given the row, whose labels they are where it doesn't say, and the kind of prompts that don't say theirs. One
     that can't be used is a `RowFault`, yielded or, where it is the whole row, raised."""
+    answer: str | None = None
+    """The column with the answer, where the format has only one."""
 
 
 def reading(
     first: Side,
     second: Side,
-    p_first: float,
+    p_first: float | Said,
     row: Mapping[str, Any],
     source: str,
     kind: PromptKind | None,
@@ -80,7 +122,7 @@ def reading(
     Args:
         first: prompt and response of the first side.
         second: prompt and response of the second side.
-        p_first: probability that the first response is better.
+        p_first: probability that the first response is better, or the answer that says it.
         row: columns with kind, category, weight, source and principle ids.
         source: source of the label if the row has none.
         kind: kind of the prompt if the row has none.
@@ -93,6 +135,7 @@ def reading(
     messages = as_prompt(first[0])
     if conversation_key(messages) != conversation_key(second[0]):
         raise RowFault("prompt_mismatch", "the two responses answer different prompts")
+    messages = with_system(messages, row)
     row_kind, category, said_by = row.get("kind"), row.get("category"), row.get("source")
     prompt = Prompt(
         id=content_hash(messages),
@@ -105,13 +148,14 @@ def reading(
         prompt=prompt,
         chosen=first[1],
         rejected=second[1],
-        p_chosen=p_first,
+        p_chosen=0.5 if isinstance(p_first, Said) else p_first,
         weight=number(row, "weight", 1.0),
         source=said_by if isinstance(said_by, str) and _is_own_source(said_by) else source,
         principle_ids=tuple(i for i in ids if isinstance(i, str)) if isinstance(ids := row.get("principle_ids"), list | tuple) else (),
         provenance=BY_PEOPLE,
     )
-    return checked(with_person(preference, row if who is None else who, as_shown))
+    found = checked(with_person(preference, row if who is None else who, as_shown))
+    return replace(found, said=p_first) if isinstance(p_first, Said) else found
 
 
 def checked(found: PairRow) -> PairRow:
@@ -158,6 +202,23 @@ def side(prompt: Any, answer: Any) -> Side:
     elif context and conversation_key(context) != conversation_key(inner):
         raise RowFault("prompt_mismatch", "the conversation doesn't begin with the prompt")
     return inner, response
+
+
+def asked(row: Mapping[str, Any], columns: tuple[str, ...] = PROMPTS) -> Any:
+    """Return a row's prompt from the first of these columns that has one; `input` is added to an `instruction`. None without a prompt."""
+    name = next((c for c in columns if row.get(c) not in (None, "")), None)
+    if name is None:
+        return None
+    extra = row.get("input") if name == "instruction" else None
+    if isinstance(row[name], str) and isinstance(extra, str) and extra.strip():
+        return f"{row[name].strip()}\n\n{extra.strip()}"
+    return row[name]
+
+
+def record_fields(row: Mapping[str, Any], record: "type[Preference | HumanLabel]") -> None:
+    """Note that a row is read as a whole record."""
+    for one in fields(record):
+        row.get(one.name)
 
 
 def number(row: Mapping[str, Any], name: str, absent: float, high: float = float("inf")) -> float:

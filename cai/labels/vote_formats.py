@@ -1,44 +1,70 @@
 """Readers of formats with individual answers: `cai`'s own labels, tables, Label Studio and Argilla exports.
 
-A row may hold several annotators' answers. An unreadable answer is a fault of its own and doesn't affect the others. Tested with exports of
-Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested and flattened records). Argilla's 1.x datasets on the Hub follow its
-documentation and source.
+A row may hold several annotators' answers. A row that has none is a fault of its own and doesn't affect the others. What the answers mean
+is read for a whole column (`cai.labels.answers`). Tested with exports of Label Studio 1.23 (JSON, JSON-MIN, CSV) and Argilla 2.8 (nested
+and flattened records). Argilla's 1.x datasets on the Hub follow its documentation and source.
 
 To add a format, write its reader here and put it into `FORMATS`; a column that `--column` may name goes into `_COLUMNS`.
 """
 
+import re
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from cai.data.conversations import RowFault
-from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, PairFormat, PairRow, Side, checked, column, name_of, number, reading, side
+from cai.data.conversations import SYSTEM, RowFault
+from cai.labels.readings import (
+    ATTRIBUTE_PREFIXES,
+    PROMPTS,
+    WHO,
+    Columns,
+    PairFormat,
+    PairRow,
+    Said,
+    Side,
+    asked,
+    checked,
+    column,
+    name_of,
+    number,
+    reading,
+    record_fields,
+    side,
+)
 from cai.records import HumanLabel, Preference, PromptKind
 
 Row = dict[str, Any]
 Found = PairRow | RowFault
-RESPONSES = (("response_a", "response_b"), ("response_1", "response_2"), ("response1", "response2"), ("response-1", "response-2"))
-CHOICES = ("choice", "better", "preference", "preferred", "winner", "label", "vote")
-PROMPTS = ("messages", "prompt", "instruction", "question", "input")
+RESPONSES = (
+    ("response_a", "response_b"), ("response_1", "response_2"), ("response1", "response2"), ("response-1", "response-2"),
+    ("response_0", "response_1"), ("output_1", "output_2"), ("output_a", "output_b"), ("answer_a", "answer_b"), ("answer_1", "answer_2"),
+    ("answer_0", "answer_1"), ("completion_a", "completion_b"),
+)  # fmt: skip
+CHOICES = ("choice", "better", "preference", "preferred", "winner", "better_response_id", "label", "vote")
+TABLE = "table"
+SEVERAL = ("annotators", "votes", "choices")
+"""Columns with a list of answers, whose n-th item is the n-th annotator's."""
+_NUMBERED = re.compile(r"(?:annotator|rater|vote|choice)[ _-]?[0-9]+")
+"""Columns with one annotator's answer each."""
 _COLUMNS = frozenset(
     (
-        *(name for pair in RESPONSES for name in pair), *CHOICES, *PROMPTS, *WHO, "p_a", "kind", "category", "weight", "source",
+        *(name for pair in RESPONSES for name in pair), *CHOICES, *SEVERAL, *PROMPTS, *SYSTEM, *WHO, "p_a", "kind", "category", "weight",
+        "source",
         "principle_ids", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected", "subset", "text_correct", "text_incorrect",
     )
 )  # fmt: skip
 COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRIBUTE_PREFIXES)}"
 """Column names that `is_column` accepts, for messages."""
-_FIRST = frozenset(("a", "1", "left", "first", "chosen", *(pair[0] for pair in RESPONSES), "response a", "response 1", "option a"))
-_SECOND = frozenset(("b", "2", "right", "second", "rejected", *(pair[1] for pair in RESPONSES), "response b", "response 2", "option b"))
 NO_STATUS = "the export doesn't say which answers are drafts or were discarded, so they count as well; to_list(flatten=True) says it"
 """Doubt about labels from Argilla 2's `to_json` and nested `to_list`, which omit the status of responses."""
-_TIE = frozenset(("tie", "equal", "equally good", "draw", "same", "both", "neither", "no preference"))
 
 
 def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """Read `HumanLabel` records, as `cai human import` writes them."""
+    record_fields(row, HumanLabel)
     try:
         label = msgspec.convert(row, HumanLabel)
     except msgspec.ValidationError as e:
@@ -46,27 +72,49 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
     if not 0.0 <= label.p_a <= 1.0:
         raise RowFault("bad_number", f"p_a is {label.p_a!r}; expected a number from 0 to 1")
     pair, by = label.pair, label.pair.provenance
-    preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by)
+    cut = (pair.truncated_a, pair.truncated_b)
+    preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by, *cut)
     yield checked(PairRow(preference, True, label.annotator, label.time, label.attributes))
 
 
 def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
-    """Read a table with one row per answer: `prompt` or `messages`, two responses, `choice` or `p_a`; also Label Studio's CSV, JSON-MIN."""
-    sides = sides_of(row)
+    """Read a table with one row per answer: `prompt` or `messages`, two responses, `choice` or `p_a`; also Label Studio's CSV, JSON-MIN.
+
+    Several annotators' answers may be in columns `annotator1`, `annotator2`, … or in a list `annotators`.
+    """
+    names, sides = _named_sides(row)
     if row.get("p_a") not in (None, ""):
-        p_a = number(row, "p_a", 0.0, high=1.0)
-    else:
-        name = next((c for c in CHOICES if row.get(c) not in (None, "")), None) or next((c for c in row if _is_pairwise(row[c])), None)
-        if name is None:
-            raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; name another with --column choice=…")
-        p_a = p_first(row[name])
-    yield reading(*sides, p_a, row, source, kind, as_shown=True)
+        yield reading(*sides, number(row, "p_a", 0.0, high=1.0), row, source, kind, as_shown=True)
+        return
+    candidates = [c for c in CHOICES if dict.get(row, c) not in (None, "")]
+    candidates = candidates or [c for c in row if _is_pairwise(dict.get(row, c))]
+    if candidates:
+        said = Said(tuple((c, row[c]) for c in candidates), names)
+        yield reading(*sides, said, row, source, kind, as_shown=True)
+        return
+    answers = several_answers(row)
+    if not answers:
+        raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; name another with --column choice=…")
+    for who, value in answers:
+        yield reading(*sides, Said((("annotators", value),), names), row, source, kind, as_shown=True, who={"annotator": who})
+
+
+def several_answers(row: Row) -> list[tuple[str, Any]]:
+    """Return annotator and answer, from numbered columns or from a list, whose n-th item is the answer of `annotatorN`."""
+    numbered = [(c, row[c]) for c in row if _NUMBERED.fullmatch(c) and dict.get(row, c) not in (None, "")]
+    if numbered:
+        return numbered
+    for name in SEVERAL:
+        found = _decoded(row.get(name), '["', "[1", "[0")
+        if isinstance(found, list) and found and not any(isinstance(value, list | dict) for value in found):
+            return [(f"annotator{n}", value) for n, value in enumerate(found, 1) if value not in (None, "")]
+    return []
 
 
 def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """Read a Label Studio task with all its annotations. Skipped ones and drafts are faults."""
     data = row["data"] if isinstance(row.get("data"), dict) else {}
-    sides = sides_of(data)
+    names, sides = _named_sides(data)
     annotations = [a for a in _listed(row.get("annotations")) if isinstance(a, dict)]
     drafts = [d for d in _listed(row.get("drafts")) if not isinstance(d, dict) or d.get("annotation") is None]
     if not annotations and not drafts:
@@ -78,9 +126,9 @@ def read_label_studio(row: Row, source: str, kind: PromptKind | None) -> Iterato
         results = _about_the_pair([r for r in _listed(annotation.get("result")) if isinstance(r, dict)])
         if not results:
             raise RowFault("not_labelled", "the annotation has no pairwise or single choice")
-        p_a = p_first([r.get("value") for r in results])
+        said = Said(((str(results[0].get("from_name") or "choice"), [r.get("value") for r in results]),), names)
         who = {**{k: v for k, v in data.items() if k in ("attributes", "rater_attributes")}, **annotation}
-        return reading(*sides, p_a, data, source, kind, as_shown=True, who=who)
+        return reading(*sides, said, data, source, kind, as_shown=True, who=who)
 
     yield from _each(annotations, one)
     for draft in drafts:  # an unfinished change of an annotation leaves what was submitted
@@ -98,7 +146,7 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
         if text := next((key for key, value in row.items() if key.endswith(".responses") and isinstance(value, str) and value), None):
             raise RowFault("unreadable", f"{text} is a text here; a CSV can't hold lists, so export as JSON Lines or Parquet")
         raise RowFault("not_labelled", "the record has no response")
-    about = {**fields, **(row["metadata"] if isinstance(row.get("metadata"), dict) else {})}
+    about = ChainMap(row["metadata"] if isinstance(row.get("metadata"), dict) else {}, fields)
 
     def one(response: Row) -> PairRow:
         if response.get("status") not in (None, "submitted"):
@@ -107,35 +155,6 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
         return found if "status" in response or not nested else replace(found, doubt=NO_STATUS)
 
     yield from _each(responses, one)
-
-
-def p_first(value: Any) -> float:
-    """Return 1 if an answer names the first response, 0 for the second, ½ for a tie.
-
-    >>> p_first("Left"), p_first([{"choices": ["B"]}]), p_first({"selected": "left"}), p_first("tie")
-    (1.0, 0.0, 1.0, 0.5)
-
-    Raises:
-        RowFault: the answer names neither, or several.
-    """
-    if isinstance(value, dict):
-        inner = [value[key] for key in ("selected", "choices", "choice", "value") if value.get(key) is not None]
-        value = inner[0] if len(inner) == 1 else None
-    if isinstance(value, list | tuple):
-        answers = {p_first(v) for v in value}
-        if len(answers) != 1:
-            raise RowFault("no_choice", f"expected one answer, found {list(value)!r}")
-        return answers.pop()
-    said = str(value).strip().casefold() if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if said.startswith("["):  # a cell of a CSV export
-        try:
-            return p_first(msgspec.json.decode(said.encode()))
-        except msgspec.DecodeError as e:
-            raise RowFault("no_choice", f"not readable as an answer: {said[:60]}") from e
-    for names, p in ((_FIRST, 1.0), (_SECOND, 0.0), (_TIE, 0.5)):
-        if said in names:
-            return p
-    raise RowFault("no_choice", f"{value!r} names neither response; expected A, B or tie (left, right; 1, 2; the column's name)")
 
 
 def is_column(name: str) -> bool:
@@ -167,11 +186,13 @@ def _named_sides(fields: Mapping[str, Any]) -> tuple[tuple[str, str], tuple[Side
     names = next((pair for pair in RESPONSES if set(pair) <= fields.keys()), None)
     if names is None:
         raise RowFault("no_column", f"expected response_a and response_b, found {', '.join(map(str, fields))}; name them with --column")
-    asked = next((fields[p] for p in PROMPTS if fields.get(p) not in (None, "")), None)
-    if asked is None:
+    prompt = asked(fields, PROMPTS)
+    if prompt is None:
         raise RowFault("no_column", f"expected one of {', '.join(PROMPTS)}, found {', '.join(map(str, fields))}; name it with --column")
-    prompt = _decoded(asked)
+    prompt = _decoded(prompt)
     first, second = (_decoded(column(fields, name)) for name in names)
+    if isinstance(fields, Columns):
+        names = fields.renamed.get(names[0], names[0]), fields.renamed.get(names[1], names[1])
     return names, (side(prompt, first), side(prompt, second))
 
 
@@ -212,9 +233,9 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _decoded(value: Any) -> Any:
-    """Decode a CSV cell that holds a list of messages as JSON; other values are returned unchanged."""
-    if isinstance(value, str) and value.lstrip().startswith('[{"'):
+def _decoded(value: Any, *opens: str) -> Any:
+    """Decode a CSV cell that holds a list as JSON, by default one of messages; other values are returned unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith(opens or '[{"'):
         try:
             return msgspec.json.decode(value.encode())
         except msgspec.DecodeError:
@@ -253,7 +274,7 @@ def _argilla_v1(value: Any) -> list[Row]:
     return [{k: v[i] for k, v in columns.items() if i < len(v)} for i in range(len(columns["value"]))]
 
 
-def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
+def _argilla_choice(value: Any, names: tuple[str, str]) -> float | Said:
     """Parse a label, or a ranking of the two responses' names."""
     if isinstance(value, dict) and isinstance(value.get("rank"), list):  # a 1.x dataset on the Hub keeps a ranking as columns
         value = [{"value": v, "rank": r} for v, r in zip(_listed(value.get("value")), value["rank"], strict=False)]
@@ -269,13 +290,13 @@ def _argilla_choice(value: Any, names: tuple[str, str]) -> float:
             "a ranking without its ranks, which Argilla 2 leaves out of what it exports (its issue 5712): the order of "
             f"{', '.join(map(str, value))} says nothing. Ask with a label question",
         )
-    return p_first(value)
+    return Said((("preference", value),), names)
 
 
 FORMATS: tuple[PairFormat, ...] = (
     PairFormat("label-studio", lambda row: isinstance(row.get("data"), dict) and "annotations" in row, read_label_studio),
     PairFormat("labels", lambda row: isinstance(row.get("pair"), dict) and {"annotator", "p_a"} <= row.keys(), read_labels),
     PairFormat("argilla", is_argilla, read_argilla),
-    PairFormat("table", is_table, read_table),
+    PairFormat(TABLE, is_table, read_table),
 )
 """The more special first: a flat record of Argilla has a table's columns too."""

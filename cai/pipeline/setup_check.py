@@ -10,12 +10,12 @@ from cai.data.rows import source_files
 from cai.errors import CaiError, RecipeError
 from cai.judge.calibration import calibration_of
 from cai.judge.protocols import PROTOCOLS
-from cai.labels.load import local_sources
+from cai.labels.load import load_human, local_sources
 from cai.models.server.address import check_url
 from cai.models.templates import load_templates
 from cai.pipeline.methods import METHODS
 from cai.pipeline.tracking import missing_tracker
-from cai.recipe import ModelSpec, Recipe
+from cai.recipe import HumanSource, ModelSpec, Recipe
 from cai.records import Constitution
 
 
@@ -37,6 +37,10 @@ def spec_fingerprint(spec: ModelSpec) -> str:
 def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
     """Return the paths and globs of prompts that are not on the Hub."""
     return [s.path for s in (*recipe.prompts.train, *recipe.prompts.evaluate) if not is_hub(s, root)]
+
+
+READ_AT_ONCE = 64 * 1024 * 1024
+"""Size in bytes up to which labels are read when a run is set up."""
 
 
 def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, str]:
@@ -76,15 +80,13 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             "or run only the stages that need none: --only respond,critique"
         )
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
-    files += [("preferences.human", path) for path in local_sources(recipe.preferences.human)]
-    files += [("gold.human", path) for path in local_sources(recipe.gold.human if recipe.gold else ())]
-    files += [("feedback.bench_pairs", recipe.feedback.bench_pairs)] if recipe.feedback.bench_pairs else []
     files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]
     for key, path in files:
         try:
             source_files(path, workspace.root)
         except CaiError as e:
             problems.append(f"{key}: {e}")
+    problems += _label_problems(recipe, workspace.root)
     try:
         calibration_of(recipe.feedback, workspace.root)
     except CaiError as e:
@@ -124,6 +126,24 @@ def _target_problems(recipe: Recipe) -> list[str]:
             continue
         if problem:
             problems.append(f"{name}.lora.target_modules: {problem}")
+    return problems
+
+
+def _label_problems(recipe: Recipe, root: Path) -> list[str]:
+    """Return what is wrong with local human labels, which the run would otherwise find after it has paid for generation."""
+    labels = [("preferences.human", source) for source in recipe.preferences.human]
+    labels += [("gold.human", source) for source in (recipe.gold.human if recipe.gold else ())]
+    labels += [("feedback.bench_pairs", HumanSource(path=recipe.feedback.bench_pairs))] if recipe.feedback.bench_pairs else []
+    problems = []
+    for key, source in labels:
+        if not local_sources([source]):
+            continue
+        try:
+            files = source_files(source.path, root)
+            if all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= READ_AT_ONCE:
+                load_human([source], root, recipe.seed)
+        except CaiError as e:
+            problems.append(f"{key}: {e}")
     return problems
 
 

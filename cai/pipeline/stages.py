@@ -17,6 +17,7 @@ from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
 from cai.data.repeats import Seen
+from cai.data.splits import SIMILARITY
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
@@ -24,6 +25,7 @@ from cai.evaluate.run import Questions, answer, judge_answers, measure, score_an
 from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
+from cai.judge.calibration import calibration_of
 from cai.judge.card import measure_judge
 from cai.judge.choices import MeanMass, mass_warning
 from cai.labels.load import load_human, local_sources
@@ -179,12 +181,25 @@ def _unlabelled(c: Context) -> Iterator[ResponsePair]:
 def preferences_stage(c: Context) -> dict[str, int]:
     """Mix AI, revision, contrast and human labels into preferences, split by prompt to avoid leakage."""
     config = c.recipe.preferences
-    human, failures = load_human(config.human, c.root, c.recipe.seed)
+    human, failures = load_human(config.human, c.root, c.recipe.seed, c.reporter.say)
     pairs = [p for name in pair_files(c.recipe) for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
-    gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed)
-    evaluate = read(c, "eval_prompts", Prompt)
-    mixture = mix(config, pairs, read(c, "judgments", Judgment), human, c.recipe.seed, evaluate, gold, gold_human)
+    gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed, c.reporter.say)
+    calibration = calibration_of(c.recipe.feedback, c.root)
+    mixture = mix(
+        config,
+        pairs,
+        read(c, "judgments", Judgment),
+        human,
+        c.recipe.seed,
+        evaluate=read(c, "eval_prompts", Prompt),
+        gold=gold,
+        gold_human=gold_human,
+        fitted=calibration.prompts if calibration else (),
+        fitted_texts=calibration.fitted_on if calibration else (),
+        similarity=c.recipe.prompts.near_duplicates,
+        warn=c.reporter.warn,
+    )
     c.failures += [*failures, *gold_failures, *mixture.dropped]
     write_records(c.run.data("preferences"), mixture.train)
     write_records(c.run.data("preferences_heldout"), mixture.held_out)
@@ -369,8 +384,15 @@ STAGES: tuple[Stage, ...] = (
         preferences_stage,
         reads=lambda r: (*(f"data/{name}.jsonl" for name in pair_files(r)), "data/judgments.jsonl", "data/eval_prompts.jsonl"),
         writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
-        settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
-        sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
+        settings=lambda r: (
+            r.preferences,
+            r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction),
+            *([] if r.prompts.near_duplicates == SIMILARITY else [r.prompts.near_duplicates]),
+        ),
+        sources=lambda r: [
+            *local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
+            *([r.feedback.calibration] if r.feedback.calibration else []),
+        ],
     ),
     Stage(
         "reward",

@@ -117,6 +117,8 @@ class Dispute:
 
     disagreement: float
     right: bool | None
+    conversation: str
+    """What pairs share that are not independent."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +338,7 @@ def _add_points(points: _Points, stage: str, member: str, row: dict[str, Any]) -
 
 def _dispute(pair: ScoredPair) -> Dispute:
     known = pair.held_out and pair.p_chosen != 0.5
-    return Dispute(pair.disagreement, pair.margin * (pair.p_chosen - 0.5) > 0 if known else None)
+    return Dispute(pair.disagreement, pair.margin * (pair.p_chosen - 0.5) > 0 if known else None, pair.cluster)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:

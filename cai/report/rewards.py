@@ -8,7 +8,7 @@ from markupsafe import Markup
 from cai.report.collect import Curve, Dispute, ReportData
 from cai.report.formatting import number, percent, plural, signed
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
-from cai.stats import wilson
+from cai.stats import clustered_share
 from cai.train.reward.metrics import ENSEMBLE, HeldOutMetrics, RewardMeasure
 
 BUCKETS = {
@@ -80,8 +80,9 @@ def dispute_plots(disputes: Sequence[Dispute]) -> list[Markup]:
         parts = {"least disagreement": judged[:third], "middle third": judged[third:-third], "most disagreement": judged[-third:]}
         rows = []
         for name, part in parts.items():
-            right = sum(bool(d.right) for d in part)
-            rows.append(PlotRow(name, right / len(part), *wilson(right, len(part)), f"n = {len(part)}"))
+            right = [float(bool(d.right)) for d in part]
+            low, high = clustered_share(right, [d.conversation for d in part])
+            rows.append(PlotRow(name, sum(right) / len(part), low, high, f"n = {len(part)}"))
         caption = "If disagreement is informative, accuracy is lower where the members disagree."
         title = "Accuracy of the ensemble by disagreement of its members"
         plots.append(rows_plot(title, rows, reference=0.5, reference_label="chance", bars=False, caption=caption))

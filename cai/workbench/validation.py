@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.core.flow import together
+from cai.data.filters import prompt_key
+from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
@@ -20,7 +22,7 @@ from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.session import Session
-from cai.stats import change, paired_bootstrap, wilson
+from cai.stats import change, clustered_share, paired_bootstrap
 from cai.workbench.sample import Calls, calls_of
 
 FOLDS = 5
@@ -192,8 +194,9 @@ def measure(
     rules = [(_explained(name, [_sign(rule(p)) for p in pairs], pairs, seed)) for name, rule in RULES.items()]
     _, best_right, _ = max(rules, key=lambda r: r[0].accuracy)
     best_nats = max(([-math.log(2)] * len(pairs), *(r[2] for r in rules)), key=math.fsum)
-    gain, low, high = paired_bootstrap([a - b for a, b in zip(right, best_right, strict=True)], seed)
-    nats_gain, nats_low, nats_high = paired_bootstrap([a - b for a, b in zip(nats, best_nats, strict=True)], seed)
+    conversations = [conversation_id(p.prompt) for p in pairs]
+    gain, low, high = paired_bootstrap([a - b for a, b in zip(right, best_right, strict=True)], seed, conversations)
+    nats_gain, nats_low, nats_high = paired_bootstrap([a - b for a, b in zip(nats, best_nats, strict=True)], seed, conversations)
     return Validation(
         len(judged),
         0,
@@ -239,8 +242,9 @@ def fit_scale(scores: Sequence[float]) -> float:
 
 
 def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> list[float]:
-    """Return the log-likelihood of each pair under a scale fitted on the other folds. Pairs of one prompt are in the same fold."""
-    fold = [int(split_fraction(p.prompt.id, "validate-fold") * FOLDS) for p in pairs]
+    """Return the log-likelihood of each pair under a scale fitted on the other folds, which share no conversation or near-copy with it."""
+    groups = split_groups(p.prompt for p in pairs)
+    fold = [int(split_fraction(groups[prompt_key(p.prompt)], "validate-fold") * FOLDS) for p in pairs]
     scale = {k: fit_scale([x for x, f in zip(scores, fold, strict=True) if f != k]) for k in set(fold)}
     return [_log_likelihood(scale[f] * x) for x, f in zip(scores, fold, strict=True)]
 
@@ -251,8 +255,9 @@ def _explained(
     """Return the summary, and the correctness and held-out log-likelihood of each pair."""
     right = [correctness(probability(x), True) for x in scores]
     nats = held_out_nats(scores, pairs)
-    low, high = wilson(sum(right), len(right))
-    mean, nats_low, nats_high = paired_bootstrap(nats, seed)
+    conversations = [conversation_id(p.prompt) for p in pairs]
+    low, high = clustered_share(right, conversations)
+    mean, nats_low, nats_high = paired_bootstrap(nats, seed, conversations)
     as_they_are = math.fsum(map(_log_likelihood, scores)) / len(scores) if raw else None
     accuracy = sum(right) / len(right)
     return Explained(name, len(right), accuracy, low, high, mean, nats_low, nats_high, as_they_are, 1 + mean / math.log(2)), right, nats
@@ -264,7 +269,7 @@ def _principle(principle: Principle, judged: Sequence[JudgedPair], weights: dict
     if not mine:
         return None
     right = [correctness(probability(j.opinions[principle.id]), True) for j in mine]
-    low, high = wilson(sum(right), len(right))
+    low, high = clustered_share(right, [conversation_id(j.pair.prompt) for j in mine])
     both = [(w, wo) for j in mine if (w := j.pooled(weights)) is not None and (wo := j.pooled(weights, principle.id)) is not None]
     with_it, left_out = [w > 0 for w, _ in both], [wo > 0 for _, wo in both]
     without: tuple[float, float, float] | tuple[None, None, None] = change(with_it, left_out) if both else (None, None, None)

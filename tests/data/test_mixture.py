@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.data.filters import prompt_key
+from cai.data.filters import prompt_key, texts_key
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
 from cai.labels.load import load_human
@@ -85,7 +85,7 @@ def test_what_is_not_a_preference_is_dropped_by_name() -> None:
         (pair("d", b=" GOOD "), judged(pair("d", b=" GOOD "), 0.9), "identical"),
         (pair("e", b=""), judged(pair("e", b=""), 0.9), "empty"),
         (pair("f"), judged(pair("f"), 0.55), "small_margin"),
-        (replace(ok), judged(ok, 0.9), "duplicate"),
+        (replace(ok), judged(ok, 0.9), "pooled"),
         (pair("h", source="revision"), judged(pair("h", source="revision"), 0.9), "zero_weight"),
         (pair("held"), judged(pair("held"), 0.9), "in_evaluate"),
     ]
@@ -99,11 +99,67 @@ def test_what_is_not_a_preference_is_dropped_by_name() -> None:
     assert mixture.counts["train"] + mixture.counts["held_out"] + mixture.counts["dropped"] == len(pairs)
 
 
-def test_people_outrank_the_judge_on_the_same_texts_and_may_disagree_with_each_other() -> None:
+def test_people_outrank_the_judge_on_the_same_texts_and_are_pooled_whichever_they_prefer() -> None:
     same = pair("q", "x", "y")
-    mixture = mix(ALL, [same], [judged(same, 0.9)], [human("q", "y", "x"), human("q", "x", "y"), human(" Q ", "y", "x")])
-    assert [(p.chosen, p.source) for p in mixture.train] == [("y", "human:f.jsonl"), ("x", "human:f.jsonl")]
-    assert reasons(mixture) == ["duplicate", "human_labelled"]
+    people = [human("q", "y", "x"), human("q", "x", "y"), human(" Q ", "y", "x", weight=4.0)]
+    mixture = mix(ALL, [same], [judged(same, 0.9)], people)
+    (p,) = mixture.train
+    assert (p.chosen, p.p_chosen, p.weight, p.source) == ("y", pytest.approx(6 / 8), pytest.approx(8 / 3), "human:f.jsonl")
+    assert reasons(mixture) == ["pooled", "pooled", "human_labelled"]
+
+
+def test_two_judgments_of_the_same_texts_are_one_example() -> None:
+    pairs = [pair("q", "x", "y"), pair("q", "y", "x", source="revision")]
+    mixture = mix(ALL, pairs, [judged(p, x) for p, x in zip(pairs, (0.9, 0.3), strict=True)])
+    assert [(p.chosen, p.p_chosen) for p in mixture.train] == [("x", pytest.approx(0.8))] and reasons(mixture) == ["pooled"]
+
+
+LONG = "Please tell me how I can bake a loaf of rye bread at home in an oven without any steam"
+
+
+def followed(text: str, then: str) -> Prompt:
+    return Prompt(f"{text}-{then}", "other", (Message("user", text), Message("assistant", "Yes."), Message("user", then)), "s")
+
+
+def test_no_two_parts_share_a_conversation_or_a_near_copy() -> None:
+    """Conversations of one opening, an edited opening, and a system turn: all of a group are in the same part."""
+
+    def group(i: int) -> list[Prompt]:
+        text = f"{LONG} number {i}{i}{i} of my cookery book for bakers {i}"
+        return [
+            prompt(text),
+            prompt(f"{text} today"),
+            followed(text.upper(), "And without salt?"),
+            followed(f"{text} then", "What do I do if it burns, and who eats it after all of this work that I did?"),
+            Prompt(f"sys-{i}", "other", (Message("system", "Be terse."), Message("user", text)), "s"),
+        ]
+
+    def words(i: int) -> str:
+        return " ".join(f"{w}{i}" for w in "how do bakers like to make good bread".split())
+
+    groups = [[prompt(words(i)), prompt(words(i) + " now"), followed(words(i), "And then?")] for i in range(60)]
+    people = [Preference(p, "x", "y", 1.0, 1.0, "human:f", (), Provenance("")) for g in groups for p in g]
+    gold = GoldConfig(fraction=0.3, held_out_fraction=0.4)
+    mixture = mix(PreferencesConfig(held_out_fraction=0.3), [], [], people, evaluate=[groups[0][2]], gold=gold)
+    parts = (mixture.train, mixture.held_out, mixture.gold_train, mixture.gold_held_out)
+    assert all(parts) and sum(map(len, parts)) == 3 * 59 and reasons(mixture) == ["in_evaluate"] * 3
+    where = {p.prompt.id: n for n, part in enumerate(parts) for p in part}
+    assert all(len({where[p.id] for p in g}) == 1 for g in groups[1:])
+    one = group(1)
+    people = [Preference(p, "x", "y", 1.0, 1.0, "human:f", (), Provenance("")) for p in (*one, prompt("other"))]
+    for evaluated in one:
+        assert [p.prompt.id for p in mix(ALL, [], [], people, evaluate=[evaluated]).train] == ["id-other"]
+
+
+def test_labels_that_fitted_a_calibration_are_trained_on_but_never_held_out() -> None:
+    people = [human(f"q{i}", "x", "y") for i in range(100)]
+    fitted = [followed(f"Q{i}", "And then?") for i in range(50)]
+    mixture = mix(PreferencesConfig(held_out_fraction=0.5), [], [], people, fitted=fitted)
+    held_out = {p.prompt.id for p in mixture.held_out}
+    assert len(mixture.train) + len(held_out) == 100 and 10 < len(held_out) < 40
+    assert not held_out & {f"id-q{i}" for i in range(50)}
+    old = mix(PreferencesConfig(held_out_fraction=0.5), [], [], people, fitted_texts={texts_key(p.prompt, "y", "x") for p in people[:50]})
+    assert {p.prompt.id for p in old.held_out} == held_out
 
 
 def test_a_retried_judgment_replaces_a_failure_and_a_second_opinion_is_refused() -> None:

@@ -207,6 +207,34 @@ def test_training_prompts_that_are_evaluated_are_dropped_and_counted(tmp_path: P
     assert [(f.item_id, f.reason) for f in left_out] == [("t1", "in_evaluate"), ("e2", "in_evaluate")]
 
 
+def test_a_system_column_becomes_the_system_turn(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "Q?", "system": "Be terse."}, {"prompt": "R?", "system": None}])
+    loaded = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0)
+    assert [[m.role for m in p.messages] for p in loaded.prompts] == [["system", "user"], ["user"]]
+    assert loaded.prompts[0].messages[0].content == "Be terse."
+
+
+def test_prompts_of_an_evaluated_conversation_and_its_near_copies_are_left_out() -> None:
+    opening = "Please tell me how I can bake a loaf of rye bread at home in an oven without steam"
+    follow_up = (
+        Message("assistant", "Gladly, what is it that you have?"),
+        Message("user", "A small oven, and I never baked in my life before."),
+    )
+    theirs = [Prompt("e", "other", (Message("user", opening), *follow_up), "e")]
+    train = [
+        Prompt("same opening", "other", (Message("user", opening.upper()),), "t"),
+        Prompt("with a system turn", "other", (Message("system", "Be terse."), Message("user", opening)), "t"),
+        Prompt("edited opening", "other", (Message("user", opening + " today"),), "t"),
+        Prompt("another", "other", (Message("user", "How do I bake a cake?"), *follow_up[:1], Message("user", "A large one")), "t"),
+    ]
+    left_out: list[Failure] = []
+    kept = without_near_repeats(without_evaluated(train, theirs, left_out), theirs, 0.8, left_out)
+    assert [p.id for p in kept] == ["another"]
+    assert [(f.item_id, f.reason) for f in left_out] == [
+        ("same opening", "in_evaluate"), ("with a system turn", "in_evaluate"), ("edited opening", "near_duplicate"),
+    ]  # fmt: skip
+
+
 def test_folders_and_the_hub_go_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     import pyarrow as pa
@@ -336,3 +364,14 @@ def test_watched_prompts_are_at_most_half_and_stay_watched_as_more_are() -> None
         "drawn by the seed"
     )
     assert split_monitored(prompts[:1], 5, 0) == ([], prompts[:1])
+
+
+def test_watched_prompts_share_no_conversation_with_the_others() -> None:
+    turns = [(Message("user", f"Question {i}?"),) for i in range(10)]
+    prompts = [
+        Prompt(f"p{i}-{k}", "harmful", (*t, Message("assistant", "."), *t) if k else t, "s") for i, t in enumerate(turns) for k in (0, 1)
+    ]
+    watched, others = split_monitored(prompts, 7, 0)
+    assert len(watched) == 6 and {p.id[:2] for p in watched}.isdisjoint(p.id[:2] for p in others)
+    watched, others = split_monitored(prompts[:2], 1, 0)
+    assert len(watched) == len(others) == 1, "all belong together, and the monitor needs one"

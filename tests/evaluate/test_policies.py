@@ -14,10 +14,11 @@ from cai.evaluate.paired import by_prompt
 from cai.evaluate.policies import Verdicts, corrected, evaluate_policies
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
 from cai.evaluate.repetition import repetition
-from cai.evaluate.rewards import reward_accuracy, reward_means
+from cai.evaluate.rewards import member_accuracy, reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Message, Prompt, PromptKind, Provenance, Response
 from cai.stats import change
+from cai.train.reward.metrics import measure_margins
 
 REFUSAL = "I'm sorry, but I can't help with that."
 KINDS: tuple[PromptKind, ...] = ("harmful", "harmful", "borderline", "helpful")
@@ -198,11 +199,9 @@ def test_rewards() -> None:
     results = reward_means("policy", {"p0": 1.0, "p1": 3.0}, {"p0": 0.5, "p1": 0.5})
     assert named(results, "reward").value == pytest.approx(2.0)
     assert named(results, "reward_change").value == pytest.approx(1.5)
-    right = reward_accuracy(30, 40)
-    assert (right.model, right.value, right.n) == ("reward-0", 0.75, 40)
-    assert right.low < 0.75 < right.high
-    with pytest.raises(DataError, match="41 right out of 40"):
-        reward_accuracy(41, 40)
+    measured = measure_margins([1.0] * 30 + [-1.0] * 10, [1.0] * 40, [f"p{i // 4}" for i in range(40)])
+    right = member_accuracy("reward-0", measured)
+    assert (right.model, right.value, right.n, right.low, right.high) == ("reward-0", 0.75, 40, measured.low, measured.high)
 
 
 def test_the_battery_gives_every_model_every_measure() -> None:

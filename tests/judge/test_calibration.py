@@ -3,18 +3,21 @@
 import asyncio
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from cai.core.console import Reporter
 from cai.core.jsonl import write_records
-from cai.data.filters import texts_key
+from cai.data.filters import preference_key, texts_key
 from cai.errors import DataError, RecipeError
+from cai.ids import content_hash
+from cai.judge.bench import unseen_by
 from cai.judge.calibration import Calibration, length_difference, read_calibration, write_calibration
 from cai.judge.card import measure_judge
 from cai.judge.judge import Judge
 from cai.judge.protocol import log_odds_of
 from cai.recipe import FeedbackConfig, Recipe
-from cai.records import Preference, Provenance
+from cai.records import Message, Preference, Prompt, Provenance
 from tests.judge.judging import CONSTITUTION, TEMPLATES, hashed, judge_with, judged, pair, prefers_text
 
 FIT = Calibration("pointwise", "ensemble", 1, "scripted:hashed", CONSTITUTION.hash, 0.5, {"kind": 0.3, "true": -0.2}, -0.4)
@@ -86,6 +89,24 @@ def measured(tmp_path, fitted_on):
     judge = Judge(config, CONSTITUTION, judge_with(prefers_text, "pointwise").model, TEMPLATES, 0, calibration=calibration)
     recipe = Recipe(name="r", feedback=config)
     return asyncio.run(measure_judge(recipe, tmp_path, judge, tmp_path / "bench.jsonl", Reporter())), calibration
+
+
+def test_pairs_of_a_fitted_conversation_or_of_a_near_copy_are_seen() -> None:
+    def told(*turns: str) -> Preference:
+        roles = ("user", "assistant", "user")
+        messages = tuple(Message(role, text) for role, text in zip(roles, turns, strict=False))
+        return Preference(Prompt(" ".join(turns), "other", messages, "s"), "x", "y", 1.0, 1.0, "human:f", (), Provenance(""))
+
+    asked = "Please tell me how I can bake a loaf of rye bread at home in an oven without steam"
+    pairs = [told(asked), told(asked, "Gladly.", "And then?"), told(f"{asked} now"), told("Something else?")]
+    for calibration in (replace(FIT, fitted_prompts=(pairs[1].prompt.messages,)), replace(FIT, fitted_on=(preference_key(pairs[1]),))):
+        assert unseen_by(calibration, pairs) == [pairs[3]]
+    assert unseen_by(None, pairs) == pairs
+
+
+def test_a_calibration_without_its_prompts_keeps_its_hash() -> None:
+    older = {k: v for k, v in msgspec.to_builtins(FIT).items() if k != "fitted_prompts"}
+    assert FIT.hash == content_hash(older) != replace(FIT, fitted_prompts=((Message("user", "q"),),)).hash
 
 
 def test_the_card_measures_the_calibrated_judge_on_pairs_that_it_was_not_fitted_on(tmp_path):

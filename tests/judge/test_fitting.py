@@ -69,7 +69,7 @@ def test_a_liking_for_length_is_taken_off_only_where_asked() -> None:
 def test_telling_a_pair_the_other_way_round_changes_nothing() -> None:
     pairs = made(120, lambda said, length: said["p1"])
     turned = [
-        Labelled(p.key, p.prompt_key, -p.pooled, {k: -v for k, v in p.by_principle.items()}, -p.length, 1 - p.people) if i % 3 else p
+        Labelled(p.key, p.group, -p.pooled, {k: -v for k, v in p.by_principle.items()}, -p.length, 1 - p.people) if i % 3 else p
         for i, p in enumerate(pairs)
     ]
     one, other = fit_calibration(pairs, True, 0), fit_calibration(turned, True, 0)

@@ -82,6 +82,28 @@ def test_groups_that_want_different_things_are_seen() -> None:
     assert people_agreement(labels)[0].value < 0
 
 
+def test_intervals_are_over_conversations_and_one_of_them_says_nothing() -> None:
+    rng = random.Random(0)
+
+    def told(prompts: int) -> list[HumanLabel]:
+        rng.seed(0)
+        labels = []
+        for i in range(120):
+            prompt = Prompt(f"p{i % prompts}", "other", (Message("user", f"q{i % prompts}"),), "s")
+            pair = ResponsePair(prompt, f"good {i}", f"bad {i}", "human", Provenance(""))
+            labels += [HumanLabel(pair, who, float(rng.random() < 0.5 + 0.4 * (i % 2)), "human:f") for who in ("ann", "bob")]
+        return labels
+
+    apart, together, one = ({(r.name, r.model): r for r in people_agreement(told(n))} for n in (120, 10, 1))
+    assert apart.keys() == together.keys() == one.keys() and len(apart) == 4
+    for key, r in together.items():
+        assert r.low <= r.value <= r.high and r.n == 120
+        assert (one[key].low, one[key].high) == (0.0 if r.name == "reliability" else -1.0, 1.0)
+    said, truth = {str(i): 0.9 for i in range(40)}, {str(i): float(i % 4 > 0) for i in range(40)}
+    people, grouped = judge_agreement("j", said, truth), judge_agreement("j", said, truth, talks={k: str(int(k) % 4) for k in said})
+    assert people[0].value == grouped[0].value == 0.75 and grouped[0].high - grouped[0].low > 2 * (people[0].high - people[0].low)
+
+
 def test_gold_questions_measure_each_person() -> None:
     labels = [label(i, "ann", 1.0) for i in range(8)] + [label(i, "bob", 0.0 if i < 4 else 0.5) for i in range(8)]
     keys = by_pair([label(i, "gold", 1.0) for i in range(6)])

@@ -99,7 +99,7 @@ def test_rows_without_a_direction_are_counted_failures(tmp_path: Path) -> None:
         ({**HH, "chosen": f"\n\nHuman: {Q}\n\nAssistant: "}, "empty"),
         ({**HH, "chosen": f"\n\nHuman: {Q}"}, "no_response"),
         ({**HH, "chosen": f"\n\nHuman: {Q}\n\nAssistant: a\n\nAssistant: b"}, "no_user_turn"),
-        ({**HH, "p_chosen": 0.5}, "tie"),
+        ({"chosen": HH["chosen"] + " Yes.", "rejected": HH["rejected"], "p_chosen": 0.5}, "tie"),
         ({**HH, "p_chosen": 1.5}, "bad_number"),
         ({"chosen": HH["chosen"]}, "no_column"),
         ({"chosen": "just text", "rejected": "more"}, "not_a_transcript"),
@@ -132,9 +132,9 @@ def test_label_studio_choices_follow_each_annotator(tmp_path: Path) -> None:
         return {**task, "annotations": [{"result": [{"type": "pairwise", "value": {"selected": s}}]} for s in sides]}
 
     skipped = {**task, "annotations": [{"was_cancelled": True, "result": []}]}
-    (tmp_path / "t.json").write_text(json.dumps([chose("left", "right"), skipped, chose(None)]))
+    (tmp_path / "t.json").write_text(json.dumps([chose("left", "right", "left"), skipped, chose(None)]))
     loaded = load_pairs(tmp_path / "t.json")
-    assert [(p.chosen, p.rejected) for p in loaded.preferences] == [(BAD, GOOD), (GOOD, BAD)]
+    assert [(p.chosen, p.rejected, p.p_chosen) for p in loaded.preferences] == [(BAD, GOOD, pytest.approx(2 / 3))]
     assert sorted(f.reason for f in loaded.failures) == ["no_choice", "skipped"]
 
 

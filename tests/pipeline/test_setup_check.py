@@ -1,5 +1,6 @@
 """What is looked at before anything runs. All problems at once are in test_pipeline."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ def test_a_good_setup_gives_what_the_run_needs(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
     constitution, fingerprint = check_setup(recipe_of(workspace), workspace)
     assert len(constitution.principles) >= 16 and fingerprint == "scripted:None:None"
+
+
+def test_labels_whose_answers_can_not_be_read_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    for rater, choice in (("ann", 0), ("bob", 1)):
+        row = {"prompt": "Is it so?", "response_a": "Yes.", "response_b": "No.", "choice": choice, "annotator": rater}
+        (workspace.root / f"{rater}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(RecipeError, match=r"(?s)preferences\.human: .*ann\.jsonl, .*bob\.jsonl: .*found 0 \(1×\), 1 \(1×\).*--choices"):
+        check_setup(recipe_of(workspace, "preferences.human=[{path: '*.jsonl'}]"), workspace)
 
 
 def test_models_are_told_apart_before_they_are_opened(tiny_model_dir: Path) -> None:

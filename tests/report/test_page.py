@@ -253,9 +253,9 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_sources_that_pull_in_opposite_directions_are_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     long, short = "A long answer of several words", "Short"
-    prompt = Prompt("p", "helpful", (Message("user", "q"),), "s")
+    prompts = [Prompt(f"p{i}", "helpful", (Message("user", f"q{i}"),), "s") for i in range(20)]
     sides = {"human:f.jsonl": (short, long), "ai:<b>x</b>": (long, short)}
-    both = [Preference(prompt, *texts, 0.9, 1.0, source, (), Provenance("")) for source, texts in sides.items() for _ in range(20)]
+    both = [Preference(p, *texts, 0.9, 1.0, source, (), Provenance("")) for source, texts in sides.items() for p in prompts]
     write_records(run / "data" / "balance.jsonl", source_balance(both, ()))
     html = render_report(collect_report(run))
     assert "pull in opposite directions: the longer response is chosen in 100%" in html

@@ -37,13 +37,13 @@ def test_members_and_ensemble_are_shown_on_every_bucket(tmp_path: Path) -> None:
 
 
 def test_accuracy_is_shown_by_disagreement_on_held_out_pairs_only() -> None:
-    disputes = [Dispute(i / 10, i < 6) for i in range(9)] + [Dispute(5.0, None)]
+    disputes = [Dispute(i / 10, i < 6, f"p{i}") for i in range(9)] + [Dispute(5.0, None, "p")]
     rows, spread = dispute_plots(disputes)
     assert "least disagreement: 100%" in rows and "middle third: 100%" in rows and "most disagreement: 0%" in rows
     assert "Over 10 preferences" in spread and "n = 3" in rows
     [only] = dispute_plots(disputes[:5])
     assert "Disagreement about pairs" in only
-    assert dispute_plots([Dispute(0.0, True)] * 20) == [], "one member never disagrees"
+    assert dispute_plots([Dispute(0.0, True, "p")] * 20) == [], "one member never disagrees"
 
 
 def test_a_single_model_has_no_disagreement_and_keeps_its_name(tmp_path: Path) -> None:

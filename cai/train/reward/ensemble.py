@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cai.core.jsonl import write_text
+from cai.data.splits import conversation_id
 from cai.errors import ModelError
 from cai.ids import split_fraction
 from cai.models.local.precision import resolved_precision, tokens_at_once
@@ -176,7 +177,19 @@ def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], hel
     """
     scores = ensemble.score([(p.prompt.messages, text) for p in preferences for text in (p.chosen, p.rejected)])
     return [
-        ScoredPair(p.id, p.prompt.id, p.prompt.kind, p.source, p.p_chosen, held_out, len(p.chosen), len(p.rejected), chosen, rejected)
+        ScoredPair(
+            p.id,
+            p.prompt.id,
+            p.prompt.kind,
+            p.source,
+            p.p_chosen,
+            held_out,
+            len(p.chosen),
+            len(p.rejected),
+            chosen,
+            rejected,
+            conversation_id(p.prompt),
+        )
         for p, chosen, rejected in zip(preferences, scores[::2], scores[1::2], strict=True)
     ]
 

@@ -5,10 +5,11 @@ Computed from stored scores (`ScoredPair`). Labels are soft; pairs labelled exac
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from cai.errors import TrainingError
 from cai.records import ScoredPair
+from cai.stats import clustered_half_width, clustered_share
 
 CALIBRATION_BINS = 10
 ENSEMBLE = "ensemble"
@@ -44,7 +45,7 @@ class HeldOutMetrics:
     """Number of pairs whose label favours a side."""
     low: float
     high: float
-    """95 % Wilson confidence interval of the accuracy."""
+    """95 % confidence interval of the accuracy: Wilson's, at the effective number of pairs where a conversation has several."""
     calibration_error: float
     """Expected calibration error of σ(|score difference|), the predicted probability of the side that the model favours: mean
     |predicted − observed| over equal bins, weighted by their counts. Observed is the label of that side. At least 0, and above 0 by
@@ -53,7 +54,7 @@ class HeldOutMetrics:
     """Mean of predicted − observed, in probability. Above 0 the model is overconfident."""
     overconfidence_low: float
     overconfidence_high: float
-    """95 % confidence interval of the overconfidence (normal approximation); −1 to 1 for a single pair."""
+    """95 % confidence interval of the overconfidence (Student's t over conversations); −1 to 1 for a single one."""
     mean_margin: float
     """Mean of chosen minus rejected score."""
     reliability: tuple[ReliabilityBin, ...] = ()
@@ -87,7 +88,7 @@ def measure_scores(pairs: Iterable[ScoredPair], names: Sequence[str]) -> list[Re
     margins: dict[str, Callable[[ScoredPair], float]] = {ENSEMBLE: lambda p: p.margin} if len(names) > 1 else {}
     margins |= {name: lambda p, i=i: p.member_margins[i] for i, name in enumerate(names)}  # type: ignore[misc]
     return [
-        RewardMeasure(name, by, group, measure_margins([margin(p) for p in found], [p.p_chosen for p in found]))
+        RewardMeasure(name, by, group, measure_margins([margin(p) for p in found], [p.p_chosen for p in found], [p.cluster for p in found]))
         for name, margin in margins.items()
         for (by, group), found in sorted(groups.items(), key=lambda item: _order(*item[0]))
     ]
@@ -106,37 +107,38 @@ def _order(by: str, group: str) -> tuple[int, int, str]:
     return ("all", "source", "kind", "length").index(by), lengths.index(group) if by == "length" else 0, group
 
 
-def measure_margins(margins: Sequence[float], p_chosen: Sequence[float]) -> HeldOutMetrics:
+def measure_margins(margins: Sequence[float], p_chosen: Sequence[float], clusters: Sequence[str] | None = None) -> HeldOutMetrics:
     """Measure how well score differences predict labels.
 
     Args:
         margins: chosen minus rejected scores.
         p_chosen: labels in [0, 1], none of them ½.
+        clusters: the conversation of each pair, for the intervals; None: each pair is independent.
 
     Raises:
         TrainingError: there is no pair.
     """
     from scipy.special import expit
-    from scipy.stats import binomtest
 
     if not margins:
         raise TrainingError("nothing to measure on: no held-out pair has a label that favours a side")
-    right = sum((m > 0) if p > 0.5 else (m < 0) for m, p in zip(margins, p_chosen, strict=True))
-    interval = binomtest(right, len(margins)).proportion_ci(0.95, method="wilson")
+    clusters = [str(i) for i in range(len(margins))] if clusters is None else clusters
+    right = [float((m > 0) if p > 0.5 else (m < 0)) for m, p in zip(margins, p_chosen, strict=True)]
+    low, high = clustered_share(right, clusters)
     predicted = [float(expit(abs(m))) for m in margins]
     observed = [p if m >= 0 else 1 - p for m, p in zip(margins, p_chosen, strict=True)]
     bins = reliability_bins(predicted, observed)
     gaps = [p - y for p, y in zip(predicted, observed, strict=True)]
-    gap, half = fmean(gaps), 1.96 * stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 2.0
+    gap, half = fmean(gaps), clustered_half_width(gaps, clusters)
     return HeldOutMetrics(
-        right / len(margins),
+        sum(right) / len(margins),
         len(margins),
-        float(interval.low),
-        float(interval.high),
+        low,
+        high,
         calibration_error(bins),
         gap,
-        max(-1.0, gap - half),
-        min(1.0, gap + half),
+        -1.0 if half is None else max(-1.0, gap - half),
+        1.0 if half is None else min(1.0, gap + half),
         fmean(margins),
         bins,
     )

@@ -213,7 +213,7 @@ def measure_reward(ensemble: RewardEnsemble, preferences: Sequence[Preference]) 
         TrainingError: no pair favours a side.
     """
     pairs = score_pairs(ensemble, [p for p in preferences if p.p_chosen != 0.5], held_out=True)
-    return measure_margins([p.margin for p in pairs], [p.p_chosen for p in pairs])
+    return measure_margins([p.margin for p in pairs], [p.p_chosen for p in pairs], [p.cluster for p in pairs])
 
 
 def _as_text(metrics: HeldOutMetrics) -> dict[str, str]:
