@@ -122,6 +122,7 @@ def step_config(given: argparse.Namespace) -> PolicyConfig:
 
 def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str, list[int]]], tokenizer: Any) -> None:
     """One step of `cai.train.rl.ppo`, without its bookkeeping."""
+    from cai.models.local.encoding import Encoder
     from cai.models.local.engine import stop_ids
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
     from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
@@ -135,9 +136,9 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
         spec, given.precision, folder / "sft", member_folders(given, folder), LoraSpec(), gradient_checkpointing=given.checkpointing
     )
     todo = tasks(prompts, 0, 0, given.batch)
-    ends = stop_ids(shared.causal, tokenizer)
+    ends = stop_ids(shared.causal, Encoder(tokenizer))
     responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
-    episodes = evaluate_responses(shared, todo, responses, end_id=tokenizer.eos_token_id, temperature=TEMPERATURE, at_once=given.micro)
+    episodes = evaluate_responses(shared, todo, responses, encoder=Encoder(tokenizer), temperature=TEMPERATURE, at_once=given.micro)
     batch = make_batch(episodes, ppo, RewardConfig(), ppo.kl_coef, shared.device)
     update(shared, make_optimizer(config, shared), batch, config, 1, 0, World(0, 1, 0, 8))
 
@@ -147,6 +148,7 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     import torch
 
     from bench.ppo_separate import load_separate
+    from cai.models.local.encoding import Encoder
     from cai.models.local.engine import stop_ids
     from cai.recipe import ModelSpec, RewardConfig
     from cai.train.rl.ppo_update import ADAM_EPSILON, make_batch
@@ -155,7 +157,7 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     spec, config = ModelSpec(path=given.model, precision=given.precision), step_config(given)
     models = load_separate(spec, folder / "sft", member_folders(given, folder), tokenizer, checkpointing=given.checkpointing, lean=lean)
     todo = tasks(prompts, 0, 0, given.batch)
-    ends = stop_ids(models.policy.get_base_model(), tokenizer)
+    ends = stop_ids(models.policy.get_base_model(), Encoder(tokenizer))
     torch.manual_seed(0)
     responses = models.sample([t.prompt_ids for t in todo], given.tokens, TEMPERATURE, ends)
     episodes = models.describe(todo, [(ids, ids[-1] in ends) for ids in responses], given.micro, TEMPERATURE)

@@ -74,6 +74,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
     import torch
 
     from bench.ppo_separate import load_separate
+    from cai.models.local.encoding import Encoder
     from cai.models.local.engine import stop_ids
     from cai.models.local.loading import load_tokenizer
     from cai.recipe import LoraSpec, ModelSpec, RewardConfig
@@ -90,7 +91,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
         shared = load_shared_base(spec, given.precision, folder / "sft", members, LoraSpec())
         separate = load_separate(spec, folder / "sft", members, tokenizer, checkpointing=False, lean=False)
     prompts = read_prompts(tokenizer, given.batch)
-    ends = stop_ids(shared.causal, tokenizer)
+    ends = stop_ids(shared.causal, Encoder(tokenizer))
     optimizers = (
         make_optimizer(config, shared),
         torch.optim.AdamW(separate.trained(), lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0),
@@ -105,7 +106,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
         theirs.time("sample", separate.sample, [t.prompt_ids for t in todo], given.tokens, TEMPERATURE, ends)
         settings["at_once"] = given.micro
         said = (
-            ours.time("score", evaluate_responses, shared, todo, responses, end_id=tokenizer.eos_token_id, **settings),
+            ours.time("score", evaluate_responses, shared, todo, responses, encoder=Encoder(tokenizer), **settings),
             theirs.time("score", separate.describe, todo, responses, given.micro, TEMPERATURE),
         )
         batches = [make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, "cpu") for episodes in said]

@@ -28,7 +28,6 @@ Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
-KlEstimator = Literal["k1", "k3"]
 Placement = Literal["system", "user"]
 SFTData = Literal["critique", "distill"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
@@ -123,6 +122,9 @@ class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     max_tokens: Positive = 128
     """Maximum length of a completion, in tokens."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that a model may think with before it answers, in addition to `max_tokens`. Set it for models that reason. The reasoning is
+    kept in the records and shown in the report; it is neither judged nor imitated. A reply that ends inside its reasoning is a failure."""
     temperature: Annotated[float, Meta(ge=0, le=5)] = 1.0
     """Sampling temperature. 0 is greedy decoding, 1 is the model's own distribution."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
@@ -261,6 +263,8 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Lower and upper bound of the probabilities of `pairwise-cot`, as in the paper (§4.1). None doesn't clamp."""
     cot_max_tokens: Positive = 256
     """Maximum length of a chain of thought, in tokens. Only for `pairwise-cot`."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that a judge which reasons may think with before its chain of thought, in addition. Only for `pairwise-cot`."""
     bench_pairs: str | None = "prompts/probe_pairs.jsonl"
     """Human-labelled pairs on which the judge is measured before it labels. None skips the measurement, and the run warns about it."""
     bench_limit: Positive = 400
@@ -449,6 +453,9 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
     temperature: Rate = 1.0
     """Sampling temperature."""
+    missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
+    """Penalty subtracted from the reward of a completion that was cut at `max_tokens`, as in `ppo`. None: no penalty, and a cut answer is
+    rewarded as a finished one."""
     rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
     """Reward functions, which are weighted and summed."""
     patience: Positive = 5
@@ -477,8 +484,6 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of responses sampled per batch in each process."""
     kl_coef: Annotated[float, Meta(ge=0)] = 0.05
     """Coefficient of the KL penalty in the reward."""
-    kl_estimator: KlEstimator = "k1"
-    """Estimator of the KL divergence per token. Both are unbiased. `k1` can be negative; `k3` cannot, and varies less."""
     target_kl: Rate | None = None
     """KL divergence to the reference, in nats per response, that an adaptive `kl_coef` aims at. None keeps `kl_coef` fixed."""
     kl_horizon: Positive = 10_000
@@ -668,13 +673,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
         source.data["name"] = name
     for override in overrides:
         _override(source, override)
-    problems = schema_problems(source, recipe_schema())
+    retired = _retired(source.data)
+    problems = [*retired, *schema_problems(source, recipe_schema())]
     if not problems:
         try:
             return msgspec.convert(source.data, Recipe)
         except msgspec.ValidationError as e:
             problems = [f"{path}: {e}"]
     raise RecipeError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _retired(data: dict[str, Any]) -> list[str]:
+    """Take out settings of earlier versions that have only one value now; return what is wrong with another value."""
+    policy = data.get("policy")
+    ppo = policy.get("ppo") if isinstance(policy, dict) else None
+    estimator = ppo.pop("kl_estimator", "k1") if isinstance(ppo, dict) else "k1"
+    if estimator == "k1":
+        return []
+    return [
+        f"policy.ppo.kl_estimator: {estimator!r} is gone: as a reward, the gradient of k3 is not that of the KL divergence. Leave the key "
+        "out; the penalty is the log-ratio (k1)"
+    ]
 
 
 def _override(source: YamlSource, text: str) -> None:

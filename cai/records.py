@@ -152,8 +152,10 @@ class Response:
     prompt: Prompt
     text: str
     truncated: bool
-    """Whether the response was cut off at the token limit."""
+    """Whether the response was cut off at the token limit. Its text then ends with a whole sentence, but the model had not ended."""
     provenance: Provenance
+    reasoning: str = ""
+    """What the model thought before it answered, if it did. Not judged and not imitated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +164,17 @@ class Critique:
 
     principle_id: str
     text: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A rewrite that follows a critique."""
+    """A rewrite that follows a critique. `truncated` and `reasoning` are as in `Response`."""
 
     principle_id: str
     text: str
+    truncated: bool = False
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +196,21 @@ class RevisionTrace:
     p_revised: float | None
     """The judge's probability that the final revision is better than the response; None if it was not judged."""
     provenance: Provenance
+    response_truncated: bool = False
+    """Whether the initial response was cut off at the token limit."""
+    response_reasoning: str = ""
 
     @property
     def id(self) -> str:
         """Content hash of the prompt's id and the texts."""
-        return content_hash((self.prompt.id, self.response, self.rounds))
+        texts = [
+            {
+                "critique": {"principle_id": r.critique.principle_id, "text": r.critique.text},
+                "revision": {"principle_id": r.revision.principle_id, "text": r.revision.text},
+            }
+            for r in self.rounds
+        ]
+        return content_hash((self.prompt.id, self.response, texts))
 
     @property
     def final(self) -> str:
@@ -205,7 +220,8 @@ class RevisionTrace:
     @property
     def pair(self) -> "ResponsePair":
         """The response (A) and the final revision (B), to be judged: a revision is not assumed to be better."""
-        return ResponsePair(self.prompt, self.response, self.final, "revision", self.provenance)
+        cut = (self.response_truncated, self.rounds[-1].revision.truncated if self.rounds else self.response_truncated)
+        return ResponsePair(self.prompt, self.response, self.final, "revision", self.provenance, None, *cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +233,8 @@ class SFTExample:
     principle_ids: tuple[str, ...]
     source: str
     provenance: Provenance
+    truncated: bool = False
+    """Whether the completion was cut off at the token limit: the end of the turn is then not trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +248,9 @@ class ResponsePair:
     provenance: Provenance
     p_a: float | None = None
     """Probability that A is better, for pairs labelled by construction (`contrast`); None for pairs to be judged."""
+    truncated_a: bool = False
+    """Whether A was cut off at the token limit."""
+    truncated_b: bool = False
 
     @property
     def id(self) -> str:
@@ -239,7 +260,14 @@ class ResponsePair:
     def swapped(self) -> "ResponsePair":
         """The same pair with A and B exchanged, and the label with them. Swapping twice gives the original."""
         p_a = None if self.p_a is None else 1.0 - self.p_a
-        return replace(self, response_a=self.response_b, response_b=self.response_a, p_a=p_a)
+        return replace(
+            self,
+            response_a=self.response_b,
+            response_b=self.response_a,
+            p_a=p_a,
+            truncated_a=self.truncated_b,
+            truncated_b=self.truncated_a,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +308,9 @@ class Judgment:
     provenance: Provenance
     detail: str = ""
     """The judge's reasoning (`pairwise-cot`), or details of the failure."""
+    mass: float | None = None
+    """Probability that the judge gave to the choices together, averaged over its questions, in [0, 1]. A label from a small one comes from
+    words that the model would hardly write. None if nothing was measured (`likelihood`, servers without log-probabilities)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +327,9 @@ class Preference:
     """Source of the label: `human:FILE`, `ai:PROTOCOL`, `revision:PROTOCOL`, `contrast`."""
     principle_ids: tuple[str, ...]
     provenance: Provenance
+    chosen_truncated: bool = False
+    """Whether `chosen` was cut off at the token limit: the end of its turn is then not trained on."""
+    rejected_truncated: bool = False
 
     @property
     def id(self) -> str:
@@ -304,7 +338,14 @@ class Preference:
 
     def swapped(self) -> "Preference":
         """The same label with chosen and rejected exchanged. Swapping twice gives the original."""
-        return replace(self, chosen=self.rejected, rejected=self.chosen, p_chosen=1.0 - self.p_chosen)
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            p_chosen=1.0 - self.p_chosen,
+            chosen_truncated=self.rejected_truncated,
+            rejected_truncated=self.chosen_truncated,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ def test_settings_reach_their_place(path: Path) -> None:
     assert recipe.prompts.evaluate == Recipe(name="x").prompts.evaluate
 
 
+def test_a_setting_of_earlier_versions_is_left_out_or_refused_with_what_to_do(path: Path) -> None:
+    assert load(path, "policy: {ppo: {kl_estimator: k1, kl_coef: 0.1}}").policy.ppo.kl_coef == 0.1
+    assert "kl_estimator: 'k3' is gone" in problems(path, "policy: {ppo: {kl_estimator: k3}}")
+
+
 def test_all_problems_are_reported_at_once_with_their_lines(path: Path) -> None:
     text = """\
 seed: -1
@@ -60,7 +65,7 @@ policy:
         f"  F:2: modle: unknown key 'modle'; known: {', '.join(sorted(Recipe.__struct_fields__))}",
         "  F:4: critique.rounds: 0 is less than the minimum of 1",
         "  F:5: critique.sampling.temperature: 'hot' is not of type 'number'",
-        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, top_p",
+        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, thinking_tokens, top_p",
         "  F:9: prompts.train[1].kind: 'harmfull' is not one of ['borderline', 'harmful', 'helpful', 'other']. Did you mean 'harmful'?",
         "  F:9: prompts.train[1]: 'path' is a required property",
         "  F:11: policy.learning_rate: 0 is less than or equal to the minimum of 0",

@@ -42,6 +42,7 @@ def bench(
     from cai.constitution.load import load_constitution
     from cai.core.console import plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
+    from cai.judge.choices import mass_warning
     from cai.session import settings
 
     errors = Console(stderr=True)
@@ -52,15 +53,19 @@ def bench(
     if json:
         print_json(result)
         return
-    numbers = ("agrees", "95 % interval", "n", "position bias", "failed")
+    numbers = ("agrees", "95 % interval", "n", "position bias", "choices hold", "failed")
     table = plain_table("protocol", *numbers, "beats baselines", right=numbers, title=f"agreement with {pairs}, n = {result.pairs}")
     for group in (result.protocols, result.baselines):
         for r in group:
             bias = "" if r.position_bias is None else f"{r.position_bias:+.3f}"
             beats = "" if r.beats_baselines is None else "yes" if r.beats_baselines else "no"
-            table.add_row(r.name, f"{r.accuracy:.1%}", f"{r.low:.1%} – {r.high:.1%}", str(r.n), bias, str(r.failures), beats)
+            mass = "" if r.mass is None else f"{r.mass:.1%}"
+            table.add_row(r.name, f"{r.accuracy:.1%}", f"{r.low:.1%} – {r.high:.1%}", str(r.n), bias, mass, str(r.failures), beats)
         table.add_section()
     Console().print(table)
+    for r in result.protocols:
+        if warning := mass_warning(r.mass, r.name):
+            errors.print(warning, style="yellow")
     if not any(r.beats_baselines for r in result.protocols):
         errors.print("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.", style="yellow")
 

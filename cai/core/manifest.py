@@ -22,6 +22,13 @@ STAGE_NAMES = ("respond", "critique", "distill", "sft", "pairs", "feedback", "pr
 """Names of a run's stages, in order. `cai.pipeline.stages` defines the stages."""
 
 
+TEXTS, TRUNCATED = "texts", "truncated"
+"""Counts of a stage that samples: the texts that it kept, and those of them that were cut off at the token limit."""
+MANY_TRUNCATED = 0.1
+"""Share of truncated texts above which a run warns."""
+_LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "distill", "pairs", "evaluate")}
+
+
 @dataclass
 class StageEntry:
     """The last run of one stage. A finished stage is skipped if its fingerprint and outputs are unchanged."""
@@ -46,6 +53,18 @@ class StageEntry:
     peak_device_bytes: int = 0
     """Peak memory of the stage's tensors on one GPU, in bytes, as torch reports it; 0 without a GPU."""
 
+    @property
+    def truncation_warning(self) -> str:
+        """What to do about texts that were cut off at the token limit; empty if at most a tenth of them were."""
+        texts, cut = self.counts.get(TEXTS, self.counts.get("responses", 0)), self.counts.get(TRUNCATED, 0)
+        if cut <= MANY_TRUNCATED * texts:
+            return ""
+        limit = _LIMITS.get(self.name, "policy.online.max_tokens or policy.ppo.response_length")
+        return (
+            f"{self.name}: {cut} of {texts} texts ({cut / texts:.0%}) were cut off at the token limit. They are judged as they stand, and "
+            f"no model is trained to end there; raise {limit}"
+        )
+
 
 @dataclass
 class JudgeCard:
@@ -63,6 +82,10 @@ class JudgeCard:
     note: str = ""
     calibration: str = ""
     """Hash of the calibration used in the measurement; empty without one."""
+    mass: float | None = None
+    """Mean probability that the judge gave to its choices together when it labelled, in [0, 1]; None if no choices were read."""
+    mass_warning: str = ""
+    """Warning if that is small."""
 
 
 @dataclass

@@ -199,6 +199,8 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
         source=source_of(pair, protocol),
         principle_ids=principle_ids,
         provenance=replace(provenance, principle_ids=principle_ids),
+        chosen_truncated=pair.truncated_a,
+        rejected_truncated=pair.truncated_b,
     )
     return softened(labelled if p_a >= 0.5 else labelled.swapped(), _mixes(config).get(_maker(labelled.source), config.ai))
 

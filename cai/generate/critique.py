@@ -52,9 +52,10 @@ class Writer:
         """Return the model's completion of a rendered template."""
         return await self.model.complete(asked.messages, as_sampling(sampling), seed, asked.prefill)
 
-    async def text(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> str:
-        """Return the text of a completion with its prefill, cut to whole sentences if truncated. Raises `ReplyError` if empty."""
-        return kept_text(await self.complete(asked, sampling, seed), asked.prefill)
+    async def text(self, asked: Rendered, sampling: SamplingSpec, seed: int) -> Completion:
+        """Return a completion whose text has its prefill, cut to whole sentences if truncated. Raises `ReplyError` if empty."""
+        completion = await self.complete(asked, sampling, seed)
+        return replace(completion, text=kept_text(completion, asked.prefill))
 
 
 async def respond(prompt: Prompt, writer: Writer, sampling: SamplingSpec) -> Response:
@@ -66,9 +67,9 @@ async def respond(prompt: Prompt, writer: Writer, sampling: SamplingSpec) -> Res
     template = writer.templates.respond
     seed = derive_seed(writer.run_seed, prompt.id, "respond", 0)
     asked = template.render({"conversation": prompt.messages})
-    completion = await writer.complete(asked, sampling, seed)
+    said = await writer.text(asked, sampling, seed)
     provenance = Provenance(writer.model.fingerprint, (), template.hash, seed, writer.recipe_hash)
-    return Response(prompt, kept_text(completion, asked.prefill), completion.truncated, provenance)
+    return Response(prompt, said.text, said.truncated, provenance, said.reasoning)
 
 
 async def critique_and_revise(
@@ -97,14 +98,15 @@ async def critique_and_revise(
     text = response.text
     for number, principle in enumerate(wanted):
         critique = await _critique(prompt, text, principle, number, writer, config)
-        revision, cut = await _revise(prompt, text, principle, critique, number, writer, config)
-        rounds.append(Round(Critique(principle.id, critique), Revision(principle.id, revision)))
-        dropped = drop_rule(revision, critique, response.text, prompt.kind, config.drop_refusals) or ("truncated" if cut else None)
-        if dropped is None and follows(principle, prompt.kind, revision) is False:
+        revision, too_short = await _revise(prompt, text, principle, critique.text, number, writer, config)
+        rounds.append(Round(critique, revision))
+        broken = drop_rule(revision.text, critique.text, response.text, prompt.kind, config.drop_refusals)
+        dropped = broken or ("truncated" if too_short else None)
+        if dropped is None and follows(principle, prompt.kind, revision.text) is False:
             dropped = "breaks_check"
         if dropped is not None:
             break
-        text = revision
+        text = revision.text
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
     provenance = Provenance(
@@ -114,7 +116,7 @@ async def critique_and_revise(
         writer.run_seed,
         writer.recipe_hash,
     )
-    trace = RevisionTrace(prompt, response.text, tuple(rounds), dropped, None, provenance)
+    trace = RevisionTrace(prompt, response.text, tuple(rounds), dropped, None, provenance, response.truncated, response.reasoning)
     if judge is None or dropped is not None or not rounds:
         return trace
     return _judged(trace, await judge(trace.pair), config)
@@ -144,11 +146,14 @@ def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExampl
     if trace.dropped is not None:
         return []
     if not trace.rounds:
-        return [SFTExample(trace.prompt, trace.response, (), "response", trace.provenance)]
+        return [SFTExample(trace.prompt, trace.response, (), "response", trace.provenance, trace.response_truncated)]
     ids = [r.revision.principle_id for r in trace.rounds]
     steps = range(len(ids)) if config.train_on == "every" else range(len(ids) - 1, len(ids))
+    revisions = [r.revision for r in trace.rounds]
     return [
-        SFTExample(trace.prompt, trace.rounds[i].revision.text, tuple(dict.fromkeys(ids[: i + 1])), "revision", trace.provenance)
+        SFTExample(
+            trace.prompt, revisions[i].text, tuple(dict.fromkeys(ids[: i + 1])), "revision", trace.provenance, revisions[i].truncated
+        )
         for i in steps
     ]
 
@@ -168,11 +173,11 @@ def kept_text(completion: Completion, prefill: str = "") -> str:
 
 
 def as_sampling(spec: SamplingSpec) -> Sampling:
-    """Convert a recipe's sampling parameters into a model's."""
-    return Sampling(spec.max_tokens, spec.temperature, spec.top_p)
+    """Convert a recipe's sampling parameters into a model's. What a model thinks and what it answers share one limit: the sum of both."""
+    return Sampling(spec.max_tokens + spec.thinking_tokens, spec.temperature, spec.top_p)
 
 
-async def _critique(prompt: Prompt, text: str, principle: Principle, number: int, writer: Writer, config: CritiqueConfig) -> str:
+async def _critique(prompt: Prompt, text: str, principle: Principle, number: int, writer: Writer, config: CritiqueConfig) -> Critique:
     asked = writer.templates.critique.render(
         {
             "conversation": prompt.messages,
@@ -181,12 +186,13 @@ async def _critique(prompt: Prompt, text: str, principle: Principle, number: int
             "statement": principle.statement,
         }
     )
-    return await writer.text(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "critique", number))
+    said = await writer.text(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "critique", number))
+    return Critique(principle.id, said.text, said.reasoning)
 
 
 async def _revise(
     prompt: Prompt, text: str, principle: Principle, critique: str, number: int, writer: Writer, config: CritiqueConfig
-) -> tuple[str, bool]:
+) -> tuple[Revision, bool]:
     """Return the revision, and whether it was truncated too early to cut it to whole sentences. A rule drops empty revisions later."""
     asked = writer.templates.revise.render(
         {
@@ -200,7 +206,8 @@ async def _revise(
     )
     completion = await writer.complete(asked, config.sampling, derive_seed(writer.run_seed, prompt.id, "revise", number))
     whole = whole_sentences(completion.text) if completion.truncated else completion.text
-    return without_heading(completion.text if whole is None else whole), whole is None
+    text = without_heading(completion.text if whole is None else whole)
+    return Revision(principle.id, text, completion.truncated, completion.reasoning), whole is None
 
 
 def _judged(trace: RevisionTrace, judgment: Judgment, config: CritiqueConfig) -> RevisionTrace:

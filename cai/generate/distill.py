@@ -54,7 +54,8 @@ class Distilled:
         both (arXiv 2410.08847)."""
         if self.told is None or unchanged(self.told, self.untold.text):
             return None
-        return ResponsePair(self.untold.prompt, self.told, self.untold.text, SOURCE, self.provenance)
+        cut = (False, self.untold.truncated)
+        return ResponsePair(self.untold.prompt, self.told, self.untold.text, SOURCE, self.provenance, None, *cut)
 
 
 async def distill(response: Response, constitution: Constitution, writer: Writer, config: DistillConfig) -> Distilled:

@@ -46,9 +46,9 @@ async def sample_pair(task: PairTask, writer: Writer, config: PairsConfig) -> Re
     template = writer.templates.respond
     asked = template.render({"conversation": task.prompt.messages})
     first, second = await together(writer.text(asked, config.sampling, seed) for seed in seeds)
-    _check_distinct(first, second)
+    _check_distinct(first.text, second.text)
     provenance = Provenance(writer.model.fingerprint, (), template.hash, seeds[0], writer.recipe_hash)
-    return ResponsePair(task.prompt, first, second, "sampled", provenance)
+    return ResponsePair(task.prompt, first.text, second.text, "sampled", provenance, None, first.truncated, second.truncated)
 
 
 async def contrast_pair(task: PairTask, constitution: Constitution, writer: Writer, config: PairsConfig) -> ResponsePair:
@@ -70,10 +70,11 @@ async def contrast_pair(task: PairTask, constitution: Constitution, writer: Writ
     seed = derive_seed(run_seed, prompt.id, "contrast", task.number)
     templates = (writer.templates.contrast_under, writer.templates.contrast_against)
     under, against = await together(writer.text(template.render(values), config.sampling, seed) for template in templates)
-    _check_distinct(under, against)
+    _check_distinct(under.text, against.text)
     template_hash = combine_hashes([template.hash for template in templates])
     provenance = Provenance(writer.model.fingerprint, (principle.id,), template_hash, seed, writer.recipe_hash)
-    pair = ResponsePair(prompt, under, against, "contrast", provenance, config.contrast_p)
+    cut = (under.truncated, against.truncated)
+    pair = ResponsePair(prompt, under.text, against.text, "contrast", provenance, config.contrast_p, *cut)
     return pair if split_fraction(task.id, f"contrast-side-{run_seed}") < 0.5 else pair.swapped()
 
 

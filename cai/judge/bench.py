@@ -43,6 +43,8 @@ class ProtocolResult:
     difference_low: float | None
     """Lower bound of that difference's 95 % confidence interval."""
     best_baseline: str | None
+    mass: float | None = None
+    """Mean probability that the judge gave to its choices together, in [0, 1]; None for baselines and where no choices were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,14 @@ def _result(name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Jud
             reasons[judgment.failure] = reasons.get(judgment.failure, 0) + 1
     judged = [(item, j.p_a) for item, j in zip(labelled, judgments, strict=True) if j.p_a is not None]
     measured = _measure(name, [i for i, _ in judged], [p for _, p in judged])
-    measured = replace(measured, position_bias=position_bias(judgments), failures=sum(reasons.values()), failure_reasons=reasons)
+    masses = [j.mass for j in judgments if j.mass is not None]
+    measured = replace(
+        measured,
+        position_bias=position_bias(judgments),
+        failures=sum(reasons.values()),
+        failure_reasons=reasons,
+        mass=sum(masses) / len(masses) if masses else None,
+    )
     if not judged:
         return replace(measured, beats_baselines=False)
     right = [correctness(p, item.a_is_better) for item, p in judged]

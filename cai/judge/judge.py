@@ -119,4 +119,5 @@ class Judge:
             failure,
             Provenance(self.model.fingerprint, ids, template_hash, self.run_seed, self.recipe_hash, self.calibration_hash),
             opinion.detail,
+            None if failure else opinion.mass,
         )

@@ -31,6 +31,8 @@ class Opinion:
     first: float | None = None
     second: float | None = None
     detail: str = ""
+    mass: float | None = None
+    """Mean probability of the choices together, in [0, 1]; None if no choices were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,9 @@ def difference(logprobs: Sequence[float]) -> float:
     return bounded(first - second if first != second or math.isfinite(first) else math.nan)
 
 
-def both_orders(first: float, second: float, detail: str = "") -> Opinion:
+def both_orders(first: float, second: float, detail: str = "", mass: float | None = None) -> Opinion:
     """Average the log-odds that A is better, with A shown first and with A shown second."""
-    return Opinion((first + second) / 2, first, second, detail)
+    return Opinion((first + second) / 2, first, second, detail, mass)
 
 
 def pool(opinions: Sequence[Opinion], weights: Sequence[float]) -> Opinion:
@@ -116,4 +118,6 @@ def pool(opinions: Sequence[Opinion], weights: Sequence[float]) -> Opinion:
     log_odds = mean([o.log_odds for o in opinions])
     assert log_odds is not None
     details = [o.detail for o in opinions if o.detail]
-    return Opinion(log_odds, mean([o.first for o in opinions]), mean([o.second for o in opinions]), "\n\n".join(details))
+    masses = [o.mass for o in opinions if o.mass is not None]
+    mass = math.fsum(masses) / len(masses) if masses else None
+    return Opinion(log_odds, mean([o.first for o in opinions]), mean([o.second for o in opinions]), "\n\n".join(details), mass)

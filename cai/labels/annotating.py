@@ -234,7 +234,7 @@ def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queue
     preferences = [p for name in PREFERENCES if run.data(name).exists() for p in read_records(run.data(name), Preference)]
     return [
         Queued(
-            ResponsePair(p.prompt, p.chosen, p.rejected, p.source, p.provenance),
+            ResponsePair(p.prompt, p.chosen, p.rejected, p.source, p.provenance, None, p.chosen_truncated, p.rejected_truncated),
             by_id[p.id].disagreement,
             f"the members' margins have a standard deviation of {by_id[p.id].disagreement:.3f}",
         )

@@ -72,7 +72,8 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
     if not 0.0 <= label.p_a <= 1.0:
         raise RowFault("bad_number", f"p_a is {label.p_a!r}; expected a number from 0 to 1")
     pair, by = label.pair, label.pair.provenance
-    preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by)
+    cut = (pair.truncated_a, pair.truncated_b)
+    preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by, *cut)
     yield checked(PairRow(preference, True, label.annotator, label.time, label.attributes))
 
 

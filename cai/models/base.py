@@ -12,12 +12,14 @@ the same store. A reply is returned only after it is committed, so that no reply
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
 
 from cai.core.interrupt import finish_first
+from cai.core.text.reasoning import split_reasoning
+from cai.errors import ReplyError
 from cai.ids import content_hash
 from cai.models.store import CallStore
 from cai.records import Message
@@ -94,6 +96,8 @@ class ScoreRequest:
     text: str
 
 
+UNFINISHED = "only reasoning came back: raise thinking_tokens beside max_tokens, or switch the model's reasoning off"
+"""Detail of the failure `empty_reply` of a model that thinks."""
 Request = CompleteRequest | ChoicesRequest | ScoreRequest
 _ENCODER = msgspec.json.Encoder()
 _COMMIT_SECONDS = 0.25
@@ -106,12 +110,16 @@ _CLAIM_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion, without the prefill. `truncated`: it reached `max_tokens` before the model ended its turn."""
+    """A completion, without the prefill. `truncated`: it reached `max_tokens` before the model ended its turn.
+
+    `complete` sets the reasoning apart from the text, whether the engine did so or left it inside.
+    """
 
     text: str
     truncated: bool
     prompt_tokens: int
     completion_tokens: int
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +128,8 @@ class ChoiceLogprobs:
 
     logprobs: tuple[float, ...]
     prompt_tokens: int
+    every_form: bool = False
+    """Whether they are summed over the ways to write a choice, with and without a space before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +211,18 @@ class TextModel:
             prefill: start of the assistant's turn; not repeated in the completion.
 
         Raises:
-            ReplyError: the model gave no usable reply to this request.
+            ReplyError: the model gave no usable reply to this request; `empty_reply` if its reasoning didn't end.
             ModelError: the engine can't continue.
         """
         reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill))
         assert isinstance(reply, Completion)
-        return reply
+        said = split_reasoning(reply.text)
+        if said.answer == reply.text:
+            return reply
+        reasoning = "\n\n".join(part for part in (reply.reasoning, said.reasoning) if part)
+        if not said.answer.strip():
+            raise ReplyError("empty_reply", UNFINISHED)
+        return replace(reply, text=said.answer, reasoning=reasoning)
 
     async def choices(self, messages: Sequence[Message], choices: Sequence[str], prefill: str = "") -> ChoiceLogprobs:
         """Return the log-probability of each choice as the assistant's next words. Raises as `complete` does."""

@@ -313,6 +313,21 @@ def _spelling(label: str) -> str:
     return rf"{words}{_IGNORED}[:：]" if label.endswith(":") else words
 
 
+def without_system(messages: Sequence[Message]) -> list[Message] | None:
+    """Return a conversation with its system turns at the start of the first user turn; None if that can't be done.
+
+    >>> without_system([Message("system", "Be brief."), Message("user", "Hi")])
+    [Message(role='user', content='Be brief.\\n\\nHi')]
+    """
+    told = [m.content for m in messages if m.role == "system"]
+    rest = [m for m in messages if m.role != "system"]
+    first = next((i for i, m in enumerate(rest) if m.role == "user"), None)
+    if not told or first is None:
+        return None
+    rest[first] = Message("user", "\n\n".join([*told, rest[first].content]))
+    return rest
+
+
 def _join_systems(messages: Sequence[Message]) -> Iterator[Message]:
     """Join consecutive system turns: most chat formats take one."""
     held: Message | None = None

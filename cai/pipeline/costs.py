@@ -107,8 +107,9 @@ class Costs:
 
     def answers(self, spec: ModelSpec, prompts: float, prompt: Tokens, sampling: SamplingSpec, per_prompt: int = 1) -> StagePlan:
         """Return what completions of prompts cost."""
-        work = Work(prompts, prompt.mean, per_prompt, max_tokens=sampling.max_tokens)
-        return self.calls(spec, work, prompt.longest + sampling.max_tokens)
+        most = sampling.max_tokens + sampling.thinking_tokens
+        work = Work(prompts, prompt.mean, per_prompt, max_tokens=most)
+        return self.calls(spec, work, prompt.longest + most)
 
     def judged(self, pairs: float, prompt: Tokens, response: Tokens) -> StagePlan:
         """Return what judging pairs costs by the recipe's protocol."""

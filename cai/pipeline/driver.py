@@ -295,6 +295,8 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     if not stage.always:
         context.tracking.log(PIPELINE, _stage_numbers(entry, len(context.failures)))
     context.reporter.say(_stage_line(entry))
+    if entry.truncation_warning:
+        context.reporter.warn(entry.truncation_warning)
     return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
 
 
@@ -313,7 +315,10 @@ def _stage_line(entry: StageEntry) -> str:
 
 def _warnings(manifest: Manifest) -> list[str]:
     judge = manifest.judge
-    return [] if judge is None or judge.beats_baselines else [judge.note]
+    cut = [entry.truncation_warning for entry in manifest.stages if entry.truncation_warning]
+    if judge is None:
+        return cut
+    return [*cut, *([judge.mass_warning] if judge.mass_warning else []), *([] if judge.beats_baselines else [judge.note])]
 
 
 def _resolved_yaml(recipe: Recipe) -> str:

@@ -104,10 +104,29 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
     problems += _late_problems(recipe)
+    if trains and not recipe.trained.is_server and recipe.trained.path != "scripted":
+        problems += _target_problems(recipe)
     if problems or constitution is None:
         errors = f"{len(problems)} configuration error{'s' if len(problems) != 1 else ''}"
         raise RecipeError(f"{recipe.name}: {errors}\n" + "\n".join(f"- {p}" for p in problems))
     return constitution, model
+
+
+def _target_problems(recipe: Recipe) -> list[str]:
+    """Return what is wrong with the modules that the training stages are to adapt."""
+    from cai.train.arguments import target_problem
+
+    blocks = {"sft": recipe.sft.lora, "reward": recipe.reward.lora, "policy": recipe.policy.lora}
+    blocks |= {"gold": recipe.gold.lora} if recipe.gold is not None else {}
+    problems = []
+    for name, lora in blocks.items():
+        try:
+            problem = target_problem(recipe.trained, lora)
+        except CaiError:  # reported with the model above
+            continue
+        if problem:
+            problems.append(f"{name}.lora.target_modules: {problem}")
+    return problems
 
 
 def _label_problems(recipe: Recipe, root: Path) -> list[str]:

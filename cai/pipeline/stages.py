@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
+from cai.core.manifest import TEXTS, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
@@ -26,6 +27,7 @@ from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.judge.calibration import calibration_of
 from cai.judge.card import measure_judge
+from cai.judge.choices import MeanMass, mass_warning
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
@@ -53,8 +55,13 @@ async def respond_stage(c: Context) -> dict[str, int]:
     async def work(prompt: Prompt) -> Response:
         return await respond(prompt, writer, c.recipe.respond.sampling)
 
-    responses = await write_all(c, "responses", each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]))
-    return {**counts, "responses": responses}
+    responses = cut = 0
+    with record_writer(c.run.data("responses")) as write:
+        async for response in each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]):
+            write(response)
+            responses += 1
+            cut += response.truncated
+    return {**counts, "responses": responses, TRUNCATED: cut}
 
 
 async def critique_stage(c: Context) -> dict[str, int]:
@@ -78,6 +85,8 @@ async def critique_stage(c: Context) -> dict[str, int]:
         async for trace in each(c, responses, work, RevisionTrace, total=total, item_id=lambda r: r.prompt.id):
             write_trace(trace)
             counts["traces"] += 1
+            counts[TEXTS] += len(trace.rounds)
+            counts[TRUNCATED] += sum(r.revision.truncated for r in trace.rounds)
             for example in sft_examples(trace, config):
                 write_example(example)
                 counts["sft_examples"] += 1
@@ -86,7 +95,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
                 counts["revision_pairs"] += 1
             if trace.dropped:
                 dropped[f"dropped_{trace.dropped}"] += 1
-    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs")} | dict(sorted(dropped.items()))
+    return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs", TEXTS, TRUNCATED)} | dict(sorted(dropped.items()))
 
 
 async def distill_stage(c: Context) -> dict[str, int]:
@@ -102,6 +111,8 @@ async def distill_stage(c: Context) -> dict[str, int]:
     with record_writer(c.run.data("distilled")) as write_example, record_writer(c.run.data("distilled_pairs")) as write_pair:
         async for found in each(c, responses, work, Distilled, total=len(responses), item_id=lambda r: r.prompt.id):
             counts["prompts"] += 1
+            counts[TEXTS] += config.samples
+            counts[TRUNCATED] += found.dropped.count("truncated")
             counts.update(f"samples_{rule}" for rule in found.dropped)
             if found.example is not None:
                 write_example(found.example)
@@ -133,7 +144,9 @@ async def pairs_stage(c: Context) -> dict[str, int]:
             async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):
                 write(pair)
                 counts[kind] += 1
-    return {"sampled": counts["sampled"], "contrast": counts["contrast"]}
+                counts[TEXTS] += 2
+                counts[TRUNCATED] += pair.truncated_a + pair.truncated_b
+    return {name: counts[name] for name in ("sampled", "contrast", TEXTS, TRUNCATED)}
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:
@@ -143,8 +156,17 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     if not c.manifest.judge.beats_baselines:
         c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
-    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
-    return {"judged": judgments, "failed": len(c.failures)}
+    judged, masses = 0, MeanMass()
+    with record_writer(c.run.data("judgments")) as write:
+        async for judgment in each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure):
+            write(judgment)
+            masses.add(judgment.mass)
+            judged += 1
+    c.manifest.judge.mass = masses.mean
+    c.manifest.judge.mass_warning = mass_warning(masses.mean, c.recipe.feedback.protocol)
+    if c.manifest.judge.mass_warning:
+        c.reporter.warn(c.manifest.judge.mass_warning)
+    return {"judged": judged, "failed": len(c.failures)}
 
 
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
@@ -216,6 +238,8 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     findings = audit_files(c.run, c.recipe, c.reporter)
     write_records(c.run.data(AUDIT), findings)  # not among `writes`: `cai audit` replaces it with more
     left_out = {"watched_prompts_left_out": len(monitored)} if monitored else {}
+    texts = [response.truncated for responses in said.answers.values() for response in responses]
+    left_out |= {TEXTS: len(texts), TRUNCATED: sum(texts)}
     return {"prompts": len(prompts), **left_out, "measures": len(results), "audit_findings": sum(f.verdict == "found" for f in findings)}
 
 

@@ -7,9 +7,11 @@ functions too: what is written here is written by the first alone.
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cai.core.jsonl import read_records
+from cai.core.manifest import TEXTS, TRUNCATED
 from cai.core.workspace import replace_stage_rows
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
@@ -95,7 +97,18 @@ def training_numbers(metrics: dict[str, float]) -> dict[str, float]:
 
 def trained(c: Context, result: TrainResult, out: Path) -> dict[str, int]:
     """Return a training's counts, and put its log into metrics.jsonl: the one in its folder, which a training that was killed has whole."""
+    counts = {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
     if is_first_process():
-        steps = read_records(out / HISTORY, dict[str, Any])
+        steps = list(read_records(out / HISTORY, dict[str, Any]))
         replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
-    return {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
+        if shares := [float(share) for row in steps if (share := _truncated_share(row)) is not None]:
+            samples = result.examples * (c.recipe.policy.online.num_generations if "completions/clipped_ratio" in steps[0] else 1)
+            counts |= {TEXTS: samples, TRUNCATED: round(fmean(shares) * samples)}
+    return counts
+
+
+def _truncated_share(row: dict[str, Any]) -> float | None:
+    """Return the share of a step's samples that were cut at the token limit; None if the method samples nothing."""
+    if "response/eos_rate" in row:
+        return 1.0 - float(row["response/eos_rate"])
+    return row.get("completions/clipped_ratio")

@@ -31,6 +31,7 @@ def render_report(data: ReportData) -> str:
         verdict=reach_verdict(data),
         adherence=adherence.adherence_views(data),
         stages=sections.stage_rows(data),
+        truncation=sections.truncation_warnings(data),
         bench=sections.bench_rows(data),
         judge_plots=sections.judge_plots(data),
         sft_plots=sections.curve_plots(data.curves, "sft"),

@@ -172,6 +172,11 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     return rows
 
 
+def truncation_warnings(data: ReportData) -> list[str]:
+    """Return a sentence for each stage in which more than a tenth of the texts were cut off at the token limit."""
+    return [s.truncation_warning for s in data.manifest.stages if s.truncation_warning] if data.manifest is not None else []
+
+
 def bench_rows(data: ReportData) -> list[BenchRow]:
     """Return the judging protocols and the trivial baselines as table rows."""
     rows = []

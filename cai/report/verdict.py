@@ -85,9 +85,9 @@ def judge_warning(data: ReportData) -> str:
             return "The labels of this run come from a judge that was never measured against people's labels."
         return ""
     if card.measured and card.beats_baselines:
-        return ""
+        return card.mass_warning
     if card.note:
-        return card.note
+        return f"{card.note} {card.mass_warning}".strip()
     if not card.measured:
         return f"The judge ({card.protocol}) was not measured against people's labels."
     rule = f" ({card.best_baseline})" if card.best_baseline else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cai.errors import TrainingError
 from cai.models.local.precision import resolved_precision
-from cai.recipe import LoraSpec, TrainSpec
+from cai.recipe import LoraSpec, ModelSpec, TrainSpec
 
 
 def total_steps(config: TrainSpec, examples: int, processes: int = 1) -> int:
@@ -100,6 +100,42 @@ def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: 
             f"lora.target_modules: {lora.target_modules!r} matches no module of the model ({e}).\n"
             f"Fix: use all-linear, or some of: {' '.join(_linear_names(model))}"
         ) from e
+
+
+def target_problem(model: ModelSpec, lora: LoraSpec) -> str:
+    """Return what is wrong with `lora.target_modules` for a model, without loading its weights; empty if nothing is.
+
+    Args:
+        model: the base model, on this machine.
+        lora: the recipe's block.
+
+    Raises:
+        ModelError: the model's folder isn't there, or its configuration can't be read.
+    """
+    if lora.target_modules == "all-linear":
+        return ""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from cai.models.local.loading import explained_load, resolve_model_path
+    from cai.models.local.quiet import quiet_transformers
+
+    folder = resolve_model_path(model)
+    with quiet_transformers(), explained_load(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    output = skeleton.get_output_embeddings()
+    names = {name: module for name, module in skeleton.named_modules() if name}
+    for target in lora.target_modules.replace(",", " ").split():
+        found = [module for name, module in names.items() if name == target or name.endswith(f".{target}")]
+        if not found or any(module is output for module in found):
+            why = (
+                "matches no module of the model"
+                if not found
+                else "is the output layer, from which losses are computed: it can't be adapted"
+            )
+            return f"{target!r} {why}. Use all-linear, or some of: {' '.join(_linear_names(skeleton))}"
+    return ""
 
 
 def _linear_names(model: Any) -> list[str]:

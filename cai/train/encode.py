@@ -1,59 +1,56 @@
 """Encode records as token ids for the trainers, exactly as the model sees them at inference.
 
-The prompt is rendered with the tokenizer's chat template and tokenized alone, as at inference. The completion follows, up to and
-including the end-of-turn token. TRL tokenizes prompt and completion together, which can merge a token across the border, and it truncates
-or drops long examples without counting them. Here every dropped example is counted, by reason.
+`Encoder` encodes both prompt and completion, up to and including the end-of-turn token. TRL tokenizes them together, which can merge a
+token across the border, and it truncates or drops long examples without counting them. Here every dropped example is counted, by reason.
+
+A completion that was cut at a token limit has no end-of-turn token where the policy is trained to write it (SFT, DPO, KTO): the policy
+would learn to stop there. Reward models read their score at that token, so their rows always have it.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from random import Random
 from typing import Any
 
-from cai.errors import TrainingError
+from cai.errors import ReplyError, TrainingError
+from cai.models.local.encoding import Encoder
 from cai.records import Message, Preference, SFTExample
 
 IGNORED = -100
 """Label of a position that is not trained on (PyTorch's `ignore_index`)."""
 
 
-def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str) -> tuple[list[int], list[int]]:
-    """Return the token ids of a conversation and of the assistant's next turn, which ends with the end-of-turn token.
-
-    Some templates render the conversation differently once the turn is complete. The turn is then the completion and the tokenizer's end
-    token, which is what the model generates at inference.
+def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str, *, ended: bool = True) -> tuple[list[int], list[int]]:
+    """Return the token ids of a conversation and of the assistant's next turn, as `Encoder.turn` does.
 
     Args:
         tokenizer: a tokenizer with a chat template.
         messages: the conversation up to the turn.
         completion: text of the turn.
+        ended: False for a text that was cut at a token limit: the token that ends the turn is then left out.
 
     Raises:
         TrainingError: the template can't render the conversation.
     """
-    chat = [{"role": m.role, "content": m.content} for m in messages]
-    prompt = _render(tokenizer, chat, add_generation_prompt=True)
-    full = _render(tokenizer, [*chat, {"role": "assistant", "content": completion}], add_generation_prompt=False)
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if not full.startswith(prompt):
-        return prompt_ids, [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    ids = tokenizer(full[len(prompt) :], add_special_tokens=False)["input_ids"]
-    if tokenizer.eos_token_id in ids:  # some templates add a line break after it, which the model never generates
-        ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id)]
-    return prompt_ids, ids
-
-
-def _render(tokenizer: Any, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    from jinja2 import TemplateError
-
     try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except TemplateError as e:
-        roles = " ".join(m["role"] for m in chat)
+        return encoder_of(tokenizer).turn(messages, completion, ended=ended)
+    except ReplyError as e:
+        roles = " ".join(m.role for m in messages)
         raise TrainingError(
-            f"the model's chat template can't render a conversation with the roles {roles}: {e}\n"
-            "Fix: remove the roles that the template doesn't support (often `system`), or train a model whose template supports them"
+            f"the model's chat template can't render a conversation with the roles {roles}: {e.detail}\n"
+            "Fix: remove the roles that the template doesn't support, or train a model whose template supports them"
         ) from e
+
+
+def encoder_of(tokenizer: Any) -> Encoder:
+    """Return the encoder of a tokenizer, the same one for its current template."""
+    return _encoder(tokenizer, tokenizer.chat_template)
+
+
+@lru_cache(maxsize=4)
+def _encoder(tokenizer: Any, template: str) -> Encoder:
+    return Encoder(tokenizer)
 
 
 def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -70,7 +67,7 @@ def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) ->
     """
     rows, dropped = [], Counter[str]()
     for example in examples:
-        prompt_ids, completion_ids = encode_turn(tokenizer, example.prompt.messages, example.completion)
+        prompt_ids, completion_ids = encode_turn(tokenizer, example.prompt.messages, example.completion, ended=not example.truncated)
         if not example.completion.strip():
             dropped["empty"] += 1
         elif len(prompt_ids) + len(completion_ids) > max_length:
@@ -90,7 +87,7 @@ def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int)
         TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
-    for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped):
+    for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped, mask_cut=True):
         if len(prompt_ids) + max(len(chosen_ids), len(rejected_ids)) > max_length:
             dropped["too_long"] += 1
         else:
@@ -117,7 +114,7 @@ def reward_rows(
         TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
-    for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped):
+    for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped, mask_cut=False):
         chosen, rejected = (prompt_ids + chosen_ids)[-max_length:], (prompt_ids + rejected_ids)[-max_length:]
         if chosen == rejected:
             dropped["identical"] += 1
@@ -164,11 +161,20 @@ def _mismatched_completion(rows: Sequence[dict[str, Any]], i: int) -> list[int]:
     return next((row for row in before if row["prompt_ids"] != rows[i]["prompt_ids"]), before[0])["completion_ids"]  # type: ignore[no-any-return]
 
 
-def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Counter[str]) -> Any:
-    """Yield each pair with its token ids. Count and drop pairs with identical sides."""
+def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Counter[str], *, mask_cut: bool) -> Any:
+    """Yield each pair with its token ids. Count and drop pairs with identical sides.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        preferences: judged pairs.
+        dropped: counts what is dropped.
+        mask_cut: leave the end-of-turn token out where a side was cut at a token limit.
+    """
     for preference in preferences:
-        prompt_ids, chosen_ids = encode_turn(tokenizer, preference.prompt.messages, preference.chosen)
-        _, rejected_ids = encode_turn(tokenizer, preference.prompt.messages, preference.rejected)
+        messages = preference.prompt.messages
+        ends = (not (mask_cut and preference.chosen_truncated), not (mask_cut and preference.rejected_truncated))
+        prompt_ids, chosen_ids = encode_turn(tokenizer, messages, preference.chosen, ended=ends[0])
+        _, rejected_ids = encode_turn(tokenizer, messages, preference.rejected, ended=ends[1])
         if not 0.0 <= preference.p_chosen <= 1.0 or not preference.weight >= 0.0:
             raise TrainingError(
                 f"preference {preference.id}: p_chosen {preference.p_chosen} and weight {preference.weight}; "

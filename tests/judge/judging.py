@@ -47,7 +47,7 @@ def prefers_text(request):
         verdict = "A" if "GOOD" in shown_first(content) else "B"
         return Completion(f"Both have merits. Answer: B at first sight. But one is clearer.\nAnswer: {verdict}", False, 10, 20)
     if isinstance(request, ChoicesRequest):
-        if request.choices == ("A", "B"):
+        if [choice.strip() for choice in request.choices] == ["A", "B"]:
             return log_odds_reply((2.0 if "GOOD" in shown_first(content) else -2.0) + 0.7)
         yes = 2.0 if ("GOOD" in content) != ("UN" in content) else -2.0
         return log_odds_reply(yes + 3.0)

@@ -86,16 +86,18 @@ def test_an_unreadable_reply_is_recorded_with_the_models_words():
 
 
 def test_the_probability_is_read_where_the_verdict_stood():
-    prefills = []
+    prefills, forms = [], set()
 
     def script(request):
         if isinstance(request, ChoicesRequest):
             prefills.append(request.prefill)
+            forms.add(request.choices)
         return prefers_text(request)
 
     judgment = judged(script, "pairwise-cot", pair(), cot_clamp=None)[0]
     assert judgment.p_a > 0.8
     assert len(prefills) == 6
+    assert forms == {(" A", " B")}, "as the model wrote it, after a space"
     assert all(p.startswith("Let's think") and p.endswith("But one is clearer.\nAnswer:") for p in prefills)
     assert "[A first]" in judgment.detail and "[B first]" in judgment.detail
 

@@ -1,15 +1,19 @@
 """An adapter merged into its base: the same answers from one folder, in full precision whatever it was trained over."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from cai.errors import DataError, ModelError
-from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.local.loading import load_causal_lm, load_tokenizer, model_fingerprint
 from cai.models.merge import merge_adapter
-from cai.recipe import ModelSpec
+from cai.recipe import LoraSpec, ModelSpec
+from cai.train.arguments import target_problem
 from cai.train.reward.train import train_reward
 from cai.train.sft import train_sft
 from tests.train.builders import examples, model_at, preferences, reward_config, sft_config
@@ -46,6 +50,64 @@ def test_the_merged_model_says_what_base_and_adapter_say(tiny_model_dir: Path, a
     assert load_tokenizer(model_at(tmp_path / "exact")).chat_template == load_tokenizer(model_at(tiny_model_dir)).chat_template
     assert "in float32" in (tmp_path / "exact" / "README.md").read_text()
     assert not list(tmp_path.glob(".*")), "no half-made folder is left"
+
+
+KINDS = {
+    "embeddings": LoraConfig(target_modules=["embed_tokens", "q_proj"]),
+    "output layer": LoraConfig(target_modules=["lm_head"]),
+    "saved embeddings": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "saved output layer": LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "tied": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+    "DoRA": LoraConfig(target_modules=["q_proj"], use_dora=True),
+    "IA3": IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+}
+
+
+def saved_adapter(config: PeftConfig, base: Path, folder: Path, new_tokens: int = 0) -> torch.Tensor:
+    """Save an adapter with random weights, and return the logits of the base model with it."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    if new_tokens:
+        model.resize_token_embeddings(model.config.vocab_size + new_tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied embeddings
+        adapted = get_peft_model(model, config).eval()
+        generator = torch.Generator().manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        adapted.save_pretrained(folder)
+    with torch.inference_mode():
+        return adapted(TOKENS).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_on_tied_embeddings_give_the_same_logits_merged_and_loaded(kind: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    wanted = saved_adapter(KINDS[kind], tiny_model_dir, tmp_path / "a")
+    near = {"rtol": 1e-4, "atol": 1e-4 * float(wanted.abs().max())}
+    spec = ModelSpec(path=str(tiny_model_dir), adapter=str(tmp_path / "a"), precision="float32")
+    torch.testing.assert_close(logits(spec), wanted, **near)
+    merge_adapter(tmp_path / "a", tmp_path / "merged", "float32", str(tiny_model_dir))
+    torch.testing.assert_close(logits(model_at(tmp_path / "merged")), wanted, **near)
+
+
+def test_learned_prompts_and_other_vocabularies_are_refused_before_weights_are_loaded(tiny_model_dir: Path, tmp_path: Path) -> None:
+    saved_adapter(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), tiny_model_dir, tmp_path / "prompt")
+    larger = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"])
+    saved_adapter(larger, tiny_model_dir, tmp_path / "larger", new_tokens=3)
+    for name, said in (("prompt", "is not a LoRA adapter but one of type PROMPT_TUNING"), ("larger", "tokens against the model's")):
+        with pytest.raises(ModelError, match=said):
+            model_fingerprint(ModelSpec(path=str(tiny_model_dir), adapter=str(tmp_path / name)))
+        with pytest.raises(ModelError, match=said):
+            merge_adapter(tmp_path / name, tmp_path / "out", "float32", str(tiny_model_dir))
+
+
+def test_targets_that_training_cannot_adapt_are_found_without_weights(tiny_model_dir: Path) -> None:
+    spec = model_at(tiny_model_dir)
+    assert target_problem(spec, LoraSpec()) == target_problem(spec, LoraSpec(target_modules="q_proj,embed_tokens")) == ""
+    assert "'lm_head' is the output layer" in target_problem(spec, LoraSpec(target_modules="q_proj,lm_head"))
+    assert "'query' matches no module of the model. Use all-linear, or some of: down_proj" in target_problem(
+        spec, LoraSpec(target_modules="query")
+    )
 
 
 def test_what_cannot_be_merged_is_refused(tiny_model_dir: Path, adapter: Path, tmp_path: Path) -> None:

@@ -181,16 +181,16 @@ SYSTEM_REFUSALS = (
 
 
 @pytest.mark.parametrize("said", SYSTEM_REFUSALS)
-def test_a_template_without_a_system_turn_is_told_at_the_connection_or_at_the_first_request(said: str) -> None:
-    def refusal() -> httpx2.Response:
-        return httpx2.Response(400, json={"error": {"message": said}})
+def test_a_template_without_a_system_turn_is_told_in_the_first_user_turn(said: str) -> None:
+    def refuse(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        has_system = any(m["role"] == "system" for m in (body or {}).get("messages", ()))
+        return httpx2.Response(400, json={"error": {"message": said}}) if has_system else None
 
-    with pytest.raises(ModelError, match=r"(?s)takes no system turn.*--chat-template FILE") as e:
-        connect(FakeVllm([on("/tokenize", lambda _: refusal())]))
-    assert said in str(e.value)
-    with pytest.raises(ModelError, match="takes no system turn") as e:
-        ask_one(always_chat(refusal), COMPLETE)
-    assert not isinstance(e.value, ReplyError)
+    told = (Message("system", "Be brief."), Message("user", "Why?"))
+    server = FakeVllm([refuse])
+    assert isinstance(ask_one(server, CompleteRequest(told, Sampling(), 0)), Completion)
+    assert server.bodies("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nWhy?"}]
+    assert isinstance(ask_one(FakeVllm([refuse]), ChoicesRequest(told, ("Yes", "No"))), ChoiceLogprobs)
 
 
 def test_several_urls_are_refused_with_the_router_to_put_in_front() -> None:
@@ -277,7 +277,9 @@ def test_servers_words_for_an_end(finish: str | None, tokens: int, truncated: bo
     ],
 )
 def test_the_answer_is_what_is_not_reasoning(content: Any) -> None:
-    assert ask_one(always_chat(lambda: chat({"content": content})), COMPLETE) == Completion("Yes, so.", False, 0, 0)
+    reply = ask_one(always_chat(lambda: chat({"content": content})), COMPLETE)
+    assert isinstance(reply, Completion) and (reply.text, reply.truncated) == ("Yes, so.", False)
+    assert bool(reply.reasoning) == (content != "Yes, so.")
 
 
 def test_an_answer_about_the_tags_is_kept_whole() -> None:
@@ -334,7 +336,7 @@ def test_fewer_likely_tokens_are_asked_of_a_server_that_lists_fewer() -> None:
 
     server = hosted(("Yes", -0.5), ("No", -1.5))
     server.hooks.insert(0, five)
-    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9, every_form=True)
     assert [b["top_logprobs"] for b in server.bodies("/v1/chat/completions")] == [20, 5]
 
 
@@ -426,10 +428,16 @@ def hosted(*tops: tuple[str, float]) -> FakeVllm:
 
 def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
     server = hosted(("Yes", -0.5), (" No", -1.5), ("Yesterday", -2.0), ("yes", -3.0))
-    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9)
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9, every_form=True)
     (body,) = server.bodies("/v1/chat/completions")
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
     assert not server.bodies("/tokenize")
+
+
+def test_a_choice_is_summed_over_its_ways_to_be_written() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.2)), (" Yes", math.log(0.3)), ("No", math.log(0.1))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.5, 0.1])
 
 
 def test_the_exact_token_wins_over_the_one_with_a_space() -> None:
@@ -442,6 +450,17 @@ def test_a_choice_that_is_not_among_the_likeliest_is_a_failure_never_a_guess() -
     with pytest.raises(ReplyError, match=r"'No' is not one of the 2 likeliest next tokens \('Yes', 'Noway'") as e:
         ask_one(hosted(("Yes", -0.5), ("Noway", -1.5)), CHOICES)
     assert e.value.reason == "choice_not_likely"
+
+
+def test_a_choice_that_is_not_listed_counts_with_the_most_that_is_left_for_it() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.99)), ("Maybe", math.log(0.006))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.99, 0.004])
+
+
+def test_a_server_whose_model_reasons_first_gives_no_log_probabilities_of_choices() -> None:
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+        ask_one(hosted(("<think>", -0.001), ("Yes", -9.0)), CHOICES)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name != "distill"]
     assert [s.name for s in STAGES] == list(STAGE_NAMES)
     counts = {s.name: s.counts for s in first.stages}
-    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
+    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12, "truncated": 12}
     assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
     assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
     sources = {p["source"] for p in rows(run.data("preferences"))}
@@ -197,7 +197,7 @@ def test_prompts_that_are_also_evaluated_are_dropped_and_counted(tmp_path: Path)
     workspace = make_workspace(tmp_path / "w")
     both = "prompts.train=[{path: prompts/eval_harmful.jsonl, limit: 4}, {path: prompts/helpful.jsonl, limit: 4}]"
     made = run_data(workspace, both, only=("respond",)).stages[0]
-    assert made.counts == {"prompts": 4, "evaluation_prompts": 4, "responses": 4}
+    assert made.counts == {"prompts": 4, "evaluation_prompts": 4, "responses": 4, "truncated": 0}
     assert [f["reason"] for f in rows(workspace.run("s").failures)] == ["in_evaluate"] * 4
 
 

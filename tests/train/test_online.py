@@ -8,6 +8,7 @@ import torch
 
 from cai.core.jsonl import read_records
 from cai.errors import TrainingError
+from cai.models.local.encoding import Encoder
 from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, RewardTerm
 from cai.records import MonitorPoint, RewardScore
@@ -16,6 +17,7 @@ from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, train_onlin
 from cai.train.rl.live_policy import LivePolicy
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.trainers import reward_function
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
 from tests.train.builders import FAST, adapter, assert_same_weights, examples, model_at, prompt, sft_config
@@ -77,9 +79,19 @@ def test_the_policy_learns_what_is_rewarded_and_base_and_reference_stay(
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 16, "four prompts, two a step, eight times over"
     assert logs[0]["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert logs[0]["terms/model"] == pytest.approx(logs[0]["reward"]) and logs[0]["disagreement"] == pytest.approx(0.25)
+    paid = logs[0]["completions/clipped_ratio"]  # times the penalty of 1
+    assert logs[0]["terms/model"] - paid == pytest.approx(logs[0]["reward"]) and logs[0]["disagreement"] == pytest.approx(0.25)
     first, last = (sum(entry["reward"] for entry in part) / 4 for part in (logs[:4], logs[-4:]))
     assert last > first + 0.2
+
+
+def test_a_completion_without_an_end_pays_and_others_do_not(tiny_model_dir: Path) -> None:
+    encoder = Encoder(load_tokenizer(model_at(tiny_model_dir)))
+    said = [encoder.turn(PROMPTS[0].messages, "Yes.", ended=ended)[1] for ended in (True, False)]
+    flat = RewardFunction((RewardTerm(term="length"),))
+    for penalty, expected in ((2.0, [0.0, -2.0]), (None, [0.0, 0.0])):
+        reward = reward_function(flat, PROMPTS, encoder, frozenset([encoder.end_id]), penalty)
+        assert reward(completion_ids=said, id=[PROMPTS[0].id] * 2, log_metric=lambda *_: None) == expected
 
 
 def test_every_prompt_comes_as_often_as_the_others() -> None:

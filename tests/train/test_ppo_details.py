@@ -1,5 +1,6 @@
 """The numbered details of PPO that `cai/train/rl/ppo.py` lists, a test each, on a tiny model. Their arithmetic is in `test_ppo_math.py`."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import cai.train.rl.ppo_update as ppo_update
+from cai.models.local.encoding import Encoder
 from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, PolicyConfig, PPOSpec, RewardConfig
 from cai.train.reward.ensemble import read_centre
@@ -45,11 +47,18 @@ def todo(tiny_model_dir: Path) -> list[Task]:
     return tasks(rows, 0, 0, 8)
 
 
+@lru_cache
+def encoder_at(folder: str) -> Encoder:
+    return Encoder(load_tokenizer(model_at(Path(folder))))
+
+
 def rollout(
     shared: SharedBase, todo: list[Task], *, length: int = 10, temperature: float = 0.7, ends: tuple[int, ...] = (END,), at_once: int = 64
 ) -> list[Episode]:
     responses = sample(shared, todo, frozenset(ends), max_tokens=length, temperature=temperature, at_once=at_once)
-    return evaluate_responses(shared, todo, responses, end_id=END, temperature=temperature, at_once=at_once)
+    return evaluate_responses(
+        shared, todo, responses, encoder=encoder_at(shared.causal.name_or_path), temperature=temperature, at_once=at_once
+    )
 
 
 def frequent_tokens(episodes: list[Episode]) -> tuple[int, ...]:
@@ -146,7 +155,7 @@ def test_07_the_score_is_paid_at_the_last_token_and_nowhere_else(still: SharedBa
 def test_08_a_response_that_does_not_end_pays_and_is_scored_as_if_it_had_ended(still: SharedBase, todo: list[Task]) -> None:
     episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
     for e in episodes:
-        assert e.scores == pytest.approx(still.scores([e.ids if e.ended else [*e.ids, END]])[:, 0].tolist(), abs=1e-4)
+        assert e.scores == pytest.approx(still.scores([[*(e.ids[:-1] if e.ended else e.ids), END]])[:, 0].tolist(), abs=1e-4)
     free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, still.device) for x in (None, 3.0))
     cut = sum(not e.ended for e in episodes)
     assert 0 < cut < len(episodes)

@@ -1,7 +1,8 @@
 """Two responses side by side: the paper's two-option question (Bai et al. 2022, §4.1), asked in both orders and answered at once."""
 
 from cai.core.flow import together
-from cai.judge.protocol import Opinion, Protocol, ProtocolContext, both_orders, difference
+from cai.judge.choices import mean_mass, read_choices
+from cai.judge.protocol import Opinion, Protocol, ProtocolContext, both_orders
 from cai.models.base import Work
 from cai.models.templates import Rendered, Template
 from cai.records import Principle, ResponsePair
@@ -12,8 +13,8 @@ OPTIONS = ("A", "B")
 async def ask_pairwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
     """Ask which response is better, in both orders, and read the log-probabilities of A and B."""
     rendered = [shown(p, principle, asking.templates.judge_pairwise) for p in (pair, pair.swapped())]
-    first, second = await together(asking.model.choices(r.messages, OPTIONS, r.prefill) for r in rendered)
-    return both_orders(difference(first.logprobs), -difference(second.logprobs))
+    first, second = await together(read_choices(asking.model, r.messages, OPTIONS, r.prefill) for r in rendered)
+    return both_orders(first.log_odds, -second.log_odds, mass=mean_mass([first, second]))
 
 
 def shown(pair: ResponsePair, principle: Principle, template: Template) -> Rendered:

@@ -1,17 +1,21 @@
 """Protocol `pairwise-cot`: the paper's two-option question (Bai et al. 2022, §4.1) after a chain of thought.
 
 The question is asked in both orders. After a chain of thought, the log-probabilities of A and B are read at the position of the last
-verdict (`Answer: …`). Small models often omit the verdict: then "Answer:" is appended to their reasoning, and the log-probabilities are
-read there. A verdict other than A or B is a failure. Without log-probabilities (some servers), the verdict counts as certain before the
-clamp, and a missing verdict is a failure.
+verdict (`Answer: …`), in the form that the model wrote (" A" after "Answer:", "A" after "Answer: ("). Small models often omit the verdict:
+then "Answer:" is appended to their reasoning, and the log-probabilities are read there. A verdict other than A or B is a failure. Without
+log-probabilities (some servers), the verdict counts as certain before the clamp, and a missing verdict is a failure.
+
+What a model thinks before its chain of thought is no verdict: the verdict is read after both.
 """
 
 import re
+from dataclasses import replace
 
 from cai.core.flow import together
 from cai.errors import NoLogprobsError, ReplyError
 from cai.ids import content_hash, derive_seed
-from cai.judge.protocol import MAX_LOG_ODDS, Opinion, Protocol, ProtocolContext, both_orders, difference, log_odds_of, probability
+from cai.judge.choices import Reading, mean_mass, read_choices
+from cai.judge.protocol import MAX_LOG_ODDS, Opinion, Protocol, ProtocolContext, both_orders, log_odds_of, probability
 from cai.judge.protocols.pairwise import OPTIONS, shown
 from cai.models.base import PairTokens, Sampling, Work
 from cai.models.templates import Rendered
@@ -47,7 +51,8 @@ async def ask_pairwise_cot(pair: ResponsePair, principle: Principle, asking: Pro
     (first, said_first), (second, said_second) = await together(
         _reason(one, seed, asking) for one, seed in zip(rendered, seeds, strict=True)
     )
-    return both_orders(first, -second, f"[A first] {said_first}\n[B first] {said_second}")
+    detail = f"[A first] {said_first}\n[B first] {said_second}"
+    return both_orders(first.log_odds, -second.log_odds, detail, mean_mass([first, second]))
 
 
 def find_verdict(reply: str) -> tuple[str, int] | None:
@@ -69,25 +74,31 @@ def find_verdict(reply: str) -> tuple[str, int] | None:
     return option[1], option.start(1)
 
 
-async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tuple[float, str]:
+async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tuple[Reading, str]:
     """Return the log-odds that the response shown first is better, and the model's reasoning."""
-    sampling = Sampling(asking.config.cot_max_tokens, COT_TEMPERATURE)
+    sampling = Sampling(asking.config.cot_max_tokens + asking.config.thinking_tokens, COT_TEMPERATURE)
     completion = await asking.model.complete(rendered.messages, sampling, seed, rendered.prefill)
     said = completion.text.strip()
     verdict = find_verdict(completion.text)
-    reasoning = completion.text[: verdict[1]].strip() if verdict else f"{said}\n{ASKED_FOR}"
+    reasoning = completion.text[: verdict[1]] if verdict else f"{said}\n{ASKED_FOR} "
+    spaced = reasoning[-1:].isspace()
+    reasoning = reasoning.strip()
     if rendered.prefill:
         reasoning = f"{rendered.prefill} {reasoning}"
+    thought = f"<think>\n{completion.reasoning}\n</think>\n\n" if completion.reasoning else ""
     try:
-        log_odds = difference((await asking.model.choices(rendered.messages, OPTIONS, reasoning)).logprobs)
-    except NoLogprobsError:
+        reading = await read_choices(asking.model, rendered.messages, OPTIONS, thought + reasoning, spaced=spaced)
+    except (NoLogprobsError, ReplyError) as e:
+        if isinstance(e, ReplyError) and e.reason != "choice_not_likely":  # some servers ignore the start of an answer
+            raise
         if verdict is None:
             raise ReplyError("no_verdict", said[-200:]) from None
-        log_odds = MAX_LOG_ODDS if verdict[0] == OPTIONS[0] else -MAX_LOG_ODDS
+        reading = Reading(MAX_LOG_ODDS if verdict[0] == OPTIONS[0] else -MAX_LOG_ODDS, None)
     if asking.config.cot_clamp is not None:
         low, high = asking.config.cot_clamp
-        log_odds = log_odds_of(min(high, max(low, probability(log_odds))))
-    return log_odds, said if verdict else f"{said}\n[no verdict; read after {ASKED_FOR!r}]"
+        reading = replace(reading, log_odds=log_odds_of(min(high, max(low, probability(reading.log_odds)))))
+    said = thought + said
+    return reading, said if verdict else f"{said}\n[no verdict; read after {ASKED_FOR!r}]"
 
 
 def clamp_problems(config: FeedbackConfig) -> list[str]:
@@ -104,7 +115,8 @@ def clamp_problems(config: FeedbackConfig) -> list[str]:
 def cot_work(tokens: PairTokens, config: FeedbackConfig) -> list[Work]:
     """Return the calls about one pair: a reasoning in each order, and a verdict read after each."""
     asked = tokens.prompt + 2 * tokens.response + tokens.comparison
-    return [Work(2, asked, max_tokens=config.cot_max_tokens), Work(2, asked + config.cot_max_tokens)]
+    most = config.cot_max_tokens + config.thinking_tokens
+    return [Work(2, asked, max_tokens=most), Work(2, asked + most)]
 
 
 PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, clamp_problems)

@@ -4,6 +4,7 @@ That cancels a habit of saying Yes to one *text* as well: on a small model that 
 """
 
 from cai.core.flow import together
+from cai.judge.choices import mean_mass
 from cai.judge.protocol import Opinion, Protocol, ProtocolContext, bounded
 from cai.judge.protocols.pointwise import yes_to
 from cai.models.base import Work
@@ -14,10 +15,9 @@ async def ask_pointwise_contrast(pair: ResponsePair, principle: Principle, askin
     """Ask of each response whether it follows the principle, and whether it breaks it."""
     questions = (principle.ask_positive, principle.ask_negative)
     texts = (pair.response_a, pair.response_b)
-    a_follows, a_breaks, b_follows, b_breaks = await together(
-        yes_to(pair, text, question, principle, asking) for text in texts for question in questions
-    )
-    return Opinion(bounded(((a_follows - a_breaks) - (b_follows - b_breaks)) / 2))
+    readings = await together(yes_to(pair, text, question, principle, asking) for text in texts for question in questions)
+    a_follows, a_breaks, b_follows, b_breaks = (r.log_odds for r in readings)
+    return Opinion(bounded(((a_follows - a_breaks) - (b_follows - b_breaks)) / 2), mass=mean_mass(readings))
 
 
 PROTOCOL = Protocol(

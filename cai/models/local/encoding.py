@@ -1,17 +1,27 @@
-"""Encode requests as token ids: chat template, prefill and choices. Text in messages can't forge special tokens.
+"""Encode conversations as token ids: one encoder for sampling, scoring and every training.
 
 The model's chat template is used unchanged. SmolLM2's template adds its own system prompt ("You are a helpful AI assistant named
-SmolLM…") to conversations without one; this is kept.
+SmolLM…") to conversations without one; this is kept. A template without a system role gets the system turn in the first user turn.
+
+Only the template may open or close a turn: a marker such as `<|im_end|>` in a text is encoded as plain characters. A turn ends with one
+token, which is read from the template: it isn't always `eos_token` (Gemma: `<end_of_turn>`, Phi: `<|end|>`, Llama 3: `<|eot_id|>`).
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+from cai.core.text.reasoning import opens_reasoning, split_reasoning, within
 from cai.errors import ReplyError
+from cai.models.templates import without_system
 from cai.records import Message
 
 _TAIL_CHARACTERS = 24
+_FIRST_PRIVATE, _LAST_PRIVATE = 0xE000, 0xF8FF
+_MARKER_STARTS = tuple("<[|◁#")
+_PROBE = (Message("user", "Hi"),)
+_ANSWER = "\uf8ff"
+"""Stands for an answer whose place in the template is looked up."""
 
 
 class Encoder:
@@ -23,57 +33,180 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-        self._markers = tuple(sorted(special, key=lambda t: (-len(t), t)))
+        template = str(tokenizer.chat_template or "")
+        written = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.special or _is_marker(t.content, template)}
+        self._marker_ids = frozenset(written)
+        self._markers = tuple(sorted({t.content for t in written.values()}, key=lambda t: (-len(t), t)))
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
 
-    def prompt(self, messages: Sequence[Message], prefill: str = "") -> tuple[list[int], str]:
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends a turn: the first marker that the template writes after an answer, else the tokenizer's end token."""
+        marker = next((token for token in self._ids(self._around_answer[1]) if token in self._marker_ids), None)
+        return int(self.tokenizer.eos_token_id if marker is None else marker)
+
+    def prompt(self, messages: Sequence[Message], prefill: str = "", *, answered: bool = False) -> tuple[list[int], str]:
         """Return the token ids of a conversation with the assistant's header and prefill, and the last characters of its text.
 
-        A special token such as `<|im_end|>` inside a message is encoded as plain characters: only the template may open or close a turn.
+        Args:
+            messages: the conversation.
+            prefill: the start of the answer. Where the template lets the model think first, the reasoning is closed before it.
+            answered: whether the answer itself comes next, also without a prefill.
 
         Raises:
-            ReplyError: the model's template refuses the conversation (some have no system role, some require alternating turns).
+            ReplyError: the model's template refuses the conversation (some require alternating turns).
         """
-        forged = [t for t in self._markers if t in prefill or any(t in m.content for m in messages)]
-        stand_ins = self._stand_ins(forged, messages, prefill)
+        stand_ins = self._stand_ins(messages, prefill)
+        asked = self._asked(messages, stand_ins)
+        opening = self._opening if prefill or (answered and self._opening.strip()) else ""
+        thought = split_reasoning(prefill).reasoning
+        if thought and "<think>" in str(self.tokenizer.chat_template):  # what the model thought comes before its answer
+            opening = ""
+            prefill = prefill.removeprefix("<think>\n") if opens_reasoning(asked) else prefill
+        elif thought:
+            prefill = split_reasoning(prefill).answer
+        text = asked + opening + _guarded(prefill, stand_ins)
+        return self._guarded_ids(text, stand_ins), text[-_TAIL_CHARACTERS:]
 
-        def guarded(text: str) -> str:
-            for marker, stand_in in stand_ins:
-                text = text.replace(marker, stand_in)
-            return text
+    def turn(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[list[int], list[int]]:
+        """Return the token ids of a conversation, and of an answer with the token that ends its turn. Nothing follows that token.
 
-        conversation = [{"role": m.role, "content": guarded(m.content)} for m in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        except Exception as e:
-            raise ReplyError("template_refused", f"the model's chat template can't write this conversation: {e}") from e
-        text += guarded(prefill)
-        ids: list[int] = []
-        for piece, marker in _split(text, stand_ins):
-            ids += self._ids(piece) + (self._ids(marker, split_special_tokens=True) if marker else [])
-        return ids, text[-_TAIL_CHARACTERS:]
+        Scoring and every training use these ids.
+
+        Args:
+            messages: the conversation up to the answer.
+            answer: text of the turn.
+            ended: False for an answer that was cut: the token that ends the turn is then left out.
+
+        Raises:
+            ReplyError: the model's template refuses the conversation.
+        """
+        stand_ins = self._stand_ins(messages, answer)
+        asked = self._asked(messages, stand_ins)
+        ids = self._answer_ids(asked, answer, stand_ins)
+        return self._guarded_ids(asked, stand_ins), [*ids, self.end_id] if ended else ids
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the token ids of an answer as `turn` does, without the token that ends the turn."""
+        return self._answer_ids(self._rendered(_PROBE), answer, self._stand_ins((), answer))
+
+    def _answer_ids(self, asked: str, answer: str, stand_ins: list[tuple[str, str]]) -> list[int]:
+        space, opening = (self._opening, "") if not self._opening.strip() else ("", self._opening)
+        (first, marker), *others = _split(space + _guarded(answer, stand_ins), stand_ins)
+        ids = self._ids(opening)
+        ids += self._encode_continuation((asked + opening)[-_TAIL_CHARACTERS:], first) if first else ()
+        ids += self._plain_ids(marker)
+        for piece, marker in others:
+            ids += self._plain_ids(piece) + self._plain_ids(marker)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of sampled tokens, without special tokens except those that set a reasoning apart from the answer."""
+        whole = str(self.tokenizer.decode(ids))
+        said = split_reasoning(whole)
+        plain = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        if said.answer == whole or split_reasoning(plain).reasoning == said.reasoning:
+            return plain
+        answer = said.answer
+        for marker in self._markers:
+            answer = answer.replace(marker, "")
+        return f"<think>{said.reasoning}" + (f"</think>{answer}" if answer else "")
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Return the answer in sampled tokens, without special tokens and reasoning; empty if the reasoning doesn't end."""
+        return split_reasoning(within(opens_reasoning(self._rendered(_PROBE)), self.decode(ids))).answer
+
+    def opens_reasoning(self, messages: Sequence[Message]) -> str:
+        """Return the tag with which the assistant's header opens a reasoning; empty for most models."""
+        return opens_reasoning(self._asked(messages, []))
 
     def continuation(self, tail: str, text: str) -> list[int]:
         """Return the ids of `text` after a prompt that ends with `tail`; if a token would span the two, the ids of `text` alone."""
         return list(self._continuation(tail, text))
 
     def _encode_continuation(self, tail: str, text: str) -> tuple[int, ...]:
-        before, joint = self._ids(tail, split_special_tokens=True), self._ids(tail + text, split_special_tokens=True)
+        before, joint = self._plain_ids(tail), self._plain_ids(tail + text)
         if joint[: len(before)] == before and len(joint) > len(before):
             return tuple(joint[len(before) :])
-        return tuple(self._ids(text, split_special_tokens=True))
+        return tuple(self._plain_ids(text))
+
+    def _asked(self, messages: Sequence[Message], stand_ins: list[tuple[str, str]]) -> str:
+        """Return a conversation's text up to where the model goes on."""
+        return self._rendered([Message(m.role, _guarded(m.content, stand_ins)) for m in messages])
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes between the assistant's header and an answer: a closed reasoning, a space, mostly nothing."""
+        try:
+            asked = self._rendered(_PROBE)
+        except ReplyError:
+            return ""
+        before = self._around_answer[0]
+        return before[len(asked) :] if before.startswith(asked) else ""
+
+    @cached_property
+    def _around_answer(self) -> tuple[str, str]:
+        """What the template writes before an answer to a conversation, and what after it."""
+        try:
+            whole = self._rendered([*_PROBE, Message("assistant", _ANSWER)], open_turn=False)
+        except ReplyError:
+            return "", ""
+        before, found, after = whole.rpartition(_ANSWER)
+        return (before, after) if found else ("", "")
+
+    def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
+        """Return the template's text. A system turn that the template refuses, or leaves out, is written into the first user turn."""
+        folded = without_system(messages)
+        try:
+            text = self._render(messages, open_turn)
+            if folded is None or all(m.role != "system" or m.content.strip() in text for m in messages):
+                return text
+        except Exception as e:
+            if folded is None:
+                raise ReplyError("template_refused", f"the model's chat template can't write this conversation: {e}") from e
+        return self._rendered(folded, open_turn=open_turn)
+
+    def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
+        chat = [{"role": m.role, "content": m.content} for m in messages]
+        return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
+
+    def _guarded_ids(self, text: str, stand_ins: list[tuple[str, str]]) -> list[int]:
+        ids: list[int] = []
+        for piece, marker in _split(text, stand_ins):
+            ids += self._ids(piece) + (self._plain_ids(marker) if marker else [])
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Return the ids of a text as characters: none of them is a marker's."""
+        ids = self._ids(text, split_special_tokens=True)
+        if self._marker_ids.isdisjoint(ids) or (marker := next((m for m in self._markers if m in text), None)) is None:
+            return ids
+        before, _, after = text.partition(marker)  # tokenizers split only those markers that are declared special
+        return [*self._plain_ids(before + marker[0]), *self._plain_ids(marker[1:] + after)]
 
     def _ids(self, text: str, **options: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]) if text else []
 
-    def _stand_ins(self, forged: list[str], messages: Sequence[Message], prefill: str) -> list[tuple[str, str]]:
-        """Return, for each marker, a private-use character that no message contains."""
+    def _stand_ins(self, messages: Sequence[Message], answer: str) -> list[tuple[str, str]]:
+        """Return, for each marker in the texts, a private-use character that no text contains."""
+        texts = [*(m.content for m in messages), answer]
+        forged = [t for t in self._markers if any(t in text for text in texts)]
         if not forged:
             return []
-        used = set("".join(m.content for m in messages) + prefill)
-        free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
+        used = set("".join(texts)) | {_ANSWER}
+        free = (chr(code) for code in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(code) not in used)
         return [(marker, next(free)) for marker in forged]
+
+
+def _is_marker(token: str, template: str) -> bool:
+    """Whether an added token that isn't declared special is one of the template's own markers. Tags of reasoning are the model's."""
+    return token[:1] in _MARKER_STARTS and len(token) > 2 and token in template and not opens_reasoning(token.replace("/", ""))
+
+
+def _guarded(text: str, stand_ins: list[tuple[str, str]]) -> str:
+    for marker, stand_in in stand_ins:
+        text = text.replace(marker, stand_in)
+    return text
 
 
 def _split(text: str, stand_ins: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.core.interrupt import Gate
+from cai.core.text.reasoning import within
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
@@ -63,7 +64,7 @@ class LocalEngine:
         self._batch_size = batch_size
         config = model.config.get_text_config(decoder=True)
         self._max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
-        self._stop_ids = stop_ids(model, tokenizer)
+        self._stop_ids = stop_ids(model, self._encoder)
         self._pending: list[_Job] = []
         self._arrivals = 0
         self._dispatcher: asyncio.Task[None] | None = None
@@ -125,13 +126,15 @@ class LocalEngine:
         self._model = None
 
     def _job(self, request: Request) -> _Job:
-        prefill = "" if isinstance(request, ScoreRequest) else request.prefill
-        prompt, tail = self._encoder.prompt(request.messages, prefill)
         targets: tuple[tuple[int, ...], ...] = ()
-        if isinstance(request, ChoicesRequest):
-            targets = tuple(tuple(self._encoder.continuation(tail, choice)) for choice in request.choices)
-        elif isinstance(request, ScoreRequest):
-            targets = (tuple(self._encoder.continuation(tail, request.text)),)
+        if isinstance(request, ScoreRequest):
+            prompt, text = self._encoder.turn(request.messages, request.text, ended=False)
+            targets = (tuple(text),)
+        else:
+            compared = isinstance(request, ChoicesRequest)
+            prompt, tail = self._encoder.prompt(request.messages, request.prefill, answered=compared)
+            if isinstance(request, ChoicesRequest):
+                targets = tuple(tuple(self._encoder.continuation(tail, choice)) for choice in request.choices)
         if any(not t for t in targets):
             raise ReplyError("empty_text", "an empty text has no log-probability")
         after = request.sampling.max_tokens if isinstance(request, CompleteRequest) else max(map(len, targets), default=0)
@@ -231,9 +234,8 @@ class LocalEngine:
                 if isinstance(j.request, CompleteRequest)
             ]
             done = complete(self._model, rows, self._stop_ids, self._check)
-            decode = self._encoder.tokenizer.decode
             return [
-                Completion(decode(ids, skip_special_tokens=True), truncated, len(job.prompt), len(ids))
+                Completion(self._text(job.request, ids), truncated, len(job.prompt), len(ids))
                 for job, (ids, truncated) in zip(jobs, done, strict=True)
             ]
         if isinstance(first, ChoicesRequest):
@@ -241,6 +243,11 @@ class LocalEngine:
             return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, compared, strict=True)]
         totals = score(self._model, [(job.prompt, job.targets[0]) for job in jobs], self._check)
         return [TextLogprob(total, len(job.targets[0]), len(job.prompt)) for job, total in zip(jobs, totals, strict=True)]
+
+    def _text(self, request: Request, ids: Sequence[int]) -> str:
+        """Return a completion's text. The tag that opened a reasoning in the assistant's header stands before it."""
+        opened = "" if isinstance(request, ScoreRequest) or request.prefill else self._encoder.opens_reasoning(request.messages)
+        return within(opened, self._encoder.decode(ids))
 
 
 def take_batch(pending: Sequence[_Job], size: int) -> list[_Job]:
@@ -267,7 +274,8 @@ def _same_text(a: list[int], b: list[int]) -> bool:
     return half > 0 and a[:half] == b[:half]
 
 
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids of all tokens that end a turn, from the model's generation config and the tokenizer."""
+def stop_ids(model: Any, encoder: Encoder) -> frozenset[int]:
+    """Return the ids of all tokens that end a turn, from the chat template, the model's generation config and the tokenizer."""
     as_list: Callable[[Any], list[int]] = lambda ids: ids if isinstance(ids, list) else [] if ids is None else [ids]  # noqa: E731
-    return frozenset(as_list(getattr(model.generation_config, "eos_token_id", None)) + as_list(tokenizer.eos_token_id))
+    configured = as_list(getattr(model.generation_config, "eos_token_id", None)) + as_list(encoder.tokenizer.eos_token_id)
+    return frozenset([encoder.end_id, *configured])

@@ -4,10 +4,18 @@ Each difference is one field of `Capabilities`. A call's key in the store doesn'
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai.records import Role
+
 TOP = 20
+_NO_SYSTEM = re.compile(
+    r"\bsystem\b.*\b(?:role|message|prompt|instruction)s?\b|\b(?:role|message|prompt|instruction)s?\b.*\bsystem\b"
+    r"|only user and assistant roles|developer instruction|roles must alternate|(?:unsupported|invalid|unknown) role",
+    re.DOTALL,
+)
 _CONTINUING = ("vllm", "sglang", "llamacpp")
 _SAMPLING = {
     "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -30,6 +38,8 @@ class Capabilities:
     """The field that bounds a completion."""
     top: int = TOP
     """The most likely tokens that it lists."""
+    system: bool = True
+    """Whether it takes a system turn. Others are told in the first user turn."""
 
 
 def of_owner(owner: str) -> Capabilities:
@@ -38,8 +48,22 @@ def of_owner(owner: str) -> Capabilities:
     return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING)
 
 
-def learned_from(refusal: str, asked: Capabilities) -> dict[str, Any]:
+def takes_no_system(refusal: str) -> bool:
+    """Whether a server's refusal is about the system turn.
+
+    >>> takes_no_system("System role not supported"), takes_no_system("top_logprobs must be at most 5")
+    (True, False)
+    """
+    return _NO_SYSTEM.search(refusal.lower()) is not None
+
+
+def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) -> dict[str, Any]:
     """Return what a server's refusal says of its capabilities, as changes to what it was asked with; nothing, if it says nothing.
+
+    Args:
+        refusal: the server's words.
+        asked: how it was asked.
+        roles: of the conversation's turns.
 
     >>> learned_from("400: top_logprobs must be at most 5", of_owner("someone"))
     {'top': 5}
@@ -47,6 +71,8 @@ def learned_from(refusal: str, asked: Capabilities) -> dict[str, Any]:
     said = refusal.lower()
     if asked.limit == "max_tokens" and "max_completion_tokens" in said:
         return {"limit": "max_completion_tokens"}
+    if asked.system and "system" in roles and takes_no_system(said):
+        return {"system": False}
     if asked.continues and any(word in said for word in ("continue_final_message", "add_generation_prompt", "prefill")):
         return {"continues": False}
     if "top_logprobs" in said and (found := [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1])]):

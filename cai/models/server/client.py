@@ -15,7 +15,6 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
 
 import asyncio
 import email.utils
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -55,9 +54,6 @@ _TOO_LONG = (
     "max_model_len",
     "too long",
     "is too large",
-)
-_NO_SYSTEM_TURN = re.compile(
-    r"system (role|message|prompt|turn)s?\W.{0,40}(not supported|unsupported|not allowed)|only user and assistant roles", re.IGNORECASE
 )
 _UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, *NOT_JSON)
 """What reading a reply raises that isn't what it must be: the client's types take whatever JSON came, unchecked."""
@@ -351,11 +347,6 @@ class ServerClient:
         if status < 400:
             location = self.excerpt(error.response.headers.get("location", "nowhere"))
             return ModelError(f"{where}\nIt redirects to {location}. Put the right URL into model.path."), None
-        if _NO_SYSTEM_TURN.search(said):
-            return ModelError(
-                f"{where}\nThe model's chat template takes no system turn, and several of the prompts in prompts/templates have one. "
-                "Give the server a template that takes it (vllm serve MODEL --chat-template FILE), or serve another model."
-            ), None
         refusal = ReplyError(
             "prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}"
         )

@@ -8,12 +8,15 @@ what the conversation and the words are as tokens, and `/completions` is asked a
   other way to do it, don't (vLLM then computes the prompt again), so they serve only servers too old for the ids.
 - A score is one request for prompt log-probabilities, summed over exactly the text's tokens.
 
-Elsewhere choices are looked up among the 20 likeliest next tokens by their exact text, one that isn't there is a counted failure, and
-scores are refused. `client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and
-`replies` reads what it says.
+Elsewhere choices are looked up among the 20 likeliest next tokens by their text. Where these hold nearly all probability, a choice that
+isn't listed counts with the most that is left for it, which bounds the difference; otherwise it is a counted failure. Scores are refused.
+
+`client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and `replies` reads what it
+says.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,17 +24,24 @@ from typing import Any
 
 import httpx2
 
+from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner
 from cai.models.server.client import ServerClient
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
+from cai.models.templates import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 Tokens = tuple[int, ...]
 _TOP = 20
+_COVERED = 0.9
+"""Probability that the listed tokens must hold together, so that one which isn't listed is known to be unlikely."""
+_LEAST = 1e-6
+_BLANKS = " \n\u010a\u0120\u2581"
+"""White space, as tokenizers write it."""
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
 _OPENING = "Your answer begins with the words below, which are written already. Write only what follows them.\n\n"
 
@@ -57,6 +67,7 @@ class ServerEngine:
         self._client = ServerClient(spec, transport)
         self._model = ""
         self._tokenizes = False
+        self._opens_reasoning = ""
         self._can = of_owner("")
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
         self._no_logprobs = ""  # why there are none, once that is known
@@ -78,6 +89,7 @@ class ServerEngine:
         engine.name = f"{engine._client.url} {engine._client.excerpt(served.model)}"
         engine.fingerprint = served.fingerprint
         engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
+        engine._opens_reasoning = opens_reasoning(served.rendered.rstrip(_BLANKS))
         return engine
 
     async def submit(self, request: Request) -> Reply:
@@ -88,11 +100,17 @@ class ServerEngine:
             ModelError: the server can't go on, or can't answer requests of this kind.
         """
         assert self.fingerprint, "made by ServerEngine.connect"
-        if isinstance(request, CompleteRequest):
-            return await self._complete(request)
-        if isinstance(request, ChoicesRequest):
-            return await (self._choices(request) if self._tokenizes else self._choices_by_text(request))
-        return await self._score(request)
+        can = self._can
+        try:
+            if isinstance(request, CompleteRequest):
+                return await self._complete(request)
+            if isinstance(request, ChoicesRequest):
+                return await (self._choices(request) if self._tokenizes else self._choices_by_text(request))
+            return await self._score(request)
+        except ReplyError as e:
+            if self._learned(e, can, request.messages):
+                return await self.submit(request)
+            raise
 
     async def finish(self) -> None:
         """Wait for the replies to what was sent, and send nothing more."""
@@ -114,13 +132,9 @@ class ServerEngine:
             "seed": request.seed,
         }
         opening = "" if can.continues else request.prefill
-        try:
-            read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening)
-            return await self._client.chat(body | flags | can.sampling, read)
-        except ReplyError as e:
-            if self._learned(e, can):
-                return await self._complete(request)
-            raise
+        thinks = "" if request.prefill and can.continues else self._opens_reasoning
+        read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening, opened=thinks)
+        return await self._client.chat(body | flags | can.sampling, read)
 
     async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""
@@ -169,23 +183,34 @@ class ServerEngine:
         try:
             likely, prompt_tokens = await self._client.chat(body | flags, read_likeliest)
         except ReplyError as e:
-            if self._learned(e, can):
-                return await self._choices_by_text(request)
-            if "logprob" in e.detail and e.reason == "refused_by_server":
+            if "logprob" in e.detail and e.reason == "refused_by_server" and not learned_from(e.detail, can):
                 self._no_logprobs = f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}"
                 raise NoLogprobsError(self._no_logprobs) from e
             raise
         if not likely:
             self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
             raise NoLogprobsError(self._no_logprobs)
-        totals = []
-        for choice in request.choices:
-            value = likely.get(choice, likely.get(f" {choice}", likely.get(choice.removeprefix(" "))))
-            if value is None:
-                seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
-                raise ReplyError("choice_not_likely", f"{choice!r} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
-            totals.append(self._checked(value))
-        return ChoiceLogprobs(tuple(totals), prompt_tokens)
+        top = max(likely, key=lambda token: likely[token])
+        if opens_reasoning(top):
+            self._no_logprobs = (
+                f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities say nothing of the "
+                "choices. Switch its reasoning off, or set feedback.protocol: pairwise-cot, which reads the verdict after the reasoning."
+            )
+            raise NoLogprobsError(self._no_logprobs)
+        found = [self._listed(choice, request.choices, likely) for choice in request.choices]
+        covered = min(1.0, sum(map(math.exp, likely.values())))
+        if all(value is None for value in found) or (None in found and covered < _COVERED):
+            seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
+            wanted = " or ".join(repr(choice) for choice, value in zip(request.choices, found, strict=True) if value is None)
+            raise ReplyError("choice_not_likely", f"{wanted} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
+        least = min(*likely.values(), math.log(max(1.0 - covered, _LEAST)))  # a choice that isn't listed is no likelier than this
+        return ChoiceLogprobs(tuple(least if value is None else value for value in found), prompt_tokens, every_form=True)
+
+    def _listed(self, choice: str, choices: Sequence[str], likely: dict[str, float]) -> float | None:
+        """Return a choice's log-probability, summed over its forms with and without a space before it; None if no form is listed."""
+        ways = [choice, *(form for form in (choice.strip(), f" {choice.strip()}") if form not in choices)]
+        forms = [self._checked(likely[form]) for form in ways if form in likely]
+        return forms[0] if len(forms) == 1 else math.log(sum(map(math.exp, forms))) if forms else None
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:
@@ -200,7 +225,7 @@ class ServerEngine:
         return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
 
     async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
-        turns, flags = self._conversation(messages, prefill, of_owner("vllm"))
+        turns, flags = self._conversation(messages, prefill, replace(of_owner("vllm"), system=self._can.system))
         return await self._tokens({"messages": turns, **flags})
 
     async def _tokens(self, body: dict[str, Any]) -> Tokens:
@@ -243,17 +268,19 @@ class ServerEngine:
             )
         return logprob
 
-    def _learned(self, refusal: ReplyError, asked: Capabilities) -> bool:
+    def _learned(self, refusal: ReplyError, asked: Capabilities, messages: Sequence[Message]) -> bool:
         """Whether a refusal says how the server wants to be asked instead; remembered for all requests."""
-        changes = learned_from(refusal.detail, asked) if refusal.reason == "refused_by_server" else {}
+        changes = learned_from(refusal.detail, asked, [m.role for m in messages]) if refusal.reason == "refused_by_server" else {}
         self._can = replace(self._can, **changes)
         return bool(changes)
 
     def _conversation(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Return messages, with `prefill` as the start of the assistant's turn, or asked for in words, and the flags that go with them."""
-        turns = as_json(messages)
+        turns = as_json(messages if can.system else without_system(messages) or messages)
         if not prefill:
             return turns, {}
+        if not can.continues:
+            prefill = split_reasoning(prefill).answer
         if can.continues:
             return [*turns, {"role": "assistant", "content": prefill}], can.flags
         if turns and turns[-1]["role"] == "user":

@@ -5,15 +5,15 @@ is; what can't raises `ValueError` (or `TypeError`, `AttributeError`, `LookupErr
 """
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
+from cai.core.text.reasoning import split_reasoning, within
 from cai.errors import ReplyError
-from cai.models.base import Completion
+from cai.models.base import UNFINISHED, Completion
 
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _CUT = ("length", "model_length", "max_tokens")
@@ -21,17 +21,17 @@ _SPARE_TOKENS = 16
 """Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
 _IMPOSSIBLE = -1e5
 """Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
-_REASONING = re.compile(r"\s*[<\[](think|thinking|reasoning)[>\]]", re.IGNORECASE)
-_REASONED = re.compile(r"[<\[]/(think|thinking|reasoning)[>\]]", re.IGNORECASE)
 
 
-def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "") -> Completion:
+def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", opened: str = "") -> Completion:
     """Return the text and counts of a chat reply.
 
     Args:
         reply: the client's.
         max_tokens: that were asked for. A reply without `finish_reason` counts as truncated if it has as many.
         opening: taken off the text's start, where the model repeats what it was told to go on from.
+        opened: the tag with which the model's chat template opens a reasoning. A text that was cut before any closing tag is inside it,
+            unless the server sent the reasoning beside it.
 
     Raises:
         ReplyError: the reply is in order, and has no text to use.
@@ -49,28 +49,27 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "") -
         raise ReplyError("refused_by_server", str(message.refusal))
     if ended == "content_filter":
         raise ReplyError("content_filter", "the server's filter stopped the reply")
-    said = _text(message.content)
-    text = without_reasoning(said)
+    content, beside = _text(message.content), _reasoning(message)
+    said = split_reasoning(content)
+    cut = ended in _CUT or (ended is None and tokens >= max_tokens)
+    if opened and cut and not beside and said.answer == content:
+        said = split_reasoning(within(opened, content))
+    text, reasoning = said.answer, "\n\n".join(part for part in (beside, said.reasoning) if part)
     if not text.strip():
-        reasoned = said.strip() or getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None)
-        raise ReplyError(
-            "empty_reply", "only reasoning came back; raise max_tokens, or switch reasoning off" if reasoned else "no text came back"
-        )
+        raise ReplyError("empty_reply", UNFINISHED if reasoning else "no text came back")
     if opening and text.lstrip().startswith(opening):
         text = text.lstrip().removeprefix(opening)
-    return Completion(text, ended in _CUT or (ended is None and tokens >= max_tokens), prompt_tokens, tokens)
+    return Completion(text, cut, prompt_tokens, tokens, reasoning)
 
 
-def without_reasoning(text: str) -> str:
-    """Return an answer without the reasoning that some servers leave before it; nothing, if the reasoning doesn't end.
-
-    >>> without_reasoning("<think>Is it?</think>\\n\\nYes."), without_reasoning("Is it?</think>Yes."), without_reasoning("<think>Is")
-    ('Yes.', 'Yes.', '')
-    """
-    opened, closed = _REASONING.match(text), _REASONED.search(text)
-    if closed is not None and (opened is not None or not _REASONING.search(text, 0, closed.start())):
-        return text[closed.end() :].lstrip()
-    return "" if opened is not None else text
+def _reasoning(message: Any) -> str:
+    """Return the reasoning that a server sent beside the content: in a field of its own, or as parts of the content."""
+    for name in ("reasoning", "reasoning_content", "thinking"):
+        if isinstance(found := getattr(message, name, None), str) and found.strip():
+            return found.strip()
+    parts = message.content if isinstance(message.content, list) else []
+    thought = [part.get(part["type"]) for part in parts if isinstance(part, dict) and part.get("type") in ("thinking", "reasoning")]
+    return "".join(_text(part) for part in thought if isinstance(part, str | list)).strip()
 
 
 def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:

@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
+from cai.models.server.capabilities import takes_no_system
+from cai.models.templates import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
@@ -136,7 +138,12 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
 async def _render_probe(ask: Ask, model: str) -> tuple[str, bool]:
     body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True}
     try:
-        reply: TokenList = await ask("/tokenize", body, TokenList)
+        try:
+            reply: TokenList = await ask("/tokenize", body, TokenList)
+        except ReplyError as e:
+            if not takes_no_system(e.detail):
+                raise
+            reply = await ask("/tokenize", body | {"messages": as_json(without_system(_PROBE) or _PROBE)}, TokenList)
     except NotServedError:
         return "", False
     return _DATE_WORDS.sub("", "\n".join(reply.token_strs or [str(t) for t in reply.tokens])), bool(reply.tokens)

@@ -26,7 +26,7 @@ from cai.ids import split_fraction
 from cai.models.local.precision import resolved_precision, tokens_at_once
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
 from cai.records import Message, Preference, RewardScore, ScoredPair
-from cai.train.encode import encode_turn
+from cai.train.encode import encode_turn, encoder_of
 from cai.train.running import quiet_training
 
 if TYPE_CHECKING:
@@ -295,11 +295,13 @@ def write_centre(folder: Path, scores: Sequence[float]) -> None:
 def scoring_tokenizer(tokenizer: Any) -> Any:
     """Set the tokenizer up for scoring, and return it.
 
-    The head reads the last token that isn't padding, so the padding token must not be the end token, as it often is.
+    The head reads the last token that isn't padding, so the padding token must not end a turn, as it often does.
     """
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        others = (t for t in (tokenizer.unk_token, tokenizer.bos_token) if t is not None and t != tokenizer.eos_token)
-        tokenizer.pad_token = next(others, tokenizer.eos_token)
+    ends = (tokenizer.eos_token_id, encoder_of(tokenizer).end_id)
+    if tokenizer.pad_token_id in ends:
+        others = (tokenizer.unk_token, tokenizer.bos_token)
+        usable = (t for t in others if t is not None and tokenizer.convert_tokens_to_ids(t) not in ends)
+        tokenizer.pad_token = next(usable, tokenizer.eos_token)
     tokenizer.truncation_side = "left"
     tokenizer.padding_side = "right"
     return tokenizer

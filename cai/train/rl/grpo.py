@@ -6,7 +6,9 @@ Uses TRL's trainers. Departures from their defaults and from the papers:
 2. There is one update per batch of samples, so training is on-policy, and no ratio is clipped.
 3. Samples come from `cai`'s decode loop, each with its own seed, and the order of the prompts is fixed before training. So a resumed
    training samples the same completions as an uninterrupted one.
-4. A step in which no prompt's completions differ in reward gives a warning; several in a row end the training.
+4. `missing_eos_penalty` is subtracted from the reward of a completion that was cut at the token limit, as in PPO: a cut answer is not
+   rewarded as a finished one.
+5. A step in which no prompt's completions differ in reward gives a warning; several in a row end the training.
 """
 
 from collections import Counter
@@ -25,6 +27,7 @@ from cai.train.arguments import training_arguments
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.dpo import load_policy, set_reference
+from cai.train.encode import encoder_of
 from cai.train.rl.monitor import Monitor, restore_best
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
@@ -122,9 +125,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
     Raises:
         TrainingError: fewer prompts are left than a step needs.
     """
-    from cai.models.local.encoding import Encoder
-
-    encoder, dropped = Encoder(tokenizer), Counter[str]()
+    encoder, dropped = encoder_of(tokenizer), Counter[str]()
     rows = []
     for prompt in prompts:
         try:
@@ -174,6 +175,7 @@ def online_trainer(
     from datasets import Dataset
     from trl import GRPOConfig, RLOOConfig
 
+    from cai.models.local.engine import stop_ids
     from cai.train.rl.trainers import RUNS, RewardAlarm, reward_function
 
     steps = ceil(config.epochs * len(rows) / prompts_per_step(config))
@@ -188,14 +190,17 @@ def online_trainer(
         "temperature": config.online.temperature,
         "disable_dropout": True,  # dropout would differ between sampling and training, like a change of the policy
     }
+    policy, encoder = load_policy(config, start, seed), encoder_of(tokenizer)
+    stops = stop_ids(policy.get_base_model(), encoder)
     trainer = RUNS[config.method](
-        model=load_policy(config, start, seed),
-        reward_funcs=[reward_function(rewards, prompts)],
+        model=policy,
+        reward_funcs=[reward_function(rewards, prompts, encoder, stops, config.online.missing_eos_penalty)],
         args=(GRPOConfig if config.method == "grpo" else RLOOConfig)(**arguments),
         train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), seed)),
         processing_class=tokenizer,
         callbacks=[RewardAlarm(config.online.patience, warn)],
     )
+    trainer.eos_token_ids = sorted(stops)  # TRL knows only `eos_token`; templates end turns with other tokens
     float_trained_weights(trainer.model)
     set_reference(trainer.model, None)
     return trainer

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.models.local.encoding import Encoder
 from cai.models.local.engine import stop_ids
 from cai.models.local.generate import CompletionRow, complete, float_logits, score
 from cai.records import Prompt
+from cai.train.encode import encoder_of
 
 ROWS = 64
 """Sequences per batch, to limit memory."""
@@ -32,11 +32,11 @@ class LivePolicy:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Return a prompt's token ids, with the header of the assistant's turn. Raises `ReplyError` if the template refuses it."""
-        return Encoder(self.tokenizer).prompt(prompt.messages)[0]
+        return encoder_of(self.tokenizer).prompt(prompt.messages)[0]
 
     def decode(self, completion: Sequence[int]) -> str:
-        """Return a completion's text."""
-        return str(self.tokenizer.decode(completion, skip_special_tokens=True))
+        """Return a completion's answer, without its reasoning; empty if the reasoning doesn't end."""
+        return encoder_of(self.tokenizer).answer(completion)
 
     def sample(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
         """Return a completion of each prompt. It includes the end token, if it has ended.
@@ -51,7 +51,7 @@ class LivePolicy:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt), i))
         completions: list[list[int]] = [[] for _ in rows]
         base = self.model.get_base_model()
-        stops = stop_ids(base, self.tokenizer)
+        stops = stop_ids(base, encoder_of(self.tokenizer))
         with self._inference():
             for start in range(0, len(rows), ROWS):
                 part = order[start : start + ROWS]

@@ -58,7 +58,7 @@ from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
-from cai.train.encode import encode_turn
+from cai.train.encode import encode_turn, encoder_of
 from cai.train.reward.ensemble import aggregate_scores, read_centre
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.rl.ppo_checkpoint import PPOState, load_state, save_state
@@ -249,10 +249,10 @@ class _PPORun:
 
     def _episodes(self, todo: Sequence[Task], max_tokens: int, temperature: float) -> list[Episode]:
         at_once = self.config.ppo.local_rollout_forward_batch_size
-        ends = stop_ids(self.shared.causal, self.tokenizer)
+        encoder = encoder_of(self.tokenizer)
+        ends = stop_ids(self.shared.causal, encoder)
         responses = sample(self.shared, todo, ends, max_tokens=max_tokens, temperature=temperature, at_once=at_once)
-        end_id = self.tokenizer.eos_token_id
-        return evaluate_responses(self.shared, todo, responses, end_id=end_id, temperature=temperature, at_once=at_once)
+        return evaluate_responses(self.shared, todo, responses, encoder=encoder, temperature=temperature, at_once=at_once)
 
     def monitor(self, gold: Path | GoldScorer, prompts: Sequence[Prompt], on_observation: Callable[[MonitorPoint], None]) -> Monitor:
         """Return the over-optimisation monitor, with the reward models on the shared base as its proxy."""
@@ -288,7 +288,7 @@ class _PPORun:
             ]
             episodes = self._episodes(todo, self.config.ppo.response_length, 1.0)
             kl = fmean(sum(e.logps) - sum(e.ref_logps) for e in episodes)
-            verdicts = [monitor.observe(step, kl, [self.tokenizer.decode(e.response_ids, skip_special_tokens=True) for e in episodes])]
+            verdicts = [monitor.observe(step, kl, [encoder_of(self.tokenizer).answer(e.response_ids) for e in episodes])]
             keep_best(monitor, self.out, lambda folder: self.shared.save(POLICY, folder))
             if verdicts[0] != "go" and not self.warned:
                 self.warned = True

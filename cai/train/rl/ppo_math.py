@@ -6,8 +6,6 @@ padding. Log-probabilities are in nats.
 
 from typing import TYPE_CHECKING
 
-from cai.recipe import KlEstimator
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,17 +39,16 @@ def whiten(values_BT: "Tensor", mask_BT: "Tensor", *, shift_mean: bool = True) -
     return (whitened_BT if shift_mean else whitened_BT + mean) * mask_BT
 
 
-def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor", estimator: KlEstimator = "k1") -> "Tensor":
-    """Return an estimate of KL(policy ‖ reference) at each sampled token (Schulman 2020, joschu.net/blog/kl-approx).
+def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor") -> "Tensor":
+    """Return log π/π_ref at each sampled token: an unbiased estimate of KL(policy ‖ reference), of either sign.
+
+    As a reward, it gives the gradient of the KL divergence. Estimators of lower variance (k3) don't.
 
     Args:
         logps_BT: under the policy that sampled the tokens, (B, T).
         ref_logps_BT: under the reference, (B, T).
-        estimator: `k1` is log π/π_ref: unbiased, of either sign. `k3` is π_ref/π − 1 − log π_ref/π: unbiased, at least 0, and of lower
-            variance if the two are close.
     """
-    log_ratio_BT = logps_BT - ref_logps_BT
-    return log_ratio_BT if estimator == "k1" else (-log_ratio_BT).expm1() + log_ratio_BT
+    return logps_BT - ref_logps_BT
 
 
 def final_scores(scores_B: "Tensor", ended_B: "Tensor", *, clip: float | None, missing_eos_penalty: float | None) -> "Tensor":

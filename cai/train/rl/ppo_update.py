@@ -88,7 +88,7 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
     scores_B = torch.tensor([s.value for s in scores], device=device)
     ended_B = torch.tensor([e.ended for e in episodes], device=device)
     final_B = final_scores(scores_B, ended_B, clip=spec.score_clip, missing_eos_penalty=spec.missing_eos_penalty)
-    kl_BT = token_kl(logps_BT, ref_logps_BT, spec.kl_estimator) * mask_BT
+    kl_BT = token_kl(logps_BT, ref_logps_BT) * mask_BT
     rewards_BT = token_rewards(final_B, kl_BT, mask_BT, kl_coef)
     scaled_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if spec.whiten_rewards else rewards_BT
     advantages_BT, returns_BT = advantages_and_returns(scaled_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)

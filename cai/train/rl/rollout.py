@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cai.errors import TrainingError
 from cai.ids import content_hash, derive_seed
+from cai.models.local.encoding import Encoder
 from cai.models.local.generate import CompletionRow, complete
 from cai.train.encode import encode_turn
 from cai.train.rl.shared_base import POLICY, REFERENCE, VALUE, SharedBase
@@ -98,17 +99,24 @@ def sample(
 
 @torch.no_grad()
 def evaluate_responses(
-    shared: SharedBase, todo: Sequence[Task], responses: Sequence[tuple[list[int], bool]], *, end_id: int, temperature: float, at_once: int
+    shared: SharedBase,
+    todo: Sequence[Task],
+    responses: Sequence[tuple[list[int], bool]],
+    *,
+    encoder: Encoder,
+    temperature: float,
+    at_once: int,
 ) -> list[Episode]:
     """Return responses with log-probabilities under policy and reference, values, and scores of the reward models.
 
-    Reward models score a response up to its end token, as in training. The end token is added to a response that was cut.
+    Reward models score a response at the token that they were trained at: the one with which the chat template ends a turn. It replaces
+    another end token, and is added to a response that was cut. They don't see a response's reasoning.
 
     Args:
         shared: the shared base, in evaluation mode.
         todo: the sampled tasks.
         responses: the return value of `sample`.
-        end_id: the tokenizer's end token.
+        encoder: the tokenizer's encoder.
         temperature: temperature of sampling.
         at_once: responses per forward pass.
     """
@@ -122,7 +130,7 @@ def evaluate_responses(
         logps, entropies = shared.logprobs(shared.hidden(POLICY, rows)[where], targets, temperature)
         ref_logps, _ = shared.logprobs(shared.hidden(REFERENCE, rows)[where], targets, temperature)
         values = shared.value(shared.hidden(VALUE, rows)[where])
-        scores = shared.scores([row if responses[i][1] else [*row, end_id] for i, row in zip(part, rows, strict=True)])
+        scores = shared.scores([[*todo[i].prompt_ids, *scored_ids(encoder, *responses[i])] for i in part])
         per_token = torch.stack((logps, ref_logps, entropies, values)).cpu()
         at = 0
         for n, i in enumerate(part):
@@ -131,6 +139,20 @@ def evaluate_responses(
             at += len(ids)
             episodes.append(Episode(task.index, task.prompt_ids, ids, ended, logp, ref_logp, entropy, value, scores[:, n].tolist()))
     return episodes
+
+
+def scored_ids(encoder: Encoder, ids: Sequence[int], ended: bool) -> list[int]:
+    """Return what reward models see of a response: the answer's tokens, and the token that ends a turn.
+
+    Args:
+        encoder: the tokenizer's encoder.
+        ids: the response's tokens.
+        ended: whether the last of them is an end token.
+    """
+    said = list(ids[:-1] if ended else ids)
+    text = encoder.decode(said)
+    answer = encoder.answer(said)
+    return [*(said if answer == text else encoder.answer_ids(answer)), encoder.end_id]
 
 
 def response_positions(rows: Sequence[Sequence[int]], lengths: Sequence[int], device: Any) -> tuple[Tensor, Tensor]:

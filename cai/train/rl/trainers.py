@@ -15,6 +15,7 @@ from cai.errors import TrainingError
 from cai.ids import derive_seed
 from cai.models.local.encoding import Encoder
 from cai.records import Message, Prompt
+from cai.train.encode import encoder_of
 from cai.train.rl.live_policy import LivePolicy
 from cai.train.rl.monitor import Monitor, alarm, keep_best
 from cai.train.rl.rewards import RewardFunction
@@ -29,7 +30,7 @@ class _OnlineRun(Resumable):
 
     def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return token ids. Special tokens inside messages are encoded as plain text, as at inference."""
-        encoder = Encoder(self.processing_class)
+        encoder = encoder_of(self.processing_class)
         return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts], None, {}  # type: ignore[arg-type]
 
     def _sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -69,15 +70,27 @@ class RLOORun(_OnlineRun, RLOOTrainer):  # type: ignore[misc]
 RUNS = {"grpo": GRPORun, "rloo": RLOORun}
 
 
-def reward_function(rewards_of: RewardFunction, prompts: Sequence[Prompt]) -> Callable[..., list[float | None]]:
-    """Return TRL's form of a reward function. It logs the mean of every term, and the ensemble's disagreement."""
-    by_id = {p.id: p for p in prompts}
+def reward_function(
+    rewards_of: RewardFunction, prompts: Sequence[Prompt], encoder: Encoder, stops: frozenset[int], missing_eos_penalty: float | None
+) -> Callable[..., list[float | None]]:
+    """Return TRL's form of a reward function. It logs the mean of every term, and the ensemble's disagreement.
 
-    def reward(completions: list[Any], id: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
-        rewards = rewards_of.score([(by_id[i], turns[0]["content"]) for i, turns in zip(id, completions, strict=True)])
+    Args:
+        rewards_of: scores the answers, without their reasoning.
+        prompts: the prompts of the training.
+        encoder: decodes the completions.
+        stops: tokens that end a turn.
+        missing_eos_penalty: subtracted from the reward of a completion that doesn't end with one of them; None subtracts nothing.
+    """
+    by_id = {p.id: p for p in prompts}
+    penalty = missing_eos_penalty or 0.0
+
+    def reward(completion_ids: list[list[int]], id: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
+        answers = [encoder.answer(ids[:-1] if ids[-1] in stops else ids) for ids in completion_ids]
+        rewards = rewards_of.score([(by_id[i], answer) for i, answer in zip(id, answers, strict=True)])
         if all(r is None for r in rewards.totals):
             raise TrainingError(
-                f"none of {len(completions)} completions of a step could be rewarded.\nFix: check the terms of policy.online.rewards"
+                f"none of {len(answers)} completions of a step could be rewarded.\nFix: check the terms of policy.online.rewards"
             )
         for name, values in rewards.by_term.items():
             known = [v for v in values if v is not None]
@@ -85,8 +98,8 @@ def reward_function(rewards_of: RewardFunction, prompts: Sequence[Prompt]) -> Ca
                 log_metric(f"terms/{name}", sum(known) / len(known))
         if rewards.disagreement:
             log_metric("disagreement", sum(rewards.disagreement) / len(rewards.disagreement))
-        log_metric("unrewarded", sum(r is None for r in rewards.totals) / len(completions))
-        return rewards.totals
+        log_metric("unrewarded", sum(r is None for r in rewards.totals) / len(answers))
+        return [None if r is None else r - penalty * (ids[-1] not in stops) for r, ids in zip(rewards.totals, completion_ids, strict=True)]
 
     return reward
 

@@ -1,0 +1,140 @@
+r"""Set a model's reasoning apart from its answer. Servers and local models often leave it inside the text.
+
+Known forms, in any case and with any nesting:
+
+    <think>…</think>answer        also thinking, thought(s), reasoning, reflection and scratchpad, in <…>, […], <|…|> or ◁…▷
+    …</think>answer               the chat template has opened the reasoning
+    <|START_THINKING|>…<|END_THINKING|>answer, <|begin_of_thought|>…<|end_of_thought|>answer
+    <|channel|>analysis<|message|>…<|channel|>final<|message|>answer      gpt-oss; also "analysis…assistantfinal…", without the tokens
+
+A block counts if it stands at the start of a line and not in code, so that an answer may quote a tag.
+"""
+
+import re
+from dataclasses import dataclass
+
+_NAME = r"(?:[a-z]\w{0,11}:|longcat_)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
+_TAG = re.compile(
+    rf"(?<![`'\"“])(?:(?P<open><{_NAME}>|\[{_NAME}\]|<\|{_NAME}\|>|◁{_NAME}▷|<\|(?:start|begin)(?:_of)?_(?:thinking|thought|think)\|>)"
+    rf"|(?P<close></{_NAME}>|\[/{_NAME}\]|<\|/{_NAME}\|>|◁/{_NAME}▷|<\|end(?:_of)?_(?:thinking|thought|think)\|>))",
+    re.IGNORECASE,
+)
+_LAST_WORD = re.compile(r"\S+\s*\Z")
+_LINE_START = re.compile(r"(?:\A|\n)[ \t]*\Z")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.IGNORECASE | re.DOTALL)
+_CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>(?:assistant)?|<\|channel\|>", re.IGNORECASE)
+_BARE_CHANNEL = re.compile(r"\A\s*(?:assistant)?analysis(?=\S)(.*?)assistant\s*final(?=\S)", re.DOTALL)
+_BARE_ANALYSIS = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z])")
+_WRAPPED = re.compile(
+    r"\A\s*(?:<(answer|response|output|final)>(.*?)(?:</\1>\s*)?"
+    r"|<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?|<\|START_RESPONSE\|>(.*?)(?:<\|END_RESPONSE\|>\s*)?)\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A model's text in two parts."""
+
+    answer: str
+    """Empty if the reasoning doesn't end."""
+    reasoning: str = ""
+
+
+def split_reasoning(text: str) -> Spoken:
+    """Return a text's answer, and its reasoning without the tags. A text without reasoning is returned unchanged.
+
+    >>> split_reasoning("<think>Is it?</think>\\n\\nYes.")
+    Spoken(answer='Yes.', reasoning='Is it?')
+    >>> split_reasoning("Is it?</think>Yes."), split_reasoning("<think>Is")
+    (Spoken(answer='Yes.', reasoning='Is it?'), Spoken(answer='', reasoning='Is'))
+    >>> split_reasoning("Close it with `</b>`, as in <think>.")
+    Spoken(answer='Close it with `</b>`, as in <think>.', reasoning='')
+    """
+    if _CHANNEL.search(text):
+        return _channels(text)
+    if bare := _BARE_CHANNEL.match(text):
+        return Spoken(text[bare.end() :].strip(), bare[1].strip())
+    if _BARE_ANALYSIS.match(text):
+        return Spoken("", text.strip().removeprefix("assistant").removeprefix("analysis").strip())
+    return _blocks(text)
+
+
+def opens_reasoning(text: str) -> str:
+    r"""Return the tag that opens a reasoning at the end of a prompt, with the white space after it; empty if there is none.
+
+    >>> opens_reasoning("<|im_start|>assistant\n<think>\n"), opens_reasoning("<|im_start|>assistant\n")
+    ('<think>\n', '')
+    """
+    last = _LAST_WORD.search(text[-60:])
+    if last is None:
+        return ""
+    tags = [tag for tag in _TAG.finditer(last[0]) if tag.end() == len(last[0].rstrip())]
+    return last[0][tags[0].start() :] if tags and tags[0]["open"] else ""
+
+
+def within(opened: str, text: str) -> str:
+    """Return a text with the tag that its prompt has opened before it, unless it opens a reasoning itself.
+
+    >>> within("<think>", "Is it?</think>Yes."), within("<think>", "<think>Is it?")
+    ('<think>Is it?</think>Yes.', '<think>Is it?')
+    """
+    first = _TAG.match(text.lstrip()) if opened else None
+    return text if first is not None and first["open"] else opened + text
+
+
+def _blocks(text: str) -> Spoken:
+    """Split a text at its tags: what is between an opening tag and its closing tag is reasoning."""
+    reasoning: list[str] = []
+    answer: list[str] = []
+    depth = start = 0
+    opened = False  # whether any block was opened so far
+    for tag in _TAG.finditer(text):
+        if tag["open"]:
+            if depth or (_LINE_START.search(text[max(0, tag.start() - 200) : tag.start()]) and not _in_code(text, start, tag.start())):
+                if not depth:
+                    answer.append(text[start : tag.start()])
+                    start = tag.end()
+                depth += 1
+                opened = True
+        elif depth:
+            depth -= 1
+            if not depth:
+                reasoning.append(text[start : tag.start()])
+                start = tag.end()
+        elif not opened and not _TAG.search(text, start, tag.start()):  # the template opened it; and it isn't the end of a quoted block
+            reasoning.append(text[start : tag.start()])
+            start = tag.end()
+    if depth:  # it ends inside
+        reasoning.append(text[start:])
+        return Spoken("", _joined(reasoning))
+    if not reasoning:
+        return Spoken(text)
+    return Spoken(_unwrapped("".join([*answer, text[start:]]).strip()), _joined(reasoning))
+
+
+def _in_code(text: str, start: int, end: int) -> bool:
+    """Whether a position is in a fenced block of code, of the text from `start`."""
+    return text.count("```", start, end) % 2 == 1
+
+
+def _channels(text: str) -> Spoken:
+    """Split gpt-oss's text: the channel `final` is the answer, all others are reasoning."""
+    headers = list(_CHANNEL.finditer(text))
+    parts: dict[bool, list[str]] = {True: [], False: [text[: headers[0].start()]]}
+    for i, header in enumerate(headers):
+        body = text[header.end() : headers[i + 1].start() if i + 1 < len(headers) else len(text)]
+        end = _CHANNEL_END.search(body)
+        parts[header[1].lower() == "final"].append(body[: end.start()] if end else body)
+    before = [_CHANNEL_END.sub("", p) for p in parts[False]]
+    return Spoken("".join(parts[True]).strip(), _joined(before))
+
+
+def _unwrapped(answer: str) -> str:
+    """Return an answer without a tag around the whole of it, which some models write after their reasoning."""
+    found = _WRAPPED.match(answer)
+    return answer if found is None else next(part for part in found.groups()[1:] if part is not None).strip()
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n\n".join(p.strip() for p in parts if p.strip())

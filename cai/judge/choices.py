@@ -1,0 +1,101 @@
+"""Read which of two choices a judge would write, and how much probability the choices hold together.
+
+A choice can be written in two forms: "A" and " A" are different tokens. Which one a model writes depends on what stands before it: after
+"Answer:", SmolLM2-135M gives the letters with a space 0.82 of the probability, and those without one 0.0005. The log-odds of words that a
+model would not write tell little, so where the first form holds little, the other one is asked too, and both are added.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cai.judge.protocol import difference
+from cai.models.base import TextModel
+from cai.records import Message
+
+SMALL_MASS = 0.25
+"""Probability below which the choices are asked in their other form too, and below which a judge's labels are warned about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A judge's choice between two options."""
+
+    log_odds: float
+    """Of the first option against the second."""
+    mass: float | None
+    """Probability of both together, in [0, 1]; None if it was not measured."""
+
+
+async def read_choices(
+    model: TextModel, messages: Sequence[Message], options: tuple[str, str], prefill: str = "", *, spaced: bool = False
+) -> Reading:
+    """Return which of two options the model would write next.
+
+    Args:
+        model: the judge.
+        messages: the question.
+        options: the two options, without spaces around them.
+        prefill: start of the answer.
+        spaced: whether the form with a space before it is asked first.
+
+    Raises:
+        ReplyError: both options have probability 0, or the reply is unusable.
+        NoLogprobsError: the server gives no log-probabilities.
+    """
+    forms = [tuple(f" {option}" for option in options), options] if spaced else [options, tuple(f" {option}" for option in options)]
+    reply = await model.choices(messages, forms[0], prefill)
+    logprobs = list(reply.logprobs)
+    if _mass(logprobs) < SMALL_MASS and not reply.every_form:
+        other = await model.choices(messages, forms[1], prefill)
+        logprobs = [_sum(pair) for pair in zip(logprobs, other.logprobs, strict=True)]
+    return Reading(difference(logprobs), min(1.0, _mass(logprobs)))
+
+
+@dataclass
+class MeanMass:
+    """A running mean of the probability that choices hold."""
+
+    total: float = 0.0
+    n: int = 0
+
+    def add(self, mass: float | None) -> None:
+        """Count one more; None was not measured."""
+        if mass is not None:
+            self.total, self.n = self.total + mass, self.n + 1
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, or None if nothing was measured."""
+        return self.total / self.n if self.n else None
+
+
+def mean_mass(readings: Sequence[Reading]) -> float | None:
+    """Return the mean probability that some readings' options hold; None if none was measured."""
+    known = [r.mass for r in readings if r.mass is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def mass_warning(mass: float | None, who: str) -> str:
+    """Return a warning if a judge gave its choices little probability; empty otherwise.
+
+    Args:
+        mass: mean probability of the choices, in [0, 1]; None if it was not measured.
+        who: the judge or protocol.
+    """
+    if mass is None or mass >= SMALL_MASS:
+        return ""
+    return (
+        f"{who}: the judge gives its choices only {mass:.2%} of the probability, so its labels are read from words that it would hardly "
+        "write. It may reason first, or open its answer with other words: use feedback.protocol: pairwise-cot, switch its reasoning off, "
+        "or end the template in prompts/templates with a [[prefill]] that leads to the choice"
+    )
+
+
+def _mass(logprobs: Sequence[float]) -> float:
+    return math.fsum(math.exp(x) for x in logprobs)
+
+
+def _sum(logprobs: Sequence[float]) -> float:
+    most = max(logprobs)
+    return most if math.isinf(most) else most + math.log(math.fsum(math.exp(x - most) for x in logprobs))

@@ -1,0 +1,67 @@
+"""Reasoning inside a text, in the forms that models write it."""
+
+import pytest
+
+from cai.core.text.reasoning import Spoken, split_reasoning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>\nIs it?\n</think>\n\nYes.",
+        "<THINK>Is it?</Think>Yes.",
+        "Is it?\n</think>\n\nYes.",
+        "<thinking>Is it?</thinking><answer>Yes.</answer>",
+        "[THINK]Is it?[/THINK]Yes.",
+        "◁think▷Is it?◁/think▷Yes.",
+        "<seed:think>Is it?</seed:think>Yes.",
+        "<|START_THINKING|>Is it?<|END_THINKING|><|START_RESPONSE|>Yes.<|END_RESPONSE|>",
+        "<|begin_of_thought|>Is it?<|end_of_thought|>\n<|begin_of_solution|>Yes.<|end_of_solution|>",
+        "<|channel|>analysis<|message|>Is it?<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+        "analysisIs it?assistantfinalYes.",
+    ],
+)
+def test_the_reasoning_is_set_apart(text: str) -> None:
+    assert split_reasoning(text) == Spoken("Yes.", "Is it?")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning"),
+    [
+        ("<think>\nIs it", "Is it"),
+        ("<think>a</think>\nYes.\n<think>But", "a\n\nBut"),
+        ("<|channel|>analysis<|message|>Is it", "Is it"),
+        ("analysisIs it", "Is it"),
+        ("[THINK]Is it", "Is it"),
+        ("<think>Is it?</think>\n", "Is it?"),
+    ],
+)
+def test_a_reply_that_ends_inside_its_reasoning_has_no_answer(text: str, reasoning: str) -> None:
+    assert split_reasoning(text) == Spoken("", reasoning)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>a<think>b</think>c</think>Yes.", "Yes."),
+        ("<think>a</think>\n<think>b</think>Yes.", "Yes."),
+        ("a</think>b</think>Yes.", "Yes."),
+        ("Sure.\n<think>a</think>\nYes.", "Sure.\n\nYes."),
+    ],
+)
+def test_nested_and_repeated_blocks(text: str, answer: str) -> None:
+    assert split_reasoning(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write <think> before it and </think> after it.",
+        "Close it with `</think>`.",
+        "Like this:\n```\n<think>\nhm\n</think>\n```\nThen go on.",
+        "analysis of the matter",
+        " Kept as it stands.\n",
+    ],
+)
+def test_an_answer_without_reasoning_is_unchanged(text: str) -> None:
+    assert split_reasoning(text) == Spoken(text)

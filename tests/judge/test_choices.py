@@ -1,0 +1,51 @@
+"""How much probability a judge's choices hold, and the form in which it would write them."""
+
+import asyncio
+import math
+
+import pytest
+
+from cai.judge.choices import Reading, mass_warning, read_choices
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
+from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
+from cai.records import Message
+
+ASK = (Message("user", "A or B?"),)
+
+
+def read(probabilities: dict[str, float], *, spaced: bool = False, every_form: bool = False) -> tuple[Reading, list[tuple[str, ...]]]:
+    """Return the reading of a judge that writes these words next, and the choices that it was asked."""
+    asked: list[tuple[str, ...]] = []
+
+    def script(request: Request) -> Reply:
+        assert isinstance(request, ChoicesRequest)
+        asked.append(request.choices)
+        return ChoiceLogprobs(tuple(math.log(probabilities[choice]) for choice in request.choices), 1, every_form)
+
+    with CallStore(None) as store:
+        model = TextModel(ScriptedEngine(script), store, "test")
+        return asyncio.run(read_choices(model, ASK, ("A", "B"), spaced=spaced)), asked
+
+
+def test_the_form_that_holds_the_probability_decides() -> None:
+    reading, asked = read({"A": 0.0004, "B": 0.0003, " A": 0.2, " B": 0.61})
+    assert asked == [("A", "B"), (" A", " B")]
+    assert reading.log_odds == pytest.approx(math.log(0.2004 / 0.6103))
+    assert reading.mass == pytest.approx(0.8107)
+
+
+def test_one_call_is_enough_where_the_first_form_holds_it() -> None:
+    reading, asked = read({"A": 0.6, "B": 0.3})
+    assert asked == [("A", "B")]
+    assert (reading.log_odds, reading.mass) == (pytest.approx(math.log(2)), pytest.approx(0.9))
+    assert read({" A": 0.6, " B": 0.3}, spaced=True)[1] == [(" A", " B")]
+
+
+def test_a_reply_that_counts_every_form_is_not_asked_again() -> None:
+    assert read({"A": 0.01, "B": 0.02}, every_form=True)[1] == [("A", "B")]
+
+
+def test_little_probability_is_warned_about() -> None:
+    assert "only 3.00% of the probability" in mass_warning(0.03, "pairwise")
+    assert mass_warning(0.6, "pairwise") == mass_warning(None, "likelihood") == ""
