@@ -241,6 +241,11 @@ class Judgment:
     detail: str = ""
     """The judge's reasoning (`pairwise-cot`), or details of the failure."""
 
+    @property
+    def failed(self) -> tuple[str, str] | None:
+        """The reason and details of the failure; None if the pair was judged."""
+        return None if self.failure is None else (self.failure, self.detail)
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

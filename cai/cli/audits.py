@@ -47,19 +47,19 @@ def audit(
     from rich.console import Console
 
     from cai.core.workspace import find_run
+    from cai.errors import DataError
     from cai.evaluate.audit.run import audit_run
     from cai.session import settings
 
     directory = find_run(run_name)
     with open_session(settings(run=directory), directory.path) as session:
         findings = audit_run(session, directory, limit, prompts or (), judge)
+    if not findings:
+        raise DataError(f"nothing to audit in {directory.path}: no labels, judgments, answers or reward models, and no model was probed")
     if json:
         print_json({"findings": findings})
         return
     show(findings, Console())
-    if not findings:
-        typer.echo(f"nothing to audit in {directory.path} yet: no labels, judgments, answers or reward models, and no model was probed")
-        return
     typer.echo(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 

@@ -40,7 +40,7 @@ def bench(
 
     from cai.cli.human import feedback_config
     from cai.constitution.load import load_constitution
-    from cai.core.console import plain_table
+    from cai.core.console import plain, plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
     from cai.session import settings
 
@@ -61,6 +61,11 @@ def bench(
             table.add_row(r.name, f"{r.accuracy:.1%}", f"{r.low:.1%} – {r.high:.1%}", str(r.n), bias, str(r.failures), beats)
         table.add_section()
     Console().print(table)
+    for u in result.unmeasured:
+        errors.print(plain(f"{u.name}: not measured, all {u.failures} pairs failed: {u.reason}", "yellow"))
+    for r in result.protocols:
+        if r.failures:
+            errors.print(plain(f"{r.name}: {r.failures} of {result.pairs} pairs failed: {r.failure_details}", "yellow"))
     if not any(r.beats_baselines for r in result.protocols):
         errors.print("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.", style="yellow")
 

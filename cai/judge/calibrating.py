@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.core.console import Reporter
-from cai.core.flow import run_items
+from cai.core.flow import in_words, run_items
 from cai.data.filters import prompt_key
 from cai.errors import DataError
 from cai.ids import split_fraction
@@ -98,16 +98,15 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
         reporter: shows progress, and warns about pairs that could not be judged.
 
     Raises:
-        DataError: no pair could be judged.
-        ModelError: the model fails.
+        ModelError: no pair could be judged, or the model fails.
     """
     pairs, failed = await _ask(people, judge, window, reporter)
     if failed:
-        reporter.warn(f"{judge.config.protocol}: {failed} pairs could not be judged and are left out")
-    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), failed)
+        reporter.warn(f"{judge.config.protocol}: {len(failed)} pairs could not be judged and are left out: {in_words(failed)}")
+    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), len(failed))
 
 
-async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], int]:
+async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], list[Failure]]:
     failures: list[Failure] = []
 
     async def work(item: tuple[str, HumanLabel]) -> Labelled:
@@ -126,9 +125,7 @@ async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, repo
         on_progress=lambda done: reporter.progress(done, len(people), f"pairs by {judge.config.protocol}"),
     )
     pairs = [p async for p in flow]
-    if not pairs:
-        raise DataError(f"no pair could be judged: {failures[0].reason}: {failures[0].detail}")
-    return pairs, len(failures)
+    return pairs, failures
 
 
 async def _opinions(judge: Judge, pair: ResponsePair) -> tuple[float, dict[str, float]]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from cai.core.flow import run_items
+from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
@@ -113,7 +113,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     if not c.manifest.judge.beats_baselines:
         c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
-    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure))
+    judgments = await write_all(c, "judgments", each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failed))
     return {"judged": judgments, "failed": len(c.failures)}
 
 
@@ -203,7 +203,7 @@ def each(
     total: int,
     name: str = "results",
     item_id: Callable[[T], str] | None = None,
-    failure_of: Callable[[R], str | None] = lambda result: None,
+    failure_of: Callable[[R], Failed | None] = lambda result: None,
 ) -> AsyncIterator[R]:
     """Process items with the recipe's limits, and show progress. Items are streamed, with at most `window` in progress.
 

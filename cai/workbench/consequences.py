@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
 from cai.core.workspace import RunDirectory
-from cai.errors import ReplyError
+from cai.errors import DataError, ReplyError
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.session import Session
 from cai.stats import paired_bootstrap, wilson
@@ -129,6 +129,10 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
     text = diff_constitutions(before, after)
     calls = {"sample": calls_of(session)}
     responses, pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
+
+    if not responses and not pairs:
+        kinds = " or ".join(sorted({item.prompt.kind for item in (*data.responses, *data.pairs)})) or "sampled"
+        raise DataError(f"nothing to compare: one of the two constitutions has no principle for any {kinds} prompt")
 
     start = calls_of(session)
     old_traces, old_labels = await _revisions(responses, before, session), await _labels(pairs, before, session, "labels before")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cai.constitution.diff import ConstitutionDiff, FieldChange, PrincipleChange, word_diff
 from cai.core.console import plain, plain_table
+from cai.core.flow import in_words
 from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
 from cai.workbench.sample import Calls
 from cai.workbench.trial import Answered, Revised, Step
@@ -51,8 +52,7 @@ def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator
     if found.uncovered:
         yield plain(f"{found.uncovered} prompts left out: one of the two has no principle for their kind", "yellow")
     if found.failures:
-        first = found.failures[0]
-        yield plain(f"{len(found.failures)} items failed, the first: {first.stage} {first.item_id}: {first.reason}", "yellow")
+        yield plain(f"{len(found.failures)} items failed: {in_words(found.failures)}", "yellow")
     yield plain("\ncalls  " + " · ".join(f"{name}: {_calls(c)}" for name, c in found.calls.items()))
 
 
@@ -109,7 +109,7 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
     if found.skipped:
         yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
     if found.failures:
-        yield plain(f"{len(found.failures)} pairs failed, the first: {found.failures[0].item_id}: {found.failures[0].reason}", "yellow")
+        yield plain(f"{len(found.failures)} pairs failed: {in_words(found.failures)}", "yellow")
     yield plain(f"calls: {_calls(found.calls)}")
 
 

@@ -541,7 +541,7 @@ def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
     assert {r["p_chosen"] for r in rows(tmp_path / "soft.jsonl")} == {0.75}
     (tmp_path / "unnamed.jsonl").write_text(json.dumps({k: v for k, v in LABELS[0].items() if k != "annotator"}) + "\n")
     assert call(tmp_path, "human", "import", "unnamed.jsonl", "-o", "u.jsonl") == 0 and "by nobody with a name" in call.out
-    assert call(tmp_path, "human", "agreement", "u.jsonl") == 0 and "nothing to compare" in call.out
+    assert call(tmp_path, "human", "agreement", "u.jsonl") == 2 and "nothing to compare" in call.told
     assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "x.jsonl", "--column", "choice") == 2
     assert "--column choice: expected OURS=THEIRS" in call.told
 

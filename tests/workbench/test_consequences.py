@@ -118,9 +118,15 @@ def test_added_and_removed_principles_are_attributed():
 
 def test_prompts_that_one_side_has_no_principle_for_are_left_out_and_counted():
     after = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
-    found = compared(CONSTITUTION, after, ScriptedSession())
-    assert (found.uncovered, found.revisions, found.labels) == (N, 0, None)
-    assert (found.revision_low, found.revision_high) == (0.0, 1.0)
+
+    async def work(opened):
+        asked = [*prompts(4, "harmful"), *(replace(p, id=f"h{p.id}") for p in prompts(N))]
+        return await consequences(CONSTITUTION, after, await sample_trial_data(asked, opened), opened)
+
+    found = ScriptedSession().ask(work)
+    assert (found.uncovered, found.revisions, found.labels.n) == (N, 4, 4)
+    with pytest.raises(DataError, match="no principle for any helpful prompt"):
+        compared(CONSTITUTION, after, ScriptedSession())
 
 
 def test_failures_are_counted_and_the_rest_is_compared():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cai.errors import DataError, ReplyError
+from cai.errors import ModelError, ReplyError
 from cai.judge.protocol import log_odds_of, probability
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import ChoicesRequest
@@ -143,5 +143,5 @@ def test_pairs_that_cant_be_judged_are_counted():
 def test_no_principle_for_any_pair_is_an_error():
     narrow = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
     session = ScriptedSession(recipe=Recipe(name="t", max_failure_fraction=1.0))
-    with pytest.raises(DataError, match="none of the 3 labelled pairs"):
+    with pytest.raises(ModelError, match=r"all 3 items failed: no_principle_applies × 3 .to helpful prompts."):
         session.ask(lambda opened: ask_all([pair(number=i) for i in range(3)], narrow, opened))
