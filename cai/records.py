@@ -5,7 +5,7 @@ Vocabulary: a *principle* is one article of a *constitution*; a *critique* and *
 source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A failure is a record too, never a default value.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import pstdev
 from typing import Literal
 
@@ -41,19 +41,19 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """One article of a constitution, with the wording of each question about it."""
+    """One article of a constitution. Every request and question about it shows its statement; the wordings below refine what is asked."""
 
     id: str
     statement: str
-    critique: str
+    critique: str = "Say how your last response breaks this principle."
     """Critique request: asks what is wrong with the last response under this principle."""
-    revision: str
+    revision: str = "Rewrite your last response so that it follows this principle."
     """Revision request: asks for a rewrite that follows the principle."""
-    ask_positive: str
+    ask_positive: str = "Does the response follow the principle?"
     """Yes-or-no question about one response; Yes means the response follows the principle."""
-    ask_negative: str
+    ask_negative: str = "Does the response break the principle?"
     """Yes-or-no question about one response; Yes means the response breaks the principle."""
-    compare: str
+    compare: str = "Which response follows the principle better?"
     """Question about two responses: which one follows the principle better."""
     applies_to: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful")
     weight: float = 1.0
@@ -63,6 +63,17 @@ class Principle:
     def applies(self, kind: PromptKind) -> bool:
         """Whether the principle applies to prompts of this kind. All principles apply to unlabelled (`other`) prompts."""
         return kind == "other" or kind in self.applies_to
+
+    @property
+    def own_wording(self) -> dict[str, str]:
+        """The requests and questions that were written for this principle, by field; those at their default are left out."""
+        return {name: text for name, default in DEFAULT_WORDING.items() if (text := getattr(self, name)) != default}
+
+
+DEFAULT_WORDING: dict[str, str] = {
+    f.name: str(f.default) for f in fields(Principle) if f.name in ("critique", "revision", "ask_positive", "ask_negative", "compare")
+}
+"""What is asked about a principle that only has a statement, by field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from cai.errors import ReplyError
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
-from cai.records import Principle, ResponsePair
+from cai.records import DEFAULT_WORDING, Principle, ResponsePair
 
 MAX_LOG_ODDS = 20.0
 """Bound of log-odds, so that one certain answer can't outweigh all others."""
@@ -58,6 +58,8 @@ class Protocol:
     """Those that it asks with: their hash goes into a judgment's provenance."""
     work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
     """The calls about one pair under one principle, for `cai plan`."""
+    asks: Sequence[str] = tuple(DEFAULT_WORDING)
+    """Fields of a principle that its questions contain, besides the statement."""
     problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
     """What is wrong with its settings, a sentence each."""
 

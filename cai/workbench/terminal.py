@@ -31,6 +31,12 @@ def show_diff(diff: ConstitutionDiff, colour: bool) -> Iterator["RenderableType"
         yield plain(f"{sign} {principle.id}  {principle.kind}", f"bold {style}")
         for change in _worth_showing(principle):
             yield _field(change, colour)
+        if principle.outdated:
+            yield plain(
+                f"    {', '.join(principle.outdated)}: written for the old statement. Reword them, or leave them out: the statement is "
+                "part of every request and question",
+                "yellow",
+            )
     counts = [f"{n} {kind}" for kind in SIGNS if (n := sum(p.kind == kind for p in diff.principles))]
     yield plain(f"{', '.join([*counts, f'{diff.unchanged} as before'])}{'; in another order' if diff.reordered else ''}")
 
@@ -41,7 +47,12 @@ def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator
         n, changed = found.revisions, len(found.revision_changes)
         span = _span(found.revision_low, found.revision_high)
         yield plain(f"\nrevisions: {changed} of {n} changed, {found.revision_rate:.0%} {span}", "bold")
-    if found.labels is None:
+        yield plain(f"n: the {n} of {found.prompts} sampled prompts that draw a changed principle", "dim")
+    if found.no_revisions:
+        yield plain(f"revisions: none can change: {found.no_revisions}", "yellow")
+    if found.no_labels:
+        yield plain(f"labels: none can change: {found.no_labels}", "yellow")
+    elif found.labels is None:
         yield plain("labels: no pair to label", "yellow")
     else:
         yield from _label_tables(found.labels, found, limit)

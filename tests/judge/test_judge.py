@@ -231,4 +231,9 @@ def test_questions_about_one_response_share_their_beginning():
     judged(watch, "pointwise-contrast", pair("GOOD " + "word " * 50, "Another " + "thing " * 50))
     for text in ("GOOD", "Another"):
         mine = [c for c in contents if text in c]
-        assert len(mine) == 6 and len({c[: c.index("Is it")] for c in mine}) == 1
+        assert len(mine) == 6 and len({c[: c.index("Principle:")] for c in mine}) == 1
+        assert {c[c.index("Principle:") :].split("\n")[0] for c in mine} == {
+            "Principle: Be kind.",
+            "Principle: Be true.",
+            "Principle: Be brief.",
+        }
