@@ -9,7 +9,7 @@ from cai.core.flow import in_words, run_items
 from cai.data.filters import prompt_key
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.judge.calibration import Calibration, length_difference
+from cai.judge.calibration import POOLING, Calibration, length_difference
 from cai.judge.fitting import Labelled, check_enough, fit_calibration
 from cai.judge.judge import Judge
 from cai.judge.protocol import probability
@@ -66,6 +66,7 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
         fitted_on=tuple(sorted(p.key for p in asked.pairs)),
         measured=fitted.measured,
         warnings=fitted.warnings,
+        pooling=POOLING,
     )
 
 

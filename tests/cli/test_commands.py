@@ -280,7 +280,7 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     assert {r["model"] for r in both} == {"base", "model"}
     assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
     assert all("by an uncalibrated judge" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
-    weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
+    weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0, pooling="probabilities")
     write_calibration(shared.root / "c.json", weighed)
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge, "--calibration", "c.json")["results"]
     assert all("calibrated with c.json" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
