@@ -368,9 +368,11 @@ class MonitorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompts: Positive = 64
     """Maximum number of evaluation prompts for the monitor, chosen by hash; never more than half of them. `evaluate` excludes them."""
     patience: Positive = 2
-    """Number of consecutive over-optimized observations before `action`."""
+    """Number of consecutive observations that are averaged and compared with as many earlier ones, and of consecutive collapsed
+    observations before `action`."""
     min_drop: Annotated[float, Meta(ge=0)] = 1.0
-    """Minimum fall of the gold reward from its best observation, in half-widths of the 95 % confidence interval of that change."""
+    """Minimum fall of the gold reward, in half-widths of the confidence interval of that change. At 1, at most 5 % of trainings with a
+    constant gold reward end with a false alarm, however many observations there are."""
     min_words: Fraction = 0.25
     """Collapse to empty responses: their mean length is below this fraction of the first observation's. 0 disables this test."""
     min_distinct: Fraction = 0.5

@@ -394,8 +394,8 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class MonitorPoint:
-    """One observation of a policy during training, on fixed held-out prompts. Changes are against the previous observation with the highest
-    gold reward."""
+    """One observation of a policy during training, on fixed held-out prompts. Changes are those of the last `patience` observations against
+    the earlier ones from which gold fell most significantly; 0 if there are none."""
 
     step: int
     kl: float
@@ -411,7 +411,7 @@ class MonitorPoint:
     gold_low: float
     gold_high: float
     gold_change: float
-    """Mean change of the gold reward per prompt, with its 95 % confidence interval."""
+    """Mean change of the gold reward per prompt, with a 95 % confidence interval that holds over all comparisons of the training."""
     gold_change_low: float
     gold_change_high: float
     proxy_change: float
@@ -431,6 +431,8 @@ class MonitorPoint:
     """Collapse since the first observation: empty, identical or looping responses. A collapsed observation is never the best."""
     verdict: Literal["go", "warn", "stop"] = "go"
     """Decision after this observation."""
+    compared_with: int | None = None
+    """Step of the last observation that the changes are against; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
     log-odds(A) = scale · pooled  +  Σ weight_k · signal(log-odds_k) / number of principles  +  length · Δ
 
 with Δ = log(words of A + 1) − log(words of B + 1), and `signal` bounded, so that no principle outvotes all others. `scale` is an inverse
-temperature, and `length` corrects length bias. There is no intercept: it would favour one position, and swapping a pair would no longer give
-exactly the opposite label.
+temperature, and `length` corrects length bias. There is no intercept: it would favour one position, and swapping a pair would no longer
+give exactly the opposite label.
 """
 
 import math
