@@ -346,7 +346,7 @@ class EvalResult:
     """The p-value after Holm's correction over all tests of the model."""
 
 
-AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]
+AuditVerdict = Literal["ok", "suspect", "found", "not enough data", "not measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +417,8 @@ class MonitorPoint:
     proxy_change: float
     words: float
     """Mean length of the responses, in words."""
-    refusal_rate: float
+    refusal_rate: float | None
+    """Fraction of refusals; None if no response is in a language that the rules know."""
     repetition: float
     """Mean fraction of four-word n-grams that are repeats."""
     n: int

@@ -30,7 +30,7 @@ AuditJudge = Annotated[
         metavar="MODEL",
     ),
 ]
-_COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim"}
+_COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim", "not measured": "dim"}
 
 
 @app.command()
@@ -116,11 +116,13 @@ def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
         for f in family:
             sign = "+" if f.against else ""
             numbers = (f"{f.value:{sign}.2f}", f"{f.low:{sign}.2f} – {f.high:{sign}.2f}", f"{f.level:.2f}", str(f.n))
+            if f.verdict == "not measured":
+                numbers = ("", "", "", "0")
             table.add_row(f.check.replace("_", " "), *numbers, plain(f.verdict, _COLOURS[f.verdict]))
         console.print(table)
         standing_out = {f.group for f in family if f.verdict in ("found", "suspect")}
         for f in family:
-            if f.note and f.group in standing_out:
+            if f.note and (f.group in standing_out or f.verdict == "not measured"):
                 console.print(plain(f"{f.check.replace('_', ' ')}: {f.note}"))
 
 

@@ -185,7 +185,8 @@ def evaluate(
     session.warn_of_failures()
     results, card = found.results, found.card
     if json:
-        print_json({"judge": found.judge, "judge_card": card, "results": results})
+        unread = [{"name": name, "model": model, "reason": reason} for name, model, reason in found.not_measured]
+        print_json({"judge": found.judge, "judge_card": card, "results": results, "not_measured": unread})
         return
     if card is not None:
         Console(stderr=True).print(plain(f"judge {found.judge}: {card.note}", "" if card.beats_baselines else "yellow"))
@@ -193,6 +194,8 @@ def evaluate(
     for r in results:
         p = "" if r.p_adjusted is None else f"{r.p_adjusted:.3f}"
         table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), p)
+    for name, model, _ in found.not_measured:
+        table.add_row(plain(name), plain(model), "not measured", "", "0", "")
     console = Console()
     console.print(table)
     if any(r.p is not None for r in results):

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from cai.core.jsonl import NOT_JSON, write_text
+from cai.core.text.words import word_count
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion, signal
@@ -91,7 +92,7 @@ def calibrated(
 
 def length_difference(pair: ResponsePair) -> float:
     """Return the log-ratio of the responses' word counts (plus one); above 0 if A is longer."""
-    a, b = (math.log(len(text.split()) + 1) for text in (pair.response_a, pair.response_b))
+    a, b = (math.log(word_count(text) + 1) for text in (pair.response_a, pair.response_b))
     return a - b
 
 

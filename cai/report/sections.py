@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from cai.core.manifest import STAGE_NAMES
 from cai.core.text.refusals import is_refusal
+from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
 from cai.judge.bench import ProtocolResult
 from cai.recipe import GOLD
@@ -252,7 +253,7 @@ def sample_views(data: ReportData) -> list[SampleView]:
                 sample.disagreement.get(m),
                 best is not None and sample.scores.get(m) == best,
                 is_refusal(sample.responses[m]),
-                len(sample.responses[m].split()),
+                word_count(sample.responses[m]),
             )
             for m in order
         ]

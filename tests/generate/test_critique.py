@@ -26,7 +26,7 @@ def talking(revisions=REVISIONS, critique=CRITIQUE, truncated=False, seen=None):
     def script(request):
         if seen is not None:
             seen.append(request)
-        if request.messages[-1].content.startswith("How is it not"):
+        if "\n\nHow is it not" in request.messages[-1].content:
             return Completion(critique, False, 10, 5)
         return Completion(next(given), truncated, 10, 5)
 

@@ -13,6 +13,7 @@ from cai.core.console import Reporter
 from cai.core.flow import together
 from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import read_records, write_records
+from cai.core.text.words import word_count
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError, NoLogprobsError
 from cai.evaluate.audit.asking import ask_probes
@@ -257,7 +258,7 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
     judged = {item.id: j.p_a for item, j, _ in found if j.p_a is not None}
     people = {item.id: item.a_is_better for item, _, _ in found}
     likelier = {item.id: difference for item, _, difference in found if difference is not None}
-    longer = {item.id: float(len(item.pair.response_a.split()) - len(item.pair.response_b.split())) for item, _, _ in found}
+    longer = {item.id: float(word_count(item.pair.response_a) - word_count(item.pair.response_b)) for item, _, _ in found}
     tastes = [taste(PICKS_LONGER, longer, judged, people)]
     if likelier:
         tastes.append(taste(PICKS_LIKELIER, likelier, judged, people))

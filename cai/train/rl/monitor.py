@@ -32,8 +32,9 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from cai.core.jsonl import append_record, read_records, write_records
-from cai.core.text.refusals import is_refusal
+from cai.core.text.refusals import can_tell, is_refusal
 from cai.core.text.repetition import distinct_fraction, repeated_fraction
+from cai.core.text.words import word_count
 from cai.errors import TrainingError
 from cai.recipe import MonitorConfig
 from cai.records import Message, MonitorPoint, Prompt
@@ -131,8 +132,8 @@ class Monitor:
             gold_change_low=0.0,
             gold_change_high=0.0,
             proxy_change=0.0,
-            words=fmean(len(text.split()) for text in responses),
-            refusal_rate=fmean(map(is_refusal, responses)),
+            words=fmean(word_count(text) for text in responses),
+            refusal_rate=refusal_rate(responses),
             repetition=fmean(map(repeated_fraction, responses)),
             n=len(responses),
             proxy_scores=values,
@@ -265,6 +266,12 @@ def alarm(monitor: Monitor, verdict: Verdict) -> str:
         f"step {last.step}: the policy is over-optimised: gold reward has fallen since step {last.compared_with} while the reward that the "
         f"policy is trained on has risen; {ends}"
     )
+
+
+def refusal_rate(responses: Sequence[str]) -> float | None:
+    """Return the fraction of refusals among the responses whose language the rules know; None if there is none."""
+    told = [is_refusal(text) for text in responses if can_tell(text)]
+    return fmean(told) if told else None
 
 
 def collapse_words(first: MonitorPoint, point: MonitorPoint) -> str:
