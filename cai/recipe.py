@@ -147,10 +147,12 @@ class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Number of critique–revision rounds per response, each under another principle."""
     sampling: SteadySampling = SteadySampling()
     """Sampling of critiques and revisions."""
-    train_on: Literal["final", "every"] = "final"
-    """Revisions that become SFT data: the final one, or those of every round. The paper doesn't specify it."""
-    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
-    """Kinds of prompts whose responses are critiqued. For other kinds, the initial response becomes SFT data unchanged."""
+    train_on: Literal["final", "every"] = "every"
+    """Revisions that become SFT data: those of every round, or the final one. The paper trains on "the revisions (from all revisional
+    steps)" (§3.1)."""
+    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "other")
+    """Kinds of prompts whose responses are critiqued. For other kinds, the initial response becomes SFT data unchanged. The paper revises
+    responses to red-team prompts only, and mixes in sampled responses to helpful prompts, to retain helpfulness (§3.1)."""
     min_p_revised: Fraction = 0.5
     """Minimum judge probability that the revision is better than the initial response. Revisions below it are dropped. 0 skips the judge
     and keeps all."""

@@ -39,7 +39,8 @@ _SCRIPTS: tuple[tuple[str, str], ...] = (
 _SCRIPT = re.compile("|".join(f"(?P<{name}>[{chars}])" for name, chars in _SCRIPTS))
 _FUNCTION_WORDS: dict[str, dict[str, str]] = {
     "latin": {
-        "en": "a the of and to in is at by from but we he she they no so my me when all any some there which their has had that it for you with are this be i as not have can on or what how if do your was will an",
+        "en": "a the of and to in is at by from but we he she they no so my me when all any some there which their has had that it for "
+        "you with are this be i as not have can on or what how if do your was will an",
         "es": "el la los las de que y en un una es no se con por para lo su del al más como pero sus le está puedo esto eso tu si",
         "fr": "le la les de des du et est un une je ne pas que qui dans pour vous ce il elle sur avec plus au aux mais sont cela en se ou",
         "de": "der die das und ist ich nicht zu den mit von für auf ein eine es sie dem des im sich auch wie kann dass bei als wir dabei",

@@ -2,8 +2,8 @@
 
 All checks use the same verdicts. "found": the effect reaches the check's threshold *and* is significant after Holm's correction (Holm 1979)
 over all findings of one family. "suspect": it reaches the threshold, but is significant only without the correction (p < 0.01). "ok": all
-else, which means not shown. "not enough data": fewer than `MIN_ITEMS` items, or no test. "not measured": all answers are in languages that a
-check by words doesn't know. Tests are one-sided, towards the failure: an improvement is never a finding.
+else, which means not shown. "not enough data": fewer than `MIN_ITEMS` items, or no test. "not measured": all answers are in languages that
+a check by words doesn't know. Tests are one-sided, towards the failure: an improvement is never a finding.
 """
 
 from collections.abc import Iterable, Mapping
