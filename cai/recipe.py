@@ -509,6 +509,9 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Settings of `ppo`."""
     watch: MonitorConfig = MonitorConfig()
     """Over-optimization monitor. It needs `gold`."""
+    early_stopping: Positive | None = 2
+    """`dpo` and `kto`: stop after this many epochs in a row without a lower loss on `preferences_heldout`. Without a gold reward model, the
+    epoch with the lowest loss becomes the policy. None trains all epochs."""
     dpo: DPOConfig = DPOConfig()
     """Loss of `dpo` and `online-dpo`."""
     rounds: RoundsConfig = RoundsConfig()

@@ -312,8 +312,12 @@ def restore_best(monitor: Monitor, out: Path) -> int | None:
     step = monitor.best_step
     if step is None or monitor.config.select == "last":
         return None
-    source = best_folder(out, step) / "adapter_model.safetensors"
-    temporary = out / ".adapter_model.safetensors.best"
-    shutil.copyfile(source, temporary)
-    temporary.replace(out / "adapter_model.safetensors")
+    restore_weights(best_folder(out, step), out)
     return step
+
+
+def restore_weights(source: Path, out: Path) -> None:
+    """Replace a training's final weights by those of an adapter's folder, atomically."""
+    temporary = out / ".adapter_model.safetensors.best"
+    shutil.copyfile(source / "adapter_model.safetensors", temporary)
+    temporary.replace(out / "adapter_model.safetensors")
