@@ -552,6 +552,9 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Free text for readers of the recipe."""
     seed: Count = 0
     """Seed of the run. All random choices derive from it."""
+    seeds: tuple[Count, ...] = ()
+    """Repeat the whole run with each of these seeds, as runs `NAME-seed-N`, and report the spread of the evaluation over them. Empty runs
+    `seed` alone."""
     constitution: str = "constitution/general.yaml"
     """Constitution file, relative to the workspace."""
     templates: str = "prompts/templates"
