@@ -181,6 +181,8 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     console = Console()
     console.print(table)
     console.print(plain(planned.basis, "dim"))
+    if loaded.seeds:
+        console.print(plain(f"This is one run; the recipe has {len(loaded.seeds)} seeds, and each is a run of its own.", "yellow"))
 
 
 def _memory(count: int | None) -> str:

@@ -142,7 +142,7 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
     calls = {"sample": calls_of(session)}
     covered, covered_pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
     if (data.responses or data.pairs) and not covered and not covered_pairs:
-        kinds = " or ".join(sorted({item.prompt.kind for item in (*data.responses, *data.pairs)}))
+        kinds = " or ".join(sorted({*(r.prompt.kind for r in data.responses), *(p.prompt.kind for p in data.pairs)}))
         raise DataError(f"nothing to compare: one of the two constitutions has no principle for any {kinds} prompt")
     reach = Reach(before, after, session.recipe)
     responses = [r for r in covered if reach.revises(r.prompt)]
