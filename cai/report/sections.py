@@ -23,6 +23,7 @@ NAMES = {
     "harmful_compliance": "Harmful requests complied with",
     "harmful_compliance_by_judge": "Harmful answers, by the judge",
     "over_refusal": "Fine requests refused",
+    "unknown_language": "Answers in a language that the rules don't know (their refusals are not measured)",
     "response_words": "Words per answer",
     "response_words_ratio": "Words against base",
     "truncated": "Cut off at the token limit",
