@@ -29,6 +29,8 @@ Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
 KlEstimator = Literal["k1", "k3"]
+Placement = Literal["system", "user"]
+SFTData = Literal["critique", "distill"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
 MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
@@ -160,6 +162,25 @@ class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Whether to drop revisions that refuse the revision request, or that refuse a prompt that isn't harmful."""
 
 
+class DistillConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Context distillation (arXiv 2112.00861): responses under principles in context, to be imitated without them."""
+
+    samples: Positive = 4
+    """Number of responses sampled per prompt, of which the best is kept (rejection sampling)."""
+    sampling: SamplingSpec = SamplingSpec()
+    """Sampling of the responses."""
+    placement: Placement = "user"
+    """Where the principles stand: in the `system` turn, or in the `user` turn after the question. Small models follow them there only."""
+    per_prompt: Positive | None = None
+    """Number of principles in context, drawn by hash of the prompt. None: all that apply to the prompt's kind."""
+    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
+    """Kinds of prompts that are answered."""
+    min_share: Fraction = 1.0
+    """Minimum share of the applicable checks that a response must follow. Responses below it are left out."""
+    drop_refusals: bool = True
+    """Whether to leave out refusals of prompts that aren't harmful."""
+
+
 class LoraSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """LoRA adapter."""
 
@@ -203,7 +224,11 @@ class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Supervised fine-tuning on revisions. The loss covers response tokens only."""
+    """Supervised fine-tuning. The loss covers response tokens only."""
+
+    data: Annotated[tuple[SFTData, ...], Meta(min_length=1)] = ("critique",)
+    """Examples to train on, and thereby the stages that a run has. `critique`: revisions (Bai et al. 2022). `distill`: responses under
+    principles in context."""
 
 
 class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -284,6 +309,8 @@ class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     """Sampled pairs, labelled by the judge."""
     revision: SourceMix = SourceMix()
     """Pairs of initial response and revision, labelled by the judge."""
+    distilled: SourceMix = SourceMix()
+    """Pairs of a response with principles in context and one without, labelled by the judge."""
     contrast: SourceMix = SourceMix()
     """Contrast pairs, labelled by construction."""
     min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
@@ -534,6 +561,11 @@ class EvaluateConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     sampling: SteadySampling = SteadySampling()
     """Sampling of the responses to evaluation prompts."""
+    told: Count = 48
+    """Maximum number of prompts per principle that the base model answers with the principle in context, which shows what it is able to
+    do. 0 skips this."""
+    controls: str | None = None
+    """Constitution file of principles that the training doesn't use. They are measured in the same way, and should not change."""
     knowledge: Count | None = None
     """Maximum number of factual questions, and of passages whose perplexity is measured. None uses all, 0 skips both."""
 
@@ -569,8 +601,10 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Initial responses."""
     critique: CritiqueConfig = CritiqueConfig()
     """Critique and revision."""
+    distill: DistillConfig = DistillConfig()
+    """Context distillation. Only if `sft.data` has `distill`."""
     sft: SFTConfig = SFTConfig()
-    """Supervised fine-tuning on the revisions."""
+    """Supervised fine-tuning on revisions, on responses under principles in context, or on both."""
     pairs: PairsConfig = PairsConfig()
     """Response pairs sampled from the SFT model."""
     feedback: FeedbackConfig = FeedbackConfig()

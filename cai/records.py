@@ -7,7 +7,7 @@ source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A fa
 
 from dataclasses import dataclass, field, fields, replace
 from statistics import pstdev
-from typing import Literal
+from typing import Any, Literal
 
 from cai.ids import content_hash
 
@@ -40,6 +40,43 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponseCheck:
+    """Conditions on a response that need no model. A response passes if all of them hold. See `cai.core.text.checks`."""
+
+    kinds: tuple[PromptKind, ...] = ()
+    """Kinds of prompt that the conditions apply to; empty means all kinds of the principle."""
+    max_words: int | None = None
+    min_words: int | None = None
+    max_sentences: int | None = None
+    matches: str | None = None
+    """Regular expression that must match somewhere."""
+    not_matches: str | None = None
+    """Regular expression that must match nowhere."""
+    contains_any: tuple[str, ...] = ()
+    """Words or phrases, of which at least one must occur, in any case."""
+    no_lists: bool = False
+    """Whether bulleted and numbered lists are excluded."""
+    ends_with: tuple[str, ...] = ()
+    """Endings, of which the response must have one."""
+    language: str | None = None
+    """ISO 639-1 code of the response's language."""
+    refuses: bool | None = None
+    """True: the response must be a refusal, by rule. False: it must not."""
+    json_schema: dict[str, Any] | None = field(default=None, hash=False)
+    """JSON Schema (2020-12) that the response must fulfil, as JSON with or without a code fence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Example responses, which show what a principle means and test its check."""
+
+    good: tuple[str, ...] = ()
+    """Responses that follow the principle."""
+    bad: tuple[str, ...] = ()
+    """Responses that break it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Principle:
     """One article of a constitution. Every request and question about it shows its statement; the wordings below refine what is asked."""
 
@@ -59,6 +96,9 @@ class Principle:
     weight: float = 1.0
     """Relative probability of being drawn, and weight in an ensemble of principles. Above 0."""
     source: str = ""
+    check: tuple[ResponseCheck, ...] = ()
+    """Conditions that decide, without a model, whether a response follows the principle; empty if only a judge can tell."""
+    examples: Examples = Examples()
 
     def applies(self, kind: PromptKind) -> bool:
         """Whether the principle applies to prompts of this kind. All principles apply to unlabelled (`other`) prompts."""

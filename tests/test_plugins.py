@@ -82,7 +82,7 @@ def test_a_recipe_that_names_plugins_is_planned(kit: Path, workspace: Path) -> N
     assert calls["feedback"] == 2 * (12 + 12 + 8)
     without = cai_with(workspace, workspace, "plan", "runs/kit.yaml")
     assert without.returncode == 2
-    assert "kit.yaml:8: feedback.protocol: 'pointwise-breaks' is not one of ['likelihood', 'pairwise'" in without.stderr
+    assert "kit.yaml:8: feedback.protocol: 'pointwise-breaks' is not one of ['check', 'likelihood', 'pairwise'" in without.stderr
     assert "kit.yaml:9: policy.online.rewards[0].term: 'no-question' is not one of" in without.stderr
 
 
@@ -175,8 +175,8 @@ def test_every_file_declares_what_its_name_says(group: str) -> None:
 
 
 def test_what_cai_brings() -> None:
-    assert own_names(PROTOCOL) == ("likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
-    assert own_names(REWARD_TERM) == ("constitution", "length", "model", "refusal")
+    assert own_names(PROTOCOL) == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
+    assert own_names(REWARD_TERM) == ("check", "constitution", "length", "model", "refusal")
     assert own_names(POLICY_METHOD) == ("dpo", "grpo", "kto", "online-dpo", "ppo", "rloo")
     assert own_names(AUDIT_CHECK) == ("boilerplate", "confidence", "degeneration", "formatting", "refusing", "sycophancy", "verbosity")
 

@@ -246,6 +246,86 @@ def validate(
 
 
 @constitution.command()
+def flip(
+    file: File,
+    model: Model = None,
+    judge: JudgeName = None,
+    recipe: RecipeFile = None,
+    limit: Annotated[int, typer.Option(help="Prompts per principle, chosen by hash", min=1)] = 48,
+    json: Json = False,
+) -> None:
+    """Measure what can be taught: how often each principle in context changes what the model does, by placement."""
+    from rich.console import Console
+
+    from cai.constitution.load import load_constitution
+    from cai.core.console import plain, plain_table
+    from cai.session import Session, settings
+    from cai.workbench.flip import Flip, flip_rates
+
+    loaded = load_constitution(file)
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, name="flip")
+
+    async def work(session: Session) -> list[Flip]:
+        return await flip_rates(session, loaded, limit, judge=session.judge(loaded) if judge is not None else None)
+
+    found = open_session(recipe_used, file.parent).run(work, "flip")
+    if json:
+        print_json(found)
+        return
+    numbers = ("n", "untold", "told", "change", "flipped", "reversed")
+    table = plain_table("principle", "placement", *numbers, "can be taught", right=numbers)
+    for f in found:
+        change = f"{100 * (f.told - f.untold):+.0f} [{100 * f.low:+.0f}, {100 * f.high:+.0f}]"
+        untold, told, flips, back = (f"{x:.0%}" for x in (f.untold, f.told, f.flipped, f.reversed))
+        table.add_row(
+            plain(f.principle_id),
+            f.placement,
+            str(f.n),
+            untold,
+            told,
+            change,
+            flips,
+            back,
+            "yes" if f.learnable else "no",
+        )
+    console = Console()
+    console.print(table)
+    if left := [p.id for p in loaded.principles if p.id not in {f.principle_id for f in found}]:
+        console.print(plain(f"not measured, without a check{' ' if judge is None else ' or a prompt '}: {', '.join(left)}", "yellow"))
+
+
+@constitution.command()
+def adherence(run_name: Annotated[str, typer.Argument(help="Name or path of a run", metavar="RUN")], json: Json = False) -> None:
+    """Show how often held-out responses of a run's models follow each principle, and which principles were learned."""
+    from rich.console import Console
+
+    from cai.core.console import plain, plain_table
+    from cai.core.jsonl import read_records
+    from cai.core.workspace import find_run
+    from cai.errors import DataError
+    from cai.evaluate.adherence import adherence_rows, trained_model
+    from cai.records import EvalResult
+
+    run = find_run(run_name)
+    path = run.data("evaluation")
+    rows = adherence_rows(list(read_records(path, EvalResult))) if path.exists() else []
+    if not rows:
+        raise DataError(f"{run.path}: adherence was not measured: no principle has a check, or the run was not evaluated yet")
+    if json:
+        print_json(rows)
+        return
+    models = ("base", "told", "sft", "policy")
+    table = plain_table("principle", *models, "change", "verdict", right=(*models, "change"))
+    for row in rows:
+        rates = [f"{row.rates[m].value:.0%}" if m in row.rates else "" for m in models]
+        moved = row.changes.get(trained_model(row) or "")
+        change = "" if moved is None else f"{100 * moved.value:+.0f} [{100 * moved.low:+.0f}, {100 * moved.high:+.0f}], n = {moved.n}"
+        name = f"{row.id} (control)" if row.control else row.id
+        table.add_row(plain(name), *rates, change, "" if row.control else row.verdict or "")
+    Console().print(table)
+
+
+@constitution.command()
 def guidelines(
     file: File,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="FILE.md or FILE.html; default: Markdown on standard output")] = None,

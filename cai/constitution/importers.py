@@ -27,7 +27,7 @@ import yaml
 from cai.constitution.load import constitution_schema
 from cai.core.yaml_source import YamlSource, schema_problems
 from cai.errors import ConstitutionError
-from cai.records import Constitution, Principle
+from cai.records import Constitution, Examples, Principle, ResponseCheck
 
 ImportFormat = Literal["auto", "paper", "llm-swarm"]
 EDITOR_LINE = "# yaml-language-server: $schema=schema.json\n"
@@ -83,7 +83,8 @@ def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "au
 
 def problems_of(constitution: Constitution, path: Path) -> list[str]:
     """Return the schema errors of an imported constitution; `path` is the source file, for the messages."""
-    return schema_problems(YamlSource(path, msgspec.json.decode(msgspec.json.encode(constitution)), {(): 1}), constitution_schema())
+    data = msgspec.json.decode(msgspec.json.encode(_mapping(constitution)))
+    return schema_problems(YamlSource(path, data, {(): 1}), constitution_schema())
 
 
 def dump_yaml(constitution: Constitution) -> str:
@@ -91,19 +92,32 @@ def dump_yaml(constitution: Constitution) -> str:
 
     Loading the result gives an equal constitution, if no text begins or ends with white space.
     """
+    return EDITOR_LINE + dump_blocks(_mapping(constitution), "principles")
+
+
+def _mapping(constitution: Constitution) -> dict[str, Any]:
     rows = [principle_row(p) for p in constitution.principles]
-    whole = {"id": constitution.id, "name": constitution.name, "description": constitution.description, "principles": rows}
-    return EDITOR_LINE + dump_blocks(whole, "principles")
+    return {"id": constitution.id, "name": constitution.name, "description": constitution.description, "principles": rows}
 
 
 def principle_row(p: Principle) -> dict[str, Any]:
     """Return a principle as a mapping for YAML, without fields that have their default value."""
-    row = {f.name: getattr(p, f.name) for f in fields(p) if getattr(p, f.name) != f.default}
+    row = _row(p)
+    if "check" in row:
+        row["check"] = [_row(check) for check in p.check]
+    if "examples" in row:
+        row["examples"] = _row(p.examples)
     if "applies_to" in row:
         row["applies_to"] = _InOneLine(p.applies_to)
     if "weight" in row and float(p.weight).is_integer():
         row["weight"] = int(p.weight)
     return row
+
+
+def _row(record: Principle | ResponseCheck | Examples) -> dict[str, Any]:
+    """Return the fields that don't have their default value."""
+    found = {f.name: value for f in fields(record) if (value := getattr(record, f.name)) != f.default}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def dump_blocks(whole: dict[str, Any], *lists: str) -> str:

@@ -11,6 +11,8 @@ Rules by severity:
              not-a-question      a question field is not a question, or can't be answered Yes or No
              leftover            remains of another format: role names, request wrappers, {placeholders}
              unreachable         the principle can't be drawn for any prompt
+             bad-check           a check that is malformed, that no response can pass or that contradicts another principle's
+             example-fails       a good example breaks the principle's check, or a bad one passes it
     warning  near-duplicate      two principles say nearly the same
              rarely-drawn        drawn for fewer than 1 in 500 prompts of any kind, because of the weights of others
              uncovered-kind      no principle applies to a kind of prompt
@@ -25,7 +27,7 @@ Rules about wording work for English only; they are skipped for constitutions in
 
 import contextlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -36,9 +38,10 @@ from cai.constitution.load import entries, load_constitution, read_fields, sourc
 from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
 from cai.core.manifest import read_manifest
+from cai.core.text.checks import check_problems, checks_for, follows, unsatisfiable
 from cai.core.workspace import find_workspace, shipped_workspace
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml
-from cai.errors import ConstitutionError, RecipeError, StoreError
+from cai.errors import ConstitutionError, RecipeError, ReplyError, StoreError
 from cai.records import Constitution, Principle, PromptKind
 
 Severity = Literal["error", "warning"]
@@ -231,6 +234,7 @@ def _drafts(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterat
     yield from _reach(constitution, kinds)
     english = _is_english(principles)
     for i, p in enumerate(principles):
+        yield from _checks(i, p, principles[:i])
         yield from _texts(i, p)
         if english:
             yield from _questions(i, p)
@@ -281,6 +285,35 @@ def _texts(i: int, p: Principle) -> Iterator[_Draft]:
             )
         if field in QUESTIONS and not text.rstrip(" \"'”’)").endswith(("?", "？", "؟", ";", "՞")):  # Chinese, Arabic, Greek, Armenian
             yield _Draft("error", "not-a-question", f"{p.id}: {field} doesn't end in a question mark: {text[-60:]!r}", i, field)
+
+
+def _checks(i: int, p: Principle, earlier: Sequence[Principle]) -> Iterator[_Draft]:
+    """Test a principle's check by itself, against those of earlier principles, and on its examples."""
+    problems = [problem for c in p.check for problem in check_problems(c)]
+    yield from (_Draft("error", "bad-check", f"{p.id}: {problem}", i, "check") for problem in problems)
+    if problems:
+        return
+    for kind in p.applies_to:
+        mine = checks_for(p, kind)
+        if why := unsatisfiable(mine):
+            yield _Draft("error", "bad-check", f"{p.id}: no response to a {kind} prompt can pass the check: {why}", i, "check")
+            return
+        for other in earlier:
+            theirs = checks_for(other, kind)
+            if mine and theirs and not unsatisfiable(theirs) and (why := unsatisfiable((*theirs, *mine))):
+                message = f"{p.id}: its check contradicts that of {other.id} for {kind} prompts: {why}"
+                yield _Draft("error", "bad-check", message, i, "check")
+                return
+    for wanted, texts in ((True, p.examples.good), (False, p.examples.bad)):
+        for text in texts:
+            try:
+                verdicts = {follows(p, kind, text) for kind in p.applies_to} - {None}
+            except ReplyError as e:
+                yield _Draft("error", "bad-check", f"{p.id}: {e.detail}", i, "check")
+                return
+            if verdicts and wanted not in verdicts:
+                message = f"{p.id}: the {'good' if wanted else 'bad'} example {text[:60]!r} {'breaks' if wanted else 'passes'} the check"
+                yield _Draft("error", "example-fails", message, i, "examples")
 
 
 def _last_sentence(text: str) -> str:

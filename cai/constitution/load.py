@@ -99,9 +99,15 @@ def read_fields(data: Any, record_type: type[R]) -> R | None:
         return None
 
 
+_LISTS = {"check": dict, "ends_with": str}
+"""Keys whose value is a list, and may be written without it if it has one item; with the type of an item."""
+_EXACT = ("matches", "not_matches", "json_schema")
+"""Keys whose white space matters."""
+
+
 def _stripped(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _stripped(v) for k, v in value.items()}
+        return {k: [_stripped(v)] if isinstance(v, _LISTS.get(k, ())) else v if k in _EXACT else _stripped(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_stripped(v) for v in value]
     return value.strip() if isinstance(value, str) else value

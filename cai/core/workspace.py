@@ -160,6 +160,12 @@ def find_run(name: str) -> RunDirectory:
     return run
 
 
+PAIR_FILES = ("pairs", "revision_pairs", "distilled_pairs")
+"""Names of a run's files of pairs, of which a run may lack some."""
+TEMPLATES = Path("prompts/templates")
+"""Folder of the prompt templates in a workspace."""
+
+
 def shipped_workspace() -> Path:
     """Return the folder that `cai init` copies: the root of the checkout, or the copy in the installed package."""
     package = Path(__file__).parents[1]

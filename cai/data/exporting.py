@@ -42,7 +42,7 @@ def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
     return RunData(
         rows("preferences", Preference),
         rows("preferences_heldout", Preference),
-        rows("sft", SFTExample),
+        [*rows("sft", SFTExample), *rows("distilled", SFTExample)],
         rows("traces", RevisionTrace),
         constitution,
     )

@@ -132,7 +132,7 @@ def source_of(pair: ResponsePair, protocol: str | None) -> str:
     """
     if protocol is None:
         return pair.source
-    return f"{'revision' if pair.source == 'revision' else 'ai'}:{protocol}"
+    return f"{pair.source if pair.source in ('revision', 'distilled') else 'ai'}:{protocol}"
 
 
 def _by_pair(judgments: Iterable[Judgment]) -> dict[str, Judgment]:
@@ -171,11 +171,11 @@ def _preference(pair: ResponsePair, judgment: Judgment | None, config: Preferenc
 
 
 def _mixes(config: PreferencesConfig) -> dict[str, SourceMix]:
-    return {"ai": config.ai, "revision": config.revision, "contrast": config.contrast}
+    return {"ai": config.ai, "revision": config.revision, "distilled": config.distilled, "contrast": config.contrast}
 
 
 def _maker(source: str) -> str:
-    """Return the first part of a preference's source (`ai`, `revision`, `contrast`, `human`), which selects its `SourceMix`."""
+    """Return the first part of a preference's source (`ai`, `revision`, `distilled`, `contrast`, `human`), for its `SourceMix`."""
     return source.partition(":")[0]
 
 

@@ -16,6 +16,7 @@ As in the paper, the SFT data are the revisions of every round, and sampled resp
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from cai.core.text.checks import follows
 from cai.core.text.endings import whole_sentences
 from cai.core.text.refusals import is_refusal
 from cai.errors import ConstitutionError, ReplyError
@@ -104,6 +105,8 @@ async def critique_and_revise(
         revision, cut = await _revise(prompt, text, principle, critique, number, writer, config)
         rounds.append(Round(Critique(principle.id, critique), Revision(principle.id, revision)))
         dropped = drop_rule(revision, critique, response.text, prompt.kind, config.drop_refusals) or ("truncated" if cut else None)
+        if dropped is None and follows(principle, prompt.kind, revision) is False:
+            dropped = "breaks_check"
         if dropped is not None:
             break
         text = revision

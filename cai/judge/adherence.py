@@ -45,11 +45,15 @@ async def adherence(
         ConstitutionError: no principle applies to the prompt's kind.
     """
     principles = principles_for(prompt, constitution, config, run_seed)
-    answers = await together(
-        yes_log_odds(prompt, response, question, p.statement, model, templates)
-        for p in principles
-        for question in (p.ask_positive, p.ask_negative)
-    )
-    follows = [bounded((yes - no) / 2) for yes, no in zip(answers[::2], answers[1::2], strict=True)]
+    follows = await together(principle_log_odds(p, prompt, response, model, templates) for p in principles)
     weights = [1.0 if config.principles == "sample" else p.weight for p in principles]
     return pool_log_odds(follows, weights)
+
+
+async def principle_log_odds(principle: Principle, prompt: Prompt, response: str, model: TextModel, templates: Templates) -> float:
+    """Return the judge's log-odds that a response follows one principle. Raises `ReplyError` if an answer can't be parsed."""
+    yes, no = await together(
+        yes_log_odds(prompt, response, question, principle.statement, model, templates)
+        for question in (principle.ask_positive, principle.ask_negative)
+    )
+    return bounded((yes - no) / 2)

@@ -14,7 +14,7 @@ from cai.errors import DataError, ModelError, NoLogprobsError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
-from cai.judge.protocols import PROTOCOLS
+from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.stats import paired_bootstrap, wilson
 
@@ -222,10 +222,10 @@ def _compare(one: int, two: int) -> float:
 
 
 def chosen_protocols(text: str) -> list[str]:
-    """Parse `all`, or protocol names separated by commas. Raises `RecipeError` for unknown names."""
+    """Parse `all` (those that ask a model), or protocol names separated by commas. Raises `RecipeError` for unknown names."""
     known = PROTOCOLS.names()
     if text == "all":
-        return list(known)
+        return list(asking_protocols())
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise RecipeError(f"--protocol {text}: expected all, or some of {', '.join(known)}")

@@ -8,6 +8,7 @@ from cai.core.manifest import JudgeCard
 from cai.judge.bench import JudgeBench, judge_bench, unseen_by
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
+from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import limited, load_pairs
 from cai.recipe import FeedbackConfig, Recipe
 
@@ -38,6 +39,8 @@ async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) 
         ModelError: the judge fails.
     """
     config, calibration = recipe.feedback, judge.calibration
+    if not PROTOCOLS.get(config.protocol).asks_model:
+        return JudgeCard(config.protocol, False, note=BY_RULE.format(protocol=config.protocol)), None
     if config.bench_pairs is None:
         note = UNMEASURED.format(protocol=config.protocol)
         return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
@@ -60,6 +63,7 @@ UNMEASURED = (
 )
 
 
+BY_RULE = "Labels come from the principles' own checks ({protocol}), not from a judge: they are as good as these rules are."
 ALL_FITTED = (
     "The judge ({protocol}) was not measured against human labels after calibration: it was fitted on every pair of {pairs}. Name others "
     "in feedback.bench_pairs, or fit it on fewer. Treat its labels, and everything trained on them, as unproven."

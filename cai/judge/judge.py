@@ -84,10 +84,12 @@ class Judge:
 
     def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
         """Return the principles that this pair is judged by. Raises `ConstitutionError` if none applies."""
-        applying = self.constitution.for_kind(pair.prompt.kind)
+        kind, protocol = pair.prompt.kind, PROTOCOLS.get(self.config.protocol)
+        applying = tuple(p for p in self.constitution.for_kind(kind) if protocol.applies(p, kind))
         if not applying:
+            which = f"that {protocol.name} can judge by " if self.constitution.for_kind(kind) else ""
             raise ConstitutionError(
-                f"constitution {self.constitution.id}: no principle applies to {pair.prompt.kind} prompts such as {pair.prompt.id}"
+                f"constitution {self.constitution.id}: no principle {which}applies to {kind} prompts such as {pair.prompt.id}"
             )
         if self.config.principles == "ensemble":
             return applying

@@ -15,7 +15,7 @@ from cai.errors import ReplyError
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
-from cai.records import DEFAULT_WORDING, Principle, ResponsePair
+from cai.records import DEFAULT_WORDING, Principle, PromptKind, ResponsePair
 
 MAX_LOG_ODDS = 20.0
 """Bound of log-odds, so that one certain answer can't outweigh all others."""
@@ -60,10 +60,14 @@ class Protocol:
     """Those that it asks with: their hash goes into a judgment's provenance."""
     work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
     """The calls about one pair under one principle, for `cai plan`."""
-    asks: Sequence[str] = tuple(DEFAULT_WORDING)
-    """Fields of a principle that its questions contain, besides the statement."""
+    asks: Sequence[str] = ("statement", *DEFAULT_WORDING)
+    """Fields of a principle that decide its opinion."""
     problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
     """What is wrong with its settings, a sentence each."""
+    applies: Callable[[Principle, PromptKind], bool] = lambda principle, kind: True
+    """Whether it can judge by a principle, for prompts of a kind that the principle applies to."""
+    asks_model: bool = True
+    """False if it decides without a model. It is then not measured against human labels before it is used."""
 
 
 def probability(log_odds: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cai.core.jsonl import read_records, refuse_overwriting, write_records
-from cai.core.workspace import RunDirectory, find_run
+from cai.core.workspace import PAIR_FILES, RunDirectory, find_run
 from cai.data.export import label_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
@@ -207,7 +207,7 @@ def _judged_pairs(run: RunDirectory) -> list[tuple[ResponsePair, float]]:
     if not run.data("judgments").exists():
         raise DataError(f"{run.path}: has no judgments yet. Run its feedback stage: cai label {run.path.name}")
     judged = {j.pair_id: j.p_a for j in read_records(run.data("judgments"), Judgment) if j.p_a is not None}
-    pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+    pairs = [p for name in PAIR_FILES if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
     return [(p, judged[p.id]) for p in pairs if p.id in judged]
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from cai.core.workspace import TEMPLATES, shipped_workspace
 from cai.errors import TemplateError
 from cai.ids import combine_hashes, content_hash
 from cai.records import Message, Role
@@ -41,10 +42,14 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "likelihood_bad": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_against": (frozenset({"conversation", "statement"}), frozenset()),
+    "told_user": (frozenset({"earlier", "question", "principles"}), frozenset()),
+    "told_system": (frozenset({"earlier", "question", "principles"}), frozenset()),
     "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
     "word_principle": (frozenset({"passage"}), frozenset()),
 }
 """Required and optional fields of each template."""
+CONVERSATIONS = frozenset({"conversation", "earlier"})
+"""Fields that hold turns. `earlier`: those before the last user turn."""
 
 _WHY = {
     "statement": ", without which editing a principle's statement changes nothing. Add a line such as `Principle: {{ statement }}`, or "
@@ -166,6 +171,8 @@ class Templates:
     likelihood_bad: Template
     contrast_under: Template
     contrast_against: Template
+    told_user: Template
+    told_system: Template
 
     @property
     def hash(self) -> str:
@@ -224,7 +231,7 @@ def load_named_templates(names: Sequence[str], folder: Path) -> list[Template]:
             "recipe to your folder."
         )
     problems: list[str] = []
-    found = [_load(name, folder / f"{name}.txt", problems) for name in names]
+    found = [_load(name, _file(name, folder), problems) for name in names]
     problems += [
         f"{path}: unknown template name; expected one of {', '.join(f'{n}.txt' for n in FIELDS)}"
         for path in sorted(folder.glob("*.txt"))
@@ -237,12 +244,15 @@ def load_named_templates(names: Sequence[str], folder: Path) -> list[Template]:
     return [template for template in found if template is not None]
 
 
+def _file(name: str, folder: Path) -> Path:
+    """Return a template's file: the folder's own, or else the one that comes with `cai`."""
+    own = folder / f"{name}.txt"
+    return own if own.exists() or own.is_symlink() else shipped_workspace() / TEMPLATES / own.name
+
+
 def _load(name: str, path: Path, problems: list[str]) -> Template | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        problems.append(f"{path}: missing. Copy it from a workspace made with `cai init DIR`.")
-        return None
     except (OSError, UnicodeDecodeError) as e:
         problems.append(f"{path}: can't be read as UTF-8 text ({e})")
         return None
@@ -274,8 +284,8 @@ def _line_problems(name: str, path: Path, lines: Sequence[str]) -> Iterator[str]
             started = True
             if header is None:
                 yield f"{where}: {line.strip()} is no section; expected [[system]], [[user]], [[assistant]], [[turns FIELD]] or [[prefill]]"
-            elif header[2] and header[2] != "conversation":
-                yield f"{where}: only a conversation can be inserted as turns: [[turns conversation]]"
+            elif header[2] and header[2] not in CONVERSATIONS & allowed:
+                yield f"{where}: only a conversation can be inserted as turns: [[turns {' or '.join(CONVERSATIONS & allowed)}]]"
             continue
         if not started:
             if line.strip() and not line.startswith("#"):

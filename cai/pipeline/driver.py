@@ -70,6 +70,8 @@ class Stage:
     """Whether the stage trains, or samples from a trained model."""
     together: bool = False
     """Whether all processes of the group run the stage. `run` must then be safe in all of them, and only rank 0 may write."""
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    """Whether a run of the recipe has the stage."""
     always: bool = False
     """Whether the stage runs even if nothing changed, because it reads the manifest."""
 
@@ -129,13 +131,14 @@ def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirecto
     return all((run.path / path).exists() and file_hash(run.path / path) == digest for path, digest in entry.outputs.items())
 
 
-def choose_stages(stages: Sequence[Stage], only: Sequence[str], start: str | None) -> list[Stage]:
-    """Return the stages to run, in order. Raises `RecipeError` naming unknown ones."""
-    names = [s.name for s in stages]
+def choose_stages(stages: Sequence[Stage], recipe: Recipe, only: Sequence[str], start: str | None) -> list[Stage]:
+    """Return the stages to run, in order. Raises `RecipeError` naming those that the recipe doesn't have."""
+    names = [s.name for s in stages if s.wanted(recipe)]
     unknown = [n for n in (*only, *([start] if start else [])) if n not in names]
     if unknown:
-        raise RecipeError(f"no stage {', '.join(map(repr, unknown))}; the stages are: {' '.join(names)}")
-    chosen = [s for s in stages if not only or s.name in only]
+        why = " (see sft.data)" if any(n in ("critique", "distill") for n in unknown) else ""
+        raise RecipeError(f"no stage {', '.join(map(repr, unknown))}{why}; the stages are: {' '.join(names)}")
+    chosen = [s for s in stages if s.name in names and (not only or s.name in only)]
     return [s for s in chosen if start is None or names.index(s.name) >= names.index(start)]
 
 
@@ -166,7 +169,7 @@ def run_recipe(
     Raises:
         CaiError: an error that the user can fix. Finished work is kept, and the next call resumes from there.
     """
-    chosen = choose_stages(stages, only, start)
+    chosen = choose_stages(stages, recipe, only, start)
     processes = join_process_group()
     if not processes.is_rank_zero:
         return _join_stages(processes, recipe, workspace, stages)

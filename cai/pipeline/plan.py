@@ -23,7 +23,7 @@ from cai.evaluate.audit.rewriting import REWRITES
 from cai.evaluate.audit.run import REWARD_ANSWERS
 from cai.labels.load import load_pairs
 from cai.models.base import PairTokens, Work
-from cai.models.templates import Template, Value, load_templates
+from cai.models.templates import CONVERSATIONS, Template, Value, load_templates
 from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, written
 from cai.pipeline.memory import Dimensions
 from cai.pipeline.methods import METHODS
@@ -127,7 +127,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
 
     def wording(template: Template, **fields: str) -> float:
         """Return the mean tokens of a template that is filled with a principle's words alone."""
-        nothing: dict[str, Value] = dict.fromkeys(template.field_names, "") | {"conversation": ()}
+        nothing: dict[str, Value] = {name: () if name in CONVERSATIONS else "" for name in template.field_names}
         filled = [template.render(nothing | {f: getattr(p, a) for f, a in fields.items()}) for p in constitution.principles]
         return TURN_TOKENS + fmean(sum(len(m.content) for m in t.messages) + len(t.prefill) for t in filled) / CHARACTERS_PER_TOKEN
 
@@ -143,10 +143,13 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     answer, revised, sampled, shown_answer = (
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
     )
-    critiqued, pairs = sum(kinds[kind] for kind in set(recipe.critique.kinds)), count * recipe.pairs.per_prompt
+    revises, pairs = "critique" in recipe.sft.data, count * recipe.pairs.per_prompt
+    critiqued = sum(kinds[kind] for kind in set(recipe.critique.kinds)) * revises
+    told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
+    context = wording(templates.told_user, principles="statement") * min(applying, recipe.distill.per_prompt or applying)
     questions, contrast = recipe.critique.rounds * critiqued, pairs * recipe.pairs.contrast
-    examples = (questions if recipe.critique.train_on == "every" else critiqued) + count - critiqued
-    preferences = pairs + contrast + critiqued
+    examples = (questions if recipe.critique.train_on == "every" else critiqued) + (count - critiqued) * revises + told
+    preferences = pairs + contrast + critiqued + told
     kept = preferences * (1 - recipe.preferences.held_out_fraction)
     early = recipe.critique.min_p_revised > 0  # `critique` judges revisions, and `feedback` finds that in the call store
     path, limit = recipe.feedback.bench_pairs, recipe.feedback.bench_limit
@@ -165,6 +168,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
             c.answers(model, questions, prompt + answer + revise + revised, recipe.critique.sampling),
             c.judged(critiqued * early, prompt, revised),
         ],
+        "distill": [c.opening(model), c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples)],
         "sft": [c.training(recipe.sft, examples, prompt, (revised,))],
         "pairs": [
             c.opening(adapted),
@@ -175,7 +179,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         "feedback": [
             c.opening(judge),
             c.judged(pairs, prompt, sampled),
-            c.judged(critiqued * (not early), prompt, revised),
+            c.judged(critiqued * (not early) + told, prompt, revised),
             c.judged(len(bench), bench_prompt, bench_answer),
         ],
         "preferences": [],
@@ -192,7 +196,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         ],
         "report": [StagePlan(seconds=1.0)],
     }
-    return [joined(name, *pieces) for name, pieces in work.items()]
+    absent = {"critique", "distill"} - set(recipe.sft.data)
+    return [joined(name, *pieces) for name, pieces in work.items() if name not in absent]
 
 
 def _knowledge(c: Costs, workspace: Workspace) -> list[StagePlan]:

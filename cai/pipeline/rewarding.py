@@ -74,6 +74,7 @@ def reward_identity(c: Context, judge: TextModel | None) -> Any:
     return (
         [file_hash(c.run.model(name)) for name in (*models, *watched)],
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
+        c.constitution.hash if needs(c, "constitution") else None,
         None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.templates.hash),
         [p.id for p in monitor_prompts(c)] if watched else [],
     )
@@ -88,7 +89,7 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
         runner: runner of the judge's event loop.
     """
     ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
-    return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner))
+    return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner), c.constitution)
 
 
 def watching(c: Context) -> MonitorSpec | None:

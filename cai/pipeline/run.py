@@ -29,6 +29,8 @@ RECORD_TYPES: dict[str, type] = {
     "sft": SFTExample,
     "pairs": ResponsePair,
     "revision_pairs": ResponsePair,
+    "distilled": SFTExample,
+    "distilled_pairs": ResponsePair,
     "judgments": Judgment,
     "preferences": Preference,
     "preferences_heldout": Preference,

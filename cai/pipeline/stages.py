@@ -1,4 +1,4 @@
-"""The ten stages of a run, in order.
+"""The stages of a run, in order.
 
 Stages exchange data only through files in the run directory, so each one can be run, replaced, inspected or resumed alone. The model
 batches requests, not the stages. The training stages are in `cai.pipeline.training`. Numbers in brackets are sections of Bai et al. 2022
@@ -9,16 +9,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from cai.constitution.load import load_constitution
 from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
 from cai.data.repeats import Seen
+from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
 from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
 from cai.generate.critique import critique_and_revise, respond, sft_examples
+from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.judge.card import measure_judge
 from cai.labels.load import load_human, local_sources
@@ -30,10 +33,12 @@ from cai.pipeline.policy_method import judge_sources
 from cai.pipeline.prompts import write_prompts
 from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, reward_models, run_accuracies
 from cai.pipeline.tracking import PIPELINE
-from cai.pipeline.training import policy_stage, reward_stage, sft_stage
-from cai.recipe import GOLD
+from cai.pipeline.training import EXAMPLES_OF, policy_stage, reward_stage, sft_stage
+from cai.recipe import GOLD, Recipe, SFTData
 from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
 
+PAIRS_OF: dict[SFTData, str] = {"critique": "revision_pairs", "distill": "distilled_pairs"}
+"""Source of SFT data to the file of the pairs that its stage makes beside it."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -82,6 +87,29 @@ async def critique_stage(c: Context) -> dict[str, int]:
     return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs")} | dict(sorted(dropped.items()))
 
 
+async def distill_stage(c: Context) -> dict[str, int]:
+    """Answer each prompt with the principles of its kind in context, and keep the best responses (arXiv 2112.00861)."""
+    config = c.recipe.distill
+    writer = await c.writer()
+
+    async def work(response: Response) -> Distilled:
+        return await distill(response, c.constitution, writer, config)
+
+    counts: Counter[str] = Counter(prompts=0, kept=0, pairs=0)
+    responses = [r for r in read(c, "responses", Response) if r.prompt.kind in config.kinds]
+    with record_writer(c.run.data("distilled")) as write_example, record_writer(c.run.data("distilled_pairs")) as write_pair:
+        async for found in each(c, responses, work, Distilled, total=len(responses), item_id=lambda r: r.prompt.id):
+            counts["prompts"] += 1
+            counts.update(f"samples_{rule}" for rule in found.dropped)
+            if found.example is not None:
+                write_example(found.example)
+                counts["kept"] += 1
+            if found.pair is not None:
+                write_pair(found.pair)
+                counts["pairs"] += 1
+    return dict(counts)
+
+
 async def pairs_stage(c: Context) -> dict[str, int]:
     """Sample pairs of responses from the SFT policy [§4.1], and contrast pairs if the recipe asks for them (arXiv 2307.12950)."""
     config = c.recipe.pairs
@@ -120,7 +148,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
 def _unlabelled(c: Context) -> Iterator[ResponsePair]:
     """Yield each pair that isn't labelled by construction, once."""
     seen = Seen()
-    for name in ("pairs", "revision_pairs"):
+    for name in pair_files(c.recipe):
         for pair in read(c, name, ResponsePair):
             if pair.p_a is None and seen.add(pair.id):
                 yield pair
@@ -130,7 +158,7 @@ def preferences_stage(c: Context) -> dict[str, int]:
     """Mix AI, revision, contrast and human labels into preferences, split by prompt to avoid leakage."""
     config = c.recipe.preferences
     human, failures = load_human(config.human, c.root, c.recipe.seed)
-    pairs = [p for name in ("pairs", "revision_pairs") for p in read(c, name, ResponsePair)]
+    pairs = [p for name in pair_files(c.recipe) for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
     gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed)
     evaluate = read(c, "eval_prompts", Prompt)
@@ -156,11 +184,15 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     facts, passages = ((), ()) if limit == 0 else load_knowledge(c.root, limit, c.recipe.seed)
     specs = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
     said = await answer(session, specs, Questions(prompts, facts, passages), c.settings_hash)
-    verdicts = await judge_answers(session, said.answers, await c.judge())
+    judge, name = await c.judge(), c.recipe.evaluate.controls
+    verdicts = await judge_answers(session, said.answers, judge)
+    trusted = judge if c.manifest.judge is not None and c.manifest.judge.beats_baselines else None
+    controls = None if name is None else load_constitution(c.root / name)
+    adherence = await measure_adherence(session, c.constitution, controls, said.answers, c.recipe.trained, trusted)
     await session.close_models()
     scores = score_answers(said.answers, load_rewards(c.recipe, c.run))
     measured = measure(said, verdicts, scores, c.recipe.seed)
-    results = [*measured.results, *run_accuracies(c.run)]
+    results = [*measured.results, *adherence, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
     write_records(c.run.data("samples"), measured.samples)
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
@@ -187,6 +219,11 @@ def report_stage(c: Context) -> dict[str, int]:
 
     write_text(c.run.report, render_report(collect_report(c.run.path)))
     return {}
+
+
+def pair_files(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the files of pairs that a run of this recipe has."""
+    return ("pairs", *(PAIRS_OF[name] for name in recipe.sft.data))
 
 
 def read(c: Context, name: str, record_type: type[T]) -> Iterator[T]:
@@ -258,11 +295,23 @@ STAGES: tuple[Stage, ...] = (
         models=lambda r: (r.model, r.judge),
         uses_constitution=True,
         uses_templates=True,
+        wanted=lambda r: "critique" in r.sft.data,
+    ),
+    Stage(
+        "distill",
+        distill_stage,
+        reads=lambda r: ("data/responses.jsonl",),
+        writes=lambda r: ("data/distilled.jsonl", "data/distilled_pairs.jsonl"),
+        settings=lambda r: r.distill,
+        models=lambda r: (r.model,),
+        uses_constitution=True,
+        uses_templates=True,
+        wanted=lambda r: "distill" in r.sft.data,
     ),
     Stage(
         "sft",
         sft_stage,
-        reads=lambda r: ("data/sft.jsonl",),
+        reads=lambda r: tuple(f"data/{EXAMPLES_OF[name]}.jsonl" for name in r.sft.data),
         writes=lambda r: ("models/sft",),
         settings=lambda r: r.sft,
         models=lambda r: (r.trained,),
@@ -283,7 +332,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "feedback",
         feedback_stage,
-        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl"),
+        reads=lambda r: tuple(f"data/{name}.jsonl" for name in pair_files(r)),
         writes=lambda r: ("data/judgments.jsonl", "data/judge_bench.jsonl"),
         settings=lambda r: r.feedback,
         models=lambda r: (r.judge,),
@@ -294,7 +343,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "preferences",
         preferences_stage,
-        reads=lambda r: ("data/pairs.jsonl", "data/revision_pairs.jsonl", "data/judgments.jsonl", "data/eval_prompts.jsonl"),
+        reads=lambda r: (*(f"data/{name}.jsonl" for name in pair_files(r)), "data/judgments.jsonl", "data/eval_prompts.jsonl"),
         writes=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "data/balance.jsonl", *gold_data(r)),
         settings=lambda r: (r.preferences, r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction)),
         sources=lambda r: local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
@@ -328,10 +377,10 @@ STAGES: tuple[Stage, ...] = (
         reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (
-            (r.evaluate, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
+            (r.evaluate, r.distill.placement, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
             r.policy.watch.prompts if is_watched(r) else None,
         ),
-        sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files],
+        sources=lambda r: [*judge_sources(r), *r.evaluate.knowledge_files, *([r.evaluate.controls] if r.evaluate.controls else [])],
         models=lambda r: (r.trained, r.judge),
         trains=True,
         uses_constitution=True,

@@ -14,19 +14,23 @@ from cai.core.workspace import replace_stage_rows
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.reward_models import train_gold, train_rewards
-from cai.recipe import GOLD
+from cai.recipe import GOLD, SFTData
 from cai.records import Preference, SFTExample
 from cai.train.checkpoints import TrainResult
 from cai.train.held_out import read_points
 from cai.train.rl.monitor import FRONTIER
 from cai.train.running import HISTORY, OnLog, is_first_process
 
+EXAMPLES_OF: dict[SFTData, str] = {"critique": "sft", "distill": "distilled"}
+"""Source of SFT data to the file of its examples."""
+
 
 def sft_stage(c: Context) -> dict[str, int]:
-    """Fine-tune the model on the revisions, which gives the SL-CAI policy [§3.2]."""
+    """Fine-tune the model on revisions, which gives the SL-CAI policy [§3.2], or on the responses of `distill`."""
     from cai.train.sft import train_sft
 
-    examples, out = list(read_records(c.run.data("sft"), SFTExample)), c.run.model("sft")
+    out = c.run.model("sft")
+    examples = [e for name in c.recipe.sft.data for e in read_records(c.run.data(EXAMPLES_OF[name]), SFTExample)]
     return trained(c, train_sft(c.recipe.sft, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c)), out)
 
 

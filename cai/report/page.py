@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from cai import __version__
 from cai.data.balance import FEATURES, opposite_leanings
-from cai.report import comparison_view, rewards, sections
+from cai.report import adherence, comparison_view, rewards, sections
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import ReportData
 from cai.report.comparison import RunComparison
@@ -29,6 +29,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         manifest=data.manifest,
         verdict=reach_verdict(data),
+        adherence=adherence.adherence_views(data),
         stages=sections.stage_rows(data),
         bench=sections.bench_rows(data),
         judge_plots=sections.judge_plots(data),

@@ -16,8 +16,8 @@ from cai.records import Constitution, Principle, Prompt, ResponsePair
 
 DRAWN_BY = ("applies_to", "weight")
 """Fields that decide which principles are drawn."""
-REQUESTS = ("statement", "critique", "revision")
-"""Fields that critiques and revisions are asked with."""
+REQUESTS = ("statement", "critique", "revision", "check")
+"""Fields that critiques and revisions are asked with, or filtered by."""
 Asked = tuple[object, ...]
 
 
@@ -58,8 +58,12 @@ def why_no_revisions(text: ConstitutionDiff, prompts: int) -> str:
 
 def why_no_labels(text: ConstitutionDiff, protocol: str, prompts: int) -> str:
     """Say why an edit can't change any label of a sample of prompts."""
-    asked = ("statement", *PROTOCOLS.get(protocol).asks)
-    return _why(text, asked, f"{protocol} doesn't ask", f"no pair of the {prompts} sampled prompts is judged by a changed principle")
+    return _why(
+        text,
+        PROTOCOLS.get(protocol).asks,
+        f"{protocol} doesn't ask",
+        f"no pair of the {prompts} sampled prompts is judged by a changed principle",
+    )
 
 
 def _why(text: ConstitutionDiff, used: Sequence[str], unused: str, unreached: str) -> str:
@@ -77,7 +81,7 @@ def _requests(prompt: Prompt, constitution: Constitution, recipe: Recipe) -> lis
     if prompt.kind not in config.kinds or not constitution.for_kind(prompt.kind):
         return []
     drawn = principles_in_turn(prompt, constitution, recipe.seed, config.rounds)
-    return [tuple(getattr(p, field) for field in REQUESTS) for p in drawn]
+    return [tuple(str(getattr(p, field)) for field in REQUESTS) for p in drawn]
 
 
 def _questions(pair: ResponsePair, judge: Judge) -> list[Asked]:
@@ -89,4 +93,4 @@ def _questions(pair: ResponsePair, judge: Judge) -> list[Asked]:
 
 
 def _question(p: Principle, protocol: str, weight: float, principle_id: str) -> Asked:
-    return (p.statement, *(getattr(p, field) for field in PROTOCOLS.get(protocol).asks), weight, principle_id)
+    return (*(str(getattr(p, field)) for field in PROTOCOLS.get(protocol).asks), weight, principle_id)

@@ -259,7 +259,7 @@ def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> Non
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("--protocol", "vibes"), "no judging protocol 'vibes'; known: likelihood, pairwise"),
+        (("--protocol", "vibes"), "no judging protocol 'vibes'; known: check, likelihood, pairwise"),
         (("--format", "xml"), "unknown pair format 'xml'; expected auto,"),
         (("--principles", "some"), "expected ensemble or sample"),
         (("--constitution", "constitution/none.yaml"), "none.yaml"),

@@ -158,12 +158,12 @@ def test_prompts_without_an_answer_are_counted() -> None:
 
 
 def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
-    assert chosen_protocols("all") == list(PROTOCOLS.names())
+    assert chosen_protocols("all") == [name for name in PROTOCOLS.names() if name != "check"]
     assert chosen_protocols("pairwise, likelihood") == ["likelihood", "pairwise"]
     for wrong in ("", ","):
-        with pytest.raises(RecipeError, match="expected all, or some of likelihood, pairwise"):
+        with pytest.raises(RecipeError, match="expected all, or some of check, likelihood, pairwise"):
             chosen_protocols(wrong)
-    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: likelihood, .*Did you mean 'pairwise'\?"):
+    with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: check, .*Did you mean 'pairwise'\?"):
         chosen_protocols("likelihood,pairwize")
 
 

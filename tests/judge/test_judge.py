@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from cai.errors import ConstitutionError, ModelError, RecipeError, ReplyError
 from cai.judge.protocol import Opinion, pool, pool_log_odds, probability
-from cai.judge.protocols import PROTOCOLS
+from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution
 from tests.judge.judging import CONSTITUTION, always_first, hashed, judge_with, judged, pair, prefers_text, principle
 
-every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.names())
+every_protocol = pytest.mark.parametrize("protocol", asking_protocols())
 two_option = pytest.mark.parametrize("protocol", ["pairwise", "pairwise-cot"])
 
 
 def test_every_protocol_of_the_recipe_is_there():
-    assert PROTOCOLS.names() == ("likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
+    assert PROTOCOLS.names() == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
     assert tuple(protocol.name for protocol in PROTOCOLS.all()) == PROTOCOLS.names()
 
 
@@ -46,7 +46,7 @@ def test_a_swapped_pair_gets_the_opposite_label_from_a_fresh_store(protocol):
 
 
 @settings(max_examples=60, deadline=None)
-@given(a=st.text(min_size=1, max_size=60), b=st.text(min_size=1, max_size=60), protocol=st.sampled_from(PROTOCOLS.names()))
+@given(a=st.text(min_size=1, max_size=60), b=st.text(min_size=1, max_size=60), protocol=st.sampled_from(asking_protocols()))
 def test_no_text_breaks_the_symmetry(a, b, protocol):
     p = pair(a, b)
     kept, swapped = judged(hashed, protocol, p, p.swapped())

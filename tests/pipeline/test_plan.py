@@ -12,7 +12,7 @@ from msgspec import structs
 from cai.core.manifest import Manifest, StageEntry, machine_facts, write_manifest
 from cai.core.workspace import Workspace, init_workspace
 from cai.judge.judge import Judge
-from cai.judge.protocols import PROTOCOLS
+from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.local.loading import model_fingerprint
 from cai.models.scripted import ScriptedEngine
@@ -115,7 +115,7 @@ def test_protocols_ask_what_they_ask(protocol: Any, calls: int, tokens: int) -> 
     assert cost.prompt_tokens == cost.calls * tokens
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.names())
+@pytest.mark.parametrize("protocol", asking_protocols())
 def test_a_protocol_plans_the_calls_that_it_makes(protocol: Any) -> None:
     engine = ScriptedEngine()
     judge = Judge(FeedbackConfig(protocol=protocol), CONSTITUTION, TextModel(engine, CallStore(None), "test"), TEMPLATES, 0)

@@ -7,7 +7,7 @@ import pytest
 
 from cai.errors import ModelError, ReplyError
 from cai.judge.protocol import log_odds_of, probability
-from cai.judge.protocols import PROTOCOLS
+from cai.judge.protocols import asking_protocols
 from cai.models.base import ChoicesRequest
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Preference, Provenance
@@ -100,7 +100,7 @@ def test_the_trivial_rules_are_measured_on_the_same_pairs():
     assert found.accuracy_gain == 0.0 and longer.explained == pytest.approx(0.0), "a rule that is always wrong is a coin, not turned round"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS.names())
+@pytest.mark.parametrize("protocol", asking_protocols())
 def test_telling_a_pair_from_the_preferred_side_gives_no_protocol_an_advantage(protocol):
     """The same pair, labelled either way: the log-odds for what was chosen are exactly opposite."""
     one = Preference(pair().prompt, "Good words here.", "Other words there, and more.", 1.0, 1.0, "human", (), Provenance(""))

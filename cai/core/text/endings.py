@@ -30,3 +30,14 @@ def whole_sentences(text: str) -> str | None:
     while dangling := _DANGLING.search(kept):
         kept = kept[: dangling.start()].rstrip()
     return kept if 2 * len(kept) >= len(text) and kept else None
+
+
+def sentence_count(text: str) -> int:
+    """Return the number of sentences in a text; an ending without a full stop counts too.
+
+    >>> sentence_count("Stop. Look! Then go"), sentence_count("")
+    (3, 0)
+    """
+    text = text.strip()
+    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+    return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())

@@ -14,7 +14,7 @@ from cai.core.flow import together
 from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import read_records, write_records
 from cai.core.text.words import word_count
-from cai.core.workspace import RunDirectory
+from cai.core.workspace import PAIR_FILES, RunDirectory
 from cai.errors import DataError, NoLogprobsError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import audit_model
@@ -60,7 +60,7 @@ def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = N
     if run.data("preferences").exists():
         findings += audit_labels(list(read_records(run.data("preferences"), Preference)), seed)
     if run.data("judgments").exists() and run.data("pairs").exists():
-        pairs = [p for name in ("pairs", "revision_pairs") if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+        pairs = [p for name in PAIR_FILES if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
         findings += audit_judgments(read_records(run.data("judgments"), Judgment), pairs, seed)
     answers = list(responses_of(samples, AGAINST).values())
     if not answers and run.data("responses").exists():  # before anything was evaluated: what the reward is about to be used on

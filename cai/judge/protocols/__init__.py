@@ -4,3 +4,8 @@ from cai.core.plugins import PROTOCOL, Registry
 from cai.judge.protocol import Protocol
 
 PROTOCOLS: Registry[Protocol] = Registry(PROTOCOL, Protocol)
+
+
+def asking_protocols() -> tuple[str, ...]:
+    """Return the names of the protocols that ask a model."""
+    return tuple(protocol.name for protocol in PROTOCOLS.all() if protocol.asks_model)

@@ -107,4 +107,4 @@ def cot_work(tokens: PairTokens, config: FeedbackConfig) -> list[Work]:
     return [Work(2, asked, max_tokens=config.cot_max_tokens), Work(2, asked + config.cot_max_tokens)]
 
 
-PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, ("compare",), clamp_problems)
+PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, ("statement", "compare"), clamp_problems)

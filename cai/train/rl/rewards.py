@@ -10,7 +10,7 @@ from statistics import fmean
 
 from cai.errors import TrainingError
 from cai.recipe import RewardTerm
-from cai.records import Message, Prompt
+from cai.records import Constitution, Message, Prompt
 from cai.train.rl.monitor import Items, Scores
 from cai.train.rl.term import Answers, EnsembleScorer, TermContext, TermScorer
 from cai.train.rl.terms import TERMS
@@ -24,6 +24,7 @@ class RewardFunction:
         terms: the recipe's.
         ensemble: scores with the run's reward models; for terms that need it.
         judge: scores under the constitution; for terms that need it.
+        constitution: for terms that need it.
 
     Raises:
         RecipeError: there is no term of some name, or it can't be loaded.
@@ -33,6 +34,7 @@ class RewardFunction:
     terms: tuple[RewardTerm, ...]
     ensemble: EnsembleScorer | None = None
     judge: TermScorer | None = None
+    constitution: Constitution | None = None
 
     def __post_init__(self) -> None:
         for config in self.terms:
@@ -46,7 +48,7 @@ class RewardFunction:
         by_term: dict[str, list[float | None]] = {}
         totals: list[float | None] = [0.0] * len(answers)
         for at, term in enumerate(self.terms):
-            found = TERMS.get(term.term).score(answers, TermContext(term, self.ensemble, self.judge))
+            found = TERMS.get(term.term).score(answers, TermContext(term, self.ensemble, self.judge, self.constitution))
             if len(found.values) != len(answers):
                 raise TrainingError(f"the reward term {term.term!r} scored {len(found.values)} of {len(answers)} responses")
             values, disagreement = found.values, found.disagreement or disagreement

@@ -6,7 +6,7 @@ from typing import Literal
 
 from cai.models.base import PairTokens, Work
 from cai.recipe import RewardTerm
-from cai.records import Prompt, RewardScore
+from cai.records import Constitution, Prompt, RewardScore
 from cai.train.rl.monitor import Items
 
 Answers = Sequence[tuple[Prompt, str]]
@@ -35,6 +35,8 @@ class TermContext:
     """The run's reward models."""
     judge: TermScorer | None = None
     """The run's judge: log-odds that a response follows the constitution; None where its answer can't be read."""
+    constitution: Constitution | None = None
+    """The run's constitution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Term:
     """As in a recipe's `policy.online.rewards`."""
     score: Callable[[Answers, TermContext], TermScores]
     """Gives each response a number, and None to one that it can't score, which then has no reward."""
-    needs: tuple[Literal["ensemble", "judge"], ...] = ()
+    needs: tuple[Literal["ensemble", "judge", "constitution"], ...] = ()
     """What of its context it scores with."""
     work: Callable[[PairTokens], Sequence[Work]] = lambda tokens: ()
     """The judge's calls about one response under one principle, for `cai plan`."""

@@ -1,0 +1,255 @@
+"""Adherence per principle: how often responses to held-out prompts follow each principle, by model.
+
+The base model answers once more with the principle in context (`told`), which shows what it is able to do. A principle's check decides
+whether a response follows it; without a check, a judge decides, if one was shown to beat the baselines on human labels. Other principles
+are not measured. `adherence:ID` is a rate, and `adherence:ID_change` its change from `base`; `control:ID` is a principle that wasn't
+trained on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.core.text.checks import checks_for, follows
+from cai.errors import ReplyError
+from cai.evaluate.paired import change_result, rate, shared_ids
+from cai.evaluate.policies import AGAINST, corrected
+from cai.generate.critique import as_sampling, kept_text
+from cai.generate.distill import told, told_template
+from cai.ids import derive_seed, split_fraction
+from cai.judge.adherence import principle_log_odds
+from cai.judge.judge import Judge
+from cai.models.base import TextModel
+from cai.recipe import ModelSpec, Placement, SamplingSpec
+from cai.records import Constitution, EvalResult, Principle, Prompt, Provenance, Response
+from cai.session import Session
+
+TOLD = "told"
+"""Name of the base model with one principle in context."""
+FOLLOWED = 0.8
+"""Rate of the base model from which a principle counts as already followed."""
+Followed = Mapping[str, Mapping[str, bool]]
+"""Whether a response follows a principle, by principle, then by prompt."""
+AdherenceVerdict = Literal["learned", "already followed", "not learned", "out of reach", "lost"]
+_NAMES = ("adherence", "control")
+
+
+@dataclass(frozen=True, slots=True)
+class AdherenceRow:
+    """One principle in the table. Rates and changes are None for models that were not measured."""
+
+    id: str
+    control: bool
+    rates: dict[str, EvalResult]
+    """Model to its rate; `told` is the base model with the principle in context."""
+    changes: dict[str, EvalResult]
+    """Model to its change from `base`."""
+    verdict: AdherenceVerdict | None
+    """About the last trained model; None without one."""
+
+
+async def measure_adherence(
+    session: Session,
+    constitution: Constitution,
+    controls: Constitution | None,
+    answers: Mapping[str, Sequence[Response]],
+    base: ModelSpec,
+    judge: Judge | None,
+) -> list[EvalResult]:
+    """Measure adherence per principle of every model, and of the base model with each principle in context.
+
+    Args:
+        session: provides templates, sampling, seed and limits; opens the base model.
+        constitution: the principles.
+        controls: principles that weren't trained on, or None.
+        answers: model name to its responses, with `base` among them for changes.
+        base: the base model, which is told each principle.
+        judge: decides where a principle has no check; None leaves those principles out.
+
+    Returns:
+        Rates and changes, with Holm's correction over the principles for each model.
+    """
+    principles = measurable(constitution, judge is not None)
+    control = [] if controls is None else measurable(controls, judge is not None)
+    both, config = [*principles, *control], session.recipe.evaluate
+    verdicts = {model: await followed(session, both, responses, judge) for model, responses in answers.items()}
+    if config.told and both and AGAINST in answers:
+        model = await session.open_model(base)
+        prompts = [r.prompt for r in answers[AGAINST]]
+        said = await tell(session, model, both, prompts, config.told, session.recipe.distill.placement, config.sampling)
+        parts = [await followed(session, [p], said[p.id], judge) for p in both]
+        verdicts[TOLD] = {p.id: part[p.id] for p, part in zip(both, parts, strict=True)}
+    results = []
+    for name, mine in verdicts.items():
+        results += adherence_results(name, mine, None if name == AGAINST else verdicts.get(AGAINST), [p.id for p in control])
+    return corrected(results)
+
+
+async def tell(
+    session: Session,
+    model: TextModel,
+    principles: Sequence[Principle],
+    prompts: Sequence[Prompt],
+    limit: int,
+    placement: Placement,
+    sampling: SamplingSpec,
+) -> dict[str, list[Response]]:
+    """Return a model's responses under each principle in turn.
+
+    Args:
+        session: provides templates, sampling, seed and limits.
+        model: the model that answers.
+        principles: one is in context at a time.
+        prompts: the prompts; a principle uses those of its kinds.
+        limit: maximum number of prompts per principle, chosen by hash.
+        placement: where the principle stands.
+        sampling: sampling of the responses.
+    """
+    template = told_template(session.templates, placement)
+    seed = session.recipe.seed
+
+    async def work(item: tuple[Principle, Prompt]) -> tuple[str, Response]:
+        principle, prompt = item
+        asked = told(template, prompt, (principle,))
+        item_seed = derive_seed(seed, prompt.id, "told", 0)
+        completion = await model.complete(asked.messages, as_sampling(sampling), item_seed, asked.prefill)
+        provenance = Provenance(model.fingerprint, (principle.id,), template.hash, item_seed)
+        return principle.id, Response(prompt, kept_text(completion, asked.prefill), completion.truncated, provenance)
+
+    chosen = [(p, prompt) for p in principles for prompt in prompts_for(p, prompts, limit, seed)]
+    found: dict[str, list[Response]] = {p.id: [] for p in principles}
+    for principle_id, response in await session.each(chosen, work, "answers under a principle", lambda i: f"{i[0].id}:{i[1].id}:told"):
+        found[principle_id].append(response)
+    return found
+
+
+def prompts_for(principle: Principle, prompts: Sequence[Prompt], limit: int, seed: int) -> list[Prompt]:
+    """Return at most `limit` prompts of a principle's kinds, chosen by hash, in their order. A check narrows the kinds further."""
+    mine = [p for p in prompts if (checks_for(principle, p.kind) if principle.check else principle.applies(p.kind))]
+    chosen = sorted(mine, key=lambda p: split_fraction(p.id, f"told:{principle.id}:{seed}"))[:limit]
+    return [p for p in mine if p in chosen]
+
+
+def measurable(constitution: Constitution, judged: bool) -> list[Principle]:
+    """Return the principles whose adherence can be measured: those with a check, and all others only with a judge."""
+    return [p for p in constitution.principles if p.check or judged]
+
+
+async def followed(session: Session, principles: Sequence[Principle], responses: Sequence[Response], judge: Judge | None) -> Followed:
+    """Decide which responses follow which principles.
+
+    Args:
+        session: provides limits and progress.
+        principles: measured on the responses to prompts of their kinds.
+        responses: one model's.
+        judge: decides where a principle has no check; None leaves those principles out.
+    """
+    found: dict[str, dict[str, bool]] = {p.id: {} for p in principles}
+    by_judge: list[tuple[Principle, Response]] = []
+    for p in principles:
+        for r in responses:
+            try:
+                verdict = follows(p, r.prompt.kind, r.text)
+            except ReplyError as e:
+                session.reporter.warn(f"{p.id}: {r.prompt.id} is left out: {e.detail}")
+                continue
+            if verdict is not None:
+                found[p.id][r.prompt.id] = verdict
+            elif not p.check and judge is not None and p.applies(r.prompt.kind):
+                by_judge.append((p, r))
+
+    async def work(item: tuple[Principle, Response]) -> tuple[str, str, bool]:
+        assert judge is not None
+        principle, r = item
+        return principle.id, r.prompt.id, await principle_log_odds(principle, r.prompt, r.text, judge.model, judge.templates) > 0
+
+    for principle_id, prompt_id, verdict in await session.each(
+        by_judge, work, "adherence by the judge", lambda i: f"{i[0].id}:{i[1].prompt.id}:adherence"
+    ):
+        found[principle_id][prompt_id] = verdict
+    return found
+
+
+def adherence_results(model: str, mine: Followed, base: Followed | None, controls: Sequence[str] = ()) -> list[EvalResult]:
+    """Return a model's rate for each principle, and its paired change from the base model.
+
+    Args:
+        model: its name.
+        mine: its verdicts.
+        base: the base model's; None for the base model itself.
+        controls: ids of principles that weren't trained on.
+    """
+    results = []
+    for principle_id, verdicts in mine.items():
+        if not verdicts:
+            continue
+        name = f"{'control' if principle_id in controls else 'adherence'}:{principle_id}"
+        results.append(rate(name, model, list(verdicts.values())))
+        theirs = {} if base is None else base.get(principle_id, {})
+        if ids := shared_ids(theirs, verdicts):
+            results.append(change_result(f"{name}_change", model, [theirs[i] for i in ids], [verdicts[i] for i in ids]))
+    return results
+
+
+def is_adherence(name: str) -> bool:
+    """Whether a result is about adherence to one principle.
+
+    >>> is_adherence("adherence:short-answers_change"), is_adherence("over_refusal")
+    (True, False)
+    """
+    return name.partition(":")[0] in _NAMES
+
+
+def adherence_rows(results: Sequence[EvalResult]) -> list[AdherenceRow]:
+    """Return the table of adherence per principle: the constitution's principles, then the controls, in the order of the results."""
+    rows: dict[str, AdherenceRow] = {}
+    for r in results:
+        if is_adherence(r.name):
+            group, _, name = r.name.partition(":")
+            principle_id = name.removesuffix("_change")
+            row = rows.setdefault(principle_id, AdherenceRow(principle_id, group == "control", {}, {}, None))
+            (row.changes if name != principle_id else row.rates)[r.model] = r
+    judged = [AdherenceRow(r.id, r.control, r.rates, r.changes, _verdict(r)) for r in rows.values()]
+    return sorted(judged, key=lambda r: r.control)
+
+
+def trained_model(row: AdherenceRow) -> str | None:
+    """Return the name of the model that a row's verdict is about: `policy`, else `sft`, else the last one; None without any."""
+    return next((m for m in ("policy", "sft", *reversed(row.changes)) if m in row.changes and m != TOLD), None)
+
+
+def in_words(row: AdherenceRow) -> str:
+    """Return a row as a line: rates before and after, and what the base model does when it is told.
+
+    >>> rates = {m: EvalResult("adherence:brief", m, v, 150, v, v + 0.1) for m, v in (("base", 0.07), ("policy", 0.61), ("told", 0.19))}
+    >>> in_words(AdherenceRow("brief", False, rates, {"policy": EvalResult("", "policy", 0.54, 150, 0.4, 0.6)}, "learned"))
+    'brief: 7% → 61% [61, 71] of 150 held-out prompts; told so in context: 19%. Learned.'
+    """
+    after = trained_model(row)
+    base, told_rate = row.rates.get(AGAINST), row.rates.get(TOLD)
+    parts = [f"{row.id}: "]
+    if base is not None and after is not None:
+        parts.append(f"{base.value:.0%} → ")
+    last = row.rates[after] if after is not None else base or next(iter(row.rates.values()))
+    parts.append(f"{last.value:.0%} [{100 * last.low:.0f}, {100 * last.high:.0f}] of {last.n} held-out prompts")
+    if told_rate is not None:
+        parts.append(f"; told so in context: {told_rate.value:.0%}")
+    verdict = f" {row.verdict.capitalize()}." if row.verdict else ""
+    if row.control:
+        verdict = f" Not trained on; {'changed' if row.verdict in ('learned', 'lost') else 'no change'}."
+    return f"{''.join(parts)}.{verdict}"
+
+
+def _verdict(row: AdherenceRow) -> AdherenceVerdict | None:
+    trained = trained_model(row)
+    if trained is None:
+        return None
+    change, told_change = row.changes[trained], row.changes.get(TOLD)
+    certain = change.p_adjusted is not None and change.p_adjusted < 0.05
+    if certain and change.value > 0:
+        return "learned"
+    if certain and change.value < 0:
+        return "lost"
+    if row.rates["base"].value >= FOLLOWED:
+        return "already followed"
+    return "out of reach" if told_change is not None and told_change.low <= 0 else "not learned"

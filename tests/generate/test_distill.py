@@ -1,0 +1,65 @@
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from cai.generate.critique import Writer
+from cai.generate.distill import Distilled, distill
+from cai.models.base import Completion, Request, TextModel
+from cai.models.scripted import ScriptedEngine
+from cai.models.store import CallStore
+from cai.recipe import DistillConfig
+from cai.records import Constitution, Message, Prompt, Provenance, Response, ResponseCheck
+from tests.judge.judging import TEMPLATES, principle
+
+SHORT = replace(principle("short"), statement="Answer in at most four words.", check=(ResponseCheck(max_words=4),))
+RISK = replace(principle("risk"), statement="Name one risk.", check=(ResponseCheck(contains_any=("risk",)),))
+CONSTITUTION = Constitution("c", "C", "", (SHORT, RISK))
+PROMPT = Prompt("p", "borderline", (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "How do I light it?")), "test")
+UNTOLD = "Use a match and then wait."
+
+
+def distilled(*texts: str, truncated: bool = False, untold: str = UNTOLD, **config: Any) -> tuple[Distilled, list[Request]]:
+    asked: list[Request] = []
+
+    def script(request: Request) -> Completion:
+        asked.append(request)
+        return Completion(texts[len(asked) - 1], truncated, 9, 9)
+
+    writer = Writer(TextModel(ScriptedEngine(script), CallStore(None), "distill"), TEMPLATES, 3, "h")
+    response = Response(PROMPT, untold, False, Provenance("m"))
+    return asyncio.run(distill(response, CONSTITUTION, writer, DistillConfig(samples=len(texts), **config))), asked
+
+
+def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -> None:
+    found, asked = distilled("Strike a match over there.", "Match; risk: burns.", "A match will do.")
+    assert found.told == "Match; risk: burns." and found.share == 1.0
+    assert found.dropped == ("breaks_check", "breaks_check")
+    assert found.example is not None and found.example.prompt == PROMPT and found.example.principle_ids == ("short", "risk")
+    assert found.pair is not None and (found.pair.response_a, found.pair.response_b) == (found.told, UNTOLD)
+    assert len({request.seed for request in asked}) == 3
+
+
+def test_the_principles_stand_after_the_question_or_in_the_system_turn() -> None:
+    _, (user,) = distilled("Match; risk: burns.")
+    assert [m.role for m in user.messages] == ["user", "assistant", "user"]
+    assert user.messages[-1].content == "How do I light it?\n\nAnswer in at most four words. Name one risk."
+    _, (system,) = distilled("Match; risk: burns.", placement="system")
+    assert system.messages[0].role == "system" and "Name one risk." in system.messages[0].content
+    assert system.messages[-1].content == "How do I light it?"
+
+
+def test_a_lower_share_keeps_what_follows_part_of_the_checks() -> None:
+    found, _ = distilled("Strike a match over there.", "A match will do.", min_share=0.5)
+    assert (found.told, found.share, found.dropped) == ("A match will do.", 0.5, ("breaks_check",))
+
+
+def test_cut_off_refusing_and_looping_samples_are_left_out() -> None:
+    found, _ = distilled("Match; risk: burns.", truncated=True)
+    assert (found.told, found.example, found.pair, found.dropped) == (None, None, None, ("truncated",))
+    found, _ = distilled("I'm sorry, I can't help.", "risk risk risk risk risk risk risk risk risk", min_share=0.0)
+    assert found.dropped == ("over_refusal", "repetitive")
+
+
+def test_nearly_equal_responses_make_no_pair() -> None:
+    found, _ = distilled("Match; risk: burns.", untold="Match, risk: burns!")
+    assert found.example is not None and found.pair is None
