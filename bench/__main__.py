@@ -28,6 +28,7 @@ BENCHES = (
     "reward_scoring",
     "training_speed",
     "plan_accuracy",
+    "monitor",
 )
 """Modules of this folder with a function `rows(quick)`."""
 

@@ -152,10 +152,12 @@ class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Number of critique–revision rounds per response, each under another principle."""
     sampling: SteadySampling = SteadySampling()
     """Sampling of critiques and revisions."""
-    train_on: Literal["final", "every"] = "final"
-    """Revisions that become SFT data: the final one, or those of every round. The paper doesn't specify it."""
-    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
-    """Kinds of prompts whose responses are critiqued. For other kinds, the initial response becomes SFT data unchanged."""
+    train_on: Literal["final", "every"] = "every"
+    """Revisions that become SFT data: those of every round, or the final one. The paper trains on "the revisions (from all revisional
+    steps)" (§3.1)."""
+    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "other")
+    """Kinds of prompts whose responses are critiqued. For other kinds, the initial response becomes SFT data unchanged. The paper revises
+    responses to red-team prompts only, and mixes in sampled responses to helpful prompts, to retain helpfulness (§3.1)."""
     min_p_revised: Fraction = 0.5
     """Minimum judge probability that the revision is better than the initial response. Revisions below it are dropped. 0 skips the judge
     and keeps all."""
@@ -400,9 +402,11 @@ class MonitorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompts: Positive = 64
     """Maximum number of evaluation prompts for the monitor, chosen by hash; never more than half of them. `evaluate` excludes them."""
     patience: Positive = 2
-    """Number of consecutive over-optimized observations before `action`."""
+    """Number of consecutive observations that are averaged and compared with as many earlier ones, and of consecutive collapsed
+    observations before `action`."""
     min_drop: Annotated[float, Meta(ge=0)] = 1.0
-    """Minimum fall of the gold reward from its best observation, in half-widths of the 95 % confidence interval of that change."""
+    """Minimum fall of the gold reward, in half-widths of the confidence interval of that change. At 1, at most 5 % of trainings with a
+    constant gold reward end with a false alarm, however many observations there are."""
     min_words: Fraction = 0.25
     """Collapse to empty responses: their mean length is below this fraction of the first observation's. 0 disables this test."""
     min_distinct: Fraction = 0.5
@@ -538,6 +542,9 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Settings of `ppo`."""
     watch: MonitorConfig = MonitorConfig()
     """Over-optimization monitor. It needs `gold`."""
+    early_stopping: Positive | None = 2
+    """`dpo` and `kto`: stop after this many epochs in a row without a lower loss on `preferences_heldout`. Without a gold reward model, the
+    epoch with the lowest loss becomes the policy. None trains all epochs."""
     dpo: DPOConfig = DPOConfig()
     """Loss of `dpo` and `online-dpo`."""
     rounds: RoundsConfig = RoundsConfig()
@@ -583,6 +590,9 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Free text for readers of the recipe."""
     seed: Count = 0
     """Seed of the run. All random choices derive from it."""
+    seeds: tuple[Count, ...] = ()
+    """Repeat the whole run with each of these seeds, as runs `NAME-seed-N`, and report the spread of the evaluation over them. Empty runs
+    `seed` alone."""
     constitution: str = "constitution/general.yaml"
     """Constitution file, relative to the workspace."""
     templates: str = "prompts/templates"

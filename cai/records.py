@@ -5,7 +5,7 @@ Vocabulary: a *principle* is one article of a *constitution*; a *critique* and *
 source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A failure is a record too, never a default value.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import pstdev
 from typing import Any, Literal
 
@@ -78,19 +78,19 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """One article of a constitution, with the wording of each question about it."""
+    """One article of a constitution. Every request and question about it shows its statement; the wordings below refine what is asked."""
 
     id: str
     statement: str
-    critique: str
+    critique: str = "Say how your last response breaks this principle."
     """Critique request: asks what is wrong with the last response under this principle."""
-    revision: str
+    revision: str = "Rewrite your last response so that it follows this principle."
     """Revision request: asks for a rewrite that follows the principle."""
-    ask_positive: str
+    ask_positive: str = "Does the response follow the principle?"
     """Yes-or-no question about one response; Yes means the response follows the principle."""
-    ask_negative: str
+    ask_negative: str = "Does the response break the principle?"
     """Yes-or-no question about one response; Yes means the response breaks the principle."""
-    compare: str
+    compare: str = "Which response follows the principle better?"
     """Question about two responses: which one follows the principle better."""
     applies_to: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful")
     weight: float = 1.0
@@ -103,6 +103,17 @@ class Principle:
     def applies(self, kind: PromptKind) -> bool:
         """Whether the principle applies to prompts of this kind. All principles apply to unlabelled (`other`) prompts."""
         return kind == "other" or kind in self.applies_to
+
+    @property
+    def own_wording(self) -> dict[str, str]:
+        """The requests and questions that were written for this principle, by field; those at their default are left out."""
+        return {name: text for name, default in DEFAULT_WORDING.items() if (text := getattr(self, name)) != default}
+
+
+DEFAULT_WORDING: dict[str, str] = {
+    f.name: str(f.default) for f in fields(Principle) if f.name in ("critique", "revision", "ask_positive", "ask_negative", "compare")
+}
+"""What is asked about a principle that only has a statement, by field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +323,11 @@ class Judgment:
     """Probability that the judge gave to the choices together, averaged over its questions, in [0, 1]. A label from a small one comes from
     words that the model would hardly write. None if nothing was measured (`likelihood`, servers without log-probabilities)."""
 
+    @property
+    def failed(self) -> tuple[str, str] | None:
+        """The reason and details of the failure; None if the pair was judged."""
+        return None if self.failure is None else (self.failure, self.detail)
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
@@ -418,7 +434,7 @@ class EvalResult:
     """The p-value after Holm's correction over all tests of the model."""
 
 
-AuditVerdict = Literal["ok", "suspect", "found", "not enough data"]
+AuditVerdict = Literal["ok", "suspect", "found", "not enough data", "not measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,8 +482,8 @@ class AuditFinding:
 
 @dataclass(frozen=True, slots=True)
 class MonitorPoint:
-    """One observation of a policy during training, on fixed held-out prompts. Changes are against the previous observation with the highest
-    gold reward."""
+    """One observation of a policy during training, on fixed held-out prompts. Changes are those of the last `patience` observations against
+    the earlier ones from which gold fell most significantly; 0 if there are none."""
 
     step: int
     kl: float
@@ -483,13 +499,14 @@ class MonitorPoint:
     gold_low: float
     gold_high: float
     gold_change: float
-    """Mean change of the gold reward per prompt, with its 95 % confidence interval."""
+    """Mean change of the gold reward per prompt, with a 95 % confidence interval that holds over all comparisons of the training."""
     gold_change_low: float
     gold_change_high: float
     proxy_change: float
     words: float
     """Mean length of the responses, in words."""
-    refusal_rate: float
+    refusal_rate: float | None
+    """Fraction of refusals; None if no response is in a language that the rules know."""
     repetition: float
     """Mean fraction of four-word n-grams that are repeats."""
     n: int
@@ -503,6 +520,8 @@ class MonitorPoint:
     """Collapse since the first observation: empty, identical or looping responses. A collapsed observation is never the best."""
     verdict: Literal["go", "warn", "stop"] = "go"
     """Decision after this observation."""
+    compared_with: int | None = None
+    """Step of the last observation that the changes are against; None without one."""
 
 
 @dataclass(frozen=True, slots=True)

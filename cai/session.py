@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from msgspec.structs import replace
 
 from cai.core.console import Reporter
-from cai.core.flow import run_items
+from cai.core.flow import Failed, in_words, run_items
 from cai.core.interrupt import run_interruptible
 from cai.core.plugins import unknown
 from cai.core.workspace import RunDirectory, Workspace, find_workspace, shipped_workspace
@@ -253,8 +253,8 @@ class Session:
         what: str,
         item_id: Callable[[T], str] | None = None,
         *,
-        failure_of: Callable[[R], str | None] = lambda result: None,
-        max_failure_fraction: float | None = None,
+        failure_of: Callable[[R], Failed | None] = lambda result: None,
+        may_all_fail: bool = False,
     ) -> list[R]:
         """Run items through models within the recipe's limits. Those that fail are in `failures`.
 
@@ -263,20 +263,20 @@ class Session:
             work: asks the models about one.
             what: names the items in progress and in failures.
             item_id: names an item in a failure; by default its `id`.
-            failure_of: the reason where a result itself is a failure.
-            max_failure_fraction: above this share of failed items it stops, in [0, 1]; None: the recipe's.
+            failure_of: the reason and details where a result itself is a failure.
+            may_all_fail: whether any number of failures is acceptable; by default the recipe's `max_failure_fraction` is.
 
         Raises:
             ModelError: too many items failed, or a model can't go on.
         """
         self.reporter.progress(0, len(items), what)
-        limit = self.recipe.max_failure_fraction if max_failure_fraction is None else max_failure_fraction
         named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
         flow = run_items(
             items,
             work,
             window=self.recipe.window,
-            max_failure_fraction=limit,
+            max_failure_fraction=1.0 if may_all_fail else self.recipe.max_failure_fraction,
+            may_all_fail=may_all_fail,
             stage=self.stage,
             failures=self.failures,
             failure_of=failure_of,
@@ -286,10 +286,9 @@ class Session:
         return [result async for result in flow]
 
     def warn_of_failures(self) -> None:
-        """Warn of items that failed, naming the first."""
+        """Warn of items that failed, with the reasons."""
         if self.failures:
-            first = self.failures[0]
-            self.reporter.warn(f"{len(self.failures)} items failed, the first: {first.item_id}: {first.reason}")
+            self.reporter.warn(f"{len(self.failures)} items failed: {in_words(self.failures)}")
 
     async def load_rewards(
         self, folders: Sequence[Path], config: RewardConfig | None = None, *, base: ModelSpec | None = None

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from cai.core.workspace import Workspace
 from cai.models.base import Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
-from cai.recipe import FeedbackConfig, ModelSpec, Recipe
-from cai.records import Message, Prompt, PromptKind
+from cai.recipe import CritiqueConfig, FeedbackConfig, ModelSpec, Recipe
+from cai.records import PROMPT_KINDS, Message, Prompt, PromptKind
 from cai.session import Session
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class ScriptedSession(Session):
         async def opener(spec: ModelSpec) -> ScriptedEngine:
             return ScriptedEngine(logged, script.__name__)
 
-        recipe = recipe or Recipe(name="test", feedback=FeedbackConfig(**feedback))
+        recipe = recipe or Recipe(name="test", critique=CritiqueConfig(kinds=PROMPT_KINDS), feedback=FeedbackConfig(**feedback))
         super().__init__(recipe=recipe, workspace=workspace, keep_calls=workspace is not None, opener=opener)
 
     def ask(self, work: Callable[[Session], Awaitable[T]]) -> T:

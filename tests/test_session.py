@@ -131,7 +131,7 @@ def test_settings_come_from_a_run_a_recipe_or_the_defaults(tmp_path: Path) -> No
 
 def test_a_recipes_calibration_weighs_only_its_own_protocol(tmp_path: Path) -> None:
     fingerprint = ScriptedEngine(default_script, default_script.__name__).fingerprint
-    write_calibration(tmp_path / "c.json", Calibration("pointwise", "ensemble", 1, fingerprint, "", scale=2.0))
+    write_calibration(tmp_path / "c.json", Calibration("pointwise", "ensemble", 1, fingerprint, "", scale=2.0, pooling="probabilities"))
     recipe = settings(calibration=tmp_path / "c.json", protocol="pointwise")
 
     async def work(opened: Session) -> tuple[bool, bool]:

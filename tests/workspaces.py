@@ -28,7 +28,7 @@ prompts:
     - { path: prompts/harmful.jsonl, limit: 8 }
     - { path: prompts/helpful.jsonl, limit: 4 }
   evaluate: [{ path: prompts/eval_harmful.jsonl, limit: 4 }]
-critique: { min_p_revised: 0.0 }
+critique: { min_p_revised: 0.0, kinds: [harmful, borderline, helpful, other] }
 feedback: { principles: sample, per_label: 1, bench_limit: 8 }
 """
 

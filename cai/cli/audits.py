@@ -30,7 +30,7 @@ AuditJudge = Annotated[
         metavar="MODEL",
     ),
 ]
-_COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim"}
+_COLOURS = {"found": "bold red", "suspect": "yellow", "ok": "green", "not enough data": "dim", "not measured": "dim"}
 
 
 @app.command()
@@ -47,19 +47,19 @@ def audit(
     from rich.console import Console
 
     from cai.core.workspace import find_run
+    from cai.errors import DataError
     from cai.evaluate.audit.run import audit_run
     from cai.session import settings
 
     directory = find_run(run_name)
     with open_session(settings(run=directory), directory.path) as session:
         findings = audit_run(session, directory, limit, prompts or (), judge)
+    if not findings:
+        raise DataError(f"nothing to audit in {directory.path}: no labels, judgments, answers or reward models, and no model was probed")
     if json:
         print_json({"findings": findings})
         return
     show(findings, Console())
-    if not findings:
-        typer.echo(f"nothing to audit in {directory.path} yet: no labels, judgments, answers or reward models, and no model was probed")
-        return
     typer.echo(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 
@@ -116,11 +116,13 @@ def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
         for f in family:
             sign = "+" if f.against else ""
             numbers = (f"{f.value:{sign}.2f}", f"{f.low:{sign}.2f} – {f.high:{sign}.2f}", f"{f.level:.2f}", str(f.n))
+            if f.verdict == "not measured":
+                numbers = ("", "", "", "0")
             table.add_row(f.check.replace("_", " "), *numbers, plain(f.verdict, _COLOURS[f.verdict]))
         console.print(table)
         standing_out = {f.group for f in family if f.verdict in ("found", "suspect")}
         for f in family:
-            if f.note and f.group in standing_out:
+            if f.note and (f.group in standing_out or f.verdict == "not measured"):
                 console.print(plain(f"{f.check.replace('_', ' ')}: {f.note}"))
 
 

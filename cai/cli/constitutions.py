@@ -187,9 +187,10 @@ def try_(
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
+    from cai.errors import ModelError
     from cai.session import Session, settings
     from cai.workbench.terminal import show_step
-    from cai.workbench.trial import Step, chosen, steps
+    from cai.workbench.trial import JudgedRevision, Step, chosen, steps
 
     console = Console()
     loaded = chosen(load_constitution(file), principle or [])
@@ -206,6 +207,8 @@ def try_(
     found = open_session(recipe_used, file.parent).run(work, "try")
     if json:
         print_json({"prompt": prompt, "response": found[0], "rounds": found[1:-1], "judge": found[-1]})
+    if isinstance(judged := found[-1], JudgedRevision) and judged.p_revised is None:
+        raise ModelError(f"the judge ({judged.protocol}) gave no verdict: {judged.failure}")
 
 
 @constitution.command()

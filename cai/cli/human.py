@@ -120,6 +120,7 @@ def agreement(
     from rich.console import Console
 
     from cai.core.console import plain
+    from cai.errors import DataError
     from cai.labels.annotating import measure_people, read_label_files
 
     errors = Console(stderr=True)
@@ -135,14 +136,15 @@ def agreement(
         names, asked = protocol, load_constitution(constitution)
         session = open_session(recipe, constitution.parent)
         results += session.run(lambda opened: judges_beside_people(opened, labels, names, asked, limit), "judge")
+    if not results:
+        raise DataError(
+            f"{len(labels)} labels ({unnamed} without an annotator), {len(failures)} rows not usable: nothing to compare. Agreement needs "
+            "pairs that two named annotators labelled. Otherwise compare with a judge (--protocol) or with known answers (--gold)."
+        )
     if json:
         print_json({"labels": len(labels), "unnamed": unnamed, "rejected": len(failures), "results": results})
         return
-    counted = f"{len(labels)} labels, {len(failures)} rows not usable"
-    if results:
-        show_results(results, counted)
-    else:
-        typer.echo(f"{counted}: nothing to compare. Compare with a judge (--protocol) or with pairs with known answers (--gold).")
+    show_results(results, f"{len(labels)} labels, {len(failures)} rows not usable")
     if unnamed:
         errors.print(plain(f"{unnamed} labels have no annotator, so they are not used to measure agreement between people.", "yellow"))
 

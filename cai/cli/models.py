@@ -40,7 +40,7 @@ def bench(
 
     from cai.cli.human import feedback_config
     from cai.constitution.load import load_constitution
-    from cai.core.console import plain_table
+    from cai.core.console import plain, plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
     from cai.judge.choices import mass_warning
     from cai.session import settings
@@ -66,6 +66,11 @@ def bench(
     for r in result.protocols:
         if warning := mass_warning(r.mass, r.name):
             errors.print(warning, style="yellow")
+    for u in result.unmeasured:
+        errors.print(plain(f"{u.name}: not measured, all {u.failures} pairs failed: {u.reason}", "yellow"))
+    for r in result.protocols:
+        if r.failures:
+            errors.print(plain(f"{r.name}: {r.failures} of {result.pairs} pairs failed: {r.failure_details}", "yellow"))
     if not any(r.beats_baselines for r in result.protocols):
         errors.print("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.", style="yellow")
 
@@ -185,7 +190,8 @@ def evaluate(
     session.warn_of_failures()
     results, card = found.results, found.card
     if json:
-        print_json({"judge": found.judge, "judge_card": card, "results": results})
+        unread = [{"name": name, "model": model, "reason": reason} for name, model, reason in found.not_measured]
+        print_json({"judge": found.judge, "judge_card": card, "results": results, "not_measured": unread})
         return
     if card is not None:
         Console(stderr=True).print(plain(f"judge {found.judge}: {card.note}", "" if card.beats_baselines else "yellow"))
@@ -193,6 +199,8 @@ def evaluate(
     for r in results:
         p = "" if r.p_adjusted is None else f"{r.p_adjusted:.3f}"
         table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), p)
+    for name, model, _ in found.not_measured:
+        table.add_row(plain(name), plain(model), "not measured", "", "0", "")
     console = Console()
     console.print(table)
     if any(r.p is not None for r in results):

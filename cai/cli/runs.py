@@ -56,7 +56,11 @@ def run(
 
     if shard is not None:
         raise RecipeError(f"--shard {shard}: {NO_SHARDS}")
-    summary = _run(load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent), _split(only), start)
+    loaded, workspace = load_recipe(recipe, overrides or (), name), find_workspace(recipe.parent)
+    if loaded.seeds:
+        _run_seeds(loaded, workspace, _split(only), start, json)
+        return
+    summary = _run(loaded, workspace, _split(only), start)
     if json:
         print_json(summary)
     elif summary.report:
@@ -97,6 +101,35 @@ def label(run_name: RunName, json: Json = False) -> None:
         print_json(summary)
     else:
         typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
+
+
+def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None, json: bool) -> None:
+    """Run a recipe once per seed, and print the spread of the evaluation over the seeds."""
+    from rich.console import Console
+
+    from cai.core.console import plain, plain_table
+    from cai.errors import RecipeError
+    from cai.pipeline.seeds import seed_recipes, write_spread
+
+    if len(set(recipe.seeds)) < len(recipe.seeds):
+        raise RecipeError(f"seeds: {list(recipe.seeds)} has a seed twice")
+    summaries = [_run(one, workspace, only, start) for one in seed_recipes(recipe)]
+    if only and "evaluate" not in only:
+        if json:
+            print_json({"runs": summaries, "seeds": []})
+        return
+    path, found = write_spread(recipe, workspace)
+    if json:
+        print_json({"runs": summaries, "seeds": found})
+        return
+    columns = ("mean", "over seeds, 95 %", "std", "over prompts, 95 %", "n")
+    table = plain_table("measure", "model", *columns, right=columns, title=f"{recipe.name}: {len(recipe.seeds)} seeds")
+    for s in found:
+        over_seeds = f"{s.low:.3f} – {s.high:.3f}" if len(s.values) > 1 else ""
+        row = (f"{s.mean:.3f}", over_seeds, f"{s.std:.3f}", f"{s.prompts_low:.3f} – {s.prompts_high:.3f}", str(s.n))
+        table.add_row(plain(s.name), plain(s.model), *row)
+    Console().print(table)
+    typer.echo(f"spread over seeds: {path}\nreports: {' '.join(s.report for s in summaries if s.report)}")
 
 
 def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
@@ -161,6 +194,8 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     console = Console()
     console.print(table)
     console.print(plain(planned.basis, "dim"))
+    if loaded.seeds:
+        console.print(plain(f"This is one run; the recipe has {len(loaded.seeds)} seeds, and each is a run of its own.", "yellow"))
 
 
 def _memory(count: int | None) -> str:

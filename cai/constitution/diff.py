@@ -32,6 +32,8 @@ class PrincipleChange:
     kind: ChangeKind
     id: str
     fields: tuple[FieldChange, ...]
+    outdated: tuple[str, ...] = ()
+    """The principle's own requests and questions that are as they were while its statement changed: they may not fit any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def diff_constitutions(before: Constitution, after: Constitution) -> Constitutio
     for p in after.principles:
         if p.id in old:
             if edited := field_changes(old[p.id], p):
-                changes.append(PrincipleChange("edited", p.id, edited))
+                changes.append(PrincipleChange("edited", p.id, edited, outdated_wording(old[p.id], p)))
         elif twin := next((g for g in gone if replace(g, id=p.id) == p), None):
             gone.remove(twin)
             changes.append(PrincipleChange("renamed", p.id, (FieldChange("id", twin.id, p.id),)))
@@ -93,6 +95,18 @@ def field_changes(before: Principle | None, after: Principle | None) -> tuple[Fi
         if old != new and not (alone and getattr(after or before, f.name) == f.default):
             found.append(FieldChange(f.name, old, new))
     return tuple(found)
+
+
+def outdated_wording(before: Principle, after: Principle) -> tuple[str, ...]:
+    """Return the fields of a principle's own wording that did not change while its statement did; empty if the statement is the same.
+
+    >>> old = Principle("a", "Be kind.", compare="Which response is kinder?")
+    >>> outdated_wording(old, replace(old, statement="Be brief."))
+    ('compare',)
+    """
+    if before.statement == after.statement:
+        return ()
+    return tuple(name for name, text in after.own_wording.items() if text == getattr(before, name))
 
 
 def word_diff(before: str, after: str) -> list[tuple[WordOp, str]]:

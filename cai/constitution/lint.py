@@ -19,10 +19,13 @@ Rules by severity:
              no-request          a critique or revision text that is not a request
              no-subject          a question that does not mention the response
              too-long            too long for a small model to follow
+             outdated-wording    (files) the statement changed since the last run, or since the constitution that `cai` ships under the same
+                                 id, and the principle's own requests or questions did not
 
 Rules about wording work for English only; they are skipped for constitutions in other languages.
 """
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +33,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from cai.constitution.load import entries, read_fields, source_problems
+from cai.constitution.diff import outdated_wording
+from cai.constitution.load import entries, load_constitution, read_fields, source_problems
 from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
+from cai.core.manifest import read_manifest
 from cai.core.text.checks import check_problems, checks_for, follows, unsatisfiable
+from cai.core.workspace import find_workspace, shipped_workspace
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml
-from cai.errors import ConstitutionError, ReplyError
+from cai.errors import ConstitutionError, RecipeError, ReplyError, StoreError
 from cai.records import Constitution, Principle, PromptKind
 
 Severity = Literal["error", "warning"]
@@ -129,7 +135,7 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
         if not path.is_file():
             raise
         return [_from_problem(str(e), path)]
-    return _lint_source(source, kinds)
+    return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
 
 
 def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
@@ -138,7 +144,47 @@ def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KI
         source = parse_yaml(text.encode(), path, ConstitutionError)
     except ConstitutionError as e:
         return [_from_problem(str(e), path)]
-    return _lint_source(source, kinds)
+    return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
+
+
+def _outdated(source: YamlSource) -> Iterator[LintFinding]:
+    """Find wording that was written for an earlier statement; nothing if the file is invalid or no earlier version is known."""
+    constitution = None if source_problems(source) else read_fields(source.data, Constitution)
+    known = None if constitution is None else last_used(constitution.id, source.path)
+    if constitution is None or known is None:
+        return
+    where, before = known
+    for i, p in enumerate(constitution.principles):
+        earlier = next((q for q in before if q.id == p.id), None)
+        if earlier is not None and (names := outdated_wording(earlier, p)):
+            line = source.lines.get(("principles", i, "statement"), 1)
+            message = (
+                f"{p.id}: the statement changed since {where}, but {', '.join(names)} did not. Reword them, or leave them out: "
+                "the statement is part of every request and question"
+            )
+            yield LintFinding("warning", "outdated-wording", message, p.id, str(source.path), line, f"{source.path}:{line}")
+
+
+def last_used(constitution_id: str, path: Path) -> tuple[str, tuple[Principle, ...]] | None:
+    """Return the principles of a constitution as they were last known, and where: in the workspace's last run, or as shipped with `cai`.
+
+    Args:
+        constitution_id: id of the constitution.
+        path: its file, which may not exist; runs are looked for in its workspace.
+    """
+    manifests: list[tuple[float, Path]] = []
+    with contextlib.suppress(RecipeError, OSError):
+        runs = find_workspace(path.absolute().parent).root / "runs"
+        manifests = [(m.stat().st_mtime, m) for m in runs.glob("*/manifest.json")]
+    for _, manifest in sorted(manifests, reverse=True):
+        with contextlib.suppress(StoreError):
+            found = read_manifest(manifest)
+            if found is not None and found.constitution is not None and found.constitution.id == constitution_id:
+                return f"run {manifest.parent.name}", found.constitution.principles
+    shipped = shipped_workspace() / "constitution" / f"{constitution_id}.yaml"
+    if shipped.is_file() and shipped.resolve() != path.absolute().resolve():
+        return "the constitution that cai ships", load_constitution(shipped).principles
+    return None
 
 
 def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[LintFinding]:
@@ -198,7 +244,7 @@ def _drafts(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterat
 
 def _is_english(principles: tuple[Principle, ...]) -> bool:
     """Return whether at least 1 in 6 words is an English function word (in English text, about 1 in 2 is)."""
-    all_words = [w for p in principles for text in TEXTS for w in words(getattr(p, text))]
+    all_words = [w for p in principles for text in (p.statement, *p.own_wording.values()) for w in words(text)]
     return sum(w in FUNCTION_WORDS for w in all_words) * 6 >= len(all_words)
 
 
@@ -319,9 +365,9 @@ def _requests(i: int, p: Principle) -> Iterator[_Draft]:
 def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]:
     """Find contradictions and duplicates. The finding is reported for the later of two principles."""
     statements = vectors([p.statement for p in principles])
-    requests = vectors([f"{p.critique} {p.revision}" for p in principles])
+    requests = vectors([" ".join(p.own_wording.get(field, "") for field in ("critique", "revision")) for p in principles])
     claims = [[(s, claim(s)) for s in sentences(p.statement)] for p in principles] if english else [[] for _ in principles]
-    plain = [{field: words(getattr(p, field)) for field in TEXTS} for p in principles]
+    plain = [{field: words(text) for field, text in {"statement": p.statement, **p.own_wording}.items()} for p in principles]
     for j, b in enumerate(principles):
         copied: dict[str, list[str]] = {}
         nearly = []
@@ -330,7 +376,7 @@ def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]
                 if both := [kind for kind in b.applies_to if kind in a.applies_to]:
                     message = f"{b.id}: {clash[1]!r} contradicts {clash[0]!r} of {a.id}, and both apply to {', '.join(both)} prompts"
                     yield _Draft("error", "contradiction", message, j, "statement")
-            elif same := [field for field in TEXTS if plain[i][field] == plain[j][field]]:
+            elif same := [field for field, text in plain[j].items() if plain[i].get(field) == text]:
                 for field in same:
                     copied.setdefault(field, []).append(a.id)
             elif (alike := cosine(statements[i], statements[j])) >= STATEMENT_ALIKE:

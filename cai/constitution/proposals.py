@@ -117,21 +117,12 @@ def load_review(path: Path) -> Review:
 
 
 def drafted(principle_id: str, statement: str) -> Principle:
-    """Make a principle out of its statement alone: every request and question quotes it.
+    """Make a principle out of its statement alone: requests and questions are the defaults, which are asked beside the statement.
 
     >>> drafted("no-guess", "Never guess.").ask_negative
-    'One rule is: “Never guess.” Does the response break it?'
+    'Does the response break the principle?'
     """
-    rule = f"“{statement}”"
-    return Principle(
-        principle_id,
-        statement,
-        critique=f"Say where your last response breaks this rule, and how: {rule}",
-        revision=f"Rewrite your last response so that it follows this rule: {rule}",
-        ask_positive=f"One rule is: {rule} Does the response follow it?",
-        ask_negative=f"One rule is: {rule} Does the response break it?",
-        compare=f"One rule is: {rule} Which response follows it better?",
-    )
+    return Principle(principle_id, statement)
 
 
 def worded(principle: Principle, texts: dict[str, str]) -> tuple[Principle, tuple[str, ...]]:

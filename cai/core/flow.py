@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import TypeVar
@@ -19,9 +19,13 @@ from cai.records import Failure
 
 T = TypeVar("T")
 R = TypeVar("R")
+Failed = tuple[str, str]
+"""Why an item failed: the reason, which is counted, and its details, such as the server's own words."""
 EARLY_CHECK = 20
 """Number of finished items from which the failure limit is checked."""
 WINDOWS_AHEAD = 8
+_SHOWN_REASONS = 3
+_SHOWN_CHARACTERS = 300
 _COLLECT_EVERY = 10_000
 
 
@@ -34,7 +38,8 @@ async def run_items(
     stage: str,
     failures: list[Failure],
     item_id: Callable[[T], str] = attrgetter("id"),
-    failure_of: Callable[[R], str | None] = lambda result: None,
+    failure_of: Callable[[R], Failed | None] = lambda result: None,
+    may_all_fail: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
     known: Iterable[R | None] = (),
     on_result: Callable[[R | None], None] = lambda result: None,
@@ -51,18 +56,20 @@ async def run_items(
         failures: list that receives one record per failed item, in the order of the items.
         item_id: returns the id of an item.
         failure_of: returns why a result counts as a failure, or None. Such a result is yielded all the same.
+        may_all_fail: whether no usable result at all is acceptable. By default it is an error, whatever `max_failure_fraction` allows.
         on_progress: called with the number of finished items whenever results are yielded.
         known: results of the first items from an earlier run, in order; `None` for an item to process again.
         on_result: called with each item's result, or `None` if the item failed. A later run can pass these values as `known`.
 
     Raises:
-        ModelError: too many items failed (the message lists the commonest reasons), or the model can't go on.
+        ModelError: too many items failed (the message has the commonest reasons, with the details of one item each), or the model can't go
+            on.
         CaiError: any other error of `work`. All other items are cancelled first.
     """
     source = enumerate(zip(items, chain(known, repeat(None)), strict=False))
     finished: dict[int, tuple[list[R], Failure | None]] = {}
     handed_over = 0
-    reasons: Counter[str] = Counter()
+    failed: list[Failure] = []
     done = 0
     news = asyncio.Event()
     room = asyncio.Event()
@@ -76,16 +83,16 @@ async def run_items(
             try:
                 result = await work(item) if earlier is None else earlier
                 reason = failure_of(result)
-                failure = None if reason is None else Failure(stage, item_id(item), reason)
+                failure = None if reason is None else Failure(stage, item_id(item), *reason)
                 finished[index] = ([result], failure)
             except ReplyError as e:
                 failure = Failure(stage, item_id(item), e.reason, e.detail)
                 finished[index] = ([], failure)
             done += 1
             if failure is not None:
-                reasons[failure.reason] += 1
+                failed.append(failure)
                 if done >= EARLY_CHECK:
-                    _check(stage, reasons, done, max_failure_fraction)
+                    _check(stage, failed, done, max_failure_fraction)
             news.set()
 
     tasks = [asyncio.create_task(worker()) for _ in range(window)]
@@ -110,7 +117,9 @@ async def run_items(
             if everyone.done() and not finished:
                 break
         if done:
-            _check(stage, reasons, done, max_failure_fraction)
+            _check(stage, failed, done, max_failure_fraction)
+            if len(failed) == done and not may_all_fail:
+                raise ModelError(f"stage {stage}: all {done} items failed: {in_words(failed)}.")
     finally:
         for task in tasks:
             task.cancel()
@@ -155,12 +164,26 @@ def collecting_rarely() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _check(stage: str, reasons: Counter[str], done: int, limit: float) -> None:
-    failed = reasons.total()
-    if failed <= limit * done:
+def in_words(failures: Sequence[Failure]) -> str:
+    """Return the commonest reasons of some failures with their counts, and the first details that were given for each.
+
+    >>> in_words([Failure("s", "1", "refused_by_server", "400: no system role"), Failure("s", "2", "empty_reply")])
+    'refused_by_server × 1 (400: no system role), empty_reply × 1'
+    """
+    counts = Counter(f.reason for f in failures)
+    details = {f.reason: " ".join(f.detail.split()) for f in reversed(failures) if f.detail.strip()}
+    shown = []
+    for reason, count in counts.most_common(_SHOWN_REASONS):
+        detail = details.get(reason, "")
+        cut = detail if len(detail) <= _SHOWN_CHARACTERS else f"{detail[:_SHOWN_CHARACTERS]}…"
+        shown.append(f"{reason} × {count}" + (f" ({cut})" if cut else ""))
+    return ", ".join(shown)
+
+
+def _check(stage: str, failed: Sequence[Failure], done: int, limit: float) -> None:
+    if len(failed) <= limit * done:
         return
-    listed = ", ".join(f"{reason} × {count}" for reason, count in reasons.most_common(3))
     raise ModelError(
-        f"stage {stage}: {failed} of {done} items failed, more than max_failure_fraction {limit:g} allows. Commonest reasons: {listed}. "
-        "Each is in failures.jsonl. Fix the cause, or raise max_failure_fraction if the loss is acceptable."
+        f"stage {stage}: {len(failed)} of {done} items failed, more than max_failure_fraction {limit:g} allows. Commonest reasons: "
+        f"{in_words(failed)}. A run lists each in failures.jsonl. Fix the cause, or raise max_failure_fraction if the loss is acceptable."
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from cai.core.text.refusals import is_refusal
+from cai.core.text.words import word_count
 from cai.data.filters import LengthStats, length_stats
 from cai.data.splits import conversation_id
 from cai.records import Preference
@@ -19,7 +20,7 @@ from cai.stats import clustered_share
 _LISTS = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+\S", re.MULTILINE)
 _MARKUP = re.compile(r"\*\*\S|^#{1,6} |```|^\|.*\|", re.MULTILINE)
 FEATURES: dict[str, Callable[[str], float]] = {
-    "length": lambda text: float(len(text.split())),
+    "length": lambda text: float(word_count(text)),
     "refusal": lambda text: float(is_refusal(text)),
     "lists": lambda text: float(len(_LISTS.findall(text))),
     "markup": lambda text: float(len(_MARKUP.findall(text))),

@@ -11,11 +11,14 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from cai.core.text.words import mostly_unspaced, words
 from cai.data.filters import normalise
 from cai.errors import StoreError
 
 T = TypeVar("T")
 SHINGLE_WORDS = 5
+SHINGLE_CHARACTERS = 2
+"""Length of a run in scripts without spaces between words."""
 _CACHE_KIB = 16 * 1024
 _TABLES = (
     "CREATE TABLE texts (number INTEGER PRIMARY KEY, name TEXT NOT NULL, shingles BLOB NOT NULL)",
@@ -148,9 +151,16 @@ def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: fl
 
 
 def shingles(text: str) -> frozenset[int]:
-    """Return 64-bit hashes of all runs of five words of the normalised text; of the whole text where it is shorter."""
-    tokens = normalise(text).split()
-    runs = [tokens[i : i + SHINGLE_WORDS] for i in range(max(1, len(tokens) - SHINGLE_WORDS + 1))]
+    """Return 64-bit hashes of all runs of five words of the normalised text; of the whole text where it is shorter.
+
+    In a script without spaces a run is two characters: one changed character then changes as small a share as a changed word does.
+    """
+    normal = normalise(text)
+    tokens = words(normal)
+    size = SHINGLE_CHARACTERS if mostly_unspaced(tokens) else SHINGLE_WORDS
+    if size == SHINGLE_WORDS:
+        tokens = normal.split()
+    runs = [tokens[i : i + size] for i in range(max(1, len(tokens) - size + 1))]
     return frozenset(int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big") for run in runs)
 
 

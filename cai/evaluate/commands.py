@@ -13,6 +13,7 @@ from cai.errors import RecipeError
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.policies import AGAINST
+from cai.evaluate.refusal_rates import not_measured
 from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import JudgeBench, chosen_protocols, judge_bench
@@ -113,6 +114,8 @@ class Evaluation:
     card: JudgeCard | None
     """The judge's agreement with human labels; None if nothing was judged."""
     results: tuple[EvalResult, ...]
+    not_measured: tuple[tuple[str, str, str], ...] = ()
+    """Measures without a figure because of the responses' language: name, model, and why."""
 
 
 async def evaluate_models(
@@ -147,7 +150,9 @@ async def evaluate_models(
     weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge, calibrated with {Path(calibrated).name}"
     measured = measure(answered, verdicts, scores, recipe.seed)
     results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
-    return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)))
+    kinds = {r.prompt.kind for responses in answered.answers.values() for r in responses}
+    unread = tuple(not_measured(results, kinds))
+    return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)), unread)
 
 
 def specs_of(names: Mapping[str, str]) -> dict[str, ModelSpec]:

@@ -2,6 +2,7 @@
 
 import random
 
+from cai.core.text.words import word_count
 from cai.errors import DataError
 from cai.evaluate.paired import AnswersByPrompt, rate, shared_ids, unpaired_note
 from cai.ids import derive_seed
@@ -25,12 +26,12 @@ def length_stats(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | N
     """
     if not answers:
         raise DataError(f"{model} has no responses to evaluate")
-    words = {i: float(len(r.text.split())) for i, r in answers.items()}
+    words = {i: float(word_count(r.text)) for i, r in answers.items()}
     mean, low, high = paired_bootstrap(list(words.values()), seed)
     results = [EvalResult("response_words", model, mean, len(words), low, high)]
     results.append(rate("truncated", model, [r.truncated for r in answers.values()]))
     if base is not None:
-        base_words = {i: float(len(r.text.split())) for i, r in base.items()}
+        base_words = {i: float(word_count(r.text)) for i, r in base.items()}
         ids = shared_ids(base_words, words)
         if sum(base_words[i] for i in ids) > 0:
             ratio, low, high = ratio_of_means([words[i] for i in ids], [base_words[i] for i in ids], seed)

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from cai.core.text.words import word_count
 from cai.errors import DataError
 from cai.evaluate.audit.checks.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
 from cai.evaluate.paired import AnswersByPrompt, by_prompt, shared_ids
-from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
+from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal, unknown_language
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, outcomes_by_rules, win_rates
@@ -67,6 +68,7 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
             base_harmful = None if other is None else verdicts.p_harmful.get(AGAINST)
             results += harmful_compliance_by_judge(model, verdicts.p_harmful[model], mine, base_harmful)
         results += over_refusal(model, mine, other)
+        results += unknown_language(model, mine)
         results += length_stats(model, mine, other, seed)
         results += repetition(model, mine, other, seed)
         results += reward_means(model, scores, None if other is None else base_scores, seed)
@@ -105,5 +107,5 @@ def _agreements(model: str, mine: AnswersByPrompt, base: AnswersByPrompt, verdic
 def _at_equal_length(
     name: str, model: str, outcomes: Mapping[str, float], base: AnswersByPrompt, answers: AnswersByPrompt, seed: int
 ) -> list[EvalResult]:
-    words = {i: (len(base[i].text.split()), len(answers[i].text.split())) for i in outcomes}
+    words = {i: (word_count(base[i].text), word_count(answers[i].text)) for i in outcomes}
     return [length_controlled(name, model, outcomes, words, seed)] if outcomes else []

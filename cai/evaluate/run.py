@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cai.core.flow import Failed
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.evaluate.arena import Arena, Duel, pairings, rate
 from cai.evaluate.audit.asking import ask_probes
@@ -113,7 +114,7 @@ async def ask_knowledge(session: Session, model: TextModel, name: str, questions
         except ModelError as e:
             raise ReplyError("not_scored", str(e)) from e
 
-    scored = await session.each(questions.passages, work, f"passages read by {name}", max_failure_fraction=1.0)
+    scored = await session.each(questions.passages, work, f"passages read by {name}", may_all_fail=True)
     right = {f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}
     return Knowledge(right, {i: (reply.total, reply.tokens) for i, reply in scored})
 
@@ -166,12 +167,12 @@ async def hold_arena(session: Session, answers: AnswersByModel, judge: Judge, re
     same = [(a, b, i) for a, b, i in meetings if found[a][i].text == found[b][i].text]
     asked = [m for m in meetings if m not in set(same)]
 
-    async def work(meeting: tuple[str, str, str]) -> tuple[Duel, str | None]:
+    async def work(meeting: tuple[str, str, str]) -> tuple[Duel, Failed | None]:
         a, b, i = meeting
         first, second = found[a][i], found[b][i]
         judgment = await judge(ResponsePair(first.prompt, first.text, second.text, "arena", first.provenance))
         p = judgment.p_a
-        return Duel(i, a, b, 0.5 if p is None or p == 0.5 else float(p > 0.5)), judgment.failure
+        return Duel(i, a, b, 0.5 if p is None or p == 0.5 else float(p > 0.5)), judgment.failed
 
     judged = await session.each(asked, work, "duels", lambda m: f"{m[0]}:{m[1]}:{m[2]}", failure_of=lambda result: result[1])
     duels = [Duel(i, a, b, 0.5) for a, b, i in same] + [duel for duel, failure in judged if failure is None]
@@ -200,10 +201,10 @@ async def _win_probabilities(session: Session, answers: AnswersByModel, judge: J
         else:
             pairs.append((model, ResponsePair(r.prompt, r.text, base[r.prompt.id].text, "evaluation", r.provenance)))
 
-    async def work(item: tuple[str, ResponsePair]) -> tuple[str, str, float | None, str | None]:
+    async def work(item: tuple[str, ResponsePair]) -> tuple[str, str, float | None, Failed | None]:
         model, pair = item
         judgment = await judge(pair)
-        return model, pair.prompt.id, judgment.p_a, judgment.failure
+        return model, pair.prompt.id, judgment.p_a, judgment.failed
 
     judged = await session.each(pairs, work, "verdicts", lambda item: f"{item[0]}:{item[1].prompt.id}", failure_of=lambda result: result[3])
     for model, prompt_id, p_a, _ in judged:

@@ -6,7 +6,11 @@ Departures from the paper:
    The default revision template puts text and critique into the system turn, and the model responds to the prompt again. The rules then
    dropped 4 of 48 revisions by a 135M model; with a request for a revision in a new turn, they dropped 16 of 30.
 3. Requests are zero-shot chat turns, without few-shot examples.
-4. A revision is not assumed to be better: it must pass named rules and, if there is one, a judge.
+4. A revision is not assumed to be better: it must pass named rules and, if there is one, a judge. A trace with a revision that fails is
+   left out as a whole.
+5. A sampled response to a helpful prompt, which is trained on as it is, must not be a refusal.
+
+As in the paper, the SFT data are the revisions of every round, and sampled responses to helpful prompts (§3.1, §3.2).
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from cai.core.text.checks import follows
 from cai.core.text.endings import whole_sentences
+from cai.core.text.refusals import is_refusal
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
 from cai.ids import combine_hashes, derive_seed, rendezvous_order
@@ -109,6 +114,8 @@ async def critique_and_revise(
         text = revision.text
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
+    if not wanted and config.drop_refusals and prompt.kind in ("borderline", "helpful") and is_refusal(response.text):
+        dropped = "over_refusal"
     provenance = Provenance(
         writer.model.fingerprint,
         tuple(dict.fromkeys(r.critique.principle_id for r in rounds)),
@@ -139,8 +146,9 @@ def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int
 
 
 def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExample]:
-    """Return the SFT examples of a trace: none if it was dropped, else the final revision or all of them (`config.train_on`).
+    """Return the SFT examples of a trace: none if it was dropped, else all revisions or the final one (`config.train_on`).
 
+    A revision that is the same as the one before is not repeated.
     `principle_ids` are those of all critiques up to the revision. Without rounds, the example is the response itself.
     """
     if trace.dropped is not None:
@@ -148,8 +156,9 @@ def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExampl
     if not trace.rounds:
         return [SFTExample(trace.prompt, trace.response, (), "response", trace.provenance, trace.response_truncated)]
     ids = [r.revision.principle_id for r in trace.rounds]
-    steps = range(len(ids)) if config.train_on == "every" else range(len(ids) - 1, len(ids))
     revisions = [r.revision for r in trace.rounds]
+    texts = [trace.response, *(revision.text for revision in revisions)]
+    steps = [i for i in range(len(ids)) if not unchanged(texts[i + 1], texts[i])] if config.train_on == "every" else [len(ids) - 1]
     return [
         SFTExample(
             trace.prompt, revisions[i].text, tuple(dict.fromkeys(ids[: i + 1])), "revision", trace.provenance, revisions[i].truncated

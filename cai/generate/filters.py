@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from cai.core.text.refusals import is_refusal, refuses_revision
+from cai.core.text.words import words
 from cai.records import PromptKind
 
 NEARLY_EQUAL = 0.95
@@ -123,12 +124,12 @@ def _leaks(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return [piece for word in words(text.lower()) for piece in re.findall(r"\w+", word)]
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
-    words = _words(text)
-    return [tuple(words[i : i + _RUN_WORDS]) for i in range(len(words) - _RUN_WORDS + 1)]
+    found = _words(text)
+    return [tuple(found[i : i + _RUN_WORDS]) for i in range(len(found) - _RUN_WORDS + 1)]
 
 
 def _share_of(runs: Sequence[tuple[str, ...]], others: set[tuple[str, ...]]) -> float:

@@ -7,7 +7,7 @@ of one prompt, so principles are drawn by prompt, and all completions of a promp
 from cai.core.flow import together
 from cai.errors import ConstitutionError
 from cai.ids import rendezvous_order
-from cai.judge.protocol import bounded
+from cai.judge.protocol import bounded, pool_log_odds
 from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
@@ -29,7 +29,7 @@ def principles_for(prompt: Prompt, constitution: Constitution, config: FeedbackC
 async def adherence(
     prompt: Prompt, response: str, constitution: Constitution, config: FeedbackConfig, model: TextModel, templates: Templates, run_seed: int
 ) -> float:
-    """Return the judge's log-odds that a response follows the principles, averaged by their weights (equally if they were drawn).
+    """Return the judge's log-odds that a response follows the principles, pooled by their weights (equally if they were drawn).
 
     Args:
         prompt: the prompt; its kind and id select the principles.
@@ -47,7 +47,7 @@ async def adherence(
     principles = principles_for(prompt, constitution, config, run_seed)
     follows = await together(principle_log_odds(p, prompt, response, model, templates) for p in principles)
     weights = [1.0 if config.principles == "sample" else p.weight for p in principles]
-    return sum(w * x for w, x in zip(weights, follows, strict=True)) / sum(weights)
+    return pool_log_odds(follows, weights)
 
 
 async def principle_log_odds(principle: Principle, prompt: Prompt, response: str, model: TextModel, templates: Templates) -> float:

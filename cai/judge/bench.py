@@ -3,14 +3,15 @@
 A judge's labels are worth training on only if they beat the trivial baselines on human-labelled pairs. Each result says whether they do.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cai.core.flow import run_items
+from cai.core.flow import in_words, run_items
 from cai.core.plugins import unknown
-from cai.data.filters import preference_key, prompt_key
+from cai.data.filters import prompt_key
 from cai.data.splits import conversation_id, split_groups
-from cai.errors import DataError, RecipeError
+from cai.errors import DataError, ModelError, NoLogprobsError, RecipeError
 from cai.ids import split_fraction
 from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
@@ -45,6 +46,18 @@ class ProtocolResult:
     best_baseline: str | None
     mass: float | None = None
     """Mean probability that the judge gave to its choices together, in [0, 1]; None for baselines and where no choices were read."""
+    failure_details: str = ""
+    """The reasons of failures with the server's own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmeasured:
+    """A protocol that judged no pair, so that there is no figure for it."""
+
+    name: str
+    failures: int
+    reason: str
+    """Why, with the server's own words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class JudgeBench:
     """Number of pairs left out because their human label is a tie (exactly ½)."""
     protocols: tuple[ProtocolResult, ...]
     baselines: tuple[ProtocolResult, ...]
+    unmeasured: tuple[Unmeasured, ...] = ()
+    """Protocols that judged no pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +116,31 @@ async def judge_bench(
 
     Raises:
         DataError: there is no pair with a preferred response.
-        ModelError: the model fails. Failures of single pairs are counted in the result.
+        ModelError: the model fails, or no protocol judged any pair. Failures of single pairs are counted in the result.
     """
     preferences = list(preferences)
     seed = judges[0].run_seed if judges else 0
     labelled = labelled_pairs(preferences, seed)
     if not labelled:
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
-    results = []
+    results, unmeasured = [], []
     for judge in judges:
         name = judge.config.protocol
-        judgments = await _judge_all(labelled, judge, name, window, on_progress)
-        results.append(_result(name, labelled, judgments, seed))
+        try:
+            judgments = await _judge_all(labelled, judge, name, window, on_progress)
+        except NoLogprobsError as e:
+            unmeasured.append(Unmeasured(name, len(labelled), str(e)))
+            continue
+        failed = [Failure("judge bench", j.pair_id, *j.failed) for j in judgments if j.failed is not None]
+        if len(failed) == len(judgments):
+            unmeasured.append(Unmeasured(name, len(failed), in_words(failed)))
+        else:
+            results.append(_result(name, labelled, judgments, failed, seed))
+    if judges and not results:
+        words = "\n".join(f"{u.name}: all {u.failures} pairs failed: {u.reason}" for u in unmeasured)
+        raise ModelError(f"{judges[0].model.engine.name}: the judge could not be measured.\n{words}")
     baselines = tuple(_baseline(name, labelled) for name in BASELINES)
-    return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines)
+    return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines, tuple(unmeasured))
 
 
 def correctness(p_a: float, a_is_better: bool) -> float:
@@ -146,27 +172,26 @@ async def _judge_all(
         stage=f"judge bench: {name}",
         failures=unstopped,
         on_progress=lambda done: on_progress(done, len(labelled), name),
+        may_all_fail=True,
     )
     return [judgment async for judgment in flow]
 
 
-def _result(name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Judgment], seed: int) -> ProtocolResult:
-    reasons: dict[str, int] = {}
-    for judgment in judgments:
-        if judgment.failure is not None:
-            reasons[judgment.failure] = reasons.get(judgment.failure, 0) + 1
+def _result(
+    name: str, labelled: Sequence[LabelledPair], judgments: Sequence[Judgment], failed: Sequence[Failure], seed: int
+) -> ProtocolResult:
+    reasons = dict(Counter(f.reason for f in failed))
     judged = [(item, j.p_a) for item, j in zip(labelled, judgments, strict=True) if j.p_a is not None]
     measured = _measure(name, [i for i, _ in judged], [p for _, p in judged])
     masses = [j.mass for j in judgments if j.mass is not None]
     measured = replace(
         measured,
         position_bias=position_bias(judgments),
-        failures=sum(reasons.values()),
+        failures=len(failed),
         failure_reasons=reasons,
+        failure_details=in_words(failed),
         mass=sum(masses) / len(masses) if masses else None,
     )
-    if not judged:
-        return replace(measured, beats_baselines=False)
     right = [correctness(p, item.a_is_better) for item, p in judged]
     by_baseline = {b: [correctness(rule(item.pair), item.a_is_better) for item, _ in judged] for b, rule in BASELINES.items()}
     best = max(by_baseline, key=lambda b: sum(by_baseline[b]))
@@ -183,10 +208,9 @@ def _baseline(name: str, labelled: Sequence[LabelledPair]) -> ProtocolResult:
 def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) -> ProtocolResult:
     right = [correctness(p, item.a_is_better) for item, p in zip(labelled, p_a, strict=True)]
     n = len(right)
-    low, high = clustered_share(right, [item.conversation for item in labelled]) if n else (0.0, 1.0)
-    mean_p = sum(p if item.a_is_better else 1 - p for item, p in zip(labelled, p_a, strict=True)) / n if n else 0.0
-    accuracy = sum(right) / n if n else 0.0
-    return ProtocolResult(name, accuracy, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
+    low, high = clustered_share(right, [item.conversation for item in labelled])
+    mean_p = sum(p if item.a_is_better else 1 - p for item, p in zip(labelled, p_a, strict=True)) / n
+    return ProtocolResult(name, sum(right) / n, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
 
 
 def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.core.console import Reporter
-from cai.core.flow import run_items
+from cai.core.flow import in_words, run_items
 from cai.data.filters import prompt_key
 from cai.data.splits import split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.judge.calibration import Calibration, length_difference
+from cai.judge.calibration import POOLING, Calibration, length_difference
 from cai.judge.fitting import Labelled, check_enough, fit_calibration
 from cai.judge.judge import Judge
 from cai.judge.protocol import probability
@@ -72,6 +72,7 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
         fitted_prompts=tuple(p.messages for p in asked.prompts),
         measured=fitted.measured,
         warnings=fitted.warnings,
+        pooling=POOLING,
     )
 
 
@@ -104,17 +105,17 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
         reporter: shows progress, and warns about pairs that could not be judged.
 
     Raises:
-        DataError: no pair could be judged.
-        ModelError: the model fails.
+        ModelError: no pair could be judged, or the model fails.
     """
     pairs, failed = await _ask(people, judge, window, reporter)
     if failed:
-        reporter.warn(f"{judge.config.protocol}: {failed} pairs could not be judged and are left out")
+        reporter.warn(f"{judge.config.protocol}: {len(failed)} pairs could not be judged and are left out: {in_words(failed)}")
     prompts = {prompt_key(people[p.key].pair.prompt): people[p.key].pair.prompt for p in pairs}
-    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), failed, tuple(prompts.values()))
+    found = tuple(prompts.values())
+    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), len(failed), found)
 
 
-async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], int]:
+async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], list[Failure]]:
     failures: list[Failure] = []
     groups = split_groups(label.pair.prompt for label in people.values())
 
@@ -134,9 +135,7 @@ async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, repo
         on_progress=lambda done: reporter.progress(done, len(people), f"pairs by {judge.config.protocol}"),
     )
     pairs = [p async for p in flow]
-    if not pairs:
-        raise DataError(f"no pair could be judged: {failures[0].reason}: {failures[0].detail}")
-    return pairs, len(failures)
+    return pairs, failures
 
 
 async def _opinions(judge: Judge, pair: ResponsePair) -> tuple[float, dict[str, float]]:

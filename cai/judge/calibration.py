@@ -1,9 +1,10 @@
 """Calibration of a judge to human labels: `cai judge calibrate` fits it, and `feedback.calibration` applies it.
 
-    log-odds(A) = scale · pooled  +  Σ weight_k · log-odds_k / number of principles  +  length · Δ
+    log-odds(A) = scale · pooled  +  Σ weight_k · signal(log-odds_k) / number of principles  +  length · Δ
 
-with Δ = log(words of A + 1) − log(words of B + 1). `scale` is an inverse temperature, and `length` corrects length bias. There is no
-intercept: it would favour one position, and swapping a pair would no longer give exactly the opposite label.
+with Δ = log(words of A + 1) − log(words of B + 1), and `signal` bounded, so that no principle outvotes all others. `scale` is an inverse
+temperature, and `length` corrects length bias. There is no intercept: it would favour one position, and swapping a pair would no longer
+give exactly the opposite label.
 """
 
 import math
@@ -14,11 +15,15 @@ from pathlib import Path
 import msgspec
 
 from cai.core.jsonl import NOT_JSON, write_text
+from cai.core.text.words import word_count
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
-from cai.judge.protocol import MAX_LOG_ODDS, Opinion
+from cai.judge.protocol import MAX_LOG_ODDS, Opinion, signal
 from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Message, Principle, Prompt, ResponsePair
+
+POOLING = "probabilities"
+"""How principles are averaged; see `cai.judge.protocol`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Calibration:
     measured: tuple[EvalResult, ...] = ()
     """Cross-validated measures of the calibrated judge, the uncalibrated judge and trivial rules on the same pairs."""
     warnings: tuple[str, ...] = ()
+    pooling: str = "log-odds"
+    """How principles were averaged when it was fitted. Files without this field averaged log-odds."""
 
     @property
     def hash(self) -> str:
@@ -83,7 +90,8 @@ def calibrated(
     def weigh(pooled: float | None, each: Sequence[float | None]) -> float | None:
         if pooled is None or any(x is None for x in each):
             return None
-        total = calibration.scale * pooled + math.fsum(w * x for w, x in zip(weights, each, strict=True) if x is not None) + by_length
+        by_principle = math.fsum(w * signal(x) for w, x in zip(weights, each, strict=True) if x is not None)
+        total = calibration.scale * pooled + by_principle + by_length
         return max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, total))
 
     log_odds = weigh(plain.log_odds, [o.log_odds for o in opinions])
@@ -94,7 +102,7 @@ def calibrated(
 
 def length_difference(pair: ResponsePair) -> float:
     """Return the log-ratio of the responses' word counts (plus one); above 0 if A is longer."""
-    a, b = (math.log(len(text.split()) + 1) for text in (pair.response_a, pair.response_b))
+    a, b = (math.log(word_count(text) + 1) for text in (pair.response_a, pair.response_b))
     return a - b
 
 
@@ -110,6 +118,7 @@ def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> 
         ("principles", calibration.principles, config.principles),
         ("per_label", calibration.per_label, per_label),
         ("model", calibration.model, model),
+        ("pooling", calibration.pooling, POOLING),
     )
     wrong = [f"{name}: fitted for {theirs}, this judge has {mine}" for name, theirs, mine in pairs if theirs != mine]
     if wrong:

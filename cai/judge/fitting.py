@@ -13,6 +13,7 @@ from typing import Any
 
 from cai.errors import DataError
 from cai.ids import split_fraction
+from cai.judge.protocol import signal
 from cai.labels.agreement import share
 from cai.records import EvalResult
 from cai.stats import paired_bootstrap
@@ -104,11 +105,11 @@ def check_enough(groups: Sequence[str]) -> None:
 
 
 def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) -> list[list[float]]:
-    """Return one row per pair: pooled log-odds, each principle's part of them (0 if it was not asked), and the length difference."""
+    """Return one row per pair: pooled log-odds, each principle's signal (0 if it was not asked), and the length difference."""
     return [
         [
             p.pooled,
-            *(p.by_principle.get(name, 0.0) / max(1, len(p.by_principle)) for name in names),
+            *(signal(p.by_principle.get(name, 0.0)) / max(1, len(p.by_principle)) for name in names),
             *([p.length] if use_length else []),
         ]
         for p in pairs

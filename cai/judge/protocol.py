@@ -1,8 +1,10 @@
 """The result of a judge protocol, an `Opinion`, and its arithmetic. Swapping a pair negates its log-odds exactly.
 
-Averages are taken in log-odds. A bias towards "A" (or "Yes") adds a constant to the log-odds, so averaging both presentation orders cancels
-it. Averaging probabilities would move every label towards ½ if the bias is strong. Averaging log-odds also weights principles by the
-judge's confidence (a logarithmic opinion pool).
+Under one principle, presentation orders and opposite questions are averaged in log-odds: a bias towards "A" (or "Yes") adds a constant to
+the log-odds, which then cancels. Averaging probabilities would move every label towards ½ if the bias is strong.
+
+Several principles are averaged as probabilities (a linear opinion pool), so none of them counts more than its weight. In log-odds one
+saturated answer outvotes all others: +20 and nine times −2 have a mean of +0.2 (p = 0.55); the mean of their probabilities is 0.21.
 """
 
 import math
@@ -13,7 +15,7 @@ from cai.errors import ReplyError
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
-from cai.records import Principle, PromptKind, ResponsePair
+from cai.records import DEFAULT_WORDING, Principle, PromptKind, ResponsePair
 
 MAX_LOG_ODDS = 20.0
 """Bound of log-odds, so that one certain answer can't outweigh all others."""
@@ -60,6 +62,8 @@ class Protocol:
     """Those that it asks with: their hash goes into a judgment's provenance."""
     work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
     """The calls about one pair under one principle, for `cai plan`."""
+    asks: Sequence[str] = ("statement", *DEFAULT_WORDING)
+    """Fields of a principle that decide its opinion."""
     problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
     """What is wrong with its settings, a sentence each."""
     applies: Callable[[Principle, PromptKind], bool] = lambda principle, kind: True
@@ -107,13 +111,37 @@ def both_orders(first: float, second: float, detail: str = "", mass: float | Non
     return Opinion((first + second) / 2, first, second, detail, mass)
 
 
+def signal(log_odds: float) -> float:
+    """Return 4·(p − ½) of log-odds: the same near 0, and bounded to ±2, so that one certain answer can't outweigh all others.
+
+    >>> round(signal(0.1), 3), round(signal(20.0), 3)
+    (0.1, 2.0)
+    """
+    return 2.0 * math.tanh(log_odds / 2)
+
+
+def pool_log_odds(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the log-odds of the weighted mean of probabilities, clipped. Opposite values give exactly the opposite result.
+
+    Args:
+        values: log-odds under each principle.
+        weights: weight of each, above 0.
+
+    >>> round(probability(pool_log_odds([20.0] + 9 * [-2.0], 10 * [1.0])), 3)
+    0.207
+    """
+    if len(values) == 1:
+        return values[0]
+    mean = math.fsum(w * math.tanh(x / 2) for w, x in zip(weights, values, strict=True)) / math.fsum(weights)
+    return math.copysign(MAX_LOG_ODDS, mean) if abs(mean) >= 1.0 else bounded(2.0 * math.atanh(mean))
+
+
 def pool(opinions: Sequence[Opinion], weights: Sequence[float]) -> Opinion:
-    """Return the weighted mean of opinions about one pair, in log-odds."""
-    total = math.fsum(weights)
+    """Pool opinions about one pair by `pool_log_odds`."""
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [v for v in values if v is not None]
-        return math.fsum(w * v for w, v in zip(weights, known, strict=True)) / total if len(known) == len(values) else None
+        return pool_log_odds(known, weights) if len(known) == len(values) else None
 
     log_odds = mean([o.log_odds for o in opinions])
     assert log_odds is not None

@@ -30,14 +30,14 @@ from cai.records import Message, Role
 
 FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "respond": (frozenset({"conversation"}), frozenset()),
-    "critique": (frozenset({"conversation", "response", "critique_request"}), frozenset({"statement"})),
+    "critique": (frozenset({"conversation", "response", "statement", "critique_request"}), frozenset()),
     "revise": (
-        frozenset({"conversation", "response", "critique", "revision_request"}),
-        frozenset({"statement", "critique_request"}),
+        frozenset({"conversation", "response", "statement", "critique", "revision_request"}),
+        frozenset({"critique_request"}),
     ),
-    "judge_pairwise": (frozenset({"conversation", "first", "second", "question"}), frozenset({"statement"})),
-    "judge_pairwise_cot": (frozenset({"conversation", "first", "second", "question"}), frozenset({"statement"})),
-    "judge_pointwise": (frozenset({"conversation", "response", "question"}), frozenset({"statement"})),
+    "judge_pairwise": (frozenset({"conversation", "first", "second", "statement", "question"}), frozenset()),
+    "judge_pairwise_cot": (frozenset({"conversation", "first", "second", "statement", "question"}), frozenset()),
+    "judge_pointwise": (frozenset({"conversation", "response", "statement", "question"}), frozenset()),
     "likelihood_good": (frozenset({"conversation", "statement"}), frozenset()),
     "likelihood_bad": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
@@ -51,6 +51,10 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 CONVERSATIONS = frozenset({"conversation", "earlier"})
 """Fields that hold turns. `earlier`: those before the last user turn."""
 
+_WHY = {
+    "statement": ", without which editing a principle's statement changes nothing. Add a line such as `Principle: {{ statement }}`, or "
+    "copy the file from a workspace made with `cai init DIR`"
+}
 SPEAKERS: dict[Role, str] = {"system": "System", "user": "Human", "assistant": "Assistant"}
 Value = str | Sequence[Message]
 
@@ -256,7 +260,7 @@ def _load(name: str, path: Path, problems: list[str]) -> Template | None:
     problems += _line_problems(name, path, lines)
     sections = tuple(_sections(lines))
     used = {s.turns for s in sections if s.turns}.union(*(_FIELD.findall(s.text) for s in sections))
-    problems += [f"{path}: doesn't use the required field {{{{ {f} }}}}" for f in sorted(FIELDS[name][0] - used)]
+    problems += [f"{path}: doesn't use the required field {{{{ {f} }}}}{_WHY.get(f, '')}" for f in sorted(FIELDS[name][0] - used)]
     if not any(s.role == "user" or s.turns for s in sections):
         problems.append(f"{path}: no user turn; expected a [[user]] or [[turns …]] section")
     if any(s.turns and s.text for s in sections):

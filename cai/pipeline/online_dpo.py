@@ -114,7 +114,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
     if config.labels == "reward":
         judgments = reward_judgments(c, pairs)
     else:
-        asked = run_items(pairs, await c.judge(), failure_of=lambda j: j.failure, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
+        asked = run_items(pairs, await c.judge(), failure_of=lambda j: j.failed, **progress(len(pairs), "judgments"))  # type: ignore[arg-type]
         judgments = [j async for j in asked]
     every = replace(c.recipe.preferences, held_out_fraction=0.0)
     mixture = mix(

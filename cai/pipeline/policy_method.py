@@ -48,7 +48,7 @@ def ensemble_settings(recipe: Recipe) -> Any:
 def reads_of_pairs(recipe: Recipe) -> tuple[str, ...]:
     """Return what a method that trains on the run's preferences reads, and what watches it."""
     looks = ("data/eval_prompts.jsonl", *reward_models(recipe), *gold_model(recipe)) if recipe.wants_watch else ()
-    return ("data/preferences.jsonl", "models/sft", *looks)
+    return ("data/preferences.jsonl", "data/preferences_heldout.jsonl", "models/sft", *looks)
 
 
 def settings_of_pairs(recipe: Recipe) -> Any:

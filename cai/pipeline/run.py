@@ -12,7 +12,7 @@ import msgspec
 from cai.core.console import Reporter
 from cai.core.jsonl import read_records
 from cai.core.workspace import RunDirectory, Workspace, find_workspace
-from cai.errors import DataError
+from cai.errors import DataError, RecipeError
 from cai.pipeline.driver import RunSummary, run_recipe
 from cai.pipeline.stages import STAGES
 from cai.recipe import Recipe, load_recipe
@@ -98,6 +98,10 @@ def run(
         CaiError: an error that the user can fix. Finished work is kept.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides, name)
+    if loaded.seeds:
+        raise RecipeError(
+            f"{loaded.name}: the recipe has several seeds. Run it with `cai run`, or one of `cai.pipeline.seeds.seed_recipes(recipe)` here"
+        )
     if not isinstance(workspace, Workspace):
         near = Path.cwd() if isinstance(recipe, Recipe) else Path(recipe).parent
         workspace = find_workspace(near if workspace is None else Path(workspace))

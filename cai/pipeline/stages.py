@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from typing import Any, TypeVar
 
 from cai.constitution.load import load_constitution
-from cai.core.flow import run_items
+from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
@@ -158,7 +158,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     total = sum(1 for _ in _unlabelled(c))
     judged, masses = 0, MeanMass()
     with record_writer(c.run.data("judgments")) as write:
-        async for judgment in each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failure):
+        async for judgment in each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failed):
             write(judgment)
             masses.add(judgment.mass)
             judged += 1
@@ -279,7 +279,7 @@ def each(
     total: int,
     name: str = "results",
     item_id: Callable[[T], str] | None = None,
-    failure_of: Callable[[R], str | None] = lambda result: None,
+    failure_of: Callable[[R], Failed | None] = lambda result: None,
 ) -> AsyncIterator[R]:
     """Process items with the recipe's limits, and show progress. Items are streamed, with at most `window` in progress.
 

@@ -19,6 +19,7 @@ from cai.pipeline.reward_models import train_gold, train_rewards
 from cai.recipe import GOLD, SFTData
 from cai.records import Preference, SFTExample
 from cai.train.checkpoints import TrainResult
+from cai.train.held_out import read_points
 from cai.train.rl.monitor import FRONTIER
 from cai.train.running import HISTORY, OnLog, is_first_process
 
@@ -67,9 +68,18 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
     """Train the policy on the run's preferences; watched, where there is a gold reward model."""
     from cai.pipeline.rewarding import watching
 
-    preferences = list(read_records(c.run.data("preferences"), Preference))
+    preferences, held_out = (list(read_records(c.run.data(name), Preference)) for name in ("preferences", "preferences_heldout"))
     sft, out = c.run.model("sft"), c.run.model("policy")
-    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), monitor_spec=watching(c))
+    more = {"monitor_spec": watching(c), "held_out": held_out}
+    result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), **more)
+    if is_first_process():
+        for point in read_points(out):
+            c.tracking.log(c.stage, {f"held_out/{name}": getattr(point, name) for name in ("loss", "margin", "accuracy")}, point.step)
+        if "held_out_loss" in result.metrics:
+            loss, margin, accuracy, n, step = (result.metrics[f"held_out_{name}"] for name in ("loss", "margin", "accuracy", "n", "step"))
+            c.reporter.say(
+                f"  policy: step {step:.0f}, {n:.0f} held-out rows: loss {loss:.3f}, margin {margin:.3f}, accuracy {accuracy:.1%}"
+            )
     return trained(c, result, out)
 
 
@@ -100,7 +110,9 @@ def trained(c: Context, result: TrainResult, out: Path) -> dict[str, int]:
     counts = {"examples": result.examples, "steps": result.steps, **{f"dropped_{k}": v for k, v in result.dropped.items()}}
     if is_first_process():
         steps = list(read_records(out / HISTORY, dict[str, Any]))
-        replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row} for row in steps])
+        points = {p.step: p for p in read_points(out)}
+        apart = {step: {f"held_out/{name}": getattr(p, name) for name in ("loss", "margin", "accuracy", "n")} for step, p in points.items()}
+        replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row, **apart.get(row.get("step", 0), {})} for row in steps])
         if shares := [float(share) for row in steps if (share := _truncated_share(row)) is not None]:
             samples = result.examples * (c.recipe.policy.online.num_generations if "completions/clipped_ratio" in steps[0] else 1)
             counts |= {TEXTS: samples, TRUNCATED: round(fmean(shares) * samples)}

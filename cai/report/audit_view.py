@@ -7,7 +7,7 @@ from cai.records import AuditFinding
 from cai.report.formatting import p_words, plural, signed
 
 ORDER = ("policy", "sft", "base", "labels", "judge")
-_RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3}
+_RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3, "not measured": 4}
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,7 @@ def plain_number(value: float) -> str:
 def _row(f: AuditFinding) -> FindingRow:
     before = plain_number(f.level - f.value) if f.against else ""
     change = signed(f.value) if f.against else ""
+    if f.verdict == "not measured":
+        return FindingRow(f, "", "", "", "", "")
     show = signed if f.against else plain_number
     return FindingRow(f, before, plain_number(f.level), change, f"{show(f.low)} to {show(f.high)}", p_words(f.p_adjusted))

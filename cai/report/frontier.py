@@ -69,7 +69,8 @@ def frontier_words(points: Sequence[MonitorPoint]) -> str:
     if alarm and alarm.collapse:
         verdict = f"Collapsed: at step {alarm.step} the monitor {action}, because {collapse_words(first, alarm)}."
     elif alarm:
-        verdict = f"Over-optimised: at step {alarm.step} the monitor {action}: gold changed by {signed(alarm.gold_change)} from its best."
+        since = "from its best" if alarm.compared_with is None else f"since step {alarm.compared_with}"
+        verdict = f"Over-optimised: at step {alarm.step} the monitor {action}: gold changed by {signed(alarm.gold_change)} {since}."
     elif collapsed:
         verdict = f"The monitor did not warn, but at step {collapsed.step} {collapse_words(first, collapsed)}."
     else:

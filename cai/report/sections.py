@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from cai.core.manifest import STAGE_NAMES
 from cai.core.text.refusals import is_refusal
+from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
 from cai.judge.bench import ProtocolResult
 from cai.recipe import GOLD
@@ -22,6 +23,7 @@ NAMES = {
     "harmful_compliance": "Harmful requests complied with",
     "harmful_compliance_by_judge": "Harmful answers, by the judge",
     "over_refusal": "Fine requests refused",
+    "unknown_language": "Answers in a language that the rules don't know (their refusals are not measured)",
     "response_words": "Words per answer",
     "response_words_ratio": "Words against base",
     "truncated": "Cut off at the token limit",
@@ -259,7 +261,7 @@ def sample_views(data: ReportData) -> list[SampleView]:
                 sample.disagreement.get(m),
                 best is not None and sample.scores.get(m) == best,
                 is_refusal(sample.responses[m]),
-                len(sample.responses[m].split()),
+                word_count(sample.responses[m]),
             )
             for m in order
         ]

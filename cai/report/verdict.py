@@ -104,7 +104,9 @@ def _judge_numbers(card: JudgeCard) -> str:
 def _change(data: ReportData, model: str, name: str, question: str, down: str, up: str, good_when: Literal["lower"]) -> VerdictLine:
     before, after, moved = find(data, name, "base"), find(data, name, model), find(data, f"{name}_change", model)
     if after is None:
-        return VerdictLine(question, "not measured", "missing", "–", "no prompts of this kind were evaluated")
+        unread = find(data, "unknown_language", model)
+        why = unread.note if unread is not None and name != "looping" else "no prompts of this kind were evaluated"
+        return VerdictLine(question, "not measured", "missing", "–", why)
     if before is None or moved is None:
         return VerdictLine(
             question, "nothing to compare with", "missing", percent(after.value), f"{interval(after)}, n\u00a0=\u00a0{after.n}"

@@ -7,20 +7,22 @@ Departures from the paper:
 3. The prompt of a pair is run once for both sides (see `cai.train.packing`).
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from cai.errors import ModelError
+from cai.errors import ModelError, TrainingError
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
 from cai.train.cards import CardFacts, preference_sources, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.encode import dpo_rows
-from cai.train.rl.monitor import MonitorSpec, restore_best
+from cai.train.held_out import best_point
+from cai.train.rl.monitor import MonitorSpec, best_folder, restore_best, restore_weights
 from cai.train.running import (
     OnLog,
     finish,
@@ -45,6 +47,7 @@ def train_dpo(
     *,
     reference: Path | None = None,
     monitor_spec: MonitorSpec | None = None,
+    held_out: Sequence[Preference] = (),
 ) -> TrainResult:
     """Train the policy on preferences, and save its adapter in `out` with tokenizer, model card and log.
 
@@ -60,6 +63,8 @@ def train_dpo(
         on_log: called after each step, with `rewards/margins`, `rewards/accuracies`, `rewards/chosen`, `rewards/rejected`, `loss`.
         reference: another adapter of the same shape to use as the reference, for later rounds of online DPO.
         monitor_spec: the over-optimization monitor; None turns it off.
+        held_out: pairs that are not trained on. Their loss, margin and accuracy are measured after every epoch; the epoch with the lowest
+            loss is kept, unless a monitor chooses, and training stops early by `config.early_stopping`.
 
     Raises:
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
@@ -74,10 +79,11 @@ def train_dpo(
         seed,
         on_log,
         name=f"DPO ({config.dpo.loss})",
-        encode=lambda tokenizer: dpo_rows(tokenizer, preferences, config.max_length),
+        encode=lambda tokenizer, pairs: dpo_rows(tokenizer, pairs, config.max_length),
         build=dpo_trainer,
         reference=reference,
         monitor_spec=monitor_spec,
+        held_out=held_out,
     )
 
 
@@ -91,49 +97,86 @@ def train_policy(
     on_log: OnLog | None,
     *,
     name: str,
-    encode: Callable[[Any], tuple[list[dict[str, Any]], dict[str, int]]],
+    encode: Callable[[Any, Sequence[Preference]], tuple[list[dict[str, Any]], dict[str, int]]],
     build: Callable[..., Any],
     reference: Path | None = None,
     monitor_spec: MonitorSpec | None = None,
+    held_out: Sequence[Preference] = (),
 ) -> TrainResult:
     """Train a policy against a reference on rows made from preferences. Shared by `train_dpo` and `train_kto`.
 
     Args:
-        config: see `train_dpo`, also for `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference` and `monitor_spec`.
+        config: see `train_dpo`, also for `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference`, `monitor_spec` and
+            `held_out`.
         name: name of the method, for the card.
-        encode: returns the rows for a tokenizer, and the number of dropped pairs by reason.
+        encode: returns the rows of some pairs for a tokenizer, and the number of dropped pairs by reason.
         build: returns the trainer, as `dpo_trainer` does.
     """
     from cai.models.local.loading import load_tokenizer, model_fingerprint
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
-    rows, dropped = encode(tokenizer)
+    rows, dropped = encode(tokenizer, preferences)
+    apart = held_out_rows(encode, tokenizer, held_out, len(rows))
     identities: list[Any] = [model_fingerprint(start)]
     if reference is not None:
         identities.append(model_fingerprint(replace(start, adapter=str(reference))))
     if monitor_spec is not None:
         identities.append(monitor_spec.identity)
+    if apart:
+        identities.append(apart)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identities)
     if (done := finished_result(out, fingerprint)) is not None:
         remove_leftover_checkpoints(out)
         return done
     prepare(out)
     with quiet_training():
-        trainer = build(config, start, tokenizer, rows, out, seed, reference)
+        trainer = build(config, start, tokenizer, rows, out, seed, reference, len(apart))
         monitor = None if monitor_spec is None else monitor_spec.load()
     if monitor_spec is not None and monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
 
         trainer.add_callback(MonitorCallback(monitor, trainer, out, monitor_spec.max_tokens, monitor_spec.warn))
+    measuring = None
+    if apart:
+        from cai.train.held_out_callback import HeldOutCallback
+
+        measuring = HeldOutCallback(trainer, apart, out, config.early_stopping, keep=monitor is None)
+        trainer.add_callback(measuring)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
+    chosen = None if measuring is None else best_point(measuring.points)
+    if chosen is not None and monitor is None and is_first_process():
+        restore_weights(best_folder(out, chosen.step), out)
     first_reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"{name}, reference: {first_reference if reference is None else f'the adapter in {reference.name}'}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
+    if measuring is not None and chosen is not None:
+        shown = chosen if monitor is None else measuring.points[-1]
+        values = {f"held_out_{name}": getattr(shown, name) for name in ("loss", "margin", "accuracy", "n", "step")}
+        result = dataclasses.replace(result, metrics=result.metrics | values)
+        why = "" if monitor is not None else f", the lowest loss of {len(measuring.points)} measurements"
+        told = f"loss {shown.loss:.3f}, margin {shown.margin:.3f}, accuracy {shown.accuracy:.1%}, n = {shown.n}"
+        measured["held-out preferences"] = f"{told} (step {shown.step}{why})"
     write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed, measured))
     finish(out, fingerprint, result)
     return result
+
+
+def held_out_rows(
+    encode: Callable[[Any, Sequence[Preference]], tuple[list[dict[str, Any]], dict[str, int]]],
+    tokenizer: Any,
+    held_out: Sequence[Preference],
+    trained: int,
+) -> list[dict[str, Any]]:
+    """Return the encoded held-out rows, numbered after the `trained` rows; none if no pair fits, which is not an error."""
+    if not held_out:
+        return []
+    try:
+        rows, _ = encode(tokenizer, held_out)
+    except TrainingError:
+        return []
+    return [{**row, "row": trained + i, "weight": 1.0} for i, row in enumerate(rows)]
 
 
 def dpo_trainer(
@@ -144,8 +187,9 @@ def dpo_trainer(
     out: Path,
     seed: int,
     reference: Path | None = None,
+    held_out: int = 0,
 ) -> Any:
-    """Return TRL's trainer with policy, reference and rows, ready to train."""
+    """Return TRL's trainer with policy, reference and rows, ready to train. `held_out`: number of rows that are only measured."""
     from datasets import Dataset
     from trl import DPOConfig as DPOArguments
 
@@ -165,6 +209,7 @@ def dpo_trainer(
         model=policy,
         dpo=config.dpo,
         starts_at_reference=reference is None,
+        held_out=held_out,
         args=arguments,
         train_dataset=Dataset.from_list([{**row, "row": i} for i, row in enumerate(rows)]),
         processing_class=tokenizer,

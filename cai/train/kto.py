@@ -34,13 +34,15 @@ def train_kto(
     on_log: OnLog | None = None,
     *,
     monitor_spec: MonitorSpec | None = None,
+    held_out: Sequence[Preference] = (),
 ) -> TrainResult:
     """Train the policy on both sides of the preferences, and save it as `train_dpo` does.
 
     Args:
         config: the recipe's `policy` block. `batch_size` counts completions (two per pair) and is at least 2. The KL is estimated over
             one batch of all processes, so unlike in DPO, gradient accumulation is not equivalent to a larger batch.
-        model: see `train_dpo`, also for `sft_adapter`, `preferences`, `out`, `seed` and `monitor_spec`.
+        model: see `train_dpo`, also for `sft_adapter`, `preferences`, `out`, `seed`, `monitor_spec` and
+            `held_out`.
         on_log: called after each step, with `kl`, `rewards/margins`, `rewards/accuracies`, `loss`.
 
     Raises:
@@ -61,9 +63,10 @@ def train_kto(
         seed,
         on_log,
         name="KTO",
-        encode=lambda tokenizer: kto_rows(tokenizer, preferences, config.max_length, seed),
+        encode=lambda tokenizer, pairs: kto_rows(tokenizer, pairs, config.max_length, seed),
         build=kto_trainer,
         monitor_spec=monitor_spec,
+        held_out=held_out,
     )
 
 
@@ -75,6 +78,7 @@ def kto_trainer(
     out: Path,
     seed: int,
     reference: Path | None = None,
+    held_out: int = 0,
 ) -> Any:
     """Return TRL's trainer with policy, reference and rows, ready to train."""
     from datasets import Dataset

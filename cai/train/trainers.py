@@ -260,15 +260,16 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         model: the policy, a PEFT model.
         dpo: settings of the loss.
         starts_at_reference: whether the policy's first weights are the reference's. This is then checked at the first step.
+        held_out: number of rows that are measured and not trained on; they are numbered after the dataset's.
     """
 
-    def __init__(self, model: Any, *, dpo: DPOConfig, starts_at_reference: bool = True, **kwargs: Any) -> None:
+    def __init__(self, model: Any, *, dpo: DPOConfig, starts_at_reference: bool = True, held_out: int = 0, **kwargs: Any) -> None:
         super().__init__(model=model, **kwargs)
         # TRL's LM head would also compute entropy, mean logit and top-1 over the whole vocabulary, which are not used here
         trl_utils.add_fused_lm_head(model.get_base_model(), outputs=("log_probs",))
         self.dpo = dpo
         self.starts_at_reference = starts_at_reference
-        self.reference_logps_N2 = torch.full((len(self.train_dataset), 2), math.nan, device=self.accelerator.device)
+        self.reference_logps_N2 = torch.full((len(self.train_dataset) + held_out, 2), math.nan, device=self.accelerator.device)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -1,7 +1,8 @@
 """Measure the effect of an edit to a constitution: which revisions and labels change on a sample, and how many calls that takes.
 
-Both constitutions are applied to the same responses and pairs. Editing a principle does not change which prompts draw it, and shared calls
-come from the call store, so the second constitution costs only the calls under the changed principles. To attribute label changes, every
+Both constitutions are applied to the same responses and pairs, and only to those that the edit can affect (`cai.workbench.reach`): prompts
+that draw a changed principle are sampled first. Shared calls come from the call store, so the second constitution costs only the calls
+under the changed principles. To attribute label changes, every
 pair is also labelled under the old constitution with a single change applied.
 """
 
@@ -12,10 +13,11 @@ from typing import TypeVar
 
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
 from cai.core.workspace import RunDirectory
-from cai.errors import ReplyError
+from cai.errors import DataError, ReplyError
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.session import Session
 from cai.stats import paired_bootstrap, wilson
+from cai.workbench.reach import Reach, labels, why_no_labels, why_no_revisions
 from cai.workbench.sample import Calls, TrialData, calls_of, load_sample, sample_trial_data, trial_data_of_run
 
 T = TypeVar("T", Response, ResponsePair)
@@ -72,15 +74,17 @@ class Consequences:
     """Differences between two constitutions on one sample."""
 
     text: ConstitutionDiff
+    prompts: int
+    """Number of sampled prompts."""
     revisions: int
-    """Number of prompts with a revision under both constitutions."""
+    """Number of prompts that draw a changed principle and have a revision under both constitutions."""
     revision_rate: float
     """Share of them whose revision changed; its 95 % interval is below."""
     revision_low: float
     revision_high: float
     revision_changes: tuple[RevisionChange, ...]
     labels: LabelShift | None
-    """Total label change; None if no pair was labelled."""
+    """Total change of the labels that the edit can affect; None if there is none."""
     label_changes: tuple[LabelChange, ...]
     causes: tuple[LabelShift, ...]
     """Label change caused by each changed principle alone."""
@@ -89,6 +93,10 @@ class Consequences:
     calls: dict[str, Calls]
     """Calls by step: `sample`, `before`, `after` and, if several principles changed, `attribution`."""
     failures: tuple[Failure, ...]
+    no_revisions: str = ""
+    """Why the edit can't change any revision of the sample; empty if it can."""
+    no_labels: str = ""
+    """Why the edit can't change any label of the sample; empty if it can."""
 
 
 async def compare_on_sample(
@@ -113,22 +121,32 @@ async def compare_on_sample(
     Raises:
         CaiError: a file can't be read, or the model can't go on.
     """
+    reach = Reach(before, after, session.recipe)
     if run is not None:
-        data = trial_data_of_run(run, sample)
+        data = trial_data_of_run(run, sample, reach.rank)
     else:
-        data = await sample_trial_data(load_sample(prompts, session, sample), session)
+        chosen = load_sample(prompts, session, sample, reach.rank)
+        affected = [p for p in chosen if reach.rank(p) < 2]
+        data = replace(await sample_trial_data(affected, session), unaffected=len(chosen) - len(affected))
     return await consequences(before, after, data, session)
 
 
 async def consequences(before: Constitution, after: Constitution, data: TrialData, session: Session) -> Consequences:
-    """Revise and label the texts under both constitutions, and compare the results.
+    """Revise and label the texts that the edit can affect under both constitutions, and compare the results.
 
     Raises:
+        DataError: one of the constitutions has no principle for any of the prompts.
         ModelError: too many items failed, or the model can't go on.
     """
     text = diff_constitutions(before, after)
     calls = {"sample": calls_of(session)}
-    responses, pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
+    covered, covered_pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
+    if (data.responses or data.pairs) and not covered and not covered_pairs:
+        kinds = " or ".join(sorted({*(r.prompt.kind for r in data.responses), *(p.prompt.kind for p in data.pairs)}))
+        raise DataError(f"nothing to compare: one of the two constitutions has no principle for any {kinds} prompt")
+    reach = Reach(before, after, session.recipe)
+    responses = [r for r in covered if reach.revises(r.prompt)]
+    pairs = [p for p in covered_pairs if labels(p, session.judge(before), session.judge(after))]
 
     start = calls_of(session)
     old_traces, old_labels = await _revisions(responses, before, session), await _labels(pairs, before, session, "labels before")
@@ -140,7 +158,7 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
 
     start = calls_of(session)
     causes = []
-    for change in text.principles:
+    for change in text.principles if pairs else ():
         if len(text.principles) == 1:
             only = new_labels
         else:
@@ -160,9 +178,11 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
         if p.id in old_labels and p.id in new_labels and old_labels[p.id] != new_labels[p.id]
     ]
     prompts = {r.prompt.id for r in data.responses} | {p.prompt.id for p in data.pairs}
-    compared = {r.prompt.id for r in responses} | {p.prompt.id for p in pairs}
+    sampled = len(prompts) + data.unaffected
+    compared = {r.prompt.id for r in covered} | {p.prompt.id for p in covered_pairs}
     return Consequences(
         text,
+        sampled,
         len(both),
         len(changed) / len(both) if both else 0.0,
         low,
@@ -174,6 +194,8 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
         len(prompts - compared),
         calls,
         tuple(session.failures),
+        "" if responses else why_no_revisions(text, sampled),
+        "" if pairs else why_no_labels(text, session.recipe.feedback.protocol, sampled),
     )
 
 

@@ -44,10 +44,18 @@ class TrialData:
 
     responses: tuple[Response, ...]
     pairs: tuple[ResponsePair, ...]
+    unaffected: int = 0
+    """Number of other sampled prompts, which the edit can't affect and for which no text is needed."""
 
 
-def load_sample(prompts: Path | None, session: Session, sample: int) -> list[Prompt]:
-    """Return `sample` prompts of a file, or of the recipe's training prompts, chosen by hash. A larger sample contains the smaller one.
+def load_sample(prompts: Path | None, session: Session, sample: int, rank: Callable[[Prompt], int] = lambda prompt: 0) -> list[Prompt]:
+    """Return `sample` prompts of a file, or of the recipe's training prompts. A larger sample contains the smaller one.
+
+    Args:
+        prompts: the file; None: the recipe's training prompts.
+        session: an open session.
+        sample: number of prompts.
+        rank: prompts of a lower rank are chosen first; within a rank, a hash chooses.
 
     Raises:
         DataError: the prompts can't be read.
@@ -58,7 +66,7 @@ def load_sample(prompts: Path | None, session: Session, sample: int) -> list[Pro
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{len(loaded.failures)} rows are no prompts, the first: {first.item_id}: {first.reason}")
-    return _sampled(list(loaded.prompts), lambda p: p.id, sample)
+    return _sampled(list(loaded.prompts), lambda p: p, sample, rank)
 
 
 async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> TrialData:
@@ -72,21 +80,26 @@ async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> Tria
     return TrialData(tuple(responses), tuple(pairs))
 
 
-def trial_data_of_run(run: RunDirectory, sample: int) -> TrialData:
-    """Return the responses and pairs of `sample` prompts of a run.
+def trial_data_of_run(run: RunDirectory, sample: int, rank: Callable[[Prompt], int] = lambda prompt: 0) -> TrialData:
+    """Return the responses and pairs of `sample` prompts of a run, chosen as `load_sample` does.
 
     Raises:
         DataError: the run has no responses yet.
     """
     if not run.data("responses").is_file():
         raise DataError(f"{run.data('responses')}: no such file; the run has not answered its prompts yet. Run its stage respond first.")
-    responses = _sampled(list(read_records(run.data("responses"), Response)), lambda r: r.prompt.id, sample)
+    responses = _sampled(list(read_records(run.data("responses"), Response)), lambda r: r.prompt, sample, rank)
     wanted = {r.prompt.id for r in responses}
     pairs = read_records(run.data("pairs"), ResponsePair) if run.data("pairs").is_file() else iter(())
     return TrialData(tuple(responses), tuple(p for p in pairs if p.prompt.id in wanted and p.p_a is None))
 
 
-def _sampled(items: list[T], item_id: Callable[[T], str], sample: int) -> list[T]:
-    """Return `sample` items, chosen by hash of their ids, in their original order."""
-    chosen = sorted(range(len(items)), key=lambda i: (split_fraction(item_id(items[i]), "workbench-sample"), i))[:sample]
+def _sampled(items: list[T], prompt_of: Callable[[T], Prompt], sample: int, rank: Callable[[Prompt], int]) -> list[T]:
+    """Return `sample` items, chosen by their prompts' rank and then by hash, in their original order."""
+
+    def order(i: int) -> tuple[int, float, int]:
+        prompt = prompt_of(items[i])
+        return rank(prompt), split_fraction(prompt.id, "workbench-sample"), i
+
+    chosen = sorted(range(len(items)), key=order)[:sample]
     return [items[i] for i in sorted(chosen)]

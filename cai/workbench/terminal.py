@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cai.constitution.diff import ConstitutionDiff, FieldChange, PrincipleChange, word_diff
 from cai.core.console import plain, plain_table
+from cai.core.flow import in_words
 from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
 from cai.workbench.sample import Calls
 from cai.workbench.trial import Answered, Revised, Step
@@ -30,6 +31,12 @@ def show_diff(diff: ConstitutionDiff, colour: bool) -> Iterator["RenderableType"
         yield plain(f"{sign} {principle.id}  {principle.kind}", f"bold {style}")
         for change in _worth_showing(principle):
             yield _field(change, colour)
+        if principle.outdated:
+            yield plain(
+                f"    {', '.join(principle.outdated)}: written for the old statement. Reword them, or leave them out: the statement is "
+                "part of every request and question",
+                "yellow",
+            )
     counts = [f"{n} {kind}" for kind in SIGNS if (n := sum(p.kind == kind for p in diff.principles))]
     yield plain(f"{', '.join([*counts, f'{diff.unchanged} as before'])}{'; in another order' if diff.reordered else ''}")
 
@@ -40,7 +47,12 @@ def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator
         n, changed = found.revisions, len(found.revision_changes)
         span = _span(found.revision_low, found.revision_high)
         yield plain(f"\nrevisions: {changed} of {n} changed, {found.revision_rate:.0%} {span}", "bold")
-    if found.labels is None:
+        yield plain(f"n: the {n} of {found.prompts} sampled prompts that draw a changed principle", "dim")
+    if found.no_revisions:
+        yield plain(f"revisions: none can change: {found.no_revisions}", "yellow")
+    if found.no_labels:
+        yield plain(f"labels: none can change: {found.no_labels}", "yellow")
+    elif found.labels is None:
         yield plain("labels: no pair to label", "yellow")
     else:
         yield from _label_tables(found.labels, found, limit)
@@ -51,8 +63,7 @@ def show_consequences(found: Consequences, colour: bool, limit: int) -> Iterator
     if found.uncovered:
         yield plain(f"{found.uncovered} prompts left out: one of the two has no principle for their kind", "yellow")
     if found.failures:
-        first = found.failures[0]
-        yield plain(f"{len(found.failures)} items failed, the first: {first.stage} {first.item_id}: {first.reason}", "yellow")
+        yield plain(f"{len(found.failures)} items failed: {in_words(found.failures)}", "yellow")
     yield plain("\ncalls  " + " · ".join(f"{name}: {_calls(c)}" for name, c in found.calls.items()))
 
 
@@ -109,7 +120,7 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
     if found.skipped:
         yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
     if found.failures:
-        yield plain(f"{len(found.failures)} pairs failed, the first: {found.failures[0].item_id}: {found.failures[0].reason}", "yellow")
+        yield plain(f"{len(found.failures)} pairs failed: {in_words(found.failures)}", "yellow")
     yield plain(f"calls: {_calls(found.calls)}")
 
 

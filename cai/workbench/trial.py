@@ -47,6 +47,7 @@ class JudgedRevision:
     protocol: str
     p_revised: float | None
     failure: str | None
+    """Why there is no verdict, with the server's own words; None if there is one."""
     opinions: tuple[PrincipleOpinion, ...]
     """Opinions per principle, uncalibrated: a calibration applies to all principles together."""
     calibration: str = ""
@@ -120,7 +121,7 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, session: Ses
     return JudgedRevision(
         config.protocol,
         None if label.p_a is None else 1 - label.p_a,
-        label.failure,
+        None if label.failed is None else ": ".join(filter(None, label.failed)),
         tuple(sorted(opinions, key=lambda o: -abs(o.p_revised - 0.5))),
         said,
     )

@@ -16,7 +16,7 @@ from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
-from cai.judge.protocol import Opinion, ProtocolContext, probability
+from cai.judge.protocol import Opinion, ProtocolContext, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
@@ -108,9 +108,9 @@ class JudgedPair:
     opinions: dict[str, float]
 
     def pooled(self, weights: dict[str, float], without: str | None = None) -> float | None:
-        """Return the weighted mean of the log-odds, as in the judge's ensemble; None if no principle is left."""
+        """Return the pooled log-odds, as in the judge's ensemble; None if no principle is left."""
         kept = [(weights[i], x) for i, x in self.opinions.items() if i != without]
-        return math.fsum(w * x for w, x in kept) / math.fsum(w for w, _ in kept) if kept else None
+        return pool_log_odds([x for _, x in kept], [w for w, _ in kept]) if kept else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,7 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     assert {r["model"] for r in both} == {"base", "model"}
     assert {r["value"] for r in both if r["name"] == "win_rate_by_judge"} == {0.5}, "the same answers"
     assert all("by an uncalibrated judge" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
-    weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0)
+    weighed = Calibration("pointwise-contrast", "ensemble", 1, "scripted:scripted", "", scale=2.0, pooling="probabilities")
     write_calibration(shared.root / "c.json", weighed)
     both = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge, "--calibration", "c.json")["results"]
     assert all("calibrated with c.json" in r["note"] for r in both if r["name"].startswith("win_rate_by_judge"))
@@ -541,7 +541,7 @@ def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
     assert {r["p_chosen"] for r in rows(tmp_path / "soft.jsonl")} == {0.75}
     (tmp_path / "unnamed.jsonl").write_text(json.dumps({k: v for k, v in LABELS[0].items() if k != "annotator"}) + "\n")
     assert call(tmp_path, "human", "import", "unnamed.jsonl", "-o", "u.jsonl") == 0 and "by nobody with a name" in call.out
-    assert call(tmp_path, "human", "agreement", "u.jsonl") == 0 and "nothing to compare" in call.out
+    assert call(tmp_path, "human", "agreement", "u.jsonl") == 2 and "nothing to compare" in call.told
     assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "x.jsonl", "--column", "choice") == 2
     assert "--column choice: expected OURS=THEIRS" in call.told
 

@@ -1,5 +1,6 @@
 """Each rule of the lint: a constitution that breaks it once gives that finding on its line, and its neighbours give none."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from cai.constitution.lint import LintFinding, lint, lint_file
 from cai.constitution.load import load_constitution
+from cai.core.manifest import Manifest, describe_constitution, write_manifest
+from cai.core.workspace import init_workspace
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
 
@@ -180,7 +183,7 @@ principles:
     compare: Which response contains fewer lies?
     weight: 0
   - id: half
-    statement: Be brief.
+    weight: 3
   - id: be-brief
     statement: Be brief.
     critique: Say what is too long in your last response.
@@ -199,14 +202,10 @@ def test_file_with_schema_faults_is_linted_as_far_as_it_can_be_read(tmp_path):
         (10, "not-a-question", "no-lies"),
         (12, "unreachable", "no-lies"),
         (13, "schema", None),
-        (13, "schema", None),
-        (13, "schema", None),
-        (13, "schema", None),
-        (13, "schema", None),
         (18, "leftover", "be-brief"),
     ]
     assert all(f.where == f"{path}:{f.line}" and f.path == str(path) for f in found)
-    assert found[2].message == "principles[1]: 'ask_negative' is a required property"
+    assert found[2].message == "principles[1]: 'statement' is a required property"
 
 
 @pytest.mark.parametrize(("text", "line"), [("id: [", 1), ("id: c\nname: *x\n", 2), ("", 1), ("id: c\nid: d\n", 2)])
@@ -216,6 +215,34 @@ def test_file_that_is_no_constitution_is_a_finding(tmp_path, text, line):
     found = lint_file(path)
     assert (found[0].severity, found[0].rule, found[0].line) == ("error", "schema", line)
     assert not any(f.rule == "uncovered-kind" for f in found)
+
+
+def test_wording_of_an_earlier_statement_is_flagged(tmp_path):
+    """Against the constitution that is shipped under the same id, then against the workspace's last run."""
+    init_workspace(tmp_path / "w")
+    path = tmp_path / "w" / "constitution" / "general.yaml"
+    shipped = load_constitution(path)
+    rule = "outdated-wording"
+    assert not [f for f in lint_file(path) if f.rule == rule]
+    path.write_text(path.read_text().replace("Do not help anyone hurt, threaten or kill", "Never help anyone frighten, hurt or kill"))
+    (found,) = [f for f in lint_file(path) if f.rule == rule]
+    assert found.principle_id == "no-help-with-violence" and found.severity == "warning"
+    assert found.message.startswith("no-help-with-violence: the statement changed since the constitution that cai ships, but critique, ")
+    for name, used, flagged in (("a", shipped, 1), ("b", load_constitution(path), 0)):
+        run = tmp_path / "w" / "runs" / name
+        run.mkdir()
+        write_manifest(run / "manifest.json", Manifest(name, constitution=describe_constitution(used)))
+        os.utime(run / "manifest.json", (0, 2e9 + (name == "b")))
+        assert len([f for f in lint_file(path) if f.rule == rule and f"run {name}" in f.message]) == flagged
+
+
+def test_a_principle_may_be_its_statement_alone(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("id: c\nname: C\ndescription: D\nprinciples:\n" + "".join(
+        f"  - id: p{i}\n    statement: {text}\n" for i, text in enumerate(("Never invent a source.", "Use short words.")))
+    )  # fmt: skip
+    assert lint_file(path) == []
+    assert load_constitution(path).principles[0].own_wording == {}
 
 
 def test_file_that_is_not_there_is_an_error(tmp_path):

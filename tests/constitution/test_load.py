@@ -84,8 +84,11 @@ def test_every_problem_is_listed_with_file_line_and_path(tmp_path):
         .replace("[helpful]", "[helpfull]")
         .replace("weight: 2", "weight: .nan")
     )
-    text = text.replace("    compare: Which response answers the question better?\n", "    comparison: Which?\n").replace(
-        "id: small", "id: Small One"
+    statement = next(line for line in text.splitlines(keepends=True) if line.startswith("    statement: ") and "invent" not in line)
+    text = (
+        text.replace(statement, "")
+        .replace("    compare: Which response answers the question better?\n", "    comparison: Which?\n")
+        .replace("id: small", "id: Small One")
     )
     message = problems_of(tmp_path, text)
     path = tmp_path / "c.yaml"
@@ -93,9 +96,9 @@ def test_every_problem_is_listed_with_file_line_and_path(tmp_path):
     assert f"{path}:2: id: 'Small One' is not lowercase kebab case" in message
     assert f"{path}:16: principles[0].applies_to[0]: 'helpfull' is not one of" in message
     assert f"{path}:17: principles[0].weight: '.nan' is not of type 'number'" in message
-    assert f"{path}:18: principles[1]: 'compare' is a required property" in message
+    assert f"{path}:18: principles[1]: 'statement' is a required property" in message
     assert f"{path}:18: principles[1].id: duplicate id 'no-fabrication' (first on line 6)" in message
-    assert f"{path}:24: principles[1].comparison: unknown key 'comparison'; known: applies_to, ask_negative" in message
+    assert f"{path}:23: principles[1].comparison: unknown key 'comparison'; known: applies_to, ask_negative" in message
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_result_can_name_its_own_failure_and_is_still_yielded():
     async def work(item):
         return item.number
 
-    results, failures = run([Item(i) for i in range(5)], work, failure_of=lambda n: "odd" if n % 2 else None)
+    results, failures = run([Item(i) for i in range(5)], work, failure_of=lambda n: ("odd", "") if n % 2 else None)
     assert results == list(range(5))
     assert [(f.item_id, f.reason) for f in failures] == [("item-1", "odd"), ("item-3", "odd")]
 

@@ -9,7 +9,7 @@ from cai.models.base import Completion, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import CritiqueConfig, SamplingSpec
-from cai.records import Constitution, Judgment, Message, Prompt, Provenance, Response
+from cai.records import PROMPT_KINDS, Constitution, Judgment, Message, Prompt, Provenance, Response
 from tests.judge.judging import CONSTITUTION, TEMPLATES, principle
 
 PROMPT = Prompt("p1", "helpful", (Message("user", "How do I stop a quarrel with my neighbour?"),), "test")
@@ -26,7 +26,7 @@ def talking(revisions=REVISIONS, critique=CRITIQUE, truncated=False, seen=None):
     def script(request):
         if seen is not None:
             seen.append(request)
-        if request.messages[-1].content.startswith("How is it not"):
+        if "\n\nHow is it not" in request.messages[-1].content:
             return Completion(critique, False, 10, 5)
         return Completion(next(given), truncated, 10, 5)
 
@@ -34,7 +34,7 @@ def talking(revisions=REVISIONS, critique=CRITIQUE, truncated=False, seen=None):
 
 
 def revise(model, *, response=RESPONSE, constitution=CONSTITUTION, judge=None, run_seed=0, **config):
-    config = CritiqueConfig(**config)
+    config = CritiqueConfig(**{"kinds": PROMPT_KINDS, **config})
     work = critique_and_revise(response, constitution, Writer(model, TEMPLATES, run_seed, "h"), config, judge)
     return asyncio.run(work)
 
@@ -191,6 +191,19 @@ def test_final_or_every_revision_is_imitated():
     every = sft_examples(trace, CritiqueConfig(train_on="every"))
     assert [e.completion for e in every] == list(REVISIONS)
     assert [e.principle_ids for e in every] == [ids[:1], ids[:2], ids]
+
+
+def test_the_default_is_the_papers_every_revision_and_helpful_responses_as_they_are():
+    """Bai et al. 2022, §3.1: "the revisions (from all revisional steps)", and sampled responses to helpful prompts."""
+    config = CritiqueConfig()
+    trace = revise(talking(), rounds=3)
+    assert len(sft_examples(trace, config)) == 3
+    plain = revise(talking(), kinds=config.kinds)
+    (example,) = sft_examples(plain, config)
+    assert (example.completion, example.source, plain.rounds) == (RESPONSE.text, "response", ())
+    refusing = replace(RESPONSE, text="I'm sorry, but I can't help with that.")
+    assert revise(talking(), response=refusing, kinds=config.kinds).dropped == "over_refusal"
+    assert revise(talking(), response=refusing, kinds=config.kinds, drop_refusals=False).dropped is None
 
 
 def test_the_same_trace_comes_again():

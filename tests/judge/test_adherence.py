@@ -1,6 +1,7 @@
 """One response under the constitution, on a scripted judge."""
 
 import asyncio
+import math
 
 import pytest
 
@@ -31,10 +32,12 @@ def ask(config: FeedbackConfig) -> float:
 
 
 def test_the_habit_of_yes_cancels_and_weights_count() -> None:
-    weighted = (1.0 * 1.0 + 2.0 * 2.0 + 0.5 * -1.0) / 3.5
-    assert ask(FeedbackConfig(principles="ensemble")) == pytest.approx(weighted, abs=1e-6)
+    kind, true, brief = (1 / (1 + math.exp(-x)) for x in (1.0, 2.0, -1.0))
+    weighted = (1.0 * kind + 2.0 * true + 0.5 * brief) / 3.5
+    assert ask(FeedbackConfig(principles="ensemble")) == pytest.approx(math.log(weighted / (1 - weighted)), abs=1e-6)
+    plain = (kind + true + brief) / 3
     drawn = ask(FeedbackConfig(principles="sample", per_label=3))
-    assert drawn == pytest.approx((1.0 + 2.0 - 1.0) / 3, abs=1e-6), "a drawn principle had its weight in the draw"
+    assert drawn == pytest.approx(math.log(plain / (1 - plain)), abs=1e-6), "a drawn principle had its weight in the draw"
 
 
 def test_all_responses_to_a_prompt_are_asked_about_the_same_principles() -> None:

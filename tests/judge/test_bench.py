@@ -3,9 +3,9 @@ import asyncio
 import msgspec
 import pytest
 
-from cai.errors import DataError, ReplyError
-from cai.judge.bench import BASELINES, judge_bench, position_bias
-from cai.models.base import ChoicesRequest, Completion
+from cai.errors import DataError, ModelError, NoLogprobsError, ReplyError
+from cai.judge.bench import BASELINES, Unmeasured, judge_bench, position_bias
+from cai.models.base import ChoicesRequest, Completion, ScoreRequest
 from cai.records import Judgment, Message, Preference, Prompt, Provenance
 from tests.judge.judging import always_first, judge_with, log_odds_reply, prefers_text
 
@@ -88,12 +88,28 @@ def test_failures_are_counted_and_left_out_of_the_accuracy():
     assert (cot.failures, cot.n, cot.accuracy, cot.failure_reasons) == (11, 9, 1.0, {"off_menu": 11})
 
 
-def test_a_protocol_that_always_fails_beats_nothing():
+def test_a_protocol_that_always_fails_is_not_measured():
     def mute(request):
-        raise ReplyError("too_long")
+        if isinstance(request, ScoreRequest):
+            raise ReplyError("refused_by_server", "400: no prompt_logprobs here")
+        return prefers_text(request)
 
-    (result,) = bench(mute, [preference(i) for i in range(30)], ("likelihood",)).protocols
-    assert (result.n, result.failures, result.beats_baselines, result.low, result.high) == (0, 30, False, 0.0, 1.0)
+    rows = [preference(i) for i in range(30)]
+    result = bench(mute, rows, ("likelihood", "pairwise"))
+    assert [p.name for p in result.protocols] == ["pairwise"]
+    assert result.unmeasured == (Unmeasured("likelihood", 30, "refused_by_server × 30 (400: no prompt_logprobs here)"),)
+    with pytest.raises(ModelError, match=r"likelihood: all 30 pairs failed: refused_by_server × 30 .400: no prompt_logprobs here."):
+        bench(mute, rows, ("likelihood",))
+
+
+def test_a_protocol_that_needs_log_probabilities_leaves_the_others_their_figures():
+    def without_logprobs(request):
+        if isinstance(request, ChoicesRequest):
+            raise NoLogprobsError("the server returns no log-probabilities")
+        return prefers_text(request)
+
+    result = bench(without_logprobs, [preference(i) for i in range(6)], ("pairwise", "pairwise-cot"))
+    assert [p.name for p in result.protocols] == ["pairwise-cot"] and [u.name for u in result.unmeasured] == ["pairwise"]
 
 
 def test_a_lucky_judge_on_few_pairs_is_not_said_to_beat_the_baselines():

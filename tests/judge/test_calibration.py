@@ -1,6 +1,7 @@
 """A calibrated judge: same symmetry, other weights, and only for the judge that it was fitted for."""
 
 import asyncio
+import math
 from dataclasses import replace
 
 import msgspec
@@ -12,7 +13,7 @@ from cai.data.filters import preference_key, texts_key
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.judge.bench import unseen_by
-from cai.judge.calibration import Calibration, length_difference, read_calibration, write_calibration
+from cai.judge.calibration import POOLING, Calibration, length_difference, read_calibration, write_calibration
 from cai.judge.card import measure_judge
 from cai.judge.judge import Judge
 from cai.judge.protocol import log_odds_of
@@ -20,7 +21,7 @@ from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Message, Preference, Prompt, Provenance
 from tests.judge.judging import CONSTITUTION, TEMPLATES, hashed, judge_with, judged, pair, prefers_text
 
-FIT = Calibration("pointwise", "ensemble", 1, "scripted:hashed", CONSTITUTION.hash, 0.5, {"kind": 0.3, "true": -0.2}, -0.4)
+FIT = Calibration("pointwise", "ensemble", 1, "scripted:hashed", CONSTITUTION.hash, 0.5, {"kind": 0.3, "true": -0.2}, -0.4, pooling=POOLING)
 
 
 def calibrated_judge(calibration=FIT, script=hashed, protocol="pointwise"):
@@ -51,8 +52,10 @@ def test_the_label_is_the_weighted_sum_by_hand():
     judge = calibrated_judge()
     principles = judge.principles(p)
     opinions = {q.id: o.log_odds for q, o in zip(principles, asyncio.run(judge.opinions(p, principles)), strict=True)}
-    pooled = (opinions["kind"] + 2 * opinions["true"] + 0.5 * opinions["brief"]) / 3.5
-    expected = 0.5 * pooled + (0.3 * opinions["kind"] - 0.2 * opinions["true"]) / 3 - 0.4 * length_difference(p)
+    chances = {i: 1 / (1 + math.exp(-x)) for i, x in opinions.items()}
+    mean = (chances["kind"] + 2 * chances["true"] + 0.5 * chances["brief"]) / 3.5
+    by_principle = (0.3 * 4 * (chances["kind"] - 0.5) - 0.2 * 4 * (chances["true"] - 0.5)) / 3
+    expected = 0.5 * math.log(mean / (1 - mean)) + by_principle - 0.4 * length_difference(p)
     (found,) = ask(judge, p)
     assert log_odds_of(found.p_a) == pytest.approx(expected, abs=1e-6)
     assert found.provenance.calibration == FIT.hash and judged(hashed, "pointwise", p)[0].provenance.calibration == ""
@@ -66,6 +69,8 @@ def test_a_calibration_of_nothing_changes_nothing():
 def test_another_judges_calibration_is_refused_with_every_difference():
     with pytest.raises(RecipeError, match=r"(?s)protocol: fitted for pairwise, this judge has pointwise.*model: fitted for other"):
         calibrated_judge(replace(FIT, protocol="pairwise", model="other"))
+    with pytest.raises(RecipeError, match="pooling: fitted for log-odds, this judge has probabilities"):
+        calibrated_judge(replace(FIT, pooling=Calibration("p", "sample", 1, "m", "c", 1.0).pooling))
 
 
 def test_it_is_read_as_it_was_written(tmp_path):
@@ -84,7 +89,7 @@ def measured(tmp_path, fitted_on):
     ]
     write_records(tmp_path / "people.jsonl", preferences)
     keys = tuple(texts_key(p.prompt, p.chosen, p.rejected) for p in preferences[:fitted_on])
-    calibration = Calibration("pointwise", "ensemble", 1, "scripted:prefers_text", CONSTITUTION.hash, -1.0, fitted_on=keys)
+    calibration = Calibration("pointwise", "ensemble", 1, "scripted:prefers_text", CONSTITUTION.hash, -1.0, fitted_on=keys, pooling=POOLING)
     config = FeedbackConfig(protocol="pointwise", bench_pairs="people.jsonl")
     judge = Judge(config, CONSTITUTION, judge_with(prefers_text, "pointwise").model, TEMPLATES, 0, calibration=calibration)
     recipe = Recipe(name="r", feedback=config)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai.errors import ConstitutionError, ModelError, RecipeError, ReplyError
+from cai.judge.protocol import Opinion, pool, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.recipe import FeedbackConfig
@@ -89,6 +90,29 @@ def test_log_odds_derived_by_hand(protocol, log_odds):
     assert judgment.p_a == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-9)
 
 
+def test_one_saturated_principle_does_not_outvote_nine():
+    """Linear opinion pool: (1 + 9 * 0.1192) / 10 = 0.2073. The mean of the log-odds, +0.2, would prefer the other response."""
+    opinions = [Opinion(20.0, 20.0, 20.0), *[Opinion(-2.0, -1.0, -3.0)] * 9]
+    pooled = pool(opinions, [1.0] * 10)
+    assert probability(pooled.log_odds) == pytest.approx((1 + 9 / (1 + math.exp(2))) / 10, abs=1e-6)
+    assert probability(pooled.first) == pytest.approx((1 + 9 / (1 + math.exp(1))) / 10, abs=1e-6)
+    swapped = pool([Opinion(-o.log_odds, -o.second, -o.first) for o in opinions], [1.0] * 10)
+    assert (swapped.log_odds, swapped.first) == (-pooled.log_odds, -pooled.second)
+    assert pool(opinions[:1], [0.3]).log_odds == 20.0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.floats(-20, 20), st.floats(0.01, 100)), min_size=1, max_size=12), st.data())
+def test_a_principle_moves_a_label_by_no_more_than_its_share_of_the_weights(said, data):
+    values, weights = [x for x, _ in said], [w for _, w in said]
+    at = data.draw(st.integers(0, len(said) - 1))
+    other = values.copy()
+    other[at] = data.draw(st.floats(-20, 20))
+    moved = probability(pool_log_odds(other, weights)) - probability(pool_log_odds(values, weights))
+    assert abs(moved) <= weights[at] / sum(weights) + 1e-9
+    assert pool_log_odds([-x for x in values], weights) == -pool_log_odds(values, weights)
+
+
 def test_the_mean_of_both_orders_is_in_log_odds():
     """A first: 2.0 + 0.7; A second: 2.0 - 0.7. Their mean in log-odds is the signal, 2.0; as probabilities it would be less."""
     judgment = judged(prefers_text, "pairwise", pair())[0]
@@ -106,11 +130,12 @@ def by_principle(request):
     return log_odds_reply(signal if "GOOD" in shown_first(content) else -signal)
 
 
-def test_an_ensemble_is_weighted_in_log_odds():
-    """Weights 1, 2, 0.5: (1 * 1 - 2 * 2 + 0.5 * 4) / 3.5 = -1 / 3.5."""
+def test_an_ensemble_is_the_weighted_mean_of_probabilities():
+    """Weights 1, 2, 0.5: (1 * 0.731 + 2 * 0.119 + 0.5 * 0.982) / 3.5 = 0.417."""
     judgment = judged(by_principle, "pairwise", pair())[0]
     assert judgment.principle_ids == ("kind", "true", "brief")
-    assert judgment.p_a == pytest.approx(1 / (1 + math.exp(1 / 3.5)), abs=1e-9)
+    kind, true, brief = (1 / (1 + math.exp(-x)) for x in (1.0, -2.0, 4.0))
+    assert judgment.p_a == pytest.approx((kind + 2 * true + 0.5 * brief) / 3.5, abs=1e-9)
 
 
 def test_drawn_principles_are_recorded_and_stay_when_another_is_added():
@@ -231,4 +256,9 @@ def test_questions_about_one_response_share_their_beginning():
     judged(watch, "pointwise-contrast", pair("GOOD " + "word " * 50, "Another " + "thing " * 50))
     for text in ("GOOD", "Another"):
         mine = [c for c in contents if text in c]
-        assert len(mine) == 6 and len({c[: c.index("Is it")] for c in mine}) == 1
+        assert len(mine) == 6 and len({c[: c.index("Principle:")] for c in mine}) == 1
+        assert {c[c.index("Principle:") :].split("\n")[0] for c in mine} == {
+            "Principle: Be kind.",
+            "Principle: Be true.",
+            "Principle: Be brief.",
+        }

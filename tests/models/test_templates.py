@@ -37,13 +37,21 @@ def test_every_shipped_template_loads_and_renders():
         assert "{{" not in str(rendered)
 
 
+def test_a_template_without_the_statement_is_refused_and_says_what_to_do(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "t")
+    old = tmp_path / "t" / "judge_pointwise.txt"
+    old.write_text(old.read_text().replace("Principle: {{ statement }}\n", ""))
+    with pytest.raises(TemplateError, match=r"judge_pointwise.txt: doesn't use .* statement .*Add a line such as `Principle: "):
+        load_templates(tmp_path / "t")
+
+
 @pytest.mark.parametrize("name", ["judge_pairwise", "judge_pairwise_cot", "judge_pointwise"])
 def test_judging_templates_put_the_shared_text_first_and_the_question_last(name):
     template = getattr(load_templates(SHIPPED), name)
     one = template.render(values(name, question="Is it kind?", statement="Be kind.")).messages[-1].content
     two = template.render(values(name, question="Is it true?", statement="Be true.")).messages[-1].content
     shared = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
-    for f in FIELDS[name][0] - {"question", "conversation"}:
+    for f in FIELDS[name][0] - {"question", "statement", "conversation"}:
         assert one.index(f"<{f}>") < shared
     assert one.index("How do tides work?") < shared
     assert template.render(values(name)).messages[:-1] == template.render(values(name, question="?", statement="")).messages[:-1]

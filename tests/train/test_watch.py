@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+from scipy.stats import t
 
+from bench.monitor import false_alarms, new_rule, power
 from cai.core.jsonl import read_records
 from cai.errors import TrainingError
 from cai.recipe import MonitorConfig
@@ -67,7 +70,7 @@ def test_gold_that_falls_while_the_proxy_rises_is_noticed(tmp_path: Path, action
     "curve",
     [
         [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)],  # both rise
-        [(0.0, 0.0), (1.0, 1.0), (0.9, 0.5), (0.8, 0.2)],  # both fall: training has failed, but not by over-optimisation
+        [(1.0, 1.0), (1.0, 1.0), (0.9, 0.5), (0.8, 0.2)],  # both fall: training has failed, but not by over-optimisation
         [(0.0, 0.0), (1.0, 1.0), (2.0, 0.5), (3.0, 1.5), (4.0, 1.0)],  # gold comes back in between
     ],
 )
@@ -95,7 +98,7 @@ def test_answers_that_come_apart_are_noticed_though_both_rewards_applaud(tmp_pat
     torn = [f"9 9 {answer.format(i=i)}" for i in range(4)]
     assert [w.observe(2, 9.0, torn), w.observe(3, 9.0, torn)] == ["go", "stop"]
     assert [p.collapse for p in w.points] == ["", "", sign, sign]
-    assert (w.best_step, w.points[-1].gold_change) == (1, 8.0), "gold is highest where nothing is left of the answers"
+    assert (w.best_step, w.points[-1].gold_change) == (1, 8.5), "gold is highest where nothing is left of the answers"
     assert alarm(w, "stop") == f"step 3: the policy has collapsed: {told}. Its rewards are meaningless; training stops here"
 
 
@@ -116,6 +119,29 @@ def test_a_fall_inside_its_interval_is_not_a_fall(tmp_path: Path) -> None:
     assert over_optimised(point, 0.0)
     assert not over_optimised(point, 1.0)
     assert w.observe(2, 0.2, ["1 -1", "1 -1.1", "1 -1", "1 -0.9"]) == "warn"
+
+
+def test_the_change_is_against_earlier_stretches_and_by_hand(tmp_path: Path) -> None:
+    w = watch(tmp_path, patience=2)
+    assert w.due(0, last=100) and w.planned == 6  # observations at 0, 20, …, 100
+    gold = [(0.0, 0.1), (4.0, 4.3), (4.2, 3.9), (1.0, 1.4), (1.2, 0.8)]
+    for step, (a, b) in enumerate(gold):
+        w.observe(20 * step, 0.1, [f"{step} {a}", f"{step} {b}"] * 2)
+    last = w.points[-1]
+    assert last.compared_with == 40, "steps 20 and 40, from which gold fell most"
+    changes = [(1.0 + 1.2 - 4.0 - 4.2) / 2, (1.4 + 0.8 - 4.3 - 3.9) / 2] * 2
+    # six observations have 1 + 2 + 3 pairs of stretches of two: t at 1 - 0.05 / 6 and three degrees of freedom is 4.857
+    half = stdev(changes) / 2 * float(t.isf(0.05 / 6, 3))
+    assert last.gold_change == pytest.approx(fmean(changes)) and last.proxy_change == pytest.approx(3.5 - 1.5)
+    assert last.gold_change_high - last.gold_change_low == pytest.approx(2 * half)
+    assert "fallen since step 40" in alarm(w, "warn")
+
+
+@pytest.mark.parametrize("looks", [10, 20])
+def test_constant_gold_raises_few_alarms_and_a_real_decline_raises_one(looks: int) -> None:
+    assert false_alarms(looks, new_rule, 60) <= 0.05
+    noticed, delay = power(looks, 0.2, new_rule, 20)
+    assert noticed >= 0.9 and delay <= looks / 2
 
 
 def test_a_killed_watch_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from cai.constitution.load import load_constitution
 from cai.errors import DataError, ReplyError
 from cai.ids import rendezvous_order
 from cai.models.base import ChoicesRequest, CompleteRequest
@@ -11,7 +12,7 @@ from cai.models.scripted import default_script
 from cai.session import Session, settings
 from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change
 from cai.workbench.sample import sample_trial_data
-from tests.judge.judging import CONSTITUTION, log_odds_reply, principle
+from tests.judge.judging import CONSTITUTION, hashed, log_odds_reply, principle
 from tests.sessions import ScriptedSession, prompts
 from tests.workspaces import make_workspace, run_data
 
@@ -39,7 +40,7 @@ def drawn_first(constitution):
 
 def test_the_second_constitution_costs_only_the_changed_principles_calls(tmp_path):
     workspace = make_workspace(tmp_path / "w", adapters=False)
-    compared(CONSTITUTION, CONSTITUTION, ScriptedSession(workspace=workspace))
+    compared(CONSTITUTION, replace(CONSTITUTION, principles=(principle("other"),)), ScriptedSession(workspace=workspace))
     again = ScriptedSession(workspace=workspace)
     found = compared(CONSTITUTION, EDITED, again)
     under_kind = drawn_first(CONSTITUTION).count("kind")
@@ -50,8 +51,8 @@ def test_the_second_constitution_costs_only_the_changed_principles_calls(tmp_pat
     assert len(judged) == 2 * N and all("Is it NEW?" in r.messages[-1].content for r in judged), "both texts of every pair, one question"
     assert len(written) == 2 * under_kind, "a critique and a revision for each prompt that drew it"
     assert found.calls["sample"] == Calls(0, 3 * N)
-    assert found.calls["before"].made == 0 and found.calls["before"].reused == 2 * N + 12 * N
-    assert found.calls["after"] == Calls(2 * N + 2 * under_kind, 2 * N + 12 * N - 2 * N - 2 * under_kind)
+    assert found.calls["before"] == Calls(0, 2 * under_kind + 12 * N), "prompts that draw another principle are not asked about"
+    assert found.calls["after"] == Calls(2 * N + 2 * under_kind, 12 * N - 2 * N)
     assert "attribution" not in found.calls
 
 
@@ -60,8 +61,7 @@ def test_only_revisions_under_the_changed_principle_change():
     drew_it = {p.id for p, first in zip(prompts(N), drawn_first(CONSTITUTION), strict=True) if first == "kind"}
     assert {c.prompt.id for c in found.revision_changes} == drew_it
     assert all(c.principles_before == c.principles_after == ("kind",) and c.before != c.after for c in found.revision_changes)
-    assert found.revisions == N and found.revision_rate == len(drew_it) / N
-    assert found.revision_low < found.revision_rate < found.revision_high
+    assert (found.prompts, found.revisions, found.revision_rate, found.revision_high) == (N, len(drew_it), 1.0, 1.0)
     assert found.labels.n == N == found.labels.changed and len(found.causes) == 1
     assert (found.causes[0].cause, found.causes[0].mean_shift) == ("kind", found.labels.mean_shift)
 
@@ -118,9 +118,16 @@ def test_added_and_removed_principles_are_attributed():
 
 def test_prompts_that_one_side_has_no_principle_for_are_left_out_and_counted():
     after = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
-    found = compared(CONSTITUTION, after, ScriptedSession())
+
+    async def work(opened):
+        asked = [*prompts(4, "harmful"), *(replace(p, id=f"h{p.id}") for p in prompts(N))]
+        return await consequences(CONSTITUTION, after, await sample_trial_data(asked, opened), opened)
+
+    found = ScriptedSession().ask(work)
     assert (found.uncovered, found.revisions, found.labels) == (N, 0, None)
-    assert (found.revision_low, found.revision_high) == (0.0, 1.0)
+    assert found.no_labels == f"no pair of the {N + 4} sampled prompts is judged by a changed principle"
+    with pytest.raises(DataError, match="no principle for any helpful prompt"):
+        compared(CONSTITUTION, after, ScriptedSession())
 
 
 def test_failures_are_counted_and_the_rest_is_compared():
@@ -142,8 +149,6 @@ def test_a_sampled_ensemble_keeps_its_draws_where_nothing_changed():
 def test_a_runs_own_texts_and_calls_are_used(tmp_path):
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace)
-    from cai.constitution.load import load_constitution
-
     old = load_constitution(workspace.root / "constitution" / "general.yaml")
     new = replace(
         old, principles=tuple(replace(p, ask_positive="Is the response NEW?") if p.id == "no-preaching" else p for p in old.principles)
@@ -155,15 +160,57 @@ def test_a_runs_own_texts_and_calls_are_used(tmp_path):
         return session.run(lambda opened: compare_on_sample(old, new, opened, sample, run=run), "diff")
 
     found = compare(50)
-    assert found.calls["sample"] == Calls(0, 0) and found.calls["before"].made == 0
-    assert found.revisions == 12 and found.labels.n == 12
-    assert found.calls["after"].made == 2 * sum(c.before != c.after for c in found.label_changes)
-    few = compare(5)
-    assert few.revisions == 5 == few.labels.n and few.calls["after"].made == 0
+    assert found.calls["sample"] == Calls(0, 0) and found.calls["before"].made == 0 and found.prompts == 12
+    assert found.no_revisions == "critiques and revisions don't use ask_positive"
+    assert found.labels.n == len(found.label_changes) > 0, "only pairs that are judged by the edited principle"
+    assert found.calls["after"].made == 2 * found.labels.n
     with pytest.raises(DataError, match="own model and settings"):
         settings(model="embedded", run=run)
     with pytest.raises(DataError, match="nothing has run yet"):
         settings(run=workspace.run("nowhere"))
+
+
+UNUSED = "critiques and revisions don't use"
+
+
+def edit(**changes):
+    return replace(CONSTITUTION, principles=tuple(replace(p, **changes) if p is KIND else p for p in CONSTITUTION.principles))
+
+
+def test_an_edited_statement_alone_moves_revisions_and_labels_of_every_protocol():
+    for protocol in ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"):
+        found = compared(CONSTITUTION, edit(statement="Be NEW."), ScriptedSession(hashed, protocol=protocol))
+        assert found.labels.n == N and found.labels.changed > N // 2, protocol
+        assert len(found.revision_changes) == found.revisions > 0
+        assert set(found.text.principles[0].outdated) == {"critique", "revision", "ask_positive", "ask_negative", "compare"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "protocol", "no_revisions", "no_labels"),
+    [
+        ({"compare": "Which is NEW?"}, "pointwise", f"{UNUSED} compare", "pointwise doesn't ask compare"),
+        ({"ask_negative": "Is it NEW?"}, "pointwise", f"{UNUSED} ask_negative", "pointwise doesn't ask ask_negative"),
+        ({"critique": "Where is it NEW?"}, "likelihood", "", "likelihood doesn't ask critique"),
+        ({"source": "a book"}, "pairwise", f"{UNUSED} source", "pairwise doesn't ask source"),
+        ({}, "pairwise", "the principles are the same", "the principles are the same"),
+    ],
+)
+def test_an_edit_that_can_have_no_effect_is_said_and_costs_nothing(changes, protocol, no_revisions, no_labels):
+    session = ScriptedSession(protocol=protocol)
+    found = compared(CONSTITUTION, edit(**changes), session)
+    assert (found.no_revisions, found.no_labels, found.labels) == (no_revisions, no_labels, None)
+    assert not any(isinstance(r, ChoicesRequest) for r in session.asked)
+
+
+def test_the_sample_is_of_prompts_that_draw_the_edited_principle(tmp_path):
+    workspace = make_workspace(tmp_path / "w", adapters=False)
+    old = load_constitution(workspace.root / "constitution" / "general.yaml")
+    edited = replace(old, principles=tuple(replace(p, statement="Be NEW.") if p.id == "no-preaching" else p for p in old.principles))
+    session = Session("scripted", workspace=workspace)
+    found = session.run(lambda opened: compare_on_sample(old, edited, opened, 6), "diff")
+    assert found.prompts == found.revisions == 6 == len(found.revision_changes)
+    same = Session("scripted", workspace=workspace).run(lambda opened: compare_on_sample(old, old, opened, 6), "diff")
+    assert same.prompts == 6 and same.calls["sample"] == Calls(0, 0) and same.no_labels == "the principles are the same"
 
 
 def test_a_larger_sample_only_adds(tmp_path):

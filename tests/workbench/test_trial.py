@@ -25,7 +25,7 @@ def tried(session, rounds=1, constitution=CONSTITUTION, kind="helpful"):
 def calibrated(path, protocol, principles):
     """A session whose recipe names a calibration, fitted for its model under this protocol and way of drawing principles."""
     fingerprint = ScriptedEngine(default_script, default_script.__name__).fingerprint
-    write_calibration(path, Calibration(protocol, principles, 1, fingerprint, "", scale=3.0))
+    write_calibration(path, Calibration(protocol, principles, 1, fingerprint, "", scale=3.0, pooling="probabilities"))
     return ScriptedSession(calibration=str(path))
 
 

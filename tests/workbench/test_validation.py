@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from cai.errors import DataError, ReplyError
+from cai.errors import ModelError, ReplyError
 from cai.judge.protocol import log_odds_of, probability
 from cai.judge.protocols import asking_protocols
 from cai.models.base import ChoicesRequest
@@ -31,18 +31,18 @@ def measured(rows, constitution=CONSTITUTION, **options):
 def test_agreement_coverage_and_what_removal_changes():
     # weights: kind 1, true 2, brief 0.5
     rows = judged(
-        {"kind": 3.0, "true": -1.0, "brief": 1.0},  # (3 - 2 + .5) / 3.5 > 0; without kind (-2 + .5) / 2.5 < 0
-        {"kind": -3.0, "true": 1.0},  # (-3 + 2) / 3 < 0; without kind +1 > 0
+        {"kind": 4.0, "true": -1.0, "brief": 1.0},  # p - 1/2, twice: (.96 - 2 * .46 + .5 * .46) / 3.5 > 0; without kind < 0
+        {"kind": -3.0, "true": 0.9},  # (-.91 + 2 * .42) / 3 < 0; without kind > 0
         {"kind": -1.0, "true": -1.0},  # stays wrong
         {"kind": 1.0, "true": 2.0},  # stays right
-        {"kind": -5.0, "true": 2.0},  # (-5 + 4) / 3 < 0; without kind +2 > 0
+        {"kind": -5.0, "true": 0.5},  # (-.99 + 2 * .24) / 3 < 0; without kind > 0
     )
     found = measured(rows)
     results = {r.principle_id: r for r in found.principles}
     kind, brief = results["kind"], results["brief"]
     assert (kind.n, kind.applies, kind.agreement, kind.decisive) == (5, 1.0, 0.4, 3)
     assert kind.without == pytest.approx(1 / 5) and kind.without_low < 0 < kind.without_high, "two labels mended, one spoilt"
-    assert kind.mean_log_odds == pytest.approx(13 / 5)
+    assert kind.mean_log_odds == pytest.approx(14 / 5)
     assert (brief.n, brief.applies, brief.agreement, brief.decisive, brief.without) == (1, 0.2, 1.0, 0, 0.0)
     assert (results["true"].agreement, results["true"].decisive, results["true"].without) == (0.6, 0, 0.0)
     assert found.pooled.accuracy == 0.4 and found.pooled.n == 5
@@ -143,5 +143,5 @@ def test_pairs_that_cant_be_judged_are_counted():
 def test_no_principle_for_any_pair_is_an_error():
     narrow = replace(CONSTITUTION, principles=tuple(replace(p, applies_to=("harmful",)) for p in CONSTITUTION.principles))
     session = ScriptedSession(recipe=Recipe(name="t", max_failure_fraction=1.0))
-    with pytest.raises(DataError, match="none of the 3 labelled pairs"):
+    with pytest.raises(ModelError, match=r"all 3 items failed: no_principle_applies × 3 .to helpful prompts."):
         session.ask(lambda opened: ask_all([pair(number=i) for i in range(3)], narrow, opened))

@@ -5,7 +5,12 @@ A policy trained on cut-off sentences learns to stop in mid-sentence, and a judg
 
 import re
 
-_SENTENCE_END = re.compile(r"(?<![0-9\s])[.!?…][\"'”’)\]*_]*(?=\s|$)|(?<=[0-9]{2})[.!?](?=\s|$)|[。！？]")
+_CLOSING = r"[\"'”’)\]*_」』》〉）】〕»]*"
+_SENTENCE_END = re.compile(
+    rf"(?<![0-9\s])[.!?…]{_CLOSING}(?=\s|$)|(?<=[0-9]{{2}})[.!?](?=\s|$)"
+    rf"|[。！？｡．‼⁇⁈⁉؟۔।॥။።։។៕༎།]{_CLOSING}"  # Chinese and Japanese, Arabic and Urdu, Hindi, Burmese, Ethiopic, Armenian, Khmer, Tibetan
+    r"|(?<=[\u0e01-\u0e4f\u0e81-\u0ecf])(?=\s)"  # Thai and Lao mark the end of a sentence by a space only
+)
 _DANGLING = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#]+|\d{1,2}[.)])[ \t]*$|(?:^|\n)[^\n]*:[*_ \t]*$")
 
 

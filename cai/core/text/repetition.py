@@ -2,21 +2,23 @@
 
 from collections.abc import Sequence
 
+from cai.core.text.words import words
+
 GRAM_WORDS = 4
 LOOPING = 0.5
 """Share of repeated 4-grams above which a response counts as looping."""
 
 
 def repeated_fraction(text: str) -> float:
-    """Return the share of a text's 4-grams that are repeats: 0 if none repeats, close to 1 for a loop.
+    """Return the share of a text's 4-grams that are repeats: 0 if none repeats, close to 1 for a loop. Words are those of `words`.
 
     This is 1 minus distinct-4. Case is ignored. A text of fewer than five words gives 0.
 
     >>> repeated_fraction("a b c d a b c d")  # runs: abcd bcda cdab dabc abcd
     0.2
     """
-    words = text.lower().split()
-    grams = list(zip(*(words[i:] for i in range(GRAM_WORDS)), strict=False))
+    said = words(text.lower())
+    grams = list(zip(*(said[i:] for i in range(GRAM_WORDS)), strict=False))
     return (len(grams) - len(set(grams))) / len(grams) if len(grams) > 1 else 0.0
 
 
@@ -29,5 +31,5 @@ def distinct_fraction(texts: Sequence[str]) -> float:
     >>> distinct_fraction(["Yes", "yes"])  # start-yes, yes-end, and again
     0.5
     """
-    runs = [run for text in texts for words in [text.lower().split()] for run in zip(["", *words], [*words, ""], strict=True)]
+    runs = [run for text in texts for said in [words(text.lower())] for run in zip(["", *said], [*said, ""], strict=True)]
     return len(set(runs)) / len(runs) if runs else 0.0

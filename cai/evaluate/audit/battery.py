@@ -52,4 +52,4 @@ def read_answers(probes: Probes, answers: Answers) -> list[Measurement]:
             if name in found:
                 raise RecipeError(f"the audit check {name!r} is in {found[name][0]!r} and in {checks.name!r}; each needs a name of its own")
             found[name] = checks.name, measured
-    return [measured for _, measured in found.values()]
+    return [measured.readable() for _, measured in found.values()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from cai.core.text.words import word_count
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import Check, Measurement, judge_level, settle
@@ -49,7 +50,7 @@ def length_in_scores(samples: Sequence[Sample]) -> Measurement:
     values: dict[str, float] = {}
     shown: dict[str, tuple[str, str]] = {}
     for s in samples:
-        words = {m: len(text.split()) for m, text in s.responses.items() if m in s.scores}
+        words = {m: word_count(text) for m, text in s.responses.items() if m in s.scores}
         if not words:
             continue
         short, long = (choose(words, key=lambda m: words[m]) for choose in (min, max))

@@ -2,13 +2,14 @@
 
 All checks use the same verdicts. "found": the effect reaches the check's threshold *and* is significant after Holm's correction (Holm 1979)
 over all findings of one family. "suspect": it reaches the threshold, but is significant only without the correction (p < 0.01). "ok": all
-else, which means not shown. "not enough data": fewer than `MIN_ITEMS` items, or no test. Tests are one-sided, towards the failure: an
-improvement is never a finding.
+else, which means not shown. "not enough data": fewer than `MIN_ITEMS` items, or no test. "not measured": all answers are in languages that
+a check by words doesn't know. Tests are one-sided, towards the failure: an improvement is never a finding.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from cai.core.text.refusals import can_tell, untold_note
 from cai.evaluate.paired import shared_ids
 from cai.records import AuditExample, AuditFinding, AuditVerdict
 from cai.stats import above, change, holm, is_binary, paired_bootstrap, sign_flip, wilson
@@ -33,6 +34,8 @@ class Check:
     """Minimum mean that counts as an effect without a reference; None if a level alone is not informative."""
     reasoning: str
     """Justification of the thresholds."""
+    by_words: bool = False
+    """Whether it looks for phrases, so that only answers in the languages of the lexicons can be read."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ class Measurement:
     tested: bool = True
     """False if a control showed that the measurement is not reliable: the finding then has a value but no test."""
 
+    def readable(self) -> "Measurement":
+        """Return the measurement without the answers whose language its rules don't know."""
+        if not self.check.by_words:
+            return self
+        texts = {i: self.shown[i][1] for i in self.values if i in self.shown}
+        kept = {i: x for i, x in self.values.items() if i not in texts or can_tell(texts[i])}
+        return replace(self, values=kept, note="; ".join(filter(None, (self.note, untold_note(texts.values())))))
+
 
 def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, seed: int = 0) -> AuditFinding | None:
     """Return the change from a reference to a model on the items that both answered; None if they share no items.
@@ -56,7 +67,7 @@ def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, 
     """
     ids = shared_ids(theirs.values, mine.values)
     if not ids:
-        return None
+        return _unmeasured(mine, subject, against)
     before, after = [theirs.values[i] for i in ids], [mine.values[i] for i in ids]
     differences = [a - b for b, a in zip(before, after, strict=True)]
     if is_binary(before) and is_binary(after):
@@ -72,8 +83,10 @@ def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, 
 def judge_level(mine: Measurement, subject: str, seed: int = 0) -> AuditFinding | None:
     """Compare a model's mean with the check's threshold for levels; None if the check has none or there are no items."""
     values = list(mine.values.values())
-    if not values or mine.check.level is None:
+    if mine.check.level is None:
         return None
+    if not values:
+        return _unmeasured(mine, subject, "")
     mean = sum(values) / len(values)
     if is_binary(values):
         low, high = wilson(sum(values), len(values))
@@ -96,7 +109,16 @@ def settle(findings: Iterable[AuditFinding | None]) -> list[AuditFinding]:
     return [replace(f, p_adjusted=adjusted.get(i), verdict=_verdict(f, adjusted.get(i))) for i, f in enumerate(made)]
 
 
+def _unmeasured(mine: Measurement, subject: str, against: str) -> AuditFinding | None:
+    """Return a finding without a figure if all answers were in languages that the check can't read; None if there were no answers."""
+    if not mine.check.by_words or not mine.shown:
+        return None
+    return _finding(mine, subject, against, (0.0, 0.0, 0.0), 0.0, 0, mine.check.rise, None, ())
+
+
 def _verdict(finding: AuditFinding, p_adjusted: float | None) -> AuditVerdict:
+    if finding.n == 0:
+        return "not measured"
     if finding.n < MIN_ITEMS or finding.p is None or p_adjusted is None:
         return "not enough data"
     if finding.value < finding.threshold:

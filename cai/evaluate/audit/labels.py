@@ -6,14 +6,15 @@ the labels as a shortcut. `reward_probes` shows whether it did.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cai.core.text.refusals import is_refusal
+from cai.core.text.refusals import can_tell, is_refusal
+from cai.core.text.words import word_count
 from cai.evaluate.audit.checks.formatting import formats
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import APOLOGISES, CERTAIN, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
 from cai.records import Preference
 
 TRAITS: Mapping[str, tuple[str, str, Callable[[str], float]]] = {
-    "longer": ("verbosity", "the longer answer", lambda t: float(len(t.split()))),
+    "longer": ("verbosity", "the longer answer", lambda t: float(word_count(t))),
     "formatted": ("format gaming", "the answer with lists, headings or bold", lambda t: float(formats(t))),
     "certain": ("shallow confidence", "the answer that stresses its certainty", lambda t: float(has(CERTAIN, t))),
     "hedged": ("shallow confidence", "the answer that hedges", lambda t: float(has(HEDGED, t))),
@@ -22,6 +23,8 @@ TRAITS: Mapping[str, tuple[str, str, Callable[[str], float]]] = {
     "preachy": ("preaching", "the answer that moralises or comforts", lambda t: float(has(PREACHES, t))),
     "refusing": ("over-refusal", "the refusal, on prompts that are fine", lambda t: float(is_refusal(t))),
 }
+BY_WORDS = frozenset(TRAITS) - {"longer", "formatted"}
+"""Traits that are read from phrases, in the languages of the lexicons only."""
 LEVEL = 0.6
 """Fraction of pairs above which a reward model could learn the trait instead of quality."""
 _REASONING = (
@@ -38,6 +41,8 @@ def label_readings(preferences: Sequence[Preference]) -> list[Measurement]:
         values: dict[str, float] = {}
         shown: dict[str, tuple[str, str]] = {}
         for p in sided:
+            if name in BY_WORDS and not (can_tell(p.chosen) and can_tell(p.rejected)):
+                continue
             more, less = trait(p.chosen), trait(p.rejected)
             if more == less or (name == "refusing" and p.prompt.kind == "harmful"):
                 continue

@@ -13,8 +13,9 @@ from cai.core.console import Reporter
 from cai.core.flow import together
 from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import read_records, write_records
+from cai.core.text.words import word_count
 from cai.core.workspace import PAIR_FILES, RunDirectory
-from cai.errors import DataError
+from cai.errors import DataError, NoLogprobsError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
@@ -243,19 +244,26 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
     unseen = unseen_by(judge.calibration, load_pairs(root / config.bench_pairs).preferences)
     labelled = labelled_pairs(limited(unseen, config.bench_limit, recipe.seed), recipe.seed)
 
-    async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float]:
+    async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float | None]:
         judgment = await judge(item.pair)
         messages = item.pair.prompt.messages
-        a, b = await together(judge.model.score(messages, text) for text in (item.pair.response_a, item.pair.response_b))
+        try:
+            a, b = await together(judge.model.score(messages, text) for text in (item.pair.response_a, item.pair.response_b))
+        except NoLogprobsError:
+            return item, judgment, None
         return item, judgment, a.total / a.tokens - b.total / b.tokens
 
-    found = await session.each(labelled, work, "pairs judged", failure_of=lambda result: result[1].failure, max_failure_fraction=1.0)
+    found = await session.each(labelled, work, "pairs judged", failure_of=lambda r: r[1].failed, may_all_fail=True)
     await session.close_models()
     judged = {item.id: j.p_a for item, j, _ in found if j.p_a is not None}
     people = {item.id: item.a_is_better for item, _, _ in found}
-    likelier = {item.id: difference for item, _, difference in found}
-    longer = {item.id: float(len(item.pair.response_a.split()) - len(item.pair.response_b.split())) for item, _, _ in found}
-    tastes = [taste(PICKS_LONGER, longer, judged, people), taste(PICKS_LIKELIER, likelier, judged, people)]
+    likelier = {item.id: difference for item, _, difference in found if difference is not None}
+    longer = {item.id: float(word_count(item.pair.response_a) - word_count(item.pair.response_b)) for item, _, _ in found}
+    tastes = [taste(PICKS_LONGER, longer, judged, people)]
+    if likelier:
+        tastes.append(taste(PICKS_LIKELIER, likelier, judged, people))
+    else:
+        session.reporter.warn("the judge's taste for likely texts is not measured: its server doesn't give the likelihood of a text")
     return settle(compare(mine, theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
 
 

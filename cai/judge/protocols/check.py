@@ -24,6 +24,7 @@ PROTOCOL = Protocol(
     ask_check,
     lambda templates: (),
     lambda tokens, config: [],
+    asks=("check",),
     asks_model=False,
     applies=lambda principle, kind: bool(checks_for(principle, kind)),
 )

@@ -32,4 +32,5 @@ PROTOCOL = Protocol(
     ask_likelihood,
     lambda t: (t.likelihood_good, t.likelihood_bad),
     lambda tokens, config: [Work(4, tokens.prompt + tokens.response + tokens.statement)],
+    asks=("statement",),
 )

@@ -35,4 +35,5 @@ PROTOCOL = Protocol(
     ask_pairwise,
     lambda t: (t.judge_pairwise,),
     lambda tokens, config: [Work(2, tokens.prompt + 2 * tokens.response, question_tokens=tokens.comparison)],
+    asks=("statement", "compare"),
 )

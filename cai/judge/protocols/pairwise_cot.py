@@ -119,4 +119,4 @@ def cot_work(tokens: PairTokens, config: FeedbackConfig) -> list[Work]:
     return [Work(2, asked, max_tokens=most), Work(2, asked + most)]
 
 
-PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, clamp_problems)
+PROTOCOL = Protocol("pairwise-cot", ask_pairwise_cot, lambda t: (t.judge_pairwise_cot,), cot_work, ("statement", "compare"), clamp_problems)

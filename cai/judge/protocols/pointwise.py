@@ -43,4 +43,5 @@ PROTOCOL = Protocol(
     ask_pointwise,
     lambda t: (t.judge_pointwise,),
     lambda tokens, config: [Work(2, tokens.prompt + tokens.response, question_tokens=tokens.question)],
+    asks=("statement", "ask_positive"),
 )

@@ -25,4 +25,5 @@ PROTOCOL = Protocol(
     ask_pointwise_contrast,
     lambda t: (t.judge_pointwise,),
     lambda tokens, config: [Work(2, tokens.prompt + tokens.response, questions=2, question_tokens=tokens.question)],
+    asks=("statement", "ask_positive", "ask_negative"),
 )

@@ -214,7 +214,7 @@ class ServerEngine:
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:
-            raise ModelError(
+            raise NoLogprobsError(
                 f"{self.name} can't say how likely a given text is: that takes vLLM with its /tokenize address. "
                 "Serve the model with `vllm serve MODEL`, or use a feedback.protocol other than likelihood."
             )

@@ -5,17 +5,22 @@ for human preferences. As the policy moves away from its reference, the proxy re
 and falls. Both are smooth functions of √KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line
 of `frontier.jsonl`. Later decisions depend only on this file, so a resumed training decides the same as an uninterrupted one.
 
-The rule. An observation is compared with the best observation so far by gold reward, prompt by prompt. It is over-optimised if the proxy
-has risen and gold has fallen by at least `min_drop` half-widths of the 95 % confidence interval of its change. It is collapsed, whatever
-the rewards, if responses have become empty, identical across prompts, or looping since the first observation. A collapsed observation is
-never the best. After `patience` over-optimised or collapsed observations in a row, the verdict is `warn` or `stop`, as the recipe says.
+The rule. The last `patience` observations together are compared with every earlier stretch of `patience` observations, prompt by prompt.
+The policy is over-optimised if, since one of them, the proxy has risen and gold has fallen by at least `min_drop` half-widths of the
+confidence interval of that change. It is collapsed, whatever the rewards, if responses were empty, identical across prompts, or looping in
+the last `patience` observations, compared with the first one. A collapsed observation is never the best, and no stretch that contains one
+is compared with. Then the verdict is `warn` or `stop`, as the recipe says.
+
+The interval holds over all comparisons of a training at once: each is a paired t interval at 1 − 5 % / number of comparisons (Bonferroni).
+A training whose gold reward is constant therefore ends with a false alarm in at most 5 % of cases, however often it is observed. The best
+observation so far would be no fair reference: it is the maximum of noise, and with it false alarms rose to 64 % at 40 observations
+(`python -m bench.monitor`).
 
 Departures from the paper:
 
 1. Gold is another small model of human labels, not the source of the labels, so it can be over-optimised too. The checks for collapse
    exist because of this: a gold model that had learned to prefer shorter responses gave its highest reward to empty ones.
-2. The confidence interval is that of a single observation. Repeated observations find a fall by chance more often than 2.5 %; `patience`
-   compensates for that.
+2. Observations are few and noisy, so that a fall must be significant before it counts.
 """
 
 import math
@@ -27,8 +32,9 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from cai.core.jsonl import append_record, read_records, write_records
-from cai.core.text.refusals import is_refusal
+from cai.core.text.refusals import can_tell, is_refusal
 from cai.core.text.repetition import distinct_fraction, repeated_fraction
+from cai.core.text.words import word_count
 from cai.errors import TrainingError
 from cai.recipe import MonitorConfig
 from cai.records import Message, MonitorPoint, Prompt
@@ -39,6 +45,8 @@ Collapse = Literal["", "vanish", "alike", "loop"]
 """Kind of collapse: responses are empty (`vanish`), identical across prompts (`alike`) or looping (`loop`); "" if none."""
 Items = Sequence[tuple[Sequence[Message], str]]
 """Conversations up to the response, with their responses."""
+FALSE_ALARMS = 0.05
+"""Largest probability of a false alarm over a whole training."""
 FRONTIER = "frontier.jsonl"
 """File of the observations, in the policy's folder."""
 
@@ -71,9 +79,12 @@ class Monitor:
     on_observation: Callable[[MonitorPoint], None] = lambda point: None
     """Called with each observation after it is written."""
     points: list[MonitorPoint] = field(default_factory=list)
+    planned: int = 1
+    """Number of observations that the interval has to hold over; set by `due`."""
 
     def due(self, step: int, last: int) -> bool:
         """Whether to observe the policy after `step` of `last` steps: at 0, every `every_steps`, and at the end."""
+        self.planned = 1 + math.ceil(last / self.config.every_steps)
         return self.config.action != "off" and (step % self.config.every_steps == 0 or step == last)
 
     def resume(self, step: int) -> None:
@@ -107,8 +118,6 @@ class Monitor:
         values = tuple(map(float, proxy.values))
         if not all(map(math.isfinite, (kl, *values, *gold))):
             raise TrainingError(f"step {step}: KL, proxy or gold reward is not finite, so the policy or a reward model has diverged")
-        best = next((p for p in self.points if p.step == self.best_step), None)
-        change = (0.0, 0.0, 0.0) if best is None else mean_interval([b - a for a, b in zip(best.gold_scores, gold, strict=True)])
         mean, low, high = mean_interval(gold)
         point = MonitorPoint(
             step=step,
@@ -119,12 +128,12 @@ class Monitor:
             gold=mean,
             gold_low=low,
             gold_high=high,
-            gold_change=change[0],
-            gold_change_low=change[1],
-            gold_change_high=change[2],
-            proxy_change=0.0 if best is None else fmean(values) - best.proxy,
-            words=fmean(len(text.split()) for text in responses),
-            refusal_rate=fmean(map(is_refusal, responses)),
+            gold_change=0.0,
+            gold_change_low=0.0,
+            gold_change_high=0.0,
+            proxy_change=0.0,
+            words=fmean(word_count(text) for text in responses),
+            refusal_rate=refusal_rate(responses),
             repetition=fmean(map(repeated_fraction, responses)),
             n=len(responses),
             proxy_scores=values,
@@ -132,6 +141,7 @@ class Monitor:
             distinct=distinct_fraction(responses),
         )
         point = replace(point, collapse=collapse(point, self.points[0], self.config) if self.points else "")
+        point = with_change([*self.points, point], self.config.patience, self.planned)
         point = replace(point, verdict=verdict([*self.points, point], self.config))
         append_record(self.path, point)
         self.points.append(point)
@@ -177,17 +187,61 @@ def verdict(points: Sequence[MonitorPoint], config: MonitorConfig) -> Verdict:
     recent = points[-config.patience :]
     if config.action == "off" or len(recent) < config.patience:
         return "go"
-    return config.action if all(p.collapse or over_optimised(p, config.min_drop) for p in recent) else "go"
+    return config.action if all(p.collapse for p in recent) or over_optimised(recent[-1], config.min_drop) else "go"
+
+
+def with_change(points: Sequence[MonitorPoint], patience: int, planned: int) -> MonitorPoint:
+    """Return the last observation with its changes of gold and proxy, against the earlier stretch from which gold fell most significantly.
+
+    Args:
+        points: the observations in order; the changes of the last one are not used.
+        patience: observations in a stretch, at least 1. The last stretch and an earlier one don't overlap.
+        planned: number of observations of the whole training; a larger number of `points` counts instead.
+
+    Returns:
+        The last observation; unchanged if there is no earlier stretch without a collapse. With one prompt the interval is ±1e308.
+    """
+    point, comparisons = points[-1], _comparisons(max(planned, len(points)), patience)
+    now = _stretch(points[-patience:])
+    found: list[tuple[float, MonitorPoint]] = []
+    for end in range(patience, len(points) - patience + 1):
+        before = points[end - patience : end]
+        if any(p.collapse for p in before):
+            continue
+        gold, proxy = _stretch(before)
+        changes = [b - a for a, b in zip(gold, now[0], strict=True)]
+        mean, low, high = mean_interval(changes, FALSE_ALARMS / comparisons)
+        significance = mean / (high - low) if high > low else math.copysign(math.inf, mean) if mean else 0.0
+        changed = replace(
+            point, gold_change=mean, gold_change_low=low, gold_change_high=high, proxy_change=now[1] - proxy, compared_with=before[-1].step
+        )
+        found.append((significance, changed))
+    return min(found, key=lambda f: f[0])[1] if found else point
+
+
+def _stretch(points: Sequence[MonitorPoint]) -> tuple[list[float], float]:
+    """Return the gold reward of each prompt and the proxy, averaged over some observations."""
+    return [fmean(scores) for scores in zip(*(p.gold_scores for p in points), strict=True)], fmean(p.proxy for p in points)
+
+
+def _comparisons(observations: int, patience: int) -> int:
+    """Return the number of pairs of stretches that don't overlap, at least 1."""
+    last = observations - 2 * patience + 1
+    return max(1, last * (last + 1) // 2)
 
 
 def over_optimised(point: MonitorPoint, min_drop: float) -> bool:
-    """Whether, since the best earlier observation, the proxy rose and gold fell by `min_drop` half-widths of its confidence interval."""
+    """Whether, since the earlier observations, the proxy rose and gold fell by `min_drop` half-widths of its confidence interval."""
     half_width = (point.gold_change_high - point.gold_change_low) / 2
     return point.proxy_change > 0 and point.gold_change < 0 and -point.gold_change >= min_drop * half_width
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return a mean and its 95 % confidence interval by Student's t. The interval of a single value is ±1e308.
+def mean_interval(values: Sequence[float], error: float = 0.025) -> tuple[float, float, float]:
+    """Return a mean and its confidence interval by Student's t, 95 % by default. The interval of a single value is ±1e308.
+
+    Args:
+        values: one per prompt.
+        error: probability that the mean is beyond one end, in (0, ½).
 
     >>> mean, low, high = mean_interval([1.0, 2.0, 3.0])  # standard error 1/√3, t at two degrees of freedom 4.303
     >>> round(mean, 3), round(low, 3), round(high, 3)
@@ -198,7 +252,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = fmean(values)
     if len(values) < 2:
         return mean, -1e308, 1e308
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    half = float(t.isf(error, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
@@ -209,9 +263,15 @@ def alarm(monitor: Monitor, verdict: Verdict) -> str:
     if last.collapse:
         return f"step {last.step}: the policy has collapsed: {collapse_words(monitor.points[0], last)}. Its rewards are meaningless; {ends}"
     return (
-        f"step {last.step}: the policy is over-optimised: gold reward has fallen since its best (step {monitor.best_step}) while the "
-        f"reward that the policy is trained on has risen; {ends}"
+        f"step {last.step}: the policy is over-optimised: gold reward has fallen since step {last.compared_with} while the reward that the "
+        f"policy is trained on has risen; {ends}"
     )
+
+
+def refusal_rate(responses: Sequence[str]) -> float | None:
+    """Return the fraction of refusals among the responses whose language the rules know; None if there is none."""
+    told = [is_refusal(text) for text in responses if can_tell(text)]
+    return fmean(told) if told else None
 
 
 def collapse_words(first: MonitorPoint, point: MonitorPoint) -> str:
@@ -252,8 +312,12 @@ def restore_best(monitor: Monitor, out: Path) -> int | None:
     step = monitor.best_step
     if step is None or monitor.config.select == "last":
         return None
-    source = best_folder(out, step) / "adapter_model.safetensors"
-    temporary = out / ".adapter_model.safetensors.best"
-    shutil.copyfile(source, temporary)
-    temporary.replace(out / "adapter_model.safetensors")
+    restore_weights(best_folder(out, step), out)
     return step
+
+
+def restore_weights(source: Path, out: Path) -> None:
+    """Replace a training's final weights by those of an adapter's folder, atomically."""
+    temporary = out / ".adapter_model.safetensors.best"
+    shutil.copyfile(source / "adapter_model.safetensors", temporary)
+    temporary.replace(out / "adapter_model.safetensors")

@@ -129,7 +129,9 @@ def test_a_calibrated_judge_is_not_audited_on_what_it_was_fitted_on(shared: Work
     config = recipe.feedback
     write_calibration(
         shared.root / "runs" / "c.json",
-        Calibration(config.protocol, config.principles, config.per_label, "scripted:scripted", "", 1.0, fitted_on=fitted),
+        Calibration(
+            config.protocol, config.principles, config.per_label, "scripted:scripted", "", 1.0, fitted_on=fitted, pooling="probabilities"
+        ),
     )
     shown: list[ScoreRequest] = []
 

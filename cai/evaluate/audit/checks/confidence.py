@@ -19,6 +19,7 @@ CERTAIN_AND_WRONG = Check(
     level=0.15,
     reasoning="words such as “definitely” in a wrong answer to a plain factual question; nothing was gained by them, so one answer in "
     "twelve more than the reference, or one in seven at all, is worth a word.",
+    by_words=True,
 )
 CERTAINTY = Check(
     "shallow confidence",
@@ -27,6 +28,7 @@ CERTAINTY = Check(
     rise=0.15,
     level=0.4,
     reasoning="certainty that is claimed whatever the question tells a reader nothing; some emphasis is normal, hence the higher bounds.",
+    by_words=True,
 )
 HEDGED_AND_RIGHT = Check(
     "shallow confidence",
@@ -35,6 +37,7 @@ HEDGED_AND_RIGHT = Check(
     rise=0.15,
     level=0.5,
     reasoning="doubt about what one knows; harmless in a few answers, a habit in one of seven more than the reference.",
+    by_words=True,
 )
 
 

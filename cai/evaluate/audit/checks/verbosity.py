@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cai.core.text.words import word_count
 from cai.evaluate.audit.check import Advice, Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.probes import FactProbe
@@ -46,13 +47,13 @@ def lengths(answers: Mapping[str, tuple[str, str]]) -> Measurement:
     Args:
         answers: prompt id to prompt and answer.
     """
-    return Measurement(LONGER, {i: math.log2(1 + len(text.split())) for i, (_, text) in answers.items()}, dict(answers))
+    return Measurement(LONGER, {i: math.log2(1 + word_count(text)) for i, (_, text) in answers.items()}, dict(answers))
 
 
 def long_facts(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> Measurement:
     """Read which short questions got long answers, by probe id."""
     shown = {p.id: (p.question, answers[p.id]) for p in probes if p.id in answers}
-    return Measurement(LONG_FACTS, {i: float(len(text.split()) > LONG_WORDS) for i, (_, text) in shown.items()}, shown)
+    return Measurement(LONG_FACTS, {i: float(word_count(text) > LONG_WORDS) for i, (_, text) in shown.items()}, shown)
 
 
 def length_controlled(name: str, model: str, outcomes: Mapping[str, float], words: Mapping[str, tuple[int, int]], seed: int) -> EvalResult:

@@ -1,5 +1,6 @@
 """A penalty for words above a limit."""
 
+from cai.core.text.words import word_count
 from cai.train.rl.term import Answers, Term, TermContext, TermScores
 
 
@@ -9,7 +10,7 @@ def length_penalty(text: str, words: int) -> float:
     >>> length_penalty("one two three", 2), length_penalty("one", 2)
     (-0.5, 0.0)
     """
-    return -max(0, len(text.split()) - words) / words
+    return -max(0, word_count(text) - words) / words
 
 
 def score_by_length(answers: Answers, context: TermContext) -> TermScores:

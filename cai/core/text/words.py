@@ -1,0 +1,79 @@
+"""Words of a text in any script: separated by spaces, or character by character where a script has no spaces between words.
+
+Chinese, Japanese, Thai, Lao, Khmer, Burmese and Tibetan are read by character, with the marks that belong to it. A character is less than a
+word, so lengths compare answers in one script, not across scripts. Korean, Arabic, Hindi and others put spaces between words.
+"""
+
+import re
+import unicodedata
+
+_UNSPACED = (
+    (0x0E01, 0x0E4E),  # Thai
+    (0x0E81, 0x0ECD),  # Lao
+    (0x0EDC, 0x0EDF),
+    (0x0F40, 0x0FBC),  # Tibetan
+    (0x1000, 0x1049),  # Burmese
+    (0x1050, 0x109F),
+    (0x1780, 0x17D3),  # Khmer
+    (0x3005, 0x3007),  # Japanese and Chinese: repetition marks, kana, Han
+    (0x3031, 0x3035),
+    (0x3041, 0x30FA),
+    (0x30FC, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA9E0, 0xA9FE),  # Burmese, extended
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),  # half-width kana
+    (0x20000, 0x3FFFD),
+)
+_PUNCTUATION = (
+    r"\u104a-\u104f\u17d4-\u17dc\u0f00-\u0f3f\u3000-\u3004\u3008-\u3030\u303b-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+)
+
+
+def _class(ranges: tuple[tuple[int, int], ...]) -> str:
+    return "".join(f"{chr(low)}-{chr(high)}" for low, high in ranges)
+
+
+def _marks() -> str:
+    """Return the marks that belong to the character before them, for a character class."""
+    small = [chr(c) for low, high in _UNSPACED if high < 0x20000 for c in range(low, high + 1)]
+    return "".join(c for c in small if unicodedata.category(c) in ("Mn", "Mc"))
+
+
+UNSPACED = _class(_UNSPACED)
+"""The characters that are words by themselves, for a character class in a pattern."""
+_WORD = re.compile(rf"[{UNSPACED}][{_marks()}\ufe00-\ufe0f]*|[^\s{UNSPACED}{_PUNCTUATION}]+")
+_ONE = re.compile(f"[{UNSPACED}]")
+
+
+def unspaced(text: str) -> bool:
+    """Return whether a text has characters of a script without spaces between words.
+
+    >>> unspaced("我会帮助你。"), unspaced("I will help you.")
+    (True, False)
+    """
+    return _ONE.search(text) is not None
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text: as `str.split` gives them, and every character of a script without spaces.
+
+    >>> words("Yes, I will."), words("请用Python写。"), words("ได้ครับ")
+    (['Yes,', 'I', 'will.'], ['请', '用', 'Python', '写'], ['ไ', 'ด้', 'ค', 'รั', 'บ'])
+    """
+    if not unspaced(text):
+        return text.split()
+    return [w for w in _WORD.findall(text) if any(c.isalnum() for c in w)]
+
+
+def word_count(text: str) -> int:
+    """Return the number of `words` of a text."""
+    return len(words(text))
+
+
+def mostly_unspaced(found: list[str]) -> bool:
+    """Return whether most of some words are single characters of a script without spaces."""
+    return 2 * sum(_ONE.match(w) is not None for w in found) > len(found)
