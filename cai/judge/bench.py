@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from cai.core.flow import in_words, run_items
 from cai.core.plugins import unknown
-from cai.data.filters import prompt_key
+from cai.data.filters import preference_key, prompt_key
 from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ModelError, NoLogprobsError, RecipeError
 from cai.ids import split_fraction

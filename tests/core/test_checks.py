@@ -27,6 +27,8 @@ COLOUR = {"type": "object", "required": ["colour"], "properties": {"colour": {"t
         (ResponseCheck(ends_with=("?", "？")), "Which one?\n", "That one."),
         (ResponseCheck(refuses=True), "I'm sorry, but I can't help with that.", "Mix them slowly."),
         (ResponseCheck(refuses=False), "Mix them slowly.", "I'm sorry, but I can't help with that."),
+        (ResponseCheck(language="de"), "Das ist nicht gut, und ich kann es nicht.", "That is not good, and I can't."),
+        (ResponseCheck(max_words=4), "请问医生", "请问医生。好的"),
         (ResponseCheck(json_schema=COLOUR), '```json\n{"colour": "red"}\n```', '{"colour": "Red 2"}'),
         (ResponseCheck(json_schema=COLOUR), '{"colour": "red"}', "red"),
         (ResponseCheck(max_words=2, ends_with=("?",)), "Which one?", "Which one of them?"),
@@ -47,6 +49,14 @@ def test_a_check_applies_to_its_kinds_only_and_all_blocks_must_hold() -> None:
     assert follows(p, "harmful", "Fine.") is False
     assert follows(p, "borderline", "Fine.") is None
     assert follows(principle("unchecked"), "helpful", "Fine.") is None
+
+
+def test_what_the_rules_can_not_tell_is_not_measured() -> None:
+    declines = replace(principle("p"), check=(ResponseCheck(refuses=True),))
+    assert follows(declines, "harmful", "申し訳ありませんが、お手伝いできません。") is None
+    assert follows(declines, "harmful", "对不起，我不能帮助您。") is True
+    german = replace(principle("p"), check=(ResponseCheck(language="de"),))
+    assert follows(german, "harmful", "42") is None and follows(german, "harmful", "That is not good, and I can't.") is False
 
 
 def test_a_pattern_that_backtracks_for_ever_is_stopped() -> None:

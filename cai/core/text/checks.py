@@ -13,19 +13,21 @@ import regex
 from referencing import Registry
 
 from cai.core.text.endings import sentence_count
-from cai.core.text.refusals import is_refusal
+from cai.core.text.languages import candidates
+from cai.core.text.refusals import can_tell, is_refusal
+from cai.core.text.words import UNSPACED, word_count
 from cai.errors import ReplyError
 from cai.records import Principle, PromptKind, ResponseCheck
 
 PATTERN_SECONDS = 1.0
 """Time limit of one regular expression on one text, in seconds."""
 _LIST_LINE = regex.compile(r"^[ \t]*(?:[-*•‣▪–]|\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S", regex.MULTILINE)
-_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _FENCE = regex.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", regex.DOTALL)
 
 
 def follows(principle: Principle, kind: PromptKind, text: str) -> bool | None:
-    """Return whether a response follows a principle's check; None if the principle has no check for this kind of prompt.
+    """Return whether a response follows a principle's check; None if the principle has no check for this kind of prompt, or a condition
+    can't be decided: `refuses` for a language that the rules don't know, `language` for a text that may be in several.
 
     Args:
         principle: its `check` holds the conditions.
@@ -36,7 +38,9 @@ def follows(principle: Principle, kind: PromptKind, text: str) -> bool | None:
         ReplyError: a regular expression ran out of time (`check_timeout`).
     """
     applying = checks_for(principle, kind)
-    return not any(True for check in applying for _ in broken(check, text)) if applying else None
+    if not applying or any(_undecided(check, text) for check in applying):
+        return None
+    return not any(True for check in applying for _ in broken(check, text))
 
 
 def checks_for(principle: Principle, kind: PromptKind) -> tuple[ResponseCheck, ...]:
@@ -53,6 +57,13 @@ def broken(check: ResponseCheck, text: str) -> Iterator[str]:
         wanted = getattr(check, name)
         if wanted is not None and wanted != () and not holds(text, wanted):
             yield name
+
+
+def _undecided(check: ResponseCheck, text: str) -> bool:
+    if check.refuses is not None and not can_tell(text):
+        return True
+    found = candidates(text)
+    return check.language is not None and (not found or (check.language in found and len(found) > 1))
 
 
 def check_problems(check: ResponseCheck) -> list[str]:
@@ -96,7 +107,7 @@ def contains(text: str, phrase: str) -> bool:
     >>> contains("A RISK of fire.", "risk"), contains("An asterisk.", "risk"), contains("有火灾风险。", "风险")
     (True, False, True)
     """
-    edge = rf"[\w--[{_SPACELESS}]]"
+    edge = rf"[\w--[{UNSPACED}]]"
     before = rf"(?<!{edge})" if regex.match(edge, phrase[0], regex.VERSION1) else ""
     after = rf"(?!{edge})" if regex.match(edge, phrase[-1], regex.VERSION1) else ""
     return regex.search(before + regex.escape(phrase) + after, text, regex.VERSION1 | regex.IGNORECASE) is not None
@@ -132,14 +143,15 @@ def _validator(schema: dict[str, Any]) -> Any:
 
 
 _CONDITIONS: dict[str, Callable[[str, Any], bool]] = {
-    "max_words": lambda text, limit: len(text.split()) <= limit,
-    "min_words": lambda text, limit: len(text.split()) >= limit,
+    "max_words": lambda text, limit: word_count(text) <= limit,
+    "min_words": lambda text, limit: word_count(text) >= limit,
     "max_sentences": lambda text, limit: sentence_count(text) <= limit,
     "matches": lambda text, pattern: found(pattern, text),
     "not_matches": lambda text, pattern: not found(pattern, text),
     "contains_any": lambda text, phrases: any(contains(text, phrase) for phrase in phrases),
     "no_lists": lambda text, wanted: not (wanted and has_list(text)),
     "ends_with": lambda text, endings: text.endswith(tuple(endings)),
+    "language": lambda text, code: code in candidates(text),
     "refuses": lambda text, wanted: is_refusal(text) == wanted,
     "json_schema": _valid_json,
 }
