@@ -460,6 +460,12 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
     """Penalty subtracted from the reward of a completion that was cut at `max_tokens`, as in `ppo`. None: no penalty, and a cut answer is
     rewarded as a finished one."""
+    loss_type: Literal["dapo", "dr_grpo", "bnpo", "grpo"] = "dapo"
+    """How GRPO aggregates its loss over tokens, as in TRL. `dapo`: over all tokens of a step (arXiv 2503.14476). `dr_grpo`: over a constant
+    length (arXiv 2503.20783). `bnpo`: over the tokens of a local batch. `grpo`: within each completion first, which favours short ones."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What GRPO divides advantages by: the standard deviation of a prompt's rewards, that of the batch's (arXiv 2508.08221), or nothing
+    (arXiv 2503.20783)."""
     rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
     """Reward functions, which are weighted and summed."""
     patience: Positive = 5
@@ -500,6 +506,10 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Clip range of the policy's probability ratio."""
     cliprange_value: Rate = 0.2
     """Clip range of the value function."""
+    critic_learning_rate: Rate | None = None
+    """Peak learning rate of the value function. None: the policy's."""
+    critic_warmup: Count = 0
+    """Number of steps at the start in which only the value function is trained, so that the first advantages mean something."""
     vf_coef: Annotated[float, Meta(ge=0)] = 0.1
     """Coefficient of the value loss."""
     max_grad_norm: Rate = 1.0
@@ -534,8 +544,9 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Peak learning rate."""
     method: MethodName = "dpo"
     """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
-    beta: Rate = 0.1
-    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO."""
+    beta: Rate | None = None
+    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: 0.04 for GRPO
+    (arXiv 2402.03300, §4.2), 0.05 for RLOO (TRL), 0.1 for the others (arXiv 2305.18290, appendix B)."""
     online: OnlineConfig = OnlineConfig()
     """Settings of `grpo` and `rloo`."""
     ppo: PPOSpec = PPOSpec()
@@ -549,6 +560,11 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Loss of `dpo` and `online-dpo`."""
     rounds: RoundsConfig = RoundsConfig()
     """Rounds of `online-dpo`."""
+
+    @property
+    def constraint(self) -> float:
+        """`beta`, or the method's usual one."""
+        return {"grpo": 0.04, "rloo": 0.05}.get(self.method, 0.1) if self.beta is None else self.beta
 
     def group_problem(self, processes: int = 1) -> str | None:
         """Return what is wrong with the batch size of a method that compares completions of one prompt; None if it is valid."""

@@ -199,7 +199,7 @@ def dpo_trainer(
     policy = load_policy(config, start, seed)
     arguments = DPOArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        beta=config.beta,
+        beta=config.constraint,
         loss_type=["sigmoid"],  # unused: `SoftDPORun` computes the loss
         max_length=None,  # rows that are too long were dropped already
     )

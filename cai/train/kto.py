@@ -88,7 +88,7 @@ def kto_trainer(
 
     arguments = KTOConfig(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        beta=config.beta,
+        beta=config.constraint,
         max_length=None,  # rows that are too long were dropped already
     )
     trainer = SoftKTORun(

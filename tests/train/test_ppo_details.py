@@ -12,7 +12,7 @@ from cai.models.local.encoding import Encoder
 from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, PolicyConfig, PPOSpec, RewardConfig
 from cai.train.reward.ensemble import read_centre
-from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
+from cai.train.rl.ppo_update import World, is_critic, make_batch, make_optimizer, update
 from cai.train.rl.rollout import Episode, Task, encode_prompts, evaluate_responses, sample, tasks
 from cai.train.rl.shared_base import SharedBase, load_shared_base
 from cai.train.running import quiet_training
@@ -250,8 +250,8 @@ def test_15_every_pass_takes_every_episode_once_in_an_order_of_its_own(
 
 def test_16_adam_has_the_literatures_epsilon_no_decay_and_a_rate_that_falls_to_nothing(shared: SharedBase, todo: list[Task]) -> None:
     config = ppo_config(batch_size=8, learning_rate=1e-3, warmup_fraction=0.0, ppo=PPOSpec(num_ppo_epochs=1))
-    [group] = make_optimizer(config, shared).param_groups
-    assert (group["eps"], group["weight_decay"]) == (1e-5, 0.0)
+    groups = make_optimizer(config, shared).param_groups
+    assert [(g["eps"], g["weight_decay"]) for g in groups] == [(1e-5, 0.0)] * 2
     episodes = rollout(shared, todo, length=2)
     rates = [train_once(shared, episodes, config, World(0, 1, at, 4))["lr"] for at in (0, 2, 3)]
     assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4])
@@ -261,8 +261,8 @@ def test_16_adam_has_the_literatures_epsilon_no_decay_and_a_rate_that_falls_to_n
 def test_16_the_8_bit_optimizers_have_it_too(shared: SharedBase, todo: list[Task], optimizer: str) -> None:
     config = ppo_config(batch_size=8, warmup_fraction=0.0, optimizer=optimizer, ppo=PPOSpec(num_ppo_epochs=1))
     with quiet_training():
-        [group] = make_optimizer(config, shared).param_groups
-        assert (group["eps"], group["weight_decay"]) == (1e-5, 0.0)
+        groups = make_optimizer(config, shared).param_groups
+        assert [(g["eps"], g["weight_decay"]) for g in groups] == [(1e-5, 0.0)] * 2
         before = {n: p.detach().clone() for n, p in shared.trained().items()}
         train_once(shared, rollout(shared, todo, length=3), config)
     assert any(not torch.equal(p, before[n]) for n, p in shared.trained().items())
@@ -270,15 +270,36 @@ def test_16_the_8_bit_optimizers_have_it_too(shared: SharedBase, todo: list[Task
 
 def test_17_gradients_are_clipped_over_all_trained_weights_together(shared: SharedBase) -> None:
     config = ppo_config(learning_rate=1.0)
-    optimizer = torch.optim.SGD(list(shared.trained().values()), lr=1.0)
+    trained = shared.trained()
+    optimizer = torch.optim.SGD([{"params": [p for n, p in trained.items() if is_critic(n) is critic]} for critic in (False, True)], lr=1.0)
     for p in shared.trained().values():
         p.grad = torch.ones_like(p)
     size = sum(p.numel() for p in shared.trained().values())
     before = {n: p.detach().clone() for n, p in shared.trained().items()}
-    norm = ppo_update._apply(shared, optimizer, 0.5, config.learning_rate, 1)
+    norm = ppo_update._apply(shared, optimizer, 0.5, (config.learning_rate, config.learning_rate), 1)
     assert norm == pytest.approx(size**0.5, rel=1e-5)
     for name, p in shared.trained().items():
         torch.testing.assert_close(before[name] - p, torch.full_like(p, 0.5 / size**0.5), rtol=1e-2, atol=1e-6)
+
+
+def test_the_critic_has_its_own_rate_and_learns_first(shared: SharedBase, todo: list[Task]) -> None:
+    episodes = rollout(shared, todo, length=3)
+
+    def moved(**ppo: Any) -> dict[bool, float]:
+        """How far policy and critic move in one step from where they are."""
+        before = {n: p.detach().clone() for n, p in shared.trained().items()}
+        train_once(
+            shared, episodes, ppo_config(batch_size=8, learning_rate=1e-3, warmup_fraction=0.0, ppo=PPOSpec(num_ppo_epochs=1, **ppo))
+        )
+        distance = dict.fromkeys((False, True), 0.0)
+        for name, p in shared.trained().items():
+            distance[is_critic(name)] = max(distance[is_critic(name)], float((p.detach() - before[name]).abs().max()))
+        return distance
+
+    warmup = moved(critic_warmup=1)
+    assert warmup[False] == 0.0 and warmup[True] > 0
+    faster = moved(critic_learning_rate=1e-2)
+    assert faster[True] == pytest.approx(10 * warmup[True], rel=0.1) and faster[False] == pytest.approx(1e-3, rel=0.1)
 
 
 def test_b_micro_batches_change_nothing(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...], todo: list[Task]) -> None:

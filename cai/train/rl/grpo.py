@@ -184,12 +184,14 @@ def online_trainer(
         "num_train_epochs": 1,
         "shuffle_dataset": False,  # TRL would restart with its first shuffle when a training is resumed in a later epoch
         "warmup_steps": int(config.warmup_fraction * steps),
-        "beta": config.beta,
+        "beta": config.constraint,
         "num_generations": config.online.num_generations,
         "max_completion_length": config.online.max_tokens,
         "temperature": config.online.temperature,
         "disable_dropout": True,  # dropout would differ between sampling and training, like a change of the policy
     }
+    if config.method == "grpo":
+        arguments |= {"loss_type": config.online.loss_type, "scale_rewards": config.online.scale_rewards}
     policy, encoder = load_policy(config, start, seed), encoder_of(tokenizer)
     stops = stop_ids(policy.get_base_model(), encoder)
     trainer = RUNS[config.method](

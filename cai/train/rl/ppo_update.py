@@ -110,14 +110,20 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
 
 
 def make_optimizer(config: PolicyConfig, shared: SharedBase) -> Any:
-    """Return AdamW over the trained weights; 8-bit or paged if the recipe says so."""
-    parameters = list(shared.trained().values())
+    """Return AdamW over the trained weights, in two groups: policy and value function; 8-bit or paged if the recipe says so."""
+    trained = shared.trained()
+    parameters = [{"params": [p for n, p in trained.items() if is_critic(n) is critic]} for critic in (False, True)]
     if config.optimizer == "adamw_torch":
         return torch.optim.AdamW(parameters, lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
     import bitsandbytes
 
     kind = bitsandbytes.optim.PagedAdamW8bit if config.optimizer.startswith("paged") else bitsandbytes.optim.AdamW8bit
     return kind(parameters, lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0)
+
+
+def is_critic(name: str) -> bool:
+    """Whether a trained weight of this name belongs to the value function: its adapter or its head."""
+    return name.startswith(f"{VALUE}.head.") or f".{VALUE}." in name
 
 
 def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfig, step: int, seed: int, world: World) -> dict[str, float]:
@@ -156,7 +162,9 @@ def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfi
                     int(config.warmup_fraction * world.optimizer_steps),
                 )
             )
-            norms.append(_apply(shared, optimizer, spec.max_grad_norm, rates[-1], world.size))
+            critic_rate = rates[-1] * (spec.critic_learning_rate or config.learning_rate) / config.learning_rate
+            policy_rate = None if step <= spec.critic_warmup else rates[-1]
+            norms.append(_apply(shared, optimizer, spec.max_grad_norm, (policy_rate, critic_rate), world.size))
             if not math.isfinite(norms[-1]):
                 raise TrainingError(
                     f"training diverged: grad_norm is {norms[-1]} at step {step}.\n"
@@ -208,8 +216,11 @@ def _differentiate(shared: SharedBase, batch: Batch, micro: Sequence[int], spec:
     }
 
 
-def _apply(shared: SharedBase, optimizer: Any, max_norm: float, rate: float, processes: int) -> float:
-    """Sum the gradients over processes, clip their global norm, and take an optimizer step; return the norm before clipping."""
+def _apply(shared: SharedBase, optimizer: Any, max_norm: float, rates: tuple[float | None, float], processes: int) -> float:
+    """Sum the gradients over processes, clip their global norm, and take an optimizer step; return the norm before clipping.
+
+    `rates`: the learning rates of policy and value function; None leaves the policy as it is.
+    """
     parameters = list(shared.trained().values())
     for p in parameters:
         if p.grad is None:  # a process whose share of the minibatch was empty
@@ -220,8 +231,12 @@ def _apply(shared: SharedBase, optimizer: Any, max_norm: float, rate: float, pro
         for p, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if rate is not None:
+            group["lr"] = rate
+            continue
+        for p in group["params"]:
+            p.grad = None  # the optimizer then skips it
     if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
