@@ -20,6 +20,7 @@ from cai.records import (
     Principle,
     Prompt,
     Provenance,
+    ResponseCheck,
     ResponsePair,
     Revision,
     RevisionTrace,
@@ -28,6 +29,7 @@ from cai.records import (
 
 RECORDS = [c for _, c in inspect.getmembers(cai.records, dataclasses.is_dataclass)]
 PROBABILITIES = st.floats(0, 1)
+st.register_type_strategy(ResponseCheck, st.builds(ResponseCheck, json_schema=st.none() | st.just({"type": "object"})))
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 PAIRS = st.builds(ResponsePair, p_a=st.none() | PROBABILITIES)
 PREFERENCES = st.builds(Preference, p_chosen=PROBABILITIES)

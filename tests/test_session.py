@@ -82,7 +82,7 @@ def test_what_is_not_open_is_named() -> None:
 def test_an_empty_prompt_and_an_unknown_protocol_are_refused() -> None:
     with pytest.raises(DataError, match="the prompt is empty"):
         ScriptedSession().ask(lambda opened: opened.respond("  "))
-    with pytest.raises(RecipeError, match=r"--protocol best: no judging protocol .best.; known: likelihood"):
+    with pytest.raises(RecipeError, match=r"--protocol best: no judging protocol .best.; known: check, likelihood"):
         settings(protocol="best")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cai.core.flow import together
 from cai.core.text.checks import follows
 from cai.errors import ConstitutionError
-from cai.generate.critique import Writer, as_sampling
+from cai.generate.critique import Writer
 from cai.generate.filters import drop_rule, unchanged
 from cai.ids import derive_seed, rendezvous_order
 from cai.models.templates import Rendered, Template, Templates
@@ -76,12 +76,12 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
     template = told_template(writer.templates, config.placement)
     asked = told(template, prompt, principles)
     seeds = [derive_seed(writer.run_seed, prompt.id, "distill", number) for number in range(config.samples)]
-    completions = await together(writer.model.complete(asked.messages, as_sampling(config.sampling), seed) for seed in seeds)
+    completions = await together(writer.complete(asked, config.sampling, seed) for seed in seeds)
     words = " ".join(p.statement for p in principles)
     kept: list[tuple[float, str]] = []
     dropped: list[str] = []
     for completion in completions:
-        text = completion.text.strip()
+        text = f"{asked.prefill} {completion.text.strip()}".strip()
         rule = "truncated" if completion.truncated else drop_rule(text, words, "", prompt.kind, config.drop_refusals)
         share = check_share(constitution, prompt, text)
         if rule is None and share is not None and share < config.min_share:

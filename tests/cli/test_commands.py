@@ -386,9 +386,10 @@ def test_a_constitutions_text_changes_are_shown_without_a_model(shared: Workspac
 
 
 def test_a_constitutions_consequences_are_shown_with_their_cost(shared: Workspace, call: Called) -> None:
-    arguments = ("constitution", "diff", CONSTITUTION, edited(shared), "--sample", "6", "--prompts", "prompts/helpful.jsonl")
+    arguments = ("constitution", "diff", CONSTITUTION, edited(shared), "--sample", "6", "--prompts", "prompts/borderline.jsonl")
     found = call.json(shared.root, *arguments, "--model", "scripted")
-    assert found["revisions"] == found["labels"]["n"] == 6 and found["calls"]["after"]["made"] == 12
+    assert found["revisions"] == 0, "a judging question changes no revision"
+    assert found["labels"]["n"] == 6 and found["calls"]["after"]["made"] == 12
     assert call(shared.root, *arguments, "--model", "scripted") == 0
     assert re.search(r"all changes +6 +6 +\d: ", call.out) and "after: 0 made" in call.out and max(map(len, call.out.splitlines())) <= 80
     assert call(shared.root, "constitution", "diff", CONSTITUTION, edited(shared), "--against-run", "s", "--sample", "4") == 0

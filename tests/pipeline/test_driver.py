@@ -18,6 +18,7 @@ from cai.models.scripted import default_script
 from cai.models.store import CallStore
 from cai.pipeline.driver import choose_stages, run_recipe
 from cai.pipeline.stages import STAGES
+from cai.recipe import Recipe
 from tests.workspaces import DATA_STAGES, RECIPE, calls_made, data_bytes, make_workspace, recipe_of, rows, run_data, script
 
 KEPT_DATA = {
@@ -384,13 +385,16 @@ def test_training_through_a_server_is_refused_unless_weights_are_named(tmp_path:
         run_recipe(recipe_of(workspace, "model.path=http://127.0.0.1:1/v1"), workspace, STAGES, Reporter())
 
 
+PLAIN = Recipe(name="plain")
+
+
 def test_stages_are_chosen_by_name() -> None:
-    assert [s.name for s in choose_stages(STAGES, (), None)] == [s.name for s in STAGES]
-    assert [s.name for s in choose_stages(STAGES, ("critique", "respond"), None)] == ["respond", "critique"]
-    assert [s.name for s in choose_stages(STAGES, (), "policy")] == ["policy", "evaluate", "report"]
-    assert [s.name for s in choose_stages(STAGES, ("respond", "evaluate"), "sft")] == ["evaluate"]
+    assert [s.name for s in choose_stages(STAGES, PLAIN, (), None)] == [s.name for s in STAGES if s.name != "distill"]
+    assert [s.name for s in choose_stages(STAGES, PLAIN, ("critique", "respond"), None)] == ["respond", "critique"]
+    assert [s.name for s in choose_stages(STAGES, PLAIN, (), "policy")] == ["policy", "evaluate", "report"]
+    assert [s.name for s in choose_stages(STAGES, PLAIN, ("respond", "evaluate"), "sft")] == ["evaluate"]
     with pytest.raises(RecipeError, match="no stage 'crit', 'polcy'; the stages are: respond critique sft"):
-        choose_stages(STAGES, ("crit",), "polcy")
+        choose_stages(STAGES, PLAIN, ("crit",), "polcy")
 
 
 def test_a_stage_without_its_inputs_names_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import doctest
 import pytest
 
 import cai.train.rl.terms.length
+from cai.constitution.load import load_constitution
 from cai.errors import RecipeError, TrainingError
 from cai.recipe import RewardTerm
 from cai.records import Message, Prompt, PromptKind, RewardScore
@@ -74,7 +75,7 @@ def test_a_term_that_scores_too_few_responses_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", TERMS.names())
 def test_every_term_scores_every_response_or_says_that_it_cannot(name: str) -> None:
-    context = TermContext(RewardTerm(term=name), ensemble, lambda answers: [0.5 for _ in answers])
+    context = TermContext(RewardTerm(term=name), ensemble, lambda answers: [0.5 for _ in answers], load_constitution("general"))
     values = TERMS.get(name).score(ANSWERS, context).values
     assert len(values) == len(ANSWERS) and all(v is None or isinstance(v, float) for v in values)
 
