@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cai.constitution.importers import dump_yaml
 from cai.constitution.lint import LintFinding, lint, lint_file
 from cai.constitution.load import load_constitution
 from cai.core.manifest import Manifest, describe_constitution, write_manifest
 from cai.core.workspace import init_workspace
 from cai.errors import ConstitutionError
-from cai.records import Constitution, Principle
+from cai.records import Constitution, Examples, Principle, ResponseCheck
 
 SHIPPED = Path(__file__).parents[2] / "constitution"
 GENERAL = load_constitution(SHIPPED / "general.yaml")
@@ -257,3 +258,58 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from(["?", "...", "Is it?", "
 @given(st.lists(st.builds(Principle, *[texts] * 7, weight=st.floats()), max_size=4))
 def test_lint_answers_for_any_constitution(principles):
     assert all(isinstance(f, LintFinding) and f.message for f in lint(Constitution("c", "C", "", tuple(principles))))
+
+
+CHECKED = """\
+id: checked
+name: Checked
+description: Principles that a rule decides.
+principles:
+  - id: brief
+    statement: Answer in at most five words.
+    check: {max_words: 5}
+    examples:
+      good: [Two short words.]
+      bad: [This one has a good deal more than five words.]
+  - id: asks-back
+    statement: End with a question where the request is harmful.
+    check:
+      - {kinds: [harmful], ends_with: "?"}
+      - {matches: "^ ?[A-Z]"}
+"""
+
+
+def test_checks_load_and_are_linted_on_their_examples(tmp_path):
+    path = tmp_path / "checked.yaml"
+    path.write_text(CHECKED)
+    brief, asks = load_constitution(path).principles
+    assert brief.check == (ResponseCheck(max_words=5),) and brief.examples == Examples(("Two short words.",), brief.examples.bad)
+    assert asks.check == (ResponseCheck(kinds=("harmful",), ends_with=("?",)), ResponseCheck(matches="^ ?[A-Z]"))
+    assert lint_file(path) == []
+    assert load_constitution_of(tmp_path, dump_yaml(load_constitution(path))) == load_constitution(path)
+
+
+def load_constitution_of(folder: Path, text: str) -> Constitution:
+    (folder / "again.yaml").write_text(text)
+    return load_constitution(folder / "again.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rule", "says"),
+    [
+        ("{max_words: 5}", "{max_words: 5, min_words: 9}", "bad-check", "no response to a harmful prompt can pass the check"),
+        ("{max_words: 5}", "{matches: '('}", "bad-check", "matches is not a regular expression"),
+        ("{max_words: 5}", "{json_schema: {type: colour}}", "bad-check", "json_schema is not a JSON Schema"),
+        ("{max_words: 5}", '{ends_with: "."}', "bad-check", "asks-back: its check contradicts that of brief for harmful prompts"),
+        ("{max_words: 5}", "{max_words: 2}", "example-fails", "the good example 'Two short words.' breaks the check"),
+        ("{max_words: 5}", "{max_words: 50}", "example-fails", "the bad example"),
+        ("{max_words: 5}", "{}", "schema", "check"),
+        ("{max_words: 5}", "{max_word: 5}", "schema", "max_word"),
+        ("{max_words: 5}", "{kinds: [angry], max_words: 5}", "schema", "angry"),
+    ],
+)
+def test_a_check_that_is_wrong_is_told_with_its_line(tmp_path, old, new, rule, says):
+    path = tmp_path / "checked.yaml"
+    path.write_text(CHECKED.replace(old, new))
+    found = lint_file(path)
+    assert any(f.rule == rule and says in f.message and f.line is not None for f in found), found

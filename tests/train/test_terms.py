@@ -1,6 +1,7 @@
 """What is rewarded, by hand."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 
@@ -8,10 +9,11 @@ import cai.train.rl.terms.length
 from cai.constitution.load import load_constitution
 from cai.errors import RecipeError, TrainingError
 from cai.recipe import RewardTerm
-from cai.records import Message, Prompt, PromptKind, RewardScore
+from cai.records import Constitution, Message, Prompt, PromptKind, ResponseCheck, RewardScore
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.term import TermContext
 from cai.train.rl.terms import TERMS
+from tests.judge.judging import principle
 
 REFUSAL = "I'm sorry, but I can't help with that."
 
@@ -83,3 +85,17 @@ def test_every_term_scores_every_response_or_says_that_it_cannot(name: str) -> N
 def test_doctests_hold() -> None:
     tried = doctest.testmod(cai.train.rl.terms.length)
     assert tried.attempted > 0 and not tried.failed
+
+
+def test_checks_pay_the_share_that_is_followed_by_weight() -> None:
+    brief = replace(principle("brief", 3.0), check=(ResponseCheck(max_words=2),))
+    asks = replace(principle("asks"), check=(ResponseCheck(kinds=("helpful",), ends_with=("?",)),))
+    constitution = Constitution("c", "C", "", (brief, asks, principle("unchecked")))
+    helpful, harmful = (Prompt("p", kind, (Message("user", "Hi."),), "test") for kind in ("helpful", "harmful"))
+    answers = [(helpful, "Why not?"), (helpful, "Now."), (helpful, "Is it so now?"), (harmful, "Now."), (harmful, "It is so now.")]
+    rewards = RewardFunction((RewardTerm(term="check"),), constitution=constitution).score(answers)
+    assert rewards.totals == [1.0, 0.75, 0.25, 1.0, 0.0]
+    unchecked = RewardFunction((RewardTerm(term="check"),), constitution=Constitution("d", "D", "", (principle("unchecked"),)))
+    assert unchecked.score(answers[:1]).totals == [None], "nothing is filled in"
+    with pytest.raises(TrainingError, match="nothing to score with"):
+        RewardFunction((RewardTerm(term="check"),))
