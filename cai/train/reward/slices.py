@@ -1,6 +1,7 @@
 """Training data slices of a reward ensemble's members. Members trained on different labels disagree where the labels are inconclusive.
 
-Slices are made of whole prompts, assigned by hash: all labels of a prompt are in the same slice, and new rows don't move other rows.
+Slices are made of whole conversations (prompts with the same first turn), assigned by hash: all labels of one are in the same slice, and
+new rows don't move other rows.
 """
 
 import random
@@ -8,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai.data.filters import prompt_key
+from cai.data.splits import conversation_id
 from cai.errors import TrainingError
 from cai.ids import derive_seed, split_fraction
 from cai.recipe import Slices
@@ -57,7 +58,7 @@ def _all(preferences: Sequence[Preference], members: int, seed: int) -> list[Sli
 
 
 def _fold_of(preference: Preference, folds: int, seed: int) -> int:
-    return int(split_fraction(prompt_key(preference.prompt), f"fold:{seed}") * folds)
+    return int(split_fraction(conversation_id(preference.prompt), f"fold:{seed}") * folds)
 
 
 def _folds(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
@@ -76,7 +77,7 @@ def _parts(preferences: Sequence[Preference], members: int, seed: int) -> list[S
 
 def _bootstrap(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
     """Draw as many prompts as there are, with replacement (Efron 1979)."""
-    keys = [prompt_key(p.prompt) for p in preferences]
+    keys = [conversation_id(p.prompt) for p in preferences]
     prompts = sorted(set(keys))
     made = []
     for i in range(members):
