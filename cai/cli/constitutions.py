@@ -315,13 +315,13 @@ def adherence(run_name: Annotated[str, typer.Argument(help="Name or path of a ru
         print_json(rows)
         return
     models = ("base", "told", "sft", "policy")
-    table = plain_table("principle", *models, "change", "verdict", right=(*models, "change"))
+    table = plain_table("principle", *models, "n", "change", "verdict", right=(*models, "n", "change"))
     for row in rows:
         rates = [f"{row.rates[m].value:.0%}" if m in row.rates else "" for m in models]
         moved = row.changes.get(trained_model(row) or "")
-        change = "" if moved is None else f"{100 * moved.value:+.0f} [{100 * moved.low:+.0f}, {100 * moved.high:+.0f}], n = {moved.n}"
+        change = "" if moved is None else f"{100 * moved.value:+.0f} [{100 * moved.low:+.0f}, {100 * moved.high:+.0f}]"
         name = f"{row.id} (control)" if row.control else row.id
-        table.add_row(plain(name), *rates, change, "" if row.control else row.verdict or "")
+        table.add_row(plain(name), *rates, "" if moved is None else str(moved.n), change, "" if row.control else row.verdict or "")
     Console().print(table)
 
 

@@ -4,10 +4,12 @@ A difference is claimed only if its 95 % interval excludes 0. Otherwise the text
 there is none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cai.core.manifest import JudgeCard
+from cai.evaluate.adherence import adherence_rows
 from cai.records import EvalResult
 from cai.report.collect import ReportData
 from cai.report.formatting import interval, percent, plural, points, quantity
@@ -60,6 +62,7 @@ def reach_verdict(data: ReportData) -> Verdict:
     loops = _change(data, model, "looping", "Answers that loop", "fewer", "more", good_when="lower")
     who = "The policy" if model == "policy" else "The SFT model (no policy has been trained yet)"
     sentences = [
+        adherence_sentence(results),
         _win_sentence(data, model, who),
         _change_sentence(compliance, "complies with", "harmful requests", find(data, "harmful_compliance_change", model)),
         _change_sentence(refusal, "refuses", "requests that should be answered", find(data, "over_refusal_change", model)),
@@ -74,6 +77,16 @@ def reach_verdict(data: ReportData) -> Verdict:
     if 0 < smallest < SMALL:
         sentences.append(f"The smallest of these measures has only {plural(smallest, 'prompt')}, so only large changes can be detected.")
     return Verdict(_headline(who, compliance, refusal, loops), tuple(s for s in sentences if s), tuple(shown), warning)
+
+
+def adherence_sentence(results: Sequence[EvalResult]) -> str:
+    """Return which principles were learned and lost, of those that were measured; empty if none was."""
+    rows = [row for row in adherence_rows(results) if not row.control and row.verdict is not None]
+    if not rows:
+        return ""
+    learned, lost = ([row.id for row in rows if row.verdict == verdict] for verdict in ("learned", "lost"))
+    text = f"It learned {len(learned)} of {plural(len(rows), 'measured principle')}{': ' if learned else ''}{', '.join(learned)}."
+    return text + (f" It lost {', '.join(lost)}." if lost else "")
 
 
 def judge_warning(data: ReportData) -> str:

@@ -8,7 +8,7 @@ import pytest
 from cai.core.manifest import JudgeCard
 from cai.records import EvalResult
 from cai.report.collect import ReportData, collect_report
-from cai.report.verdict import judge_warning, reach_verdict
+from cai.report.verdict import adherence_sentence, judge_warning, reach_verdict
 from tests.report.run_directory import before_after, results, write_run
 
 
@@ -119,3 +119,19 @@ def test_ai_labels_without_any_judge_card_are_warned_of(data: ReportData) -> Non
     assert data.labels is not None
     human = replace(data.labels, sources=tuple(s for s in data.labels.sources if s.source.startswith("human")))
     assert judge_warning(replace(judged(data, None), labels=human)) == ""
+
+
+def test_learned_and_lost_principles_are_named() -> None:
+    def change(name: str, value: float, p: float, group: str = "adherence") -> list[EvalResult]:
+        rates = [EvalResult(f"{group}:{name}", m, v, 50, v, v) for m, v in (("base", 0.4), ("policy", 0.4 + value))]
+        return [*rates, EvalResult(f"{group}:{name}_change", "policy", value, 50, value - 0.1, value + 0.1, p_adjusted=p)]
+
+    results = [
+        *change("brief", 0.5, 0.001),
+        *change("kind", 0.3, 0.2),
+        *change("frank", -0.4, 0.01),
+        *change("colour", 0.5, 0.001, "control"),
+    ]
+    assert adherence_sentence(results) == "It learned 1 of 3 measured principles: brief. It lost frank."
+    assert adherence_sentence(change("kind", 0.3, 0.2)) == "It learned 0 of 1 measured principle."
+    assert adherence_sentence([]) == ""
