@@ -25,7 +25,7 @@ RECIPES = sorted((ROOT / "runs").glob("*.yaml"))
 
 
 def test_three_constitutions_are_shipped() -> None:
-    assert [p.stem for p in CONSTITUTIONS] == ["clinical-documentation", "general", "helpful-only"]
+    assert [p.stem for p in CONSTITUTIONS] == ["clinical-documentation", "controls", "general", "helpful-only", "starter"]
     assert len(load_constitution(ROOT / "constitution" / "general.yaml").principles) >= 16
 
 

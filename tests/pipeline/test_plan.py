@@ -28,6 +28,7 @@ from tests.speeds import steady
 
 ROOT = Path(__file__).parents[2]
 SHAPE = EMBEDDED_SHAPE
+PLANNED = Path(__file__).with_name("planned.yaml")
 SIXTY, FORTY, HUNDRED = Tokens(60, 60), Tokens(40, 40), Tokens(100, 100)
 WORDS = PairTokens(0, 0, question=30, comparison=40, statement=35)
 
@@ -37,7 +38,7 @@ def costs(asked: int = 1, **recipe: Any) -> Costs:
 
 
 def stage_plan(name: str, *overrides: str) -> StagePlan:
-    recipe = load_recipe(ROOT / "runs" / "quickstart.yaml", ["policy.batch_size=8", *overrides])
+    recipe = load_recipe(PLANNED, ["policy.batch_size=8", *overrides])
     return next(s for s in draft(recipe, Workspace(ROOT), steady) if s.name == name)
 
 
@@ -196,12 +197,13 @@ def test_more_of_anything_costs_more() -> None:
 
 
 def workspace_with_run(folder: Path, seconds: float, stages: tuple[str, ...], **machine: Any) -> Workspace:
-    """A workspace whose quickstart took some seconds in each of these stages, on this machine or another."""
+    """A workspace whose run took some seconds in each of these stages, on this machine or another."""
     workspace = Workspace(folder)
     init_workspace(folder)
     run = workspace.run("before")
     run.path.mkdir()
-    shutil.copy(folder / "runs" / "quickstart.yaml", run.path / "recipe.yaml")
+    shutil.copy(PLANNED, folder / "runs" / "planned.yaml")
+    shutil.copy(PLANNED, run.path / "recipe.yaml")
     entries = [StageEntry(stage, "done", "", seconds=seconds, calls_made=10) for stage in stages]
     facts = {**machine_facts(), **machine}
     write_manifest(run.manifest, Manifest("before", machine=facts, model_fingerprint=model_fingerprint(ModelSpec()), stages=entries))
@@ -211,14 +213,14 @@ def workspace_with_run(folder: Path, seconds: float, stages: tuple[str, ...], **
 def test_an_earlier_run_on_this_machine_sets_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "probe", steady)
     here, elsewhere = workspace_with_run(tmp_path / "a", 1234.0, ("sft",)), workspace_with_run(tmp_path / "b", 1234.0, ("sft",), cpus=77)
-    recipe = load_recipe(here.root / "runs" / "quickstart.yaml")
+    recipe = load_recipe(here.root / "runs" / "planned.yaml")
     told, untold = plan_recipe(recipe, here), plan_recipe(recipe, elsewhere)
     seconds = {p: {s.name: s.seconds for s in planned.stages} for p, planned in (("told", told), ("untold", untold))}
     assert seconds["told"].pop("sft") == pytest.approx(1234.0) and seconds["untold"].pop("sft") != pytest.approx(1234.0)
     assert seconds["told"] == seconds["untold"] == {s.name: s.seconds for s in draft(recipe, here, steady) if s.name != "sft"}
     assert "times of sft: what such work took" in told.basis and "(run before)" in told.basis and "(run" not in untold.basis
     assert "rough first estimate" in told.basis and "rough first estimate" in untold.basis
-    longer = plan_recipe(load_recipe(here.root / "runs" / "quickstart.yaml", ["sft.epochs=6"]), here)
+    longer = plan_recipe(load_recipe(here.root / "runs" / "planned.yaml", ["sft.epochs=6"]), here)
     assert next(s.seconds for s in longer.stages if s.name == "sft") == pytest.approx(2 * 1234, rel=0.05)
     assert (told.calls, told.memory_bytes) == (untold.calls, untold.memory_bytes)
 
@@ -230,12 +232,12 @@ def test_a_machine_that_has_run_it_all_is_not_probed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(plan, "probe", forbidden)
     stages = ("respond", "critique", "sft", "pairs", "feedback", "reward", "policy", "evaluate")
     workspace = workspace_with_run(tmp_path, 100.0, stages)
-    planned = plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml"), workspace)
+    planned = plan_recipe(load_recipe(workspace.root / "runs" / "planned.yaml"), workspace)
     assert planned.seconds == pytest.approx(8 * 100 + 1) and "estimate" not in planned.basis
     with pytest.raises(AssertionError, match="probed"):  # another method's policy, whose time that run says nothing of
-        plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml", ["policy.method=kto"]), workspace)
+        plan_recipe(load_recipe(workspace.root / "runs" / "planned.yaml", ["policy.method=kto"]), workspace)
     with pytest.raises(AssertionError, match="probed"):  # another judge
-        plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml", ["feedback.judge={precision: bfloat16}"]), workspace)
+        plan_recipe(load_recipe(workspace.root / "runs" / "planned.yaml", ["feedback.judge={precision: bfloat16}"]), workspace)
 
 
 def test_reused_calls_teach_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +246,7 @@ def test_reused_calls_teach_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     manifest = workspace.run("before").manifest
     entry = StageEntry("respond", "done", "", seconds=0.1, calls_made=1, calls_reused=31)
     write_manifest(manifest, Manifest("before", machine=machine_facts(), model_fingerprint=model_fingerprint(ModelSpec()), stages=[entry]))
-    assert "(run before)" not in plan_recipe(load_recipe(workspace.root / "runs" / "quickstart.yaml"), workspace).basis
+    assert "(run before)" not in plan_recipe(load_recipe(workspace.root / "runs" / "planned.yaml"), workspace).basis
 
 
 def test_a_server_is_counted_and_priced_and_its_time_stays_unknown() -> None:
