@@ -90,7 +90,7 @@ def test_not_opposed(a, b):
 def test_threshold_lies_between_distinct_principles_and_paraphrases():
     distinct = []
     for path in CONSTITUTIONS:
-        principles = load_constitution(path).principles
+        principles = [p for p in load_constitution(path).principles if p.own_wording]
         for alike, texts in (
             (STATEMENT_ALIKE, [p.statement for p in principles]),
             (REQUESTS_ALIKE, [f"{p.critique} {p.revision}" for p in principles]),
