@@ -86,6 +86,8 @@ class JudgeCard:
     """Mean probability that the judge gave to its choices together when it labelled, in [0, 1]; None if no choices were read."""
     mass_warning: str = ""
     """Warning if that is small."""
+    by_rule: bool = False
+    """Whether labels come from the principles' checks, and no judge is asked."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from cai.core.jsonl import refuse_overwriting
 from cai.core.manifest import JudgeCard
 from cai.data.prompts import load_all
 from cai.errors import RecipeError
+from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.policies import AGAINST
@@ -145,11 +146,15 @@ async def evaluate_models(
     if against is not None:
         card, _ = await card_of(recipe, root, judge, session.reporter)
     verdicts = await judge_answers(session, answered.answers, judge)
+    trusted = judge if card is not None and card.beats_baselines else None
+    base = spec_from_name(model if against is None else against)
+    adherence = await measure_adherence(session, constitution, None, answered.answers, base, trusted)
     scores = score_answers(answered.answers, await session.load_rewards(rewards)) if rewards else None
     calibrated = recipe.feedback.calibration
     weighed = "by an uncalibrated judge (--calibration)" if calibrated is None else f"by the judge, calibrated with {Path(calibrated).name}"
     measured = measure(answered, verdicts, scores, recipe.seed)
     results = [with_note(r, weighed) if r.name.startswith("win_rate_by_judge") else r for r in measured.results]
+    results += adherence
     kinds = {r.prompt.kind for responses in answered.answers.values() for r in responses}
     unread = tuple(not_measured(results, kinds))
     return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)), unread)

@@ -8,7 +8,7 @@ on it, without the principles in the prompt, carries the principles into the wei
 from dataclasses import dataclass
 
 from cai.core.flow import together
-from cai.core.text.checks import follows
+from cai.core.text.checks import check_share
 from cai.errors import ConstitutionError
 from cai.generate.critique import Writer
 from cai.generate.filters import drop_rule, unchanged
@@ -83,7 +83,7 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
     for completion in completions:
         text = f"{asked.prefill} {completion.text.strip()}".strip()
         rule = "truncated" if completion.truncated else drop_rule(text, words, "", prompt.kind, config.drop_refusals)
-        share = check_share(constitution, prompt, text)
+        share = check_share(constitution, prompt.kind, text)
         if rule is None and share is not None and share < config.min_share:
             rule = "breaks_check"
         if rule is None:
@@ -92,7 +92,7 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
             dropped.append(rule)
     provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), template.hash, seeds[0], writer.recipe_hash)
     best = max(kept, key=lambda found: found[0], default=None)
-    share = None if best is None else check_share(constitution, prompt, best[1])
+    share = None if best is None else check_share(constitution, prompt.kind, best[1])
     return Distilled(response, best and best[1], share, provenance.principle_ids, tuple(dropped), provenance)
 
 
@@ -123,12 +123,3 @@ def told(template: Template, prompt: Prompt, principles: tuple[Principle, ...]) 
     """Return a prompt with principles in its context."""
     *earlier, last = prompt.messages
     return template.render({"earlier": tuple(earlier), "question": last.content, "principles": " ".join(p.statement for p in principles)})
-
-
-def check_share(constitution: Constitution, prompt: Prompt, text: str) -> float | None:
-    """Return the share, in [0, 1], of the constitution's checks that a response follows, by the principles' weights.
-
-    None if no principle has a check for this kind of prompt. Raises `ReplyError` if a pattern ran out of time.
-    """
-    found = [(p.weight, v) for p in constitution.principles if (v := follows(p, prompt.kind, text)) is not None]
-    return sum(weight * v for weight, v in found) / sum(weight for weight, _ in found) if found else None

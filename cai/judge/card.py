@@ -40,7 +40,7 @@ async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) 
     """
     config, calibration = recipe.feedback, judge.calibration
     if not PROTOCOLS.get(config.protocol).asks_model:
-        return JudgeCard(config.protocol, False, note=BY_RULE.format(protocol=config.protocol)), None
+        return JudgeCard(config.protocol, False, by_rule=True, note=BY_RULE.format(protocol=config.protocol)), None
     if config.bench_pairs is None:
         note = UNMEASURED.format(protocol=config.protocol)
         return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None

@@ -1,5 +1,6 @@
 """Checks the configuration before any weights are loaded, and reports all errors together."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,10 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     except CaiError as e:
         problems.append(f"feedback.protocol: {e}")
     if constitution is not None:
+        with contextlib.suppress(CaiError):  # an unknown protocol is reported above
+            protocol = PROTOCOLS.get(recipe.feedback.protocol)
+            if not any(protocol.applies(p, kind) for p in constitution.principles for kind in p.applies_to):
+                problems.append(f"feedback.protocol: {protocol.name} can judge by no principle of {recipe.constitution}")
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")

@@ -97,7 +97,7 @@ def judge_warning(data: ReportData) -> str:
         if any(s.startswith(("ai:", "revision:")) for s in sources):
             return "The labels of this run come from a judge that was never measured against people's labels."
         return ""
-    if card.measured and card.beats_baselines:
+    if card.by_rule or (card.measured and card.beats_baselines):
         return card.mass_warning
     if card.note:
         return f"{card.note} {card.mass_warning}".strip()

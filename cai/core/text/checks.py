@@ -17,7 +17,7 @@ from cai.core.text.languages import candidates
 from cai.core.text.refusals import can_tell, is_refusal
 from cai.core.text.words import UNSPACED, word_count
 from cai.errors import ReplyError
-from cai.records import Principle, PromptKind, ResponseCheck
+from cai.records import Constitution, Principle, PromptKind, ResponseCheck
 
 PATTERN_SECONDS = 1.0
 """Time limit of one regular expression on one text, in seconds."""
@@ -41,6 +41,15 @@ def follows(principle: Principle, kind: PromptKind, text: str) -> bool | None:
     if not applying or any(_undecided(check, text) for check in applying):
         return None
     return not any(True for check in applying for _ in broken(check, text))
+
+
+def check_share(constitution: Constitution, kind: PromptKind, text: str) -> float | None:
+    """Return the share, in [0, 1], of a constitution's checks that a response follows, by the principles' weights.
+
+    None if no principle has a check that can be decided. Raises as `follows` does.
+    """
+    found = [(p.weight, v) for p in constitution.principles if (v := follows(p, kind, text)) is not None]
+    return sum(weight * v for weight, v in found) / sum(weight for weight, _ in found) if found else None
 
 
 def checks_for(principle: Principle, kind: PromptKind) -> tuple[ResponseCheck, ...]:

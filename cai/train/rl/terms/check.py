@@ -1,24 +1,22 @@
 """The share of the constitution's checks that a response follows, by the principles' weights."""
 
-from cai.core.text.checks import follows
+from cai.core.text.checks import check_share
 from cai.errors import ReplyError
 from cai.records import Constitution, Prompt
 from cai.train.rl.term import Answers, Term, TermContext, TermScores
 
 
-def check_share(prompt: Prompt, text: str, constitution: Constitution) -> float | None:
-    """Return the share, in [0, 1]; None if no principle has a check for this kind of prompt, or a pattern ran out of time."""
-    try:
-        found = [(p.weight, verdict) for p in constitution.principles if (verdict := follows(p, prompt.kind, text)) is not None]
-    except ReplyError:
-        return None
-    return sum(weight * verdict for weight, verdict in found) / sum(weight for weight, _ in found) if found else None
-
-
 def score_by_checks(answers: Answers, context: TermContext) -> TermScores:
     """Return the share of checks that each response follows."""
     assert context.constitution is not None
-    return TermScores([check_share(prompt, text, context.constitution) for prompt, text in answers])
+    return TermScores([_share(context.constitution, prompt, text) for prompt, text in answers])
+
+
+def _share(constitution: Constitution, prompt: Prompt, text: str) -> float | None:
+    try:
+        return check_share(constitution, prompt.kind, text)
+    except ReplyError:  # a pattern ran out of time
+        return None
 
 
 TERM = Term("check", score_by_checks, needs=("constitution",))
