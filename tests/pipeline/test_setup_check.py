@@ -92,3 +92,11 @@ def test_a_run_without_training_may_use_a_server(tmp_path: Path) -> None:
     recipe = recipe_of(workspace, "model.path=http://127.0.0.1:1/v1")
     check_setup(recipe, workspace, trains=False)
     check_setup(recipe_of(workspace, "model.path=http://127.0.0.1:1/v1", "weights={path: scripted}"), workspace)
+
+
+def test_a_protocol_that_can_judge_by_no_principle_is_refused_before_the_run(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    recipe = recipe_of(workspace, "feedback.protocol=check")
+    with pytest.raises(RecipeError, match=r"feedback.protocol: check can judge by no principle of constitution/"):
+        check_setup(recipe, workspace)
+    check_setup(recipe_of(workspace, "feedback.protocol=check", "constitution=constitution/starter.yaml"), workspace)

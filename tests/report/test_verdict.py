@@ -135,3 +135,9 @@ def test_learned_and_lost_principles_are_named() -> None:
     assert adherence_sentence(results) == "It learned 1 of 3 measured principles: brief. It lost frank."
     assert adherence_sentence(change("kind", 0.3, 0.2)) == "It learned 0 of 1 measured principle."
     assert adherence_sentence([]) == ""
+
+
+def test_labels_by_rule_are_no_judge_that_can_not_be_trusted(data: ReportData) -> None:
+    card = JudgeCard("check", False, note="Labels come from the principles' own checks (check).", by_rule=True)
+    assert judge_warning(judged(data, card)) == ""
+    assert judge_warning(judged(data, replace(card, by_rule=False))) == card.note
