@@ -28,7 +28,7 @@ Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
-Placement = Literal["system", "user"]
+Placement = Literal["system", "user", "turns"]
 SFTData = Literal["critique", "distill"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
@@ -161,6 +161,8 @@ class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     min_p_revised: Fraction = 0.5
     """Minimum judge probability that the revision is better than the initial response. Revisions below it are dropped. 0 skips the judge
     and keeps all."""
+    min_share: Fraction = 0.0
+    """Minimum share of the applicable checks that the final text must follow, by the principles' weights. Traces below it are dropped."""
     drop_refusals: bool = True
     """Whether to drop revisions that refuse the revision request, or that refuse a prompt that isn't harmful."""
 
@@ -173,7 +175,9 @@ class DistillConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sampling: SamplingSpec = SamplingSpec()
     """Sampling of the responses."""
     placement: Placement = "user"
-    """Where the principles stand: in the `system` turn, or in the `user` turn after the question. Small models follow them there only."""
+    """Where the principles stand. `system`: in the system turn. `user`: in the user's turn, after the question. `turns`: one after the
+    other; the model answers, and is then told each principle whose check asks for something that the answer lacks, and what it says is
+    added to the answer. Small models hardly follow the system turn, and best follow one principle at a time."""
     per_prompt: Positive | None = None
     """Number of principles in context, drawn by hash of the prompt. None: all that apply to the prompt's kind."""
     kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
