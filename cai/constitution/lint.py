@@ -130,7 +130,7 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
         ConstitutionError: the file can't be read.
     """
     try:
-        source = load_yaml(path, ConstitutionError)
+        source = load_yaml(path, ConstitutionError, "constitution")
     except ConstitutionError as e:
         if not path.is_file():
             raise

@@ -61,7 +61,8 @@ def run_status(run: RunDirectory) -> RunStatus:
     if alive and progress.exists():
         try:
             now = json.loads(progress.read_text())
-            notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls")
+            doing = now.get("loading") or f"{now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls"
+            notes.append(f"now: {now['stage']}, {doing}")
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
             notes.append("now: working")
     if manifest.judge is not None:

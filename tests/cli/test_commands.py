@@ -655,7 +655,7 @@ def test_a_runs_own_judge_compares_unless_another_is_named(tmp_path: Path, call:
     policy.mkdir(parents=True)
     (policy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "embedded"}))
     (policy / "adapter_model.safetensors").touch()
-    monkeypatch.setattr("cai.models.opening.LazyEngine", lambda spec: ScriptedEngine(name=spec.path))
+    monkeypatch.setattr("cai.models.opening.LazyEngine", lambda spec, loading: ScriptedEngine(name=spec.path))
     asked = ("evaluate", str(policy), "--against", "scripted", "--limit", "2")
     assert call.json(workspace.root, *asked)["judge"] == "strict"
     assert call.json(workspace.root, *asked, "--judge", "scripted#other")["judge"] == "other"
