@@ -756,7 +756,7 @@ def _override(source: YamlSource, text: str) -> list[str]:
 
 
 def _which_key(path: tuple[str, ...], known: tuple[str, ...]) -> str:
-    """Return a suggestion for an unknown key: the same key in sections that were left out, a similar key, or else the keys of its section."""
+    """Return a suggestion for an unknown key: the same key in other sections, a similar key, or else all keys of its section."""
     key = ".".join(path)
     if whole := [k for k in known if k.endswith(f".{key}")]:
         return f". Did you mean {' or '.join(map(repr, whole))}?"
