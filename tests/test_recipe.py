@@ -65,7 +65,8 @@ policy:
         f"  F:2: modle: unknown key 'modle'; known: {', '.join(sorted(Recipe.__struct_fields__))}. Did you mean 'model'?",
         "  F:4: critique.rounds: 0 is less than the minimum of 1",
         "  F:5: critique.sampling.temperature: 'hot' is not of type 'number'",
-        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, thinking_tokens, top_p. Did you mean 'top_p'?",
+        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, thinking_tokens, top_p. "
+        "Did you mean 'top_p'?",
         "  F:9: prompts.train[1].kind: 'harmfull' is not one of ['borderline', 'harmful', 'helpful', 'other']. Did you mean 'harmful'?",
         "  F:9: prompts.train[1]: 'path' is a required property",
         "  F:11: policy.learning_rate: 0 is less than or equal to the minimum of 0",

@@ -6,10 +6,14 @@ import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from cai.models.base import Engine, Reply, Request
+from cai.models.base import CompleteRequest, Completion, Engine, OnText, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from cai.models.local.engine import LocalEngine
 
 Loading = Callable[[str], AbstractContextManager[None]]
 
@@ -29,14 +33,19 @@ class LazyEngine:
         self.loading = loading
         self.name = spec.path if spec.adapter is None else f"{spec.path}+{spec.adapter}"
         self.fingerprint = model_fingerprint(spec)
-        self._engine: Engine | None = None
+        self._engine: LocalEngine | None = None
         self._loading: asyncio.Lock | None = None
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request, after loading the model if this is the first one."""
         return await (await self.loaded()).submit(request)
 
-    async def loaded(self) -> Engine:
+    async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
+        """Answer one request piece by piece."""
+        engine = await self.loaded()
+        return await engine.stream(request, on_text)
+
+    async def loaded(self) -> "LocalEngine":
         """Return the engine; load it first if nothing has."""
         if self._engine is None:
             if self._loading is None:
