@@ -147,6 +147,19 @@ def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KI
     return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
 
 
+def lint_scope(constitution: Constitution) -> str:
+    """Return what the linter checked in a constitution, and what it can't check, in words."""
+    principles = constitution.principles
+    checks = sum(bool(p.check) for p in principles)
+    shared = sum(bool(set(a.applies_to) & set(b.applies_to)) for a, b in combinations(principles, 2))
+    language = "" if _is_english(principles) else " The rules about wording are for English and were left out."
+    return (
+        f"Checked: {len(principles)} principles: schema, wording of requests and questions, which kinds of prompt they reach, "
+        f"{shared} pairs for duplicates and contradictions in their words, {checks} check{'' if checks == 1 else 's'} on their examples."
+        f"{language} Contradictions that are not in the words need a reader."
+    )
+
+
 def _outdated(source: YamlSource) -> Iterator[LintFinding]:
     """Find wording that was written for an earlier statement; nothing if the file is invalid or no earlier version is known."""
     constitution = None if source_problems(source) else read_fields(source.data, Constitution)
