@@ -325,7 +325,7 @@ def test_a_check_that_is_wrong_is_told_with_its_line(tmp_path, old, new, rule, s
         ("Leave out disclaimers.", "Add a disclaimer to every single answer.", "contradiction"),
         ("Do not lecture.", "Always lecture the user when a request touches on morals.", "may-contradict"),
         ("Give advice on anything that the user asks.", "Give the user no advice on weapons.", "may-contradict"),
-        ("Never use guilt, fear or flattery to move someone.", "Use guilt, fear and flattery to move people.", "may-contradict"),
+        ("Never use guilt, fear or flattery to move someone.", "Use guilt, fear and flattery to move people.", "contradiction"),
         ("Never invent facts.", "Invent facts and numbers where none are known.", "may-contradict"),
         ("Never lie.", "Tell the user when somebody lies to them.", None),
         ("Give advice on anything that the user asks.", "Do not talk about the weather.", None),
