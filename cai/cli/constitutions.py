@@ -1,4 +1,4 @@
-"""Commands about constitutions: lint, show, import, diff, try, validate, guidelines."""
+"""Commands about constitutions: lint, show, import, diff, try, validate, draft, guidelines."""
 
 import sys
 from collections import Counter
@@ -339,6 +339,42 @@ def adherence(run_name: RunName, json: Json = False) -> None:
         name = f"{row.id} (control)" if row.control else row.id
         table.add_row(plain(name), *rates, "" if moved is None else str(moved.n), change, "" if row.control else row.verdict or "")
     Console().print(table)
+
+
+@constitution.command()
+def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, recipe: RecipeFile = None, json: Json = False) -> None:
+    """Let a model draft requests and questions from the statements of principles that have none, or of the named ones.
+
+    The drafts are written into the file, each marked by a comment. Read them before you use them.
+    """
+    from cai.constitution.editing import set_fields
+    from cai.constitution.load import load_constitution
+    from cai.core.jsonl import write_text
+    from cai.session import Session, settings
+    from cai.workbench.trial import chosen
+    from cai.workbench.wording import Wording, draft_wording
+
+    loaded = load_constitution(file)
+    todo = chosen(loaded, principle).principles if principle else tuple(p for p in loaded.principles if not p.own_wording)
+
+    async def work(session: Session) -> list[Wording]:
+        return await session.each(todo, lambda p: draft_wording(session, p), "principles", lambda p: p.id, may_all_fail=True)
+
+    session = open_session(settings(model=model, recipe=recipe, name="draft"), file.parent)
+    found = session.run(work, "draft") if todo else []
+    session.warn_of_failures()
+    text, places = file.read_bytes().decode(), {p.id: i for i, p in enumerate(loaded.principles)}
+    for one in found:
+        text = set_fields(text, places[one.principle_id], one.texts, one.model)
+    write_text(file, text)
+    if json:
+        print_json(found)
+        return
+    for one in found:
+        without = f"; nothing usable for {', '.join(one.left_out)}" if one.left_out else ""
+        typer.echo(f"{one.principle_id}: drafted {', '.join(one.texts) or 'nothing'}{without}")
+    if not todo:
+        typer.echo("Every principle has requests or questions of its own. Name those to draft again with --principle ID.")
 
 
 @constitution.command()
