@@ -4,6 +4,7 @@ Principles must be in block style, with each key on its own line. After an edit 
 was asked for, the edit is refused. Texts that a model drafted are marked with a comment, which an edit by a person removes.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cai.records import DEFAULT_WORDING
 
 DRAFTED = "# drafted from the statement by "
 """Start of the comment above a text that a model drafted."""
+_COMMENT = re.compile(r"\s+#[^'\"]*$")
 _ORDER = ("id", "statement", *DEFAULT_WORDING, "applies_to", "weight")
 _BY_HAND = "edit it as text"
 
@@ -74,7 +76,7 @@ def remove_principle(text: str, index: int) -> str:
     source = _parsed(text)
     if len(entries(source)) < 2:
         raise ConstitutionError("a constitution needs at least one principle")
-    blocks, head, tail = _blocks(source, text)
+    blocks, head, tail = _blocks(source, text, index)
     del blocks[index]
     return _checked(head + "".join(blocks) + tail, [e for i, e in enumerate(entries(source)) if i != index], source)
 
@@ -82,7 +84,7 @@ def remove_principle(text: str, index: int) -> str:
 def move_principle(text: str, index: int, to: int) -> str:
     """Move a principle, with the comments above it, to another place in the list. Raises as `set_fields` does."""
     source = _parsed(text)
-    blocks, head, tail = _blocks(source, text)
+    blocks, head, tail = _blocks(source, text, index)
     wanted = list(entries(source))
     blocks.insert(to, blocks.pop(index))
     wanted.insert(to, wanted.pop(index))
@@ -107,6 +109,9 @@ def _set(text: str, index: int, name: str, value: Any, drafted_by: str) -> str:
         new.insert(0, f"{' ' * item.indent}{DRAFTED}{drafted_by}\n")
     if name in item.keys:
         start, end = item.keys[name]
+        comment = _COMMENT.search(lines[start]) if end == start + 1 else None
+        if comment and len(new) == 1:  # a comment on the same line stays
+            new = [new[0].rstrip("\n") + comment[0].rstrip("\n") + "\n"]
         if start == item.start:
             if value is None or drafted_by:
                 raise ConstitutionError(f"{name} is the principle's first key: {_BY_HAND}")
@@ -164,8 +169,13 @@ def _end(lines: list[str], start: int, indent: int) -> int:
     return end
 
 
-def _blocks(source: YamlSource, text: str) -> tuple[list[str], str, str]:
-    """Return the text of each principle with the empty lines and comments above it, what is before the first, and what follows the last."""
+def _blocks(source: YamlSource, text: str, index: int) -> tuple[list[str], str, str]:
+    """Return the text of each principle with the empty lines and comments above it, what is before the first, and what follows the last.
+
+    Raises:
+        ConstitutionError: there is no principle `index`, or one of them can only be edited as text.
+    """
+    _item(source, text, index)
     items = [_item(source, text, i) for i in range(len(entries(source)))]
     lines = text.splitlines(keepends=True)
     if lines[items[-1].end - 1][-1:] != "\n":
