@@ -20,7 +20,6 @@ from cai.errors import CaiError
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-_MAX_MESSAGE = 300
 YamlPath = tuple[str | int, ...]
 
 

@@ -145,7 +145,7 @@ def _shown(edited: Edited) -> Response:
             "version": edited.version,
             "is_draft": edited.is_draft,
             "is_loadable": not edited.fault,
-            "principles": [s.id for s in edited.sections],
+            "principles": [form.id for form in edited.form],
             "form": edited.form,
             "lines": {str(f.line): f.severity for f in reversed(edited.findings) if f.line},
             "html": fragment("findings", edited=edited),

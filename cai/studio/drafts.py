@@ -44,18 +44,11 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class PrinciplePlace:
-    """Line of a principle in a text."""
-
-    id: str
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
 class PrincipleForm:
     """What the form shows of a principle, as written in the text."""
 
     id: str
+    line: int
     statement: str
     wording: dict[str, str]
     """Requests and questions of its own, by field."""
@@ -88,7 +81,6 @@ class Edited:
     is_overtaken: bool
     """Whether the file changed after the draft was created; saving would undo that change."""
     findings: tuple[LintFinding, ...]
-    sections: tuple[PrinciplePlace, ...]
     form: tuple[PrincipleForm, ...]
     """Empty if the text can't be parsed."""
     fault: str
@@ -257,21 +249,19 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrinciplePlace, ...], tuple[PrincipleForm, ...], str]:
-    """Return lint findings, the line of each principle, the form, and the load error (empty if there is none). Results are cached."""
+def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrincipleForm, ...], str]:
+    """Return the lint findings, the form, and the load error (empty if there is none). Results are cached."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
         source = parse_yaml(text.encode(), where, ConstitutionError)
     except ConstitutionError as e:
-        return tuple(findings), (), (), str(e)
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries(source)]
-    sections = [PrinciplePlace(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
+        return tuple(findings), (), str(e)
     form = _form(source, text, findings)
     try:
         parse_constitution(text, where)
     except ConstitutionError as e:
-        return tuple(findings), tuple(sections), form, str(e)
-    return tuple(findings), tuple(sections), form, ""
+        return tuple(findings), form, str(e)
+    return tuple(findings), form, ""
 
 
 def _form(source: YamlSource, text: str, findings: list[LintFinding]) -> tuple[PrincipleForm, ...]:
@@ -288,5 +278,5 @@ def _form(source: YamlSource, text: str, findings: list[LintFinding]) -> tuple[P
         problems = tuple(f"{f.severity}: {f.message}" for f in findings if f.line is not None and start <= f.line < end)
         wording = {name: said[name] for name in DEFAULT_WORDING if said[name]}
         known = tuple(k for k in LABELLED_KINDS if not isinstance(kinds, list) or k in kinds)
-        forms.append(PrincipleForm(said["id"], said["statement"], wording, drafted, known, problems))
+        forms.append(PrincipleForm(said["id"], start, said["statement"], wording, drafted, known, problems))
     return tuple(forms)

@@ -71,7 +71,7 @@ def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path
     with pytest.raises(ConstitutionError, match="duplicate id"):
         drafts.save(NAME, twice.version)
     torn = drafts.write(NAME, now.text[:300] + "\n\t: [", twice.version)
-    assert [f.rule for f in torn.findings] == ["schema"] and torn.sections == ()
+    assert [f.rule for f in torn.findings] == ["schema"] and torn.form == ()
     assert file.read_bytes() == before and drafts.open(NAME) == torn
     assert drafts.discard(NAME, torn.version) == now
 
