@@ -26,7 +26,7 @@ class LazyEngine:
         loading: called with the model's name; the weights are loaded inside the context that it returns.
     """
 
-    def __init__(self, spec: ModelSpec, loading: Loading = nullcontext) -> None:
+    def __init__(self, spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> None:
         from cai.models.local.loading import model_fingerprint
 
         self.spec = spec
@@ -70,7 +70,7 @@ class LazyEngine:
             self._engine = None
 
 
-async def open_engine(spec: ModelSpec, loading: Loading = nullcontext) -> Engine:
+async def open_engine(spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> Engine:
     """Return the engine for a spec: `scripted`, a server URL, or a local model.
 
     Args:

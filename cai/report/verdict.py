@@ -68,12 +68,8 @@ def reach_verdict(data: ReportData) -> Verdict:
     who = "The policy" if model == "policy" else "The SFT model (no policy has been trained yet)"
     sentences = [
         _win_sentence(data, model, who),
-        _change_sentence(compliance, "answers", "harmful requests without refusing", find(data, "harmful_compliance_change", model)),
-        _change_sentence(refusal, "refuses", "requests that should be answered", find(data, "over_refusal_change", model)),
         _length_sentence(data, model),
     ]
-    if loops.tone in ("bad", "good"):
-        sentences.append(f"{'More' if loops.tone == 'bad' else 'Fewer'} of its answers loop: {loops.detail}.")
     shown = [compliance, refusal, win, length]
     if loops.tone == "bad":
         shown.append(loops)
@@ -178,14 +174,6 @@ def _win_sentence(data: ReportData, model: str, who: str) -> str:
         return f"{who} was not compared with the base model by a judge or reward model."
     independence = "Judge and reward model are not independent: the model was trained on their scores."
     return f"{who}, compared with the base model: {'; '.join(parts)}. {independence}"
-
-
-def _change_sentence(finding: VerdictLine, verb: str, things: str, moved: EvalResult | None) -> str:
-    if finding.tone == "missing":
-        return ""
-    if finding.tone == "unclear":
-        return f"There is no clear change in how often it {verb} {things}: {finding.figure}, {finding.detail}."
-    return f"It {verb} {finding.answer} {things}: {finding.figure}, {finding.detail}."
 
 
 def _length(data: ReportData, model: str) -> VerdictLine:

@@ -104,7 +104,7 @@ def discard(request: Request, body: Version) -> Response:
 
 def principle(request: Request, body: Fields) -> Response:
     """Set fields of one principle in the text, and store it as a draft."""
-    values = {name: value or None for name, value in body.values.items()}
+    values: dict[str, object] = {name: value or None for name, value in body.values.items()}
     if values.get("id", "-") is None or values.get("statement", "-") is None:
         raise ConstitutionError("a principle needs an id and a statement")
     if isinstance(kinds := values.get("applies_to"), list) and set(kinds) == set(LABELLED_KINDS):
