@@ -26,7 +26,7 @@ _BY_HAND = "edit it as text"
 
 
 @dataclass(frozen=True)
-class _Item:
+class _Lines:
     """The lines of one principle: `keys` maps each key to its first line and the line after its last one (from 0)."""
 
     start: int
@@ -141,7 +141,7 @@ def _parsed(text: str) -> YamlSource:
     return parse_yaml(text.encode(), Path("the constitution"), ConstitutionError)
 
 
-def _item(source: YamlSource, text: str, index: int) -> _Item:
+def _item(source: YamlSource, text: str, index: int) -> _Lines:
     entry = entries(source)[index] if 0 <= index < len(entries(source)) else None
     if not isinstance(entry, dict) or not entry:
         raise ConstitutionError(f"there is no principle {index + 1} to edit")
@@ -154,7 +154,7 @@ def _item(source: YamlSource, text: str, index: int) -> _Item:
     if not block or len({n for n, _ in firsts}) < len(firsts):
         raise ConstitutionError(f"principle {index + 1} is not written one key a line: {_BY_HAND}")
     keys = {key: (n, _end(lines, n, indent)) for n, key in firsts}
-    return _Item(start, max(end for _, end in keys.values()), indent, keys)
+    return _Lines(start, max(end for _, end in keys.values()), indent, keys)
 
 
 def _end(lines: list[str], start: int, indent: int) -> int:
