@@ -98,7 +98,7 @@ def in_words(agreement: Sequence[EvalResult]) -> str:
         text = "The raters agree: the labels can be used as they are."
     elif alpha.value >= 0.67:
         text = "The raters agree fairly well: use the labels with care, and decide the disputed pairs."
-    elif alpha.value > 0:
+    elif alpha.high > 0:
         text = "The raters agree too little: read the disputed pairs together and make the guidelines clearer before you label more."
     else:
         text = "The raters agree no more than by chance: they seem to follow different rules. Clear that up before you label more."

@@ -290,7 +290,8 @@ def test_agreement_is_put_in_words_by_its_limits() -> None:
     assert words(0.9, 0.85, 0.95) == "The raters agree: the labels can be used as they are."
     assert words(0.7, 0.68, 0.75).startswith("The raters agree fairly well")
     assert words(0.3, 0.1, 0.5).startswith("The raters agree too little")
-    assert words(-0.1, -0.3, 0.1).startswith("The raters agree no more than by chance")
+    assert words(-0.1, -0.3, 0.1).startswith("The raters agree too little")
+    assert words(-0.3, -0.5, -0.1).startswith("The raters agree no more than by chance")
     assert words(0.9, 0.2, 1.0).endswith("With so few shared pairs, this is uncertain.")
 
 
