@@ -2,9 +2,9 @@
 
 The names below are the public API. They are imported when first used, so `import cai` loads neither torch nor transformers.
 
-GNU's OpenMP, which PyTorch uses, reads its settings when it is loaded, so `GOMP_SPINCOUNT` is set here. By default a thread that has finished
-its part spins for some milliseconds while it waits for the others. Beside other work on the same cores these have to wait for its core,
-and decoding was five to six times slower. 10,000 rounds are some tenths of a millisecond, after which the thread sleeps.
+GNU's OpenMP, which PyTorch uses, reads its settings when it is loaded, so `GOMP_SPINCOUNT` is set here. By default a thread that has
+finished its part spins for some milliseconds while it waits for the others. Beside other work on the same cores these wait for its core,
+and decoding was several times slower. 10,000 rounds are some tenths of a millisecond; then the thread sleeps.
 """
 
 import os

@@ -50,8 +50,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model, and how to load it or connect to it."""
 
     path: str = "embedded"
-    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
-    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
+    """`embedded` (the small model included in `cai`), a name that `cai models` lists, a folder, a `.gguf` file, a Hub id, or the
+    `http(s)://…/v1` URL of an OpenAI-compatible server. One URL: several servers of one model stand behind `vllm-router`, or one
+    `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
     """Model name on the server. Only for URLs."""
     adapter: str | None = None

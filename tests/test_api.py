@@ -41,7 +41,9 @@ def test_import_cai_loads_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)], ids=["none", "own", "policy"]
+    ("given", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["none", "own", "policy"],
 )
 def test_waiting_threads_spin_briefly_unless_the_environment_says_otherwise(given: dict[str, str], found: str | None) -> None:
     clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
