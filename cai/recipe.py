@@ -71,6 +71,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per million prompt tokens, for the cost estimate. 0 for a model that you host yourself."""
     completion_price: Annotated[float, Meta(ge=0)] = 0.0
     """US dollars per million completion tokens."""
+    thinking: bool | None = None
+    """Whether a model that can reason before it answers does so: sets `enable_thinking` (or `thinking`) in its chat template, here or on a
+    vLLM, SGLang or llama.cpp server. None leaves it to the template."""
     trust_remote_code: bool = False
     """Whether to run Python code that comes with the model. Enable it only for models that you trust."""
     api_key_env: str = "CAI_API_KEY"

@@ -39,6 +39,8 @@ _VOCABULARY_WEIGHT = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|lm_head|embed_out|embed_in|output_layer|word_embeddings)(?:\.modules_to_save)?\.weight$"
 )
 _PROBE_TOKENS = 16
+_SWITCHES = ("enable_thinking", "thinking")
+_SET_SWITCH = re.compile(r"\A(?:\{% set (?:enable_)?thinking = (?:true|false) %\})+")
 SAME_LOGITS = 1e-3
 """Largest difference between logits before and after merging, relative to the largest logit. Float32 rounds by about 1e-5."""
 ARITHMETIC = 5
@@ -224,6 +226,8 @@ def model_fingerprint(spec: ModelSpec) -> str:
     if spec.adapter is not None:
         check_adapter(Path(spec.adapter), embedded_model_dir() if spec.path == EMBEDDED else Path(resolve_model_path(spec)))
         parts.append(_files_hash(Path(spec.adapter), False))
+    if spec.thinking is not None:
+        parts.append({"thinking": spec.thinking})
     return f"local:{content_hash(parts)}"
 
 
@@ -248,7 +252,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token.
 
     Raises:
-        ModelError: it can't be loaded, or has no chat template.
+        ModelError: it can't be loaded, has no chat template, or has no switch for `spec.thinking`.
     """
     from transformers import AutoTokenizer
 
@@ -264,7 +268,20 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if spec.thinking is not None:
+        tokenizer.chat_template = _with_switch(str(tokenizer.chat_template), spec.thinking, folder)
     return tokenizer
+
+
+def _with_switch(template: str, thinking: bool, folder: str) -> str:
+    """Return a chat template with its thinking switch set, by the names that models give it."""
+    template = _SET_SWITCH.sub("", template)
+    if not (names := [name for name in _SWITCHES if re.search(rf"\b{name}\b", template)]):
+        raise ModelError(
+            f"{folder}: model.thinking is set, and the chat template has no switch for it ({' or '.join(_SWITCHES)}).\n"
+            "Fix: leave model.thinking out"
+        )
+    return "".join(f"{{% set {name} = {str(thinking).lower()} %}}" for name in names) + template
 
 
 def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
