@@ -74,6 +74,30 @@ def fetch(
         typer.echo(f"{name} is ready, in {folder}. Use the name as model.path.")
 
 
+@models.command()
+def check(model: ModelName, json: Json = False) -> None:
+    """Ask a server or model what it can do: which judging protocols it can serve, and what is degraded and why."""
+    from rich.console import Console
+
+    from cai.core.console import RichReporter, plain, plain_table
+    from cai.session import Session, settings
+    from cai.workbench.model_check import check_model
+
+    recipe = settings(model=model, name="check")
+    session = Session(recipe=recipe, reporter=RichReporter(Console(stderr=True)), keep_calls=False)
+    found = session.run(lambda opened: check_model(opened, recipe.model), "check", open_models=False)
+    if json:
+        print_json(found)
+        return
+    console = Console()
+    console.print(plain(f"{found.model}: {found.kind}"))
+    for title, findings in (("it can", found.abilities), ("protocol", found.protocols)):
+        table = plain_table(title, "", "why")
+        for f in findings:
+            table.add_row(f.what, f.state, plain(f.why))
+        console.print(table)
+
+
 @judge.command()
 def bench(
     pairs: Annotated[Path, typer.Option(help="Labelled pairs: TRL, hh-rlhf, HHH or UltraFeedback; .gz is read", show_default=False)],

@@ -65,6 +65,8 @@ class ServerEngine:
         self.name = spec.path
         self.fingerprint = ""
         self._client = ServerClient(spec, transport)
+        self.kind = ""
+        """What kind of server it is, in words."""
         self._model = ""
         self._tokenizes = False
         self._opens_reasoning = ""
@@ -90,6 +92,7 @@ class ServerEngine:
         engine.name = f"{engine._client.url} {engine._client.excerpt(served.model)}"
         engine.fingerprint = served.fingerprint
         engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
+        engine.kind = served.kind
         engine._opens_reasoning = opens_reasoning(served.rendered.rstrip(_BLANKS))
         if spec.thinking is not None:
             engine._switch = thinking_switch(spec.thinking)
@@ -101,6 +104,11 @@ class ServerEngine:
                     "Fix: leave model.thinking out, and switch the reasoning off where the server is started"
                 )
         return engine
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """How the server wants to be asked, as far as it has said so far."""
+        return self._can
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request.

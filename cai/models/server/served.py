@@ -73,6 +73,13 @@ class Served:
         return next((card.owned_by or "" for card in self.cards if card.id == self.model), "")
 
     @property
+    def kind(self) -> str:
+        """What kind of server it is, in words."""
+        names = {"vllm": "vLLM", "llamacpp": "llama.cpp", "sglang": "SGLang", "library": "Ollama", "organization_owner": "LM Studio"}
+        known = names.get(self.owner, "a server of an unknown kind" + (f" ({self.owner[:40]})" if self.owner else ""))
+        return known + (" without /tokenize" if self.owner == "vllm" and not self.tokenizes else "")
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all that decides an answer, as far as it is known. The address isn't in it."""
         known = [(c.id, c.root, c.parent, c.max_model_len, c.meta) for c in self.cards]
