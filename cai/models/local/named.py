@@ -160,7 +160,7 @@ def _checked(file: Path, model: NamedModel) -> Path:
     if found != model.sha256:
         raise ModelError(
             f"{file}: is not {model.name}: its SHA-256 is {found}, the publisher's {model.file} has {model.sha256}.\n"
-            f"Fix: delete it, or to use it as another model, name the file itself as model.path"
+            "Fix: name the right file; to use this one as another model, name it as model.path"
         )
     return file
 
