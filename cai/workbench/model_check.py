@@ -18,6 +18,8 @@ from cai.session import Session, with_protocol
 
 State = Literal["yes", "degraded", "no"]
 _ASKED = (Message("user", "What is the capital of France?"),)
+_OPEN = (Message("user", "Write one sentence about the sea."),)
+"""Has many answers, so that seeds can differ."""
 _PRINCIPLE = Principle("kind", "The response is kind to the person who asks.")
 _TOKENS = 24
 
@@ -51,7 +53,7 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
     """
     model = await session.open_model(spec)
     engine = model.engine
-    plain = await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), 1))
+    plain = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
     if isinstance(plain, ModelError):
         if isinstance(plain, ReplyError) and plain.reason == "empty_reply":
             plain = ModelError(f"{engine.name}: {plain.detail}")
@@ -108,8 +110,8 @@ def _finding(what: str, reply: Reply | ModelError, engine: Engine, degraded: str
 
 async def _seeds(engine: Engine, first: Reply) -> Finding:
     what = "repeats an answer by its seed"
-    same = await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), 1))
-    others = [await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), seed)) for seed in (2, 3)]
+    same = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
+    others = [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), seed)) for seed in (2, 3)]
     texts = [r.text if isinstance(r, Completion) else str(r) for r in (first, same, *others)]
     if texts[0] != texts[1]:
         return Finding(what, "degraded", "one seed gave two answers: only calls in the store repeat")
