@@ -1,4 +1,4 @@
-"""Commands about models and judges: models list and fetch, judge bench, judge calibrate, evaluate, chat, merge."""
+"""Commands about models and judges: models list, fetch and check, judge bench, judge calibrate, evaluate, chat, merge."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
