@@ -126,12 +126,14 @@ def trained(folder: Path, kind: str, small: bool) -> Result:
             rows = [SFTExample(prompt(i), text(COMPLETION, 400 + i), (), "b", by) for i in range(count)]
             train_sft(SFTConfig(batch_size=BATCH, epochs=1, **common), spec, rows, Path(out), 0, on_log)
         elif kind == "grpo":
+            from cai.recipe import RewardTerm
             from cai.train.rl.grpo import train_online
+            from cai.train.rl.rewards import RewardFunction
 
             config = PolicyConfig(method="grpo", batch_size=BATCH, epochs=1, **common)
             sides = 1
-            load = lambda: lambda prompts, completions, **more: [float(len(str(c)) % 7) for c in completions]  # noqa: E731
-            train_online(config, spec, None, [prompt(i) for i in range(count)], load, "length", Path(out), 0, on_log)  # type: ignore[arg-type,return-value]
+            load = lambda: RewardFunction((RewardTerm(term="length", words=4),))  # noqa: E731
+            train_online(config, spec, None, [prompt(i) for i in range(count)], load, "length", Path(out), 0, on_log)
         else:
             from cai.train.dpo import train_dpo
             from cai.train.reward.train import train_reward
