@@ -1,12 +1,20 @@
 """Align a language model with a written constitution: critique and revision, AI feedback, reward models and policies.
 
 The names below are the public API. They are imported when first used, so `import cai` loads neither torch nor transformers.
+
+GNU's OpenMP, which PyTorch uses, reads its settings when it is loaded, so `GOMP_SPINCOUNT` is set here. By default a thread that has
+finished its part spins for some milliseconds while it waits for the others. Beside other work on the same cores these wait for its core,
+and decoding was several times slower. 10,000 rounds are some tenths of a millisecond; then the thread sleeps.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 if TYPE_CHECKING:
     from cai.constitution.load import load_constitution

@@ -51,8 +51,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model, and how to load it or connect to it."""
 
     path: str = "embedded"
-    """`embedded` (the small model included in `cai`), a folder, a Hub id, or the `http(s)://…/v1` URL of an OpenAI-compatible server. One
-    URL: several servers of one model stand behind `vllm-router`, or one `vllm serve --data-parallel-size N` (docs/servers.md)."""
+    """`embedded` (the small model included in `cai`), a name that `cai models` lists, a folder, a `.gguf` file, a Hub id, or the
+    `http(s)://…/v1` URL of an OpenAI-compatible server. One URL: several servers of one model stand behind `vllm-router`, or one
+    `vllm serve --data-parallel-size N` (docs/servers.md)."""
     name: str | None = None
     """Model name on the server. Only for URLs."""
     adapter: str | None = None
@@ -71,6 +72,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per million prompt tokens, for the cost estimate. 0 for a model that you host yourself."""
     completion_price: Annotated[float, Meta(ge=0)] = 0.0
     """US dollars per million completion tokens."""
+    thinking: bool | None = None
+    """Whether a model that can reason before it answers does so: sets `enable_thinking` (or `thinking`) in its chat template, here or on a
+    vLLM, SGLang or llama.cpp server. None leaves it to the template."""
     trust_remote_code: bool = False
     """Whether to run Python code that comes with the model. Enable it only for models that you trust."""
     api_key_env: str = "CAI_API_KEY"

@@ -40,6 +40,18 @@ def test_import_cai_loads_nothing() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["none", "own", "policy"],
+)
+def test_waiting_threads_spin_briefly_unless_the_environment_says_otherwise(given: dict[str, str], found: str | None) -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import cai, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=clean | given)
+    assert done.stdout.strip() == str(found)
+
+
 def test_a_recipe_runs_from_python_and_gives_typed_records(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
     run = cai.run(workspace.root / "runs" / "s.yaml", only=DATA_STAGES)

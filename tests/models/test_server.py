@@ -1,6 +1,7 @@
 """The server engine against a vLLM in memory: what it asks, what it reads, and what it says when the server misbehaves."""
 
 import asyncio
+import itertools
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ import pytest
 
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
+from cai.models.server.capabilities import learned_from, of_owner
 from cai.models.server.client import FIRST_RETRIES, READ_TRIES, RETRIES
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
@@ -255,7 +257,19 @@ def test_a_reply_that_hit_the_limit_is_truncated_and_absent_usage_counts_as_noth
 
 @pytest.mark.parametrize(
     ("finish", "tokens", "truncated"),
-    [("length", 16, True), ("model_length", 16, True), ("eos", 3, False), (None, 3, False), (None, 16, True), ("stop", 17, False)],
+    [
+        ("length", 16, True),
+        ("model_length", 16, True),
+        ("MAX_TOKENS", 16, True),
+        ("eos", 3, False),
+        ("STOP", 16, False),
+        (None, 3, False),
+        (None, 16, True),
+        ("stop", 17, False),
+        ("tool_calls", 3, False),
+        ("some_new_word", 3, False),
+        ("some_new_word", 16, True),
+    ],
 )
 def test_servers_words_for_an_end(finish: str | None, tokens: int, truncated: bool) -> None:
     reply = ask_one(always_chat(lambda: chat({"content": "So"}, finish, {"prompt_tokens": 9, "completion_tokens": tokens})), COMPLETE)
@@ -304,6 +318,11 @@ def test_a_server_that_cannot_continue_is_told_the_opening_and_may_repeat_it() -
         ("llamacpp", "Assistant response prefill is incompatible with enable_thinking.", lambda b: b["messages"][-1]["role"] == "user"),
         ("sglang", "Unrecognized request argument supplied: continue_final_message", lambda b: "continue_final_message" not in b),
         ("openai", "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.", lambda b: "max_tokens" not in b),
+        ("openai", "Unsupported parameter: 'seed' is not supported with this model.", lambda b: "seed" not in b),
+        ("mistral", '[{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]', lambda b: "seed" not in b),
+        ("openai", "Unsupported value: 'temperature' does not support 1.0; only the default (1).", lambda b: "temperature" not in b),
+        ("openai", "Unsupported parameter: 'top_p' is not supported with this model.", lambda b: "top_p" not in b),
+        ("vllm", "unexpected keyword argument: repetition_penalty", lambda b: "repetition_penalty" not in b and "min_p" in b),
     ],
 )
 def test_a_refusal_that_says_how_to_ask_is_followed_once_for_all_requests(owner: str, said: str, after: Callable[[Any], bool]) -> None:
@@ -326,6 +345,56 @@ def test_a_refusal_that_stays_is_the_items_failure() -> None:
     with pytest.raises(ReplyError, match="refused_by_server: 400: max_tokens"):
         ask_one(server, COMPLETE)
     assert len(server.bodies("/v1/chat/completions")) == 2
+
+
+def test_a_temperature_that_is_refused_is_never_left_out_where_it_changes_the_answer() -> None:
+    server = always_chat(lambda: httpx2.Response(400, json={"error": {"message": "Unsupported value: 'temperature' does not support 0."}}))
+    with pytest.raises(ReplyError, match="refused_by_server: 400: Unsupported value"):
+        ask_one(server, CompleteRequest(ASK, Sampling(16, 0.0), 0))
+    assert all(body["temperature"] == 0.0 for body in server.bodies("/v1/chat/completions"))
+
+
+def test_turns_are_joined_for_a_server_that_wants_them_to_alternate() -> None:
+    def strict(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        if request.url.path != "/v1/chat/completions":
+            return None
+        roles = [m["role"] for m in body["messages"]]
+        if "system" in roles or any(a == b for a, b in itertools.pairwise(roles)):
+            return httpx2.Response(400, json={"error": {"message": "Conversation roles must alternate user/assistant/user/assistant/..."}})
+        return None
+
+    server = FakeVllm([strict], owned_by="tgi")
+    turns = (Message("system", "Be brief."), Message("user", "One."), Message("user", "Two."))
+    assert isinstance(ask_one(server, CompleteRequest(turns, Sampling(16), 0)), Completion)
+    assert server.bodies("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nOne.\n\nTwo."}]
+
+
+@pytest.mark.parametrize(
+    ("listed", "name"), [("models/gemini-x", "gemini-x"), ("qwen2.5:latest", "qwen2.5"), ("meta/llama", "llama"), ("m", "m")]
+)
+def test_a_model_is_found_as_its_server_lists_it(listed: str, name: str) -> None:
+    models = httpx2.Response(200, json={"data": [{"id": listed}, {"id": "another"}]})
+    server = FakeVllm([lambda request, _: models if request.url.path == "/v1/models" else None])
+    assert connect(server, name=name)[0].endswith(f" {listed}")
+
+
+def test_the_thinking_switch_goes_to_servers_that_are_known_to_take_it() -> None:
+    server = FakeVllm()
+    ask(server, COMPLETE, CHOICES, thinking=False)
+    switch = {"enable_thinking": False, "thinking": False}
+    assert server.bodies("/v1/chat/completions")[0]["chat_template_kwargs"] == switch
+    assert all(b["chat_template_kwargs"] == switch for b in server.bodies("/tokenize") if "messages" in b)
+    assert connect(FakeVllm(), thinking=False)[1] != connect(FakeVllm(), thinking=True)[1] != connect(FakeVllm())[1]
+    with pytest.raises(ModelError, match="only vLLM, SGLang and llama"):
+        connect(FakeVllm(owned_by="openai"), thinking=False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["top_logprobs must be at most 5", "20 is greater than the maximum of 5 - 'top_logprobs'", "Expected 0 <= top_logprobs <= 5, got 20"],
+)
+def test_the_most_tokens_are_read_from_a_refusal(said: str) -> None:
+    assert learned_from(f"400: {said}", of_owner("someone")) == {"top": 5}
 
 
 def test_fewer_likely_tokens_are_asked_of_a_server_that_lists_fewer() -> None:
@@ -841,7 +910,10 @@ def test_without_a_key_no_header_is_sent_nor_anything_meant_for_openai(monkeypat
 
 def test_a_key_in_a_servers_words_is_cut_out_of_replies_and_names_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAI_API_KEY", "sk-verysecret")
-    for message, finish in (({"content": "x"}, "sk-verysecret" * 1000), ({"content": None, "refusal": "sk-verysecret" * 1000}, "stop")):
+    for message, finish in (
+        ({"content": {"x": "sk-verysecret" * 1000}}, "stop"),
+        ({"content": None, "refusal": "sk-verysecret" * 1000}, "stop"),
+    ):
         with pytest.raises(ReplyError) as e:
             ask_one(always_chat(lambda m=message, f=finish: chat(m, f)), COMPLETE)
         assert "sk-verysecret" not in str(e.value) and "***" in str(e.value) and len(str(e.value)) < 600

@@ -1,19 +1,22 @@
 """Encode conversations as token ids: one encoder for sampling, scoring and every training.
 
 The model's chat template is used unchanged. SmolLM2's template adds its own system prompt ("You are a helpful AI assistant named
-SmolLM…") to conversations without one; this is kept. A template without a system role gets the system turn in the first user turn.
+SmolLM…") to conversations without one; this is kept. A template without a system role gets the system turn in the first user turn, one
+that wants users and assistants to alternate gets consecutive turns of one role as one, and one that reads texts only as lists of parts
+gets them so.
 
 Only the template may open or close a turn: a marker such as `<|im_end|>` in a text is encoded as plain characters. A turn ends with one
 token, which is read from the template: it isn't always `eos_token` (Gemma: `<end_of_turn>`, Phi: `<|end|>`, Llama 3: `<|eot_id|>`).
 """
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 from cai.core.text.reasoning import opens_reasoning, split_reasoning, within
 from cai.errors import ReplyError
-from cai.models.templates import without_system
+from cai.models.templates import alternating, without_system
 from cai.records import Message
 
 _TAIL_CHARACTERS = 24
@@ -105,7 +108,8 @@ class Encoder:
         whole = str(self.tokenizer.decode(ids))
         said = split_reasoning(whole)
         plain = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        if said.answer == whole or split_reasoning(plain).reasoning == said.reasoning:
+        bare = split_reasoning(plain)
+        if said.answer == whole or bare == said or (said.reasoning and bare.reasoning == said.reasoning):
             return plain
         answer = said.answer
         for marker in self._markers:
@@ -136,13 +140,19 @@ class Encoder:
 
     @cached_property
     def _opening(self) -> str:
-        """What the template writes between the assistant's header and an answer: a closed reasoning, a space, mostly nothing."""
+        """What the template writes between the assistant's header and an answer: a closed reasoning, a space, mostly nothing.
+
+        Some headers open a reasoning, and finished turns have none (DeepSeek-R1): it is closed as the others close it.
+        """
         try:
             asked = self._rendered(_PROBE)
         except ReplyError:
             return ""
         before = self._around_answer[0]
-        return before[len(asked) :] if before.startswith(asked) else ""
+        if before.startswith(asked):
+            return before[len(asked) :]
+        opened = opens_reasoning(asked).strip()
+        return f"\n{opened[0]}/{opened[1:]}\n\n" if opened[:1] in ("<", "[") and opened[1:2] != "|" else ""
 
     @cached_property
     def _around_answer(self) -> tuple[str, str]:
@@ -154,20 +164,61 @@ class Encoder:
         before, found, after = whole.rpartition(_ANSWER)
         return (before, after) if found else ("", "")
 
-    def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
-        """Return the template's text. A system turn that the template refuses, or leaves out, is written into the first user turn."""
-        folded = without_system(messages)
+    def limits(self) -> list[str]:
+        """Say what the model's chat template can't take, or does before an answer, in sentences for people.
+
+        Raises:
+            ReplyError: it can't even write one user turn.
+        """
+        asked, found = self._rendered(_PROBE), []
+        told = [Message("system", _ANSWER), *_PROBE]
+        if self._refuses(told) or _ANSWER not in self._render(told, True):
+            found.append("its chat template takes no system turn: instructions go into the first user turn")
+        if self._refuses([*_PROBE, *_PROBE]):
+            found.append("its chat template wants users and assistants to alternate: consecutive turns of one role are joined")
+        if self._refuses([Message("assistant", "Hello."), *_PROBE]):
+            found.append("its chat template refuses conversations that begin with the assistant: these are counted failures")
+        if opens_reasoning(asked):
+            found.append("its chat template lets it think before every answer: give it sampling.thinking_tokens")
+        return found
+
+    def _refuses(self, messages: Sequence[Message]) -> bool:
         try:
-            text = self._render(messages, open_turn)
-            if folded is None or all(m.role != "system" or m.content.strip() in text for m in messages):
+            self._render(messages, True)
+        except Exception:  # noqa: BLE001 - templates and Jinja raise whatever they like
+            return True
+        return False
+
+    def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
+        """Return the template's text. A system turn that it refuses or leaves out goes into the first user turn, and turns are joined."""
+        refusal: Exception | None = None
+        for turns in (messages, without_system(messages), alternating(messages)):
+            if turns is None:
+                continue
+            try:
+                text = self._render(turns, open_turn)
+            except Exception as e:  # noqa: BLE001 - raised below, where nothing helps
+                refusal = refusal or e
+                continue
+            if all(m.content.strip() in text for m in turns if m.role == "system"):
                 return text
-        except Exception as e:
-            if folded is None:
-                raise ReplyError("template_refused", f"the model's chat template can't write this conversation: {e}") from e
-        return self._rendered(folded, open_turn=open_turn)
+        why = refusal or "it leaves out the system turn"
+        raise ReplyError("template_refused", f"the model's chat template can't write this conversation: {why}") from refusal
 
     def _render(self, messages: Sequence[Message], open_turn: bool) -> str:
-        chat = [{"role": m.role, "content": m.content} for m in messages]
+        return self._apply([(m.role, m.content) for m in messages], open_turn, self._in_parts)
+
+    @cached_property
+    def _in_parts(self) -> bool:
+        """Whether the template reads texts as lists of parts only: of a plain text it writes nothing."""
+        for in_parts in (False, True):
+            with contextlib.suppress(Exception):
+                if _ANSWER in self._apply([("user", _ANSWER)], True, in_parts):
+                    return in_parts
+        return False
+
+    def _apply(self, turns: Sequence[tuple[str, str]], open_turn: bool, in_parts: bool) -> str:
+        chat = [{"role": r, "content": [{"type": "text", "text": text}] if in_parts else text} for r, text in turns]
         return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
 
     def _guarded_ids(self, text: str, stand_ins: list[tuple[str, str]]) -> list[int]:

@@ -77,14 +77,18 @@ class LocalEngine:
     def load(cls, spec: ModelSpec) -> "LocalEngine":
         """Load weights and tokenizer, and speed the model up for this machine.
 
+        What its chat template can't take is logged as a warning.
+
         Raises:
-            ModelError: the model, adapter or tokenizer can't be loaded, or the model's layers can't be run.
+            ModelError: the model, adapter or tokenizer can't be loaded, the model's layers can't be run, or its chat template fails.
         """
         from cai.models.local.cpu import speed_up
         from cai.models.local.kv_cache import attention_windows
         from cai.models.local.loading import load_causal_lm, load_tokenizer, model_fingerprint
 
         tokenizer = load_tokenizer(spec)
+        for limit in template_limits(spec.path, tokenizer):
+            _log.warning("%s: %s", spec.path, limit)
         model = load_causal_lm(spec)
         if hasattr(model, "get_base_model"):  # an unmerged adapter lives inside the base model's own layers
             model = model.get_base_model()
@@ -302,6 +306,14 @@ def take_batch(pending: Sequence[_Job], size: int) -> list[_Job]:
 def _same_text(a: list[int], b: list[int]) -> bool:
     half = min(len(a), len(b)) // 2
     return half > 0 and a[:half] == b[:half]
+
+
+def template_limits(name: str, tokenizer: Any) -> list[str]:
+    """Say what a model's chat template can't take. Raises `ModelError` where it can't write even one user turn."""
+    try:
+        return Encoder(tokenizer).limits()
+    except ReplyError as e:
+        raise ModelError(f"{name}: {e.detail}.\nFix: correct the model's chat_template.jinja, or use another model") from e
 
 
 def stop_ids(model: Any, encoder: Encoder) -> frozenset[int]:

@@ -14,7 +14,9 @@ from typing import Any
 
 from cai.errors import ModelError
 from cai.ids import content_hash
-from cai.models.local.embedded import EMBEDDED, cached_file_hash, embedded_fingerprint, embedded_model_dir, is_embedded_dir
+from cai.models.local.embedded import EMBEDDED, embedded_fingerprint, embedded_model_dir, is_embedded_dir
+from cai.models.local.gguf import cache_dir, cached_file_hash, gguf_folder, is_conversion, is_gguf
+from cai.models.local.named import NAMED, name_of, named_folder
 from cai.models.local.precision import resolved_precision
 from cai.models.local.quiet import quiet_transformers
 from cai.recipe import ModelSpec
@@ -37,6 +39,8 @@ _VOCABULARY_WEIGHT = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|lm_head|embed_out|embed_in|output_layer|word_embeddings)(?:\.modules_to_save)?\.weight$"
 )
 _PROBE_TOKENS = 16
+_SWITCHES = ("enable_thinking", "thinking")
+_SET_SWITCH = re.compile(r"\A(?:\{% set (?:enable_)?thinking = (?:true|false) %\})+")
 SAME_LOGITS = 1e-3
 """Largest difference between logits before and after merging, relative to the largest logit. Float32 rounds by about 1e-5."""
 ARITHMETIC = 5
@@ -47,10 +51,15 @@ def resolve_model_path(spec: ModelSpec) -> str:
     """Return the folder of a spec's base model, after converting or downloading it if necessary.
 
     Raises:
-        ModelError: not a local model, no such folder or Hub model, the Hub can't be reached, or the folder has no safetensors weights.
+        ModelError: not a local model, no such file, folder or Hub model, the Hub can't be reached, a named model was not fetched, or the
+            folder has no safetensors weights.
     """
     if spec.path == EMBEDDED:
         return str(embedded_model_dir())
+    if spec.path in NAMED:
+        return str(named_folder(spec.path))
+    if is_gguf(spec.path):
+        return str(gguf_folder(spec.path))
     if spec.path == "scripted" or spec.path.startswith(("http://", "https://")):
         raise ModelError(
             f"{spec.path}: this needs weights in this process; a server or scripted model has none.\nFix: name a folder or Hub id"
@@ -63,17 +72,22 @@ def resolve_model_path(spec: ModelSpec) -> str:
     if there:
         return str(_checked(folder))
     if spec.path.startswith((".", "/", "~")) or spec.path.count("/") != 1 or folder.parent.is_dir():
-        raise ModelError(f"{spec.path}: no such model folder.\nFix: give a folder, a Hub id as OWNER/NAME, or `{EMBEDDED}`")
+        raise ModelError(
+            f"{spec.path}: no such model folder.\n"
+            f"Fix: give a folder, a .gguf file, a Hub id as OWNER/NAME, `{EMBEDDED}`, or {' or '.join(NAMED)}"
+        )
     return str(_checked(_from_hub(spec)))
 
 
 def _checked(folder: Path) -> Path:
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise ModelError(f"{folder}: is an adapter, not a whole model.\nFix: name it as `adapter`, and its base model as `path`")
-    if not (folder / "config.json").exists():
+    if not (folder / "config.json").exists() and not any(folder.glob("*.gguf")):
         raise ModelError(f"{folder}: has no config.json, so it is not a model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for pattern in _PICKLED for p in folder.glob(pattern))
+        if packed := sorted(folder.glob("*.gguf")):
+            raise ModelError(f"{folder}: its weights are GGUF files.\nFix: name one of them: {packed[0]}")
         found = f"only pickled weights ({', '.join(pickled[:3])}), which can run code when loaded" if pickled else "no weights"
         raise ModelError(
             f"{folder}: found {found}; expected *.safetensors.\n"
@@ -115,7 +129,15 @@ def adapter_base(folder: Path) -> str:
         raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
     if "://" in base or base == "scripted":  # only the user may name a server to send prompts to, not a file
         raise ModelError(f"{folder / 'adapter_config.json'}: base_model_name_or_path is {base[:200]!r}, not a model's folder or Hub id")
-    return EMBEDDED if is_embedded_dir(base) else base
+    if is_embedded_dir(base):
+        return EMBEDDED
+    if name := name_of(base):
+        return name
+    if is_conversion(Path(base)) and not Path(base).is_dir():
+        raise ModelError(
+            f"{folder}: was trained on a GGUF file that isn't converted here.\nFix: name that file as `path`, and this folder as `adapter`"
+        )
+    return base
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
@@ -189,17 +211,23 @@ def _json_mapping(file: Path) -> dict[str, Any]:
 def model_fingerprint(spec: ModelSpec) -> str:
     """Return a content hash of all that affects a local model's answers: weights, adapter, tokenizer, chat template, precision, code.
 
-    File locations are not part of it, so a model that is moved or copied keeps its stored calls. The embedded model is identified by its
-    GGUF file, and need not be converted yet.
+    File locations are not part of it, so a model that is moved or copied keeps its stored calls. A conversion is identified by its GGUF
+    file; the embedded model need not be converted yet.
 
     Raises:
         ModelError: the model or adapter is missing or can't be read.
     """
     parts: list[Any] = [ARITHMETIC, resolved_precision(spec.precision)]
-    parts.append(embedded_fingerprint() if spec.path == EMBEDDED else _files_hash(Path(resolve_model_path(spec)), spec.trust_remote_code))
+    if spec.path == EMBEDDED:
+        parts.append(embedded_fingerprint())
+    else:
+        folder = Path(resolve_model_path(spec))
+        parts.append(folder.name if is_conversion(folder) and folder.parent == cache_dir() else _files_hash(folder, spec.trust_remote_code))
     if spec.adapter is not None:
         check_adapter(Path(spec.adapter), embedded_model_dir() if spec.path == EMBEDDED else Path(resolve_model_path(spec)))
         parts.append(_files_hash(Path(spec.adapter), False))
+    if spec.thinking is not None:
+        parts.append({"thinking": spec.thinking})
     return f"local:{content_hash(parts)}"
 
 
@@ -224,7 +252,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token.
 
     Raises:
-        ModelError: it can't be loaded, or has no chat template.
+        ModelError: it can't be loaded, has no chat template, or has no switch for `spec.thinking`.
     """
     from transformers import AutoTokenizer
 
@@ -240,7 +268,20 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if spec.thinking is not None:
+        tokenizer.chat_template = _with_switch(str(tokenizer.chat_template), spec.thinking, folder)
     return tokenizer
+
+
+def _with_switch(template: str, thinking: bool, folder: str) -> str:
+    """Return a chat template with its thinking switch set, by the names that models give it."""
+    template = _SET_SWITCH.sub("", template)
+    if not (names := [name for name in _SWITCHES if re.search(rf"\b{name}\b", template)]):
+        raise ModelError(
+            f"{folder}: model.thinking is set, and the chat template has no switch for it ({' or '.join(_SWITCHES)}).\n"
+            "Fix: leave model.thinking out"
+        )
+    return "".join(f"{{% set {name} = {str(thinking).lower()} %}}" for name in names) + template
 
 
 def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:

@@ -16,6 +16,12 @@ _NO_SYSTEM = re.compile(
     r"|only user and assistant roles|developer instruction|roles must alternate|(?:unsupported|invalid|unknown) role",
     re.DOTALL,
 )
+_REFUSED_FIELD = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|not accept|extra (?:input|field)|forbidden"
+    r"|deprecated|invalid (?:request )?(?:argument|parameter|field)"
+)
+_LEFT_OUT = ("seed", "top_p", "temperature")
+"""Fields of a completion that some servers refuse. Temperature and top-p of 1 are what they do without the field."""
 _CONTINUING = ("vllm", "sglang", "llamacpp")
 _SAMPLING = {
     "vllm": {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0},
@@ -40,12 +46,33 @@ class Capabilities:
     """The most likely tokens that it lists."""
     system: bool = True
     """Whether it takes a system turn. Others are told in the first user turn."""
+    joins: bool = False
+    """Whether consecutive turns of one role must be sent as one."""
+    without: frozenset[str] = frozenset()
+    """Fields that it refuses. They are left out, unless the request needs them."""
+    refusals: tuple[str, ...] = ()
+    """Its words, for each thing that it refused."""
+
+
+def thinking_switch(thinking: bool | None) -> dict[str, Any]:
+    """Return what tells vLLM, SGLang and llama.cpp whether to let the model think first, by the names that templates give it."""
+    return {} if thinking is None else {"chat_template_kwargs": {"enable_thinking": thinking, "thinking": thinking}}
 
 
 def of_owner(owner: str) -> Capabilities:
     """Return what is known of a kind of server, by `owned_by` in its list of models."""
     flags = {"continue_final_message": True, "add_generation_prompt": False} if owner in ("vllm", "sglang") else {}
     return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING)
+
+
+def without(body: dict[str, Any], can: Capabilities) -> dict[str, Any]:
+    """Return a request without the fields that a server refuses, except those that change the answer: temperature and top-p other than 1.
+
+    >>> refused = frozenset({"temperature", "top_p", "seed"})
+    >>> without({"temperature": 0.0, "top_p": 1.0, "seed": 3}, Capabilities({}, {}, False, without=refused))
+    {'temperature': 0.0}
+    """
+    return {k: v for k, v in body.items() if k not in can.without or (k in ("temperature", "top_p") and v != 1.0)}
 
 
 def takes_no_system(refusal: str) -> bool:
@@ -67,15 +94,24 @@ def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) 
 
     >>> learned_from("400: top_logprobs must be at most 5", of_owner("someone"))
     {'top': 5}
+    >>> learned_from("Unsupported parameter: 'seed'", of_owner("someone"))
+    {'without': frozenset({'seed'})}
     """
     said = refusal.lower()
     if asked.limit == "max_tokens" and "max_completion_tokens" in said:
         return {"limit": "max_completion_tokens"}
     if asked.system and "system" in roles and takes_no_system(said):
         return {"system": False}
+    if not asked.joins and "alternat" in said:
+        return {"joins": True}
     if asked.continues and any(word in said for word in ("continue_final_message", "add_generation_prompt", "prefill")):
         return {"continues": False}
-    if "top_logprobs" in said and (found := [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1])]):
-        most = min(found, key=lambda n: n or TOP)
-        return {"top": most} if 0 < most < asked.top else {}
+    if "top_logprobs" in said:
+        numbers = [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1]) or re.findall(r"\b\d{1,2}\b", said)]
+        most = min(numbers, key=lambda n: n or TOP, default=0)
+        if 0 < most < asked.top:
+            return {"top": most}
+    if _REFUSED_FIELD.search(said):
+        named = {f for f in (*_LEFT_OUT, *asked.sampling) if re.search(rf"\b{f}\b", said)} - asked.without
+        return {"without": asked.without | named} if named else {}
     return {}

@@ -27,11 +27,11 @@ import httpx2
 from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
-from cai.models.server.capabilities import Capabilities, learned_from, of_owner
+from cai.models.server.capabilities import Capabilities, learned_from, of_owner, thinking_switch, without
 from cai.models.server.client import ServerClient
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
-from cai.models.templates import without_system
+from cai.models.templates import alternating, without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
@@ -65,10 +65,13 @@ class ServerEngine:
         self.name = spec.path
         self.fingerprint = ""
         self._client = ServerClient(spec, transport)
+        self.kind = ""
+        """What kind of server it is, in words."""
         self._model = ""
         self._tokenizes = False
         self._opens_reasoning = ""
         self._can = of_owner("")
+        self._switch: dict[str, Any] = {}
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
         self._no_logprobs = ""  # why there are none, once that is known
         self._asking_for_tokens = asyncio.Lock()
@@ -89,8 +92,23 @@ class ServerEngine:
         engine.name = f"{engine._client.url} {engine._client.excerpt(served.model)}"
         engine.fingerprint = served.fingerprint
         engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
+        engine.kind = served.kind
         engine._opens_reasoning = opens_reasoning(served.rendered.rstrip(_BLANKS))
+        if spec.thinking is not None:
+            engine._switch = thinking_switch(spec.thinking)
+            engine.fingerprint += f":thinking={spec.thinking}"
+            if not engine._can.continues:
+                await engine.close()
+                raise ModelError(
+                    f"{engine.name}: model.thinking is set, and only vLLM, SGLang and llama.cpp are known to take such a switch.\n"
+                    "Fix: leave model.thinking out, and switch the reasoning off where the server is started"
+                )
         return engine
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """How the server wants to be asked, as far as it has said so far."""
+        return self._can
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request.
@@ -144,7 +162,7 @@ class ServerEngine:
         opening = "" if can.continues else request.prefill
         thinks = "" if request.prefill and can.continues else self._opens_reasoning
         read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening, opened=thinks)
-        body |= flags | can.sampling
+        body = without(body | flags | can.sampling, can)
         return await (self._client.chat(body, read) if on_text is None else self._client.stream(body, on_text, read))
 
     async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
@@ -192,7 +210,7 @@ class ServerEngine:
             "top_logprobs": can.top,
         }
         try:
-            likely, prompt_tokens = await self._client.chat(body | flags, read_likeliest)
+            likely, prompt_tokens = await self._client.chat(without(body | flags, can), read_likeliest)
         except ReplyError as e:
             if "logprob" in e.detail and e.reason == "refused_by_server" and not learned_from(e.detail, can):
                 self._no_logprobs = f"{self.name} refuses to give log-probabilities ({e.detail}). {_NO_LOGPROBS}"
@@ -236,7 +254,7 @@ class ServerEngine:
         return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
 
     async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
-        turns, flags = self._conversation(messages, prefill, replace(of_owner("vllm"), system=self._can.system))
+        turns, flags = self._conversation(messages, prefill, replace(of_owner("vllm"), system=self._can.system, joins=self._can.joins))
         return await self._tokens({"messages": turns, **flags})
 
     async def _tokens(self, body: dict[str, Any]) -> Tokens:
@@ -282,20 +300,23 @@ class ServerEngine:
     def _learned(self, refusal: ReplyError, asked: Capabilities, messages: Sequence[Message]) -> bool:
         """Whether a refusal says how the server wants to be asked instead; remembered for all requests."""
         changes = learned_from(refusal.detail, asked, [m.role for m in messages]) if refusal.reason == "refused_by_server" else {}
-        self._can = replace(self._can, **changes)
+        if changes:
+            self._can = replace(self._can, **changes, refusals=(*self._can.refusals, refusal.detail))
         return bool(changes)
 
     def _conversation(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Return messages, with `prefill` as the start of the assistant's turn, or asked for in words, and the flags that go with them."""
-        turns = as_json(messages if can.system else without_system(messages) or messages)
+        if not can.system:
+            messages = without_system(messages) or messages
+        turns = as_json(alternating(messages) if can.joins else messages)
         if not prefill:
-            return turns, {}
+            return turns, self._switch
         if not can.continues:
             prefill = split_reasoning(prefill).answer
         if can.continues:
-            return [*turns, {"role": "assistant", "content": prefill}], can.flags
+            return [*turns, {"role": "assistant", "content": prefill}], can.flags | self._switch
         if turns and turns[-1]["role"] == "user":
             turns[-1]["content"] += f"\n\n{_OPENING}{prefill}"
         else:
             turns.append({"role": "user", "content": f"{_OPENING}{prefill}"})
-        return turns, {}
+        return turns, self._switch

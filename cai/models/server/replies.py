@@ -16,7 +16,9 @@ from cai.errors import ReplyError
 from cai.models.base import UNFINISHED, Completion
 
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
-_CUT = ("length", "model_length", "max_tokens")
+_CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit")
+_FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "refusal")
+_FAILED = ("abort", "cancelled", "canceled", "error", "insufficient_system_resource", "malformed_function_call")
 _SPARE_TOKENS = 16
 """Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
 _IMPOSSIBLE = -1e5
@@ -28,7 +30,7 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
 
     Args:
         reply: the client's.
-        max_tokens: that were asked for. A reply without `finish_reason` counts as truncated if it has as many.
+        max_tokens: that were asked for. A reply whose `finish_reason` is null or unknown counts as truncated if it has as many.
         opening: taken off the text's start, where the model repeats what it was told to go on from.
         opened: the tag with which the model's chat template opens a reasoning. A text that was cut before any closing tag is inside it,
             unless the server sent the reasoning beside it.
@@ -38,8 +40,9 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
         ValueError: it can't be right.
     """
     choice = reply.choices[0]
-    ended, message = choice.finish_reason, choice.message
-    if ended is not None and ended not in (*_ENDED, *_CUT, "content_filter"):
+    message = choice.message
+    ended = None if choice.finish_reason is None else str(choice.finish_reason).lower()
+    if ended in _FAILED:
         raise ValueError(f"finish_reason is {ended!r}; expected 'stop' or 'length'")
     counts = reply.usage
     prompt_tokens, tokens = (_count(counts.prompt_tokens), _count(counts.completion_tokens)) if counts is not None else (0, 0)
@@ -47,11 +50,11 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
         raise ValueError(f"{tokens} completion tokens; {max_tokens} were asked for")
     if message.refusal:
         raise ReplyError("refused_by_server", str(message.refusal))
-    if ended == "content_filter":
+    if ended in _FILTERED:
         raise ReplyError("content_filter", "the server's filter stopped the reply")
     content, beside = _text(message.content), _reasoning(message)
     said = split_reasoning(content)
-    cut = ended in _CUT or (ended is None and tokens >= max_tokens)
+    cut = ended in _CUT or (ended not in _ENDED and tokens >= max_tokens)
     if opened and cut and not beside and said.answer == content:
         said = split_reasoning(within(opened, content))
     text, reasoning = said.answer, "\n\n".join(part for part in (beside, said.reasoning) if part)
@@ -131,6 +134,8 @@ def _text(content: object) -> str:
 def _count(value: object) -> int:
     if value is None:
         return 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"a count of {value!r} tokens")
     return value

@@ -1,7 +1,7 @@
 """What a model server says that it serves: which model, in which words, and so under which key its calls are kept."""
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.server.capabilities import takes_no_system
+from cai.models.server.capabilities import takes_no_system, thinking_switch
 from cai.models.templates import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
@@ -73,6 +73,13 @@ class Served:
         return next((card.owned_by or "" for card in self.cards if card.id == self.model), "")
 
     @property
+    def kind(self) -> str:
+        """What kind of server it is, in words."""
+        names = {"vllm": "vLLM", "llamacpp": "llama.cpp", "sglang": "SGLang", "library": "Ollama", "organization_owner": "LM Studio"}
+        known = names.get(self.owner, "a server of an unknown kind" + (f" ({self.owner[:40]})" if self.owner else ""))
+        return known + (" without /tokenize" if self.owner == "vllm" and not self.tokenizes else "")
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all that decides an answer, as far as it is known. The address isn't in it."""
         known = [(c.id, c.root, c.parent, c.max_model_len, c.meta) for c in self.cards]
@@ -119,7 +126,7 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
             "Check model.path: most servers want it to end in /v1."
         ) from e
     cards = {card.id: card for card in (listing.data if isinstance(listing, ModelList) else listing)}
-    wanted = [name for name in (spec.name, spec.adapter) if name is not None]
+    wanted = [_listed_as(name, cards) for name in (spec.name, spec.adapter) if name is not None]
     listed = excerpt(", ".join(cards)) or "none"
     if missing := [name for name in wanted if cards and name not in cards]:
         how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == spec.adapter else "correct model.name"
@@ -131,12 +138,18 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
     model = wanted[-1]
     rendered, tokenizes = "", False
     if model in cards and cards[model].owned_by == "vllm":
-        rendered, tokenizes = await _render_probe(ask, model)
+        rendered, tokenizes = await _render_probe(ask, model, thinking_switch(spec.thinking))
     return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
 
 
-async def _render_probe(ask: Ask, model: str) -> tuple[str, bool]:
-    body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True}
+def _listed_as(name: str, cards: Collection[str]) -> str:
+    """Return a name as the server lists it: some put `models/` or an owner before it (Gemini), or `:latest` after it (Ollama)."""
+    found = [card for card in cards if card.endswith(f"/{name}") or card == f"{name}:latest"]
+    return found[0] if name not in cards and len(found) == 1 else name
+
+
+async def _render_probe(ask: Ask, model: str, switch: dict[str, Any]) -> tuple[str, bool]:
+    body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True, **switch}
     try:
         try:
             reply: TokenList = await ask("/tokenize", body, TokenList)

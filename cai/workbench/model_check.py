@@ -1,0 +1,157 @@
+"""`cai models check`: what a model or server is, which judging protocols it can serve, and what is degraded and why, in its own words.
+
+Nothing is assumed from a server's name: a few short requests are made, as a run makes them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cai.errors import ModelError, ReplyError
+from cai.judge.choices import SMALL_MASS
+from cai.judge.protocol import ProtocolContext
+from cai.judge.protocols import PROTOCOLS
+from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, Sampling, ScoreRequest
+from cai.recipe import ModelSpec
+from cai.records import Message, Principle, Prompt, Provenance, ResponsePair
+from cai.session import Session, with_protocol
+
+State = Literal["yes", "degraded", "no"]
+_ASKED = (Message("user", "What is the capital of France?"),)
+_OPEN = (Message("user", "Write one sentence about the sea."),)
+"""Has many answers, so that seeds can differ."""
+_PRINCIPLE = Principle("kind", "The response is kind to the person who asks.")
+_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether a model can do one thing; `why` says what is missing, mostly in the server's words."""
+
+    what: str
+    state: State
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCheck:
+    """What `check_model` found."""
+
+    model: str
+    kind: str
+    """What answers: a kind of server, or this machine."""
+    abilities: tuple[Finding, ...]
+    protocols: tuple[Finding, ...]
+    """One for each judging protocol that asks a model."""
+
+
+async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
+    """Ask a model for everything that a run may want of it.
+
+    Raises:
+        ModelError: it isn't there, or can't answer even a plain question.
+    """
+    model = await session.open_model(spec)
+    engine = model.engine
+    plain = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
+    if isinstance(plain, ModelError):
+        if isinstance(plain, ReplyError) and plain.reason == "empty_reply":
+            plain = ModelError(f"{engine.name}: {plain.detail}")
+        raise plain
+    findings = [await _seeds(engine, plain)]
+    told = await _asked(engine, CompleteRequest((Message("system", "Be brief."), *_ASKED), Sampling(_TOKENS), 1))
+    begun = await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), 1, "The capital of France is"))
+    chosen = await _asked(engine, ChoicesRequest((Message("user", "Is water wet? Answer Yes or No."),), ("Yes", "No")))
+    scored = await _asked(engine, ScoreRequest(_ASKED, "Paris."))
+    system, prefill, kind = await _ways(spec, engine)
+    listed = _listing(engine, chosen)
+    findings += [
+        _finding("system turn", told, engine, system),
+        _finding("continues a begun answer", begun, engine, prefill),
+        _finding("log-probabilities of choices", chosen, engine, listed),
+        _finding("log-probability of a given text", scored, engine),
+    ]
+    if isinstance(plain, Completion) and plain.reasoning:
+        findings.append(
+            Finding("answers at once", "degraded", "it reasons first: give it sampling.thinking_tokens, or model.thinking: false")
+        )
+    prompt = Prompt("check", "helpful", _ASKED, "check")
+    by_hand = Provenance("", (), "", 0, "")
+    pair = ResponsePair(prompt, "It is Paris. Enjoy your trip!", "Look it up yourself.", "sampled", by_hand)
+    protocols = []
+    for name in PROTOCOLS.names():
+        protocol, config = PROTOCOLS.get(name), with_protocol(session.recipe, name).feedback
+        if not protocol.asks_model:
+            continue
+        try:
+            opinion = await protocol.ask(pair, _PRINCIPLE, ProtocolContext(model, session.templates, config, 0))
+        except ModelError as e:
+            protocols.append(_finding(name, e, engine))
+            continue
+        why = listed if opinion.mass is not None else ""
+        if opinion.mass is not None and opinion.mass < SMALL_MASS:
+            why = f"its choices hold {opinion.mass:.1%} of the probability: it would hardly write them"
+        protocols.append(Finding(name, "degraded" if why else "yes", why))
+    return ModelCheck(engine.name, kind, tuple(findings), tuple(protocols))
+
+
+async def _asked(engine: Engine, request: Request) -> Reply | ModelError:
+    try:
+        return await engine.submit(request)
+    except ModelError as e:
+        return e
+
+
+def _finding(what: str, reply: Reply | ModelError, engine: Engine, degraded: str = "") -> Finding:
+    if isinstance(reply, ModelError):
+        return Finding(what, "no", str(reply).removeprefix(engine.name).strip())
+    return Finding(what, "degraded" if degraded else "yes", degraded)
+
+
+async def _seeds(engine: Engine, first: Reply) -> Finding:
+    what = "repeats an answer by its seed"
+    same = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
+    others = [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), seed)) for seed in (2, 3)]
+    texts = [r.text if isinstance(r, Completion) else str(r) for r in (first, same, *others)]
+    if texts[0] != texts[1]:
+        return Finding(what, "degraded", "one seed gave two answers: only calls in the store repeat")
+    if len(set(texts)) == 1:
+        return Finding(what, "degraded", "three seeds gave one answer at temperature 1: pairs of responses may be equal")
+    return Finding(what, "yes")
+
+
+async def _ways(spec: ModelSpec, engine: Engine) -> tuple[str, str, str]:
+    """Return what is degraded about system turns and begun answers, and what answers."""
+    if not spec.is_server:
+        if spec.path == "scripted":
+            return "", "", "a script"
+        from cai.models.local.engine import template_limits
+        from cai.models.local.loading import load_tokenizer
+
+        limits = template_limits(spec.path, load_tokenizer(spec))
+        return "; ".join(limit for limit in limits if "system" in limit), "", "; ".join(["this machine", *limits])
+    from cai.models.server.engine import ServerEngine
+
+    assert isinstance(engine, ServerEngine)
+    can, said = engine.capabilities, engine.capabilities.refusals
+    system = "" if can.system else f"goes into the first user turn{_words(said, 'system', 'role')}"
+    prefill = "" if can.continues else f"is told the opening in words{_words(said, 'prefill', 'continue')}"
+    notes = [engine.kind]
+    notes += [f"the limit is sent as {can.limit}"] if can.limit != "max_tokens" else []
+    notes += [f"without {', '.join(sorted(can.without))}, which it refuses"] if can.without else []
+    notes += ["consecutive turns of one role are joined"] if can.joins else []
+    return system, prefill, "; ".join(notes)
+
+
+def _words(refusals: Sequence[str], *about: str) -> str:
+    said = next((r for r in refusals if any(word in r.lower() for word in about)), "")
+    return f" (it says: {said})" if said else ""
+
+
+def _listing(engine: Engine, reply: Reply | ModelError) -> str:
+    """Say how choices are read where they are not exact."""
+    from cai.models.base import ChoiceLogprobs
+
+    if not isinstance(reply, ChoiceLogprobs) or not reply.every_form:
+        return ""
+    return f"only single tokens among the {getattr(getattr(engine, 'capabilities', None), 'top', 20)} likeliest"
