@@ -139,14 +139,35 @@ def apply_umask(folder: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
-def refuse_overwriting(out: Path | None, inputs: Iterable[Path]) -> None:
-    """Refuse an output path that is also an input: the original could not be restored.
+def refuse_overwriting(outs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse output paths that are also inputs: the original could not be restored.
+
+    Args:
+        outs: every file that will be written or removed; None is skipped.
+        inputs: files, or folders of them, that are read.
 
     Raises:
-        DataError: `out` is one of the inputs, possibly under another name.
+        DataError: an output is one of the inputs, possibly under another name, or lies in one.
     """
-    if out is not None and any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
+    sources = [path for path in inputs if path.exists()]
+    for out in outs:
+        if out is None or not out.exists():
+            continue
+        around = {p.resolve() for p in (out, *out.absolute().parents)}
+        if any(out.samefile(path) or (path.is_dir() and path.resolve() in around) for path in sources):
+            raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
+
+
+def refuse_replacing(path: Path, record_type: Any) -> None:
+    """Refuse to replace or remove a file of a name that was not given, unless it holds records of one type.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        next(iter(read_records(path, record_type)), None) if path.exists() else None
+    except DataError as e:
+        raise DataError(f"{path}: would be replaced, and is not a file of `cai`. Move it away, or choose another output name.") from e
 
 
 @contextlib.contextmanager

@@ -90,8 +90,11 @@ class RunDirectory:
         """Lock the run directory for this process. The operating system releases the lock when the process ends.
 
         Raises:
-            StoreError: another process holds the lock; the message names its process id.
+            StoreError: the folder holds other files, or another process holds the lock; the message names its process id.
         """
+        ours = any((self.path / name).exists() for name in (".lock", "manifest.json", "recipe.yaml"))
+        if not ours and (other := next((f for f in self.path.rglob("*") if f.is_file()), None)) is not None:
+            raise StoreError(f"{self.path}: is no run's folder: it has {other.relative_to(self.path)}. Choose another --name.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("a+")

@@ -327,8 +327,16 @@ def write_tasks(tasks: Rows, path: Path) -> "Exported":
     import msgspec
 
     write_text(path, msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
-    write_text(path.parent / "labeling_config.xml", LABEL_STUDIO_CONFIG)
+    write_text(path.with_name(TASK_FILES[1]), LABEL_STUDIO_CONFIG)
     return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
+
+
+def refuse_foreign_tasks(folder: Path, *files: Path) -> None:
+    """Refuse to write tasks over files that `write_tasks` didn't write, by the labelling configuration beside them. Raises `DataError`."""
+    config = folder / TASK_FILES[1]
+    ours = config.is_file() and config.read_bytes() == LABEL_STUDIO_CONFIG.encode()
+    if not ours and (taken := [path for path in files if path.exists()]):
+        raise DataError(f"{taken[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
 
 
 def _remove(path: Path) -> None:

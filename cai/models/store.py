@@ -64,6 +64,9 @@ class CallStore:
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
         self._claims: int | None = None
+        self._seen: tuple[tuple[int, int] | None, ...] = ()
+        self._bytes = 0
+        self._lost: StoreError | None = None
         with self._explained():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,8 @@ class CallStore:
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()  # makes the write-ahead log, if there is none
+        self._seen = self._files()
 
     def _write_ahead(self) -> None:
         """Turn on write-ahead logging. Retries: if two processes do so on a new file, SQLite reports a lock without the usual wait."""
@@ -170,6 +175,7 @@ class CallStore:
         failed: Exception | None = None
         try:
             with self._explained():
+                self._watch()
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     self._db.executemany(_INSERT, rows)
@@ -178,6 +184,7 @@ class CallStore:
                     with contextlib.suppress(sqlite3.Error):
                         self._db.execute("ROLLBACK")
                     raise
+            failed = self._lost
         except Exception as e:  # noqa: BLE001 - set on every waiting future, which raises it
             failed = e
         for committed in waiting:
@@ -188,6 +195,39 @@ class CallStore:
             else:
                 committed.set_exception(failed)
                 committed.exception()  # marks the exception as retrieved: the waiter may be cancelled before it wakes
+
+    def _files(self) -> tuple[tuple[int, int] | None, ...]:
+        """Return device and inode of the store's file and of its two companions, None where there is none."""
+        found: list[tuple[int, int] | None] = []
+        for suffix in ("", "-wal", "-shm") if self.path is not None else ():
+            try:
+                status = Path(f"{self.path}{suffix}").stat()
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+                self._bytes = self._bytes if suffix else status.st_size
+        return tuple(found)
+
+    def _watch(self) -> None:
+        """Notice that the store was deleted, cut or replaced while it is open; SQLite doesn't. What it had then goes to a new file."""
+        if self.path is None or self._lost is not None:
+            return
+        before, now = self._bytes, self._files()
+        if now == self._seen and self._bytes >= before:
+            return
+        found = "cut" if now == self._seen else "deleted" if None in now else "replaced"
+        kept = next(p for i in range(10**6) if not (p := self.path.with_name(f"calls-rescued-{i}.sqlite")).exists())
+        lost, self._db = self._db, sqlite3.connect(kept, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            lost.backup(self._db)
+        except sqlite3.Error:  # cut: only what is to come can be kept
+            self._prepare()
+        lost.close()
+        self._lost = StoreError(
+            f"{self.path}: the call store was {found} while this run used it. What this run could keep is in {kept}: move it to "
+            f"{self.path.name}, without the old {self.path.name}-wal and -shm, and run the same command again."
+        )
 
     def __len__(self) -> int:
         with self._explained():
@@ -203,8 +243,17 @@ class CallStore:
     def __enter__(self) -> "CallStore":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            with self._explained():
+                self._watch()
+        except StoreError:
+            if kind is None:
+                raise
+        finally:
+            self.close()
+        if kind is None and self._lost is not None:
+            raise self._lost
 
     @contextlib.contextmanager
     def _explained(self, path: Path | None = None) -> Iterator[None]:

@@ -76,9 +76,20 @@ class Labelling:
     def queues(self) -> dict[str, Queue]:
         """Return all queues by id."""
         own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file())
-        found = [Queue(_slug(p.name.replace(".", "-")), p) for p in own]
+        found = [Queue(self._id(p), p) for p in own]
         found += [Queue(f"{_slug(p.name.replace('.', '-'))}-{content_hash(str(p.resolve()))[:6]}", p) for p in self._files]
         return {queue.id: queue for queue in found}
+
+    def _id(self, path: Path) -> str:
+        """Return the id of a queue of this workspace. A name with dots gets a hash, unless its labels have the id of earlier versions."""
+        plain = _slug(path.name.replace(".", "-"))
+        if "." not in path.stem:
+            return plain
+        for file in sorted(self.folder.glob(f"{plain}.*.jsonl")):
+            first = next(read_records(file, HumanLabel, torn_tail="drop"), None)
+            if first is not None and first.source == f"human:{path.name}":
+                return plain
+        return f"{plain[:40]}-{content_hash(path.name)[:8]}"
 
     def queue(self, queue_id: str) -> Queue:
         """Return a queue. Raises `DataError` if the id is unknown."""

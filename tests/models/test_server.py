@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import math
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -770,6 +771,30 @@ def test_a_reply_that_trickles_on_for_ever_is_given_up() -> None:
     with pytest.raises(ModelError, match=r"no reply within 0\.05 s, at every try"):
         ask_one(server, COMPLETE, timeout_seconds=0.05)
     assert len(server.bodies("/v1/chat/completions")) == RETRIES + 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("seconds", [0.2, 2.5])
+def test_a_reply_that_came_while_this_process_was_stopped_is_not_asked_again(seconds: float) -> None:
+    server, stopped = FakeVllm(), False
+
+    async def slow(request: httpx2.Request) -> httpx2.Response:
+        nonlocal stopped
+        if request.url.path.endswith("/chat/completions") and not stopped:
+            stopped = True
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 1.5 * seconds)  # like Ctrl-Z, and fg after the time-out
+            await asyncio.sleep(0.1)
+            for _ in range(20):  # a reply takes some turns of the loop to be read
+                await asyncio.sleep(0.001)
+        return server.transport.handler(request)  # type: ignore[return-value]
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, timeout_seconds=seconds), httpx2.MockTransport(slow))
+        await engine.submit(COMPLETE)
+        await engine.close()
+
+    asyncio.run(run())
+    assert stopped and len(server.bodies("/v1/chat/completions")) == 1
 
 
 def test_requests_in_flight_are_bounded() -> None:

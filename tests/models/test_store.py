@@ -461,3 +461,57 @@ def test_a_call_takes_little_more_room_than_its_text(path: Path) -> None:
     text = "x" * 1500
     fill(path, 400, text)
     assert path.stat().st_size < 400 * 1.6 * len(text)
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def swap(path: Path) -> None:
+    fill(path.with_name("other"), 1)
+    path.with_name("other").replace(path)
+
+
+ACCIDENTS: dict[str, Callable[[Path], None]] = {
+    "deleted": remove,
+    "deleted with what is not yet in the file": lambda path: Path(f"{path}-wal").unlink(),
+    "cut": lambda path: os.truncate(path, 0),
+    "replaced": swap,
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("accident", ACCIDENTS)
+@pytest.mark.parametrize("later", [0, 3])
+def test_a_store_that_is_lost_under_a_run_stops_it_and_its_replies_are_kept_beside(path: Path, accident: str, later: int) -> None:
+    store = CallStore(path)
+    with pytest.raises(StoreError, match=rf"store was {accident.split()[0]} while this run used it.*calls-rescued-0\.sqlite"), store:
+        for i in range(5):
+            asyncio.run(put(store, i))
+        ACCIDENTS[accident](path)
+        for i in range(5, 5 + later):
+            with pytest.raises(StoreError, match="while this run used it"):
+                asyncio.run(put(store, i))
+    remove(path)
+    path.with_name("calls-rescued-0.sqlite").rename(path)
+    with CallStore(path) as store:
+        assert [store.get(key(i), Completion) is not None for i in range(5 + later)] == [True] * (5 + later)
+
+
+@pytest.mark.attack
+def test_a_lost_store_hides_no_other_error(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), CallStore(path) as store:
+        asyncio.run(put(store, 1))
+        remove(path)
+        raise ZeroDivisionError
+
+
+def test_several_processes_and_checkpoints_are_no_accident(path: Path) -> None:
+    with CallStore(path) as one:
+        for i in range(20):
+            fill(path, i + 1)  # opens and closes beside
+            one._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            asyncio.run(put(one, 100 + i))
+    with CallStore(path) as store:
+        assert len(store) == 40

@@ -444,3 +444,14 @@ def test_the_resolved_recipe_runs_again_as_it_stands(tmp_path: Path) -> None:
     from cai.recipe import load_recipe
 
     assert load_recipe(workspace.run("s").path / "recipe.yaml") == recipe_of(workspace, "seed=7")
+
+
+@pytest.mark.attack
+def test_a_folder_of_other_files_never_becomes_a_run(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    mine = workspace.root / "runs" / "notes" / "data" / "prompts.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my own")
+    with pytest.raises(StoreError, match=r"is no run's folder: it has data/prompts\.jsonl"):
+        run_data(workspace, only=("respond",), name="notes")
+    assert mine.read_text() == "my own" and [p.name for p in mine.parent.parent.iterdir()] == ["data"]
