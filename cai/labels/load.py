@@ -14,7 +14,7 @@ from typing import Any
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
 from cai.data.filters import pooled, preference_key, softened
-from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
+from cai.data.rows import HUB, Row, dataset_rows, read_rows, refuse_many, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.labels import pair_formats, published, vote_formats
@@ -345,6 +345,7 @@ def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptK
     read = {*columns, *columns.values()}
     for row in rows:
         count += 1
+        refuse_many(failures)
         try:
             value = _mapping(row)
             absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
