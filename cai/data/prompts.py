@@ -10,6 +10,7 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
+from cai.core.console import printable
 from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import SYSTEM, RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
@@ -191,7 +192,7 @@ def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
         yield from ((row, source.path) for row in dataset_rows(source.path.removeprefix(HUB), source.split, source.path))
         return
     for path in source_files(source.path, root):
-        shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        shown = printable(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
         if path.is_dir():
             yield from ((row, shown) for row in dataset_rows(str(path), source.split, source.path))
         else:

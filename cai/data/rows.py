@@ -10,13 +10,14 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from cai.core.console import printable
 from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, read_lines
 from cai.errors import DataError
 from cai.records import Failure
@@ -109,7 +110,9 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
     if kind != "parquet":
         _refuse_other_encodings(path)
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
-    return reader(path)
+    if str(path).isprintable():
+        return reader(path)
+    return (replace(row, where=printable(row.where)) for row in reader(path))  # records can't hold a name that isn't UTF-8
 
 
 def dataset_rows(name: str, split: str, shown: str | None = None) -> Iterator[Row]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cai.core.console import printable
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
 from cai.data.filters import pooled, preference_key, softened
@@ -336,6 +337,7 @@ def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptK
     if format != "auto" and format not in FORMATS:
         close = did_you_mean(format, tuple(FORMATS))
         raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
+    name, where = printable(name), printable(where)
     found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
     failures: list[Failure] = []

@@ -18,6 +18,8 @@ import errno
 import fcntl
 import os
 import sqlite3
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import StoreError
 
 T = TypeVar("T")
@@ -90,6 +93,7 @@ class CallStore:
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db.execute(f"PRAGMA busy_timeout={int(1000 * min(NOTICE_SECONDS, _BUSY_SECONDS))}")
         self._db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()  # makes the write-ahead log, if there is none
         self._seen = self._files()
 
@@ -140,6 +144,18 @@ class CallStore:
             return e.errno not in (errno.EACCES, errno.EAGAIN)  # both mean that another process has it
         return True
 
+    def holder(self, key: str) -> str:
+        """Say which process holds the claim of a call."""
+        if self._claims is None or sys.platform != "linux":
+            return "a process on this machine"
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _claimed_byte(key), 1, 0)
+        try:
+            pid = struct.unpack("hhqqi4x", fcntl.fcntl(self._claims, fcntl.F_GETLK, asked))[-1]
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return "a process that this one can't see"
+        return f"process {pid}" + (f", which is stopped (go on with: kill -CONT {pid})" if state in "Tt" else "")
+
     def release(self, key: str) -> None:
         """Release a claim, after the reply was committed or the call failed."""
         if self._claims is not None:
@@ -176,7 +192,7 @@ class CallStore:
         try:
             with self._explained():
                 self._watch()
-                self._db.execute("BEGIN IMMEDIATE")
+                self._begin()
                 try:
                     self._db.executemany(_INSERT, rows)
                     self._db.execute("COMMIT")
@@ -195,6 +211,23 @@ class CallStore:
             else:
                 committed.set_exception(failed)
                 committed.exception()  # marks the exception as retrieved: the waiter may be cancelled before it wakes
+
+    def _begin(self) -> None:
+        """Begin to write. Where another process writes, wait for it, and say so."""
+        started = time.monotonic()
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as e:
+                waited = time.monotonic() - started
+                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > _BUSY_SECONDS:
+                    raise
+            tell_waiting(
+                "store",
+                f"Waiting since {waited:.0f} s for another process that writes to {self.path}. Let it go on, or stop it (fuser {self.path} "
+                f"names it); after {_BUSY_SECONDS:.0f} s this run stops, and every finished call is kept.",
+            )
 
     def _files(self) -> tuple[tuple[int, int] | None, ...]:
         """Return device and inode of the store's file and of its two companions, None where there is none."""

@@ -14,7 +14,7 @@ import msgspec
 from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import entries, parse_constitution
 from cai.core.jsonl import disk_error, write_text
-from cai.core.workspace import Workspace
+from cai.core.workspace import Workspace, is_text
 from cai.core.yaml_source import parse_yaml
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
@@ -73,7 +73,7 @@ class Drafts:
 
     def names(self) -> list[str]:
         """Return the names of all constitutions."""
-        return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file())
+        return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file() and is_text(p.name))
 
     def path(self, name: str) -> Path:
         """Return the file of a constitution. Raises `DataError` if there is none of that name."""

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from cai.core.jsonl import append_record, disk_error, read_records
-from cai.core.workspace import Workspace
+from cai.core.workspace import Workspace, is_text
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
 from cai.labels.pooling import pair_key
@@ -75,7 +75,7 @@ class Labelling:
 
     def queues(self) -> dict[str, Queue]:
         """Return all queues by id."""
-        own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file())
+        own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file() and is_text(p.name))
         found = [Queue(self._id(p), p) for p in own]
         found += [Queue(f"{_slug(p.name.replace('.', '-'))}-{content_hash(str(p.resolve()))[:6]}", p) for p in self._files]
         return {queue.id: queue for queue in found}

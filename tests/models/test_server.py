@@ -14,6 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from cai.core.console import Reporter
+from cai.core.waiting import telling
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
 from cai.models.server.address import config_dir
@@ -795,6 +797,22 @@ def test_a_reply_that_came_while_this_process_was_stopped_is_not_asked_again(sec
 
     asyncio.run(run())
     assert stopped and len(server.bodies("/v1/chat/completions")) == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("wait", "told"), [("30", True), ("1", False), ("soon", False)])
+def test_a_server_that_asks_to_wait_is_named(wait: str, told: bool) -> None:
+    lines: list[str] = []
+
+    class Said(Reporter):
+        def say(self, text: str, style: str = "") -> None:
+            lines.append(text)
+
+    replies = iter([httpx2.Response(429, headers={"retry-after": wait})])
+    with telling(Said()):
+        ask_one(FakeVllm([on("/v1/chat/completions", lambda _: next(replies, None))], owned_by="openai"), COMPLETE)
+    assert len(lines) == told
+    assert not told or lines[0].startswith("fake.test answered 429 and asks to wait (Retry-After: 30 s)")
 
 
 def test_requests_in_flight_are_bounded() -> None:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cai.core.jsonl import atomic_folder, disk_error
+from cai.core.waiting import NOTICE_SECONDS
 from cai.core.workspace import file_hash
 from cai.errors import ModelError
 
@@ -79,11 +80,18 @@ def embedded_model_dir(progress: Callable[[str], None] | None = None) -> Path:
     final = cache_dir() / f"embedded-{embedded_fingerprint()}"
     if final.is_dir():
         return final
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{final}.lock"):
+        lock = FileLock(f"{final}.lock")
+        try:
+            held = lock.acquire(timeout=NOTICE_SECONDS)
+        except Timeout:
+            if progress is not None:
+                progress(f"Waiting for another process that converts {gguf.name} (it holds {final}.lock; stop it to convert here)")
+            held = lock.acquire()
+        with held:
             if not final.is_dir():
                 if progress is not None:
                     progress(f"Converting {gguf.name} to {final} (once, about half a minute)")

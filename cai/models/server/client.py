@@ -31,6 +31,7 @@ from openai.types.chat import ChatCompletion
 
 from cai.core.interrupt import Gate
 from cai.core.jsonl import NOT_JSON
+from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ModelError, ReplyError
 from cai.models.server.address import check_url, is_loopback, read_key, root_of
 from cai.models.server.served import NotServedError, Served, identify
@@ -148,6 +149,10 @@ class BoundedClient(httpx2.AsyncClient):
                 self.lost = self.lost or not isinstance(e, httpx2.TimeoutException)
                 raise
         self.lost = self.lost or response.status_code in _GONE
+        seconds = response.headers.get("retry-after", "")
+        if (response.status_code in _RETRIED or response.status_code >= 500) and seconds.isdecimal() and int(seconds) > NOTICE_SECONDS:
+            where = f"{request.url.host} answered {response.status_code} and asks to wait (Retry-After: {seconds[:9]} s)"
+            tell_waiting("server", f"{where}. Requests are sent again; to send fewer at once, lower model.concurrency.")
         return response
 
     async def _wait(self, reply: "asyncio.Task[httpx2.Response]") -> None:
