@@ -76,7 +76,7 @@ def test_two_calm_runs_and_a_killed_one_have_the_same_bytes_and_calls(tmp_path: 
     run = killed.run("s")
     for adapter in ("sft", "reward-0", "policy"):
         process = start_cai(killed.root, *RUN, environment={"PYTHONHASHSEED": "3"})
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not begun(run, adapter) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)

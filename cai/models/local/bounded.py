@@ -47,7 +47,7 @@ def bounded_template(template: str) -> Iterator[None]:
 
     kept = SandboxedEnvironment.intercepted_binops, SandboxedEnvironment.call_binop
     SandboxedEnvironment.intercepted_binops = frozenset(("*", "**"))
-    SandboxedEnvironment.call_binop = multiply  # type: ignore[method-assign]
+    SandboxedEnvironment.call_binop = multiply  # type: ignore[method-assign, assignment]
     if len(_LOOPS.findall(template)) > 1:  # one loop ends, and counting its lines takes 0.3 ms
         sys.settrace(enter)
     try:
