@@ -106,8 +106,11 @@ class RunDirectory:
         Raises:
             StoreError: the folder holds other files, or another process holds the lock; the message names its process id.
         """
-        ours = any((self.path / name).exists() for name in (".lock", "manifest.json", "recipe.yaml"))
-        if not ours and (other := next((f for f in self.path.rglob("*") if f.is_file()), None)) is not None:
+        ours = (".lock", "manifest.json", "recipe.yaml", "data", "models")  # data may be put there by hand, to start from a later stage
+        if (
+            not any((self.path / name).exists() for name in ours)
+            and (other := next((f for f in self.path.rglob("*") if f.is_file()), None)) is not None
+        ):
             raise StoreError(f"{self.path}: is no run's folder: it has {other.relative_to(self.path)}. Choose another --name.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

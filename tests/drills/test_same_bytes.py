@@ -42,7 +42,6 @@ policy: {METHODS[policy]}
     workspace = make_workspace(folder, recipe, adapters=False)
     run = workspace.run("s")
     (run.path / "data").mkdir(parents=True)
-    (run.path / ".lock").touch()
     write_records(run.data("sft"), [example(i, f"I would rather talk about number {i}.") for i in range(8)])
     write_records(run.data("preferences"), [preference(i, 0.9) for i in range(8)])
     write_records(run.data("preferences_heldout"), [preference(i) for i in range(90, 94)])

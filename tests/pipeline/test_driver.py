@@ -449,12 +449,12 @@ def test_the_resolved_recipe_runs_again_as_it_stands(tmp_path: Path) -> None:
 @pytest.mark.attack
 def test_a_folder_of_other_files_never_becomes_a_run(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")
-    mine = workspace.root / "runs" / "notes" / "data" / "prompts.jsonl"
+    mine = workspace.root / "runs" / "notes" / "drafts" / "report.html"
     mine.parent.mkdir(parents=True)
     mine.write_text("my own")
-    with pytest.raises(StoreError, match=r"is no run's folder: it has data/prompts\.jsonl"):
+    with pytest.raises(StoreError, match=r"is no run's folder: it has drafts/report\.html"):
         run_data(workspace, only=("respond",), name="notes")
-    assert mine.read_text() == "my own" and [p.name for p in mine.parent.parent.iterdir()] == ["data"]
+    assert mine.read_text() == "my own" and [p.name for p in mine.parent.parent.iterdir()] == ["drafts"]
 
 
 @pytest.mark.attack
