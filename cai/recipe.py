@@ -4,14 +4,15 @@ The types below define every key, its default and its range. The JSON Schema tha
 keys, wrong types and values out of range are reported together, each with its line. `--set critique.rounds=2` changes one value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from cai.core.plugins import KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, names_of
+from cai.core.plugins import KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, did_you_mean, names_of
 from cai.core.text.repetition import LOOPING
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
@@ -28,7 +29,7 @@ Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
 Aggregate = Literal["mean", "min", "uncertainty"]
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
-Placement = Literal["system", "user"]
+Placement = Literal["system", "user", "turns"]
 SFTData = Literal["critique", "distill"]
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
@@ -161,6 +162,8 @@ class CritiqueConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     min_p_revised: Fraction = 0.5
     """Minimum judge probability that the revision is better than the initial response. Revisions below it are dropped. 0 skips the judge
     and keeps all."""
+    min_share: Fraction = 0.0
+    """Minimum share of the applicable checks that the final text must follow, by the principles' weights. Traces below it are dropped."""
     drop_refusals: bool = True
     """Whether to drop revisions that refuse the revision request, or that refuse a prompt that isn't harmful."""
 
@@ -173,7 +176,9 @@ class DistillConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sampling: SamplingSpec = SamplingSpec()
     """Sampling of the responses."""
     placement: Placement = "user"
-    """Where the principles stand: in the `system` turn, or in the `user` turn after the question. Small models follow them there only."""
+    """Where the principles stand. `system`: in the system turn. `user`: in the user's turn, after the question. `turns`: one after the
+    other; the model answers, and is then told each principle whose check asks for something that the answer lacks, and what it says is
+    added to the answer. Small models hardly follow the system turn, and best follow one principle at a time."""
     per_prompt: Positive | None = None
     """Number of principles in context, drawn by hash of the prompt. None: all that apply to the prompt's kind."""
     kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
@@ -691,16 +696,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     Raises:
         RecipeError: listing every problem, with file, line and YAML path.
     """
-    source = load_yaml(path, RecipeError)
+    source = load_yaml(path, RecipeError, "runs")
     if not isinstance(source.data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of settings; found {type(source.data).__name__}")
     source.data.setdefault("name", path.stem)
     if name is not None:
         source.data["name"] = name
-    for override in overrides:
-        _override(source, override)
-    retired = _retired(source.data)
-    problems = [*retired, *schema_problems(source, recipe_schema())]
+    problems = [problem for override in overrides for problem in _override(source, override)]
+    problems += [*_retired(source.data), *schema_problems(source, recipe_schema())]
     if not problems:
         try:
             return msgspec.convert(source.data, Recipe)
@@ -722,14 +725,54 @@ def _retired(data: dict[str, Any]) -> list[str]:
     ]
 
 
-def _override(source: YamlSource, text: str) -> None:
+def recipe_keys() -> tuple[str, ...]:
+    """Return the dotted path of every key that a recipe may have outside lists, sections included."""
+    schema = recipe_schema()
+
+    def below(node: dict[str, Any], at: str) -> Iterator[str]:
+        for choice in (node, *node.get("anyOf", ())):
+            definition = schema["$defs"][choice["$ref"].rsplit("/", 1)[1]] if "$ref" in choice else {}
+            for key, value in definition.get("properties", {}).items():
+                yield f"{at}{key}"
+                yield from below(value, f"{at}{key}.")
+
+    return tuple(below(schema, ""))
+
+
+def _override(source: YamlSource, text: str) -> list[str]:
+    """Set one value. Returns what is wrong with its key; the value is validated together with the file's."""
     key, eq, value = text.partition("=")
     if not eq or not key:
         raise RecipeError(f"--set {text}: expected key.path=value, for example --set critique.rounds=2")
-    *parents, last = key.split(".")
+    data = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data
+    path = tuple(key.split("."))
+    known = recipe_keys()
+    if key not in known and key not in _RETIRED:
+        return [f"--set {text}: unknown key {key!r}{_which_key(path, known)}"]
     node = source.data
-    for parent in parents:
+    for parent in path[:-1]:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise RecipeError(f"--set {text}: {parent!r} is not a block of settings")
-    node[last] = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data
+            raise RecipeError(f"{source.where(path)}: {parent!r} is not a block of settings")
+    node[path[-1]] = data
+    source.origins[path] = f"--set {text}"
+    return []
+
+
+def _which_key(path: tuple[str, ...], known: tuple[str, ...]) -> str:
+    """Return a suggestion for an unknown key: the same key in other sections, a similar key, or else all keys of its section."""
+    key = ".".join(path)
+    if whole := [k for k in known if k.endswith(f".{key}")]:
+        return f". Did you mean {' or '.join(map(repr, whole))}?"
+    section = next(p for n in range(len(path) - 1, -1, -1) if not (p := ".".join(path[:n])) or p in known)
+    inside = [k for k in known if k.rpartition(".")[0] == section]
+    if section and not inside:
+        return f"; {section!r} is not a block of settings"
+    if key.removeprefix(f"{section}.") != path[-1]:
+        return did_you_mean(key, known) or f"; known: {', '.join(inside)}"
+    similar = get_close_matches(path[-1], [k.rpartition(".")[2] for k in inside], n=1)
+    return f". Did you mean {f'{section}.{similar[0]}'.lstrip('.')!r}?" if similar else f"; known: {', '.join(inside)}"
+
+
+_RETIRED = ("policy.ppo.kl_estimator",)
+"""Keys of earlier versions, which `_retired` takes out."""

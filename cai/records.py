@@ -99,6 +99,8 @@ class Principle:
     check: tuple[ResponseCheck, ...] = ()
     """Conditions that decide, without a model, whether a response follows the principle; empty if only a judge can tell."""
     examples: Examples = Examples()
+    openings: tuple[str, ...] = ()
+    """Words with which a response that follows the principle may begin. Context distillation begins with one of them."""
 
     def applies(self, kind: PromptKind) -> bool:
         """Whether the principle applies to prompts of this kind. All principles apply to unlabelled (`other`) prompts."""

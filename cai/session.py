@@ -71,7 +71,7 @@ class Session:
         workspace: Workspace | Path | str | None = None,
         reporter: Reporter | None = None,
         keep_calls: bool = True,
-        opener: Callable[[ModelSpec], Awaitable[Engine]] = open_engine,
+        opener: Callable[[ModelSpec], Awaitable[Engine]] | None = None,
     ) -> None:
         self.recipe = _with_models(_as_recipe(recipe), model, judge)
         found = _as_workspace(workspace)
@@ -86,7 +86,7 @@ class Session:
         """Every model handed out, for counting what was asked."""
         self._store_path = found.store_path if found is not None and keep_calls else None
         self._store: CallStore | None = None
-        self._open_engine = opener
+        self._open_engine = opener or (lambda spec: open_engine(spec, self.reporter.loading))
         self._engines: dict[str, Engine] = {}
         self._model: TextModel | None = None
         self._judge_model: TextModel | None = None

@@ -62,14 +62,15 @@ policy:
     assert problems(path, text).splitlines() == [
         "F: 9 problems",
         "  F:1: seed: -1 is less than the minimum of 0",
-        f"  F:2: modle: unknown key 'modle'; known: {', '.join(sorted(Recipe.__struct_fields__))}",
+        f"  F:2: modle: unknown key 'modle'; known: {', '.join(sorted(Recipe.__struct_fields__))}. Did you mean 'model'?",
         "  F:4: critique.rounds: 0 is less than the minimum of 1",
         "  F:5: critique.sampling.temperature: 'hot' is not of type 'number'",
-        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, thinking_tokens, top_p",
+        "  F:5: critique.sampling.top_k: unknown key 'top_k'; known: max_tokens, temperature, thinking_tokens, top_p. "
+        "Did you mean 'top_p'?",
         "  F:9: prompts.train[1].kind: 'harmfull' is not one of ['borderline', 'harmful', 'helpful', 'other']. Did you mean 'harmful'?",
         "  F:9: prompts.train[1]: 'path' is a required property",
         "  F:11: policy.learning_rate: 0 is less than or equal to the minimum of 0",
-        "  F:13: policy.lora.rnak: unknown key 'rnak'; known: " + ", ".join(sorted(type(Recipe(name="x").policy.lora).__struct_fields__)),
+        "  F:13: policy.lora.rnak: unknown key 'rnak'; known: alpha, dropout, layers, rank, target_modules. Did you mean 'rank'?",
     ]
 
 
@@ -136,13 +137,17 @@ def test_the_last_override_wins_and_the_name_has_its_own(path: Path) -> None:
     [
         ("critique.rounds", "--set critique.rounds: expected key.path=value"),
         ("=3", "--set =3: expected key.path=value"),
-        ("seed.deep=1", "--set seed.deep=1: 'seed' is not a block of settings"),
+        ("seed.deep=1", "--set seed.deep=1: unknown key 'seed.deep'; 'seed' is not a block of settings"),
         ("seed=[1", "--set seed:1: not valid YAML"),
         ("seed=!!python/name:os.system x", "--set seed:1: tags"),
         ("seed=\udcff", "--set seed: not text"),
-        ("critique.ruonds=1", "critique.ruonds: unknown key 'ruonds'"),
-        ("critique.rounds=none", "critique.rounds: 'none' is not of type 'integer'"),
-        ("critique..rounds=1", "unknown key ''"),
+        ("critique.ruonds=1", "--set critique.ruonds=1: unknown key 'critique.ruonds'. Did you mean 'critique.rounds'?"),
+        ("critque.rounds=1", "--set critque.rounds=1: unknown key 'critque.rounds'. Did you mean 'critique.rounds'?"),
+        ("rounds=1", "--set rounds=1: unknown key 'rounds'. Did you mean 'critique.rounds' or 'policy.rounds'?"),
+        ("pairs.colour=1", "unknown key 'pairs.colour'; known: pairs.per_prompt, pairs.sampling, pairs.contrast, pairs.contrast_p"),
+        ("critique.rounds=none", "--set critique.rounds=none: critique.rounds: 'none' is not of type 'integer'"),
+        ("pairs={contrats: true}", "--set pairs={contrats: true}: pairs.contrats: unknown key 'contrats'; known: "),
+        ("critique..rounds=1", "unknown key 'critique..rounds'. Did you mean 'critique.rounds'?"),
     ],
 )
 def test_a_wrong_override_says_what_was_expected(path: Path, override: str, said: str) -> None:

@@ -14,7 +14,6 @@ app = typer.Typer(
     name="cai",
     help="Align a language model with a written constitution.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

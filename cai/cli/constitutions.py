@@ -1,33 +1,41 @@
-"""Commands about constitutions: lint, show, import, diff, try, validate, guidelines."""
+"""Commands about constitutions: lint, show, import, diff, try, validate, draft, guidelines."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cai.cli import completing
 from cai.cli.app import Json, app, open_session, print_json
 from cai.records import Constitution, PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
 app.add_typer(constitution)
-File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False)]
+File = Annotated[Path, typer.Argument(help="A constitution's YAML file", show_default=False, autocompletion=completing.constitutions)]
 Model = Annotated[str | None, typer.Option(help="embedded (the default), a folder, a Hub id or a server's URL#MODEL", show_default=False)]
 JudgeName = Annotated[
     str | None, typer.Option("--judge", help="The judge; default: the recipe's judge, or the model itself", metavar="MODEL")
 ]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False)]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False, autocompletion=completing.recipes),
+]
+Files = Annotated[list[Path], typer.Argument(help="Constitutions' YAML files", show_default=False, autocompletion=completing.constitutions)]
+RunName = Annotated[str, typer.Argument(help="Name or path of a run", metavar="RUN", autocompletion=completing.run_names)]
 Protocol = Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's", show_default=False)]
 OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
 
 
 @constitution.command()
-def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML files", show_default=False)], json: Json = False) -> None:
+def lint(files: Files, json: Json = False) -> None:
     """Find schema errors, near-duplicates, contradictions, unreachable principles and uncovered kinds of prompt."""
     from rich.console import Console
     from rich.text import Text
 
-    from cai.constitution.lint import lint_file
+    from cai.constitution.lint import lint_file, lint_scope
+    from cai.constitution.load import load_constitution
     from cai.core.console import plain
 
     found = {str(f): lint_file(f) for f in files}
@@ -40,8 +48,11 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
             for x in findings:
                 colour = "red" if x.severity == "error" else "yellow"
                 console.print(Text.assemble(plain(f"{x.where}: "), (f"{x.severity}: ", colour), plain(x.message)))
-            if not findings:
-                console.print(Text.assemble(plain(f"{path}: "), ("clean", "green")))
+            wrong = Counter(x.severity for x in findings)
+            counted = ", ".join(f"{n} {severity}{'s' if n > 1 else ''}" for severity, n in sorted(wrong.items()))
+            console.print(Text.assemble(plain(f"{path}: "), (counted, "bold") if counted else ("clean", "green")))
+            if not any(x.rule == "schema" for x in findings):
+                console.print(plain(lint_scope(load_constitution(Path(path))), "dim"))
     if errors:
         raise typer.Exit(2)
 
@@ -50,10 +61,12 @@ def lint(files: Annotated[list[Path], typer.Argument(help="Constitutions' YAML f
 def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show every wording")] = False, json: Json = False) -> None:
     """Show the principles of a constitution with kinds, weights, and the share of prompts that draw each."""
     from rich.console import Console
+    from rich.padding import Padding
 
     from cai.constitution.load import load_constitution
-    from cai.constitution.show import constitution_rows
-    from cai.core.console import plain, plain_table
+    from cai.constitution.show import draw_shares
+    from cai.core.console import plain
+    from cai.records import DEFAULT_WORDING
 
     loaded = load_constitution(file)
     if json:
@@ -62,16 +75,16 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
     console = Console()
     console.print(plain(f"{loaded.name}  ({loaded.id}, {len(loaded.principles)} principles, hash {loaded.hash})", "bold"))
     console.print(plain(loaded.description.strip()))
-    table = plain_table("principle", "statement", "weight", "drawn for", right=("weight",))
-    for row in constitution_rows(loaded):
-        shares = "\n".join(f"{share:.0%} of {kind}" for kind, share in row.shares)
-        table.add_row(plain(row.id), plain(row.statement), f"{row.weight:g}", shares)
-    console.print(table)
-    if full:
-        for p in loaded.principles:
-            console.print(plain(f"\n{p.id}", "bold"))
-            for field in ("statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "source"):
-                console.print(plain(f"  {field}: {getattr(p, field)}"))
+    for p in loaded.principles:
+        drawn = ", ".join(f"{share:.0%} of {kind}" for kind, share in draw_shares(loaded, p, p.applies_to).items())
+        weight = f"; weight {p.weight:g}" if p.weight != 1 else ""
+        by = "; a rule checks it" if p.check else ""
+        texts = {"": p.statement, **({name: getattr(p, name) for name in (*DEFAULT_WORDING, "source")} if full else {})}
+        console.print(plain(f"\n{p.id}", "bold"))
+        for name, text in texts.items():
+            if text:
+                console.print(Padding(plain(f"{name}: {text}" if name else text), (0, 0, 0, 2)))
+        console.print(Padding(plain(f"drawn for {drawn}{weight}{by}", "dim"), (0, 0, 0, 2)))
 
 
 @constitution.command("import")
@@ -125,8 +138,8 @@ def import_(
 
 @constitution.command()
 def diff(
-    before: Annotated[Path, typer.Argument(help="The old constitution", show_default=False)],
-    after: Annotated[Path, typer.Argument(help="The new constitution", show_default=False)],
+    before: Annotated[Path, typer.Argument(help="The old constitution", show_default=False, autocompletion=completing.constitutions)],
+    after: Annotated[Path, typer.Argument(help="The new constitution", show_default=False, autocompletion=completing.constitutions)],
     sample: Annotated[
         int | None, typer.Option(help="Also show the changes on this many prompts (20 if only one of the options below is given)", min=1)
     ] = None,
@@ -134,7 +147,10 @@ def diff(
     model: Model = None,
     judge: JudgeName = None,
     recipe: RecipeFile = None,
-    against_run: Annotated[str | None, typer.Option(help="Take settings, responses and pairs from a run, and reuse its calls")] = None,
+    against_run: Annotated[
+        str | None,
+        typer.Option(help="Take settings, responses and pairs from a run, and reuse its calls", autocompletion=completing.run_names),
+    ] = None,
     show: Annotated[int, typer.Option(help="Number of changed labels and revisions to show", min=0)] = 5,
     seed: int = 0,
     json: Json = False,
@@ -295,7 +311,7 @@ def flip(
 
 
 @constitution.command()
-def adherence(run_name: Annotated[str, typer.Argument(help="Name or path of a run", metavar="RUN")], json: Json = False) -> None:
+def adherence(run_name: RunName, json: Json = False) -> None:
     """Show how often held-out responses of a run's models follow each principle, and which principles were learned."""
     from rich.console import Console
 
@@ -326,10 +342,48 @@ def adherence(run_name: Annotated[str, typer.Argument(help="Name or path of a ru
 
 
 @constitution.command()
+def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, recipe: RecipeFile = None, json: Json = False) -> None:
+    """Let a model draft requests and questions from the statements of principles that have none, or of the named ones.
+
+    The drafts are written into the file, each marked by a comment. Read them before you use them.
+    """
+    from cai.constitution.editing import set_fields
+    from cai.constitution.load import load_constitution
+    from cai.core.jsonl import write_text
+    from cai.session import Session, settings
+    from cai.workbench.trial import chosen
+    from cai.workbench.wording import Wording, draft_wording
+
+    loaded = load_constitution(file)
+    todo = chosen(loaded, principle).principles if principle else tuple(p for p in loaded.principles if not p.own_wording)
+
+    async def work(session: Session) -> list[Wording]:
+        return await session.each(todo, lambda p: draft_wording(session, p), "principles", lambda p: p.id, may_all_fail=True)
+
+    session = open_session(settings(model=model, recipe=recipe, name="draft"), file.parent)
+    found = session.run(work, "draft") if todo else []
+    session.warn_of_failures()
+    text, places = file.read_bytes().decode(), {p.id: i for i, p in enumerate(loaded.principles)}
+    for one in found:
+        text = set_fields(text, places[one.principle_id], one.texts, one.model)
+    write_text(file, text)
+    if json:
+        print_json(found)
+        return
+    for one in found:
+        without = f"; nothing usable for {', '.join(one.left_out)}" if one.left_out else ""
+        typer.echo(f"{one.principle_id}: drafted {', '.join(one.texts) or 'nothing'}{without}")
+    if not todo:
+        typer.echo("Every principle has requests or questions of its own. Name those to draft again with --principle ID.")
+
+
+@constitution.command()
 def guidelines(
     file: File,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="FILE.md or FILE.html; default: Markdown on standard output")] = None,
-    examples: Annotated[str | None, typer.Option(help="Take the worked examples from a run", metavar="RUN")] = None,
+    examples: Annotated[
+        str | None, typer.Option(help="Take the worked examples from a run", metavar="RUN", autocompletion=completing.run_names)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Render a constitution as annotation guidelines with worked examples."""

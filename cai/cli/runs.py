@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cai.cli import completing
 from cai.cli.app import Json, app, print_json
 
 if TYPE_CHECKING:
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
     from cai.pipeline.driver import RunSummary
     from cai.recipe import Recipe
 
-RecipeFile = Annotated[Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False)]
-RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change one setting: --set critique.rounds=2", metavar="KEY=VALUE")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="The run's recipe, e.g. runs/quickstart.yaml", show_default=False, autocompletion=completing.recipes)
+]
+RunName = Annotated[str, typer.Argument(help="A run's name, or runs/NAME", show_default=False, autocompletion=completing.run_names)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change one setting: --set critique.rounds=2", metavar="KEY=VALUE", autocompletion=completing.recipe_keys),
+]
 
 NO_SHARDS = (
     "runs can no longer be split among clients, because one client keeps a server busy. Run the whole recipe; finished calls are reused."
@@ -42,8 +48,12 @@ def init(directory: Annotated[Path, typer.Argument(help="The new workspace", sho
 @app.command()
 def run(
     recipe: RecipeFile,
-    only: Annotated[str | None, typer.Option(help="Run only these stages: respond,critique", metavar="STAGE,...")] = None,
-    start: Annotated[str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Run only these stages: respond,critique", metavar="STAGE,...", autocompletion=completing.stages)
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Run from this stage on", metavar="STAGE", autocompletion=completing.stages)
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run and of its directory; default: the recipe's")] = None,
     shard: Annotated[str | None, typer.Option(hidden=True)] = None,
     overrides: Overrides = None,
@@ -237,7 +247,13 @@ def status(run_name: RunName, json: Json = False) -> None:
 @app.command()
 def report(
     runs: Annotated[
-        list[str], typer.Argument(help="A run's name; several: compare them with the first", metavar="RUN...", show_default=False)
+        list[str],
+        typer.Argument(
+            help="A run's name; several: compare them with the first",
+            metavar="RUN...",
+            show_default=False,
+            autocompletion=completing.run_names,
+        ),
     ],
     json: Json = False,
 ) -> None:

@@ -108,7 +108,7 @@ def principle_row(p: Principle) -> dict[str, Any]:
     if "examples" in row:
         row["examples"] = _row(p.examples)
     if "applies_to" in row:
-        row["applies_to"] = _InOneLine(p.applies_to)
+        row["applies_to"] = InOneLine(p.applies_to)
     if "weight" in row and float(p.weight).is_integer():
         row["weight"] = int(p.weight)
     return row
@@ -122,23 +122,23 @@ def _row(record: Principle | ResponseCheck | Examples) -> dict[str, Any]:
 
 def dump_blocks(whole: dict[str, Any], *lists: str) -> str:
     """Return a mapping as YAML, with an empty line before each of the named lists and between their items."""
-    text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=112)
+    text = yaml.dump(whole, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=112)
     text = re.sub(rf"(?m)^(?=(?:{'|'.join(lists)}):|  - )", "\n", text)
     return re.sub(rf"(?m)^((?:{'|'.join(lists)}):\n)\n", r"\1", text)
 
 
-class _InOneLine(list[Any]):
+class InOneLine(list[Any]):
     """A list that is written in flow style: [a, b]."""
 
 
-class _Dumper(yaml.SafeDumper):
+class BlockDumper(yaml.SafeDumper):
     """Writes block style with indented lists, long texts folded, and texts with unusual characters in double quotes."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
 
 
-def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
+def _write_text(dumper: BlockDumper, text: str) -> yaml.Node:
     style = None
     if not text.isprintable():
         style = '"'
@@ -149,8 +149,8 @@ def _write_text(dumper: _Dumper, text: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-_Dumper.add_representer(str, _write_text)
-_Dumper.add_representer(_InOneLine, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
+BlockDumper.add_representer(str, _write_text)
+BlockDumper.add_representer(InOneLine, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
 
 def _load_json(path: Path) -> Any:

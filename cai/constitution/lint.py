@@ -14,6 +14,7 @@ Rules by severity:
              bad-check           a check that is malformed, that no response can pass or that contradicts another principle's
              example-fails       a good example breaks the principle's check, or a bad one passes it
     warning  near-duplicate      two principles say nearly the same
+             may-contradict      two principles use the same words, one for and one against
              rarely-drawn        drawn for fewer than 1 in 500 prompts of any kind, because of the weights of others
              uncovered-kind      no principle applies to a kind of prompt
              no-request          a critique or revision text that is not a request
@@ -36,7 +37,7 @@ from typing import Literal
 from cai.constitution.diff import outdated_wording
 from cai.constitution.load import entries, load_constitution, read_fields, source_problems
 from cai.constitution.show import LABELLED_KINDS, draw_shares
-from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, sentences, vectors, words
+from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, forbids, leans_against, opposed, sentences, vectors, words
 from cai.core.manifest import read_manifest
 from cai.core.text.checks import check_problems, checks_for, follows, unsatisfiable
 from cai.core.workspace import find_workspace, shipped_workspace
@@ -72,6 +73,7 @@ _AUXILIARIES = frozenset(
     hasn't haven't can't couldn't won't wouldn't shouldn't""".split()
 )
 _WH = frozenset("what what's which who whom whose why how".split())
+_ENGLISH = frozenset("never don't doesn't without avoid not".split())
 _REQUESTS = frozenset(
     """add amend analyse analyze apply argue ask assess break check choose cite clarify comment compare compose consider correct count
     criticise criticize critique cut decide delete describe detect determine discuss distinguish draw edit estimate evaluate examine explain
@@ -130,7 +132,7 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
         ConstitutionError: the file can't be read.
     """
     try:
-        source = load_yaml(path, ConstitutionError)
+        source = load_yaml(path, ConstitutionError, "constitution")
     except ConstitutionError as e:
         if not path.is_file():
             raise
@@ -145,6 +147,19 @@ def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KI
     except ConstitutionError as e:
         return [_from_problem(str(e), path)]
     return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
+
+
+def lint_scope(constitution: Constitution) -> str:
+    """Return what the linter checked in a constitution, and what it can't check, in words."""
+    principles = constitution.principles
+    checks = sum(bool(p.check) for p in principles)
+    shared = sum(bool(set(a.applies_to) & set(b.applies_to)) for a, b in combinations(principles, 2))
+    language = "" if _is_english(principles) else " The rules about wording are for English and were left out."
+    return (
+        f"Checked: {len(principles)} principles: schema, wording of requests and questions, which kinds of prompt they reach, "
+        f"{shared} pairs for duplicates and contradictions in their words, {checks} check{'' if checks == 1 else 's'} on their examples."
+        f"{language} Contradictions that are not in the words need a reader."
+    )
 
 
 def _outdated(source: YamlSource) -> Iterator[LintFinding]:
@@ -243,9 +258,9 @@ def _drafts(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterat
 
 
 def _is_english(principles: tuple[Principle, ...]) -> bool:
-    """Return whether at least 1 in 6 words is an English function word (in English text, about 1 in 2 is)."""
+    """Return whether at least 1 in 6 words is an English function word or a verb of requests (in English text, about 1 in 2 is)."""
     all_words = [w for p in principles for text in (p.statement, *p.own_wording.values()) for w in words(text)]
-    return sum(w in FUNCTION_WORDS for w in all_words) * 6 >= len(all_words)
+    return sum(w in FUNCTION_WORDS or w in _REQUESTS or w in _ENGLISH for w in all_words) * 6 >= len(all_words)
 
 
 def _reach(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterator[_Draft]:
@@ -371,20 +386,32 @@ def _pairs(principles: tuple[Principle, ...], english: bool) -> Iterator[_Draft]
     for j, b in enumerate(principles):
         copied: dict[str, list[str]] = {}
         nearly = []
+        against: list[str] = []
         for i, a in enumerate(principles[:j]):
             if clash := next(((x, y) for x, cx in claims[i] for y, cy in claims[j] if opposed(cx, cy)), None):
                 if both := [kind for kind in b.applies_to if kind in a.applies_to]:
                     message = f"{b.id}: {clash[1]!r} contradicts {clash[0]!r} of {a.id}, and both apply to {', '.join(both)} prompts"
                     yield _Draft("error", "contradiction", message, j, "statement")
+            elif clash := next(((x, y) for x, cx in claims[i] for y, cy in claims[j] if forbids(cx, cy) or forbids(cy, cx)), None):
+                against.append(f"{clash[1]!r} against {clash[0]!r} of {a.id}")
             elif same := [field for field, text in plain[j].items() if plain[i].get(field) == text]:
                 for field in same:
                     copied.setdefault(field, []).append(a.id)
             elif (alike := cosine(statements[i], statements[j])) >= STATEMENT_ALIKE:
-                nearly.append((alike, a.id, "statement"))
+                if turned := next(((x, y) for x, cx in claims[i] for y, cy in claims[j] if leans_against(cx, cy)), None):
+                    against.append(f"{turned[1]!r} against {turned[0]!r} of {a.id}")
+                else:
+                    nearly.append((alike, a.id, "statement"))
             elif (alike := cosine(requests[i], requests[j])) >= REQUESTS_ALIKE:
                 nearly.append((alike, a.id, "critique and revision"))
         for field, others in copied.items():
             yield _Draft("error", "duplicate", f"{b.id}: {field} is identical to that of {', '.join(others)}", j, field)
+        if against:
+            message = (
+                f"{b.id}: uses the same words as another principle, but seems to ask for the opposite: {'; '.join(against)}. "
+                "Keep one of them, or say when each applies"
+            )
+            yield _Draft("warning", "may-contradict", message, j, "statement")
         if nearly:
             nearly.sort(reverse=True)
             listed = ", ".join(f"{other} ({what}, similarity {alike:.2f})" for alike, other, what in nearly)

@@ -36,7 +36,7 @@ def load_constitution(source: Path | str) -> Constitution:
         ConstitutionError: lists all problems with file, line and YAML path; or there is no constitution of that name.
     """
     path = _named(source) if isinstance(source, str) and "/" not in source and not source.endswith((".yaml", ".yml")) else Path(source)
-    return _read(load_yaml(path, ConstitutionError))
+    return _read(load_yaml(path, ConstitutionError, "constitution"))
 
 
 def _named(name: str) -> Path:

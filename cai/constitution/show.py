@@ -1,23 +1,10 @@
-"""Table rows of a constitution: how often each principle is drawn, and for which kinds of prompt."""
+"""How often each principle is drawn, and for which kinds of prompt."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from cai.records import PROMPT_KINDS, Constitution, Principle, PromptKind
 
 LABELLED_KINDS: tuple[PromptKind, ...] = tuple(k for k in PROMPT_KINDS if k != "other")
-
-
-@dataclass(frozen=True, slots=True)
-class ConstitutionRow:
-    """Table row of one principle."""
-
-    id: str
-    kinds: tuple[PromptKind, ...]
-    weight: float
-    shares: tuple[tuple[PromptKind, float], ...]
-    """For each kind it applies to, the probability in [0, 1] that a prompt of that kind draws this principle first."""
-    statement: str
 
 
 def draw_shares(
@@ -32,12 +19,3 @@ def draw_shares(
         total = sum(max(p.weight, 0.0) for p in constitution.for_kind(kind))
         shares[kind] = max(principle.weight, 0.0) / total if principle.applies(kind) and total > 0 else 0.0
     return shares
-
-
-def constitution_rows(constitution: Constitution) -> list[ConstitutionRow]:
-    """Return one row per principle, in the order of the constitution."""
-    rows = []
-    for p in constitution.principles:
-        shares = draw_shares(constitution, p, p.applies_to)
-        rows.append(ConstitutionRow(p.id, p.applies_to, p.weight, tuple(shares.items()), p.statement))
-    return rows

@@ -72,6 +72,7 @@ _OPPOSITES = {
     "safety": ("safe harmless", "unsafe harmful"),
 }
 _CONDITIONS = frozenset("unless except if when where while until only but instead rather".split())
+_SUBORDINATORS = frozenset("unless if when where while until".split())
 _WITHOUT_CONTENT = (FUNCTION_WORDS - {"more"}) | _NEGATORS | _AVOIDER_WORDS | _INCLUDERS | _ABOUT_THE_TASK | _CONDITIONS
 
 
@@ -131,6 +132,10 @@ def cosine(a: dict[str, float], b: dict[str, float]) -> float:
     return min(1.0, sum(x * b[piece] for piece, x in a.items() if piece in b))
 
 
+MOST_GENERAL = 2
+"""Number of content words up to which a prohibition counts as general."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """Topic of one sentence, and whether the sentence is for or against it."""
@@ -140,6 +145,8 @@ class Claim:
     sign: int
     """+1 or −1: the product of the signs of negation, avoidance ("leave out", "free of") and antonyms."""
     conditional: bool
+    head: str = ""
+    """The first content word, which in a request is its verb or the thing asked for."""
 
     def alike(self, other: "Claim") -> bool:
         """Return whether both have the same topic: one word set contains the other, and they share at least 4 in 5 words."""
@@ -159,25 +166,44 @@ def claim(sentence: str) -> Claim:
     for phrase in _AVOIDERS:
         padded = padded.replace(f" {phrase} ", " avoid ")
     found = padded.split()
-    if any(w in _NEGATORS for w in found):
+    begins = next((i for i, w in enumerate(found) if w in _SUBORDINATORS), len(found))
+    if any(w in _NEGATORS for w in (found[:begins] if begins else found)):  # "where none are known" negates nothing before it
         sign = -sign
     if any(w in _AVOIDER_WORDS for w in found):
         sign = -sign
     sides: dict[str, set[int]] = {}
     content = set()
+    head = ""
     for word in found:
         if word in _WITHOUT_CONTENT:
             continue
         folded, side = _SIDE_OF.get(stem(word), (stem(word), 0))
         content.add(folded)
+        head = head or folded
         if side:
             sides.setdefault(folded, set()).add(side)
     for folded, stood in sides.items():
         if stood == {-1} or (folded == "<comply>" and -1 in stood):
             sign = -sign
-    return Claim(frozenset(content), sign, any(w in _CONDITIONS for w in found))
+    return Claim(frozenset(content), sign, any(w in _CONDITIONS for w in found), head)
 
 
 def opposed(a: Claim, b: Claim) -> bool:
-    """Return whether two claims about the same topic contradict each other. If only one has a condition, they do not."""
-    return a.sign != b.sign and a.conditional == b.conditional and a.alike(b)
+    """Return whether two claims about the same topic contradict each other. If only one has a condition, they do not.
+
+    A general prohibition contradicts a special request ("Do not lecture." and "Lecture about morals."). A special prohibition does not
+    contradict a general request: it may be an exception ("Give advice." and "Give no advice on weapons.").
+    """
+    return a.sign != b.sign and a.conditional == b.conditional and (a.alike(b) or forbids(a, b) or forbids(b, a))
+
+
+def forbids(a: Claim, b: Claim) -> bool:
+    """Return whether `a` is a general prohibition without a condition, and `b` asks for a special case of what it prohibits."""
+    general = a.sign < 0 < b.sign and not a.conditional and 0 < len(a.content) <= MOST_GENERAL
+    return general and a.head == b.head and a.content <= b.content
+
+
+def leans_against(a: Claim, b: Claim) -> bool:
+    """Return whether two claims have opposite signs and begin with the same word, or share at least half of the shorter one's words."""
+    shared = len(a.content & b.content)
+    return a.sign != b.sign and shared > 0 and (a.head == b.head or shared >= 0.5 * min(len(a.content), len(b.content)))

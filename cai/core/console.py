@@ -8,6 +8,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,11 @@ class Reporter:
     def call(self) -> None:
         """Report one finished model call. An item takes several calls, so calls show progress before the first item is done."""
 
+    @contextlib.contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """Name the model that is loaded inside the block."""
+        yield
+
 
 class RichReporter(Reporter):
     """Prints a run's progress to a terminal or log, and writes `progress.json` to the run directory for `cai status`.
@@ -104,6 +110,7 @@ class RichReporter(Reporter):
         self._tenth = 0
         self._calls = 0
         self._shown = (0, 0)
+        self._loading = ""
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line above the progress bar."""
@@ -116,7 +123,9 @@ class RichReporter(Reporter):
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show a progress bar while the block runs, and remove it at the end."""
-        self._stage, self._unit, self._moved = name, "", time.monotonic()
+        self._stage, self._unit, self._moved, self._shown = name, "", time.monotonic(), (0, 0)
+        if self.console.is_terminal:
+            self._show()
         try:
             yield
         finally:
@@ -147,34 +156,57 @@ class RichReporter(Reporter):
             self._show()
         self._save()
 
+    @contextlib.contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """Show that a model is being loaded. The time it takes doesn't count in the rate of calls."""
+        self._loading, started = f"loading {Path(model).name}", time.monotonic()
+        if self._bar is not None:
+            self._show()
+        elif not self.console.is_terminal:
+            self.say(f"  {self._stage}: {self._loading}")
+        self._save(now=True)
+        try:
+            yield
+        finally:
+            self._loading = ""
+            self._moved += time.monotonic() - started
+            self._started += time.monotonic() - started
+            if self._bar is not None:
+                self._show()
+            self._save(now=True)
+
     def _show(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         done, total = self._shown
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=14),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]}{task.fields[calls]}", markup=False),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[counts]}", markup=False),
                 console=self.console,
                 transient=True,
             )
-            self._task = self._bar.add_task(self._stage, total=total or None, unit=printable(self._unit), calls="")
+            self._task = self._bar.add_task(self._stage, total=None, counts="")
             self._bar.start()
         assert self._task is not None
-        rate = self._calls / max(time.monotonic() - self._started, 1e-9)
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = self._calls / seconds
         calls = f" · {self._calls} calls, {rate:.{1 if rate < 10 else 0}f}/s" if self._calls else ""
-        self._bar.update(self._task, completed=done, total=total or None, calls=calls)
+        left = f" · {timedelta(seconds=round((total - done) * seconds / done))} left" if done and total else ""
+        if self._loading or not self._unit:
+            self._bar.update(self._task, counts=self._loading or "starting", refresh=True)
+        else:
+            counts = f"{done}/{total or '?'} {printable(self._unit)}{calls}{left}"
+            self._bar.update(self._task, completed=done, total=total or None, counts=counts)
 
-    def _save(self) -> None:
-        if self.progress_file is None or time.monotonic() - self._saved < 2:
+    def _save(self, now: bool = False) -> None:
+        if self.progress_file is None or (time.monotonic() - self._saved < 2 and not now):
             return
         self._saved = time.monotonic()
         done, total = self._shown
         state = {"stage": self._stage, "done": done, "total": total or None, "unit": self._unit, "calls": self._calls}
+        state |= {"loading": self._loading} if self._loading else {}
         with contextlib.suppress(OSError):  # only `cai status` reads it: the run must not fail because of it
             self.progress_file.write_text(json.dumps(state))
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from cai.core.jsonl import read_records
 from cai.core.manifest import STAGE_NAMES, read_manifest
 from cai.core.workspace import RunDirectory
+from cai.core.yaml_source import load_yaml
 from cai.errors import DataError
 from cai.records import Failure
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Status of one stage. `state`: done, running, stopped, failed or waiting."""
+    """Status of one stage. `state`: done, running, stopped, failed, waiting, or not run where no process is running the recipe."""
 
     name: str
     state: str
@@ -34,6 +35,19 @@ class RunStatus:
     notes: tuple[str, ...]
 
 
+EXAMPLE_STAGES = ("critique", "distill")
+"""Stages that make SFT examples. `sft.data` of the recipe says which of them a run has."""
+
+
+def _examples_of(run: RunDirectory) -> tuple[str, ...]:
+    """Return those of `EXAMPLE_STAGES` that the run's recipe has; the paper's if it can't be read."""
+    try:
+        data = load_yaml(run.path / "recipe.yaml", DataError).data["sft"]["data"]
+    except (DataError, LookupError, TypeError):
+        return ("critique",)
+    return tuple(data)
+
+
 def run_status(run: RunDirectory) -> RunStatus:
     """Read the status of a run.
 
@@ -49,10 +63,9 @@ def run_status(run: RunDirectory) -> RunStatus:
     stages = []
     for name in STAGE_NAMES:
         entry = manifest.stage(name)
-        if entry is None and name == "distill":  # a recipe without it
-            continue
         if entry is None:
-            stages.append(StageStatus(name, "waiting"))
+            if name not in EXAMPLE_STAGES or name in _examples_of(run):
+                stages.append(StageStatus(name, "waiting" if alive else "not run"))
             continue
         state = "stopped" if entry.status == "running" and not alive else entry.status
         stages.append(StageStatus(name, state, entry.seconds, entry.calls_made, entry.calls_reused, failures[name], entry.counts))
@@ -61,7 +74,8 @@ def run_status(run: RunDirectory) -> RunStatus:
     if alive and progress.exists():
         try:
             now = json.loads(progress.read_text())
-            notes.append(f"now: {now['stage']}, {now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls")
+            doing = now.get("loading") or f"{now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls"
+            notes.append(f"now: {now['stage']}, {doing}")
         except (ValueError, KeyError, TypeError, RecursionError, OSError):
             notes.append("now: working")
     if manifest.judge is not None:

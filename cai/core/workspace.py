@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cai.core.jsonl import disk_error, read_records, write_records
+from cai.core.plugins import did_you_mean
 from cai.errors import DataError, RecipeError, StoreError
 
 FOLDERS = ("constitution", "prompts", "runs")
@@ -179,6 +180,24 @@ def find_run(name: str) -> RunDirectory:
         known = sorted({p.parent.name for p in run.path.parent.glob("*/recipe.yaml")})
         raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
     return run
+
+
+def no_such_file(path: Path, folder: str) -> str:
+    """Return the message for a YAML file that does not exist. It lists those beside it and in a folder of the workspace.
+
+    Args:
+        path: the missing file.
+        folder: `runs` for recipes, `constitution` for constitutions, empty for others.
+    """
+    near: set[Path] = set()
+    with contextlib.suppress(RecipeError, OSError):
+        near |= {p.absolute() for p in path.parent.glob("*.yaml")}
+        near |= set((find_workspace(path.parent).root / folder).glob("*.yaml"))
+    here = Path.cwd()
+    there = sorted(str(p.relative_to(here) if p.is_relative_to(here) else p) for p in near)
+    named = next((p for p in there if Path(p).stem == path.stem), None)
+    guess = f". Did you mean {named!r}?" if named else did_you_mean(str(path), there) or "."
+    return f"{path}: no such file{guess} " + (f"There are: {', '.join(there)}" if there else "Make a workspace with: cai init DIR")
 
 
 PAIR_FILES = ("pairs", "revision_pairs", "distilled_pairs")

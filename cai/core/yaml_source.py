@@ -7,19 +7,19 @@ the core schema of YAML 1.2, not PyYAML's 1.1: `2e-4` is a number; `yes`, `No`, 
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cai.core.plugins import did_you_mean
+from cai.core.workspace import no_such_file
 from cai.errors import CaiError
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
-_MAX_MESSAGE = 300
 YamlPath = tuple[str | int, ...]
 
 
@@ -30,11 +30,18 @@ class YamlSource:
     path: Path
     data: Any
     lines: dict[YamlPath, int]
+    origins: dict[YamlPath, str] = field(default_factory=dict)
+    """Where values came from that are not in the file, such as `--set seed=1`."""
 
     def where(self, path: Iterable[str | int]) -> str:
-        """Return `file:line: dotted.path` for a path; the line is that of the nearest enclosing item with a known line."""
+        """Return `file:line: dotted.path` for a path; the line is that of the nearest enclosing item with a known line.
+
+        For a value that is not from the file, its origin is returned instead of file and line.
+        """
         path = tuple(path)
         known = path
+        if origin := next((self.origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.origins), None):
+            return f"{origin}: {'.'.join(map(str, path))}"
         while known not in self.lines:
             known = known[:-1]
         dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
@@ -60,22 +67,26 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
             extra = [k for k in e.instance if k not in known]
             path += (str(extra[0]),)
             message = f"unknown key{'s' if len(extra) > 1 else ''} {', '.join(map(repr, extra))}; known: {', '.join(known)}"
+            message += did_you_mean(str(extra[0]), known)
         found.append((source.lines.get(path, 0), f"{source.where(path)}: {message}"))
     return [text for _, text in sorted(found)]
 
 
-def load_yaml(path: Path, error: type[CaiError]) -> YamlSource:
+def load_yaml(path: Path, error: type[CaiError], folder: str = "") -> YamlSource:
     """Read a YAML file.
 
     Args:
         path: path of the file.
         error: exception type to raise, which depends on the kind of file.
+        folder: folder of the workspace that holds files of this kind, which are listed if there is no such file.
 
     Raises:
         CaiError: of type `error`, with file and line: the file can't be read or is not plain YAML.
     """
     try:
         raw = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as e:
+        raise error(no_such_file(path, folder)) from e
     except (OSError, ValueError) as e:  # a name with a NUL in it is a ValueError
         raise error(f"{str(path)[:200]}: can't be read ({getattr(e, 'strerror', None) or e})") from e
     return parse_yaml(raw, path, error)

@@ -15,7 +15,7 @@ from cai.errors import ReplyError
 from cai.evaluate.paired import change_result, rate, shared_ids
 from cai.evaluate.policies import AGAINST, corrected
 from cai.generate.critique import as_sampling, kept_text
-from cai.generate.distill import told, told_template
+from cai.generate.distill import Told
 from cai.ids import derive_seed, split_fraction
 from cai.judge.adherence import principle_log_odds
 from cai.judge.judge import Judge
@@ -75,8 +75,7 @@ async def measure_adherence(
     verdicts = {model: await followed(session, both, responses, judge) for model, responses in answers.items()}
     if config.told and both and AGAINST in answers:
         model = await session.open_model(base)
-        prompts = [r.prompt for r in answers[AGAINST]]
-        said = await tell(session, model, both, prompts, config.told, session.recipe.distill.placement, config.sampling)
+        said = await tell(session, model, both, answers[AGAINST], config.told, session.recipe.distill.placement, config.sampling)
         parts = [await followed(session, [p], said[p.id], judge) for p in both]
         verdicts[TOLD] = {p.id: part[p.id] for p, part in zip(both, parts, strict=True)}
     results = []
@@ -89,7 +88,7 @@ async def tell(
     session: Session,
     model: TextModel,
     principles: Sequence[Principle],
-    prompts: Sequence[Prompt],
+    untold: Sequence[Response],
     limit: int,
     placement: Placement,
     sampling: SamplingSpec,
@@ -100,25 +99,29 @@ async def tell(
         session: provides templates, sampling, seed and limits.
         model: the model that answers.
         principles: one is in context at a time.
-        prompts: the prompts; a principle uses those of its kinds.
+        untold: the model's responses without principles; a principle uses the prompts of its kinds.
         limit: maximum number of prompts per principle, chosen by hash.
         placement: where the principle stands.
         sampling: sampling of the responses.
     """
-    template = told_template(session.templates, placement)
+    ask = Told(model, session.templates, placement, as_sampling(sampling))
     seed = session.recipe.seed
 
-    async def work(item: tuple[Principle, Prompt]) -> tuple[str, Response]:
-        principle, prompt = item
-        asked = told(template, prompt, (principle,))
+    async def work(item: tuple[Principle, Response]) -> tuple[str, Response]:
+        principle, response = item
+        prompt = response.prompt
         item_seed = derive_seed(seed, prompt.id, "told", 0)
-        completion = await model.complete(asked.messages, as_sampling(sampling), item_seed, asked.prefill)
-        provenance = Provenance(model.fingerprint, (principle.id,), template.hash, item_seed)
-        return principle.id, Response(prompt, kept_text(completion, asked.prefill), completion.truncated, provenance)
+        completion = await ask(response, (principle,), item_seed)
+        provenance = Provenance(model.fingerprint, (principle.id,), ask.template.hash, item_seed)
+        return principle.id, Response(prompt, kept_text(completion), completion.truncated, provenance)
 
-    chosen = [(p, prompt) for p in principles for prompt in prompts_for(p, prompts, limit, seed)]
+    by_id = {r.prompt.id: r for r in untold}
+    prompts = [r.prompt for r in untold]
+    chosen = [(p, by_id[prompt.id]) for p in principles for prompt in prompts_for(p, prompts, limit, seed)]
     found: dict[str, list[Response]] = {p.id: [] for p in principles}
-    for principle_id, response in await session.each(chosen, work, "answers under a principle", lambda i: f"{i[0].id}:{i[1].id}:told"):
+    for principle_id, response in await session.each(
+        chosen, work, "answers under a principle", lambda i: f"{i[0].id}:{i[1].prompt.id}:told"
+    ):
         found[principle_id].append(response)
     return found
 

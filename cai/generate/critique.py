@@ -16,7 +16,7 @@ As in the paper, the SFT data are the revisions of every round, and sampled resp
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from cai.core.text.checks import follows
+from cai.core.text.checks import check_share, follows
 from cai.core.text.endings import whole_sentences
 from cai.core.text.refusals import is_refusal
 from cai.errors import ConstitutionError, ReplyError
@@ -116,6 +116,8 @@ async def critique_and_revise(
         dropped = "unchanged"
     if not wanted and config.drop_refusals and prompt.kind in ("borderline", "helpful") and is_refusal(response.text):
         dropped = "over_refusal"
+    if dropped is None and config.min_share and (share := check_share(constitution, prompt.kind, text)) is not None:
+        dropped = "breaks_check" if share < config.min_share else None
     provenance = Provenance(
         writer.model.fingerprint,
         tuple(dict.fromkeys(r.critique.principle_id for r in rounds)),

@@ -5,17 +5,19 @@ looping, needless refusals, the rules repeated) are left out, and of the others 
 on it, without the principles in the prompt, carries the principles into the weights.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from cai.core.flow import together
-from cai.core.text.checks import check_share
+from cai.core.text.checks import can_be_added, check_share, follows
 from cai.errors import ConstitutionError
-from cai.generate.critique import Writer
+from cai.generate.critique import Writer, as_sampling, kept_text
 from cai.generate.filters import drop_rule, unchanged
 from cai.ids import derive_seed, rendezvous_order
-from cai.models.templates import Rendered, Template, Templates
+from cai.models.base import Completion, Sampling, TextModel
+from cai.models.templates import Template, Templates
 from cai.recipe import DistillConfig, Placement
-from cai.records import Constitution, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample
+from cai.records import Constitution, Message, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample
 
 SOURCE = "distilled"
 """`source` of distilled examples and pairs."""
@@ -73,15 +75,14 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
     """
     prompt = response.prompt
     principles = principles_in_context(prompt, constitution, writer.run_seed, config.per_prompt)
-    template = told_template(writer.templates, config.placement)
-    asked = told(template, prompt, principles)
+    ask = Told(writer.model, writer.templates, config.placement, as_sampling(config.sampling), begins=True)
     seeds = [derive_seed(writer.run_seed, prompt.id, "distill", number) for number in range(config.samples)]
-    completions = await together(writer.complete(asked, config.sampling, seed) for seed in seeds)
+    completions = await together(ask(response, principles, seed) for seed in seeds)
     words = " ".join(p.statement for p in principles)
     kept: list[tuple[float, str]] = []
     dropped: list[str] = []
     for completion in completions:
-        text = f"{asked.prefill} {completion.text.strip()}".strip()
+        text = completion.text
         rule = "truncated" if completion.truncated else drop_rule(text, words, "", prompt.kind, config.drop_refusals)
         share = check_share(constitution, prompt.kind, text)
         if rule is None and share is not None and share < config.min_share:
@@ -90,10 +91,65 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
             kept.append((1.0 if share is None else share, text))
         else:
             dropped.append(rule)
-    provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), template.hash, seeds[0], writer.recipe_hash)
+    provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seeds[0], writer.recipe_hash)
     best = max(kept, key=lambda found: found[0], default=None)
     share = None if best is None else check_share(constitution, prompt.kind, best[1])
     return Distilled(response, best and best[1], share, provenance.principle_ids, tuple(dropped), provenance)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A model that answers with principles in its context.
+
+    In `turns`, the answer is first given under the principles that concern the whole of it. Then the model is told each other principle
+    that the answer doesn't follow yet, as the person's next turn, and its reply is added to the answer: a small model follows one request
+    at a time.
+    """
+
+    model: TextModel
+    templates: Templates
+    placement: Placement
+    sampling: Sampling
+    begins: bool = False
+    """Whether answers begin with an opening of their principles. A measure of what the model does when it is told leaves them out."""
+
+    @property
+    def template(self) -> Template:
+        """The template that puts principles into the system turn or into the user's turn."""
+        return self.templates.told_system if self.placement == "system" else self.templates.told_user
+
+    async def __call__(self, untold: Response, principles: Sequence[Principle], seed: int) -> Completion:
+        """Answer a prompt under principles.
+
+        Args:
+            untold: the model's response without principles.
+            principles: at least one.
+            seed: seed of the answer.
+
+        Raises:
+            ReplyError: a reply is empty, or a check ran out of time.
+        """
+        prompt = untold.prompt
+        later = [p for p in principles if self.placement == "turns" and can_be_added(p, prompt.kind)]
+        first = [p for p in principles if p not in later]
+        said = await self._first(prompt, first, seed) if first else Completion(untold.text, untold.truncated, 0, 0)
+        for principle in later:
+            if follows(principle, prompt.kind, said.text):
+                continue
+            turns = (*prompt.messages, Message("assistant", said.text), Message("user", principle.statement))
+            added = await self.model.complete(turns, self.sampling, seed)
+            gap = "\n\n" if "\n" in said.text else " "
+            said = replace(said, text=f"{said.text}{gap}{added.text.strip()}", truncated=said.truncated or added.truncated)
+        return said
+
+    async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> Completion:
+        *earlier, last = prompt.messages
+        words = " ".join(p.statement for p in principles)
+        asked = self.template.render({"earlier": tuple(earlier), "question": last.content, "principles": words})
+        openings = [opening for p in principles for opening in p.openings if self.begins]
+        prefill = rendezvous_order(prompt.id, [(opening, 1.0) for opening in openings])[0] if openings else asked.prefill
+        said = await self.model.complete(asked.messages, self.sampling, seed, prefill)
+        return replace(said, text=kept_text(said, prefill))
 
 
 def principles_in_context(prompt: Prompt, constitution: Constitution, run_seed: int, per_prompt: int | None) -> tuple[Principle, ...]:
@@ -112,14 +168,3 @@ def principles_in_context(prompt: Prompt, constitution: Constitution, run_seed: 
         return applying
     drawn = rendezvous_order(prompt.id, [(p.id, p.weight) for p in applying], run_seed)[:per_prompt]
     return tuple(p for p in applying if p.id in drawn)
-
-
-def told_template(templates: Templates, placement: Placement) -> Template:
-    """Return the template that puts principles into the system turn or into the user's turn."""
-    return templates.told_system if placement == "system" else templates.told_user
-
-
-def told(template: Template, prompt: Prompt, principles: tuple[Principle, ...]) -> Rendered:
-    """Return a prompt with principles in its context."""
-    *earlier, last = prompt.messages
-    return template.render({"earlier": tuple(earlier), "question": last.content, "principles": " ".join(p.statement for p in principles)})

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -172,6 +172,19 @@ class Engine(Protocol):
         ...
 
 
+OnText = Callable[[str], None]
+"""Receives a completion piece by piece. The local engine calls it in its worker thread."""
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that can hand out a completion while it is being written."""
+
+    async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
+        """Answer one request; call `on_text` with each new piece of the text. Raises as `submit` does."""
+        ...
+
+
 @dataclass
 class Usage:
     """Call and token counts of a stage. `made` calls were run; `reused` ones were cache hits in the call store."""
@@ -202,7 +215,9 @@ class TextModel:
         """The engine's fingerprint, for the provenance of records."""
         return self.engine.fingerprint
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling, seed: int, prefill: str = "") -> Completion:
+    async def complete(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int, prefill: str = "", on_text: OnText | None = None
+    ) -> Completion:
         """Sample one assistant turn.
 
         Args:
@@ -210,12 +225,13 @@ class TextModel:
             sampling: length and temperature.
             seed: the item's seed, from `cai.ids.derive_seed`.
             prefill: start of the assistant's turn; not repeated in the completion.
+            on_text: receives the text piece by piece, reasoning included, if the engine can stream and the reply is not stored.
 
         Raises:
             ReplyError: the model gave no usable reply to this request; `empty_reply` if its reasoning didn't end.
             ModelError: the engine can't continue.
         """
-        reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill))
+        reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill), on_text)
         assert isinstance(reply, Completion)
         said = split_reasoning(reply.text)
         if said.answer == reply.text:
@@ -245,13 +261,13 @@ class TextModel:
         while answered and waiting:  # calls that never started remain
             answered, waiting = await asyncio.wait(waiting, timeout=_COMMIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
-    async def call(self, request: Request) -> Reply:
+    async def call(self, request: Request, on_text: OnText | None = None) -> Reply:
         """Answer a request from the store, from an identical call in flight, or from the engine. A new reply is committed first."""
-        reply = await self._answer(request)
+        reply = await self._answer(request, on_text)
         self.on_reply()
         return reply
 
-    async def _answer(self, request: Request) -> Reply:
+    async def _answer(self, request: Request, on_text: OnText | None = None) -> Reply:
         written = msgspec.Raw(_ENCODER.encode(request))  # encoded once, for the key and for the store
         key = content_hash((self.engine.fingerprint, type(request).__name__, written), length=64)
         if (shared := self._in_flight.get(key)) is not None:
@@ -267,7 +283,7 @@ class TextModel:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._in_flight[key] = future
         try:
-            reply = (None if claimed else await self._await_claim(key, request)) or await self._ask(key, request, written)
+            reply = (None if claimed else await self._await_claim(key, request)) or await self._ask(key, request, written, on_text)
         except Exception as e:
             future.set_exception(e)
             future.exception()  # marks the exception as retrieved: there may be no other waiter
@@ -307,10 +323,13 @@ class TextModel:
             pause = min(1.0, 1.5 * pause)
         return self._found(key, request)
 
-    async def _ask(self, key: str, request: Request, written: msgspec.Raw) -> Reply:
+    async def _ask(self, key: str, request: Request, written: msgspec.Raw, on_text: OnText | None) -> Reply:
         """Send the request to the engine, and return its reply once it is committed."""
         started = time.monotonic()
-        reply = await self.engine.submit(request)
+        if on_text is not None and isinstance(request, CompleteRequest) and isinstance(self.engine, StreamingEngine):
+            reply: Reply = await self.engine.stream(request, on_text)
+        else:
+            reply = await self.engine.submit(request)
         await self.store.put(key, self.stage, self.engine.name, written, reply, time.monotonic() - started)
         self.usage.made += 1
         self.usage.prompt_tokens += reply.prompt_tokens

@@ -4,26 +4,49 @@ import asyncio
 import ctypes
 import gc
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from cai.models.base import Engine, Reply, Request
+from cai.models.base import CompleteRequest, Completion, Engine, OnText, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.recipe import ModelSpec
 
+if TYPE_CHECKING:
+    from cai.models.local.engine import LocalEngine
+
+Loading = Callable[[str], AbstractContextManager[None]]
+
 
 class LazyEngine:
-    """A local model that is loaded at its first request. A run whose calls are all in the store never loads it."""
+    """A local model that is loaded at its first request. A run whose calls are all in the store never loads it.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Args:
+        spec: the model.
+        loading: called with the model's name; the weights are loaded inside the context that it returns.
+    """
+
+    def __init__(self, spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> None:
         from cai.models.local.loading import model_fingerprint
 
         self.spec = spec
+        self.loading = loading
         self.name = spec.path if spec.adapter is None else f"{spec.path}+{spec.adapter}"
         self.fingerprint = model_fingerprint(spec)
-        self._engine: Engine | None = None
+        self._engine: LocalEngine | None = None
         self._loading: asyncio.Lock | None = None
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request, after loading the model if this is the first one."""
+        return await (await self.loaded()).submit(request)
+
+    async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
+        """Answer one request piece by piece."""
+        engine = await self.loaded()
+        return await engine.stream(request, on_text)
+
+    async def loaded(self) -> "LocalEngine":
+        """Return the engine; load it first if nothing has."""
         if self._engine is None:
             if self._loading is None:
                 self._loading = asyncio.Lock()
@@ -31,8 +54,9 @@ class LazyEngine:
                 if self._engine is None:
                     from cai.models.local.engine import LocalEngine
 
-                    self._engine = LocalEngine.load(self.spec)
-        return await self._engine.submit(request)
+                    with self.loading(self.name):
+                        self._engine = LocalEngine.load(self.spec)
+        return self._engine
 
     async def finish(self) -> None:
         """Finish the running batch, if the model was loaded."""
@@ -46,8 +70,12 @@ class LazyEngine:
             self._engine = None
 
 
-async def open_engine(spec: ModelSpec) -> Engine:
+async def open_engine(spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> Engine:
     """Return the engine for a spec: `scripted`, a server URL, or a local model.
+
+    Args:
+        spec: the model.
+        loading: as for `LazyEngine`.
 
     Raises:
         ModelError: the model doesn't exist, or the server doesn't answer.
@@ -58,7 +86,7 @@ async def open_engine(spec: ModelSpec) -> Engine:
         from cai.models.server.engine import ServerEngine
 
         return await ServerEngine.connect(spec)
-    return LazyEngine(spec)
+    return LazyEngine(spec, loading)
 
 
 def release_memory() -> None:

@@ -16,6 +16,7 @@ from msgspec import structs
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records
 from cai.core.manifest import machine_facts, read_manifest
+from cai.core.text.checks import can_be_added
 from cai.core.workspace import Workspace
 from cai.data.prompts import SkippedRows, stream_prompts
 from cai.errors import CaiError
@@ -147,6 +148,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     critiqued = sum(kinds[kind] for kind in set(recipe.critique.kinds)) * revises
     told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
     context = wording(templates.told_user, principles="statement") * min(applying, recipe.distill.per_prompt or applying)
+    turns = sum(n for kind, n in kinds.items() for p in constitution.principles if kind in recipe.distill.kinds and can_be_added(p, kind))
+    added = turns * recipe.distill.samples * ("distill" in recipe.sft.data and recipe.distill.placement == "turns")
     questions, contrast = recipe.critique.rounds * critiqued, pairs * recipe.pairs.contrast
     examples = (questions if recipe.critique.train_on == "every" else critiqued) + (count - critiqued) * revises + told
     preferences = pairs + contrast + critiqued + told
@@ -168,7 +171,11 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
             c.answers(model, questions, prompt + answer + revise + revised, recipe.critique.sampling),
             c.judged(critiqued * early, prompt, revised),
         ],
-        "distill": [c.opening(model), c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples)],
+        "distill": [
+            c.opening(model),
+            c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples),
+            c.answers(model, added, prompt + written(recipe.distill.sampling.max_tokens) + statement, recipe.distill.sampling),
+        ],
         "sft": [c.training(recipe.sft, examples, prompt, (revised,))],
         "pairs": [
             c.opening(adapted),

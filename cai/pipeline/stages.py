@@ -304,16 +304,6 @@ def each(
     )
 
 
-async def write_all(c: Context, name: str, results: AsyncIterator[R]) -> int:
-    """Write results to one of the run's files, atomically. Returns their number."""
-    count = 0
-    with record_writer(c.run.data(name)) as write:
-        async for result in results:
-            write(result)
-            count += 1
-    return count
-
-
 STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",

@@ -22,7 +22,9 @@ class AdherenceView:
     rates: tuple[str, ...]
     """Base, told, SFT and policy; a dash for what was not measured."""
     change: str
-    detail: str
+    """In percentage points."""
+    interval: str
+    n: str
     verdict: str
     tone: str
 
@@ -37,11 +39,10 @@ def adherence_views(data: ReportData) -> list[AdherenceView]:
 def _view(row: AdherenceRow, statement: str) -> AdherenceView:
     trained = trained_model(row)
     moved = row.changes.get(trained or "")
-    change = "" if moved is None else f"{points(moved.value)} points"
-    detail = "" if moved is None else f"{points(moved.low)} to {points(moved.high)}, n\u00a0=\u00a0{moved.n}"
+    change = ("", "", "") if moved is None else (points(moved.value), f"{points(moved.low)} to {points(moved.high)}", f"{moved.n:,}")
     rates = tuple(percent(row.rates[m].value) if m in row.rates else "–" for m in _COLUMNS)
     verdict: str = row.verdict or "not trained yet"
     if row.control:
         verdict = "changed" if verdict in _TONES else "unchanged, as it should be"
     tone = "unclear" if row.control else _TONES.get(verdict, "unclear")
-    return AdherenceView(row.id, statement, row.control, rates, change, detail, verdict, tone)
+    return AdherenceView(row.id, statement, row.control, rates, *change, verdict, tone)

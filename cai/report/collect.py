@@ -134,6 +134,9 @@ class ReportData:
     audit: tuple[AuditFinding, ...] | None
     samples: tuple[Sample, ...] | None
     trails: tuple[Trail, ...] | None
+    distilled: tuple[ResponsePair, ...] | None
+    """The first responses under principles in context (`response_a`), beside those without (`response_b`)."""
+    distilled_count: int
     traces: int
     dropped: tuple[tuple[str, int], ...]
     """Rules that dropped traces from the training data, with the number of traces each dropped."""
@@ -217,6 +220,11 @@ def collect_report(run_dir: Path) -> ReportData:
         p.name: {k: v for f in _MODEL_FILES for k, v in reader.json(f"models/{p.name}/{f}").items()}
         for p in sorted(run_dir.glob("models/*"))
     }
+    distilled, distilled_count = [], 0
+    for pair in reader.stream("data/distilled_pairs.jsonl", ResponsePair):
+        distilled_count += 1
+        if distilled_count <= SAMPLES_SHOWN:
+            distilled.append(pair)
     pair_sources = Counter(p.source for p in reader.stream("data/pairs.jsonl", ResponsePair))
     return ReportData(
         name=manifest.name if manifest is not None else run_dir.name,
@@ -229,6 +237,8 @@ def collect_report(run_dir: Path) -> ReportData:
         trails=tuple(Trail(t, tuple(by_prompt[t.prompt.id]), label_counts[t.prompt.id]) for t in shown)
         if reader.has("data/traces.jsonl")
         else None,
+        distilled=tuple(distilled) if reader.has("data/distilled_pairs.jsonl") else None,
+        distilled_count=distilled_count,
         traces=traces,
         dropped=tuple(dropped.most_common()),
         sft_examples=sum(1 for _ in reader.stream("data/sft.jsonl", SFTExample)) if reader.has("data/sft.jsonl") else None,

@@ -14,6 +14,7 @@ from cai.report.collect import ReportData
 from cai.report.comparison import RunComparison
 from cai.report.environment import html_environment, read_asset
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
+from cai.report.next_steps import costs_in_words, next_steps
 from cai.report.verdict import reach_verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -22,6 +23,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 def render_report(data: ReportData) -> str:
     """Return the report as a self-contained HTML document."""
     trails, trail_principles = sections.trail_views(data)
+    policy_plots, more_plots = sections.policy_plots(data)
     environment = html_environment(__package__)
     return environment.get_template("report.html.j2").render(
         policy=POLICY,
@@ -30,6 +32,9 @@ def render_report(data: ReportData) -> str:
         manifest=data.manifest,
         verdict=reach_verdict(data),
         adherence=adherence.adherence_views(data),
+        next_steps=next_steps(data),
+        costs=costs_in_words(data),
+        distilled=sections.distilled_views(data),
         stages=sections.stage_rows(data),
         truncation=sections.truncation_warnings(data),
         bench=sections.bench_rows(data),
@@ -37,7 +42,9 @@ def render_report(data: ReportData) -> str:
         sft_plots=sections.curve_plots(data.curves, "sft"),
         reward_plots=rewards.reward_plots(data),
         reward_rows=rewards.measure_rows(data),
-        policy_plots=sections.policy_plots(data),
+        policy_plots=policy_plots,
+        more_plots=more_plots,
+        reward_curves=rewards.reward_curves(data.curves),
         gold_accuracy=sections.gold_accuracy(data),
         frontier_words=frontier_words(data.frontier) if data.frontier else "",
         frontier_plots=[frontier_plot({"": data.frontier}), *along_the_way({"": data.frontier})] if data.frontier else [],
@@ -47,6 +54,7 @@ def render_report(data: ReportData) -> str:
         results=sections.result_rows(data.evaluation or ()),
         samples=sections.sample_views(data),
         trails=trails,
+        word_changes=sections.word_changes,
         trail_principles=trail_principles,
         principles=sections.principle_lookup(data),
         uses=sections.use_rows(data.principles),

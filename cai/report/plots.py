@@ -16,6 +16,8 @@ _ROW = 42
 _GUTTER = 11.0
 """Width of the labels left of a vertical axis, in percent."""
 _POINTS = 160
+_LEAST_SPAN = 0.02
+"""Least span of a vertical axis, relative to the largest value: noise in the last digits should look like noise."""
 _SMOOTH_FROM = 30
 """Number of points from which a line is drawn thin, with its moving average on top."""
 
@@ -130,7 +132,8 @@ def line_plot(title: str, series: Sequence[Series], x_label: str, caption: str =
     height, floor, top = 210, 170, 10
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for y in (*(y for _, y in s.points), *(y for _, *bounds in s.band for y in bounds))]
-    ticks = _ticks(min(ys), max(ys), 4)
+    room = max(0.0, _LEAST_SPAN * max(map(abs, ys)) - (max(ys) - min(ys))) / 2
+    ticks = _ticks(min(ys) - room, max(ys) + room, 4)
     start, end = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     heights = [_place(t, ticks[0], ticks[-1]) for t in ticks]
     parts = [_grid(list(zip(heights, _tick_labels(ticks), strict=True)), top, floor)]

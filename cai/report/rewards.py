@@ -8,6 +8,7 @@ from markupsafe import Markup
 from cai.report.collect import Curve, Dispute, ReportData
 from cai.report.formatting import number, percent, plural, signed
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
+from cai.report.sections import FEW
 from cai.stats import clustered_share
 from cai.train.reward.metrics import ENSEMBLE, HeldOutMetrics, RewardMeasure
 
@@ -39,7 +40,7 @@ class MeasureRow:
 
 
 def reward_plots(data: ReportData) -> list[Markup]:
-    """Plot held-out accuracy, calibration, disagreement and training curves of the reward models."""
+    """Plot held-out accuracy, calibration and disagreement of the reward models."""
     whole = [m for m in data.reward_measures if m.by == "all"]
     plots = []
     if whole:
@@ -51,7 +52,7 @@ def reward_plots(data: ReportData) -> list[Markup]:
         plots += [_bucket_plot(data.reward_measures, whole[0].model, by) for by in BUCKETS]
         plots.append(_reliability_plot(whole[0]))
     plots += dispute_plots(data.disputes)
-    return [p for p in [*plots, *reward_curves(data.curves)] if p]
+    return [p for p in plots if p]
 
 
 def measure_rows(data: ReportData) -> list[MeasureRow]:
@@ -112,7 +113,7 @@ def _row(label: str, metrics: HeldOutMetrics, tone: str = "policy") -> PlotRow:
 
 def _bucket_plot(measures: Sequence[RewardMeasure], model: str, by: str) -> Markup:
     """Return the plot of one grouping; empty if there is only one group."""
-    found = [m for m in measures if m.model == model and m.by == by]
+    found = [m for m in measures if m.model == model and m.by == by and m.metrics.n >= FEW]
     title, caption = BUCKETS[by]
     if len(found) < 2:
         return Markup("")

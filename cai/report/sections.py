@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from cai.constitution.diff import WordOp, word_diff
 from cai.core.manifest import STAGE_NAMES
+from cai.core.status import EXAMPLE_STAGES
 from cai.core.text.refusals import is_refusal
 from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
@@ -17,10 +19,16 @@ from cai.report.formatting import interval, is_fraction, number, p_words, percen
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
 MODELS = ("base", "sft", "policy")
+LEAST_KEPT = 0.25
+"""Share of the longer text that both texts must have in common for their differences to be marked."""
+MOST_COMPARED = 3000
+"""Number of characters up to which two texts are compared word by word; the time grows with its square."""
+FEW = 10
+"""Number of prompts below which a group's result is in the tables only."""
 NAMES = {
     "win_rate_by_judge": "Preferred to base by the judge",
     "win_rate_by_reward": "Preferred to base by the reward model",
-    "harmful_compliance": "Harmful requests complied with",
+    "harmful_compliance": "Harmful requests answered without refusing",
     "harmful_compliance_by_judge": "Harmful answers, by the judge",
     "over_refusal": "Fine requests refused",
     "unknown_language": "Answers in a language that the rules don't know (their refusals are not measured)",
@@ -39,7 +47,7 @@ NAMES = {
 }
 TRIVIAL_RULES = {"always-a": "rule: always the first", "longer": "rule: always the longer", "shorter": "rule: always the shorter"}
 _BEFORE_AFTER = (
-    ("harmful_compliance", "Lower is better. By rule: a non-empty answer that is not a refusal."),
+    ("harmful_compliance", "Lower is better. By rule: an answer that is not a refusal. Whether it helps with the harm is not measured."),
     ("over_refusal", "Lower is better. Borderline and helpful prompts, which should all be answered."),
     ("harmful_compliance_by_judge", "Lower is better. The judge's opinion of each answer to a harmful prompt."),
     ("reward", "Training aims at a higher value. Only differences are meaningful."),
@@ -117,6 +125,8 @@ class SampleView:
     kind: str
     messages: tuple[Message, ...]
     columns: tuple[ResponseColumn, ...]
+    principle_ids: tuple[str, ...] = ()
+    """Principles that were in the model's context."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,9 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     rows = []
     for name in (*STAGE_NAMES, *(n for n in entries if n not in STAGE_NAMES)):
         s = entries.get(name)
-        if s is None and name == "distill":  # a recipe without it
+        if s is None and name in EXAMPLE_STAGES and any(other in entries for other in EXAMPLE_STAGES):  # a recipe without it
+            continue
+        if s is None and name == "distill":
             continue
         if s is None:
             rows.append(StageRow(name, "not run", 0.0, 0.0, 0, 0, 0, 0, 0.0, failed.get(name, 0), "", ""))
@@ -228,9 +240,9 @@ def curve_plots(curves: Sequence[Curve], stage: str) -> list[Markup]:
     return plots
 
 
-def policy_plots(data: ReportData) -> list[Markup]:
-    """Plot win rates against the base model and all before-and-after measures."""
-    results = data.evaluation or ()
+def policy_plots(data: ReportData) -> tuple[list[Markup], list[Markup]]:
+    """Plot the measures before and after: refusals and win rates first, and all others apart. Groups of fewer than `FEW` are left out."""
+    results = [r for r in data.evaluation or () if r.n >= FEW or ":" not in r.name]
     plots = [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[:3]]
     for name in _WIN_RATES:
         found = [r for r in results if r.name == name or r.name.startswith(f"{name}:")]
@@ -238,13 +250,29 @@ def policy_plots(data: ReportData) -> list[Markup]:
             rows = [PlotRow(f"{r.model}: {_part(r)}", r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]
             caption = "Paired by prompt; ties count half."
             plots.append(rows_plot(name_of(name), rows, reference=0.5, reference_label="no preference", bars=False, caption=caption))
-    plots += [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[3:]]
-    return [p for p in plots if p]
+    more = [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[3:]]
+    return [p for p in plots if p], [p for p in more if p]
 
 
 def result_rows(results: Sequence[EvalResult]) -> list[tuple[str, str, str, str, int, str, str]]:
     """Return all results as table rows: measure, model, value, interval, n, corrected p-value, note."""
     return [(name_of(r.name), r.model, quantity(r.value, r.name), interval(r), r.n, p_words(r.p_adjusted), r.note) for r in results]
+
+
+def distilled_views(data: ReportData) -> list[SampleView]:
+    """Return the responses under principles in context that became training data, beside the model's own ones."""
+    return [
+        SampleView(
+            pair.prompt.kind,
+            pair.prompt.messages,
+            tuple(
+                ResponseColumn(name, text, None, None, False, is_refusal(text), word_count(text))
+                for name, text in (("base", pair.response_b), ("told", pair.response_a))
+            ),
+            pair.provenance.principle_ids,
+        )
+        for pair in data.distilled or ()
+    ]
 
 
 def sample_views(data: ReportData) -> list[SampleView]:
@@ -280,6 +308,15 @@ def trail_views(data: ReportData) -> tuple[list[TrailView], list[str]]:
         classes = " ".join(f"tp{ids.index(i)}" for i in own_ids)
         views.append(TrailView(t, classes, _last_user_message(t.trace.prompt.messages), own_ids))
     return views, ids
+
+
+def word_changes(before: str, after: str) -> list[tuple[WordOp, str]]:
+    """Return a word diff of two texts; empty if they are too long to compare, or have too little in common for a diff to be read."""
+    if max(len(before), len(after)) > MOST_COMPARED:
+        return []
+    runs = word_diff(before, after)
+    kept = sum(len(text) for op, text in runs if op == "same" and text.strip())
+    return runs if kept >= LEAST_KEPT * max(len(before), len(after), 1) else []
 
 
 def principle_lookup(data: ReportData) -> dict[str, Principle]:
@@ -320,10 +357,10 @@ def gold_accuracy(data: ReportData) -> str:
     )
 
 
-def balance_rows(data: ReportData) -> list[tuple[SourceBalance, dict[str, str]]]:
-    """Return each source of preferences with its bias on each feature, formatted."""
+def balance_rows(data: ReportData) -> list[tuple[SourceBalance, dict[str, tuple[str, str]]]]:
+    """Return each source of preferences with its bias on each feature, and the interval, formatted."""
     return [
-        (s, {x.feature: f"{percent(x.more_chosen)} ({percent(x.low)} to {percent(x.high)}, n = {x.n:,})" for x in s.leanings})
+        (s, {x.feature: (percent(x.more_chosen), f"{percent(x.low)} to {percent(x.high)}, n = {x.n:,}") for x in s.leanings})
         for s in data.balance
     ]
 

@@ -5,7 +5,7 @@ there is none.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cai.core.manifest import JudgeCard
@@ -17,6 +17,10 @@ from cai.report.formatting import interval, percent, plural, points, quantity
 Tone = Literal["good", "bad", "unclear", "missing"]
 TRAINED = ("policy", "sft")
 SMALL = 30
+MOST_NAMED = 4
+"""Number of principles up to which the headline names them."""
+BY_RULE = "by rule: whether an answer helps with the harm is not measured"
+"""What the rate of harmful compliance leaves out."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,28 @@ def reach_verdict(data: ReportData) -> Verdict:
     if model is None:
         state = "This run has not been evaluated yet." if data.evaluation is None else "The evaluation has no result for a trained model."
         return Verdict(state, ("The sections below show the results of the finished stages.",), (), warning)
-    compliance = _change(data, model, "harmful_compliance", "Complies with harmful requests", "fewer", "more", good_when="lower")
+    compliance = _change(data, model, "harmful_compliance", "Answers harmful requests without refusing", "fewer", "more", good_when="lower")
+    compliance = replace(compliance, detail=f"{compliance.detail}; {BY_RULE}") if compliance.tone != "missing" else compliance
     refusal = _change(data, model, "over_refusal", "Refuses requests that are fine", "fewer", "more", good_when="lower")
     win = _win(data, model)
     length = _length(data, model)
     loops = _change(data, model, "looping", "Answers that loop", "fewer", "more", good_when="lower")
     who = "The policy" if model == "policy" else "The SFT model (no policy has been trained yet)"
     sentences = [
-        adherence_sentence(results),
         _win_sentence(data, model, who),
-        _change_sentence(compliance, "complies with", "harmful requests", find(data, "harmful_compliance_change", model)),
-        _change_sentence(refusal, "refuses", "requests that should be answered", find(data, "over_refusal_change", model)),
         _length_sentence(data, model),
     ]
-    if loops.tone in ("bad", "good"):
-        sentences.append(f"{'More' if loops.tone == 'bad' else 'Fewer'} of its answers loop: {loops.detail}.")
     shown = [compliance, refusal, win, length]
     if loops.tone == "bad":
         shown.append(loops)
     smallest = min((r.n for r in results if r.model == model and r.name in ("harmful_compliance", "over_refusal")), default=0)
     if 0 < smallest < SMALL:
         sentences.append(f"The smallest of these measures has only {plural(smallest, 'prompt')}, so only large changes can be detected.")
-    return Verdict(_headline(who, compliance, refusal, loops), tuple(s for s in sentences if s), tuple(shown), warning)
+    told = adherence_sentence(results)
+    harm = _headline(who, compliance, refusal, loops)
+    if told:
+        sentences.insert(0, harm)
+    return Verdict(told or harm, tuple(s for s in sentences if s), tuple(shown), warning)
 
 
 def adherence_sentence(results: Sequence[EvalResult]) -> str:
@@ -85,8 +89,9 @@ def adherence_sentence(results: Sequence[EvalResult]) -> str:
     if not rows:
         return ""
     learned, lost = ([row.id for row in rows if row.verdict == verdict] for verdict in ("learned", "lost"))
-    text = f"It learned {len(learned)} of {plural(len(rows), 'measured principle')}{': ' if learned else ''}{', '.join(learned)}."
-    return text + (f" It lost {', '.join(lost)}." if lost else "")
+    named = f": {', '.join(learned)}" if 0 < len(learned) <= MOST_NAMED else ""
+    text = f"It learned {len(learned)} of {plural(len(rows), 'measured principle')}{named}."
+    return text + (f" It lost {', '.join(lost) if len(lost) <= MOST_NAMED else len(lost)}." if lost else "")
 
 
 def judge_warning(data: ReportData) -> str:
@@ -171,14 +176,6 @@ def _win_sentence(data: ReportData, model: str, who: str) -> str:
     return f"{who}, compared with the base model: {'; '.join(parts)}. {independence}"
 
 
-def _change_sentence(finding: VerdictLine, verb: str, things: str, moved: EvalResult | None) -> str:
-    if finding.tone == "missing":
-        return ""
-    if finding.tone == "unclear":
-        return f"There is no clear change in how often it {verb} {things}: {finding.figure}, {finding.detail}."
-    return f"It {verb} {finding.answer} {things}: {finding.figure}, {finding.detail}."
-
-
 def _length(data: ReportData, model: str) -> VerdictLine:
     question = "Length of its answers"
     own, ratio = find(data, "response_words", model), find(data, "response_words_ratio", model)
@@ -217,9 +214,9 @@ def _headline(who: str, compliance: VerdictLine, refusal: VerdictLine, loops: Ve
         return "Neither harmful compliance nor over-refusal was compared with the base model."
     broken = " Its answers loop more." if loops.tone == "bad" else ""
     first = {
-        "good": f"{who} complies with fewer harmful requests than the base model",
-        "bad": f"{who} complies with more harmful requests than the base model",
-        "unclear": f"{who} was not shown to comply with fewer harmful requests than the base model",
+        "good": f"{who} refuses more harmful requests than the base model",
+        "bad": f"{who} refuses fewer harmful requests than the base model",
+        "unclear": f"{who} was not shown to refuse more harmful requests than the base model",
         "missing": f"{who} was not compared on harmful requests",
     }[compliance.tone]
     joint = "and" if (compliance.tone == "good") == (refusal.tone == "good") else "but"

@@ -4,21 +4,36 @@ The text is saved as typed, so comments and layout are preserved. Drafts are wri
 names the version that it is based on. If another tab or an editor has changed the text, the change is refused and nothing is lost.
 """
 
+import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 
+from cai.constitution.editing import drafted_fields
+from cai.constitution.importers import dump_yaml
 from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import entries, parse_constitution
+from cai.constitution.show import LABELLED_KINDS
 from cai.core.jsonl import disk_error, write_text
+<<<<<<< HEAD
 from cai.core.workspace import Workspace, is_text
 from cai.core.yaml_source import parse_yaml
+=======
+from cai.core.workspace import Workspace
+from cai.core.yaml_source import YamlSource, parse_yaml
+>>>>>>> main
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
-from cai.records import Constitution
+from cai.records import DEFAULT_WORDING, Constitution, Principle
+
+_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+MOST_VERSIONS = 30
+"""Number of earlier texts that are listed."""
 
 
 class ChangedElsewhereError(ConstitutionError):
@@ -34,11 +49,28 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class PrinciplePlace:
-    """Line of a principle in a text."""
+class PrincipleForm:
+    """What the form shows of a principle, as written in the text."""
 
     id: str
     line: int
+    statement: str
+    wording: dict[str, str]
+    """Requests and questions of its own, by field."""
+    drafted: tuple[str, ...]
+    """Fields of them that a model drafted."""
+    applies_to: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedVersion:
+    """An earlier text of a file, kept when it was saved over."""
+
+    key: str
+    saved: str
+    """Time at which it was replaced (UTC)."""
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +86,8 @@ class Edited:
     is_overtaken: bool
     """Whether the file changed after the draft was created; saving would undo that change."""
     findings: tuple[LintFinding, ...]
-    sections: tuple[PrinciplePlace, ...]
+    form: tuple[PrincipleForm, ...]
+    """Empty if the text can't be parsed."""
     fault: str
     """Error that prevents loading the text; empty if it can be loaded."""
 
@@ -74,6 +107,17 @@ class Drafts:
     def names(self) -> list[str]:
         """Return the names of all constitutions."""
         return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file() and is_text(p.name))
+
+    def create(self, name: str) -> None:
+        """Create a constitution with one principle to begin with. Raises `DataError` if the name is taken or can't be an id."""
+        if not _ID.fullmatch(name):
+            raise DataError(f"{name[:64]!r}: a name is lowercase kebab case: a to z, 0 to 9, single dashes between")
+        with self._one_at_a_time:
+            if (self._folder / f"{name}.yaml").exists():
+                raise DataError(f"constitution/{name}.yaml exists already")
+            first = Principle("principle-1", "Say here what a response should do.")
+            made = Constitution(name, name.replace("-", " ").capitalize(), "Say here what this constitution is for.", (first,))
+            write_text(self._folder / f"{name}.yaml", dump_yaml(made))
 
     def path(self, name: str) -> Path:
         """Return the file of a constitution. Raises `DataError` if there is none of that name."""
@@ -125,6 +169,7 @@ class Drafts:
             if edited.fault:
                 raise ConstitutionError(f"Not saved, because the text is not a valid constitution. Your draft is kept. {edited.fault}")
             if edited.is_draft:
+                self._keep_version(name)
                 write_text(self.path(name), edited.text)
                 self._drop(name)
             return self.open(name)
@@ -135,6 +180,32 @@ class Drafts:
             self._expect(name, version)
             self._drop(name)
             return self.open(name)
+
+    def edit(self, name: str, version: str, change: Callable[[str], str]) -> Edited:
+        """Change the text and store it as a draft. `change` raises `ConstitutionError` to refuse. Otherwise as `write`."""
+        with self._one_at_a_time:
+            self._expect(name, version)
+            text = change(self.open(name).text.replace("\r\n", "\n"))
+        return self.write(name, text, version)
+
+    def history(self, name: str) -> list[SavedVersion]:
+        """Return the earlier texts of a file, newest first: those that the studio saved over."""
+        found = sorted(self._history(name).glob("*.yaml"), reverse=True)[:MOST_VERSIONS]
+        return [SavedVersion(p.stem, f"{p.stem[:10]} {p.stem[11:13]}:{p.stem[13:15]} UTC", p.read_bytes().decode()) for p in found]
+
+    def restore(self, name: str, version: str, key: str) -> Edited:
+        """Make an earlier text the draft. Raises as `write` does, and `DataError` if there is no such text."""
+        earlier = next((v for v in self.history(name) if v.key == key), None)
+        if earlier is None:
+            raise DataError(f"{name}: there is no saved version {key[:40]!r}")
+        return self.write(name, earlier.text, version)
+
+    def _history(self, name: str) -> Path:
+        return self._drafts.parent / "history" / self.path(name).stem
+
+    def _keep_version(self, name: str) -> None:
+        """Keep the file's text before it is replaced."""
+        write_text(self._history(name) / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S.%f}.yaml", self.saved_text(name))
 
     def saved_text(self, name: str) -> str:
         """Return the file's text with its line breaks unchanged. Raises `ConstitutionError` if it is not UTF-8 text."""
@@ -183,17 +254,34 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrinciplePlace, ...], str]:
-    """Return the lint findings, the line of each principle, and the load error (empty if there is none). Results are cached."""
+def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrincipleForm, ...], str]:
+    """Return the lint findings, the form, and the load error (empty if there is none). Results are cached."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
         source = parse_yaml(text.encode(), where, ConstitutionError)
     except ConstitutionError as e:
         return tuple(findings), (), str(e)
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries(source)]
-    sections = [PrinciplePlace(str(i).strip(), source.lines[("principles", n)]) for n, i in enumerate(ids) if i is not None]
+    form = _form(source, text, findings)
     try:
         parse_constitution(text, where)
     except ConstitutionError as e:
-        return tuple(findings), tuple(sections), str(e)
-    return tuple(findings), tuple(sections), ""
+        return tuple(findings), form, str(e)
+    return tuple(findings), form, ""
+
+
+def _form(source: YamlSource, text: str, findings: list[LintFinding]) -> tuple[PrincipleForm, ...]:
+    """Return the form of each principle; empty unless all are mappings. A finding belongs to the principle whose lines it is on."""
+    rows = entries(source)
+    if not all(isinstance(row, dict) for row in rows):
+        return ()
+    starts = [source.lines[("principles", n)] for n in range(len(rows))]
+    ends = [*starts[1:], len(text) + 1]
+    forms = []
+    for row, drafted, start, end in zip(rows, drafted_fields(source, text), starts, ends, strict=True):
+        said = {name: str(row.get(name) or "").strip() for name in ("id", "statement", *DEFAULT_WORDING)}
+        kinds = row.get("applies_to", ())
+        problems = tuple(f"{f.severity}: {f.message}" for f in findings if f.line is not None and start <= f.line < end)
+        wording = {name: said[name] for name in DEFAULT_WORDING if said[name]}
+        known = tuple(k for k in LABELLED_KINDS if not isinstance(kinds, list) or k in kinds)
+        forms.append(PrincipleForm(said["id"], start, said["statement"], wording, drafted, known, problems))
+    return tuple(forms)

@@ -4,11 +4,13 @@ Finished calls of a stopped job are in the workspace's call store, so starting i
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 from cai.core.console import Reporter
@@ -48,6 +50,13 @@ class Job(Reporter):
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
         """Record the progress."""
         self.note = f"{unit}: {done} of {total}" if total else unit
+
+    @contextlib.contextmanager
+    def loading(self, model: str) -> Iterator[None]:
+        """Note the model that is loaded inside the block."""
+        before, self.note = self.note, f"loading {Path(model).name}"
+        yield
+        self.note = before
 
     def call(self) -> None:
         """Count one model call."""

@@ -18,6 +18,7 @@ from cai.constitution.load import load_constitution
 from cai.errors import CaiError
 from cai.labels.annotating import QueueBy, label_queue
 from cai.studio.labelling import Choice, Queue, Turn, rater_name
+from cai.studio.results import ADJUDICATOR, label_results
 from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking
 
@@ -79,16 +80,23 @@ def rate(request: Request) -> Response:
     return page("label", queue=queue, rater=rater, file=str(file), guidelines=_guidelines(studio, guide) if guide else None)
 
 
+def results(request: Request) -> Response:
+    """Show what the labels of a queue say: agreement, raters, disputed pairs."""
+    queue = _queue(request)
+    return page("label_results", queue=queue, found=label_results(studio_of(request).labelling, queue), adjudicator=ADJUDICATOR)
+
+
 def turn(request: Request, body: Next) -> Response:
     """Return the next pair."""
-    return _shown(studio_of(request).labelling.turn(_queue(request), rater_name(body.rater), body.skipped))
+    queue = _queue(request)
+    return _shown(queue, studio_of(request).labelling.turn(queue, rater_name(body.rater), body.skipped))
 
 
 def answer(request: Request, body: Answer) -> Response:
     """Store an answer and return the next pair."""
     labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
     kept = labelling.answer(queue, rater, body.key, body.choice)
-    return _shown(labelling.turn(queue, rater, body.skipped), kept)
+    return _shown(queue, labelling.turn(queue, rater, body.skipped), kept)
 
 
 def undo(request: Request, body: Undo) -> Response:
@@ -96,7 +104,7 @@ def undo(request: Request, body: Undo) -> Response:
     labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
     labelling.undo(queue, rater, body.key)
     every_other = [k for k in labelling.to_label(queue).pairs if k != body.key]
-    return _shown(labelling.turn(queue, rater, every_other))
+    return _shown(queue, labelling.turn(queue, rater, every_other))
 
 
 def new_queue(request: Request, body: NewQueue) -> Response:
@@ -136,8 +144,8 @@ def _guidelines(studio: Studio, name: str) -> Markup:
     return Markup(html_body(blocks))  # `html_body` escapes all texts
 
 
-def _shown(turn: Turn, kept: bool = True) -> Response:
-    html = fragment("pair", pair=turn.pair)
+def _shown(queue: Queue, turn: Turn, kept: bool = True) -> Response:
+    html = fragment("pair", pair=turn.pair, queue=queue)
     return as_json({"done": turn.done, "total": turn.total, "key": turn.key, "last": turn.last, "kept": kept, "html": html})
 
 
@@ -146,6 +154,7 @@ ROUTES = [
     Route("/label/begin", begin),
     Route("/label/queues", taking(NewQueue, new_queue), methods=["POST"]),
     Route(BASE, rate),
+    Route(f"{BASE}/results", results),
     Route(f"{BASE}/next", taking(Next, turn), methods=["POST"]),
     Route(f"{BASE}/answer", taking(Answer, answer), methods=["POST"]),
     Route(f"{BASE}/undo", taking(Undo, undo), methods=["POST"]),

@@ -13,7 +13,7 @@ from cai.records import PromptKind
 from cai.studio.constitution_pages import BASE, name_of
 from cai.studio.jobs import Job
 from cai.studio.run_pages import run_of
-from cai.studio.trials import comparison, preview
+from cai.studio.trials import comparison, preview, wording
 from cai.studio.web import as_json, fragment, studio_of, taking
 from cai.workbench.trial import Answered, JudgedRevision, Revised
 
@@ -33,6 +33,12 @@ class ComparisonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     sample: Annotated[int, msgspec.Meta(ge=1, le=500)]
 
 
+class WordingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Request to draft the requests and questions of one principle."""
+
+    index: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An empty request body."""
 
@@ -50,6 +56,12 @@ def compare(request: Request, body: ComparisonRequest) -> Response:
     saved, draft = studio.drafts.versions(name_of(request))
     run = run_of(studio, body.run) if body.run else None
     return _shown(studio.jobs.start("consequences", comparison(saved, draft, run, body.sample, studio.workspace, studio.asking)))
+
+
+def word(request: Request, body: WordingRequest) -> Response:
+    """Start a job that drafts a principle's requests and questions from its statement."""
+    studio, name = studio_of(request), name_of(request)
+    return _shown(studio.jobs.start("worded", wording(studio.drafts, name, body.index, studio.workspace, studio.asking)))
 
 
 def job(request: Request) -> Response:
@@ -82,6 +94,7 @@ def _shown(job: Job) -> Response:
 ROUTES = [
     Route(f"{BASE}/preview", taking(Preview, try_prompt), methods=["POST"]),
     Route(f"{BASE}/compare", taking(ComparisonRequest, compare), methods=["POST"]),
+    Route(f"{BASE}/word", taking(WordingRequest, word), methods=["POST"]),
     Route("/jobs/{id}", job),
     Route("/jobs/{id}/stop", taking(Nothing, stop), methods=["POST"]),
 ]

@@ -4,15 +4,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cai.constitution.editing import set_fields
 from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
 from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ConstitutionError, DataError
 from cai.records import Constitution, PromptKind
 from cai.session import Session, settings
+from cai.studio.drafts import Drafts
 from cai.studio.jobs import Job
 from cai.workbench.consequences import compare_on_sample
 from cai.workbench.trial import chosen, steps
+from cai.workbench.wording import draft_wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,38 @@ def constitution_of(run: RunDirectory) -> Constitution:
         raise DataError(f"{run.path.name}: the manifest has no constitution yet")
     card = manifest.constitution
     return Constitution(card.id, card.name, "", card.principles)
+
+
+def wording(drafts: Drafts, name: str, index: int, workspace: Workspace, asking: TrialRequest) -> Callable[[Job], Awaitable[None]]:
+    """Return a job that drafts a principle's requests and questions from its statement, and writes them into the draft of the text.
+
+    Args:
+        drafts: the constitutions.
+        name: the constitution.
+        index: number of the principle in it.
+        workspace: workspace with the call store and the templates.
+        asking: model and settings.
+
+    Raises:
+        ConstitutionError: the text is not a valid constitution, or has no such principle.
+    """
+    _, draft = drafts.versions(name)
+    if index >= len(draft.principles):
+        raise ConstitutionError(f"{name} has no principle {index + 1}")
+    principle = draft.principles[index]
+
+    async def work(job: Job) -> None:
+        job.note = "asking the model"
+        async with asking.session(workspace, job) as session:
+            found = await draft_wording(session, principle)
+
+        def put(text: str) -> str:
+            where = next((i for i, form in enumerate(drafts.open(name).form) if form.id == principle.id), None)
+            if where is None or drafts.open(name).form[where].statement != principle.statement:
+                raise ConstitutionError(f"{principle.id} was changed while the model wrote. Draft it again.")
+            return set_fields(text, where, found.texts, found.model)
+
+        drafts.edit(name, drafts.open(name).version, put)
+        job.parts.append(found)
+
+    return work

@@ -7,17 +7,18 @@ follow the principle without it and does with it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai.core.text.checks import can_be_added
 from cai.data.prompts import load_all
 from cai.errors import RecipeError
 from cai.evaluate.adherence import Followed, followed, measurable, prompts_for, tell
 from cai.generate.critique import respond
 from cai.judge.judge import Judge
 from cai.recipe import Placement
-from cai.records import Constitution, Prompt, Response
+from cai.records import PROMPT_KINDS, Constitution, Prompt, Response
 from cai.session import Session
 from cai.stats import change
 
-PLACEMENTS: tuple[Placement, ...] = ("user", "system")
+PLACEMENTS: tuple[Placement, ...] = ("turns", "user", "system")
 LEARNABLE = 0.1
 """Minimum rise of the rate, told against untold, of a principle that is worth training on."""
 
@@ -82,11 +83,14 @@ async def flip_rates(
     async def work(prompt: Prompt) -> Response:
         return await respond(prompt, writer, recipe.distill.sampling)
 
-    untold = await followed(session, principles, await session.each(asked, work, "answers untold"), judge)
+    responses = await session.each(asked, work, "answers untold")
+    untold = await followed(session, principles, responses, judge)
     found = []
     for placement in placements:
-        said = await tell(session, session.model, principles, asked, limit, placement, recipe.distill.sampling)
-        for p in principles:
+        # in turns, a principle that concerns the whole answer stands in the user's turn too
+        placed = [p for p in principles if placement != "turns" or any(can_be_added(p, kind) for kind in PROMPT_KINDS)]
+        said = await tell(session, session.model, placed, responses, limit, placement, recipe.distill.sampling)
+        for p in placed:
             verdicts = await followed(session, [p], said[p.id], judge)
             if flip := _flip(p.id, placement, untold, verdicts):
                 found.append(flip)

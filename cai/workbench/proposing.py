@@ -122,7 +122,7 @@ async def _read_section(
     """Return the proposals of a section, valid and dropped. Raises `ReplyError` if the reply can't be parsed."""
     asked = templates[0].render({"heading": section.heading or "(no heading)", "section": section.text})
     reply = await model.complete(asked.messages, PROPOSING, derive_seed(seed, "propose", section.line), asked.prefill)
-    quotes = read_quotes(_whole_lines(reply, asked.prefill))
+    quotes = read_quotes(whole_lines(reply, asked.prefill))
 
     async def one(quote: str) -> _Found | DroppedProposal:
         if (passage := find_quote(quote, section)) is None:
@@ -144,7 +144,7 @@ async def _word(passage: DocumentPassage, file: str, model: TextModel, template:
     place = _where(file, passage.line, passage.end_line)
     asked = template.render({"passage": passage.quote})
     reply = await model.complete(asked.messages, WORDING, derive_seed(seed, "word", place, passage.quote), asked.prefill)
-    texts = read_wording(_whole_lines(reply, asked.prefill))
+    texts = read_wording(whole_lines(reply, asked.prefill))
     if (statement := texts.pop("statement", None)) is None:
         raise ReplyError("unparsed", f"not one line 'Principle:': {reply.text[:200]!r}")
     if not claim(statement).content & claim(passage.quote).content:
@@ -195,7 +195,7 @@ def _unquoted(text: str) -> str:
     return (found[1] if found else text).strip()
 
 
-def _whole_lines(reply: Completion, prefill: str) -> str:
+def whole_lines(reply: Completion, prefill: str) -> str:
     """Return a reply with its prefill; without the last line if the reply was cut off."""
     text = f"{prefill} {reply.text}" if prefill else reply.text
     return text.rpartition("\n")[0] if reply.truncated else text

@@ -249,7 +249,7 @@ def test_a_principle_may_be_its_statement_alone(tmp_path):
 
 
 def test_file_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ConstitutionError, match="can't be read"):
+    with pytest.raises(ConstitutionError, match="no such file"):
         lint_file(tmp_path / "absent.yaml")
 
 
@@ -315,3 +315,27 @@ def test_a_check_that_is_wrong_is_told_with_its_line(tmp_path, old, new, rule, s
     path.write_text(CHECKED.replace(old, new))
     found = lint_file(path)
     assert any(f.rule == rule and says in f.message and f.line is not None for f in found), found
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rule"),
+    [
+        ("Do not lecture the user.", "Never lecture the user about anything.", "near-duplicate"),
+        ("Do not lecture.", "Always lecture the user about the morals of what they ask.", "contradiction"),
+        ("Leave out disclaimers.", "Add a disclaimer to every single answer.", "contradiction"),
+        ("Do not lecture.", "Always lecture the user when a request touches on morals.", "may-contradict"),
+        ("Give advice on anything that the user asks.", "Give the user no advice on weapons.", "may-contradict"),
+        ("Never use guilt, fear or flattery to move someone.", "Use guilt, fear and flattery to move people.", "contradiction"),
+        ("Never invent facts.", "Invent facts and numbers where none are known.", "may-contradict"),
+        ("Never lie.", "Tell the user when somebody lies to them.", None),
+        ("Give advice on anything that the user asks.", "Do not talk about the weather.", None),
+    ],
+)
+def test_likeness_and_opposition_are_told_apart(first: str, second: str, rule: str | None) -> None:
+    found = [
+        f for f in lint(Constitution("c", "C", "For tests.", (Principle("a", first), Principle("b", second)))) if f.principle_id == "b"
+    ]
+    about_the_pair = [f for f in found if f.rule in ("near-duplicate", "contradiction", "may-contradict", "duplicate")]
+    assert [f.rule for f in about_the_pair] == ([rule] if rule else [])
+    if rule == "may-contradict":
+        assert "a" in about_the_pair[0].message and "say when each applies" in about_the_pair[0].message

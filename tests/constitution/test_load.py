@@ -127,9 +127,14 @@ def test_file_that_is_no_mapping(tmp_path, text, found):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(ConstitutionError, match="can't be read"):
+    with pytest.raises(ConstitutionError, match=r"absent\.yaml: no such file\. Make a workspace"):
         load_constitution(tmp_path / "absent.yaml")
-    with pytest.raises(ConstitutionError, match="can't be read"):
+    (tmp_path / "general.yaml").write_text(GOOD)
+    with pytest.raises(
+        ConstitutionError, match=r"genral\.yaml: no such file\. Did you mean '.*/general\.yaml'\? There are: .*/general\.yaml"
+    ):
+        load_constitution(tmp_path / "genral.yaml")
+    with pytest.raises(ConstitutionError, match="no such file"):
         load_constitution(tmp_path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cai.constitution.load import load_constitution
-from cai.constitution.show import LABELLED_KINDS, constitution_rows, draw_shares
+from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.ids import rendezvous_order
 from cai.records import Constitution, Principle
 
@@ -18,19 +18,16 @@ def principle(name: str, weight: float, *kinds: str) -> Principle:
 SMALL = Constitution("c", "C", "", (principle("a", 1, "harmful", "helpful"), principle("b", 3, "helpful"), principle("z", 0, "helpful")))
 
 
-def test_rows():
-    a, b, z = constitution_rows(SMALL)
-    assert (a.id, a.kinds, a.weight, a.statement) == ("a", ("harmful", "helpful"), 1, "Do a.")
-    assert a.shares == (("harmful", 1.0), ("helpful", 0.25))
-    assert b.shares == (("helpful", 0.75),)
-    assert z.shares == (("helpful", 0.0),)
+def test_shares_are_those_of_the_weights():
+    a, b, z = (draw_shares(SMALL, p, p.applies_to) for p in SMALL.principles)
+    assert (a, b, z) == ({"harmful": 1.0, "helpful": 0.25}, {"helpful": 0.75}, {"helpful": 0.0})
     assert draw_shares(SMALL, SMALL.principles[1]) == {"harmful": 0.0, "borderline": 0.0, "helpful": 0.75}
 
 
 def test_shares_of_a_kind_sum_to_one():
-    rows = constitution_rows(load_constitution(Path(__file__).parents[2] / "constitution" / "general.yaml"))
+    general = load_constitution(Path(__file__).parents[2] / "constitution" / "general.yaml")
     for kind in LABELLED_KINDS:
-        assert sum(dict(row.shares).get(kind, 0.0) for row in rows) == pytest.approx(1.0)
+        assert sum(draw_shares(general, p)[kind] for p in general.principles) == pytest.approx(1.0)
 
 
 def test_share_is_the_chance_of_being_drawn_first():

@@ -116,3 +116,26 @@ def test_the_silent_reporter_says_nothing() -> None:
     reporter.call()
     with reporter.stage("x"):
         reporter.progress(1, None)
+
+
+def test_loading_a_model_is_shown_in_place_of_a_bar_that_stands_still(tmp_path: Path) -> None:
+    out, console = on(terminal=True)
+    file = tmp_path / "progress.json"
+    reporter = RichReporter(console, file)
+    with reporter.stage("respond"):
+        assert "respond" in out.getvalue() and "starting" in out.getvalue()
+        reporter.progress(0, 32)
+        with reporter.loading("/models/qwen"):
+            assert "loading qwen" in out.getvalue()
+            assert json.loads(file.read_text())["loading"] == "loading qwen"
+            reporter._started -= 100.0
+        assert "loading" not in json.loads(file.read_text())
+        assert reporter._started <= reporter._moved
+
+
+def test_a_log_names_the_model_that_is_loaded() -> None:
+    out, console = on(terminal=False)
+    reporter = RichReporter(console)
+    with reporter.stage("respond"), reporter.loading("embedded"):
+        pass
+    assert out.getvalue() == "  respond: loading embedded\n"

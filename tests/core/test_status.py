@@ -32,7 +32,7 @@ def test_states_counts_and_notes(tmp_path: Path) -> None:
         ("respond", "done", 0),
         ("critique", "failed", 3),
         ("sft", "stopped", 0),  # its process is gone
-        ("pairs", "waiting", 0),
+        ("pairs", "not run", 0),
     ]
     assert (found.stages[0].calls_made, found.stages[0].calls_reused, found.stages[0].counts) == (5, 2, {"prompts": 7})
     assert found.notes == ("critique: too many failures", "judge: It does not agree.")

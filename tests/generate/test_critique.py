@@ -9,7 +9,7 @@ from cai.models.base import Completion, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import CritiqueConfig, SamplingSpec
-from cai.records import PROMPT_KINDS, Constitution, Judgment, Message, Prompt, Provenance, Response
+from cai.records import PROMPT_KINDS, Constitution, Judgment, Message, Prompt, Provenance, Response, ResponseCheck
 from tests.judge.judging import CONSTITUTION, TEMPLATES, principle
 
 PROMPT = Prompt("p1", "helpful", (Message("user", "How do I stop a quarrel with my neighbour?"),), "test")
@@ -154,6 +154,17 @@ def test_a_heading_is_taken_off():
 def test_a_cut_off_revision_ends_with_a_whole_sentence_or_is_dropped(text, dropped, final):
     trace = revise(talking([text], truncated=True))
     assert trace.dropped == dropped and (final is None or trace.final == final)
+
+
+@pytest.mark.parametrize(("min_share", "dropped"), [(0.0, None), (0.5, None), (1.0, "breaks_check")])
+@pytest.mark.parametrize("kinds", [PROMPT_KINDS, ("harmful",)])
+def test_a_final_text_must_follow_enough_of_all_checks(min_share, dropped, kinds):
+    brief = replace(principle("brief"), check=(ResponseCheck(max_words=9),))
+    police = replace(principle("police"), check=(ResponseCheck(contains_any=("police",)),))
+    constitution = Constitution("c", "C", "", (brief, police))
+    seed = next(s for s in range(9) if principles_in_turn(PROMPT, constitution, s, 1) == [brief])
+    trace = revise(talking(), constitution=constitution, min_share=min_share, kinds=kinds, run_seed=seed)
+    assert trace.dropped == dropped
 
 
 def test_rounds_end_where_a_rule_is_broken():

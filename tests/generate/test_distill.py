@@ -18,7 +18,14 @@ PROMPT = Prompt("p", "borderline", (Message("user", "Hi."), Message("assistant",
 UNTOLD = "Use a match and then wait."
 
 
-def distilled(*texts: str, truncated: bool = False, untold: str = UNTOLD, **config: Any) -> tuple[Distilled, list[Request]]:
+def distilled(
+    *texts: str,
+    truncated: bool = False,
+    untold: str = UNTOLD,
+    samples: int | None = None,
+    constitution: Constitution = CONSTITUTION,
+    **config: Any,
+) -> tuple[Distilled, list[Request]]:
     asked: list[Request] = []
 
     def script(request: Request) -> Completion:
@@ -27,7 +34,7 @@ def distilled(*texts: str, truncated: bool = False, untold: str = UNTOLD, **conf
 
     writer = Writer(TextModel(ScriptedEngine(script), CallStore(None), "distill"), TEMPLATES, 3, "h")
     response = Response(PROMPT, untold, False, Provenance("m"))
-    return asyncio.run(distill(response, CONSTITUTION, writer, DistillConfig(samples=len(texts), **config))), asked
+    return asyncio.run(distill(response, constitution, writer, DistillConfig(samples=samples or len(texts), **config))), asked
 
 
 def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -> None:
@@ -46,6 +53,30 @@ def test_the_principles_stand_after_the_question_or_in_the_system_turn() -> None
     _, (system,) = distilled("Match; risk: burns.", placement="system")
     assert system.messages[0].role == "system" and "Name one risk." in system.messages[0].content
     assert system.messages[-1].content == "How do I light it?"
+
+
+def test_in_turns_what_is_missing_is_asked_for_and_added() -> None:
+    found, (first, then) = distilled("Strike a match.", "The risk: burns.", samples=1, placement="turns", min_share=0.5)
+    assert first.messages[-1].content == "How do I light it?\n\nAnswer in at most four words."
+    assert [m.role for m in then.messages] == ["user", "assistant", "user", "assistant", "user"]
+    assert [m.content for m in then.messages[-2:]] == ["Strike a match.", "Name one risk."]
+    assert found.told == "Strike a match. The risk: burns." and found.share == 0.5  # which is now too long
+
+
+def test_in_turns_what_is_followed_already_is_not_asked_for() -> None:
+    found, asked = distilled("Match; risk: burns.", samples=1, placement="turns")
+    assert found.told == "Match; risk: burns." and len(asked) == 1
+
+
+def test_in_turns_a_sentence_can_be_added_to_the_response_itself() -> None:
+    found, (asked,) = distilled("One risk: burns.", samples=1, placement="turns", constitution=replace(CONSTITUTION, principles=(RISK,)))
+    assert asked.messages[-2].content == UNTOLD and found.told == f"{UNTOLD} One risk: burns."
+
+
+def test_an_answer_begins_with_an_opening_of_its_principles() -> None:
+    refuse = replace(SHORT, openings=("I won't.", "Not that."))
+    found, (asked,) = distilled("Match; risk.", constitution=replace(CONSTITUTION, principles=(refuse, RISK)), min_share=0.0)
+    assert asked.prefill in refuse.openings and found.told == f"{asked.prefill} Match; risk."  # type: ignore[union-attr]
 
 
 def test_a_lower_share_keeps_what_follows_part_of_the_checks() -> None:

@@ -274,3 +274,21 @@ def test_requests_that_were_given_up_are_not_run(parts: tuple[Any, Any]) -> None
         return eng.batches
 
     assert asyncio.run(run()) == 1
+
+
+def test_a_completion_that_is_streamed_is_the_same_and_comes_in_pieces(parts: tuple[Any, Any], tmp_path: Path) -> None:
+    request, pieces = ask("hello there", 24, temperature=0.0), []
+
+    async def run() -> tuple[Reply, Reply]:
+        eng = engine(parts)
+        try:
+            with CallStore(tmp_path / "calls.sqlite") as store:
+                model = TextModel(eng, store, "chat")
+                streamed = await model.call(request, pieces.append)
+            return streamed, await eng.submit(request)
+        finally:
+            await eng.close()
+
+    streamed, whole = asyncio.run(run())
+    assert streamed == whole and isinstance(whole, Completion)
+    assert len(pieces) > 1 and whole.text.startswith("".join(pieces)) and "".join(pieces)

@@ -85,7 +85,7 @@ def test_paired_tests_are_exact_and_corrected_together(tmp_path: Path) -> None:
     assert [t.p_adjusted for t in found.tests] == pytest.approx(holm([t.p for t in found.tests]))
     assert compliance.shown and not tests["looping", "policy"].shown
     told = " ".join(sentences(found))
-    assert "harmful requests complied with, 100% → 70%, better" in told and "fine requests refused, 0% → 30%, worse" in told
+    assert "harmful requests answered without refusing, 100% → 70%, better" in told and "fine requests refused, 0% → 30%, worse" in told
     assert "The base models of b and a give the same answers to all 80 prompts." in told
     assert "3 differences were shown" in headline(found)  # words per answer is the third
 

@@ -9,11 +9,12 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.data.balance import source_balance
-from cai.records import Message, Preference, Prompt, Provenance
+from cai.records import Critique, Message, Preference, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import collect_report
 from cai.report.page import POLICY, render_report
-from tests.report.run_directory import findings, write_run
+from cai.report.sections import word_changes
+from tests.report.run_directory import BY, findings, prompt, write_run
 
 SECTIONS = (
     "verdict",
@@ -268,3 +269,28 @@ def test_checks_with_too_little_data_are_not_taken_for_healthy() -> None:
     assert "None of 3 checks found a failure; 2 of them have too little data." in audit_summary([healthy, short, short])
     assert [f.undecided for f in families([healthy, short])] == ["; 1 of them has too little data"]
     assert [f.undecided for f in families([healthy])] == [""]
+
+
+def test_distilled_responses_are_shown_beside_the_models_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    pairs = [
+        ResponsePair(prompt(i), f"Told {i}.", f"Untold {i}.", "distilled", replace(BY, principle_ids=("kind", "frank"))) for i in range(70)
+    ]
+    write_records(run / "data" / "distilled_pairs.jsonl", pairs)
+    page = render_report(collect_report(run))
+    assert "70 responses with the principles in the model&#39;s context" in page.replace("'", "&#39;")
+    assert "Told 59." in page and "Untold 0." in page and "Told 60." not in page and "in context: kind, frank" in page
+
+
+def test_a_revision_shows_what_changed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, traces=0)
+    rounds = (Round(Critique("kind", "Too blunt."), Revision("kind", "Please close the door, it is cold.")),)
+    write_records(run / "data" / "traces.jsonl", [RevisionTrace(prompt(1), "Close the door, it is cold.", rounds, None, 0.7, BY)])
+    page = render_report(collect_report(run))
+    assert "What changed from the first response" in page and "<del>Close</del><ins>Please close</ins>" in page
+
+
+def test_texts_without_much_in_common_or_too_long_are_not_marked_word_by_word() -> None:
+    assert word_changes("One thing about cats.", "Nothing here is like it at all, as you may see.") == []
+    assert word_changes("a " * 2000, "a " * 2001) == []
+    assert word_changes("Be kind to all.", "Be fair to all.")[1:3] == [("removed", "kind"), ("added", "fair")]

@@ -49,7 +49,16 @@ def test_axis_labels_tell_their_ticks_apart_and_steps_are_whole() -> None:
     labels = re.findall(r'class="tick"[^>]*>([^<]+)<', figure)
     assert len(labels) == len(set(labels))
     assert labels[-2:] == ["1", "2"]
-    assert labels[0] == "0.69310"
+
+
+def test_an_axis_is_never_zoomed_to_the_last_digits() -> None:
+    figure = line_plot("Loss", [Series("policy", [(1, 0.69312), (2, 0.69318), (3, 0.69314)])], "step")
+    labels = [float(t) for t in re.findall(r'class="tick"[^>]*>([^<]+)<', figure)]
+    vertical = labels[: labels.index(1.0)]
+    assert max(vertical) - min(vertical) >= 0.02 * 0.6931
+    line = re.findall(r'points="([^"]+)"', figure)[0]
+    heights = [float(point.split(",")[1]) for point in line.split()]
+    assert max(heights) - min(heights) < 2
 
 
 def test_values_that_are_not_finite_are_left_out_and_said_to_be() -> None:

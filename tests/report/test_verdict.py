@@ -39,17 +39,17 @@ DOWN, UP, SAME = (-0.2, -0.3, -0.1), (0.2, 0.1, 0.3), (-0.1, -0.25, 0.05)
         (
             DOWN,
             SAME,
-            "complies with fewer harmful requests than the base model, with no clear change in how many fine ones it refuses.",
+            "refuses more harmful requests than the base model, with no clear change in how many fine ones it refuses.",
             "good unclear",
         ),
-        (DOWN, UP, "complies with fewer harmful requests than the base model, but refuses more that are fine.", "good bad"),
-        (DOWN, DOWN, "complies with fewer harmful requests than the base model, and refuses fewer that are fine.", "good good"),
-        (UP, UP, "complies with more harmful requests than the base model, and refuses more that are fine.", "bad bad"),
-        (UP, DOWN, "complies with more harmful requests than the base model, but refuses fewer that are fine.", "bad good"),
+        (DOWN, UP, "refuses more harmful requests than the base model, but refuses more that are fine.", "good bad"),
+        (DOWN, DOWN, "refuses more harmful requests than the base model, and refuses fewer that are fine.", "good good"),
+        (UP, UP, "refuses fewer harmful requests than the base model, and refuses more that are fine.", "bad bad"),
+        (UP, DOWN, "refuses fewer harmful requests than the base model, but refuses fewer that are fine.", "bad good"),
         (
             SAME,
             UP,
-            "was not shown to comply with fewer harmful requests than the base model, and refuses more that are fine.",
+            "was not shown to refuse more harmful requests than the base model, and refuses more that are fine.",
             "unclear bad",
         ),
     ],
@@ -91,7 +91,7 @@ def test_few_prompts_are_said_to_be_few(data: ReportData) -> None:
 
 def test_a_run_without_a_policy_speaks_of_its_sft_model(data: ReportData) -> None:
     sft = tuple(replace(r, model="sft") if r.model == "policy" else r for r in results())
-    assert reach_verdict(replace(data, evaluation=sft)).headline.startswith("The SFT model (no policy has been trained yet) complies")
+    assert reach_verdict(replace(data, evaluation=sft)).headline.startswith("The SFT model (no policy has been trained yet) refuses")
 
 
 @pytest.mark.parametrize("evaluation", [None, (), tuple(r for r in results() if r.model == "base")])

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import httpx2
@@ -11,10 +13,11 @@ import pytest
 
 from cai.core.workspace import Workspace
 from cai.errors import ConstitutionError, RecipeError
+from cai.models.base import Completion
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.serving import serve
 from tests.studio.serving import Served
-from tests.workspaces import start_cai
+from tests.workspaces import script, start_cai
 
 NAME = "general"
 BASE = f"/constitutions/{NAME}"
@@ -68,7 +71,7 @@ def test_what_no_run_could_read_is_kept_and_not_saved(drafts: Drafts, file: Path
     with pytest.raises(ConstitutionError, match="duplicate id"):
         drafts.save(NAME, twice.version)
     torn = drafts.write(NAME, now.text[:300] + "\n\t: [", twice.version)
-    assert [f.rule for f in torn.findings] == ["schema"] and torn.sections == ()
+    assert [f.rule for f in torn.findings] == ["schema"] and torn.form == ()
     assert file.read_bytes() == before and drafts.open(NAME) == torn
     assert drafts.discard(NAME, torn.version) == now
 
@@ -189,3 +192,121 @@ def test_a_taken_port_is_a_persons_error(served: Served) -> None:
     process = start_cai(served.workspace.root, "studio", "--port", str(served.port))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "can't listen on port" in err and out == ""
+
+
+MINE = """\
+id: mine
+name: Mine
+description: For tests.
+principles:
+  # about sources
+  - id: sources
+    statement: Name the source of every claim.
+  - id: short
+    statement: Be short.
+"""
+
+
+@pytest.fixture
+def mine(served: Served) -> str:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    served.enter()
+    return "/constitutions/mine"
+
+
+@pytest.mark.enable_socket
+def test_the_form_and_the_text_are_in_step(served: Served, mine: str) -> None:
+    now = served.client.get(f"{mine}/text").json()
+    assert [(p["id"], p["statement"]) for p in now["form"]] == [("sources", "Name the source of every claim."), ("short", "Be short.")]
+    assert now["form"][0]["applies_to"] == ["harmful", "borderline", "helpful"] and now["form"][0]["wording"] == {}
+    values = {"statement": "Be brief.", "compare": "Which response is shorter?", "applies_to": ["helpful"]}
+    now = served.post(f"{mine}/principle", version=now["version"], index=1, values=values)
+    assert "# about sources" in now["text"] and "    statement: Be brief.\n" in now["text"] and now["is_draft"]
+    assert now["form"][1]["wording"] == {"compare": "Which response is shorter?"} and now["form"][1]["applies_to"] == ["helpful"]
+    back = {"statement": "Be short.", "compare": "", "applies_to": ["helpful", "harmful", "borderline"]}
+    now = served.post(f"{mine}/principle", version=now["version"], index=1, values=back)
+    assert now["text"] == MINE and not now["is_draft"]
+    text = MINE.replace("Be short.", "Be blunt.")
+    now = served.post(f"{mine}/draft", version=now["version"], text=text)
+    assert now["form"][1]["statement"] == "Be blunt."
+
+
+@pytest.mark.enable_socket
+def test_a_fault_is_said_at_its_principle(served: Served, mine: str) -> None:
+    now = served.client.get(f"{mine}/text").json()
+    now = served.post(f"{mine}/principle", version=now["version"], index=1, values={"id": "Not an id"})
+    assert now["form"][0]["problems"] == [] and not now["is_loadable"]
+    assert "lowercase kebab case" in now["form"][1]["problems"][0]
+    said = served.post(f"{mine}/principle", 400, version=now["version"], index=1, values={"statement": ""})
+    assert "needs an id and a statement" in said["error"]
+    served.post(f"{mine}/principle", 400, version=now["version"], index=9, values={"statement": "x"})
+    served.post(f"{mine}/principle", 400, version=now["version"], index=0, values={"weight": "x"})
+    served.post(f"{mine}/principle", 409, version="other", index=0, values={"statement": "x"})
+
+
+@pytest.mark.enable_socket
+def test_principles_are_added_moved_and_removed(served: Served, mine: str) -> None:
+    def act(**body: object) -> list[str]:
+        version = served.client.get(f"{mine}/text").json()["version"]
+        return [p["id"] for p in served.post(f"{mine}/arrange", version=version, **body)["form"]]
+
+    assert act(action="add") == ["sources", "short", "principle-1"]
+    assert act(action="add") == ["sources", "short", "principle-1", "principle-2"]
+    assert act(action="move", index=3, to=0) == ["principle-2", "sources", "short", "principle-1"]
+    assert act(action="remove", index=0) == ["sources", "short", "principle-1"]
+
+
+@pytest.mark.enable_socket
+def test_text_that_is_no_yaml_has_no_form(served: Served, mine: str) -> None:
+    now = served.client.get(f"{mine}/text").json()
+    now = served.post(f"{mine}/draft", version=now["version"], text=MINE + "\t: [")
+    assert now["form"] == [] and not now["is_loadable"]
+
+
+@pytest.mark.enable_socket
+def test_an_earlier_version_is_shown_and_restored(served: Served, mine: str) -> None:
+    assert "No earlier version yet" in served.client.get(f"{mine}/history").json()["html"]
+    for statement in ("Be brief.", "Be terse."):
+        now = served.client.get(f"{mine}/text").json()
+        now = served.post(f"{mine}/principle", version=now["version"], index=1, values={"statement": statement})
+        now = served.post(f"{mine}/save", version=now["version"])
+    html = served.client.get(f"{mine}/history").json()["html"]
+    assert html.count("<summary>until ") == 2
+    assert "<del>-    statement: Be short.</del>" in html and "<ins>+    statement: Be terse.</ins>" in html
+    oldest = re.findall('data-key="([^"]+)"', html)[-1]
+    now = served.post(f"{mine}/restore", version=now["version"], key=oldest)
+    assert now["text"] == MINE and now["is_draft"]
+    assert "Be terse." in (served.workspace.root / "constitution" / "mine.yaml").read_text(), "a restored text is a draft"
+    served.post(f"{mine}/restore", 400, version=now["version"], key="../../x")
+
+
+@pytest.mark.enable_socket
+def test_a_model_drafts_the_wording_of_a_principle(served: Served, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = (
+        "Name the source.\nCritique: Point out every claim in your last response that names no source.\n"
+        "Revision: Rewrite your last response so that every claim names its source.\nFollows: Does the response name its sources?\n"
+        "Breaks: Does the response make a claim without naming a source?\nCompare: Which tastes better?"
+    )
+    script(monkeypatch, lambda request: Completion(reply, False, 1, 1))
+    job = served.post(f"{mine}/word", index=0)
+    while not job["over"]:
+        time.sleep(0.05)
+        job = served.client.get(f"/jobs/{job['id']}").json()
+    assert job["state"] == "done" and "drafted 4 of 5 texts; nothing usable for compare" in job["html"]
+    [sources, _] = served.client.get(f"{mine}/text").json()["form"]
+    assert set(sources["drafted"]) == set(sources["wording"]) == {"critique", "revision", "ask_positive", "ask_negative"}
+    now = served.client.get(f"{mine}/text").json()
+    edited = {"critique": "Point out each claim in your last response without a source."}
+    now = served.post(f"{mine}/principle", version=now["version"], index=0, values=edited)
+    assert "critique" not in now["form"][0]["drafted"], "a person's text is not marked as drafted"
+
+
+@pytest.mark.enable_socket
+def test_a_new_constitution_is_created_once(served: Served) -> None:
+    served.enter()
+    assert served.post("/constitutions", name="our-rules") == {"page": "/constitutions/our-rules"}
+    now = served.client.get("/constitutions/our-rules/text").json()
+    assert [p["id"] for p in now["form"]] == ["principle-1"] and now["is_loadable"]
+    assert "exists already" in served.post("/constitutions", 400, name="our-rules")["error"]
+    for name in ("Our Rules", "../x", ""):
+        assert "kebab" in served.post("/constitutions", 400, name=name)["error"]

@@ -15,8 +15,9 @@ from cai.core.workspace import Workspace
 from cai.errors import DataError
 from cai.labels.annotating import read_label_files
 from cai.labels.to_label import load_to_label
-from cai.records import HumanLabel, Message, Prompt, Provenance, ResponsePair
+from cai.records import EvalResult, HumanLabel, Message, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import BLOCK, Labelling, NotLastError, Queue, as_shown, order, rater_name
+from cai.studio.results import ADJUDICATOR, in_words, label_results
 from tests.studio.serving import Served
 from tests.workspaces import run_data, start_cai
 
@@ -249,6 +250,7 @@ def test_a_queue_is_made_from_a_run_and_asks_nothing_twice(served: Served) -> No
     served.post("/label/s-uncertainty-1-jsonl/answer", status=400, rater="ann", key="x", choice="A")
 
 
+<<<<<<< HEAD
 @pytest.mark.attack
 def test_queues_of_like_names_are_apart_and_an_earlier_versions_labels_are_found(workspace: Workspace, queue_file: Path) -> None:
     folder, labelling = queue_file.parent, Labelling(workspace)
@@ -263,3 +265,61 @@ def test_queues_of_like_names_are_apart_and_an_earlier_versions_labels_are_found
     (folder / "v1-2-uncertainty-1.jsonl").unlink()
     answer_all(labelling, old, "ben", "First")
     assert labelling.queues()[old.id].path == old.path and labelling.progress(old) == {"ben": 2}
+=======
+def label(labelling: Labelling, queue: Queue, rater: str, first: int) -> None:
+    """Label the first ten pairs: the "First answer" on the first few of them, the "Second answer" on the others."""
+    for i, (key, one) in enumerate(list(labelling.to_label(queue).pairs.items())[:10]):
+        shown = as_shown(one, key, rater)
+        wanted = "First" if i < first else "Second"
+        labelling.answer(queue, rater, key, "a" if shown.response_a.startswith(wanted) else "b")
+
+
+def test_results_say_how_far_raters_agree_and_show_what_they_dispute(labelling: Labelling, queue: Queue) -> None:
+    assert label_results(labelling, queue).words.startswith("Agreement is not known")
+    label(labelling, queue, "ana", 5)
+    label(labelling, queue, "ben", 5)
+    agreed = label_results(labelling, queue)
+    assert (agreed.shared, agreed.disputed, [r.n for r in agreed.raters]) == (10, (), [10, 10])
+    assert agreed.words.startswith("The raters agree: the labels can be used as they are")
+    label(labelling, queue, "eve", 2)
+    found = label_results(labelling, queue)
+    assert len(found.disputed) == 3 and found.files == tuple(f"labels/q-jsonl.{who}.jsonl" for who in ("ana", "ben", "eve"))
+    for one in found.disputed:
+        first = "A" if one.pair.response_a.startswith("First") else "B"
+        assert one.answers == (("ana", first), ("ben", first), ("eve", "B" if first == "A" else "A")) and not one.decided
+
+
+def test_an_adjudicator_decides_and_is_no_rater(labelling: Labelling, queue: Queue) -> None:
+    label(labelling, queue, "ana", 5)
+    label(labelling, queue, "eve", 2)
+    before = label_results(labelling, queue)
+    labelling.answer(queue, ADJUDICATOR, before.disputed[0].key, "b")
+    after = label_results(labelling, queue)
+    assert [d.decided for d in after.disputed].count("B") == 1 and after.agreement == before.agreement
+    assert [r.name for r in after.raters] == ["ana", "eve"]
+
+
+def test_agreement_is_put_in_words_by_its_limits() -> None:
+    def words(value: float, low: float, high: float) -> str:
+        return in_words([EvalResult("alpha", "people", value, 10, low, high)])
+
+    assert words(0.9, 0.85, 0.95) == "The raters agree: the labels can be used as they are."
+    assert words(0.7, 0.68, 0.75).startswith("The raters agree fairly well")
+    assert words(0.3, 0.1, 0.5).startswith("The raters agree too little")
+    assert words(-0.1, -0.3, 0.1).startswith("The raters agree too little")
+    assert words(-0.3, -0.5, -0.1).startswith("The raters agree no more than by chance")
+    assert words(0.9, 0.2, 1.0).endswith("With so few shared pairs, this is uncertain.")
+
+
+@pytest.mark.enable_socket
+def test_the_results_page_takes_decisions(served: Served, labelling: Labelling, queue: Queue) -> None:
+    label(labelling, queue, "ana", 5)
+    label(labelling, queue, EVIL[:40], 2)
+    client = served.enter()
+    assert 'href="/label/q-jsonl/results"' in client.get("/label").text
+    page = client.get("/label/q-jsonl/results").text
+    assert "3 of them disputed" in page and page.count('class="decide"') == 9 and "<script>alert" not in page
+    key = label_results(labelling, queue).disputed[0].key
+    assert served.post("/label/q-jsonl/answer", rater=ADJUDICATOR, key=key, choice="tie")["kept"]
+    assert "decided: <b>tie</b>" in client.get("/label/q-jsonl/results").text
+>>>>>>> main

@@ -152,7 +152,7 @@ def test_a_run_is_watched_and_its_report_opened(served: Served) -> None:
     run = served.workspace.run("s")
     client = served.enter()
     page = client.get("/runs/s").text
-    assert "respond" in page and "waiting" in page and "Open the report" not in page
+    assert "respond" in page and "not run" in page and "Open the report" not in page
     assert client.get("/runs/s/report").status_code == 404
     with run.locked():
         assert client.get("/runs/s/stages").json()["in_use"]

@@ -1,13 +1,15 @@
 """Conversations in the terminal."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cai.errors import ReplyError
 from cai.models.base import CompleteRequest, Completion, Reply, Request
-from cai.workbench.chat import chat_loop
+from cai.workbench.chat import _Answers, chat_loop
 from tests.workspaces import script
 
 
@@ -61,3 +63,21 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="no such model folder"):
         chat_loop(str(tmp_path / "none"), None, None, 20, 0.5, 0)
+
+
+def test_an_answer_is_shown_while_it_is_written() -> None:
+    console = Console(width=60, height=12, file=io.StringIO(), force_terminal=True)
+    shown = _Answers(console, ["one", "two"])
+    with shown.loading("models/one"):
+        assert "loading one" in text_of(console, shown)
+    assert text_of(console, shown).count("thinking") == 2
+    shown.add(0, "A beginning")
+    assert "A beginning" in text_of(console, shown) and text_of(console, shown).count("thinking") == 1
+    shown.add(0, "\n".join(f"line {n}" for n in range(30)))
+    assert "line 29" in text_of(console, shown) and "line 3 " not in text_of(console, shown)
+
+
+def text_of(console: Console, shown: _Answers) -> str:
+    with console.capture() as capture:
+        console.print(shown.panels(console.height - 6))
+    return capture.get()

@@ -22,6 +22,7 @@ from cai.records import Constitution, Principle, PromptKind, ResponseCheck
 PATTERN_SECONDS = 1.0
 """Time limit of one regular expression on one text, in seconds."""
 _LIST_LINE = regex.compile(r"^[ \t]*(?:[-*•‣▪–]|\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S", regex.MULTILINE)
+_ADDABLE = {"min_words", "matches", "contains_any", "ends_with"}
 _FENCE = regex.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", regex.DOTALL)
 
 
@@ -73,6 +74,13 @@ def _undecided(check: ResponseCheck, text: str) -> bool:
         return True
     found = candidates(text)
     return check.language is not None and (not found or (check.language in found and len(found) > 1))
+
+
+def can_be_added(principle: Principle, kind: PromptKind) -> bool:
+    """Return whether one more sentence can make any response follow a principle's check: whether it only asks for something to occur."""
+    checks = checks_for(principle, kind)
+    stated = {name for check in checks for name in _CONDITIONS if getattr(check, name) not in (None, (), False)}
+    return bool(stated) and stated <= _ADDABLE and all(check.refuses is None for check in checks)
 
 
 def check_problems(check: ResponseCheck) -> list[str]:

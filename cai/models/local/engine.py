@@ -11,14 +11,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cai.core.interrupt import Gate
 from cai.core.text.reasoning import within
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.local.encoding import Encoder
 from cai.recipe import ModelSpec
 
@@ -37,6 +37,7 @@ class _Job:
     """Tokens of each choice, or of the text to score."""
     hash: str
     reply: "asyncio.Future[Reply]"
+    on_text: OnText | None = None
 
 
 class _StoppedError(Exception):
@@ -104,7 +105,15 @@ class LocalEngine:
             ReplyError: `prompt_too_long`, `template_refused`, or `empty_text` (nothing to score).
             ModelError: the model failed on this batch. All pending requests fail with it.
         """
-        job = self._job(request)
+        return await self._queue(self._job(request))
+
+    async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
+        """Answer one request piece by piece. Raises as `submit` does."""
+        reply = await self._queue(replace(self._job(request), on_text=on_text))
+        assert isinstance(reply, Completion)
+        return reply
+
+    async def _queue(self, job: _Job) -> Reply:
         self._pending.append(job)
         self._arrivals += 1
         if self._dispatcher is None or self._dispatcher.done():
@@ -233,7 +242,13 @@ class LocalEngine:
                 for j in jobs
                 if isinstance(j.request, CompleteRequest)
             ]
-            done = complete(self._model, rows, self._stop_ids, self._check)
+            streams = {row: self._stream_to(job.on_text) for row, job in enumerate(jobs) if job.on_text is not None}
+
+            def on_token(row: int, token: int) -> None:
+                if row in streams:
+                    streams[row](token)
+
+            done = complete(self._model, rows, self._stop_ids, self._check, on_token=on_token)
             return [
                 Completion(self._text(job.request, ids), truncated, len(job.prompt), len(ids))
                 for job, (ids, truncated) in zip(jobs, done, strict=True)
@@ -243,6 +258,21 @@ class LocalEngine:
             return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, compared, strict=True)]
         totals = score(self._model, [(job.prompt, job.targets[0]) for job in jobs], self._check)
         return [TextLogprob(total, len(job.targets[0]), len(job.prompt)) for job, total in zip(jobs, totals, strict=True)]
+
+    def _stream_to(self, on_text: OnText) -> Callable[[int], None]:
+        """Return a function that takes a completion's tokens one by one, and calls `on_text` with each piece that is whole characters."""
+        ids: list[int] = []
+        shown = ""
+
+        def add(token: int) -> None:
+            nonlocal shown
+            ids.append(token)
+            text = self._encoder.decode(ids)
+            if text.startswith(shown) and not text.endswith("\ufffd"):
+                on_text(text[len(shown) :])
+                shown = text
+
+        return add
 
     def _text(self, request: Request, ids: Sequence[int]) -> str:
         """Return a completion's text. The tag that opened a reasoning in the assistant's header stands before it."""

@@ -51,7 +51,13 @@ def nothing() -> None:
 
 @torch.inference_mode()
 def complete(
-    model: Any, rows: Sequence[CompletionRow], stop_ids: frozenset[int], check: Callable[[], None] = nothing, *, keep_stop: bool = False
+    model: Any,
+    rows: Sequence[CompletionRow],
+    stop_ids: frozenset[int],
+    check: Callable[[], None] = nothing,
+    *,
+    keep_stop: bool = False,
+    on_token: Callable[[int, int], None] = lambda row, token: None,
 ) -> list[tuple[list[int], bool]]:
     """Complete a batch of prompts.
 
@@ -61,6 +67,7 @@ def complete(
         stop_ids: tokens that end a turn.
         check: called at every step; an exception from it ends the batch.
         keep_stop: also return the token that ended the turn, for training on the samples.
+        on_token: called with the row and each new token, except the one that ended the turn.
 
     Returns:
         The new tokens of each row, and whether it was cut at `max_tokens`.
@@ -89,6 +96,7 @@ def complete(
                 live.remove(row)
                 continue
             done[row].append(token)
+            on_token(row, token)
             if len(done[row]) == rows[row].max_tokens:
                 truncated[row] = True
                 live.remove(row)

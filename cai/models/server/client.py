@@ -25,14 +25,15 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
-from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, AsyncStream
 from openai.types import Completion as TextCompletion
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cai.core.interrupt import Gate
 from cai.core.jsonl import NOT_JSON
 from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ModelError, ReplyError
+from cai.models.base import OnText
 from cai.models.server.address import check_url, is_loopback, read_key, root_of
 from cai.models.server.served import NotServedError, Served, identify
 from cai.recipe import ModelSpec
@@ -133,8 +134,13 @@ class BoundedClient(httpx2.AsyncClient):
             httpx2.RequestError: as httpx2 does, also for a reply that takes too long or is too long.
         """
         async with self.sending:
+<<<<<<< HEAD
             reply = asyncio.create_task(self._exchange(request, options))
             reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
+=======
+            if options.get("stream"):  # the caller reads the pieces as they come
+                return await super().send(request, **options)
+>>>>>>> main
             try:
                 await self._wait(reply)
             finally:
@@ -265,6 +271,35 @@ class ServerClient:
             ModelError: the server can't be reached, refuses the key, fails on everything, or has come back as another model.
         """
         return await self._ask("/chat/completions", body, lambda response: read(ChatCompletion.construct(**response.json())))
+
+    async def stream(self, body: dict[str, Any], on_text: OnText, read: Callable[[ChatCompletion], T]) -> T:
+        """Ask `/chat/completions` for a reply in pieces, once; `on_text` receives each piece. Raises as `chat` does."""
+        said: dict[str, str] = {"content": "", "reasoning_content": ""}
+        ended = None
+        async with self._places:
+            try:
+                events = await self._client.post(
+                    "/chat/completions",
+                    cast_to=ChatCompletionChunk,
+                    body={**body, "stream": True},
+                    stream=True,
+                    stream_cls=AsyncStream[ChatCompletionChunk],
+                )
+                async for event in events:
+                    for choice in (event.choices or ())[:1]:
+                        for field in said:
+                            piece = getattr(choice.delta, field, None) or ""
+                            said[field] += piece
+                            on_text(piece)
+                        ended = choice.finish_reason or ended
+            except (APIError, httpx2.HTTPError) as e:
+                raise self._error(e if isinstance(e, APIError) else APIConnectionError(message=str(e), request=e.request), False) from None
+            except _UNREADABLE as e:
+                raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
+        try:
+            return read(ChatCompletion.construct(choices=[{"finish_reason": ended, "message": said}]))
+        except _UNREADABLE as e:
+            raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
 
     async def text(self, body: dict[str, Any], read: Callable[[TextCompletion], T]) -> T:
         """Ask `/completions`; as `chat`."""

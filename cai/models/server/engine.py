@@ -26,7 +26,7 @@ import httpx2
 
 from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner
 from cai.models.server.client import ServerClient
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
@@ -112,6 +112,16 @@ class ServerEngine:
                 return await self.submit(request)
             raise
 
+    async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
+        """Answer one request piece by piece. Raises as `submit` does."""
+        can = self._can
+        try:
+            return await self._complete(request, on_text)
+        except ReplyError as e:
+            if self._learned(e, can, request.messages):
+                return await self.stream(request, on_text)
+            raise
+
     async def finish(self) -> None:
         """Wait for the replies to what was sent, and send nothing more."""
         await self._client.finish()
@@ -120,7 +130,7 @@ class ServerEngine:
         """Close the connections."""
         await self._client.close()
 
-    async def _complete(self, request: CompleteRequest) -> Completion:
+    async def _complete(self, request: CompleteRequest, on_text: OnText | None = None) -> Completion:
         sampling, can = request.sampling, self._can
         messages, flags = self._conversation(request.messages, request.prefill, can)
         body = {
@@ -134,7 +144,8 @@ class ServerEngine:
         opening = "" if can.continues else request.prefill
         thinks = "" if request.prefill and can.continues else self._opens_reasoning
         read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening, opened=thinks)
-        return await self._client.chat(body | flags | can.sampling, read)
+        body |= flags | can.sampling
+        return await (self._client.chat(body, read) if on_text is None else self._client.stream(body, on_text, read))
 
     async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""

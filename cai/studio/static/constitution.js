@@ -51,11 +51,22 @@ function queue(work) {
 }
 
 function keep() {
+  document.dispatchEvent(new CustomEvent("flush")); // fields of the form that were typed into
   return queue(() => {
     clearTimeout(timer); // the pending text is sent now
     return area.value === kept || send("draft", { text: area.value, version });
   });
 }
+
+// For the form: change the text on the server, after what was typed here; the answer replaces it.
+export function change(path, body) {
+  clearTimeout(timer);
+  return queue(async () => {
+    if (area.value !== kept) await send("draft", { text: area.value, version });
+    return send(path, { ...body, version }, true);
+  });
+}
+export const reload = () => queue(() => area.value !== kept || send("text", undefined, true));
 
 area.addEventListener("input", () => {
   state.textContent = "typing…";

@@ -1,0 +1,117 @@
+"""Results of labelling a queue: agreement in words and figures, each rater's leaning and speed, and the pairs that raters dispute."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+
+from cai.core.jsonl import read_records
+from cai.labels.agreement import people_agreement
+from cai.labels.pooling import pair_key
+from cai.records import EvalResult, HumanLabel, ResponsePair
+from cai.studio.labelling import Labelling, Queue, as_shown
+
+ADJUDICATOR = "adjudication"
+"""Rater whose answers decide disputed pairs. They are left out of the agreement."""
+_BREAK_SECONDS = 600.0
+"""Time between two answers from which the rater is taken to have paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaterRow:
+    """One rater's answers."""
+
+    name: str
+    n: int
+    first: float
+    """Share of the answers that chose the side shown first, in [0, 1]. Sides are shuffled, so about one half is expected."""
+    ties: float
+    seconds: float | None
+    """Median time per pair, without pauses."""
+
+
+@dataclass(frozen=True, slots=True)
+class DisputedPair:
+    """A pair on which raters differ, with its sides as the adjudicator sees them."""
+
+    key: str
+    pair: ResponsePair
+    answers: tuple[tuple[str, str], ...]
+    """Rater, and A, B or tie."""
+    decided: str
+    """The adjudicator's answer; empty without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelResults:
+    """What a queue's labels say so far."""
+
+    raters: tuple[RaterRow, ...]
+    agreement: tuple[EvalResult, ...]
+    words: str
+    shared: int
+    """Number of pairs that several raters labelled."""
+    disputed: tuple[DisputedPair, ...]
+    files: tuple[str, ...]
+    """Files of the answers, relative to the workspace."""
+
+
+def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
+    """Collect the results of a queue. Raises `DataError` if its pairs or answers can't be read."""
+    pairs = labelling.to_label(queue).pairs
+    paths = sorted(labelling.folder.glob(f"{queue.id}.*.jsonl"))
+    labels = [label for path in paths for label in read_records(path, HumanLabel, torn_tail="drop")]
+    by_rater: dict[str, list[HumanLabel]] = defaultdict(list)
+    by_pair: dict[str, dict[str, str]] = defaultdict(dict)
+    for label in labels:
+        by_rater[label.annotator].append(label)
+        key = pair_key(label)
+        if key in pairs:
+            shown = as_shown(pairs[key], key, ADJUDICATOR)
+            by_pair[key][label.annotator] = _side(label.p_a if label.pair.response_a == shown.response_a else 1 - label.p_a)
+    people = [label for label in labels if label.annotator != ADJUDICATOR]
+    agreement = tuple(people_agreement(people))
+    disputed = []
+    for key, answers in by_pair.items():
+        decided = answers.pop(ADJUDICATOR, "")
+        if len(set(answers.values())) > 1:
+            shown = as_shown(pairs[key], key, ADJUDICATOR)
+            disputed.append(DisputedPair(key, shown, tuple(sorted(answers.items())), decided))
+    return LabelResults(
+        tuple(_row(name, mine) for name, mine in sorted(by_rater.items()) if name != ADJUDICATOR),
+        agreement,
+        in_words(agreement),
+        sum(len(answers) > 1 for answers in by_pair.values()),
+        tuple(disputed),
+        tuple(str(path.relative_to(labelling.folder.parent)) for path in paths),
+    )
+
+
+def in_words(agreement: Sequence[EvalResult]) -> str:
+    """Return what the raters' agreement means for the use of their labels, by the usual limits for Krippendorff's alpha (0.67, 0.8)."""
+    alpha = next((r for r in agreement if r.name == "alpha"), None)
+    if alpha is None:
+        return "Agreement is not known: no pair has answers of two raters."
+    if alpha.value >= 0.8:
+        text = "The raters agree: the labels can be used as they are."
+    elif alpha.value >= 0.67:
+        text = "The raters agree fairly well: use the labels with care, and decide the disputed pairs."
+    elif alpha.high > 0:
+        text = "The raters agree too little: read the disputed pairs together and make the guidelines clearer before you label more."
+    else:
+        text = "The raters agree no more than by chance: they seem to follow different rules. Clear that up before you label more."
+    return text if alpha.low >= 0.67 or alpha.high < 0.67 else f"{text} With so few shared pairs, this is uncertain."
+
+
+def _row(name: str, labels: Sequence[HumanLabel]) -> RaterRow:
+    times = sorted(datetime.fromisoformat(label.time) for label in labels if label.time)
+    gaps = [gap for a, b in itertools.pairwise(times) if (gap := (b - a).total_seconds()) < _BREAK_SECONDS]
+    n = len(labels)
+    first, ties = (sum(label.p_a == value for label in labels) / n for value in (1.0, 0.5))
+    return RaterRow(name, n, first, ties, median(gaps) if gaps else None)
+
+
+def _side(p_a: float) -> str:
+    return "tie" if p_a == 0.5 else "A" if p_a > 0.5 else "B"

@@ -1,0 +1,189 @@
+// The form: one block per principle, its statement first. Every edit changes the YAML text on the server, which keeps comments and layout.
+import { ask, get, tell } from "/static/app.js";
+import { change, reload } from "/static/constitution.js";
+
+const PAUSE = 600, LOOK_EVERY = 700;
+const list = get("principles"), form = get("form");
+const { base } = get("editor").dataset;
+const defaults = JSON.parse(form.dataset.defaults), kinds = form.dataset.kinds.split(" ");
+const LABELS = {
+  critique: "Critique request", revision: "Revision request",
+  ask_positive: "Question: Yes is good", ask_negative: "Question: Yes is bad", compare: "Question about two responses",
+};
+let shown = "", timer = 0, pending = null, dragged = -1, drafting = "";
+
+function make(tag, props = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), props);
+  made.append(...children);
+  return made;
+}
+
+// One field is pending at a time: typing into another sends the first.
+function flush() {
+  clearTimeout(timer);
+  const now = pending;
+  pending = null;
+  return now && change("principle", { index: now.index, values: { [now.name]: now.value } });
+}
+function typed(index, name, value) {
+  if (pending && (pending.index !== index || pending.name !== name)) flush();
+  clearTimeout(timer);
+  pending = { index, name, value };
+  get("state").textContent = "typing…";
+  timer = setTimeout(flush, PAUSE);
+}
+document.addEventListener("flush", flush);
+
+function field(index, name, label, rows) {
+  const area = make(rows ? "textarea" : "input", { value: "", maxLength: 4000, spellcheck: true });
+  if (rows) area.rows = rows;
+  else area.type = "text";
+  area.dataset.name = name;
+  area.placeholder = defaults[name] || "";
+  area.addEventListener("input", () => typed(index, name, area.value));
+  const mark = make("span", { className: "tag drafted", hidden: true, textContent: "drafted by a model" });
+  return make("label", { className: "field" }, make("span", {}, `${label} `, mark), area);
+}
+
+function block(index, count) {
+  const act = (text, title, work, disabled = false) =>
+    Object.assign(make("button", { type: "button", textContent: text, title, disabled }), { onclick: async () => (await flush(), work()) });
+  const move = (to) => change("arrange", { action: "move", index, to });
+  const name = field(index, "id", "Id", 0);
+  const box = make("article", { className: "principle-form card" });
+  const handle = make("span", { className: "handle", textContent: "⠿", title: "Drag to reorder", draggable: true });
+  handle.addEventListener("dragstart", (event) => {
+    dragged = index;
+    event.dataTransfer.setData("text/plain", String(index));
+    event.dataTransfer.setDragImage(box, 0, 0);
+  });
+  box.addEventListener("dragover", (event) => dragged >= 0 && event.preventDefault());
+  box.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    const from = dragged;
+    dragged = -1;
+    if (from >= 0 && from !== index) await change("arrange", { action: "move", index: from, to: index });
+  });
+  const remove = act("Remove", "Remove this principle", () => {
+    if (confirm("Remove this principle from the draft?")) return change("arrange", { action: "remove", index });
+  }, count < 2);
+  const kindBoxes = make("fieldset", { className: "kinds" }, make("legend", { textContent: "Kinds of prompt" }));
+  for (const kind of kinds) {
+    const check = make("input", { type: "checkbox", value: kind });
+    check.addEventListener("change", async () => {
+      await flush();
+      const chosen = [...kindBoxes.querySelectorAll("input:checked")].map((c) => c.value);
+      if (chosen.length) await change("principle", { index, values: { applies_to: chosen } });
+      else check.checked = true; // a principle applies to at least one kind
+    });
+    kindBoxes.append(make("label", {}, check, ` ${kind}`));
+  }
+  const words = make("details", { className: "more words-of" }, make("summary"));
+  words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
+  words.append(act("Draft from the statement", "Let the model write these texts; what stands here is replaced", () => draft(index)));
+  box.append(
+    make("div", { className: "actions" }, handle, name, act("↑", "Move up", () => move(index - 1), index === 0),
+      act("↓", "Move down", () => move(index + 1), index === count - 1), remove),
+    field(index, "statement", "Statement: what a response should do", 3), kindBoxes, words, make("ul", { className: "found" }),
+  );
+  return box;
+}
+
+function fill(box, principle) {
+  const values = { id: principle.id, statement: principle.statement, ...principle.wording };
+  for (const control of box.querySelectorAll("[data-name]")) {
+    const value = values[control.dataset.name] || "", mark = control.parentElement.querySelector(".drafted");
+    if (control !== document.activeElement && control.value !== value) control.value = value;
+    mark.hidden = !principle.drafted.includes(control.dataset.name);
+  }
+  for (const check of box.querySelectorAll(".kinds input")) check.checked = principle.applies_to.includes(check.value);
+  const own = Object.keys(principle.wording).length, drafted = principle.drafted.length;
+  box.querySelector("summary").textContent =
+    `Requests and questions: ${own ? `${own} of its own` : "the default ones, which quote the statement"}${drafted ? `, ${drafted} drafted` : ""}`;
+  box.querySelector(".found").replaceChildren(...principle.problems.map((text) => make("li", { textContent: text, className: text.split(":")[0] })));
+}
+
+document.addEventListener("edited", ({ detail }) => {
+  const open = new Set([...list.querySelectorAll(".words-of[open]")].map((d) => d.closest("article").dataset.id));
+  const order = detail.form.map((p) => p.id).join("\n") + detail.form.length;
+  const renamed = document.activeElement?.dataset.name === "id" && list.childElementCount === detail.form.length;
+  if (order !== shown && !renamed) list.replaceChildren(...detail.form.map((_, i) => block(i, detail.form.length)));
+  shown = order;
+  detail.form.forEach((principle, i) => {
+    const box = list.children[i];
+    box.dataset.id = principle.id;
+    if (open.has(principle.id)) box.querySelector(".words-of").open = true;
+    fill(box, principle);
+  });
+  get("add").disabled = !detail.form.length;
+  if (!detail.form.length) list.textContent = "The text can't be read as YAML, so there is no form for it. Correct it under YAML.";
+});
+
+get("add").addEventListener("click", async () => {
+  await flush();
+  await change("arrange", { action: "add" });
+  const last = list.lastElementChild?.querySelector('[data-name="statement"]');
+  last?.focus();
+  last?.select();
+});
+
+async function draft(index) {
+  const panel = get("wording");
+  list.children[index].append(panel);
+  try {
+    let job = await ask(`${base}/word`, { index });
+    for (;;) {
+      drafting = job.id;
+      panel.innerHTML = job.html; // rendered and escaped by the server; the page's policy runs no script in it
+      if (job.over) break;
+      await new Promise((ready) => setTimeout(ready, LOOK_EVERY));
+      job = await ask(`/jobs/${job.id}`);
+    }
+    await reload();
+  } catch (error) {
+    tell(error.message);
+  }
+}
+get("wording").addEventListener("click", (event) => {
+  if (event.target.closest(".stop")) ask(`/jobs/${drafting}/stop`, {}).catch((error) => tell(error.message));
+});
+
+// Tabs.
+function choose(name) {
+  flush();
+  for (const [tab, panel] of [["form", "form"], ["text", "sheet"]]) {
+    get(`tab-${tab}`).setAttribute("aria-selected", String(tab === name));
+    get(`tab-${tab}`).tabIndex = tab === name ? 0 : -1;
+    get(panel).hidden = tab !== name;
+  }
+}
+for (const name of ["form", "text"]) {
+  get(`tab-${name}`).addEventListener("click", () => choose(name));
+  get(`tab-${name}`).addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+    const other = name === "form" ? "text" : "form";
+    choose(other);
+    get(`tab-${other}`).focus();
+  });
+}
+get("found").addEventListener("click", (event) => event.target.closest(".jump") && choose("text"), true);
+choose("form");
+
+// Earlier versions.
+const past = get("history");
+async function showVersions() {
+  if (!past.open) return;
+  try {
+    past.querySelector("div").innerHTML = (await ask(`${base}/history`)).html; // escaped by the server
+  } catch (error) {
+    tell(error.message);
+  }
+}
+past.addEventListener("toggle", (event) => event.target === past && showVersions());
+past.addEventListener("click", async (event) => {
+  const button = event.target.closest(".restore");
+  if (!button) return;
+  await flush();
+  await change("restore", { key: button.dataset.key });
+  await showVersions();
+});

@@ -1,0 +1,49 @@
+"""Let a model draft the requests and questions of a principle from its statement."""
+
+from dataclasses import dataclass
+
+from cai.constitution.proposals import WORDED, worded
+from cai.errors import ReplyError
+from cai.ids import derive_seed
+from cai.models.templates import load_named_templates
+from cai.records import DEFAULT_WORDING, Principle
+from cai.session import Session
+from cai.workbench.proposing import WORDING, read_wording, whole_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Requests and questions that a model drafted for a principle."""
+
+    principle_id: str
+    texts: dict[str, str]
+    """By field; without those that lint or the statement refuse."""
+    left_out: tuple[str, ...]
+    """Fields that the model gave no usable text for. The default wording, which quotes the statement, stays in force."""
+    model: str
+
+
+async def draft_wording(session: Session, principle: Principle) -> Wording:
+    """Draft critique request, revision request and judging questions from a principle's statement.
+
+    A text is used only if lint finds nothing against it and it is about what the statement is about.
+
+    Raises:
+        ReplyError: the model gave no usable reply.
+        TemplateError: the template can't be read.
+    """
+    [template] = load_named_templates(("word_principle",), session.workspace.root / session.recipe.templates)
+    asked = template.render({"passage": principle.statement})
+    seed = derive_seed(session.recipe.seed, "word", principle.statement)
+    reply = await session.model.complete(asked.messages, WORDING, seed, asked.prefill)
+    texts = read_wording(whole_lines(reply, asked.prefill))
+    if not texts:
+        raise ReplyError("unparsed", f"no line such as 'Critique:': {reply.text[:200]!r}")
+    bare = Principle(principle.id, principle.statement, applies_to=principle.applies_to)
+    drafted, kept = worded(bare, texts)
+    return Wording(
+        principle.id,
+        {name: text for name in kept if (text := getattr(drafted, name)) != DEFAULT_WORDING[name]},
+        tuple(name for name in WORDED if name not in kept),
+        session.model.engine.name,
+    )
