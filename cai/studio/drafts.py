@@ -20,13 +20,8 @@ from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import entries, parse_constitution
 from cai.constitution.show import LABELLED_KINDS
 from cai.core.jsonl import disk_error, write_text
-<<<<<<< HEAD
 from cai.core.workspace import Workspace, is_text
-from cai.core.yaml_source import parse_yaml
-=======
-from cai.core.workspace import Workspace
 from cai.core.yaml_source import YamlSource, parse_yaml
->>>>>>> main
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
 from cai.records import DEFAULT_WORDING, Constitution, Principle

@@ -250,7 +250,6 @@ def test_a_queue_is_made_from_a_run_and_asks_nothing_twice(served: Served) -> No
     served.post("/label/s-uncertainty-1-jsonl/answer", status=400, rater="ann", key="x", choice="A")
 
 
-<<<<<<< HEAD
 @pytest.mark.attack
 def test_queues_of_like_names_are_apart_and_an_earlier_versions_labels_are_found(workspace: Workspace, queue_file: Path) -> None:
     folder, labelling = queue_file.parent, Labelling(workspace)
@@ -265,7 +264,8 @@ def test_queues_of_like_names_are_apart_and_an_earlier_versions_labels_are_found
     (folder / "v1-2-uncertainty-1.jsonl").unlink()
     answer_all(labelling, old, "ben", "First")
     assert labelling.queues()[old.id].path == old.path and labelling.progress(old) == {"ben": 2}
-=======
+
+
 def label(labelling: Labelling, queue: Queue, rater: str, first: int) -> None:
     """Label the first ten pairs: the "First answer" on the first few of them, the "Second answer" on the others."""
     for i, (key, one) in enumerate(list(labelling.to_label(queue).pairs.items())[:10]):
@@ -322,4 +322,3 @@ def test_the_results_page_takes_decisions(served: Served, labelling: Labelling, 
     key = label_results(labelling, queue).disputed[0].key
     assert served.post("/label/q-jsonl/answer", rater=ADJUDICATOR, key=key, choice="tie")["kept"]
     assert "decided: <b>tie</b>" in client.get("/label/q-jsonl/results").text
->>>>>>> main

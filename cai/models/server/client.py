@@ -134,13 +134,10 @@ class BoundedClient(httpx2.AsyncClient):
             httpx2.RequestError: as httpx2 does, also for a reply that takes too long or is too long.
         """
         async with self.sending:
-<<<<<<< HEAD
-            reply = asyncio.create_task(self._exchange(request, options))
-            reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
-=======
             if options.get("stream"):  # the caller reads the pieces as they come
                 return await super().send(request, **options)
->>>>>>> main
+            reply = asyncio.create_task(self._exchange(request, options))
+            reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
             try:
                 await self._wait(reply)
             finally:
