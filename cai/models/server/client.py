@@ -279,6 +279,7 @@ class ServerClient:
                     "/chat/completions",
                     cast_to=ChatCompletionChunk,
                     body={**body, "stream": True},
+                    options={"timeout": self._spec.timeout_seconds},  # between two pieces
                     stream=True,
                     stream_cls=AsyncStream[ChatCompletionChunk],
                 )
@@ -287,6 +288,8 @@ class ServerClient:
                         for field in said:
                             piece = getattr(choice.delta, field, None) or ""
                             said[field] += piece
+                            if len(said[field]) > MAX_REPLY_BYTES:
+                                raise ValueError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB")
                             on_text(piece)
                         ended = choice.finish_reason or ended
             except (APIError, httpx2.HTTPError) as e:
