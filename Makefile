@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart install check docs test test-all test-server bench format clean
+.PHONY: quickstart install check docs test test-all test-server attack audit bench format clean
 
 quickstart: install
 	$(BIN)/cai run runs/quickstart.yaml
@@ -36,6 +36,16 @@ test-all: install
 test-server: install
 	$(BIN)/python -m tests.vllm_server
 
+attack: install  # hostile files and servers, accidents and kills; `make attack ALL=1` with the long drills, before a release
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile -m '$(if $(ALL),attack,attack and not slow)'
+
+audit: install  # needs the network: known holes and licences of the installed dependencies, and the list of them (SBOM)
+	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit pip-licenses cyclonedx-bom; }
+	$(BIN)/pip freeze --exclude-editable > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-licenses --python=$(BIN)/python --order=license --partial-match --fail-on='AGPL;GPL v2;GPL v3;GPLv2;GPLv3;SSPL'
+	mkdir -p dist && $(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-file dist/sbom.cdx.json
+
 bench: install
 	$(BIN)/python -m bench $(ARGS)
 
@@ -44,4 +54,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-vllm .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist site
+	rm -rf $(VENV) $(VENV)-audit .venv-vllm .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist site

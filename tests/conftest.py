@@ -1,5 +1,6 @@
 """What several rooms' tests share: a language model small enough to train in a test."""
 
+import itertools
 import signal
 import warnings
 from pathlib import Path
@@ -14,10 +15,18 @@ if (
 ):  # a shell's job in the background: the processes that tests interrupt would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_NUMBERS = itertools.count()
 TINY_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `cai` remembers of a person away from the person who runs the tests, and of one test from the next."""
+    monkeypatch.setenv("CAI_CONFIG", str(tmp_path_factory.getbasetemp() / f"config-{next(_NUMBERS)}"))
+    monkeypatch.delenv("CAI_KEY_HOSTS", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -82,8 +82,8 @@ def start_cai(folder: Path, *args: str, **options: Any) -> "subprocess.Popen[str
     return subprocess.Popen([sys.executable, "-m", "cai", *args], cwd=folder, env=environment, **pipes)
 
 
-def cai(folder: Path, *args: str, stdin: str = "", timeout: float = 60) -> "subprocess.CompletedProcess[str]":
-    """Run `python -m cai` in a folder to its end."""
-    process = start_cai(folder, *args, stdin=subprocess.PIPE)
+def cai(folder: Path, *args: str, stdin: str = "", timeout: float = 60, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m cai` in a folder to its end; options as for `start_cai`."""
+    process = start_cai(folder, *args, stdin=subprocess.PIPE, **options)
     out, err = process.communicate(stdin, timeout=timeout)
     return subprocess.CompletedProcess(args, process.returncode, out, err)

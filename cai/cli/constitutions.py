@@ -108,7 +108,7 @@ def import_(
     from cai.session import settings
     from cai.workbench.proposing import propose_in
 
-    refuse_overwriting(out, files)
+    refuse_overwriting([out], files)
     kind = files[0].suffix.lower() if len(files) == 1 else ""
     if model is not None and kind not in SUFFIXES:
         raise ConstitutionError("--model needs one document (.md, .txt); other files are imported without a model")
@@ -389,9 +389,11 @@ def guidelines(
     """Render a constitution as annotation guidelines with worked examples."""
     from cai.constitution.load import load_constitution
     from cai.core.console import printable
+    from cai.core.jsonl import refuse_overwriting
     from cai.core.workspace import find_run
     from cai.workbench.examples import write_guidelines
 
+    refuse_overwriting([out], [file])
     made = write_guidelines(load_constitution(file), file.parent, out, None if examples is None else find_run(examples))
     if json:
         print_json(made)

@@ -174,10 +174,12 @@ def calibrate(
     from cai.cli.human import feedback_config, show_results
     from cai.constitution.load import load_constitution
     from cai.core.console import plain
+    from cai.core.jsonl import refuse_overwriting
     from cai.evaluate.commands import calibrate_judge
     from cai.session import settings, with_protocol
 
     errors = Console(stderr=True)
+    refuse_overwriting([out], [constitution])
     recipe = settings(model=judge, seed=seed, name="calibrate")
     recipe = with_protocol(replace(recipe, feedback=feedback_config(principles, per_label)), protocol)
     session = open_session(recipe, constitution.parent)

@@ -301,10 +301,15 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a run's preferences and SFT data in the formats of other tools, with a dataset card."""
+    from cai.core.console import printable
     from cai.core.workspace import find_run
     from cai.data.exporting import export_run
 
-    result = export_run(find_run(run_name), format, out, push_to_hub, private=not public)
+    def agree(preview: str) -> bool:
+        typer.echo(printable(preview), err=True)
+        return not sys.stdin.isatty() or typer.confirm("Upload them?", err=True)
+
+    result = export_run(find_run(run_name), format, out, push_to_hub, private=not public, agree=agree)
     if json:
         print_json(result)
         return

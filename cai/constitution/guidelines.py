@@ -3,7 +3,6 @@
 Both formats are rendered from the same blocks. All texts are escaped, because examples may come from a model.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ import msgspec
 
 from cai.constitution.show import LABELLED_KINDS
 from cai.core.console import printable
+from cai.core.text.markdown import escape_markdown
 from cai.core.yaml_source import load_yaml
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle, PromptKind
@@ -41,8 +41,6 @@ HOW_TO = (
     "Follow these principles even if you disagree with them. Note the cases where they led to a choice that you think is wrong.",
 )
 WARNING = "Some prompts ask for harmful things and some answers are bad on purpose. Stop whenever you need to."
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>#+|~$&])")
-_AT_LINE_START = re.compile(r"(?m)^(\s*)(?:([-=])|(\d+)([.)]))")
 
 
 class Example(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,13 +102,13 @@ def as_markdown(blocks: Sequence[Block]) -> str:
     """Render blocks as Markdown; markup and HTML in the texts are escaped."""
     lines: list[str] = []
     for i, b in enumerate(blocks):
-        text = _markdown(b.text)
+        text = escape_markdown(b.text)
         if b.kind in "123":
             line = f"{'#' * int(b.kind)} {' '.join(text.split())}"
         elif b.kind == "item":
-            line = f"- {f'**{_markdown(b.label)}**: ' if b.label else ''}{' '.join(text.split())}"
+            line = f"- {f'**{escape_markdown(b.label)}**: ' if b.label else ''}{' '.join(text.split())}"
         else:
-            label = f"**{_markdown(b.label)}:** " if b.label else ""
+            label = f"**{escape_markdown(b.label)}:** " if b.label else ""
             line = f"{label}{text}" if b.kind == "text" else "\n".join(f"> {part}" for part in f"{label}{text}".split("\n"))
         if i and not (b.kind == "item" == blocks[i - 1].kind):
             lines.append("")
@@ -164,13 +162,3 @@ def _principle(p: Principle, examples: Sequence[Example]) -> Iterator[Block]:
             yield Block("text", example.why, "Why")
         if example.source:
             yield Block("text", example.source, "Source")
-
-
-def _markdown(text: str) -> str:
-    r"""Escape a text for Markdown.
-
-    >>> _markdown("# <b>1*2</b>\n- x\n1. y")
-    '\\# \\<b\\>1\\*2\\</b\\>\n\\- x\n1\\. y'
-    """
-    escaped = _MARKUP.sub(r"\\\1", printable(text))
-    return _AT_LINE_START.sub(lambda m: f"{m[1]}\\{m[2]}" if m[2] else f"{m[1]}{m[3]}\\{m[4]}", escaped)

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 from cai.core.console import Reporter
+from cai.core.waiting import telling
 
 T = TypeVar("T")
 Finish = Callable[[], Awaitable[None]]
@@ -35,7 +36,8 @@ def run_interruptible(work: Awaitable[T], reporter: Reporter) -> T:
         KeyboardInterrupt: Ctrl-C was pressed. A second Ctrl-C raises immediately.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return asyncio.run(_awaited(work))  # SIGINT is ignored or has another handler
+        with telling(reporter):
+            return asyncio.run(_awaited(work))  # SIGINT is ignored or has another handler
     pressed = 0
 
     async def supervised() -> T:
@@ -67,7 +69,8 @@ def run_interruptible(work: Awaitable[T], reporter: Reporter) -> T:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 
-    return asyncio.run(supervised())
+    with telling(reporter):
+        return asyncio.run(supervised())
 
 
 async def _awaited(work: Awaitable[T]) -> T:

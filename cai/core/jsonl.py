@@ -8,7 +8,9 @@ import contextlib
 import errno
 import gzip
 import os
-import tempfile
+import secrets
+import shutil
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -85,21 +87,27 @@ def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`. If the block succeeds, sync it and rename it to `path`; otherwise delete it.
 
+    The file gets the mode of the one that it replaces; a new one gets what the umask leaves.
+
     Raises:
         StoreError: the disk is full or the folder can't be written.
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)  # less the umask, as for any new file
+        mode = (path.stat().st_mode if path.exists() else os.fstat(fd).st_mode) & 0o777
+        os.fchmod(fd, mode | stat.S_IRUSR | stat.S_IWUSR)
+        os.close(fd)
     except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise disk_error(e, path) from e
-    os.close(fd)
-    temporary = Path(name)
     try:
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except CaiError:
         raise  # raised by the block; a `StoreError` is also an `OSError`
@@ -109,14 +117,57 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def refuse_overwriting(out: Path | None, inputs: Iterable[Path]) -> None:
-    """Refuse an output path that is also an input: the original could not be restored.
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`. If the block succeeds, rename it to `path`; otherwise delete it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        apply_umask(temporary)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files of a folder the mode that the umask leaves: safetensors makes files that only their owner can read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
+def refuse_overwriting(outs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse output paths that are also inputs: the original could not be restored.
+
+    Args:
+        outs: every file that will be written or removed; None is skipped.
+        inputs: files, or folders of them, that are read.
 
     Raises:
-        DataError: `out` is one of the inputs, possibly under another name.
+        DataError: an output is one of the inputs, possibly under another name, or lies in one.
     """
-    if out is not None and any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
+    sources = [path for path in inputs if path.exists()]
+    for out in outs:
+        if out is None or not out.exists():
+            continue
+        around = {p.resolve() for p in (out, *out.absolute().parents)}
+        if any(out.samefile(path) or (path.is_dir() and path.resolve() in around) for path in sources):
+            raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
+
+
+def refuse_replacing(path: Path, record_type: Any) -> None:
+    """Refuse to replace or remove a file of a name that was not given, unless it holds records of one type.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    try:
+        next(iter(read_records(path, record_type)), None) if path.exists() else None
+    except DataError as e:
+        raise DataError(f"{path}: would be replaced, and is not a file of `cai`. Move it away, or choose another output name.") from e
 
 
 @contextlib.contextmanager

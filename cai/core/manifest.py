@@ -1,7 +1,7 @@
 """The run manifest (`manifest.json`): versions, hashes, and the cost and counts of every stage."""
 
 import platform
-import subprocess
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -163,15 +163,40 @@ def installed_versions() -> dict[str, str]:
 
 
 def git_state(root: Path) -> dict[str, str]:
-    """Return the workspace's git commit and whether it has uncommitted changes; empty outside a git checkout."""
+    """Return the workspace's git commit; empty outside a git checkout.
 
-    def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    It is read from git's files. The program `git` is not run, because a shared workspace's `.git/config` can name commands that it starts
+    (`core.fsmonitor`, filters).
+    """
+    for folder in (root, *root.parents):
+        if (git := folder / ".git").exists():
+            commit = _commit(git)
+            return {"commit": commit} if commit else {}
+    return {}
 
+
+def _commit(git: Path) -> str:
+    """Return the commit of a `.git` folder, or of the file in its place in worktrees and submodules; empty if there is none."""
+    if link := re.fullmatch(r"gitdir: (.+)", _start(git)):
+        git = git.parent / link[1]
+    head = _start(git / "HEAD")
+    if (ref := re.fullmatch(r"ref: (refs/\S+)", head)) and ".." not in ref[1]:
+        folders = (git, git / (_start(git / "commondir") or "."))
+        loose = (_start(folder / ref[1]) for folder in folders)
+        packed = (re.search(rf"^(\w+) {re.escape(ref[1])}$", _start(f / "packed-refs", 1 << 24), re.MULTILINE) for f in folders)
+        head = next(iter((*filter(None, loose), *(found[1] for found in packed if found))), "")
+    return head if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", head) else ""
+
+
+def _start(path: Path, most: int = 4096) -> str:
+    """Return a regular file's text, up to `most` bytes; empty if there is none."""
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": str(bool(git("status", "--porcelain"))).lower()}
-    except (OSError, subprocess.SubprocessError):
-        return {}
+        if not path.is_file():
+            return ""
+        with path.open("rb") as f:
+            return f.read(most).decode("utf-8", "replace").strip()
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return ""
 
 
 def machine_facts() -> dict[str, Any]:

@@ -22,6 +22,20 @@ _LOCK_TRIES = 10
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8 in one line of printable characters. Others can't be written into records and addresses."""
+    return name.isprintable()
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run may have this name.
+
+    >>> is_run_name("v1.2"), is_run_name("s (copy)"), is_run_name("calls.sqlite-wal")
+    (True, False, False)
+    """
+    return _RUN_NAME.fullmatch(name) is not None and not name.lower().startswith(STORE_NAME)
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A workspace: a folder with constitution/, prompts/ and runs/."""
@@ -35,8 +49,8 @@ class Workspace:
 
     def run(self, name: str) -> "RunDirectory":
         """Return the run directory of a name. Raises `RecipeError` on an unsafe name."""
-        if not _RUN_NAME.fullmatch(name):
-            raise RecipeError(f"run name {name[:80]!r}: letters, digits, dot, dash and underscore only, at most 64")
+        if not is_run_name(name):
+            raise RecipeError(f"run name {name[:80]!r}: letters, digits, dot, dash and underscore only, at most 64, and not {STORE_NAME}…")
         return RunDirectory(self.root / "runs" / name)
 
 
@@ -91,8 +105,14 @@ class RunDirectory:
         """Lock the run directory for this process. The operating system releases the lock when the process ends.
 
         Raises:
-            StoreError: another process holds the lock; the message names its process id.
+            StoreError: the folder holds other files, or another process holds the lock; the message names its process id.
         """
+        ours = (".lock", "manifest.json", "recipe.yaml", "data", "models")  # data may be put there by hand, to start from a later stage
+        if (
+            not any((self.path / name).exists() for name in ours)
+            and (other := next((f for f in self.path.rglob("*") if f.is_file()), None)) is not None
+        ):
+            raise StoreError(f"{self.path}: is no run's folder: it has {other.relative_to(self.path)}. Choose another --name.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / ".lock").open("a+")
@@ -135,10 +155,11 @@ def find_workspace(start: Path) -> Workspace:
     Raises:
         RecipeError: the path is not in a workspace.
     """
+    for path in (start.absolute(), start.resolve()):  # as it is named first: runs/ may be a link to another disk
+        for folder in (path, *path.parents):
+            if ".." not in folder.parts and (folder / "constitution").is_dir() and (folder / "prompts").is_dir():
+                return Workspace(folder)
     start = start.resolve()
-    for folder in (start, *start.parents):
-        if (folder / "constitution").is_dir() and (folder / "prompts").is_dir():
-            return Workspace(folder)
     raise RecipeError(f"{start}: not in a workspace (a folder with constitution/ and prompts/). Make one with: cai init DIR")
 
 

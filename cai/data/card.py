@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cai import __version__
 from cai.core.manifest import JudgeCard
+from cai.core.text.markdown import code, escape_markdown
 from cai.data.export import LAYOUT, Exported, ExportFormat, RunData
 from cai.data.filters import length_stats
 from cai.records import Preference
@@ -50,6 +52,16 @@ def dataset_card(
     return "\n\n".join(s for s in sections if s) + "\n"
 
 
+def is_card(path: Path) -> bool:
+    """Whether a file is a card that `dataset_card` made."""
+    try:
+        with path.open("rb") as f:
+            text = f.read(1 << 16)
+    except OSError:
+        return False
+    return text.startswith(b"---\n") and b"\nMade with `cai` " in text
+
+
 def _front_matter(exported: Exported, name: str, license: str) -> dict[str, Any]:
     rows = sum(exported.tables.values())
     matter: dict[str, Any] = {
@@ -73,10 +85,10 @@ _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1
 
 def _made(data: RunData, model: str) -> str:
     text = f"Made with `cai` {__version__}"
-    text += f" from responses of `{model}`" if model else ""
+    text += f" from responses of {code(model)}" if model else ""
     if data.constitution:
         c = data.constitution
-        text += f" under the constitution *{c.name}* (`{c.id}`, {len(c.principles)} principles, hash `{c.hash}`)"
+        text += f" under the constitution *{_line(c.name)}* ({code(c.id)}, {len(c.principles)} principles, hash {code(c.hash)})"
     return (
         f"## How it was made\n\n{text}. Responses were critiqued and revised under principles of the constitution, pairs of responses were "
         "judged, and preferences were split into training and held-out sets by prompt: no prompt text is in both."
@@ -87,7 +99,7 @@ def _left_out(exported: Exported) -> str:
     if not exported.failures:
         return ""
     reasons = Counter(f.reason for f in exported.failures).most_common()
-    return "\n\nLeft out, because the format can't hold them: " + ", ".join(f"{n} × {reason}" for reason, n in reasons) + "."
+    return "\n\nLeft out, because the format can't hold them: " + ", ".join(f"{n} × {_line(reason)}" for reason, n in reasons) + "."
 
 
 def _labels(data: RunData, preferences: Sequence[Preference]) -> str:
@@ -98,7 +110,7 @@ def _labels(data: RunData, preferences: Sequence[Preference]) -> str:
     for source, n in sorted(Counter(p.source for p in preferences).items()):
         stats = length_stats([p for p in preferences if p.source == source])
         lengths = (f"{stats.mean_chosen_characters:.0f}", f"{stats.mean_rejected_characters:.0f}", f"{stats.chosen_longer_fraction:.0%}")
-        by_source.append((f"`{source}`", n - held_out[source], held_out[source], *lengths))
+        by_source.append((code(source), n - held_out[source], held_out[source], *lengths))
     bins = Counter(min(int(max(p.p_chosen, 1.0 - p.p_chosen) * 10 + 1e-9), 9) for p in preferences)
     spread = [(f"{b / 10:.1f} to {(b + 1) / 10:.1f}", bins[b], f"{bins[b] / len(preferences):.0%}") for b in range(5, 10)]
     kinds = sorted(Counter(p.prompt.kind for p in preferences).items())
@@ -117,13 +129,13 @@ def _judge(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
     if not any(p.source.startswith(("ai:", "revision:")) for p in preferences):
         return ""
     if judge is None or not judge.measured:
-        note = f" {judge.note}" if judge and judge.note else ""
+        note = f" {_line(judge.note)}" if judge and judge.note else ""
         return f"## The judge\n\n**The judge's agreement with human labels was not measured.** Treat its labels as unverified.{note}"
     verdict = "beats" if judge.beats_baselines else "**does not beat**"
     return (
-        f"## The judge\n\nThe `{judge.protocol}` protocol agrees with human labels on {judge.accuracy:.1%} of {judge.n} pairs of "
-        f"`{judge.pairs}` (95 % interval {judge.low:.1%} to {judge.high:.1%}). It {verdict} the best trivial baseline"
-        f"{f' ({judge.best_baseline})' if judge.best_baseline else ''}.{f' {judge.note}' if judge.note else ''}"
+        f"## The judge\n\nThe {code(judge.protocol)} protocol agrees with human labels on {judge.accuracy:.1%} of {judge.n} pairs of "
+        f"{code(judge.pairs)} (95 % interval {judge.low:.1%} to {judge.high:.1%}). It {verdict} the best trivial baseline"
+        f"{f' ({_line(judge.best_baseline)})' if judge.best_baseline else ''}.{f' {_line(judge.note)}' if judge.note else ''}"
     )
 
 
@@ -134,7 +146,7 @@ def _principles(data: RunData, preferences: Sequence[Preference]) -> str:
     if not counts:
         return ""
     statements = {p.id: p.statement for p in data.constitution.principles} if data.constitution else {}
-    rows = [(f"`{i}`", n, statements.get(i, "")) for i, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    rows = [(code(i), n, _line(statements.get(i, ""))) for i, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     return "## Principles\n\n" + _table(("principle", "preferences" if preferences else "examples", "statement"), rows)
 
 
@@ -156,6 +168,10 @@ def _limits(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
     return "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
 
 
+def _line(text: str) -> str:
+    return escape_markdown(" ".join(text.split()))
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(str(cell).replace("\\|", "|").replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -10,7 +10,7 @@ that the response is the better of the two.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from cai.core.jsonl import atomic_file, disk_error, write_records, write_text
 from cai.data.conversations import RowFault, render_transcript
@@ -78,6 +78,7 @@ LAYOUT: dict[ExportFormat, dict[str, dict[str, Column]]] = {
     "label-studio": {},
 }
 """Each format's tables (file names without suffix) and their columns."""
+TASK_FILES = ("tasks.json", "labeling_config.xml")
 LABEL_STUDIO_CONFIG = """<View>
   <Text name="prompt" value="$prompt"/>
   <View style="display: flex; gap: 1em">
@@ -128,6 +129,13 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
             else:
                 _remove(path)
     return Exported(format, folder, {name: len(rows) for name, rows in tables.items()}, tuple(failures))
+
+
+def written_names(format: str) -> list[str]:
+    """Return the names of the files that an export in this format may write or remove, relative to its folder, without the card."""
+    if format == "label-studio":
+        return list(TASK_FILES)
+    return [f"{name}{suffix}" for name in LAYOUT.get(cast(ExportFormat, format), ()) for suffix in (".jsonl", ".parquet")]
 
 
 def _trl(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
@@ -319,8 +327,16 @@ def write_tasks(tasks: Rows, path: Path) -> "Exported":
     import msgspec
 
     write_text(path, msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
-    write_text(path.parent / "labeling_config.xml", LABEL_STUDIO_CONFIG)
+    write_text(path.with_name(TASK_FILES[1]), LABEL_STUDIO_CONFIG)
     return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
+
+
+def refuse_foreign_tasks(folder: Path, *files: Path) -> None:
+    """Refuse to write tasks over files that `write_tasks` didn't write, by the labelling configuration beside them. Raises `DataError`."""
+    config = folder / TASK_FILES[1]
+    ours = config.is_file() and config.read_bytes() == LABEL_STUDIO_CONFIG.encode()
+    if not ours and (taken := [path for path in files if path.exists()]):
+        raise DataError(f"{taken[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
 
 
 def _remove(path: Path) -> None:

@@ -1,5 +1,6 @@
 """`cai export`: writes a run's data in another tool's format with a dataset card, and uploads it on request."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -7,8 +8,8 @@ from typing import TypeVar, cast
 from cai.core.jsonl import read_records, write_text
 from cai.core.manifest import Manifest, read_manifest
 from cai.core.workspace import RunDirectory
-from cai.data.card import dataset_card
-from cai.data.export import ExportFormat, RunData, export
+from cai.data.card import dataset_card, is_card
+from cai.data.export import ExportFormat, RunData, export, written_names
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
 from cai.records import Constitution, Preference, RevisionTrace, SFTExample
@@ -48,7 +49,14 @@ def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
     )
 
 
-def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | None, private: bool) -> ExportResult:
+def export_run(
+    run: RunDirectory,
+    format: str,
+    out: Path | None,
+    push_to: str | None,
+    private: bool,
+    agree: Callable[[str], bool] = lambda preview: True,
+) -> ExportResult:
     """Write a run's data in one format.
 
     Args:
@@ -57,9 +65,10 @@ def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | 
         out: folder to write to; None: `export/FORMAT` in the run directory.
         push_to: dataset repository to upload to, or None.
         private: whether a new repository is private.
+        agree: is shown what would be uploaded, and says whether to.
 
     Raises:
-        DataError: there is nothing to export, the format is unknown, or the upload failed.
+        DataError: there is nothing to export, the format is unknown, `out` has files of others in the way, or the upload failed.
         StoreError: the folder can't be written.
     """
     manifest = read_manifest(run.manifest)
@@ -67,8 +76,13 @@ def export_run(run: RunDirectory, format: str, out: Path | None, push_to: str | 
         raise DataError(f"{run.path}: no such run. `cai run RECIPE` makes one.")
     data = read_run_data(run, manifest)
     folder = out or run.path / "export" / format
+    card = folder / "README.md"
+    if out is not None and not is_card(card):
+        in_the_way = [path for path in (card, *map(folder.joinpath, written_names(format))) if path.exists()]
+        if in_the_way:
+            raise DataError(f"{in_the_way[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
     exported = export(data, cast(ExportFormat, format), folder)
-    write_text(folder / "README.md", dataset_card(data, exported, run.path.name, manifest.model, manifest.judge))
-    url = push_to_hub(folder, push_to, private) if push_to else None
-    files = tuple(str(p) for p in sorted(folder.rglob("*")) if p.is_file())
-    return ExportResult(str(folder), files, exported.tables, len(exported.failures), url)
+    write_text(card, dataset_card(data, exported, run.path.name, manifest.model, manifest.judge))
+    files = sorted(["README.md", *(name for name in written_names(format) if (folder / name).is_file())])
+    url = push_to_hub(folder, files, push_to, private, agree) if push_to else None
+    return ExportResult(str(folder), tuple(str(folder / name) for name in files), exported.tables, len(exported.failures), url)

@@ -4,17 +4,18 @@ Each row either becomes a `Prompt` or is counted: duplicates and rows over the l
 line. Prompts are streamed, and the hashes that detect duplicates are kept on disk, so memory use stays flat.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
+from cai.core.console import printable
 from cai.data.benchmarks import benchmark_kind
-from cai.data.conversations import RowFault, as_prompt, messages_of, prompt_part, with_system
+from cai.data.conversations import SYSTEM, RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
 from cai.data.repeats import NearRepeats, Seen
-from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
+from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, refuse_many, source_files
 from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversation_id, split_groups, whole_text
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
@@ -22,6 +23,9 @@ from cai.recipe import PromptSource
 from cai.records import PROMPT_KINDS, Failure, Prompt, PromptKind
 
 STAGE = "prompts"
+_READ = {*SYSTEM, "id", "kind", "category", "messages", "chosen", "rejected"}
+_BENCHMARK = {"type", "focus", "label", "note"}
+_SHOWN_COLUMNS = 20
 _FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
@@ -41,14 +45,14 @@ def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts"
     """
     left_out = SkippedRows()
     prompts = tuple(_source_prompts(source, root, seed, left_out))
-    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
+    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts, left_out.columns)
 
 
 def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedPrompts":
     """Load several sources into memory. See `stream_prompts`."""
     left_out = SkippedRows()
     prompts = tuple(stream_prompts(sources, root, seed, left_out))
-    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts)
+    return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts, left_out.columns)
 
 
 def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
@@ -81,6 +85,13 @@ def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_
     if problems:
         raise DataError("\n".join(problems))
     left_out.failures += across
+
+
+def warn_of_columns(columns: Mapping[str, Iterable[str]], say: Callable[[str], None]) -> None:
+    """Name each source's unused columns, once."""
+    for path, names in columns.items():
+        if shown := sorted(names):
+            say(f"{path}: columns not used: {', '.join(shown)}")
 
 
 def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failures: list[Failure]) -> Iterator[Prompt]:
@@ -181,17 +192,21 @@ def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
         yield from ((row, source.path) for row in dataset_rows(source.path.removeprefix(HUB), source.split, source.path))
         return
     for path in source_files(source.path, root):
-        shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+        shown = printable(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
         if path.is_dir():
             yield from ((row, shown) for row in dataset_rows(str(path), source.split, source.path))
         else:
             yield from ((row, shown) for row in read_rows(path, _FILE_KINDS.get(source.format)))
 
 
-def _read(item: tuple[Row, str], source: PromptSource) -> Iterator[tuple[Prompt | Failure, str]]:
+def _read(item: tuple[Row, str], source: PromptSource, unused: dict[str, None]) -> Iterator[tuple[Prompt | Failure, str]]:
     row, name = item
     try:
-        yield _prompt(row, name, source), row.where
+        prompt = _prompt(row, name, source)
+        if isinstance(row.value, dict) and len(unused) < _SHOWN_COLUMNS:
+            read = {*_READ, source.field, *(() if benchmark_kind(row.value, name) is None else _BENCHMARK)}
+            unused.update(dict.fromkeys(str(column)[:60] for column in row.value if column not in read))
+        yield prompt, row.where
     except RowFault as e:
         yield Failure(STAGE, row.where, e.reason, e.detail), row.where
     except RecursionError:
@@ -258,7 +273,8 @@ def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "Skip
         return split_fraction(prompt.id, f"limit:{seed}"), prompt.id
 
     def distinct(left_out: SkippedRows) -> Iterator[Prompt]:
-        return _distinct((item for row in _rows(source, root) for item in _read(row, source)), left_out)
+        unused = left_out.columns.setdefault(source.path, {})
+        return _distinct((item for row in _rows(source, root) for item in _read(row, source, unused)), left_out)
 
     last = None if source.limit is None else max(nsmallest(source.limit, map(rank, distinct(SkippedRows()))), default=None)
     rows, failed, usable = left_out.rows, len(left_out.failures), False
@@ -280,6 +296,7 @@ def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedR
         left_out.rows += 1
         if isinstance(item, Failure):
             left_out.failures.append(item)
+            refuse_many(left_out.failures)
         elif (key := prompt_key(item)) in keys:
             left_out.duplicates += 1
         elif not ids.add(item.id):
@@ -302,6 +319,8 @@ class SkippedRows:
     over_limit: int = 0
     failures: list[Failure] = field(default_factory=list)
     """Unusable rows; `item_id` is FILE:LINE."""
+    columns: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Columns that no prompt holds, by source."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -323,4 +342,6 @@ class LoadedPrompts:
     prompts: tuple[Prompt, ...]
     failures: tuple[Failure, ...]
     counts: dict[str, int]
+    """As in `SkippedRows`."""
+    columns: Mapping[str, Iterable[str]] = field(default_factory=dict)
     """As in `SkippedRows`."""

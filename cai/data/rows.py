@@ -6,21 +6,29 @@ row has a `fault`; an unreadable file raises `DataError`.
 
 import csv
 import glob
+import json
 import re
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from cai.core.console import printable
 from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, read_lines
 from cai.errors import DataError
+from cai.records import Failure
 
 HUB = "hub:"
 """Prefix of a dataset on the Hub: `hub:OWNER/NAME`."""
-MAX_ARRAY_BYTES = 1024 * 1024 * 1024
+MAX_ARRAY_BYTES = 256 * 1024 * 1024
+MAX_BATCH_BYTES = 256 * 1024 * 1024
+MAX_EXPANSION, _SMALL_BYTES = 200, 64 * 1024 * 1024
+"""A column of a Parquet file is refused if it unpacks to more than so many times its size, unless it stays small."""
+MAX_FAULTS = 300_000
 FileKind = Literal["json", "csv", "text", "parquet"]
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
@@ -39,6 +47,12 @@ class Row:
     value: Any
     fault: str = ""
     """Why the row can't be read; empty for readable rows."""
+
+
+def refuse_many(failures: Sequence[Failure]) -> None:
+    """Stop reading where more rows can't be used than anyone wants to read of. Raises `DataError`."""
+    if len(failures) > MAX_FAULTS:
+        raise DataError(f"{failures[-1].item_id}: more than {MAX_FAULTS:,} rows can't be used, this one: {failures[-1].detail[:300]}")
 
 
 def source_files(pattern: str, root: Path) -> list[Path]:
@@ -96,7 +110,9 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
     if kind != "parquet":
         _refuse_other_encodings(path)
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
-    return reader(path)
+    if str(path).isprintable():
+        return reader(path)
+    return (replace(row, where=printable(row.where)) for row in reader(path))  # records can't hold a name that isn't UTF-8
 
 
 def dataset_rows(name: str, split: str, shown: str | None = None) -> Iterator[Row]:
@@ -130,7 +146,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
     for n, (number, raw) in enumerate(lines):
         line = raw.removeprefix(b"\xef\xbb\xbf")
         if n == 0 and line.lstrip().startswith(b"["):
-            yield from _json_array(path, [line, *_at_most(path, lines)])
+            yield from _json_array(path, chain([line], _at_most(path, lines)))
             return
         try:
             yield Row(f"{path}:{number}", decoder.decode(line))
@@ -158,13 +174,39 @@ def _at_most(path: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
         yield line
 
 
-def _json_array(path: Path, lines: list[bytes]) -> Iterator[Row]:
+def _json_array(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the items one by one: a small gzipped array may hold a hundred million of them."""
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    whole = bytearray()  # a list of short lines takes ten times their bytes
+    for line in lines:
+        whole += line
     try:
-        items = msgspec.json.decode(b"".join(lines), type=list[Any])
-    except NOT_JSON as e:
+        text = whole.decode()
+        whole.clear()
+        at, number = _skip(text, text.index("[") + 1), 0
+        while not (number == 0 and text[at : at + 1] == "]"):
+            item, at = decoder.raw_decode(text, at)
+            number, at = number + 1, _skip(text, at)
+            yield Row(f"{path}:{number}", item)
+            if text[at : at + 1] != ",":
+                break
+            at = _skip(text, at + 1)
+        if text[at : at + 1] != "]" or text[at + 1 :].strip():
+            raise ValueError(f"expected , or ] at character {at}")
+    except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not a valid JSON array ({e})") from e
-    for number, item in enumerate(items, 1):
-        yield Row(f"{path}:{number}", item)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _skip(text: str, at: int) -> int:
+    found = _NOT_SPACE.search(text, at)
+    return found.start() if found else len(text)
+
+
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
@@ -226,8 +268,8 @@ def _csv_record(waiting: "deque[_Line]", lines: Iterator[_Line], delimiter: str,
         size += len(text)
         if not fault and size > MAX_LINE_BYTES:
             fault = f"a cell is longer than {MAX_LINE_BYTES // 2**20} MiB, or its quotes are not closed"
-        if not fault and len(taken) > 1 and '"' not in text:
-            continue  # inside quotes, and they are not closed here
+        if not fault and len(taken) > 1 and text.count('"') % 2 == 0:
+            continue  # inside quotes, and they are not closed here, or others are opened
         cells = [] if fault else _cells([text for _, text, _ in taken], delimiter)
         if cells is None:
             continue
@@ -316,11 +358,34 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(_batch_size(path, file.metadata)):
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(f"{path}:{number}", value)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, pyarrow.ArrowException) as e:
+    except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as e:
+        if isinstance(e, DataError):
+            raise
         raise DataError(f"{path}: can't be read as Parquet ({e})") from e
+
+
+def _batch_size(path: Path, metadata: Any) -> int:
+    """Return how many rows to unpack at a time. One row may hold as much as a whole column, because equal cells are stored once.
+
+    Raises:
+        DataError: a column unpacks to far more than its size.
+    """
+    largest = 1
+    for group in range(metadata.num_row_groups):
+        row_bytes = 0
+        for i in range(metadata.num_columns):
+            column = metadata.row_group(group).column(i)
+            unpacked, packed = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if unpacked > _SMALL_BYTES and unpacked / packed > MAX_EXPANSION:
+                raise DataError(
+                    f"{path}: column {column.path_in_schema!r} unpacks to {unpacked:,} bytes, {unpacked // packed:,} times its size"
+                )
+            row_bytes += unpacked
+        largest = max(largest, row_bytes)
+    return max(1, min(1024, MAX_BATCH_BYTES // largest))

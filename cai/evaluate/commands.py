@@ -77,7 +77,7 @@ def calibrate_judge(
     Raises:
         CaiError: the files or the model can't be read, or there are too few labels.
     """
-    refuse_overwriting(out, files)
+    refuse_overwriting([out], files)
     seed, reporter = session.recipe.seed, session.reporter
     labels, failures, _ = read_label_files(files, format)
     if failures:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cai.core.jsonl import read_records, refuse_overwriting, write_records
+from cai.core.jsonl import read_records, refuse_overwriting, refuse_replacing, write_records
 from cai.core.workspace import PAIR_FILES, RunDirectory, find_run
-from cai.data.export import label_tasks, write_tasks
+from cai.data.export import TASK_FILES, label_tasks, refuse_foreign_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
 from cai.errors import DataError, RecipeError
@@ -72,13 +72,14 @@ def import_labels(
         DataError: a file can't be read (lists all of them), `out` is one of the files, or `people` has none of the annotators.
         StoreError: `out` can't be written.
     """
-    refuse_overwriting(out, [*files, *([people] if people else [])])
+    rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
+    refuse_overwriting([out, rejects], [*files, *([people] if people else [])])
+    refuse_replacing(rejects, Failure)
     labels, failures, loaded = read_label_files(files, format, kind, columns, choices)
     undescribed: tuple[str, ...] = ()
     if people is not None:
         labels, undescribed = described(labels, load_people(people), people)
     write_records(out, labels)
-    rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
     if failures:
         write_records(rejects, failures)
     else:
@@ -131,14 +132,17 @@ def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoo
         DataError: there is nothing to write, or `out` is the input file.
     """
     if format == "preferences":
-        refuse_overwriting(out, [Path(what)])
+        refuse_overwriting([out], [Path(what)])
         pairs = load_pairs(Path(what), pooling=pooling, smoothing=smoothing).preferences
         return write_records(out, pairs), (str(out),)
+    written = [out / name for name in TASK_FILES]
+    refuse_overwriting(written, [Path(what)])
+    refuse_foreign_tasks(out, *written)
     tasks = label_tasks(_pairs_of(what))
     if not tasks:
         raise DataError(f"{what}: no pair to make a task of")
-    write_tasks(tasks, out / "tasks.json")
-    return len(tasks), (str(out / "tasks.json"), str(out / "labeling_config.xml"))
+    write_tasks(tasks, written[0])
+    return len(tasks), tuple(map(str, written))
 
 
 def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
@@ -197,7 +201,10 @@ def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | 
     """
     recipe = load_recipe(run.path / "recipe.yaml")
     files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]
-    refuse_overwriting(out, files)
+    config = None if out is None or out.suffix == ".jsonl" else out.with_name(TASK_FILES[1])
+    refuse_overwriting([out, config], [*files, run.path / "recipe.yaml", run.path / "data"])
+    if config is not None:
+        refuse_foreign_tasks(config.parent, config)
     people = consensus(read_label_files(files)[0]) if files else {}
     candidates = {"uncertainty": _uncertain, "disagreement": _disputed, "conflict": _conflicting}[by](run, people)
     chosen = choose_pairs(candidates, n, frozenset() if by == "conflict" else frozenset(people))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cai.core.console import printable
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
 from cai.data.filters import pooled, preference_key, softened
-from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
+from cai.data.rows import HUB, Row, dataset_rows, read_rows, refuse_many, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.labels import pair_formats, published, vote_formats
@@ -336,6 +337,7 @@ def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptK
     if format != "auto" and format not in FORMATS:
         close = did_you_mean(format, tuple(FORMATS))
         raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
+    name, where = printable(name), printable(where)
     found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
     failures: list[Failure] = []
@@ -345,6 +347,7 @@ def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptK
     read = {*columns, *columns.values()}
     for row in rows:
         count += 1
+        refuse_many(failures)
         try:
             value = _mapping(row)
             absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))

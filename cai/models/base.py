@@ -19,6 +19,7 @@ import msgspec
 
 from cai.core.interrupt import finish_first
 from cai.core.text.reasoning import split_reasoning
+from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ReplyError
 from cai.ids import content_hash
 from cai.models.store import CallStore
@@ -310,8 +311,14 @@ class TextModel:
 
     async def _await_claim(self, key: str, request: Request) -> Reply | None:
         """Wait for another process that makes the same call. Returns its reply, or None if this process has to make the call."""
-        pause, deadline = _CLAIM_PAUSE, time.monotonic() + _CLAIM_SECONDS
-        while not self.store.claim(key) and time.monotonic() < deadline:
+        pause, started = _CLAIM_PAUSE, time.monotonic()
+        while not self.store.claim(key) and (waited := time.monotonic() - started) < _CLAIM_SECONDS:
+            if waited > NOTICE_SECONDS:
+                tell_waiting(
+                    "claim",
+                    f"Waiting since {waited:.0f} s for a reply that another run asks for: {self.store.holder(key)}. Let it go on, or stop "
+                    f"it; after {_CLAIM_SECONDS:.0f} s the call is made here.",
+                )
             await asyncio.sleep(pause)
             pause = min(1.0, 1.5 * pause)
         return self._found(key, request)

@@ -4,14 +4,13 @@ An adapter trained over a 4-bit base is merged into the base's original weights,
 away, and can't be served or trained further. The sum is computed in float32 and rounded once, when it is saved.
 """
 
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cai import __version__
-from cai.core.jsonl import disk_error, write_text
+from cai.core.jsonl import atomic_folder, disk_error, write_text
+from cai.core.text.markdown import escape_markdown, hub_base
 from cai.errors import DataError, ModelError
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.local.quiet import quiet_transformers
@@ -59,13 +58,8 @@ def merge_adapter(adapter: Path, out: Path, dtype: MergedDtype = "bfloat16", bas
     merged = MergedModel(str(out), spec.path, str(adapter), dtype, sum(p.numel() for p in model.parameters()))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        try:
+        with atomic_folder(out) as work:
             _save(model, tokenizer, work, merged)
-            work.chmod(0o755)
-            work.replace(out)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except OSError as e:
         raise disk_error(e, out) from e
     return merged
@@ -94,17 +88,16 @@ def _save(model: Any, tokenizer: Any, folder: Path, merged: MergedModel) -> None
 
 
 def _card(merged: MergedModel) -> str:
-    hub_base = [f"base_model: {merged.base}"] if merged.base.count("/") == 1 and not merged.base.startswith((".", "/", "~")) else []
-    name = Path(merged.adapter).resolve().name
+    name = escape_markdown(Path(merged.adapter).resolve().name)
     return "\n".join(
         [
             "---",
-            *hub_base,
+            *hub_base(merged.base),
             "library_name: transformers",
             "tags: [constitutional-ai]",
             "---",
             "",
-            f"# {merged.base} with the adapter {name} merged in",
+            f"# {escape_markdown(merged.base)} with the adapter {name} merged in",
             "",
             f"Made by `cai merge` {__version__}: {merged.parameters:,} parameters in {merged.dtype}, merged in float32 with the "
             "base's full-precision weights. If the adapter was trained over a 4-bit base, this model lacks that base's rounding, so its "

@@ -18,6 +18,8 @@ import errno
 import fcntl
 import os
 import sqlite3
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import StoreError
 
 T = TypeVar("T")
@@ -64,6 +67,9 @@ class CallStore:
         self._encoder = msgspec.json.Encoder()
         self._decoders: dict[type, msgspec.json.Decoder[Any]] = {}
         self._claims: int | None = None
+        self._seen: tuple[tuple[int, int] | None, ...] = ()
+        self._bytes = 0
+        self._lost: StoreError | None = None
         with self._explained():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +93,9 @@ class CallStore:
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._db.execute(f"PRAGMA busy_timeout={int(1000 * min(NOTICE_SECONDS, _BUSY_SECONDS))}")
+        self._db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()  # makes the write-ahead log, if there is none
+        self._seen = self._files()
 
     def _write_ahead(self) -> None:
         """Turn on write-ahead logging. Retries: if two processes do so on a new file, SQLite reports a lock without the usual wait."""
@@ -135,6 +144,18 @@ class CallStore:
             return e.errno not in (errno.EACCES, errno.EAGAIN)  # both mean that another process has it
         return True
 
+    def holder(self, key: str) -> str:
+        """Say which process holds the claim of a call."""
+        if self._claims is None or sys.platform != "linux":
+            return "a process on this machine"
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _claimed_byte(key), 1, 0)
+        try:
+            pid = struct.unpack("hhqqi4x", fcntl.fcntl(self._claims, fcntl.F_GETLK, asked))[-1]
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return "a process that this one can't see"
+        return f"process {pid}" + (f", which is stopped (go on with: kill -CONT {pid})" if state in "Tt" else "")
+
     def release(self, key: str) -> None:
         """Release a claim, after the reply was committed or the call failed."""
         if self._claims is not None:
@@ -170,7 +191,8 @@ class CallStore:
         failed: Exception | None = None
         try:
             with self._explained():
-                self._db.execute("BEGIN IMMEDIATE")
+                self._watch()
+                self._begin()
                 try:
                     self._db.executemany(_INSERT, rows)
                     self._db.execute("COMMIT")
@@ -178,6 +200,7 @@ class CallStore:
                     with contextlib.suppress(sqlite3.Error):
                         self._db.execute("ROLLBACK")
                     raise
+            failed = self._lost
         except Exception as e:  # noqa: BLE001 - set on every waiting future, which raises it
             failed = e
         for committed in waiting:
@@ -188,6 +211,56 @@ class CallStore:
             else:
                 committed.set_exception(failed)
                 committed.exception()  # marks the exception as retrieved: the waiter may be cancelled before it wakes
+
+    def _begin(self) -> None:
+        """Begin to write. Where another process writes, wait for it, and say so."""
+        started = time.monotonic()
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as e:
+                waited = time.monotonic() - started
+                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > _BUSY_SECONDS:
+                    raise
+            tell_waiting(
+                "store",
+                f"Waiting since {waited:.0f} s for another process that writes to {self.path}. Let it go on, or stop it (fuser {self.path} "
+                f"names it); after {_BUSY_SECONDS:.0f} s this run stops, and every finished call is kept.",
+            )
+
+    def _files(self) -> tuple[tuple[int, int] | None, ...]:
+        """Return device and inode of the store's file and of its two companions, None where there is none."""
+        found: list[tuple[int, int] | None] = []
+        for suffix in ("", "-wal", "-shm") if self.path is not None else ():
+            try:
+                status = Path(f"{self.path}{suffix}").stat()
+            except FileNotFoundError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+                self._bytes = self._bytes if suffix else status.st_size
+        return tuple(found)
+
+    def _watch(self) -> None:
+        """Notice that the store was deleted, cut or replaced while it is open; SQLite doesn't. What it had then goes to a new file."""
+        if self.path is None or self._lost is not None:
+            return
+        before, now = self._bytes, self._files()
+        if now == self._seen and self._bytes >= before:
+            return
+        found = "cut" if now == self._seen else "deleted" if None in now else "replaced"
+        kept = next(p for i in range(10**6) if not (p := self.path.with_name(f"calls-rescued-{i}.sqlite")).exists())
+        lost, self._db = self._db, sqlite3.connect(kept, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            lost.backup(self._db)
+        except sqlite3.Error:  # cut: only what is to come can be kept
+            self._prepare()
+        lost.close()
+        self._lost = StoreError(
+            f"{self.path}: the call store was {found} while this run used it. What this run could keep is in {kept}: move it to "
+            f"{self.path.name}, without the old {self.path.name}-wal and -shm, and run the same command again."
+        )
 
     def __len__(self) -> int:
         with self._explained():
@@ -203,8 +276,17 @@ class CallStore:
     def __enter__(self) -> "CallStore":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            with self._explained():
+                self._watch()
+        except StoreError:
+            if kind is None:
+                raise
+        finally:
+            self.close()
+        if kind is None and self._lost is not None:
+            raise self._lost
 
     @contextlib.contextmanager
     def _explained(self, path: Path | None = None) -> Iterator[None]:

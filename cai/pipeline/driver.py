@@ -17,7 +17,7 @@ import msgspec
 
 from cai import __version__
 from cai.constitution.load import load_constitution
-from cai.core.console import Reporter
+from cai.core.console import Reporter, printable
 from cai.core.flow import collecting_rarely
 from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import remove_unfinished, write_text
@@ -108,7 +108,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
         )
     recipe, root = context.recipe, context.root
     patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
-    sources = {os.path.relpath(file, root): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
+    sources = {printable(os.path.relpath(file, root)): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
     return content_hash(
         {
             "stage": stage.name,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import file_hash
-from cai.data.prompts import SkippedRows, load_all, stream_prompts, without_evaluated, without_near_repeats
+from cai.data.prompts import SkippedRows, load_all, stream_prompts, warn_of_columns, without_evaluated, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.pipeline.context import Context
@@ -47,6 +47,8 @@ def write_prompts(c: Context) -> dict[str, int]:
     train = without_evaluated(stream_prompts(sources.train, root, seed, left_out), evaluate.prompts, leaked)
     train = without_near_repeats(train, evaluate.prompts, sources.near_duplicates, near, c.reporter.warn)
     counts = {"prompts": write_records(train_path, train), "evaluation_prompts": write_records(evaluate_path, evaluate.prompts)}
+    for skipped in (left_out, evaluate):
+        warn_of_columns(skipped.columns, c.reporter.warn)
     if near:
         counts["near_duplicates"] = len(near)
     c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]

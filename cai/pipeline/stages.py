@@ -107,9 +107,10 @@ async def distill_stage(c: Context) -> dict[str, int]:
         return await distill(response, c.constitution, writer, config)
 
     counts: Counter[str] = Counter(prompts=0, kept=0, pairs=0)
-    responses = [r for r in read(c, "responses", Response) if r.prompt.kind in config.kinds]
+    total = sum(r.prompt.kind in config.kinds for r in read(c, "responses", Response))
+    responses = (r for r in read(c, "responses", Response) if r.prompt.kind in config.kinds)
     with record_writer(c.run.data("distilled")) as write_example, record_writer(c.run.data("distilled_pairs")) as write_pair:
-        async for found in each(c, responses, work, Distilled, total=len(responses), item_id=lambda r: r.prompt.id):
+        async for found in each(c, responses, work, Distilled, total=total, item_id=lambda r: r.prompt.id):
             counts["prompts"] += 1
             counts[TEXTS] += config.samples
             counts[TRUNCATED] += found.dropped.count("truncated")

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cai.core.workspace import Workspace
+from cai.core.console import printable
+from cai.core.workspace import Workspace, is_run_name, is_text
 from cai.errors import CaiError
 from cai.studio import constitution_pages, label_pages, run_pages, trial_pages
 from cai.studio.drafts import Drafts, Edited
@@ -37,7 +38,22 @@ def home(request: Request) -> Response:
     studio = studio_of(request)
     runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
     constitutions = [(name, *_opened(studio, name)) for name in studio.drafts.names()]
-    return page("home", root=str(studio.workspace.root), constitutions=constitutions, queues=queue_rows(studio), runs=runs)
+    return page(
+        "home",
+        root=printable(str(studio.workspace.root)),
+        constitutions=constitutions,
+        queues=queue_rows(studio),
+        runs=runs,
+        odd=_odd_names(studio.workspace.root),
+    )
+
+
+def _odd_names(root: Path) -> list[str]:
+    """Return the paths that the app leaves out because of their names."""
+    runs = {p.parent for pattern in ("*/manifest.json", "*/recipe.yaml") for p in (root / "runs").glob(pattern)}
+    runs = {run for run in runs if not is_run_name(run.name)}
+    files = [p for folder in ("constitution", "labels/queues") for p in (root / folder).glob("*") if p.is_file() and not is_text(p.name)]
+    return sorted(printable(str(p.relative_to(root))) for p in (*runs, *files))
 
 
 def _opened(studio: Studio, name: str) -> tuple[Edited | None, str]:

@@ -20,7 +20,7 @@ from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import entries, parse_constitution
 from cai.constitution.show import LABELLED_KINDS
 from cai.core.jsonl import disk_error, write_text
-from cai.core.workspace import Workspace
+from cai.core.workspace import Workspace, is_text
 from cai.core.yaml_source import YamlSource, parse_yaml
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
@@ -101,7 +101,7 @@ class Drafts:
 
     def names(self) -> list[str]:
         """Return the names of all constitutions."""
-        return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file())
+        return sorted(p.stem for p in self._folder.glob("*.yaml") if p.is_file() and is_text(p.name))
 
     def create(self, name: str) -> None:
         """Create a constitution with one principle to begin with. Raises `DataError` if the name is taken or can't be an id."""

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from cai.core.jsonl import append_record, disk_error, read_records
-from cai.core.workspace import Workspace
+from cai.core.workspace import Workspace, is_text
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
 from cai.labels.pooling import pair_key
@@ -75,10 +75,21 @@ class Labelling:
 
     def queues(self) -> dict[str, Queue]:
         """Return all queues by id."""
-        own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file())
-        found = [Queue(_slug(p.name.replace(".", "-")), p) for p in own]
+        own = sorted(p for p in self.queue_folder.glob("*.json*") if p.suffix in (".json", ".jsonl") and p.is_file() and is_text(p.name))
+        found = [Queue(self._id(p), p) for p in own]
         found += [Queue(f"{_slug(p.name.replace('.', '-'))}-{content_hash(str(p.resolve()))[:6]}", p) for p in self._files]
         return {queue.id: queue for queue in found}
+
+    def _id(self, path: Path) -> str:
+        """Return the id of a queue of this workspace. A name with dots gets a hash, unless its labels have the id of earlier versions."""
+        plain = _slug(path.name.replace(".", "-"))
+        if "." not in path.stem:
+            return plain
+        for file in sorted(self.folder.glob(f"{plain}.*.jsonl")):
+            first = next(read_records(file, HumanLabel, torn_tail="drop"), None)
+            if first is not None and first.source == f"human:{path.name}":
+                return plain
+        return f"{plain[:40]}-{content_hash(path.name)[:8]}"
 
     def queue(self, queue_id: str) -> Queue:
         """Return a queue. Raises `DataError` if the id is unknown."""

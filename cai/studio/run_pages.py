@@ -1,12 +1,14 @@
 """Request handlers for runs: their stages, as in `cai status`, and their reports."""
 
+from pathlib import Path
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from cai.core.status import RunStatus, run_status
-from cai.core.workspace import RunDirectory
+from cai.core.workspace import RunDirectory, is_run_name
 from cai.errors import CaiError
 from cai.report.page import POLICY
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
@@ -15,7 +17,14 @@ from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
 def run_names(studio: Studio) -> list[str]:
     """Return the names of all runs, latest first."""
     found = {p.parent for name in ("manifest.json", "recipe.yaml") for p in (studio.workspace.root / "runs").glob(f"*/{name}")}
-    return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+    return [p.name for p in sorted(found, key=_changed, reverse=True) if is_run_name(p.name)]
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # removed meanwhile
+        return 0.0
 
 
 def run_of(studio: Studio, name: str) -> RunDirectory:

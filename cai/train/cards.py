@@ -8,6 +8,7 @@ import msgspec
 
 from cai import __version__
 from cai.core.jsonl import write_text
+from cai.core.text.markdown import code, escape_markdown, hub_base
 from cai.recipe import PolicyConfig, TrainSpec
 from cai.records import Preference
 from cai.train.checkpoints import TrainResult
@@ -74,21 +75,20 @@ def render_card(facts: CardFacts) -> str:
     settings |= {f"lora.{k}": v for k, v in msgspec.to_builtins(facts.config.lora).items()} | {"seed": facts.seed, "steps": result.steps}
     dropped = [f"{n} left out: {reason.replace('_', ' ')}" for reason, n in result.dropped.items()]
     method = facts.config.method if isinstance(facts.config, PolicyConfig) else facts.kind
-    hub_base = [f"base_model: {facts.base}"] if facts.base.count("/") == 1 and not facts.base.startswith((".", "/", "~")) else []
     lines = [
         "---",
-        *hub_base,
+        *hub_base(facts.base),
         "library_name: peft",
         "tags: [constitutional-ai, lora, " + method.replace("reward", "reward-model") + "]",
         "---",
         "",
         f"# {TITLES[facts.kind]}",
         "",
-        f"{USES[facts.kind]} Made by `cai` {__version__}. A LoRA adapter for `{facts.base}`; {facts.method}.",
+        f"{USES[facts.kind]} Made by `cai` {__version__}. A LoRA adapter for {code(facts.base)}; {facts.method}.",
         "",
         "## Data",
         "",
-        *[f"- {source}: {count}" for source, count in sorted(facts.sources.items())],
+        *[f"- {escape_markdown(source)}: {count}" for source, count in sorted(facts.sources.items())],
         f"- trained on: {result.examples}",
         *([f"- slice: {facts.data_slice}"] if facts.data_slice else []),
         *[f"- {text}" for text in dropped],
@@ -109,4 +109,6 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _table(heading: str, rows: dict[str, str]) -> list[str]:
-    return [f"| {heading} | |", "|---|---|", *[f"| {key} | {value} |" for key, value in rows.items()], ""] if rows else []
+    if not rows:
+        return []
+    return [f"| {heading} | |", "|---|---|", *[f"| {escape_markdown(key)} | {escape_markdown(value)} |" for key, value in rows.items()], ""]

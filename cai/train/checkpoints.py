@@ -5,6 +5,7 @@ its result. A checkpoint without its marker is incomplete, because the training 
 training's fingerprint (settings, model, token ids, labels, seed), so that a changed training never resumes from another's weights.
 """
 
+import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, write_text
+from cai.core.jsonl import NOT_JSON, apply_umask, write_text
+from cai.models.local.loading import canonical_config
 
 FINISHED = "training.json"
 COMPLETE = "cai_checkpoint.json"
@@ -56,6 +58,10 @@ def finished_result(out: Path, fingerprint: str) -> TrainResult | None:
 
 def mark_finished(out: Path, fingerprint: str, result: TrainResult) -> None:
     """Mark `out` as finished, as the last file that a training writes, and remove its checkpoints."""
+    config = out / "adapter_config.json"
+    if config.exists():
+        write_text(config, json.dumps(canonical_config(json.loads(config.read_text(encoding="utf-8"))), indent=2, sort_keys=True) + "\n")
+    apply_umask(out)
     write_text(out / FINISHED, msgspec.json.format(msgspec.json.encode(_Finished(fingerprint, result)), indent=2).decode() + "\n")
     remove_checkpoints(out)
 

@@ -67,7 +67,8 @@ def train_and_save(
     started = time.monotonic()
     with quiet_training(), explained(out):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        # A resumed training writes the same bytes: keys in a checkpoint's order, and without TRL's count of tokens, which starts anew.
+        history = [{k: v for k, v in sorted(e.items()) if k != "num_tokens"} for e in trainer.state.log_history if "loss" in e]
         # with sharded weights, every process has to contribute its shard
         whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
         if trainer.is_world_process_zero():

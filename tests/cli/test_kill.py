@@ -16,6 +16,8 @@ import pytest
 from cai.core.workspace import Workspace
 from tests.workspaces import DATA_STAGES, RECIPE, cai, data_bytes, make_workspace, start_cai
 
+pytestmark = pytest.mark.attack
+
 ITEMS = 300
 MANY = RECIPE.replace("prompts/harmful.jsonl, limit: 8", "prompts/many.jsonl, kind: harmful")
 RUN = ("run", "runs/s.yaml", "--only", ",".join(DATA_STAGES))
@@ -77,6 +79,27 @@ def test_a_run_killed_twice_at_random_ends_as_a_calm_one(tmp_path: Path, calm: t
     assert not workspace.run("s").in_use(), "the lock goes with its process"
     assert sum(s["calls_made"] for s in summary(workspace)["stages"]) == total - kept
     assert data_bytes(workspace.run("s")) == outputs
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_distillation_killed_twice_at_random_ends_as_a_calm_one(tmp_path: Path, seed: int) -> None:
+    options = ("sft.data=[distill]", "distill.min_share=0.0", "window=2")  # two prompts at a time: many small commits
+    stages = ("run", "runs/s.yaml", "--only", "respond,distill", *(part for option in options for part in ("--set", option)))
+    calm, killed = (many_workspace(tmp_path / name) for name in ("calm", "killed"))
+    assert (done := cai(calm.root, *stages)).returncode == 0, done.stderr
+    outputs, total = data_bytes(calm.run("s")), calls_kept(calm)
+    assert outputs["distilled.jsonl"].count(b"\n") > ITEMS / 4 and total > 4 * ITEMS
+    for wanted in sorted(random.Random(seed).sample(range(ITEMS, total // 2), 2)):  # from where `respond` is done
+        process = start_cai(killed.root, *stages)
+        wait_for_calls(process, killed, wanted)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    kept = calls_kept(killed)
+    assert ITEMS < kept < total
+    assert (done := cai(killed.root, *stages, "--json")).returncode == 0, done.stderr
+    assert sum(s["calls_made"] for s in json.loads(done.stdout)["stages"]) == total - kept
+    assert data_bytes(killed.run("s")) == outputs
 
 
 def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path, calm: tuple[int, dict[str, bytes]]) -> None:

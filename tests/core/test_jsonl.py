@@ -14,6 +14,7 @@ import cai.core.jsonl
 from cai.core.jsonl import (
     append_record,
     atomic_file,
+    atomic_folder,
     count_records,
     disk_error,
     read_lines,
@@ -173,7 +174,6 @@ def test_the_file_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
         assert not path.exists()
         assert temporary.parent == path.parent
     assert path.read_text() == "half"
-    assert path.stat().st_mode & 0o777 == 0o644
     write_text(path, "whöle")
     assert path.read_text(encoding="utf-8") == "whöle"
 
@@ -225,3 +225,25 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
         (tmp_path / name).touch()
     remove_unfinished(tmp_path / "traces.jsonl")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".other.jsonl.abc", "traces.jsonl"]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("mask", "new"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_what_the_umask_leaves_and_a_replaced_one_keeps_its_mode(tmp_path: Path, mask: int, new: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "new", "x")
+        for mode in (0o600, 0o640, 0o444, 0o666):
+            (tmp_path / "old").unlink(missing_ok=True)
+            (tmp_path / "old").touch()
+            (tmp_path / "old").chmod(mode)
+            with atomic_file(tmp_path / "old") as temporary:
+                assert temporary.stat().st_mode & 0o077 == mode & 0o077  # nobody reads a private file while it is written
+                temporary.write_text("y")
+            assert (tmp_path / "old").stat().st_mode & 0o777 == mode
+        with atomic_folder(tmp_path / "folder") as folder:
+            (folder / "weights").touch(0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == (tmp_path / "folder" / "weights").stat().st_mode & 0o777 == new
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "new", "old"]

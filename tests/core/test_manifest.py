@@ -1,5 +1,7 @@
 """What a run says about itself, on disk and back."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,45 @@ def test_facts_are_real(tmp_path: Path) -> None:
     assert peak_memory_bytes() > 2**20
     assert machine_facts()["memory_bytes"] > 2**28
     assert git_state(tmp_path) == {}
+
+
+@pytest.mark.attack
+def test_a_commit_is_read_and_no_command_of_the_checkout_runs(tmp_path: Path) -> None:
+    def git(*args: str, at: Path = tmp_path / "w") -> str:
+        author = ("-c", "user.email=a@b.c", "-c", "user.name=a")
+        return subprocess.run(["git", "-C", str(at), *author, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    workspace, other = tmp_path / "w" / "deeper", tmp_path / "other"
+    workspace.mkdir(parents=True)
+    (workspace / "f").write_text("x")
+    git("init", "-q")
+    assert git_state(workspace) == {}  # nothing is committed
+    git("add", ".")
+    git("commit", "-qm", "x")
+    commit = git("rev-parse", "HEAD")
+    trap = tmp_path / "trap.sh"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    trap.chmod(0o755)
+    git("worktree", "add", "-q", str(other))
+    git("config", "core.fsmonitor", str(trap))
+    git("config", "filter.x.clean", str(trap))
+    (tmp_path / "w" / ".gitattributes").write_text("* filter=x")
+    (workspace / "f").write_text("y")
+    assert git_state(workspace) == git_state(other) == {"commit": commit}
+    assert not (tmp_path / "ran").exists()
+    branch = git("branch", "--show-current")
+    (tmp_path / "w" / ".git" / "refs" / "heads" / branch).unlink()
+    (tmp_path / "w" / ".git" / "packed-refs").write_text(f"# pack-refs with: peeled\n{commit} refs/heads/{branch}\n")
+    assert git_state(workspace) == {"commit": commit}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("head", ["ref: ../../secret", "ref: refs/heads/../../../secret", "top secret", "", "\0", "ref: refs/\0"])
+def test_a_hostile_checkout_tells_nothing_of_other_files(tmp_path: Path, head: str) -> None:
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "w" / ".git").mkdir(parents=True)
+    (tmp_path / "w" / ".git" / "HEAD").write_text(head)
+    assert git_state(tmp_path / "w") == {}
+    (tmp_path / "w" / ".git" / "HEAD").unlink()
+    os.mkfifo(tmp_path / "w" / ".git" / "HEAD")  # reading it would wait for ever
+    assert git_state(tmp_path / "w") == {}

@@ -104,3 +104,24 @@ def test_a_run_directory_in_the_way_of_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("")
     with pytest.raises(StoreError, match="can't be written"), RunDirectory(tmp_path / "r").locked():
         pass
+
+
+@pytest.mark.attack
+def test_a_linked_runs_folder_belongs_to_the_workspace_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, elsewhere = tmp_path / "w", tmp_path / "disk" / "runs"
+    init_workspace(root)
+    elsewhere.parent.mkdir()
+    (root / "runs").rename(elsewhere)
+    (root / "runs").symlink_to(elsewhere)
+    assert find_workspace(root / "runs").root == root
+    monkeypatch.chdir(root)
+    assert find_workspace(Path("runs")).root == root
+    (tmp_path / "link").symlink_to(root / "prompts")
+    assert find_workspace(tmp_path / "link").root == root  # a link into a workspace, from outside any
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", ["calls.sqlite", "calls.sqlite-wal", "calls.sqlite-claims", "Calls.sqlite-shm", "s (copy)", "..", "a\n"])
+def test_a_run_is_never_named_like_the_call_store_or_a_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match="run name"):
+        Workspace(tmp_path).run(name)

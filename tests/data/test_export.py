@@ -2,15 +2,17 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
 import yaml
 
+from cai.core.jsonl import write_text
 from cai.core.manifest import JudgeCard
 from cai.data.card import dataset_card
-from cai.data.export import LABEL_STUDIO_CONFIG, LAYOUT, ExportFormat, RunData, export
+from cai.data.export import LABEL_STUDIO_CONFIG, LAYOUT, ExportFormat, RunData, export, written_names
 from cai.data.filters import prompt_key
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
@@ -202,26 +204,66 @@ def test_the_card_tells_how_the_labels_look_and_what_not_to_trust(tmp_path: Path
     assert "The judge" not in dataset_card(people, export(people, "trl", tmp_path), "my-set")
 
 
+@pytest.mark.attack
+def test_foreign_text_is_no_markup_in_a_card(tmp_path: Path) -> None:
+    bad = "<script>alert(1)</script> | # x `</code>` [a](javascript:x)"
+    principle = replace(PRINCIPLE, id="kind", statement=bad)
+    data = replace(DATA, constitution=Constitution("c", bad, "", (principle,)))
+    judge = JudgeCard(bad, True, pairs=bad, n=3, best_baseline=bad, note=bad)
+    card = dataset_card(data, export(data, "trl", tmp_path), "my-set", model=bad, judge=judge)
+    body = card.split("---\n", 2)[2]
+    assert not re.search(r"(?<!\\)<", re.sub(r"`[^`\n]*`", "", body)) and "<script>" not in body
+    assert "[a](javascript" not in body and all(line.count("|") - line.count("\\|") == 4 for line in body.splitlines() if "`kind`" in line)
+
+
 class FakeHub:
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, public: bool | None = None) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.error = error
+        self.public = public
+
+    def repo_exists(self, repo_id: str, **options: Any) -> bool:
+        return self.public is not None
+
+    def repo_info(self, repo_id: str, **options: Any) -> Any:
+        return SimpleNamespace(private=not self.public)
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
         self.calls.append((repo_id, options))
 
-    def upload_folder(self, **options: Any) -> None:
+    def create_commit(self, **options: Any) -> None:
         if self.error:
             raise self.error
         self.calls.append(("upload", options))
 
 
-def test_pushing_makes_a_private_dataset_and_uploads_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("x")
-    hub = FakeHub()
-    assert push_to_hub(tmp_path, "me/set", api=hub) == "https://huggingface.co/datasets/me/set"
+def test_pushing_makes_a_private_dataset_and_uploads_only_what_was_exported(tmp_path: Path) -> None:
+    exported = export(DATA, "hh", tmp_path)
+    for name in ("README.md", "labels.jsonl", "manifest.json", "prompts/harmful.jsonl", "sub/README.md"):
+        write_text(tmp_path / name, "x")
+    files, hub, shown = ["README.md", *written_names("hh")[:2]], FakeHub(), list[str]()
+
+    def agree(preview: str) -> bool:
+        shown.append(preview)
+        assert not hub.calls
+        return True
+
+    assert push_to_hub(tmp_path, files, "me/set", agree=agree, api=hub) == "https://huggingface.co/datasets/me/set"
     assert hub.calls[0] == ("me/set", {"repo_type": "dataset", "private": True, "exist_ok": True})
-    assert hub.calls[1][1]["folder_path"] == str(tmp_path) and hub.calls[1][1]["repo_type"] == "dataset"
+    sent = {operation.path_in_repo: operation.path_or_fileobj for operation in hub.calls[1][1]["operations"]}
+    assert sent == {name: str(tmp_path / name) for name in ("README.md", "train.jsonl", "train.parquet")}
+    assert exported.tables["train"] and hub.calls[1][1]["repo_type"] == "dataset"
+    assert "3 files" in shown[0] and "datasets/me/set (private" in shown[0] and all(f"  {name}  " in shown[0] for name in sent)
+
+
+@pytest.mark.parametrize(
+    ("public", "private", "said"), [(True, True, "although --public"), (None, False, "PUBLIC"), (False, True, "private")]
+)
+def test_a_push_says_who_can_read_it_and_a_no_sends_nothing(tmp_path: Path, public: bool | None, private: bool, said: str) -> None:
+    (tmp_path / "README.md").write_text("x")
+    hub, shown = FakeHub(public=public), list[str]()
+    assert push_to_hub(tmp_path, ["README.md"], "me/set", private, lambda preview: bool(shown.append(preview)), hub) is None
+    assert not hub.calls and said in shown[0] and ("PUBLIC" in shown[0]) == (said != "private")
 
 
 REQUEST = httpx2.Request("GET", "https://huggingface.co")
@@ -239,11 +281,11 @@ REQUEST = httpx2.Request("GET", "https://huggingface.co")
 def test_a_failed_push_says_what_to_do(tmp_path: Path, error: Exception, fix: str) -> None:
     (tmp_path / "README.md").write_text("x")
     with pytest.raises(DataError, match=fix):
-        push_to_hub(tmp_path, "me/set", api=FakeHub(error))
+        push_to_hub(tmp_path, ["README.md"], "me/set", api=FakeHub(error))
 
 
 def test_a_push_without_card_or_owner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="OWNER/NAME"):
-        push_to_hub(tmp_path, "set", api=FakeHub())
+        push_to_hub(tmp_path, ["README.md"], "set", api=FakeHub())
     with pytest.raises(DataError, match=r"README\.md"):
-        push_to_hub(tmp_path, "me/set", api=FakeHub())
+        push_to_hub(tmp_path, [], "me/set", api=FakeHub())

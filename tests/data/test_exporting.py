@@ -38,3 +38,21 @@ def test_a_run_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such run"):
         export_run(RunDirectory(tmp_path / "none"), "trl", tmp_path / "out", None, private=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", ["README.md", "train.jsonl", "test.parquet"])
+def test_a_folder_with_files_of_others_is_left_alone_and_an_old_export_is_replaced(tmp_path: Path, name: str) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("my own")
+    with pytest.raises(DataError, match=f"{name}: is not of an export"):
+        export_run(workspace.run("s"), "hh", out, None, private=True)
+    assert [p.name for p in out.iterdir()] == [name] and (out / name).read_text() == "my own"
+    (out / name).unlink()
+    (out / "notes.txt").write_text("my own")
+    for _ in range(2):
+        found = export_run(workspace.run("s"), "hh", out, None, private=True)
+        assert str(out / "notes.txt") not in found.files and str(out / "README.md") in found.files

@@ -15,6 +15,7 @@ from cai.data.prompts import (
     load_prompts,
     split_monitored,
     stream_prompts,
+    warn_of_columns,
     without_evaluated,
     without_near_repeats,
 )
@@ -375,3 +376,11 @@ def test_watched_prompts_share_no_conversation_with_the_others() -> None:
     assert len(watched) == 6 and {p.id[:2] for p in watched}.isdisjoint(p.id[:2] for p in others)
     watched, others = split_monitored(prompts[:2], 1, 0)
     assert len(watched) == len(others) == 1, "all belong together, and the monitor needs one"
+
+
+def test_columns_that_no_prompt_holds_are_named_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,kind,difficulty,topic\nWhat is it?,helpful,3,x\nHow is it?,helpful,1,y\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "Who is it?", "kind": "helpful", "system": "Be kind."}\n')
+    said: list[str] = []
+    warn_of_columns(load_all([PromptSource(path="a.csv"), PromptSource(path="b.jsonl")], tmp_path, 0).columns, said.append)
+    assert said == ["a.csv: columns not used: difficulty, topic"]

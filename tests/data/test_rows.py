@@ -1,13 +1,23 @@
 """Rows of CSV files: a fault costs its row, not the file; a file in another encoding or with another delimiter is named with a hint."""
 
+import contextlib
 import gzip
+import time
+import tracemalloc
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from cai.core.jsonl import MAX_LINE_BYTES
+from cai.data.prompts import load_prompts
 from cai.data.rows import Row, read_rows
 from cai.errors import DataError
+from cai.labels.load import load_pairs
+from cai.recipe import PromptSource
 
 HEADER = "prompt,answer\n"
 
@@ -78,3 +88,85 @@ def test_a_file_that_is_something_else_is_named_with_a_hint(tmp_path: Path, name
 def test_a_line_of_json_in_another_encoding_says_so(tmp_path: Path) -> None:
     read = rows(tmp_path, '{"prompt": "Où?"}\n'.encode("latin-1") + b'{"prompt": "a"}\n', "f.jsonl")
     assert "Windows-1252" in read[0].fault and read[1].value == {"prompt": "a"}
+
+
+@contextlib.contextmanager
+def peak(most: int) -> Iterator[None]:
+    """Assert the most memory that Python and Arrow take in the block, in MiB."""
+    tracemalloc.start()
+    before = pyarrow.default_memory_pool().max_memory()
+    try:
+        yield
+        taken = tracemalloc.get_traced_memory()[1]
+        arrow = pyarrow.default_memory_pool().max_memory()
+        assert taken + (arrow if arrow > before else 0) < most * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def same_cells(path: Path, characters: int, rows: int) -> None:
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array(["x" * characters]))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), path, compression="zstd")
+
+
+@pytest.mark.attack
+def test_a_small_parquet_file_of_long_cells_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    same_cells(tmp_path / "f.parquet", 200_000, 65_536)
+    assert (tmp_path / "f.parquet").stat().st_size < 1000
+    with peak(700):
+        assert [len(row.value["prompt"]) for row in islice(read_rows(tmp_path / "f.parquet"), 5)] == [200_000] * 5
+
+
+@pytest.mark.attack
+def test_a_parquet_column_that_unpacks_to_far_more_than_its_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    same_cells(tmp_path / "f.parquet", 80 * 2**20, 2)
+    with peak(700), pytest.raises(DataError, match=r"column 'prompt' unpacks to 8\d,\d+,\d+ bytes, [\d,]+ times its size"):
+        next(read_rows(tmp_path / "f.parquet"))
+
+
+@pytest.mark.attack
+def test_a_packed_csv_line_without_end_costs_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv.gz"
+    with gzip.open(path, "wb", 1) as f:
+        f.write(b"prompt\n")
+        for _ in range(100):
+            f.write(b"a" * 2**20)
+        f.write(b"\nfine\n")
+    with peak(150):
+        first, second = read_rows(path)
+    assert first.fault == "longer than 32 MiB" and second.value == {"prompt": "fine"}
+
+
+@pytest.mark.attack
+def test_a_packed_array_of_many_items_is_read_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "f.json.gz"
+    with gzip.open(path, "wb", 1) as f:
+        f.write(b"[" + (b"{},\n" * 1_000_000) + b'{"prompt": 1}]')
+    with peak(60):
+        assert sum(1 for _ in islice(read_rows(path), 1_000)) == 1_000
+    for bad in ("[1, 2", "[1 2]", "[1,]", "[1] 2", "[NaN]", "[" * 100_000, "[,1]"):
+        (tmp_path / "bad.json").write_text(bad)
+        with pytest.raises(DataError, match="not a valid JSON array"):
+            list(read_rows(tmp_path / "bad.json"))
+    for good, values in (("[]", []), (" [ ] ", []), ('[1 , [2],\n"]"]', [1, [2], "]"])):
+        (tmp_path / "good.json").write_text(good)
+        assert [row.value for row in read_rows(tmp_path / "good.json")] == values
+
+
+@pytest.mark.attack
+def test_a_quote_that_is_never_closed_takes_no_time_that_grows_with_its_square(tmp_path: Path) -> None:
+    path = tmp_path / "f.csv"
+    path.write_text('prompt,kind\n"' + '""\n' * 100_000)
+    started = time.monotonic()
+    assert all(row.fault for row in read_rows(path))
+    assert time.monotonic() - started < 30  # minutes, when each line made all before it be read again
+
+
+@pytest.mark.attack
+def test_rows_without_end_that_cannot_be_used_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.data.rows.MAX_FAULTS", 100)
+    path = tmp_path / "f.jsonl"
+    path.write_text("x\n" * 1_000)
+    for read in (lambda: load_prompts(PromptSource(path=str(path)), tmp_path, 0), lambda: load_pairs(path)):
+        with pytest.raises(DataError, match="more than 100 rows can't be used"):
+            read()

@@ -14,6 +14,8 @@ from cai.core.workspace import Workspace
 from tests.cli.test_kill import RUN, calls_kept, many_workspace
 from tests.workspaces import cai, data_bytes, start_cai
 
+pytestmark = pytest.mark.attack
+
 KIB = 1024
 ROOM_KIB = 700
 """Beside what a workspace takes: enough for some hundreds of calls, and not for all."""

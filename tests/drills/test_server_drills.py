@@ -23,6 +23,8 @@ from tests.drills.drilling import (
 )
 from tests.workspaces import ROOT, cai, data_bytes, start_cai
 
+pytestmark = pytest.mark.attack
+
 PASSING = "busy,error,overloaded,cut,half,html,empty,deep,miscounted,reset,none"
 
 

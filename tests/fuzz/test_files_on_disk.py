@@ -24,6 +24,8 @@ from cai.recipe import ModelSpec, Recipe, load_recipe
 from tests.fuzz.fuzzing import AWKWARD, JSON, TEXT, depths, fuzz, mutated
 from tests.workspaces import ROOT, make_workspace
 
+pytestmark = pytest.mark.attack
+
 JUNK = (b"", b"{", b"[]", b"null", b"\xff\xfe", b'"\xff"', b'{"name": "\xff"}', b"[" * 100_000, b"\x80\x04\x95pickle", b"{}", b"7")
 ADAPTER: dict[str, Any] = {
     "peft_type": "LORA",

@@ -16,6 +16,8 @@ from cai.recipe import PromptSource
 from cai.records import HumanLabel, Preference, Prompt
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated, nested
 
+pytestmark = pytest.mark.attack
+
 TURNS = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "It is good."}]
 WORSE = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "No."}]
 SIDES = {"prompt": "Q?", "response_a": "It is good.", "response_b": "No."}

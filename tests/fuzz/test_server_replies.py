@@ -18,6 +18,8 @@ from cai.records import Message
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated
 from tests.models.fake_vllm import FakeVllm
 
+pytestmark = pytest.mark.attack
+
 ASK = (Message("user", "Is it?"),)
 REQUESTS: tuple[Request, ...] = (
     CompleteRequest(ASK, Sampling(max_tokens=16), seed=7),

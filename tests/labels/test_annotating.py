@@ -6,9 +6,10 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.core.workspace import RunDirectory
+from cai.data.export import LABEL_STUDIO_CONFIG
 from cai.errors import DataError
-from cai.labels.annotating import label_queue
-from cai.records import Message, Preference, Prompt, Provenance, RewardScore, ScoredPair
+from cai.labels.annotating import export_human, import_labels, label_queue
+from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair, RewardScore, ScoredPair
 
 
 def preference(i: int, source: str = "ai:pointwise") -> Preference:
@@ -44,3 +45,76 @@ def test_one_reward_model_disputes_nothing(tmp_path: Path) -> None:
     write_records(run.data("reward_scores"), [scored(preference(0), 1.0)])
     with pytest.raises(DataError, match="no scores of a reward ensemble"):
         label_queue(run, tmp_path, "disagreement", 10, None, ())
+
+
+def label(i: int) -> HumanLabel:
+    p = preference(i)
+    return HumanLabel(ResponsePair(p.prompt, p.chosen, p.rejected, "s", Provenance("m")), "ann", 1.0, "human:s", "")
+
+
+def imported(source: Path, out: Path, people: Path | None = None) -> None:
+    import_labels([source], out, "auto", None, {}, people)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("torn", ["", "not a label\n"])
+def test_rejected_rows_of_an_import_never_replace_what_it_read(tmp_path: Path, torn: str) -> None:
+    source = tmp_path / "labels.rejected.jsonl"
+    write_records(source, [label(1)])
+    with source.open("a") as f:
+        f.write(torn)
+    before = source.read_bytes()
+    for out in (tmp_path / "labels.jsonl", tmp_path / "labels"):
+        with pytest.raises(DataError, match="is an input file"):
+            imported(source, out)
+    assert source.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.mark.attack
+def test_rejected_rows_never_replace_a_file_of_another_kind_and_replace_their_own(tmp_path: Path) -> None:
+    source, rejects = tmp_path / "in.jsonl", tmp_path / "out.rejected.jsonl"
+    write_records(source, [label(1)])
+    rejects.write_text('{"my": "notes"}\n')
+    with pytest.raises(DataError, match=r"out\.rejected\.jsonl: would be replaced"):
+        imported(source, tmp_path / "out.jsonl")
+    assert rejects.read_text() == '{"my": "notes"}\n' and not (tmp_path / "out.jsonl").exists()
+    rejects.unlink()
+    with source.open("a") as f:
+        f.write('{"prompt": 3}\n')
+    imported(source, tmp_path / "out.jsonl")
+    assert rejects.exists()
+    write_records(source, [label(1)])
+    imported(source, tmp_path / "out.jsonl")
+    assert not rejects.exists()
+
+
+@pytest.mark.attack
+def test_tasks_replace_only_tasks(tmp_path: Path) -> None:
+    source = tmp_path / "tasks.json"
+    write_records(source, [label(1)])
+    with pytest.raises(DataError, match="is an input file"):
+        export_human(str(source), tmp_path, "label-studio", "votes", 0.0)
+    write_records(tmp_path / "in.jsonl", [label(1)])
+    for name in ("tasks.json", "labeling_config.xml"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("my own")
+        with pytest.raises(DataError, match=f"{name}: is not of an export"):
+            export_human(str(tmp_path / "in.jsonl"), folder, "label-studio", "votes", 0.0)
+        assert (folder / name).read_text() == "my own"
+    for _ in range(2):
+        export_human(str(tmp_path / "in.jsonl"), tmp_path / "new", "label-studio", "votes", 0.0)
+    assert (tmp_path / "new" / "labeling_config.xml").read_text() == LABEL_STUDIO_CONFIG
+
+
+@pytest.mark.attack
+def test_a_queue_never_replaces_what_it_was_chosen_from(tmp_path: Path) -> None:
+    run = run_with(tmp_path, (1.0, 3.0), (2.0, 2.0))
+    for name in ("preferences", "reward_scores"):
+        before = run.data(name).read_bytes()
+        with pytest.raises(DataError, match="is an input file"):
+            label_queue(run, tmp_path, "disagreement", 10, run.data(name), ())
+        assert run.data(name).read_bytes() == before
+    (tmp_path / "labeling_config.xml").write_text("my own")
+    with pytest.raises(DataError, match="is not of an export"):
+        label_queue(run, tmp_path, "disagreement", 10, tmp_path / "q.json", ())

@@ -1,18 +1,25 @@
 """The server engine against a vLLM in memory: what it asks, what it reads, and what it says when the server misbehaves."""
 
 import asyncio
+import gzip
 import itertools
 import json
 import logging
 import math
+import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from cai.core.console import Reporter
+from cai.core.waiting import telling
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
+from cai.models.server.address import config_dir
 from cai.models.server.capabilities import learned_from, of_owner
 from cai.models.server.client import FIRST_RETRIES, READ_TRIES, RETRIES
 from cai.models.server.engine import ServerEngine
@@ -837,6 +844,46 @@ def test_a_reply_that_trickles_on_for_ever_is_given_up() -> None:
     assert len(server.bodies("/v1/chat/completions")) == RETRIES + 1
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize("seconds", [0.2, 2.5])
+def test_a_reply_that_came_while_this_process_was_stopped_is_not_asked_again(seconds: float) -> None:
+    server, stopped = FakeVllm(), False
+
+    async def slow(request: httpx2.Request) -> httpx2.Response:
+        nonlocal stopped
+        if request.url.path.endswith("/chat/completions") and not stopped:
+            stopped = True
+            asyncio.get_running_loop().call_later(0.05, time.sleep, 1.5 * seconds)  # like Ctrl-Z, and fg after the time-out
+            await asyncio.sleep(0.1)
+            for _ in range(20):  # a reply takes some turns of the loop to be read
+                await asyncio.sleep(0.001)
+        return server.transport.handler(request)  # type: ignore[return-value]
+
+    async def run() -> None:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, timeout_seconds=seconds), httpx2.MockTransport(slow))
+        await engine.submit(COMPLETE)
+        await engine.close()
+
+    asyncio.run(run())
+    assert stopped and len(server.bodies("/v1/chat/completions")) == 1
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("wait", "told"), [("30", True), ("1", False), ("soon", False)])
+def test_a_server_that_asks_to_wait_is_named(wait: str, told: bool) -> None:
+    lines: list[str] = []
+
+    class Said(Reporter):
+        def say(self, text: str, style: str = "") -> None:
+            lines.append(text)
+
+    replies = iter([httpx2.Response(429, headers={"retry-after": wait})])
+    with telling(Said()):
+        ask_one(FakeVllm([on("/v1/chat/completions", lambda _: next(replies, None))], owned_by="openai"), COMPLETE)
+    assert len(lines) == told
+    assert not told or lines[0].startswith("fake.test answered 429 and asks to wait (Retry-After: 30 s)")
+
+
 def test_requests_in_flight_are_bounded() -> None:
     server, now, most = FakeVllm(), 0, 0
 
@@ -882,15 +929,15 @@ def test_a_cancelled_request_gives_its_slot_back() -> None:
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("OTHER_KEY", " sk-verysecret\n")
+    monkeypatch.setenv("OTHER_API_KEY", " sk-verysecret\n")
     caplog.set_level(logging.DEBUG)
     plain = connect(FakeVllm())
     server = FakeVllm()
-    assert connect(server, api_key_env="OTHER_KEY") == plain
+    assert connect(server, api_key_env="OTHER_API_KEY") == plain
     assert {h["authorization"] for h in server.headers} == {"Bearer sk-verysecret"}
     for status in (400, 401, 404, 429, 500, 200):
         with pytest.raises(ModelError) as e:
-            ask_one(always_chat(lambda s=status: httpx2.Response(s, text="bad key sk-verysecret")), COMPLETE, api_key_env="OTHER_KEY")
+            ask_one(always_chat(lambda s=status: httpx2.Response(s, text="bad key sk-verysecret")), COMPLETE, api_key_env="OTHER_API_KEY")
         assert "sk-verysecret" not in f"{e.value!r} {e.value} {e.value.__dict__}"
         assert "***" in str(e.value)
     assert "sk-verysecret" not in caplog.text
@@ -918,6 +965,93 @@ def test_a_key_in_a_servers_words_is_cut_out_of_replies_and_names_too(monkeypatc
             ask_one(always_chat(lambda m=message, f=finish: chat(m, f)), COMPLETE)
         assert "sk-verysecret" not in str(e.value) and "***" in str(e.value) and len(str(e.value)) < 600
     assert "sk-verysecret" not in connect(FakeVllm(id="toy-sk-verysecret"))[0]
+
+
+@pytest.mark.attack
+def test_a_key_that_a_server_echoes_is_cut_out_of_texts_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-/very-secret")
+    escaped = "".join(f"\\u{ord(c):04X}" for c in "sk-/very-secret")
+    for spelled in ("sk-/very-secret", "sk-\\/very-secret", escaped):
+        body = json.dumps({"choices": [{"message": {"content": "KEY", "reasoning": "KEY"}, "finish_reason": "stop"}]}).replace(
+            "KEY", spelled
+        )
+        reply = ask_one(always_chat(lambda body=body: httpx2.Response(200, content=body)), COMPLETE)
+        assert isinstance(reply, Completion) and (reply.text, reply.reasoning) == ("***", "***")
+    monkeypatch.setenv("CAI_API_KEY", "EMPTY")  # a placeholder, as local servers want one
+    assert ask_one(always_chat(lambda: chat({"content": "EMPTY"})), COMPLETE).text == "EMPTY"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("digits", [11, 320, 5000])
+def test_a_count_of_tokens_that_cannot_be_is_a_malformed_reply(digits: int) -> None:
+    body = '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 1%s, "completion_tokens": 1}}' % ("0" * digits)
+    with pytest.raises(ReplyError) as e:
+        ask_one(always_chat(lambda: httpx2.Response(200, content=body)), COMPLETE)
+    assert e.value.reason == "malformed_reply" and len(str(e.value)) < 600
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("where", ["content", "reasoning"])
+def test_a_text_that_its_tokens_cannot_hold_is_a_malformed_reply(where: str) -> None:
+    message = {"content": "x", where: "a" * 1_000_000}
+    with pytest.raises(ReplyError, match="1,000,000 characters"):
+        ask_one(always_chat(lambda: chat(message)), COMPLETE)
+
+
+PACKED = {
+    "endless": (gzip.compress(bytes(100 * 2**20)), "gzip", "longer than 32 MiB"),
+    "twice": (gzip.compress(gzip.compress(bytes(2**20))), "gzip, gzip", "packed as 'gzip, gzip'"),
+    "unknown": (b"x", "br", "packed as 'br'"),
+    "broken": (b"x" * 100, "gzip", "not valid gzip"),
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_replies_are_bounded_while_they_are_unpacked(kind: str) -> None:
+    body, encoding, said = PACKED[kind]
+    hook = always_chat(lambda: httpx2.Response(200, headers={"content-encoding": encoding}, stream=httpx2.ByteStream(body)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ReplyError, match=said) as e:
+            ask_one(hook, COMPLETE)
+        assert tracemalloc.get_traced_memory()[1] < 150 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert e.value.reason == "malformed_reply"
+
+
+@pytest.mark.attack
+def test_a_reply_that_was_packed_unasked_is_read() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}).encode()
+    server = always_chat(lambda: httpx2.Response(200, headers={"content-encoding": "gzip"}, stream=httpx2.ByteStream(gzip.compress(body))))
+    assert ask_one(server, COMPLETE).text == "fine"
+    assert {h["accept-encoding"] for h in server.headers} == {"identity"}
+
+
+@pytest.mark.attack
+def test_a_key_goes_only_to_the_host_it_was_first_used_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def asked(path: str, variable: str) -> str:
+        server = FakeVllm()
+        asyncio.run(ServerEngine.connect(ModelSpec(path=path, api_key_env=variable), server.transport))
+        return str(server.headers[0].get("authorization"))
+
+    for name in ("CAI_API_KEY", "B_API_KEY", "PATH_TO_SECRET"):
+        monkeypatch.setenv(name, "sk-verysecret")
+    assert asked("http://127.0.0.1:1/v1", "CAI_API_KEY") == "Bearer sk-verysecret"  # this machine is no host to remember
+    assert asked("https://a.test/v1", "CAI_API_KEY") == asked("https://a.test:8000/v1", "CAI_API_KEY") == "Bearer sk-verysecret"
+    assert asked("https://b.test/v1", "B_API_KEY") == "Bearer sk-verysecret"
+    for path in ("https://b.test/v1", "http://a.test/v1"):
+        with pytest.raises(ModelError, match=r"CAI_API_KEY was first used with https://a\.test and would now be sent to .*CAI_KEY_HOSTS="):
+            asked(path, "CAI_API_KEY")
+    for path in ("https://a.test/v1", "http://127.0.0.1:1/v1"):
+        with pytest.raises(ModelError, match=r"Only variables named …_API_KEY"):
+            asked(path, "PATH_TO_SECRET")
+    monkeypatch.setenv("CAI_KEY_HOSTS", "CAI_API_KEY=b.test,PATH_TO_SECRET=127.0.0.1")
+    assert asked("https://b.test/v1", "CAI_API_KEY") == asked("http://127.0.0.1:1/v1", "PATH_TO_SECRET") == "Bearer sk-verysecret"
+    (config_dir() / "key_hosts.json").write_text("{")
+    with pytest.raises(ModelError, match=r"key_hosts\.json: can't be read"):
+        asked("https://a.test/v1", "CAI_API_KEY")
 
 
 @pytest.mark.parametrize(("host", "through"), [("127.0.0.1", False), ("localhost", False), ("gpu-0.test", True)])

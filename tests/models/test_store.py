@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 import cai.models.store
+from cai.core.console import Reporter
+from cai.core.waiting import telling
 from cai.errors import StoreError
 from cai.ids import content_hash
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling, TextModel
@@ -441,6 +443,54 @@ def test_a_call_that_another_process_dies_of_or_sits_on_is_made_here(
     assert asyncio.run(ask()) == 1
 
 
+class Said(Reporter):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str, style: str = "") -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.attack
+def test_a_wait_for_a_stopped_process_says_for_which_and_how_to_go_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, holding: Callable[[str], "subprocess.Popen[str]"]
+) -> None:
+    monkeypatch.setattr("cai.models.base.NOTICE_SECONDS", 0.1)
+    engine, said = ScriptedEngine(), Said()
+    requests = [CompleteRequest((Message("user", "hello"),), Sampling(), seed) for seed in (1, 2)]
+    holders = [holding(key((engine.fingerprint, "CompleteRequest", request))) for request in requests]
+    for holder in holders:
+        holder.send_signal(signal.SIGSTOP)
+
+    async def ask() -> None:
+        with CallStore(path) as store:
+            model = TextModel(engine, store, "respond")
+            asked = asyncio.gather(*(model.call(request) for request in requests))
+            await asyncio.sleep(0.6)
+            for holder in holders:
+                holder.kill()
+            await asked
+
+    with telling(said):
+        asyncio.run(ask())
+    (line,) = said.lines  # once, however many calls wait
+    assert any(f"process {h.pid}, which is stopped (go on with: kill -CONT {h.pid})" in line for h in holders)
+    assert line.startswith("Waiting since 0 s for a reply that another run asks for") and "after 600 s the call is made here" in line
+
+
+@pytest.mark.attack
+def test_a_wait_for_another_writer_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.models.store.NOTICE_SECONDS", 0.05)
+    fill(path, 1)
+    writer, said = sqlite3.connect(path, isolation_level=None, check_same_thread=False), Said()
+    writer.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.4, lambda: writer.execute("ROLLBACK")).start()
+    with telling(said), CallStore(path) as store:
+        asyncio.run(put(store, 1))
+    assert len(said.lines) == 1 and f"another process that writes to {path}" in said.lines[0]
+    writer.close()
+
+
 def test_a_store_of_the_former_layout_goes_on_as_it_is(path: Path) -> None:
     path.parent.mkdir(parents=True)
     old = sqlite3.connect(path)
@@ -461,3 +511,57 @@ def test_a_call_takes_little_more_room_than_its_text(path: Path) -> None:
     text = "x" * 1500
     fill(path, 400, text)
     assert path.stat().st_size < 400 * 1.6 * len(text)
+
+
+def remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def swap(path: Path) -> None:
+    fill(path.with_name("other"), 1)
+    path.with_name("other").replace(path)
+
+
+ACCIDENTS: dict[str, Callable[[Path], None]] = {
+    "deleted": remove,
+    "deleted with what is not yet in the file": lambda path: Path(f"{path}-wal").unlink(),
+    "cut": lambda path: os.truncate(path, 0),
+    "replaced": swap,
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("accident", ACCIDENTS)
+@pytest.mark.parametrize("later", [0, 3])
+def test_a_store_that_is_lost_under_a_run_stops_it_and_its_replies_are_kept_beside(path: Path, accident: str, later: int) -> None:
+    store = CallStore(path)
+    with pytest.raises(StoreError, match=rf"store was {accident.split()[0]} while this run used it.*calls-rescued-0\.sqlite"), store:
+        for i in range(5):
+            asyncio.run(put(store, i))
+        ACCIDENTS[accident](path)
+        for i in range(5, 5 + later):
+            with pytest.raises(StoreError, match="while this run used it"):
+                asyncio.run(put(store, i))
+    remove(path)
+    path.with_name("calls-rescued-0.sqlite").rename(path)
+    with CallStore(path) as store:
+        assert [store.get(key(i), Completion) is not None for i in range(5 + later)] == [True] * (5 + later)
+
+
+@pytest.mark.attack
+def test_a_lost_store_hides_no_other_error(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), CallStore(path) as store:
+        asyncio.run(put(store, 1))
+        remove(path)
+        raise ZeroDivisionError
+
+
+def test_several_processes_and_checkpoints_are_no_accident(path: Path) -> None:
+    with CallStore(path) as one:
+        for i in range(20):
+            fill(path, i + 1)  # opens and closes beside
+            one._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            asyncio.run(put(one, 100 + i))
+    with CallStore(path) as store:
+        assert len(store) == 40

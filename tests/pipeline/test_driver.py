@@ -444,3 +444,26 @@ def test_the_resolved_recipe_runs_again_as_it_stands(tmp_path: Path) -> None:
     from cai.recipe import load_recipe
 
     assert load_recipe(workspace.run("s").path / "recipe.yaml") == recipe_of(workspace, "seed=7")
+
+
+@pytest.mark.attack
+def test_a_folder_of_other_files_never_becomes_a_run(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    mine = workspace.root / "runs" / "notes" / "drafts" / "report.html"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my own")
+    with pytest.raises(StoreError, match=r"is no run's folder: it has drafts/report\.html"):
+        run_data(workspace, only=("respond",), name="notes")
+    assert mine.read_text() == "my own" and [p.name for p in mine.parent.parent.iterdir()] == ["drafts"]
+
+
+@pytest.mark.attack
+def test_prompt_files_whose_names_are_not_text_are_read_under_an_escaped_name(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", RECIPE.replace("prompts/helpful.jsonl", "prompts/odd*.jsonl"))
+    for i, odd in enumerate((b"odd\xff.jsonl", b"odd\x1b[31m.jsonl")):
+        path = Path(os.fsdecode(os.fsencode(workspace.root / "prompts") + b"/" + odd))
+        path.write_text(f'{{"prompt": "Say {i}."}}\n{{\n')
+    run_data(workspace, only=("respond",))
+    run = workspace.run("s")
+    assert {r"prompts/odd\udcff.jsonl", r"prompts/odd\x1b[31m.jsonl"} <= {row["source"] for row in rows(run.data("prompts"))}
+    assert sum(row["item_id"].endswith((r"odd\udcff.jsonl:2", r"odd\x1b[31m.jsonl:2")) for row in rows(run.failures)) == 2

@@ -7,7 +7,7 @@ import pytest
 from cai.studio.guard import MAX_BODY_BYTES
 from tests.studio.serving import TOKEN, Served
 
-pytestmark = pytest.mark.enable_socket
+pytestmark = [pytest.mark.enable_socket, pytest.mark.attack]
 PAGES = ("/", "/constitutions/general", "/constitutions/general/text", "/static/app.js", "/nothing")
 
 

@@ -250,6 +250,22 @@ def test_a_queue_is_made_from_a_run_and_asks_nothing_twice(served: Served) -> No
     served.post("/label/s-uncertainty-1-jsonl/answer", status=400, rater="ann", key="x", choice="A")
 
 
+@pytest.mark.attack
+def test_queues_of_like_names_are_apart_and_an_earlier_versions_labels_are_found(workspace: Workspace, queue_file: Path) -> None:
+    folder, labelling = queue_file.parent, Labelling(workspace)
+    names = ("v1-2-uncertainty-1.jsonl", "v1.2-uncertainty-1.jsonl", "V1.2.jsonl", "V1-2.jsonl", "a.b.jsonl", "a-b.jsonl", "a.b.json")
+    for name in names:
+        write_records(folder / name, [{"pair": pair(i)} for i in range(2)])
+    found = {queue.path.name: queue for queue in labelling.queues().values()}
+    assert set(found) == {"q.jsonl", *names}
+    answer_all(labelling, found["a.b.jsonl"], "ann", "First")
+    assert [labelling.progress(found[name]) for name in ("a.b.jsonl", "a-b.jsonl", "a.b.json")] == [{"ann": 2}, {}, {}]
+    old = Queue("v1-2-uncertainty-1-jsonl", folder / "v1.2-uncertainty-1.jsonl")  # as it was called
+    (folder / "v1-2-uncertainty-1.jsonl").unlink()
+    answer_all(labelling, old, "ben", "First")
+    assert labelling.queues()[old.id].path == old.path and labelling.progress(old) == {"ben": 2}
+
+
 def label(labelling: Labelling, queue: Queue, rater: str, first: int) -> None:
     """Label the first ten pairs: the "First answer" on the first few of them, the "Second answer" on the others."""
     for i, (key, one) in enumerate(list(labelling.to_label(queue).pairs.items())[:10]):

@@ -1,9 +1,12 @@
 """Previews and comparisons as jobs, and runs as a page shows them."""
 
 import asyncio
+import os
+import shutil
 import threading
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,3 +171,24 @@ def test_failures_and_a_killed_stage_show(served: Served) -> None:
     manifest = served.workspace.run("s").manifest
     manifest.write_text(manifest.read_text().replace('"status": "done"', '"status": "running"'))
     assert "respond stopped" in served.enter().get("/").text
+
+
+@pytest.mark.attack
+def test_odd_names_are_left_out_and_named_and_the_rest_works(served: Served) -> None:
+    run_data(served.workspace, only=("respond",))
+    root = served.workspace.root
+    shutil.copytree(root / "runs" / "s", root / "runs" / "s (copy)")
+    (root / "runs" / "calls.sqlite-wal.d").mkdir()
+    (root / "runs" / "calls.sqlite-wal.d" / "recipe.yaml").touch()
+    for odd in (b"odd\xff", b"line\nbreak", b"\x1b[31m"):
+        shutil.copyfile(root / "constitution" / "general.yaml", os.fsencode(root / "constitution") + b"/" + odd + b".yaml")
+        queue = Path(os.fsdecode(os.fsencode(root / "labels" / "queues") + b"/" + odd + b".jsonl"))
+        queue.parent.mkdir(parents=True, exist_ok=True)
+        queue.write_text("{}\n")
+    served.enter()
+    for path in ("/", "/label", f"{BASE}", "/runs/s"):
+        assert served.client.get(path).status_code == 200, path
+    home = served.client.get("/").text
+    assert "/runs/s%20" not in home and "/constitutions/general" in home
+    for named in ("runs/s (copy)", r"constitution/odd\udcff.yaml", r"labels/queues/\x1b[31m.jsonl", "runs/calls.sqlite-wal.d"):
+        assert f"<code>{named}</code>" in home

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
-from cai.errors import TrainingError
+from cai.errors import ModelError, ReplyError, TrainingError
 from cai.models.local.encoding import Encoder
 from cai.models.local.loading import load_tokenizer
 from cai.records import Message, Preference
@@ -152,3 +153,32 @@ def test_nothing_left_says_why_and_what_to_do(tokenizer: Any) -> None:
 def test_labels_out_of_range_are_refused(tokenizer: Any, p: float, weight: float) -> None:
     with pytest.raises(TrainingError, match="expected p_chosen in"):
         dpo_rows(tokenizer, preferences(1, p, weight), 99)
+
+
+ENDLESS = {
+    "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a long text": "{{ 'a' * 10000000000 }}",
+    "a large number": "{{ 10**10**10 }}",
+    "doubling": "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "padding": "{{ 'x'|center(100000000000) }}",
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_chat_template_that_computes_without_end_is_refused(tiny_model_dir: Path, kind: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template = ENDLESS[kind]
+    with pytest.raises(ModelError, match="computes without end"):
+        Encoder(tokenizer)
+
+
+@pytest.mark.attack
+def test_a_conversation_for_which_a_template_computes_without_end_is_a_counted_failure(tiny_model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template += "{% if messages|length > 1 %}" + ENDLESS["nested loops"] + "{% endif %}"
+    encoder = Encoder(tokenizer)
+    assert encoder.prompt([Message("user", "a")])[0]
+    with pytest.raises(ReplyError, match="runs more than 1,000,000 lines"):
+        encoder.prompt([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
+    assert encoder.prompt([Message("user", "a")])[0]

@@ -13,6 +13,8 @@ from cai.core.workspace import RunDirectory, Workspace
 from tests.train.builders import example, preference
 from tests.workspaces import cai, make_workspace, start_cai
 
+pytestmark = pytest.mark.attack
+
 STAGES = ("sft", "reward", "policy")
 ADAPTERS = ("sft", "reward-0", "policy")
 STEPS = 4

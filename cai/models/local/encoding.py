@@ -15,7 +15,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from cai.core.text.reasoning import opens_reasoning, split_reasoning, within
-from cai.errors import ReplyError
+from cai.errors import ModelError, ReplyError
+from cai.models.local.bounded import TemplateLimitError, bounded_memory, bounded_template
 from cai.models.templates import alternating, without_system
 from cai.records import Message
 
@@ -32,15 +33,27 @@ class Encoder:
 
     Args:
         tokenizer: a `transformers` tokenizer with a chat template.
+
+    Raises:
+        ModelError: the template computes without end.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        template = str(tokenizer.chat_template or "")
+        self._template = template = str(tokenizer.chat_template or "")
         written = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.special or _is_marker(t.content, template)}
         self._marker_ids = frozenset(written)
         self._markers = tuple(sorted({t.content for t in written.values()}, key=lambda t: (-len(t), t)))
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
+        try:
+            with bounded_memory():
+                self._render(_PROBE, True)
+        except (TemplateLimitError, MemoryError) as e:
+            raise ModelError(
+                f"the model's chat template computes without end ({e or 'memory'}).\nFix: write another one into its chat_template.jinja"
+            ) from e
+        except Exception:  # noqa: BLE001, S110 - it refuses this conversation, and may take others
+            pass
 
     @cached_property
     def end_id(self) -> int:
@@ -219,7 +232,8 @@ class Encoder:
 
     def _apply(self, turns: Sequence[tuple[str, str]], open_turn: bool, in_parts: bool) -> str:
         chat = [{"role": r, "content": [{"type": "text", "text": text}] if in_parts else text} for r, text in turns]
-        return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
+        with bounded_template(self._template):
+            return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
 
     def _guarded_ids(self, text: str, stand_ins: list[tuple[str, str]]) -> list[int]:
         ids: list[int] = []

@@ -8,14 +8,13 @@ import contextlib
 import io
 import os
 import re
-import shutil
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from cai.core.jsonl import disk_error
+from cai.core.jsonl import atomic_folder, disk_error
+from cai.core.waiting import NOTICE_SECONDS
 from cai.core.workspace import file_hash
 from cai.errors import ModelError
 
@@ -111,11 +110,17 @@ def converted(file: Path, final: Path, dtype: Dtype, fix: str = "") -> Path:
     """
     if final.is_dir():
         return final
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{final}.lock"):
+        lock = FileLock(f"{final}.lock")
+        try:
+            held = lock.acquire(timeout=NOTICE_SECONDS)
+        except Timeout:
+            print(f"Waiting for another process that converts {file.name} (it holds {lock.lock_file})", file=sys.stderr, flush=True)
+            held = lock.acquire()
+        with held:
             if not final.is_dir():
                 print(f"Converting {file.name} to {final}, once", file=sys.stderr, flush=True)
                 _convert(file, final, dtype, fix)
@@ -130,35 +135,27 @@ def _convert(file: Path, final: Path, dtype: Dtype, fix: str) -> None:
 
     from cai.models.local.quiet import quiet_transformers
 
-    work = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     hidden = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-    try:
-        with quiet_transformers(), hidden:  # the library's progress bar has no switch
-            try:
-                _refuse_scaled_positions(file)
-                tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-                model, found = AutoModelForCausalLM.from_pretrained(
-                    file.parent,
-                    gguf_file=file.name,
-                    quantization_config=GgufConfig(dequantize=True),
-                    dtype=getattr(torch, dtype),
-                    output_loading_info=True,
-                )
-                _refuse_missing(found, model)
-            except OSError as e:
-                raise ModelError(_unreadable(file, e, fix)) from e
-            except ModelError:
-                raise
-            except Exception as e:  # a damaged or unknown file: gguf, numpy and transformers raise whatever they meet
-                raise ModelError(_unreadable(file, e, fix)) from e
-            model.save_pretrained(work, max_shard_size="1GB")
-            tokenizer.save_pretrained(work)
-        for saved in work.iterdir():
-            saved.chmod(0o644)
-        work.chmod(0o755)
-        work.replace(final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with atomic_folder(final) as work, quiet_transformers(), hidden:  # the library's progress bar has no switch
+        try:
+            _refuse_scaled_positions(file)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+            )
+            _refuse_missing(found, model)
+        except OSError as e:
+            raise ModelError(_unreadable(file, e, fix)) from e
+        except ModelError:
+            raise
+        except Exception as e:  # a damaged or unknown file: gguf, numpy and transformers raise whatever they meet
+            raise ModelError(_unreadable(file, e, fix)) from e
+        model.save_pretrained(work, max_shard_size="1GB")
+        tokenizer.save_pretrained(work)
 
 
 def _unreadable(file: Path, error: Exception, fix: str) -> str:

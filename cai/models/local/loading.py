@@ -231,6 +231,16 @@ def model_fingerprint(spec: ModelSpec) -> str:
     return f"local:{content_hash(parts)}"
 
 
+def canonical_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an adapter's configuration with its lists of names in order: PEFT writes sets, whose order changes from process to process.
+
+    >>> canonical_config({"target_modules": ["v_proj", "q_proj"], "r": 8, "layers_to_transform": [2, 1]})
+    {'target_modules': ['q_proj', 'v_proj'], 'r': 8, 'layers_to_transform': [2, 1]}
+    """
+    names = {key for key, value in config.items() if isinstance(value, list) and all(isinstance(name, str) for name in value)}
+    return {key: sorted(value) if key in names else value for key, value in config.items()}
+
+
 def _files_hash(folder: Path, code: bool) -> str:
     names = {*_TOKENIZER_FILES, "generation_config.json"}
     files = [p for p in sorted(folder.iterdir()) if p.name in names or p.suffix == ".safetensors" or (code and p.suffix == ".py")]
@@ -238,6 +248,8 @@ def _files_hash(folder: Path, code: bool) -> str:
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).exists():  # a base model's location at saving time does not identify it
             config = _json_mapping(folder / name)
+            if name == "adapter_config.json":
+                config = canonical_config(config)
             hashes[name] = content_hash({k: v for k, v in config.items() if k not in ("_name_or_path", "base_model_name_or_path")})
     return content_hash(hashes, 64)
 

@@ -9,13 +9,17 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
   otherwise;
 - after a lost connection the server is asked again what it serves, before another reply of it is used, as far as it can say: a router
   whose servers change may answer requests and not that;
-- the API key comes from the environment variable that the recipe names, and is cut out of every message; a server on this machine is
-  never asked through a proxy.
+- the API key comes from the environment variable that the recipe names, goes only to the host that it was first used with, and is cut out
+  of every reply and message; a server on this machine is never asked through a proxy.
 """
 
 import asyncio
 import email.utils
+import math
+import re
+import zlib
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,6 +31,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from cai.core.interrupt import Gate
 from cai.core.jsonl import NOT_JSON
+from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
 from cai.models.server.address import check_url, is_loopback, read_key, root_of
@@ -40,7 +45,11 @@ FIRST_RETRIES = 2
 """At the start, where nothing answers: a wrong address is told in seconds."""
 READ_TRIES = 3
 """How often a reply is asked for that can't be read."""
-MAX_REPLY_BYTES = 64 * 1024 * 1024
+MAX_REPLY_BYTES = 32 * 1024 * 1024
+MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Of all replies that are being read at one time."""
+_SECRET_CHARACTERS = 8
+"""Shorter keys are placeholders ("EMPTY", "none"), which a model may well say."""
 _CONNECT_SECONDS = 10.0
 _SPARE_CONNECTIONS = 2  # to ask a server again what it serves while its requests wait
 _GONE = {502, 503, 504}
@@ -56,7 +65,7 @@ _TOO_LONG = (
     "too long",
     "is too large",
 )
-_UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, *NOT_JSON)
+_UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, MemoryError, *NOT_JSON)
 """What reading a reply raises that isn't what it must be: the client's types take whatever JSON came, unchecked."""
 
 
@@ -102,6 +111,7 @@ class BoundedClient(httpx2.AsyncClient):
                 request.headers.pop(name, None)
             if key:
                 request.headers["authorization"] = f"Bearer {key}"
+            request.headers["accept-encoding"] = "identity"
             return request
 
         super().__init__(
@@ -114,6 +124,8 @@ class BoundedClient(httpx2.AsyncClient):
         self.lost = False
         """Whether a connection broke, or a gateway lost it, since this was last set to False."""
         self._seconds = spec.timeout_seconds
+        self._held = 0
+        self._key = None if key is None or len(key) < _SECRET_CHARACTERS else key.encode()
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request and return its whole response.
@@ -124,32 +136,82 @@ class BoundedClient(httpx2.AsyncClient):
         async with self.sending:
             if options.get("stream"):  # the caller reads the pieces as they come
                 return await super().send(request, **options)
+            reply = asyncio.create_task(self._exchange(request, options))
+            reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
             try:
-                async with asyncio.timeout(self._seconds):  # httpx2's own starts anew with every byte
-                    response = await self._read(await super().send(request, **{**options, "stream": True}), request)
-            except TimeoutError:
-                raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request) from None
+                await self._wait(reply)
+            finally:
+                if not reply.done():
+                    reply.cancel()
+                    await asyncio.wait({reply})
+            if reply.cancelled():
+                raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request)
+            try:
+                response = reply.result()
             except httpx2.TransportError as e:
                 self.lost = self.lost or not isinstance(e, httpx2.TimeoutException)
                 raise
         self.lost = self.lost or response.status_code in _GONE
+        seconds = response.headers.get("retry-after", "")
+        if (response.status_code in _RETRIED or response.status_code >= 500) and seconds.isdecimal() and int(seconds) > NOTICE_SECONDS:
+            where = f"{request.url.host} answered {response.status_code} and asks to wait (Retry-After: {seconds[:9]} s)"
+            tell_waiting("server", f"{where}. Requests are sent again; to send fewer at once, lower model.concurrency.")
         return response
 
+    async def _wait(self, reply: "asyncio.Task[httpx2.Response]") -> None:
+        """Wait until a reply is there or its time is over.
+
+        The time is counted in short steps, and a step that takes longer than it should counts as a step. So time in which this process was
+        stopped (Ctrl-Z) or busy doesn't count, and a reply that arrived meanwhile is read, not asked for and paid again.
+        """
+        step = min(1.0, self._seconds / 10)
+        for _ in range(math.ceil(self._seconds / step)):
+            if (await asyncio.wait({reply}, timeout=step))[0]:
+                return
+
+    async def _exchange(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        return await self._read(await super().send(request, **{**options, "stream": True}), request)
+
     async def _read(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
-        """Return a response with its content, unpacked. Raises `EndlessError` before it fills the memory."""
+        """Return a response with its content, unpacked, and without the key. Raises `EndlessError` before it fills the memory."""
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        unpacked = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib
         pieces, size = [], 0
         try:
-            async for piece in response.aiter_bytes():
+            if unpacked is not None and encoding not in ("gzip", "x-gzip", "deflate"):
+                raise httpx2.DecodingError(f"packed as {encoding[:40]!r}, which was not asked for", request=request)
+            async for raw in response.stream:  # type: ignore[union-attr]  # an asynchronous one
+                piece = raw if unpacked is None else unpacked.decompress(raw, MAX_REPLY_BYTES + 1)
                 pieces.append(piece)
-                size += len(piece)
-                if size > MAX_REPLY_BYTES:
-                    raise EndlessError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB", request=request)
+                added = max(len(piece), len(raw))
+                size, self._held = size + added, self._held + added
+                if size > MAX_REPLY_BYTES or self._held > MAX_HELD_BYTES:
+                    most = MAX_REPLY_BYTES if size > MAX_REPLY_BYTES else MAX_HELD_BYTES
+                    what = "longer than" if size > MAX_REPLY_BYTES else "all replies in flight are together longer than"
+                    raise EndlessError(f"{what} {most // 2**20} MiB", request=request)
+        except zlib.error as e:
+            raise httpx2.DecodingError(f"not valid {encoding} ({e})", request=request) from e
+        except EndlessError:
+            pieces, piece, raw = [], b"", b""  # the error's traceback would keep them in memory
+            raise
         finally:
+            self._held -= size
             await response.aclose()
         headers = httpx2.Headers([(k, v) for k, v in response.headers.multi_items() if k.lower() != "content-encoding"])
         if (wait := wait_until_seconds(headers)) is not None:
             headers["retry-after"] = f"{wait:g}"
-        return httpx2.Response(response.status_code, headers=headers, content=b"".join(pieces), request=request)
+        content = b"".join(pieces)
+        if self._key is not None:
+            content = content.replace(self._key, b"***")
+            if b"\\u00" in content or b"/" in self._key or b'"' in self._key or b"\\" in self._key:
+                content = _spelled(self._key).sub(b"***", content)
+        return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+
+
+@lru_cache(maxsize=8)
+def _spelled(key: bytes) -> "re.Pattern[bytes]":
+    """Match a key in a JSON text, however its characters are escaped."""
+    return re.compile("".join(f"(?:\\\\?{re.escape(c)}|\\\\u(?i:{ord(c):04x}))" for c in key.decode()).encode())
 
 
 class ServerClient:
@@ -166,12 +228,12 @@ class ServerClient:
     def __init__(self, spec: ModelSpec, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.url = check_url(spec.path)
         self._spec = spec
-        self._key = read_key(spec.api_key_env)
+        self._key = read_key(spec.api_key_env, self.url)
         self._http = BoundedClient(self.url, spec, self._key, transport)
         self._client = AsyncOpenAI(
             api_key="unused",  # the HTTP client sets the key, or none
             base_url=self.url,
-            timeout=httpx2.Timeout(spec.timeout_seconds, connect=min(_CONNECT_SECONDS, spec.timeout_seconds), pool=None),
+            timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, spec.timeout_seconds)),  # the HTTP client has the reply's
             max_retries=RETRIES,
             http_client=self._http,
         )
@@ -217,6 +279,7 @@ class ServerClient:
                     "/chat/completions",
                     cast_to=ChatCompletionChunk,
                     body={**body, "stream": True},
+                    options={"timeout": self._spec.timeout_seconds},  # between two pieces
                     stream=True,
                     stream_cls=AsyncStream[ChatCompletionChunk],
                 )
@@ -225,6 +288,8 @@ class ServerClient:
                         for field in said:
                             piece = getattr(choice.delta, field, None) or ""
                             said[field] += piece
+                            if len(said[field]) > MAX_REPLY_BYTES:
+                                raise ValueError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB")
                             on_text(piece)
                         ended = choice.finish_reason or ended
             except (APIError, httpx2.HTTPError) as e:

@@ -21,6 +21,9 @@ _FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_
 _FAILED = ("abort", "cancelled", "canceled", "error", "insufficient_system_resource", "malformed_function_call")
 _SPARE_TOKENS = 16
 """Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
+_MOST_TOKENS = 2**31
+_MOST_CHARACTERS = 512
+"""Of one token. The longest tokens of known vocabularies have some 250, of white space."""
 _IMPOSSIBLE = -1e5
 """Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
 
@@ -53,6 +56,8 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
     if ended in _FILTERED:
         raise ReplyError("content_filter", "the server's filter stopped the reply")
     content, beside = _text(message.content), _reasoning(message)
+    if (longest := max(len(content), len(beside))) > _MOST_CHARACTERS * (max_tokens + _SPARE_TOKENS):
+        raise ValueError(f"a text of {longest:,} characters; {max_tokens} tokens were asked for")
     said = split_reasoning(content)
     cut = ended in _CUT or (ended not in _ENDED and tokens >= max_tokens)
     if opened and cut and not beside and said.answer == content:
@@ -136,8 +141,8 @@ def _count(value: object) -> int:
         return 0
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"a count of {value!r} tokens")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_TOKENS:
+        raise ValueError(f"a count of {str(value)[:40]} tokens")
     return value
 
 
