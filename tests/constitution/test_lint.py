@@ -35,7 +35,7 @@ def changed(**fields) -> list[tuple[str, str, str | None]]:
     [
         ("general", 27, {"harmful": 14, "borderline": 12, "helpful": 14}),
         ("helpful-only", 10, {"harmful": 10, "borderline": 10, "helpful": 10}),
-        ("starter", 6, {"harmful": 3, "borderline": 4, "helpful": 3}),
+        ("starter", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
         ("controls", 2, {"harmful": 2, "borderline": 2, "helpful": 2}),
         ("clinical-documentation", 14, {"harmful": 14, "borderline": 14, "helpful": 14}),
     ],
