@@ -68,7 +68,7 @@ def test_schema_is_valid_explains_every_field_and_knows_the_kinds():
     jsonschema.Draft202012Validator.check_schema(schema)
     principle = schema["$defs"]["principle"]
     fields = {**schema["properties"], **principle["properties"]}
-    assert len(fields) == 15
+    assert len(fields) == 16
     assert all(f["title"] and f["description"] for f in fields.values())
     assert set(principle["properties"]["applies_to"]["items"]["enum"]) == set(PROMPT_KINDS) - {"other"}
 
