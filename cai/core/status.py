@@ -76,7 +76,7 @@ def run_status(run: RunDirectory) -> RunStatus:
             now = json.loads(progress.read_text())
             doing = now.get("loading") or f"{now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls"
             notes.append(f"now: {now['stage']}, {doing}")
-        except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
             notes.append("now: working")
     if manifest.judge is not None:
         notes.append(f"judge: {manifest.judge.note}")

@@ -155,9 +155,10 @@ def find_workspace(start: Path) -> Workspace:
     Raises:
         RecipeError: the path is not in a workspace.
     """
-    for path in (start.absolute(), start.resolve()):  # as it is named first: runs/ may be a link to another disk
+    as_named = (start.absolute(),) if ".." not in start.parts else ()  # first: runs/ may be a link to another disk
+    for path in (*as_named, start.resolve()):
         for folder in (path, *path.parents):
-            if ".." not in folder.parts and (folder / "constitution").is_dir() and (folder / "prompts").is_dir():
+            if (folder / "constitution").is_dir() and (folder / "prompts").is_dir():
                 return Workspace(folder)
     start = start.resolve()
     raise RecipeError(f"{start}: not in a workspace (a folder with constitution/ and prompts/). Make one with: cai init DIR")

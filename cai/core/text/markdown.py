@@ -5,7 +5,7 @@ import re
 from cai.core.console import printable
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#+|~$&])")
-_AT_LINE_START = re.compile(r"(?m)^(\s*)(?:([-=])|(\d+)([.)]))")
+_AT_LINE_START = re.compile(r"(?m)^(\s*)(?:([-=])|(\d+)([.)])(?=\s|$))")
 
 
 def escape_markdown(text: str) -> str:
