@@ -146,6 +146,9 @@ class SteadySampling(SamplingSpec, frozen=True, kw_only=True, forbid_unknown_fie
 class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Initial responses, before critique and revision."""
 
+    kinds: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
+    """Kinds of prompts that get an initial response, to be critiqued, kept as SFT data, or paired with a distilled one. Distillation alone
+    needs none."""
     sampling: SamplingSpec = SamplingSpec()
     """Sampling of the initial responses."""
 

@@ -27,8 +27,9 @@ SOURCE = "distilled"
 class Distilled:
     """The outcome for one prompt."""
 
-    untold: Response
-    """The response without principles in context."""
+    prompt: Prompt
+    untold: Response | None
+    """The response without principles in context, if there is one."""
     told: str | None
     """The best response with the principles in context; None if no sample was good enough."""
     share: float | None
@@ -41,30 +42,31 @@ class Distilled:
     @property
     def id(self) -> str:
         """Id of the prompt."""
-        return self.untold.prompt.id
+        return self.prompt.id
 
     @property
     def example(self) -> SFTExample | None:
         """The SFT example: the prompt without principles, and the response that was written with them."""
         if self.told is None:
             return None
-        return SFTExample(self.untold.prompt, self.told, self.principle_ids, SOURCE, self.provenance)
+        return SFTExample(self.prompt, self.told, self.principle_ids, SOURCE, self.provenance)
 
     @property
     def pair(self) -> ResponsePair | None:
-        """Told (A) against untold (B), to be judged; None if they are nearly equal, because DPO on such pairs lowers the probability of
-        both (arXiv 2410.08847)."""
-        if self.told is None or unchanged(self.told, self.untold.text):
+        """Told (A) against untold (B), to be judged; None without the latter, or if they are nearly equal, because DPO on such pairs lowers
+        the probability of both (arXiv 2410.08847)."""
+        if self.told is None or self.untold is None or unchanged(self.told, self.untold.text):
             return None
         cut = (False, self.untold.truncated)
-        return ResponsePair(self.untold.prompt, self.told, self.untold.text, SOURCE, self.provenance, None, *cut)
+        return ResponsePair(self.prompt, self.told, self.untold.text, SOURCE, self.provenance, None, *cut)
 
 
-async def distill(response: Response, constitution: Constitution, writer: Writer, config: DistillConfig) -> Distilled:
+async def distill(prompt: Prompt, untold: Response | None, constitution: Constitution, writer: Writer, config: DistillConfig) -> Distilled:
     """Answer a prompt under the principles of its kind, and keep the best sample.
 
     Args:
-        response: the model's response without principles.
+        prompt: the prompt.
+        untold: the model's response without principles, if there is one.
         constitution: the principles.
         writer: the model that answers: the one to train, or a stronger one.
         config: number of samples, placement of the principles, and what a sample must fulfil.
@@ -73,11 +75,10 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
         ReplyError: no sample could be had (`empty`, `truncated`, …), or a check ran out of time.
         ConstitutionError: no principle applies to the prompt's kind.
     """
-    prompt = response.prompt
     principles = principles_in_context(prompt, constitution, writer.run_seed, config.per_prompt)
     ask = Told(writer.model, writer.templates, config.placement, as_sampling(config.sampling), begins=True)
     seeds = [derive_seed(writer.run_seed, prompt.id, "distill", number) for number in range(config.samples)]
-    completions = await together(ask(response, principles, seed) for seed in seeds)
+    completions = await together(ask(prompt, principles, seed, untold) for seed in seeds)
     words = " ".join(p.statement for p in principles)
     kept: list[tuple[float, str]] = []
     dropped: list[str] = []
@@ -94,7 +95,7 @@ async def distill(response: Response, constitution: Constitution, writer: Writer
     provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seeds[0], writer.recipe_hash)
     best = max(kept, key=lambda found: found[0], default=None)
     share = None if best is None else check_share(constitution, prompt.kind, best[1])
-    return Distilled(response, best and best[1], share, provenance.principle_ids, tuple(dropped), provenance)
+    return Distilled(prompt, untold, best and best[1], share, provenance.principle_ids, tuple(dropped), provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +119,24 @@ class Told:
         """The template that puts principles into the system turn or into the user's turn."""
         return self.templates.told_system if self.placement == "system" else self.templates.told_user
 
-    async def __call__(self, untold: Response, principles: Sequence[Principle], seed: int) -> Completion:
+    async def __call__(self, prompt: Prompt, principles: Sequence[Principle], seed: int, untold: Response | None = None) -> Completion:
         """Answer a prompt under principles.
 
         Args:
-            untold: the model's response without principles.
+            prompt: the prompt.
             principles: at least one.
             seed: seed of the answer.
+            untold: the model's response without principles, to which sentences are added in `turns`; None lets it write one.
 
         Raises:
             ReplyError: a reply is empty, or a check ran out of time.
         """
-        prompt = untold.prompt
         later = [p for p in principles if self.placement == "turns" and can_be_added(p, prompt.kind)]
         first = [p for p in principles if p not in later]
-        said = await self._first(prompt, first, seed) if first else Completion(untold.text, untold.truncated, 0, 0)
+        if first or untold is None:
+            said = await self._first(prompt, first, seed)
+        else:
+            said = Completion(untold.text, untold.truncated, 0, 0)
         for principle in later:
             if follows(principle, prompt.kind, said.text):
                 continue
@@ -144,8 +148,11 @@ class Told:
 
     async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> Completion:
         *earlier, last = prompt.messages
-        words = " ".join(p.statement for p in principles)
-        asked = self.template.render({"earlier": tuple(earlier), "question": last.content, "principles": words})
+        if principles:
+            words = " ".join(p.statement for p in principles)
+            asked = self.template.render({"earlier": tuple(earlier), "question": last.content, "principles": words})
+        else:
+            asked = self.templates.respond.render({"conversation": prompt.messages})
         openings = [opening for p in principles for opening in p.openings if self.begins]
         prefill = rendezvous_order(prompt.id, [(opening, 1.0) for opening in openings])[0] if openings else asked.prefill
         said = await self.model.complete(asked.messages, self.sampling, seed, prefill)

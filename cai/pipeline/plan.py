@@ -145,14 +145,17 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
     )
     revises, pairs = "critique" in recipe.sft.data, count * recipe.pairs.per_prompt
-    critiqued = sum(kinds[kind] for kind in set(recipe.critique.kinds)) * revises
+    responded = set(recipe.respond.kinds)
+    answered = sum(kinds[kind] for kind in responded)
+    critiqued = sum(kinds[kind] for kind in responded.intersection(recipe.critique.kinds)) * revises
     told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
     context = wording(templates.told_user, principles="statement") * min(applying, recipe.distill.per_prompt or applying)
     turns = sum(n for kind, n in kinds.items() for p in constitution.principles if kind in recipe.distill.kinds and can_be_added(p, kind))
     added = turns * recipe.distill.samples * ("distill" in recipe.sft.data and recipe.distill.placement == "turns")
     questions, contrast = recipe.critique.rounds * critiqued, pairs * recipe.pairs.contrast
-    examples = (questions if recipe.critique.train_on == "every" else critiqued) + (count - critiqued) * revises + told
-    preferences = pairs + contrast + critiqued + told
+    examples = (questions if recipe.critique.train_on == "every" else critiqued) + (answered - critiqued) * revises + told
+    paired = sum(kinds[kind] for kind in responded.intersection(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
+    preferences = pairs + contrast + critiqued + paired
     kept = preferences * (1 - recipe.preferences.held_out_fraction)
     early = recipe.critique.min_p_revised > 0  # `critique` judges revisions, and `feedback` finds that in the call store
     path, limit = recipe.feedback.bench_pairs, recipe.feedback.bench_limit
@@ -164,7 +167,11 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     versions = 1 + len(REWRITES)
     rewritten = shown_answer + (len(REWRITES) * REWRITE_TOKENS + shown_answer.mean) / versions
     work = {
-        "respond": [StagePlan(seconds=IMPORT_SECONDS * here), c.opening(model), c.answers(model, count, prompt, recipe.respond.sampling)],
+        "respond": [
+            StagePlan(seconds=IMPORT_SECONDS * here),
+            c.opening(model),
+            c.answers(model, answered, prompt, recipe.respond.sampling),
+        ],
         "critique": [
             c.opening(model),
             c.answers(model, questions, prompt + answer + critique, recipe.critique.sampling),

@@ -57,7 +57,8 @@ async def respond_stage(c: Context) -> dict[str, int]:
 
     responses = cut = 0
     with record_writer(c.run.data("responses")) as write:
-        async for response in each(c, read(c, "prompts", Prompt), work, Response, total=counts["prompts"]):
+        prompts = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds)
+        async for response in each(c, prompts, work, Response, total=counts["prompts"]):
             write(response)
             responses += 1
             cut += response.truncated
@@ -103,14 +104,14 @@ async def distill_stage(c: Context) -> dict[str, int]:
     config = c.recipe.distill
     writer = await c.writer()
 
-    async def work(response: Response) -> Distilled:
-        return await distill(response, c.constitution, writer, config)
+    async def work(item: tuple[Prompt, Response | None]) -> Distilled:
+        return await distill(*item, c.constitution, writer, config)
 
     counts: Counter[str] = Counter(prompts=0, kept=0, pairs=0)
-    total = sum(r.prompt.kind in config.kinds for r in read(c, "responses", Response))
-    responses = (r for r in read(c, "responses", Response) if r.prompt.kind in config.kinds)
+    total = sum(p.kind in config.kinds for p in read(c, "prompts", Prompt))
+    prompts = (item for item in _with_responses(c) if item[0].kind in config.kinds)
     with record_writer(c.run.data("distilled")) as write_example, record_writer(c.run.data("distilled_pairs")) as write_pair:
-        async for found in each(c, responses, work, Distilled, total=total, item_id=lambda r: r.prompt.id):
+        async for found in each(c, prompts, work, Distilled, total=total, item_id=lambda item: item[0].id):
             counts["prompts"] += 1
             counts[TEXTS] += config.samples
             counts[TRUNCATED] += found.dropped.count("truncated")
@@ -122,6 +123,18 @@ async def distill_stage(c: Context) -> dict[str, int]:
                 write_pair(found.pair)
                 counts["pairs"] += 1
     return dict(counts)
+
+
+def _with_responses(c: Context) -> Iterator[tuple[Prompt, Response | None]]:
+    """Yield each prompt with its initial response, if it has one. Responses are in the order of the prompts."""
+    responses = iter(read(c, "responses", Response))
+    response = next(responses, None)
+    for prompt in read(c, "prompts", Prompt):
+        if response is not None and response.prompt.id == prompt.id:
+            yield prompt, response
+            response = next(responses, None)
+        else:
+            yield prompt, None
 
 
 async def pairs_stage(c: Context) -> dict[str, int]:
@@ -330,7 +343,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "distill",
         distill_stage,
-        reads=lambda r: ("data/responses.jsonl",),
+        reads=lambda r: ("data/prompts.jsonl", "data/responses.jsonl"),
         writes=lambda r: ("data/distilled.jsonl", "data/distilled_pairs.jsonl"),
         settings=lambda r: r.distill,
         models=lambda r: (r.model,),

@@ -21,7 +21,7 @@ UNTOLD = "Use a match and then wait."
 def distilled(
     *texts: str,
     truncated: bool = False,
-    untold: str = UNTOLD,
+    untold: str | None = UNTOLD,
     samples: int | None = None,
     constitution: Constitution = CONSTITUTION,
     **config: Any,
@@ -33,8 +33,8 @@ def distilled(
         return Completion(texts[len(asked) - 1], truncated, 9, 9)
 
     writer = Writer(TextModel(ScriptedEngine(script), CallStore(None), "distill"), TEMPLATES, 3, "h")
-    response = Response(PROMPT, untold, False, Provenance("m"))
-    return asyncio.run(distill(response, constitution, writer, DistillConfig(samples=samples or len(texts), **config))), asked
+    response = None if untold is None else Response(PROMPT, untold, False, Provenance("m"))
+    return asyncio.run(distill(PROMPT, response, constitution, writer, DistillConfig(samples=samples or len(texts), **config))), asked
 
 
 def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -> None:
@@ -77,6 +77,15 @@ def test_an_answer_begins_with_an_opening_of_its_principles() -> None:
     refuse = replace(SHORT, openings=("I won't.", "Not that."))
     found, (asked,) = distilled("Match; risk.", constitution=replace(CONSTITUTION, principles=(refuse, RISK)), min_share=0.0)
     assert asked.prefill in refuse.openings and found.told == f"{asked.prefill} Match; risk."  # type: ignore[union-attr]
+
+
+def test_without_a_response_there_is_an_example_and_no_pair() -> None:
+    found, _ = distilled("Match; risk: burns.", untold=None)
+    assert found.example is not None and found.pair is None
+    risk = replace(CONSTITUTION, principles=(RISK,))
+    found, (first, then) = distilled("Strike a match.", "One risk: burns.", untold=None, samples=1, placement="turns", constitution=risk)
+    assert first.messages == PROMPT.messages and then.messages[-2].content == "Strike a match."
+    assert found.told == "Strike a match. One risk: burns."
 
 
 def test_a_lower_share_keeps_what_follows_part_of_the_checks() -> None:

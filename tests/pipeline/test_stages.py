@@ -297,3 +297,18 @@ def test_distilled_responses_are_what_sft_trains_on(tmp_path: Path, tiny_model_d
     dropped = sum(n for name, n in counts.items() if name.startswith("samples_"))
     assert 24 - 2 * counts["kept"] <= dropped <= 24 - counts["kept"] and dropped > 0, "a tiny model seldom ends within 12 tokens"
     assert counts["kept"] == len(rows(workspace.run("s").data("distilled"))) and counts["pairs"] <= counts["kept"]
+
+
+def test_distillation_needs_no_responses(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
+    told = ["sft.data=[distill]", "feedback.protocol=check", "constitution=constitution/checked.yaml", "respond.kinds=[harmful]"]
+    (workspace.root / "constitution" / "checked.yaml").write_text(CONSTITUTION + "    check: { max_words: 40 }\n")
+    config = "distill: { samples: 1, min_share: 0.0, drop_refusals: false, sampling: { max_tokens: 40 } }\n"
+    (workspace.root / "runs" / "s.yaml").write_text((workspace.root / "runs" / "s.yaml").read_text() + config)
+    recipe = load_recipe(workspace.root / "runs" / "s.yaml", told)
+    run_recipe(recipe, workspace, STAGES, Reporter(), only=["respond", "distill"])
+    run = workspace.run("s")
+    kinds = [row["kind"] for row in rows(run.data("prompts"))]
+    assert len(rows(run.data("responses"))) == kinds.count("harmful") < len(kinds)
+    assert len(rows(run.data("distilled_pairs"))) <= kinds.count("harmful")
+    assert run_recipe(recipe, workspace, STAGES, Reporter(), only=["distill"]).stages[0].counts["prompts"] == len(kinds)
