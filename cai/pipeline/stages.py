@@ -58,7 +58,8 @@ async def respond_stage(c: Context) -> dict[str, int]:
     responses = cut = 0
     with record_writer(c.run.data("responses")) as write:
         prompts = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds)
-        async for response in each(c, prompts, work, Response, total=counts["prompts"]):
+        total = sum(p.kind in c.recipe.respond.kinds for p in read(c, "prompts", Prompt))
+        async for response in each(c, prompts, work, Response, total=total):
             write(response)
             responses += 1
             cut += response.truncated
