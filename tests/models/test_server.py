@@ -1126,6 +1126,15 @@ def test_a_streamed_reply_comes_in_pieces() -> None:
     assert (reply.text, reply.truncated, pieces) == ("It is.", True, ["It ", "is."])
 
 
+@pytest.mark.attack
+def test_a_key_that_a_server_echoes_is_cut_out_of_a_streamed_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-verysecret")
+    reply, pieces = stream(
+        always_chat(lambda: events({"reasoning_content": "sk-verysecret"}, {"content": "sk-very"}, {"content": "secret!"}))
+    )
+    assert (reply.text, reply.reasoning, pieces[0]) == ("***!", "***", "***"), "what is kept has no part of it, however it is cut"
+
+
 def test_streamed_reasoning_is_set_apart() -> None:
     reply, pieces = stream(always_chat(lambda: events({"reasoning_content": "Hm."}, {"content": "Yes."})))
     assert (reply.text, reply.reasoning, pieces) == ("Yes.", "Hm.", ["Hm.", "Yes."])

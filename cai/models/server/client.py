@@ -290,14 +290,15 @@ class ServerClient:
                             said[field] += piece
                             if len(said[field]) > MAX_REPLY_BYTES:
                                 raise ValueError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB")
-                            on_text(piece)
+                            on_text(self._masked(piece))
                         ended = choice.finish_reason or ended
             except (APIError, httpx2.HTTPError) as e:
                 raise self._error(e if isinstance(e, APIError) else APIConnectionError(message=str(e), request=e.request), False) from None
             except _UNREADABLE as e:
                 raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
         try:
-            return read(ChatCompletion.construct(choices=[{"finish_reason": ended, "message": said}]))
+            message = {field: self._masked(text) for field, text in said.items()}
+            return read(ChatCompletion.construct(choices=[{"finish_reason": ended, "message": message}]))
         except _UNREADABLE as e:
             raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
 
@@ -316,6 +317,9 @@ class ServerClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key and len(self._key) >= _SECRET_CHARACTERS else text
 
     def excerpt(self, text: str, length: int = 300) -> str:
         """Return the start of a server's words, printable, in one line, and without the key."""
