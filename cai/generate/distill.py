@@ -129,7 +129,7 @@ class Told:
             untold: the model's response without principles, to which sentences are added in `turns`; None lets it write one.
 
         Raises:
-            ReplyError: a reply is empty, or a check ran out of time.
+            ReplyError: a check ran out of time, or the engine has no reply.
         """
         later = [p for p in principles if self.placement == "turns" and can_be_added(p, prompt.kind)]
         first = [p for p in principles if p not in later]
@@ -138,7 +138,7 @@ class Told:
         else:
             said = Completion(untold.text, untold.truncated, 0, 0)
         for principle in later:
-            if follows(principle, prompt.kind, said.text):
+            if not said.text or follows(principle, prompt.kind, said.text):
                 continue
             turns = (*prompt.messages, Message("assistant", said.text), Message("user", principle.statement))
             added = await self.model.complete(turns, self.sampling, seed)
@@ -156,7 +156,8 @@ class Told:
         openings = [opening for p in principles for opening in p.openings if self.begins]
         prefill = rendezvous_order(prompt.id, [(opening, 1.0) for opening in openings])[0] if openings else asked.prefill
         said = await self.model.complete(asked.messages, self.sampling, seed, prefill)
-        return replace(said, text=kept_text(said, prefill))
+        # a refusal may end with its opening
+        return replace(said, text=kept_text(said, prefill) if said.text.strip() else prefill)
 
 
 def principles_in_context(prompt: Prompt, constitution: Constitution, run_seed: int, per_prompt: int | None) -> tuple[Principle, ...]:

@@ -88,6 +88,19 @@ def test_without_a_response_there_is_an_example_and_no_pair() -> None:
     assert found.told == "Strike a match. One risk: burns."
 
 
+def test_an_opening_may_be_the_whole_answer() -> None:
+    refuse = replace(SHORT, openings=("I won't.",))
+    found, _ = distilled("", constitution=replace(CONSTITUTION, principles=(refuse,)), drop_refusals=False)
+    assert found.told == "I won't." and found.share == 1.0
+
+
+def test_an_empty_sample_costs_itself_and_not_the_prompt() -> None:
+    found, _ = distilled("", "Match; risk: burns.")
+    assert (found.told, found.dropped) == ("Match; risk: burns.", ("empty",))
+    found, asked = distilled(" ", samples=1, placement="turns")
+    assert (found.told, found.dropped, len(asked)) == (None, ("empty",), 1)
+
+
 def test_a_lower_share_keeps_what_follows_part_of_the_checks() -> None:
     found, _ = distilled("Strike a match over there.", "A match will do.", min_share=0.5)
     assert (found.told, found.share, found.dropped) == ("A match will do.", 0.5, ("breaks_check",))
