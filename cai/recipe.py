@@ -244,6 +244,10 @@ class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
     data: Annotated[tuple[SFTData, ...], Meta(min_length=1)] = ("critique",)
     """Examples to train on, and thereby the stages that a run has. `critique`: revisions (Bai et al. 2022). `distill`: responses under
     principles in context."""
+    soft_targets: bool = True
+    """Whether distilled responses are learned as the distribution of the model with the principles in its context (KL divergence), and not
+    as the tokens that it sampled. It teaches more per response and keeps perplexity (docs/results.md), for one more forward pass a step.
+    Only where the model that is trained wrote them; a server counts as that model if `model.name` is the path of `weights`."""
 
 
 class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -669,6 +673,11 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def trained(self) -> ModelSpec:
         """The model that is trained: `weights`, or `model`."""
         return self.weights or self.model
+
+    @property
+    def trains_its_writer(self) -> bool:
+        """Whether the model that writes is the model that is trained, as far as their names say."""
+        return self.weights is None or self.weights.path == (self.model.name if self.model.is_server else self.model.path)
 
     @property
     def wants_watch(self) -> bool:

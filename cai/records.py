@@ -238,6 +238,17 @@ class RevisionTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class ToldPart:
+    """A part of a completion, and the conversation with principles in it under which it was written."""
+
+    messages: tuple[Message, ...]
+    opening: str
+    """Text that the part was made to begin with; empty if it wasn't."""
+    text: str
+    """The part, with the space before it. A completion is its parts in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class SFTExample:
     """One SFT example. The loss covers the completion; the prompt is masked."""
 
@@ -248,6 +259,8 @@ class SFTExample:
     provenance: Provenance
     truncated: bool = False
     """Whether the completion was cut off at the token limit: the end of the turn is then not trained on."""
+    parts: tuple[ToldPart, ...] = ()
+    """Where the completion was written under other conversations than the prompt (`distill`): its parts with theirs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ async def tell(
         principle, response = item
         prompt = response.prompt
         item_seed = derive_seed(seed, prompt.id, "told", 0)
-        completion = await ask(prompt, (principle,), item_seed, response)
+        completion, _ = await ask(prompt, (principle,), item_seed, response)
         provenance = Provenance(model.fingerprint, (principle.id,), ask.template.hash, item_seed)
         return principle.id, Response(prompt, kept_text(completion), completion.truncated, provenance)
 

@@ -17,7 +17,7 @@ from cai.ids import derive_seed, rendezvous_order
 from cai.models.base import Completion, Sampling, TextModel
 from cai.models.templates import Template, Templates
 from cai.recipe import DistillConfig, Placement
-from cai.records import Constitution, Message, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample
+from cai.records import Constitution, Message, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample, ToldPart
 
 SOURCE = "distilled"
 """`source` of distilled examples and pairs."""
@@ -38,6 +38,8 @@ class Distilled:
     dropped: tuple[str, ...]
     """For each sample that was left out, the rule that it broke."""
     provenance: Provenance
+    parts: tuple[ToldPart, ...] = ()
+    """Parts of `told`, with the conversations under which they were written."""
 
     @property
     def id(self) -> str:
@@ -49,7 +51,7 @@ class Distilled:
         """The SFT example: the prompt without principles, and the response that was written with them."""
         if self.told is None:
             return None
-        return SFTExample(self.prompt, self.told, self.principle_ids, SOURCE, self.provenance)
+        return SFTExample(self.prompt, self.told, self.principle_ids, SOURCE, self.provenance, parts=self.parts)
 
     @property
     def pair(self) -> ResponsePair | None:
@@ -78,24 +80,25 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
     principles = principles_in_context(prompt, constitution, writer.run_seed, config.per_prompt)
     ask = Told(writer.model, writer.templates, config.placement, as_sampling(config.sampling), begins=True)
     seeds = [derive_seed(writer.run_seed, prompt.id, "distill", number) for number in range(config.samples)]
-    completions = await together(ask(prompt, principles, seed, untold) for seed in seeds)
+    answers = await together(ask(prompt, principles, seed, untold) for seed in seeds)
     words = " ".join(p.statement for p in principles)
-    kept: list[tuple[float, str]] = []
+    kept: list[tuple[float, str, tuple[ToldPart, ...]]] = []
     dropped: list[str] = []
-    for completion in completions:
+    for completion, parts in answers:
         text = completion.text
         rule = "truncated" if completion.truncated else drop_rule(text, words, "", prompt.kind, config.drop_refusals)
         share = check_share(constitution, prompt.kind, text)
         if rule is None and share is not None and share < config.min_share:
             rule = "breaks_check"
         if rule is None:
-            kept.append((1.0 if share is None else share, text))
+            kept.append((1.0 if share is None else share, text, parts))
         else:
             dropped.append(rule)
     provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seeds[0], writer.recipe_hash)
     best = max(kept, key=lambda found: found[0], default=None)
     share = None if best is None else check_share(constitution, prompt.kind, best[1])
-    return Distilled(prompt, untold, best and best[1], share, provenance.principle_ids, tuple(dropped), provenance)
+    told, parts = (None, ()) if best is None else best[1:]
+    return Distilled(prompt, untold, told, share, provenance.principle_ids, tuple(dropped), provenance, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,10 @@ class Told:
         """The template that puts principles into the system turn or into the user's turn."""
         return self.templates.told_system if self.placement == "system" else self.templates.told_user
 
-    async def __call__(self, prompt: Prompt, principles: Sequence[Principle], seed: int, untold: Response | None = None) -> Completion:
-        """Answer a prompt under principles.
+    async def __call__(
+        self, prompt: Prompt, principles: Sequence[Principle], seed: int, untold: Response | None = None
+    ) -> tuple[Completion, tuple[ToldPart, ...]]:
+        """Answer a prompt under principles. Returns the answer, and its parts: one, or in `turns` one for each turn.
 
         Args:
             prompt: the prompt.
@@ -134,30 +139,43 @@ class Told:
         later = [p for p in principles if self.placement == "turns" and can_be_added(p, prompt.kind)]
         first = [p for p in principles if p not in later]
         if first or untold is None:
-            said = await self._first(prompt, first, seed)
+            said, part = await self._first(prompt, first, seed)
         else:
-            said = Completion(untold.text, untold.truncated, 0, 0)
+            said, part = Completion(untold.text, untold.truncated, 0, 0), ToldPart(prompt.messages, "", untold.text)
+        parts = [part]
         for principle in later:
             if not said.text or follows(principle, prompt.kind, said.text):
                 continue
             turns = (*prompt.messages, Message("assistant", said.text), Message("user", principle.statement))
-            added = await self.model.complete(turns, self.sampling, seed)
-            gap = "\n\n" if "\n" in said.text else " "
-            said = replace(said, text=f"{said.text}{gap}{added.text.strip()}", truncated=said.truncated or added.truncated)
-        return said
+            opening = self._opening(prompt, [principle])
+            added = await self.model.complete(turns, self.sampling, seed, opening)
+            said = replace(said, truncated=said.truncated or added.truncated)
+            if text := _begun(added, opening):
+                parts.append(ToldPart(turns, opening, ("\n\n" if "\n" in said.text else " ") + text))
+                said = replace(said, text=said.text + parts[-1].text)
+        return said, tuple(parts)
 
-    async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> Completion:
+    async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> tuple[Completion, ToldPart]:
         *earlier, last = prompt.messages
         if principles:
             words = " ".join(p.statement for p in principles)
             asked = self.template.render({"earlier": tuple(earlier), "question": last.content, "principles": words})
         else:
             asked = self.templates.respond.render({"conversation": prompt.messages})
-        openings = [opening for p in principles for opening in p.openings if self.begins]
-        prefill = rendezvous_order(prompt.id, [(opening, 1.0) for opening in openings])[0] if openings else asked.prefill
-        said = await self.model.complete(asked.messages, self.sampling, seed, prefill)
-        # a refusal may end with its opening
-        return replace(said, text=kept_text(said, prefill) if said.text.strip() else prefill)
+        opening = self._opening(prompt, principles) or asked.prefill
+        said = await self.model.complete(asked.messages, self.sampling, seed, opening)
+        text = _begun(said, opening)
+        return replace(said, text=text), ToldPart(asked.messages, opening, text)
+
+    def _opening(self, prompt: Prompt, principles: Sequence[Principle]) -> str:
+        """Return an opening of the principles, drawn by hash of the prompt; empty if they have none, or the answer isn't begun."""
+        openings = [(opening, 1.0) for p in principles for opening in p.openings if self.begins]
+        return rendezvous_order(prompt.id, openings)[0] if openings else ""
+
+
+def _begun(said: Completion, opening: str) -> str:
+    """Return an answer's text with its opening, which may be all of it: a refusal may end there."""
+    return kept_text(said, opening) if said.text.strip() else opening
 
 
 def principles_in_context(prompt: Prompt, constitution: Constitution, run_seed: int, per_prompt: int | None) -> tuple[Principle, ...]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from msgspec.structs import replace
+
 from cai.core.jsonl import read_records
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.core.workspace import replace_stage_rows
@@ -33,7 +35,8 @@ def sft_stage(c: Context) -> dict[str, int]:
 
     out = c.run.model("sft")
     examples = [e for name in c.recipe.sft.data for e in read_records(c.run.data(EXAMPLES_OF[name]), SFTExample)]
-    return trained(c, train_sft(c.recipe.sft, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c)), out)
+    config = c.recipe.sft if c.recipe.trains_its_writer else replace(c.recipe.sft, soft_targets=False)
+    return trained(c, train_sft(config, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c)), out)
 
 
 def reward_stage(c: Context) -> dict[str, int]:

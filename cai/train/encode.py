@@ -53,7 +53,9 @@ def _encoder(tokenizer: Any, template: str) -> Encoder:
     return Encoder(tokenizer)
 
 
-def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def sft_rows(
+    tokenizer: Any, examples: Sequence[SFTExample], max_length: int, *, soft_targets: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return rows with `input_ids` and `labels` (the prompt masked), and the number of dropped examples by reason.
 
     Args:
@@ -61,11 +63,13 @@ def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) ->
         examples: prompts with the completions to imitate.
         max_length: longest prompt plus completion, in tokens. Longer examples are dropped, because a truncated completion teaches the
             model not to end its turn.
+        soft_targets: whether rows also have `told` and `forced` (see `told_parts`), if any example has parts.
 
     Raises:
         TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
+    soft_targets = soft_targets and any(e.parts for e in examples)
     for example in examples:
         prompt_ids, completion_ids = encode_turn(tokenizer, example.prompt.messages, example.completion, ended=not example.truncated)
         if not example.completion.strip():
@@ -73,9 +77,53 @@ def sft_rows(tokenizer: Any, examples: Sequence[SFTExample], max_length: int) ->
         elif len(prompt_ids) + len(completion_ids) > max_length:
             dropped["too_long"] += 1
         else:
-            rows.append({"input_ids": prompt_ids + completion_ids, "labels": [IGNORED] * len(prompt_ids) + completion_ids})
+            row: dict[str, Any] = {"input_ids": prompt_ids + completion_ids, "labels": [IGNORED] * len(prompt_ids) + completion_ids}
+            if soft_targets:
+                told, forced = told_parts(tokenizer, example, completion_ids)
+                row |= {"told": told, "forced": [1] * len(prompt_ids) + forced}
+            rows.append(row)
     _require(rows, len(examples), dropped, max_length)
     return rows, dict(dropped)
+
+
+def told_parts(tokenizer: Any, example: SFTExample, completion_ids: list[int]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return what a teacher reads to predict a completion's tokens, and which of them it doesn't predict.
+
+    The teacher is the model with principles in its context, which wrote the completion in parts. Tokens that it was made to begin with, and
+    those that a text's border changes, are forced: they have no teacher.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        example: an example, with parts or without.
+        completion_ids: its completion's tokens, T of them.
+
+    Returns:
+        For each part `ids` (its conversation and its tokens), and `start` and `end`: the last `start − end` of these tokens are the
+        completion's, from `start` to `end` tokens before its end. And for each of the T tokens 1 if it is forced, else 0.
+    """
+    told, forced = [], [1] * len(completion_ids)
+    text, done = "", 0
+    for number, part in enumerate(example.parts, 1):
+        last = number == len(example.parts)
+        text += part.text
+        ended = last and not example.truncated
+        _, so_far = encode_turn(tokenizer, example.prompt.messages, text, ended=ended)
+        asked, said = encode_turn(tokenizer, part.messages, part.text.strip(), ended=ended)
+        _, begun = encode_turn(tokenizer, part.messages, part.opening, ended=False) if part.opening else ([], [])
+        if completion_ids[: len(so_far)] != so_far:  # the next part changes this one's last token
+            continue
+        free = min(_shared(so_far[done:][::-1], said[::-1]), len(said) - _shared(said, begun))
+        if free:
+            start = len(completion_ids) - len(so_far) + free
+            told.append({"ids": asked + said, "start": start, "end": start - free})
+            forced[len(so_far) - free : len(so_far)] = [0] * free
+        done = len(so_far)
+    return told, forced
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many tokens two sequences share at their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:

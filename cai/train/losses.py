@@ -176,6 +176,29 @@ def imitation_loss(
     return -(p_B * chosen_logps_B.float() / chosen_tokens_B + (1.0 - p_B) * rejected_logps_B.float() / rejected_tokens_B)
 
 
+def soft_target_loss(logits_TV: "Tensor", teacher_logits_TV: "Tensor", ids_T: "Tensor", forced_T: "Tensor") -> "Tensor":
+    """Return the loss of context distillation for each token (Askell et al. 2021, arXiv 2112.00861, §2.2): KL(teacher ‖ student).
+
+    It is the forward KL divergence over the whole vocabulary, at temperature 1. A sampled token is one draw from the teacher's
+    distribution, which says more, and has no noise for the student to learn. A forced token wasn't the teacher's choice: its loss is
+    −log p(token).
+
+    Args:
+        logits_TV: the student's, (T, V).
+        teacher_logits_TV: the teacher's, for the same tokens after its own prompt, (T, V), without gradient.
+        ids_T: the tokens that follow, (T,).
+        forced_T: whether a token was given and not sampled, (T,).
+
+    Returns:
+        (T,), at least 0, in nats, in float32.
+    """
+    logps_TV = logits_TV.float().log_softmax(-1)
+    teacher_logps_TV = teacher_logits_TV.float().log_softmax(-1)
+    kl_T = (teacher_logps_TV.exp() * (teacher_logps_TV - logps_TV)).sum(-1)
+    nll_T = -logps_TV.gather(-1, ids_T[:, None])[:, 0]
+    return nll_T.where(forced_T, kl_T)
+
+
 def kto_loss(logratio_B: "Tensor", kl: "Tensor", p_desirable_B: "Tensor", *, beta: float) -> "Tensor":
     """Return the KTO loss (arXiv 2402.01306, eq. 7, both λ 1) of single completions, in expectation under soft labels.
 

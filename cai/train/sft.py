@@ -1,7 +1,10 @@
 """Supervised fine-tuning (SFT) of a LoRA adapter on revised responses (Bai et al. 2022, §3.1). The loss covers completions only.
 
-Uses TRL's `SFTTrainer`. Departure from the paper, which fine-tunes all weights: an adapter fits a small machine, and leaves the base
-model available as the reference.
+Distilled responses have soft targets: the distribution of the start model with the principles in its context, as in context distillation
+(Askell et al. 2021, arXiv 2112.00861, §2.2). A sampled token is only one draw from it.
+
+Uses TRL's `SFTTrainer`. Departure from the papers, which fine-tune all weights: an adapter fits a small machine, and leaves the base model
+available as the reference.
 """
 
 from collections.abc import Sequence
@@ -51,7 +54,7 @@ def train_sft(
     from cai.models.local.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    rows, dropped = sft_rows(tokenizer, examples, config.max_length)
+    rows, dropped = sft_rows(tokenizer, examples, config.max_length, soft_targets=config.soft_targets)
     fingerprint = training_fingerprint("sft", config, model, rows, seed)
     if (done := finished_result(out, fingerprint)) is not None:
         remove_leftover_checkpoints(out)
@@ -60,7 +63,9 @@ def train_sft(
     with quiet_training():
         trainer = sft_trainer(config, model, tokenizer, rows, out, seed)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    facts = CardFacts("sft", model.path, "completions imitated, prompts masked", _sources(examples), config, result, seed)
+    soft = sum(bool(row.get("told")) for row in rows)
+    loss = "completions imitated, prompts masked" + (f"; soft targets for {soft} of {len(rows)}" if soft else "")
+    facts = CardFacts("sft", model.path, loss, _sources(examples), config, result, seed)
     write_card(out, facts)
     finish(out, fingerprint, result)
     return result
@@ -74,7 +79,7 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     from trl import SFTConfig as SFTArguments
 
     from cai.models.local.loading import load_causal_lm
-    from cai.train.trainers import SFTRun
+    from cai.train.trainers import SFTRun, SoftTargetCollator, SoftTargetSFT
 
     set_seed(seed)  # the adapter's initial weights
     base = load_causal_lm(replace(model, adapter=None, precision=config.precision), trainable=True)
@@ -82,12 +87,16 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
         policy = with_new_adapter(base, config.lora)
     else:
         policy = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
+        if "told" in rows[0]:
+            policy.load_adapter(model.adapter, adapter_name="ref")  # the teacher
     arguments = SFTArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         max_length=None,  # rows that are too long were dropped already
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = SFTRun(model=policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    given = {"model": policy, "args": arguments, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+    soft = "told" in rows[0]
+    trainer = SoftTargetSFT(**given, data_collator=SoftTargetCollator(tokenizer.pad_token_id)) if soft else SFTRun(**given)
     float_trained_weights(trainer.model)
     return trainer
 

@@ -61,6 +61,20 @@ def test_in_turns_what_is_missing_is_asked_for_and_added() -> None:
     assert [m.role for m in then.messages] == ["user", "assistant", "user", "assistant", "user"]
     assert [m.content for m in then.messages[-2:]] == ["Strike a match.", "Name one risk."]
     assert found.told == "Strike a match. The risk: burns." and found.share == 0.5  # which is now too long
+    assert found.example is not None
+    assert [(p.messages, p.text) for p in found.example.parts] == [
+        (first.messages, "Strike a match."),
+        (then.messages, " The risk: burns."),
+    ]
+
+
+def test_in_turns_what_is_added_begins_with_its_opening() -> None:
+    risk = replace(RISK, openings=("One risk is",))
+    found, (_, then) = distilled(
+        "Strike a match.", "fire.", samples=1, placement="turns", constitution=Constitution("c", "C", "", (SHORT, risk)), min_share=0.5
+    )
+    assert then.prefill == "One risk is" and found.told == "Strike a match. One risk is fire."
+    assert [p.opening for p in found.parts] == ["", "One risk is"]
 
 
 def test_in_turns_what_is_followed_already_is_not_asked_for() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from cai.errors import ModelError, ReplyError, TrainingError
 from cai.models.local.encoding import Encoder
 from cai.models.local.loading import load_tokenizer
-from cai.records import Message, Preference
+from cai.records import Message, Preference, SFTExample, ToldPart
 from cai.train.encode import IGNORED, dpo_rows, encode_turn, reward_rows, sft_rows
 from tests.train.builders import BY, example, model_at, preference, preferences, prompt
 
@@ -182,3 +182,34 @@ def test_a_conversation_for_which_a_template_computes_without_end_is_a_counted_f
     with pytest.raises(ReplyError, match="runs more than 1,000,000 lines"):
         encoder.prompt([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
     assert encoder.prompt([Message("user", "a")])[0]
+
+
+def told_example(*parts: tuple[str, str, str]) -> SFTExample:
+    """An example from parts: principle in context, opening, text."""
+    written = [ToldPart((Message("user", f"question 0? {said}"),), opening, text) for said, opening, text in parts]
+    return replace(example(0, "".join(part.text for part in written)), parts=tuple(written))
+
+
+def test_the_teacher_reads_each_part_under_its_own_conversation(tokenizer: Any) -> None:
+    told = told_example(("Be brief.", "", "Strike it."), ("Name a risk.", "One risk", " One risk: fire."))
+    (row, hard), _ = sft_rows(tokenizer, [told, example(1)], 512, soft_targets=True)
+    first, second = row["told"]
+    assert tokenizer.decode(first["ids"]).endswith("question 0? Be brief.<|im_end|>\n<|im_start|>assistant\nStrike it.")
+    assert tokenizer.decode(second["ids"]).endswith("Name a risk.<|im_end|>\n<|im_start|>assistant\nOne risk: fire.<|im_end|>")
+    taught = [row["input_ids"][len(row["input_ids"]) - part["start"] : len(row["input_ids"]) - part["end"]] for part in row["told"]]
+    assert [tokenizer.decode(ids) for ids in taught] == ["Strike it.", ": fire.<|im_end|>"]
+    assert [part["ids"][len(part["ids"]) - len(ids) :] for part, ids in zip(row["told"], taught, strict=True)] == taught
+    forced = [t for t, alone, label in zip(row["input_ids"], row["forced"], row["labels"], strict=True) if alone and label != IGNORED]
+    assert tokenizer.decode(forced) == " One risk"
+    assert hard["told"] == [] and all(hard["forced"])
+
+
+def test_a_refusal_that_is_all_opening_still_learns_where_to_end(tokenizer: Any) -> None:
+    told = told_example(("Decline.", "I can't.", "I can't."))
+    (row,), _ = sft_rows(tokenizer, [told], 512, soft_targets=True)
+    assert (row["told"][0]["start"], row["told"][0]["end"]) == (1, 0)
+
+
+def test_without_soft_targets_rows_are_as_ever(tokenizer: Any) -> None:
+    told = told_example(("Be brief.", "", "Strike it."))
+    assert sft_rows(tokenizer, [told], 512) == sft_rows(tokenizer, [replace(told, parts=())], 512, soft_targets=True)

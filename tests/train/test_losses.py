@@ -16,6 +16,7 @@ from cai.train.losses import (
     reward_loss,
     smoothed_label,
     soft_label_loss,
+    soft_target_loss,
     unsmoothed_label,
     weighted_mean,
 )
@@ -173,3 +174,20 @@ def test_micro_batches_add_up_to_the_whole_batch(cuts: list[int]) -> None:
     cut = zip(*(t.split(cuts) for t in (chosen, rejected, p, w)), strict=True)
     parts = [weighted_mean(dpo_loss(*sides, beta=0.5), weights, 8) for *sides, weights in cut]
     torch.testing.assert_close(sum(parts), whole)
+
+
+def test_soft_targets_are_the_teachers_distribution_and_forced_tokens_their_likelihood() -> None:
+    student_TV, teacher_TV = tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), tensor([[0.0, 0.0], [0.0, math.log(3.0)], [9.0, 0.0]])
+    loss_T = soft_target_loss(student_TV, teacher_TV, tensor([0, 0, 1]), tensor([False, False, True]))
+    by_hand = [0.0, 0.25 * math.log(0.5) + 0.75 * math.log(1.5), math.log(2.0)]
+    assert loss_T.tolist() == pytest.approx(by_hand, abs=1e-6)
+
+
+@given(st.lists(reals, min_size=3, max_size=3), st.lists(reals, min_size=3, max_size=3))
+def test_soft_targets_pull_the_student_to_the_teacher(student: list[float], teacher: list[float]) -> None:
+    student_TV = tensor([student], requires_grad=True)
+    loss_T = soft_target_loss(student_TV, tensor([teacher]), tensor([0]), tensor([False]))
+    loss_T.sum().backward()
+    assert loss_T.item() >= -1e-5 and student_TV.grad is not None
+    difference_TV = student_TV.detach().softmax(-1) - tensor([teacher]).softmax(-1)
+    assert torch.allclose(student_TV.grad, difference_TV, atol=1e-5)

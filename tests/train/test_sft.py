@@ -1,7 +1,9 @@
 """SFT on a tiny model: what moves, what doesn't, and that a kill costs nothing."""
 
+import contextlib
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from safetensors.torch import load_file
 from cai.errors import StoreError, TrainingError
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec
+from cai.records import Message, SFTExample, ToldPart
 from cai.train.arguments import total_steps
 from cai.train.checkpoints import FINISHED, checkpoint_folder
 from cai.train.encode import sft_rows
+from cai.train.losses import soft_target_loss
 from cai.train.running import quiet_training
 from cai.train.sft import sft_trainer, train_sft
-from tests.train.builders import adapter, assert_same_weights, examples, model_at, sft_config
+from tests.train.builders import adapter, assert_same_weights, example, examples, model_at, sft_config
 
 
 class Killed(Exception):
@@ -205,3 +209,67 @@ def test_steps_are_counted_as_the_trainer_counts(
     config = sft_config(batch_size=batch, gradient_accumulation=accumulation, epochs=float(epochs))
     assert total_steps(config, n) == steps
     assert train_sft(config, model_at(tiny_model_dir), examples(n), tmp_path, 0).steps == steps
+
+
+def told(n: int) -> list[SFTExample]:
+    """Examples of one and of two parts, of uneven lengths, and one that a person wrote."""
+    asked = lambda i, words: (Message("user", f"question {i}? {words}"),)  # noqa: E731
+    one = [replace(example(i, f"a{i}" * (i + 1)), parts=(ToldPart(asked(i, "Be brief."), "", f"a{i}" * (i + 1)),)) for i in range(n)]
+    parts = (ToldPart(asked(9, "Be brief."), "", "Strike."), ToldPart(asked(9, "Name a risk."), "Risk", " Risk: fire."))
+    return [*one, replace(example(9, "Strike. Risk: fire."), parts=parts), example(5)]
+
+
+def test_soft_targets_in_a_padded_batch_are_those_of_each_row_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = model_at(tiny_model_dir)
+    tokenizer = load_tokenizer(model)
+    rows, _ = sft_rows(tokenizer, told(3), 512, soft_targets=True)
+    with quiet_training():
+        trainer = sft_trainer(sft_config(batch_size=5), model, tokenizer, rows, tmp_path, 0)
+        for name, p in trainer.model.named_parameters():  # a student that isn't the teacher
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.3)
+        batch = trainer.data_collator(rows)
+        loss = trainer.compute_loss(trainer.model, batch)
+
+    def logits(ids: list[int], *, teacher: bool = False) -> torch.Tensor:
+        with torch.no_grad(), trainer.model.disable_adapter() if teacher else contextlib.nullcontext():
+            return trainer.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+
+    losses = []
+    for row in rows:
+        ids = row["input_ids"]
+        student, taught = logits(ids), logits(ids)
+        for part in row["told"]:
+            end, length = len(ids) - 1 - part["end"], part["start"] - part["end"]
+            taught[end - length : end] = logits(part["ids"], teacher=True)[-length:]
+        each = soft_target_loss(student, taught, torch.tensor(ids[1:]), torch.tensor(row["forced"][1:]).bool())
+        losses.append(each[torch.tensor(row["labels"][1:]) != -100])
+    assert loss.item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+    assert sum(map(len, losses)) == int((batch["labels"] != -100).sum())
+
+
+def test_soft_targets_bring_the_student_to_what_the_told_model_says(tiny_model_dir: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+    config = sft_config(epochs=30.0)
+    train_sft(config, model_at(tiny_model_dir), told(4)[:4], tmp_path, 0, lambda step, total, metrics: seen.append(metrics["loss"]))
+    assert seen[-1] < 0.5 * seen[0]
+    assert "soft targets for 4 of 4" in (tmp_path / "README.md").read_text()
+
+
+def test_soft_targets_resume_to_the_same_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = sft_config(epochs=3.0, save_steps=1, batch_size=2)
+    train_sft(config, model_at(tiny_model_dir), told(3), tmp_path / "calm", 0)
+    with pytest.raises(Killed):
+        train_sft(config, model_at(tiny_model_dir), told(3), tmp_path / "killed", 0, kill_at(4))
+    result = train_sft(config, model_at(tiny_model_dir), told(3), tmp_path / "killed", 0)
+    assert result.resumed_from > 0
+    assert_same_weights(tmp_path / "calm", tmp_path / "killed")
+
+
+def test_an_adapter_that_is_trained_further_is_its_own_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
+    train_sft(sft_config(epochs=4.0), model_at(tiny_model_dir), examples(4), tmp_path / "first", 0)
+    spec = type(model_at(tiny_model_dir))(path=str(tiny_model_dir), adapter=str(tmp_path / "first"), precision="float32")
+    seen: list[float] = []
+    same = [replace(e, parts=(ToldPart(e.prompt.messages, "", e.completion),)) for e in examples(4)]
+    train_sft(sft_config(), spec, same, tmp_path / "second", 0, lambda step, total, metrics: seen.append(metrics["loss"]))
+    assert seen[0] == pytest.approx(0.0, abs=1e-5), "without principles in context, student and teacher are one"
