@@ -146,15 +146,17 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     )
     revises, pairs = "critique" in recipe.sft.data, count * recipe.pairs.per_prompt
     responded = set(recipe.respond.kinds)
-    answered = sum(kinds[kind] for kind in responded)
-    critiqued = sum(kinds[kind] for kind in responded.intersection(recipe.critique.kinds)) * revises
+    of_kinds = sum(kinds[kind] for kind in responded)
+    answered = min(of_kinds, recipe.respond.limit or of_kinds)
+    share = answered / max(1, of_kinds)  # as if prompts came mixed
+    critiqued = round(share * sum(kinds[kind] for kind in responded.intersection(recipe.critique.kinds))) * revises
     told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
     context = wording(templates.told_user, principles="statement") * min(applying, recipe.distill.per_prompt or applying)
     turns = sum(n for kind, n in kinds.items() for p in constitution.principles if kind in recipe.distill.kinds and can_be_added(p, kind))
     added = turns * recipe.distill.samples * ("distill" in recipe.sft.data and recipe.distill.placement == "turns")
     questions, contrast = recipe.critique.rounds * critiqued, pairs * recipe.pairs.contrast
     examples = (questions if recipe.critique.train_on == "every" else critiqued) + (answered - critiqued) * revises + told
-    paired = sum(kinds[kind] for kind in responded.intersection(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
+    paired = round(share * sum(kinds[kind] for kind in responded.intersection(recipe.distill.kinds))) * ("distill" in recipe.sft.data)
     preferences = pairs + contrast + critiqued + paired
     kept = preferences * (1 - recipe.preferences.held_out_fraction)
     early = recipe.critique.min_p_revised > 0  # `critique` judges revisions, and `feedback` finds that in the call store

@@ -7,6 +7,7 @@ batches requests, not the stages. The training stages are in `cai.pipeline.train
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 from cai.constitution.load import load_constitution
@@ -57,8 +58,10 @@ async def respond_stage(c: Context) -> dict[str, int]:
 
     responses = cut = 0
     with record_writer(c.run.data("responses")) as write:
-        prompts = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds)
+        of_kinds = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds)
+        prompts = islice(of_kinds, c.recipe.respond.limit)
         total = sum(p.kind in c.recipe.respond.kinds for p in read(c, "prompts", Prompt))
+        total = min(total, c.recipe.respond.limit or total)
         async for response in each(c, prompts, work, Response, total=total):
             write(response)
             responses += 1

@@ -57,6 +57,27 @@ def test_what_is_not_learned_lost_or_was_followed_before() -> None:
     assert (row(0.9, -0.1), row(0.2, -0.1), row(0.2, 0.05)) == ("already followed", "out of reach", "not learned")
 
 
+def test_what_is_learned_for_some_prompts_is_measured_on_the_others_too() -> None:
+    risk = replace(principle("risk", applies_to=("borderline",)), check=(ResponseCheck(contains_any=("risk",)),))
+    usual = replace(principle("usual", applies_to=("borderline",)), check=(ResponseCheck(contains_any=("more",)),))
+    everywhere = replace(principle("all"), check=(ResponseCheck(contains_any=("risk",)),))
+    mixed = [replace(p, kind="borderline") if i < 20 else p for i, p in enumerate(PROMPTS)]
+
+    def said(text: str) -> list[Response]:
+        return [Response(p, text, False, Provenance("m")) for p in mixed]
+
+    async def work(opened: Session) -> list[EvalResult]:
+        constitution = Constitution("c", "C", "", (risk, usual, everywhere))
+        return await measure_adherence(
+            opened, constitution, None, {"base": said("No more."), "policy": said("A risk.")}, ModelSpec(path="scripted"), None
+        )
+
+    rows = adherence_rows(ScriptedSession(obedient, recipe=Recipe(name="adherence")).ask(work))
+    assert [row.id for row in rows] == ["risk", "usual", "all", "risk elsewhere"], "the base model says `more` to all prompts"
+    assert rows[-1].control and rows[-1].rates["policy"].n == 40 and rows[-1].changes["policy"].value == 1.0
+    assert in_words(rows[-1]) == "risk elsewhere: 0% → 100% [91, 100] of 40 held-out prompts. Not trained on; changed."
+
+
 def test_a_principle_without_a_check_needs_a_judge() -> None:
     def judging(request: Request) -> Reply:
         return obedient(request) if type(request).__name__ == "CompleteRequest" else default_script(request)

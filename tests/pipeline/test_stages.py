@@ -312,3 +312,7 @@ def test_distillation_needs_no_responses(tmp_path: Path, tiny_model_dir: Path) -
     assert len(rows(run.data("responses"))) == kinds.count("harmful") < len(kinds)
     assert len(rows(run.data("distilled_pairs"))) <= kinds.count("harmful")
     assert run_recipe(recipe, workspace, STAGES, Reporter(), only=["distill"]).stages[0].counts["prompts"] == len(kinds)
+    one = load_recipe(workspace.root / "runs" / "s.yaml", [*told, "respond.limit=1"])
+    run_recipe(one, workspace, STAGES, Reporter(), only=["respond", "distill"])
+    assert [row["prompt"]["kind"] for row in rows(run.data("responses"))] == ["harmful"]
+    assert run_recipe(one, workspace, STAGES, Reporter(), only=["distill"]).stages[0].counts["prompts"] == len(kinds)
