@@ -18,6 +18,10 @@ MEAN_FILL = 0.85
 """Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
 
 
+OPENING_SECONDS, LOADED_WEIGHTS = 2.0, 2e8
+"""To open engines or make a trainer in a stage, and how many weights are read from files a second meanwhile."""
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """One stage's cost. `seconds` None where nothing is known about the model's speed (a server, a model that isn't on this disk)."""
@@ -87,6 +91,11 @@ class Costs:
     """Training prompts that a policy method may sample responses to."""
     pairs: float = 0.0
     """Preference pairs that it may train on."""
+
+    def loading(self) -> StagePlan:
+        """Return what a stage takes to load a model of the trained one's size, which it does at least once."""
+        shape = read_dimensions(self.recipe.trained)
+        return StagePlan(seconds=OPENING_SECONDS + shape.parameters / LOADED_WEIGHTS if shape else 0.0)
 
     def calls(self, spec: ModelSpec, work: Work, longest: float) -> StagePlan:
         """Return what model calls cost, the longest of `longest` tokens. Each is billed with its whole text, which runs once here."""

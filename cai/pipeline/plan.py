@@ -66,8 +66,8 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     if probed := [s.name for s in timed if s.name not in times]:
         times |= {s.name: s.seconds for s in draft(recipe, workspace, cache(probe)) if s.name in probed and s.seconds}
         basis.append(
-            f"times of {', '.join(probed)}: a rough first estimate, from a short probe of this {device()} as busy as it is now, without "
-            "the loading of models; half as much again is possible. Once a run is done, its own rates are used"
+            f"times of {', '.join(probed)}: a rough first estimate, from a short probe of this {device()} as busy as it is now; "
+            "half as much again is possible. Once a run is done, its own rates are used"
         )
     if any(spec is not None and spec.is_server for spec in (recipe.model, recipe.feedback.judge)):
         basis.append(
@@ -197,7 +197,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
         "report": [],
     }
     absent = {"critique", "distill"} - set(recipe.sft.data)
-    return [joined(name, *pieces) for name, pieces in work.items() if name not in absent]
+    stages = {name: joined(name, *pieces) for name, pieces in work.items() if name not in absent}
+    return [joined(name, stage, *[c.loading()] * bool(stage.seconds)) for name, stage in stages.items()]
 
 
 def _knowledge(c: Costs, workspace: Workspace) -> list[StagePlan]:
