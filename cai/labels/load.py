@@ -62,18 +62,6 @@ def load_pairs(
     return LoadedPairs(limited(preferences, limit, seed), tuple(failures), file.format, file.unused)
 
 
-def load_labels(
-    path: Path,
-    format: str = "auto",
-    kind: PromptKind | None = None,
-    columns: Mapping[str, str] | None = None,
-    choices: Choices | None = None,
-) -> "LoadedLabels":
-    """Load all human labels from a file, ties included. Arguments and errors as in `load_label_files`."""
-    (loaded,) = load_label_files([path], format, kind, columns, choices)
-    return loaded
-
-
 def load_label_files(
     paths: Sequence[Path],
     format: str = "auto",
