@@ -58,7 +58,7 @@ def measure(recipe_path: Path, overrides: list[str], clock: Callable[[], float])
         run_recipe(recipe, workspace, STAGES, watch)
         manifest = read_manifest(workspace.run(recipe.name).manifest)
         assert manifest is not None
-        planned = draft(recipe, workspace, cache(lambda d, precision: probe(d, precision, clock)))
+        planned = draft(recipe, workspace, cache(lambda precision: probe(precision, clock)))
     rows = []
     for stage in planned:
         steps = (entry := manifest.stage(stage.name)) and entry.counts.get("steps")

@@ -290,15 +290,12 @@ class Session:
         if self.failures:
             self.reporter.warn(f"{len(self.failures)} items failed: {in_words(self.failures)}")
 
-    async def load_rewards(
-        self, folders: Sequence[Path], config: RewardConfig | None = None, *, base: ModelSpec | None = None
-    ) -> "RewardEnsemble":
+    async def load_rewards(self, folders: Sequence[Path], config: RewardConfig | None = None) -> "RewardEnsemble":
         """Load reward models as one ensemble. Every open model is closed first: one base is in memory at a time.
 
         Args:
             folders: what `train_reward` wrote, one per member.
             config: how members' scores become one; None: the recipe's.
-            base: the model that they were trained on; None: what the adapters name.
 
         Raises:
             ModelError: one can't be loaded.
@@ -307,7 +304,7 @@ class Session:
         from cai.train.reward.ensemble import load_ensemble
 
         config = config or self.recipe.reward
-        return load_ensemble(list(folders), base, config.aggregate, config.uncertainty_penalty)
+        return load_ensemble(list(folders), None, config.aggregate, config.uncertainty_penalty)
 
     async def close_models(self) -> None:
         """Close every model and free its memory. What they were asked stays counted."""

@@ -1,7 +1,7 @@
 """Makes what the site takes from elsewhere: command line, Python API, recipe settings, changelog, list of decisions.
 
 mkdocs calls the functions below by their names. Nothing here is copied by hand: commands come from the typer app, public names from
-`cai.__all__`, settings from `cai/recipe.py`, the changelog from CHANGELOG.md, and decisions from the files in `docs/decisions/`.
+`cai.__all__`, settings from `cai/recipe/`, the changelog from CHANGELOG.md, and decisions from the files in `docs/decisions/`.
 """
 
 import re
@@ -87,10 +87,10 @@ def _commands() -> list[str]:
 
 def _public_names() -> list[str]:
     """An identifier for mkdocstrings for each name in `cai.__all__`, and for the records and errors that aren't in it."""
-    package, records, errors = _visited("cai"), _visited("cai.records"), _visited("cai.errors")
+    package, errors = _visited("cai"), _visited("cai.errors")
     paths = {str(name): package.members[str(name)].target_path for name in package.exports or ()}
     of = {module: [p for p in paths.values() if p.startswith(f"{module}.")] for module in ("cai.recipe", "cai.records", "cai.errors")}
-    all_records = [f"cai.records.{name}" for name, value in records.members.items() if not value.is_alias and value.is_class]
+    all_records = [f"cai.records.{name}" for name, value in _members("cai.records").items() if value.is_class]
     parts = {
         "Sessions, runs and training": [p for p in paths.values() if not any(p in those for those in of.values())],
         "Records": of["cai.records"],
@@ -113,14 +113,21 @@ def _visited(module: str) -> Any:
     return griffe.visit(module, filepath=file, code=file.read_text(encoding="utf-8"))
 
 
+def _members(package: str) -> dict[str, Any]:
+    """What the modules of a package define, by name."""
+    modules = sorted(p.stem for p in ROOT.joinpath(*package.split(".")).glob("*.py"))
+    visited = (_visited(f"{package}.{module}") for module in modules if module != "__init__")
+    return {name: value for module in visited for name, value in module.members.items() if not value.is_alias}
+
+
 def _settings() -> list[str]:
-    """A table for each block of a recipe, read from the types in `cai/recipe.py`: setting, type, default, meaning."""
+    """A table for each block of a recipe, read from the types in `cai/recipe/`: setting, type, default, meaning."""
     import griffe
 
-    module = _visited("cai.recipe")
-    blocks = {n: c for n, c in module.members.items() if isinstance(c, griffe.Class) and n not in ("Recipe", "Section")}
+    members = _members("cai.recipe")
+    blocks = {n: c for n, c in members.items() if isinstance(c, griffe.Class) and n not in ("Recipe", "Section")}
     lines = []
-    for name, block in {"Recipe": module["Recipe"], **blocks}.items():
+    for name, block in {"Recipe": members["Recipe"], **blocks}.items():
         lines.extend([f"## {name}", "", block.docstring.value if block.docstring else "", ""])
         parents = [str(base) for base in block.bases if str(base) in blocks]
         lines.extend(f"It also has the settings of [{parent}](#{parent.lower()}), unless listed here.\n" for parent in parents)
@@ -134,7 +141,7 @@ def _settings() -> list[str]:
             meaning = " ".join(field.docstring.value.split()).replace("|", r"\|") if field.docstring else ""
             lines.append(f"| `{field.name}` | {kind} | {default} | {meaning} |")
         lines.append("")
-    aliases = {n: a for n, a in module.members.items() if isinstance(a, griffe.Attribute) and _is_choice(str(a.value))}
+    aliases = {n: a for n, a in members.items() if isinstance(a, griffe.Attribute) and _is_choice(str(a.value))}
     lines.extend(["## Types", "", "| type | values |", "|---|---|"])
     return [*lines, *(f"| `{name}` | `{_readable(str(alias.value))}` |" for name, alias in aliases.items()), ""]
 

@@ -10,24 +10,25 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: "errors ids records stats",
-    1: "core/",
-    2: "recipe constitution/",
-    3: "models/",
-    4: "data/ generate/",
-    5: "labels/ train/",
-    6: "judge/",
-    7: "session",
-    8: "evaluate/",
-    9: "report/ workbench/",
-    10: "pipeline/",
-    11: "studio/",
-    12: "cli/",
-    13: "__main__",
+    0: "errors ids stats",
+    1: "records/",
+    2: "core/",
+    3: "recipe/ constitution/",
+    4: "models/",
+    5: "data/ generate/",
+    6: "labels/ train/",
+    7: "judge/",
+    8: "session",
+    9: "evaluate/",
+    10: "report/ workbench/",
+    11: "pipeline/",
+    12: "studio/",
+    13: "cli/",
+    14: "__main__",
 }
 """Rooms by floor; a room with a slash is a folder. The loose modules of one floor count as one folder."""
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
-LIGHT_FLOORS = (0, 1, 2, 4, 6)
+LIGHT_FLOORS = (0, 1, 2, 3, 5, 7)
 HEAVY = (
     "torch",
     "transformers",
@@ -117,11 +118,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize(
     ("file", "text", "fault"),
     [
-        ("ids.py", "from cai.recipe import Recipe", "ids:1: floor 0 imports cai.recipe of floor 2"),
-        ("ids.py", "def f():\n    import cai.models.local.engine", "ids:2: floor 0 imports cai.models.local.engine of floor 3"),
-        ("ids.py", "from cai import cli", "ids:1: floor 0 imports cai.cli of floor 12"),
-        ("data/rows.py", "from cai.generate.pairs import x", "data.rows:1: floor 4 imports cai.generate.pairs of floor 4"),
-        ("core/jsonl.py", "from cai.stats import x\nfrom cai.recipe import y", "core.jsonl:2: floor 1 imports cai.recipe of floor 2"),
+        ("ids.py", "from cai.recipe import Recipe", "ids:1: floor 0 imports cai.recipe of floor 3"),
+        ("ids.py", "def f():\n    import cai.models.local.engine", "ids:2: floor 0 imports cai.models.local.engine of floor 4"),
+        ("ids.py", "from cai import cli", "ids:1: floor 0 imports cai.cli of floor 13"),
+        ("data/rows.py", "from cai.generate.pairs import x", "data.rows:1: floor 5 imports cai.generate.pairs of floor 5"),
+        ("core/jsonl.py", "from cai.stats import x\nfrom cai.recipe import y", "core.jsonl:2: floor 2 imports cai.recipe of floor 3"),
         ("models/base.py", "from . import store", "models.base:1: relative import"),
         ("utils.py", "", "utils: stands on no floor; put it into FLOORS"),
         ("ids.py", "from cai.utils import x", "ids:1: imports cai.utils, which stands on no floor"),

@@ -1,4 +1,4 @@
-"""The typer app, and code shared by all commands: JSON output, sessions, the version."""
+"""The typer app, and code shared by all commands: JSON output, sessions, tables of results, the version."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from cai.recipe import Recipe
+    from collections.abc import Sequence
+
+    from cai.recipe import FeedbackConfig, Recipe
+    from cai.records import EvalResult
     from cai.session import Session
 
 app = typer.Typer(
@@ -39,6 +42,34 @@ def open_session(recipe: "Recipe", near: Path) -> "Session":
     from cai.session import Session
 
     return Session(recipe=recipe, workspace=find_workspace(near), reporter=RichReporter(Console(stderr=True)))
+
+
+def show_results(results: "Sequence[EvalResult]", title: str) -> None:
+    """Print results in a table."""
+    from rich.console import Console
+
+    from cai.core.console import plain, plain_table
+
+    table = plain_table("measure", "of", "value", "95 % interval", "n", "", right=("value", "n"), title=title)
+    for r in results:
+        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), plain(r.note))
+    Console().print(table)
+
+
+def one_of(option: str, given: str, *allowed: str) -> Any:
+    """Return an option's value. Raises `DataError` if it is not one of those allowed."""
+    from cai.errors import DataError
+
+    if given not in allowed:
+        raise DataError(f"{option} {given}: expected {' or '.join(allowed)}")
+    return given
+
+
+def feedback_config(principles: str, per_label: int) -> "FeedbackConfig":
+    """Return a feedback configuration from command-line options. Raises `DataError` on an unknown value of `principles`."""
+    from cai.recipe import FeedbackConfig
+
+    return FeedbackConfig(principles=one_of("--principles", principles, "ensemble", "sample"), per_label=per_label)
 
 
 def show_version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from cai.cli import completing
 from cai.cli.app import Json, app, open_session, print_json
+from cai.cli.models import PairFormat, PairLimit
 from cai.records import Constitution, PromptKind
 
 constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
@@ -236,9 +237,9 @@ def validate(
     model: Model = None,
     judge: JudgeName = None,
     recipe: RecipeFile = None,
-    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
+    format: PairFormat = "auto",
     kind: Annotated[PromptKind | None, typer.Option(help="Kind of prompt for pairs without one", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    limit: PairLimit = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:

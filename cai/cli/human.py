@@ -1,18 +1,13 @@
 """Commands about human labels: human import, export, agreement, queue."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from msgspec.structs import replace
 
-from cai.cli.app import Json, app, open_session, print_json
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cai.recipe import FeedbackConfig
-    from cai.records import EvalResult
+from cai.cli.app import Json, app, feedback_config, one_of, open_session, print_json, show_results
+from cai.cli.models import ConstitutionFile, JudgeName, PairLimit, PerLabel, Principles
 
 human = typer.Typer(name="human", help="Human labels: import, export, agreement, and which pairs to label next.", no_args_is_help=True)
 app.add_typer(human)
@@ -91,7 +86,7 @@ def export(
     """Export pairs as labelling tasks without source and label, or human labels as soft preferences."""
     from cai.labels.annotating import export_human
 
-    count, written = export_human(what, out, _one_of("--format", format, "label-studio", "preferences"), _pooling(pooling), smoothing)
+    count, written = export_human(what, out, one_of("--format", format, "label-studio", "preferences"), _pooling(pooling), smoothing)
     if json:
         print_json({"count": count, "files": written})
         return
@@ -105,13 +100,11 @@ def agreement(
     files: Files,
     gold: Annotated[Path | None, typer.Option(help="Pairs with known answers, to measure each person's accuracy")] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocols to compare with people: one, several with commas, or all")] = None,
-    judge: Annotated[
-        str, typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL")
-    ] = "embedded",
-    constitution: Annotated[Path, typer.Option(help="The judge's constitution")] = Path("constitution/general.yaml"),
-    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
-    limit: Annotated[int | None, typer.Option(help="Judge this many pairs, chosen by hash", min=1)] = None,
+    judge: JudgeName = "embedded",
+    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    principles: Principles = "ensemble",
+    per_label: PerLabel = 1,
+    limit: PairLimit = None,
     format: Format = "auto",
     seed: int = 0,
     json: Json = False,
@@ -168,7 +161,7 @@ def queue(
     from cai.labels.annotating import label_queue
 
     run = find_run(run_name)
-    how = _one_of("--by", by, "uncertainty", "disagreement", "conflict")
+    how = one_of("--by", by, "uncertainty", "disagreement", "conflict")
     chosen = label_queue(run, find_workspace(run.path).root, how, n, out, labels or ())
     if json:
         print_json({"by": by, "count": len(chosen), "out": None if out is None else str(out), "pairs": chosen})
@@ -179,18 +172,6 @@ def queue(
     Console().print(table)
     if out is not None:
         typer.echo(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml in the same folder'}")
-
-
-def show_results(results: "Sequence[EvalResult]", title: str) -> None:
-    """Print results in a table."""
-    from rich.console import Console
-
-    from cai.core.console import plain, plain_table
-
-    table = plain_table("measure", "of", "value", "95 % interval", "n", "", right=("value", "n"), title=title)
-    for r in results:
-        table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), plain(r.note))
-    Console().print(table)
 
 
 def _people(count: int) -> str:
@@ -209,26 +190,11 @@ def _columns(given: list[str] | None) -> dict[str, str]:
     return found
 
 
-def _one_of(option: str, given: str, *allowed: str) -> Any:
-    from cai.errors import DataError
-
-    if given not in allowed:
-        raise DataError(f"{option} {given}: expected {' or '.join(allowed)}")
-    return given
-
-
 def _kind(given: str | None) -> Any:
     from cai.records import PROMPT_KINDS
 
-    return None if given is None else _one_of("--kind", given, *PROMPT_KINDS)
+    return None if given is None else one_of("--kind", given, *PROMPT_KINDS)
 
 
 def _pooling(given: str) -> Any:
-    return _one_of("--pooling", given, "votes", "dawid-skene")
-
-
-def feedback_config(principles: str, per_label: int) -> "FeedbackConfig":
-    """Return a feedback configuration from command-line options. Raises `DataError` on an unknown value of `principles`."""
-    from cai.recipe import FeedbackConfig
-
-    return FeedbackConfig(principles=_one_of("--principles", principles, "ensemble", "sample"), per_label=per_label)
+    return one_of("--pooling", given, "votes", "dawid-skene")

@@ -6,7 +6,7 @@ from typing import Annotated, cast, get_args
 import typer
 from msgspec.structs import replace
 
-from cai.cli.app import Json, app, open_session, print_json
+from cai.cli.app import Json, app, feedback_config, open_session, print_json, show_results
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
@@ -22,6 +22,10 @@ JudgeName = Annotated[
     typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
 ]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judge's constitution")]
+PairFormat = Annotated[str, typer.Option("--format", help="File format of the pairs")]
+PairLimit = Annotated[int | None, typer.Option("--limit", help="Use this many pairs, chosen by hash", min=1)]
+Principles = Annotated[str, typer.Option("--principles", help="ensemble: all principles that apply; sample: --per-label of them")]
+PerLabel = Annotated[int, typer.Option("--per-label", help="Number of principles per label, with --principles sample", min=1)]
 
 
 @models.callback()
@@ -104,17 +108,16 @@ def bench(
     protocol: Annotated[str, typer.Option(help="One protocol, several with commas, or all")] = "all",
     judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
-    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
+    format: PairFormat = "auto",
+    limit: PairLimit = None,
+    principles: Principles = "ensemble",
+    per_label: PerLabel = 1,
     seed: int = 0,
     json: Json = False,
 ) -> None:
     """Measure the agreement of judging protocols with human labels, compared with trivial baselines, with 95 % intervals."""
     from rich.console import Console
 
-    from cai.cli.human import feedback_config
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
@@ -160,10 +163,10 @@ def calibrate(
     protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
     judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
-    principles: Annotated[str, typer.Option(help="ensemble: all principles that apply; sample: --per-label of them")] = "ensemble",
-    per_label: Annotated[int, typer.Option(help="Number of principles per label, with --principles sample", min=1)] = 1,
+    format: PairFormat = "auto",
+    limit: PairLimit = None,
+    principles: Principles = "ensemble",
+    per_label: PerLabel = 1,
     length: Annotated[bool, typer.Option("--length", help="Also correct for length bias")] = False,
     seed: int = 0,
     json: Json = False,
@@ -171,7 +174,6 @@ def calibrate(
     """Calibrate a judge on human labels; the gain is measured by nested cross-validation."""
     from rich.console import Console
 
-    from cai.cli.human import feedback_config, show_results
     from cai.constitution.load import load_constitution
     from cai.core.console import plain
     from cai.core.jsonl import refuse_overwriting

@@ -2,14 +2,14 @@
 
 Two formats are supported: the Constitutional AI paper's JSON (Bai et al. 2022, arXiv 2212.08073: an object of critique and revision
 requests, or a list of comparison instructions), and llm-swarm's JSON (`{"constitutions": [{"critic", "revision"}, ...]}`). Their texts are
-kept; wrappers such as `\\n\\nCritiqueRequest:` and ` Options:` are removed. Missing fields are derived by these rules. Each principle's
-`source` names the derived fields, so that a person can improve them:
+kept; wrappers such as `\\n\\nCritiqueRequest:` and ` Options:` are removed. A statement is derived by these rules, and each principle's
+`source` says so, so that a person can improve it. What the file doesn't have (judging questions, for example) keeps its default wording,
+which is asked beside the statement.
 
-1. A revision request "... to remove (all) X content ..." or "... that does not have any X" gives a statement, two questions and a
-   comparison about X. Other requests in the same text are ignored.
-2. "... to avoid" or "refrain from doing Y" gives the same fields about doing Y.
-3. Any other revision request gives the same fields about "no need to rewrite" the response for the stated purpose.
-4. A comparison instruction is quoted in the statement, the critique request, the revision request and two questions about "a judge".
+1. A revision request "... to remove (all) X content ..." or "... that does not have any X" becomes a statement about X. Other requests in
+   the same text are ignored.
+2. "... to avoid" or "refrain from doing Y" becomes one about doing Y.
+3. Any other revision request, and a comparison instruction, is quoted.
 
 Neither format has prompt kinds, so every principle applies to all kinds.
 """
@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import yaml
@@ -29,13 +29,11 @@ from cai.core.yaml_source import YamlSource, schema_problems
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Examples, Principle, ResponseCheck
 
-ImportFormat = Literal["auto", "paper", "llm-swarm"]
 EDITOR_LINE = "# yaml-language-server: $schema=schema.json\n"
 MAX_BYTES = 8 * 1024 * 1024
 
 _BEFORE = re.compile(r"^\s*(?:CritiqueRequest|RevisionRequest|Human)\s*:\s*")
 _AFTER = re.compile(r"\s*(?:Critique|Revision|Options|Assistant)\s*:\s*$")
-_PURPOSE = re.compile(r"\b(?:response|version|revision)\b.*?\b(?P<purpose>(?:so as )?to [a-z]|so that |(?P<one>that )).*", re.DOTALL)
 _TAIL = r"(?: that is [^.;]*|, (?:including|especially) [^.;]*)?"
 _REMOVAL = re.compile(
     rf"\b(?:(?:to remove|that removes) (?:any and all |all |any )?(?P<what>[^.;]*?\bcontent\b{_TAIL})"
@@ -45,12 +43,11 @@ _ABSTENTION = re.compile(r"\b(?:avoids?|refrains? from) (?P<doing>[a-z]+ing\b[^.
 _TRANSCRIPT = re.compile(r"(?:^|\n)\s*(?:Human|Assistant|H|A)\s*:")
 
 
-def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "auto") -> Constitution:
+def import_constitution(paths: Path | Sequence[Path]) -> Constitution:
     """Import principles from one or more JSON files into one constitution.
 
     Args:
         paths: one or more files in a supported format.
-        format: format of the files; `auto` detects it for each file.
 
     Raises:
         ConstitutionError: lists all problems in all files.
@@ -62,14 +59,14 @@ def import_constitution(paths: Path | Sequence[Path], format: ImportFormat = "au
     principles: list[Principle] = []
     for path in files:
         try:
-            principles += _read(path, _load_json(path), format, problems)
+            principles += _read(path, _load_json(path), problems)
         except ConstitutionError as e:
             problems.append(str(e))
     names = " and ".join(path.name for path in files)
     constitution = Constitution(
         id=kebab(files[0].stem)[:64].strip("-") or "imported",
         name=f"Imported from {names}"[:120],
-        description=f"Imported from {names}. Fields named as derived in a principle's source were made by rule; write better ones.",
+        description=f"Imported from {names}. The statements were made by rule; write better ones.",
         principles=tuple(with_unique_ids(principles)),
     )
     if not problems:
@@ -168,16 +165,16 @@ def _load_json(path: Path) -> Any:
         raise ConstitutionError(f"{path}: not valid JSON: {e}") from e
 
 
-def _read(path: Path, data: Any, format: ImportFormat, problems: list[str]) -> list[Principle]:
+def _read(path: Path, data: Any, problems: list[str]) -> list[Principle]:
     """Detect a file's format and return its principles. Errors in single entries are added to `problems`."""
-    if isinstance(data, dict) and "constitutions" in data and format != "paper":
+    if isinstance(data, dict) and "constitutions" in data:
         return _read_requests(path, data["constitutions"], "principle", ("critic", "revision"), problems)
-    if isinstance(data, dict) and data and "constitutions" not in data and format != "llm-swarm":
+    if isinstance(data, dict) and data:
         return _read_requests(path, data, "", ("prompt", "edit_request"), problems)
-    if isinstance(data, list) and data and format != "llm-swarm":
+    if isinstance(data, list) and data:
         return _read_comparisons(path, data, problems)
     raise ConstitutionError(
-        f"{path}: unknown format{'' if format == 'auto' else f', not {format}'}; expected the paper's "
+        f"{path}: unknown format; expected the paper's "
         '{"name": {"prompt": [...], "edit_request": "..."}} or ["Choose the response ... Options:"], or llm-swarm\'s '
         '{"constitutions": [{"critic": "...", "revision": "..."}]}'
     )
@@ -225,58 +222,28 @@ def _text(value: Any) -> str | None:
 
 
 def _from_requests(principle_id: str, critique: str, revision: str, source: str) -> Principle:
-    """Make a principle from a critique request and a revision request, by rules 1 to 3.
+    """Make a principle from a critique request and a revision request.
 
-    >>> _from_requests("a", "Find rude content.", "Please rewrite the response to remove all rude content.", "x").ask_positive
-    'Is the response free of rude content?'
+    >>> _from_requests("a", "Find rude content.", "Please rewrite the response to remove all rude content.", "x").statement
+    'The response must not contain rude content.'
     """
     if found := _REMOVAL.search(revision):
-        what = (found["what"] or found["any"]).strip()
-        statement, compare = f"The response must not contain {what}.", f"Which response contains less {what}?"
-        positive, negative = f"Is the response free of {what}?", f"Does the response contain {what}?"
+        statement = f"The response must not contain {(found['what'] or found['any']).strip()}."
     elif found := _ABSTENTION.search(revision):
-        doing = found["doing"].strip()
-        statement, compare = f"The response must refrain from {doing}.", f"Which response refrains better from {doing}?"
-        positive, negative = f"Does the response refrain from {doing}?", f"Does the response go wrong by {doing}?"
+        statement = f"The response must refrain from {found['doing'].strip()}."
     else:
-        purpose = _purpose(revision)
-        statement = f"Write every response so that nobody has to rewrite it {purpose}."
-        positive = f"Is the response good as it is, with no need to rewrite it {purpose}?"
-        negative = f"Should the response be rewritten {purpose}?"
-        compare = f"Which response has less need to be rewritten {purpose}?"
-    source += " (derived from its revision request: statement, ask_positive, ask_negative, compare)"
-    return Principle(principle_id, statement, critique, revision, positive, negative, compare, source=source)
-
-
-def _purpose(revision: str) -> str:
-    """Return the purpose of a revision request, as words that can follow "rewrite it".
-
-    >>> _purpose("Please rewrite the response to make it shorter.")
-    'to make it shorter'
-    >>> _purpose("Write a new version of the response that is shorter.")
-    'into one that is shorter'
-    >>> _purpose("Be kinder.")
-    'as this asks: “Be kinder.”'
-    """
-    found = _PURPOSE.search(revision)
-    if not found:
-        return f"as this asks: “{revision}”"
-    purpose = re.split(r"(?<=[.!?])\s", revision[found.start("purpose") :])[0].rstrip(" .!?")
-    return f"into one {purpose}" if found["one"] else purpose
+        statement = f"Write every response so that nobody has to ask for this: “{revision}”"
+    return Principle(principle_id, statement, critique, revision, source=f"{source} (statement derived from its revision request)")
 
 
 def _from_comparison(principle_id: str, instruction: str, source: str) -> Principle:
-    """Make a principle from a comparison instruction, by rule 4."""
+    """Make a principle from a comparison instruction."""
     compares = instruction.endswith("?") and "which" in re.split(r"(?<=[.!?])\s", instruction)[-1].lower()
     return Principle(
         principle_id,
         statement=f"Write the response that would be chosen under this instruction: “{instruction}”",
-        critique=f"Say what in your last response would make it lose against a better one under this instruction: “{instruction}”",
-        revision=f"Rewrite your last response so that it would win under this instruction: “{instruction}”",
-        ask_positive=f"A judge is told: “{instruction}” Is the response what the judge is looking for?",
-        ask_negative=f"A judge is told: “{instruction}” Does the response fail to be what the judge is looking for?",
         compare=instruction if compares else f"{instruction} Which response should be chosen?",
-        source=source + " (derived from its comparison: statement, critique, revision, ask_positive, ask_negative)",
+        source=f"{source} (statement derived from its comparison)",
     )
 
 

@@ -110,22 +110,21 @@ class _Draft:
     field: str | None = None
 
 
-def lint(constitution: Constitution, source: YamlSource | None = None, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
+def lint(constitution: Constitution, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
     """Lint a loaded constitution.
 
     Args:
         constitution: the constitution.
-        source: its parsed file, for line numbers.
         kinds: kinds of prompt that will be used with it.
 
     Returns:
         Findings in the order of the file; empty if there are none.
     """
     drafts = list(_drafts(constitution, kinds))
-    return _placed(drafts, constitution.principles, range(len(constitution.principles)), source, constitution.id)
+    return _placed(drafts, constitution.principles, range(len(constitution.principles)), None, constitution.id)
 
 
-def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
+def lint_file(path: Path) -> list[LintFinding]:
     """Lint a file: report schema errors, and lint every principle that can be parsed.
 
     Raises:
@@ -137,16 +136,16 @@ def lint_file(path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> lis
         if not path.is_file():
             raise
         return [_from_problem(str(e), path)]
-    return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
+    return _lint_source(source)
 
 
-def lint_text(text: str, path: Path, kinds: Collection[PromptKind] = LABELLED_KINDS) -> list[LintFinding]:
+def lint_text(text: str, path: Path) -> list[LintFinding]:
     """Lint the text of a file that is not saved yet; `path` is the name used in findings."""
     try:
         source = parse_yaml(text.encode(), path, ConstitutionError)
     except ConstitutionError as e:
         return [_from_problem(str(e), path)]
-    return sorted([*_lint_source(source, kinds), *_outdated(source)], key=lambda f: f.line or 0)
+    return _lint_source(source)
 
 
 def lint_scope(constitution: Constitution) -> str:
@@ -202,20 +201,20 @@ def last_used(constitution_id: str, path: Path) -> tuple[str, tuple[Principle, .
     return None
 
 
-def _lint_source(source: YamlSource, kinds: Collection[PromptKind]) -> list[LintFinding]:
+def _lint_source(source: YamlSource) -> list[LintFinding]:
     path = source.path
     whole = read_fields(source.data, Constitution)
     readable = [(i, p) for i, entry in enumerate(entries(source)) if (p := read_fields(entry, Principle)) is not None]
     constitution = whole or Constitution("", "", "", tuple(p for _, p in readable))
     complete = 0 < len(readable) == len(entries(source))
-    drafts = [d for d in _drafts(constitution, kinds) if complete or d.rule not in ("uncovered-kind", "rarely-drawn")]
+    drafts = [d for d in _drafts(constitution, LABELLED_KINDS) if complete or d.rule not in ("uncovered-kind", "rarely-drawn")]
     found = _placed(drafts, constitution.principles, [i for i, _ in readable], source, str(path))
     taken = {(f.rule, f.line) for f in found}
     for problem in source_problems(source):
         schema = _from_problem(problem, path)
         if not {("unreachable", schema.line), ("duplicate-id", schema.line)} & taken:
             found.append(schema)
-    return sorted(found, key=lambda f: f.line or 0)
+    return sorted([*found, *_outdated(source)], key=lambda f: f.line or 0)
 
 
 def _from_problem(text: str, path: Path) -> LintFinding:

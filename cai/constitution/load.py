@@ -62,7 +62,7 @@ def _read(source: YamlSource) -> Constitution:
         raise ConstitutionError(f"{path}: not a valid constitution: {count}\n" + "\n".join(f"  {p}" for p in problems))
     constitution = read_fields(source.data, Constitution)
     if constitution is None:  # only if the schema and the record type disagree
-        raise ConstitutionError(f"{path}: passes schema.json but is not a Constitution; schema.json and cai/records.py disagree")
+        raise ConstitutionError(f"{path}: passes schema.json but is not a Constitution; schema.json and cai/records disagree")
     return constitution
 
 

@@ -25,9 +25,7 @@ _ABOUT: dict[ExportFormat, str] = {
 }
 
 
-def dataset_card(
-    data: RunData, exported: Exported, name: str, model: str = "", judge: JudgeCard | None = None, license: str = "other"
-) -> str:
+def dataset_card(data: RunData, exported: Exported, name: str, model: str = "", judge: JudgeCard | None = None) -> str:
     """Return the text of README.md, with the YAML front matter that the Hub and `datasets.load_dataset` read.
 
     Args:
@@ -36,11 +34,10 @@ def dataset_card(
         name: name of the dataset.
         model: name of the model that wrote the responses.
         judge: measurements of the judge; None if no label came from one.
-        license: the Hub's license identifier; `other` until the owner chooses one.
     """
     preferences = [*data.train, *data.held_out]
     sections = [
-        f"---\n{yaml.safe_dump(_front_matter(exported, name, license), sort_keys=False, allow_unicode=True)}---",
+        f"---\n{yaml.safe_dump(_front_matter(exported, name), sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         _made(data, model),
         f"## Files\n\n{_ABOUT[exported.format]}\n\n{_table(('table', 'rows'), exported.tables.items())}{_left_out(exported)}",
@@ -62,10 +59,10 @@ def is_card(path: Path) -> bool:
     return text.startswith(b"---\n") and b"\nMade with `cai` " in text
 
 
-def _front_matter(exported: Exported, name: str, license: str) -> dict[str, Any]:
+def _front_matter(exported: Exported, name: str) -> dict[str, Any]:
     rows = sum(exported.tables.values())
     matter: dict[str, Any] = {
-        "license": license,
+        "license": "other",  # until the owner chooses one
         "pretty_name": name,
         "task_categories": ["text-generation"],
         "tags": ["constitutional-ai", "rlaif", "preference", "alignment", *(["trl"] if exported.format == "trl" else [])],

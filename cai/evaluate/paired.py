@@ -49,3 +49,21 @@ def change_result(name: str, model: str, before: Sequence[bool], after: Sequence
     value, low, high = change(before, after)
     only_before, only_after = (sum(x and not y for x, y in zip(a, b, strict=True)) for a, b in ((before, after), (after, before)))
     return EvalResult(name, model, value, len(before), low, high, note, mcnemar(only_before, only_after))
+
+
+def rate_and_change(name: str, model: str, mine: Mapping[str, bool], theirs: Mapping[str, bool] | None, note: str = "") -> list[EvalResult]:
+    """Return the rate of yes among a model's prompts (`name`), and its change from another model's on the shared ones (`NAME_change`).
+
+    Args:
+        name: name of the rate.
+        model: name of the model.
+        mine: prompt id to yes or no.
+        theirs: the same for the other model; None: no change is returned.
+        note: note of the rate.
+    """
+    results = [rate(name, model, list(mine.values()), note)] if mine else []
+    ids = [] if theirs is None else shared_ids(theirs, mine)
+    if theirs is not None and ids:
+        before, after = [theirs[i] for i in ids], [mine[i] for i in ids]
+        results.append(change_result(f"{name}_change", model, before, after, unpaired_note(theirs, mine)))
+    return results

@@ -1,7 +1,7 @@
 """Repetition in responses. Looping is the most common way in which a small policy collapses while its reward rises."""
 
 from cai.core.text.repetition import LOOPING, repeated_fraction
-from cai.evaluate.paired import AnswersByPrompt, change_result, rate, shared_ids, unpaired_note
+from cai.evaluate.paired import AnswersByPrompt, rate_and_change
 from cai.records import EvalResult
 from cai.stats import paired_bootstrap
 
@@ -14,10 +14,5 @@ def repetition(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | Non
     mean, low, high = paired_bootstrap(list(repeated.values()), seed)
     results = [EvalResult("repetition", model, mean, len(repeated), low, high)]
     loops = {i: x > LOOPING for i, x in repeated.items()}
-    results.append(rate("looping", model, list(loops.values()), f"more than {LOOPING:.0%} of four-word runs are repeats"))
-    base_loops = {} if base is None else {i: repeated_fraction(r.text) > LOOPING for i, r in base.items()}
-    ids = shared_ids(base_loops, loops)
-    if ids:
-        before, after = [base_loops[i] for i in ids], [loops[i] for i in ids]
-        results.append(change_result("looping_change", model, before, after, unpaired_note(base_loops, loops)))
-    return results
+    base_loops = None if base is None else {i: repeated_fraction(r.text) > LOOPING for i, r in base.items()}
+    return results + rate_and_change("looping", model, loops, base_loops, f"more than {LOOPING:.0%} of four-word runs are repeats")

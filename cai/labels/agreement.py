@@ -148,7 +148,7 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "", ta
 
 
 def kappa(
-    name: str, model: str, both: Sequence[tuple[float, float]], seed: int, note: str = "", clusters: Sequence[str] | None = None
+    name: str, model: str, both: Sequence[tuple[float, float]], seed: int, clusters: Sequence[str] | None = None
 ) -> EvalResult | None:
     """Return Cohen's kappa (1960; linear weights, 1968) of two raters of the same pairs; None if it is undefined.
 
@@ -159,7 +159,6 @@ def kappa(
         model: rater or model that the result is about.
         both: two answers per item, in [0, 1]; below ½, ½ and above ½ are the three categories.
         seed: seed of the bootstrap.
-        note: note of the result.
         clusters: the conversation of each item; None: each item is one.
     """
     import numpy as np
@@ -173,7 +172,7 @@ def kappa(
         return None
     kinds, copies = np.unique(tables.reshape(len(index), 9), axis=0, return_counts=True)
     counts = np.random.default_rng(seed).multinomial(len(index), copies / len(index), size=RESAMPLES)
-    return _with_interval(name, model, point, weighted_kappa((counts @ kinds).reshape(-1, 3, 3)), len(both), len(index), note)
+    return _with_interval(name, model, point, weighted_kappa((counts @ kinds).reshape(-1, 3, 3)), len(both), len(index), "")
 
 
 def weighted_kappa(tables: Any) -> Any:

@@ -1,42 +1,27 @@
 """Loads human labels of pairs from published and exported formats, as labels or pooled into `Preference`s.
 
-Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture, and to read back exports. The format is detected from the
-first readable row and applies to all rows. Unusable rows are counted as failures.
+Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture, and to read back exports. Files are read by
+`cai.labels.files`.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cai.core.console import printable
-from cai.core.plugins import did_you_mean
-from cai.data.conversations import RowFault
 from cai.data.filters import pooled, preference_key, softened
-from cai.data.rows import HUB, Row, dataset_rows, read_rows, refuse_many, source_files
+from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.labels import pair_formats, published, vote_formats
-from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
+from cai.labels.answers import Choices
+from cai.labels.files import OWN, STAGE, PairFile, nothing_usable, read_file, settle_answers
 from cai.labels.pooling import pool_rows
-from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, Columns, PairRow
-from cai.labels.vote_formats import CHOICES, COLUMNS, TABLE, is_column
+from cai.labels.vote_formats import COLUMNS, is_column
 from cai.recipe import HumanSource, Pooling
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
-STAGE = "human"
-FORMATS = {f.name: f for f in (*published.FORMATS, *vote_formats.FORMATS, *pair_formats.FORMATS)}
-"""By name, in the order in which a file's first row is held against them."""
-CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
-OWN = ("labels", "cai")
-"""Formats of `cai`'s own records."""
 NOT_IN_LABELS = ("weight", "principle_ids")
 """Columns of preferences that a `HumanLabel` doesn't hold."""
-NO_HEADER = " If the file has no header, add a first line with the names of the columns."
-_INNER = ("data", "fields")
-"""Keys under which Label Studio tasks and Argilla records nest their columns."""
 
 
 def load_pairs(
@@ -68,25 +53,13 @@ def load_pairs(
     Raises:
         DataError: the file can't be read, its format isn't recognised, or it has no usable pair.
     """
-    (file,) = files = [_read(read_rows(path), path.name, str(path), format, kind, {})]
-    _answer(files, None)
+    (file,) = files = [read_file(read_rows(path), path.name, str(path), format, kind, {})]
+    settle_answers(files, None)
     failures, preferences = _decide(_pool(files, pooling, smoothing))
     failures = [*file.failures, *failures]
     if not preferences:
-        raise _nothing("pair", file, failures)
+        raise nothing_usable("pair", file, failures)
     return LoadedPairs(limited(preferences, limit, seed), tuple(failures), file.format, file.unused)
-
-
-def load_labels(
-    path: Path,
-    format: str = "auto",
-    kind: PromptKind | None = None,
-    columns: Mapping[str, str] | None = None,
-    choices: Choices | None = None,
-) -> "LoadedLabels":
-    """Load all human labels from a file, ties included. Arguments and errors as in `load_label_files`."""
-    (loaded,) = load_label_files([path], format, kind, columns, choices)
-    return loaded
 
 
 def load_label_files(
@@ -114,11 +87,11 @@ def load_label_files(
     files, problems = [], []
     for path in paths:
         try:
-            files.append(_read(read_rows(path), path.name, str(path), format, kind, columns or {}))
+            files.append(read_file(read_rows(path), path.name, str(path), format, kind, columns or {}))
         except DataError as e:
             problems.append(str(e))
     if not problems:
-        _answer(files, choices)
+        settle_answers(files, choices)
     loaded = []
     for file in files:
         labels = []
@@ -128,7 +101,7 @@ def load_label_files(
             else:
                 file.failures.append(Failure(STAGE, where, "not_human", f"its source is {one.preference.source}: not a person's label"))
         if not labels and not problems:
-            problems.append(str(_nothing("label", file, file.failures)))
+            problems.append(str(nothing_usable("label", file, file.failures)))
         doubts = Counter(one.doubt for _, one in file.readings if one.doubt)
         lost = [c for c in NOT_IN_LABELS if c in file.columns and c not in file.unused and file.format not in OWN]
         loaded.append(LoadedLabels(tuple(labels), tuple(file.failures), file.format, file.rows, doubts, (*file.unused, *lost)))
@@ -146,7 +119,7 @@ def load_texts(path: Path) -> tuple[tuple[Preference, ...], tuple[Failure, ...]]
     Raises:
         DataError: the file can't be read, or its format isn't recognised.
     """
-    file = _read(read_rows(path), path.name, str(path), "auto", None, {})
+    file = read_file(read_rows(path), path.name, str(path), "auto", None, {})
     return tuple(one.preference for _, one in file.readings), tuple(file.failures)
 
 
@@ -175,11 +148,11 @@ def load_human(
     problems: list[str] = []
     for source in sources:
         try:
-            files = [_read(rows, name, where, "auto", source.kind, {}) for rows, name, where in _source_rows(source, root)]
-            _answer(files, None)
+            files = [read_file(rows, name, where, "auto", source.kind, {}) for rows, name, where in _source_rows(source, root)]
+            settle_answers(files, None)
             pairs = _pool(files, source.pooling, source.smoothing)
             if empty := [file for file in files if not file.readings]:
-                raise _nothing("pair", empty[0], empty[0].failures)
+                raise nothing_usable("pair", empty[0], empty[0].failures)
             if unused := sorted({name for file in files for name in file.unused}):
                 say(f"{source.path}: columns not used: {', '.join(unused)}")
         except DataError as e:
@@ -231,21 +204,7 @@ class _Pooled:
     votes: int
 
 
-@dataclass(slots=True)
-class _File:
-    """What was read from one file."""
-
-    where: str
-    format: str
-    rows: int
-    readings: list[tuple[str, PairRow]]
-    failures: list[Failure]
-    unused: tuple[str, ...]
-    """Columns that no reader asked for."""
-    columns: tuple[str, ...]
-
-
-def _pool(files: Sequence[_File], pooling: Pooling, smoothing: float) -> list[_Pooled]:
+def _pool(files: Sequence[PairFile], pooling: Pooling, smoothing: float) -> list[_Pooled]:
     """Pool the labels of people by the texts of their pairs. Labels of others are left as they are."""
     rows = [(where, one) for file in files for where, one in file.readings]
     made = pool_rows([one for _, one in rows if one.by_person], pooling, smoothing)
@@ -278,146 +237,6 @@ def _decide(found: Sequence[_Pooled]) -> tuple[list[Failure], list[Preference]]:
     """Return a failure for every tie, and the other preferences."""
     ties = [Failure(STAGE, p.where, "tie", "neither response is preferred") for p in found if p.preference.p_chosen == 0.5]
     return ties, [p.preference for p in found if p.preference.p_chosen != 0.5]
-
-
-def _answer(files: Sequence[_File], stated: Choices | None) -> None:
-    """Read the answers of all files of a source, a column at a time. Unreadable ones become failures.
-
-    Raises:
-        DataError: a column's values don't fit.
-    """
-    rank = {name: i for i, name in enumerate(CHOICES)}
-    columns: dict[tuple[str, str], list[tuple[_File, int, CodedAnswer]]] = {}
-    faults: list[tuple[_File, int, RowFault]] = []
-    for format in dict.fromkeys(file.format for file in files):
-        mine = [file for file in files if file.format == format]
-        offered = {name for file in mine for _, one in file.readings if one.said for name, _ in one.said.answers}
-        chosen = min(offered, key=lambda name: rank.get(name, len(rank)), default="") if format == TABLE else ""
-        for file in mine:
-            for i, (_, one) in enumerate(file.readings):
-                if one.said is None:
-                    continue
-                named = [(name, value) for name, value in one.said.answers if name == (chosen or name)]
-                try:
-                    if not named:
-                        raise RowFault("not_labelled", f"{chosen} is empty")
-                    name, value = named[0]
-                    answer = CodedAnswer(name, code_of(value), one.said.names, one.said.choices)
-                    columns.setdefault((format, name), []).append((file, i, answer))
-                except RowFault as e:
-                    faults.append((file, i, e))
-                except RecursionError:
-                    faults.append((file, i, RowFault("unreadable", "nested too deeply")))
-        for file in mine:
-            file.unused = (*file.unused, *sorted(offered - {chosen})) if chosen else file.unused
-    problems = []
-    for items in columns.values():
-        try:
-            values = read_answers([answer for _, _, answer in items], stated)
-        except DataError as e:
-            problems.append(f"{', '.join(dict.fromkeys(file.where for file, _, _ in items))}: {e}")
-            continue
-        for (file, i, answer), p in zip(items, values, strict=True):
-            where, one = file.readings[i]
-            if p is None:
-                faults.append((file, i, RowFault("no_choice", f"{answer.code!r} names neither response; expected A, B or tie")))
-            else:
-                file.readings[i] = where, replace(one, said=None, preference=replace(one.preference, p_chosen=p))
-    if problems:
-        raise DataError("\n".join(problems))
-    for file, i, fault in faults:
-        file.failures.append(Failure(STAGE, file.readings[i][0], fault.reason, fault.detail))
-    for file in files:
-        file.failures.sort(key=lambda f: int(f.item_id.rpartition(":")[2]))
-        file.readings = [(where, one) for where, one in file.readings if one.said is None]
-
-
-def _read(rows: Iterable[Row], name: str, where: str, format: str, kind: PromptKind | None, columns: Mapping[str, str]) -> _File:
-    """Read rows in one format. Answers in codes are not read yet."""
-    if format != "auto" and format not in FORMATS:
-        close = did_you_mean(format, tuple(FORMATS))
-        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
-    name, where = printable(name), printable(where)
-    found = None if format == "auto" else format
-    readings: list[tuple[str, PairRow]] = []
-    failures: list[Failure] = []
-    count = 0
-    absent = set(columns.values())
-    held: dict[str, None] = {}
-    read = {*columns, *columns.values()}
-    for row in rows:
-        count += 1
-        refuse_many(failures)
-        try:
-            value = _mapping(row)
-            absent.difference_update(value, *(value[part] for part in _INNER if isinstance(value.get(part), dict)))
-            value = _renamed(value, columns)
-            found = found or _recognise(value, row.where, columns)
-            inner = [part for part in _INNER if isinstance(value.get(part), dict)]
-            held.update(dict.fromkeys(str(key) for part in ([value[p] for p in inner] or [value]) for key in part))
-            value = Columns({**value, **{part: Columns(value[part], read, columns) for part in inner}}, read, columns)
-            for one in FORMATS[found].read(value, f"human:{name}", kind):
-                if isinstance(one, RowFault):
-                    failures.append(Failure(STAGE, row.where, one.reason, one.detail))
-                else:
-                    readings.append((row.where, one))
-        except RowFault as e:
-            failures.append(Failure(STAGE, row.where, e.reason, e.detail))
-        except RecursionError:
-            failures.append(Failure(STAGE, row.where, "unreadable", "nested too deeply"))
-    if absent and count:
-        raise DataError(
-            f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
-        )
-    if found not in OWN and not any(one.preference.source != f"human:{name}" for _, one in readings):
-        read.discard("source")  # it doesn't say who labelled
-    file = _File(
-        where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)), tuple(held)
-    )
-    if found is None:
-        raise _nothing("pair", file, failures)
-    return file
-
-
-def _about_people(column: str) -> bool:
-    return column in WHO or column.startswith(ATTRIBUTE_PREFIXES)
-
-
-def _nothing(what: str, file: _File, failures: Sequence[Failure]) -> DataError:
-    first = "".join(f"\n  {f.item_id}: {f.reason}: {f.detail}" for f in failures[:5])
-    return DataError(f"{file.where}: no usable {what} in {file.rows} rows{f' read as {file.format}' if file.format else ''}{first}")
-
-
-def _mapping(row: Row) -> dict[str, Any]:
-    if row.fault:
-        raise RowFault("unreadable", row.fault)
-    if not isinstance(row.value, dict):
-        raise RowFault("not_a_row", f"expected a mapping, found {type(row.value).__name__}")
-    return row.value
-
-
-def _renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Add `cai`'s column names to a row, and to a task's `data` or a record's `fields`."""
-    if not columns:
-        return row
-    inner = {part: _renamed(row[part], columns) for part in _INNER if isinstance(row.get(part), dict)}
-    return {**row, **{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **inner}
-
-
-def _recognise(row: dict[str, Any], where: str, columns: Mapping[str, str]) -> str:
-    """Detect a file's format by a row's columns. A published data set is not recognised if the user names another column as the answer.
-
-    Raises:
-        DataError: no format matches.
-    """
-    for name, format in FORMATS.items():
-        if format.recognise(row) and not (columns.keys() & set(CHOICES) and format.answer not in (None, *columns.values())):
-            return name
-    raise DataError(
-        f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
-        "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
-        f"or an export of Label Studio or Argilla.{NO_HEADER if CSV.search(where) else ''}"
-    )
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from msgspec import structs
 
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import PairTokens, Work
-from cai.pipeline.memory import Dimensions, generation_bytes, read_dimensions, training_bytes
-from cai.pipeline.speed import Rates, device, forward_flop
+from cai.pipeline.memory import generation_bytes, read_dimensions, training_bytes
+from cai.pipeline.speed import READ_PART, TRAIN_PART, Rates, device, forward_flop, step_seconds
 from cai.recipe import ModelSpec, Precision, Recipe, SamplingSpec
 from cai.train.reward.ensemble import CENTRE_PAIRS, KEPT_TOKENS
 
 MEAN_FILL = 0.85
 """Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
-OPENING_SECONDS, LOADED_WEIGHTS = 1.0, 2e8
-"""To open an engine or make a trainer, and how many weights are read from files a second meanwhile."""
+
+
+OPENING_SECONDS, LOADED_WEIGHTS = 2.0, 2e8
+"""To open engines or make a trainer in a stage, and how many weights are read from files a second meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,25 @@ def written(max_tokens: int) -> Tokens:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a recipe's kinds of work. A pair is judged by `asked` principles, whose templates take the tokens of `words`."""
+    """Costs of a recipe's kinds of work. A policy method works out the cost of its training with them."""
 
     recipe: Recipe
-    rates_of: Callable[[Dimensions, Precision], Rates]
+    rates_of: Callable[[Precision], Rates]
     words: PairTokens
+    """Tokens of the templates in which a principle is asked about."""
     asked: int
+    """Principles that a pair is judged by."""
+    prompt: Tokens = Tokens(0, 0)
+    """Length of a training prompt."""
+    prompts: int = 0
+    """Training prompts that a policy method may sample responses to."""
+    pairs: float = 0.0
+    """Preference pairs that it may train on."""
 
-    def opening(self, spec: ModelSpec) -> StagePlan:
-        """Return what it takes to have a model ready; one with an adapter has it merged, which goes over all weights once more."""
-        shape = read_dimensions(spec)  # a server's is not opened here; one that is not on this disk is unknown, as its calls will say
-        merged = spec.adapter is not None
-        return StagePlan(seconds=OPENING_SECONDS + (1 + merged) * shape.parameters / LOADED_WEIGHTS if shape else 0.0)
+    def loading(self) -> StagePlan:
+        """Return what a stage takes to load a model of the trained one's size, which it does at least once."""
+        shape = read_dimensions(self.recipe.trained)
+        return StagePlan(seconds=OPENING_SECONDS + shape.parameters / LOADED_WEIGHTS if shape else 0.0)
 
     def calls(self, spec: ModelSpec, work: Work, longest: float) -> StagePlan:
         """Return what model calls cost, the longest of `longest` tokens. Each is billed with its whole text, which runs once here."""
@@ -97,10 +106,11 @@ class Costs:
         shape = read_dimensions(spec)
         if shape is None or not calls:
             return _unknown(spec, done, calls)
-        rates = self.rates_of(shape, spec.precision)
-        flop = forward_flop(shape, work.texts * work.text_tokens + calls * work.question_tokens, length)
+        rates = self.rates_of(spec.precision)
+        flop = forward_flop(shape, work.texts * work.text_tokens + calls * work.question_tokens + completion, length)
+        flop += 2.0 * shape.hidden * shape.vocabulary * completion
         steps = math.ceil(calls / spec.batch_size) * work.max_tokens
-        seconds = flop / rates.read_flops + steps * rates.step_seconds + completion * rates.row_seconds
+        seconds = flop / (READ_PART * rates.flops) + steps * step_seconds(shape, rates)
         rows = structs.replace(spec, batch_size=min(calls, spec.batch_size))
         memory = generation_bytes(shape, rows, min(longest, spec.max_length), device())
         return replace(done, seconds=seconds, memory_bytes=round(memory))
@@ -180,12 +190,12 @@ class Costs:
         backward = forward_flop(shape, tokens, length, min(config.lora.layers or shape.layers, shape.layers))
         again = 1.5 if config.gradient_checkpointing else 1.0  # a forward pass more on two
         flop = (forward + backward) * again + 2 * head + (forward + head) * passes / config.epochs
-        seconds = flop / self.rates_of(shape, config.precision).train_flops + OPENING_SECONDS + shape.parameters / LOADED_WEIGHTS
+        seconds = flop / (TRAIN_PART * self.rates_of(config.precision).flops)
         memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets, device(), adapters)
         return StagePlan(train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
 
     def scores(self, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:
-        """Return what it costs to load the reward models and score answers with each, so many to a prompt, which runs once."""
+        """Return what it costs to score answers with every reward model, so many to a prompt, which runs once."""
         config, longest = self.recipe.reward, min((prompt + answer).longest, self.recipe.reward.max_length)
         spec = structs.replace(
             self.recipe.trained,
@@ -195,7 +205,7 @@ class Costs:
         )
         read = min(answer.mean, config.max_length)
         one = self.calls(spec, Work(texts / per_prompt, min(prompt.mean, config.max_length - read), per_prompt, read), longest)
-        return joined("", self.opening(spec), *[uncounted(one)] * config.members)
+        return joined("", *[uncounted(one)] * config.members)
 
     def rewards(self, preferences: float, prompt: Tokens, answer: Tokens) -> StagePlan:
         """Return what every reward model costs. By source or principle the members share the labels, about evenly."""

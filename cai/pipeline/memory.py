@@ -60,14 +60,6 @@ class Dimensions:
         return self.linear + self.other
 
 
-CONFIG_NAMES = dict(
-    zip(
-        ("hidden", "layers", "intermediate", "heads", "key_value_heads", "head_size", "vocabulary"),
-        "hidden_size num_hidden_layers intermediate_size num_attention_heads num_key_value_heads head_dim vocab_size".split(),
-        strict=True,
-    )
-)
-"""What a config.json calls the numbers of a shape."""
 EMBEDDED_SHAPE = Dimensions(576, 30, 1536, 9, 3, 64, 49_152, True, 4.0)
 """SmolLM2-135M, so that a plan need not convert it first."""
 
@@ -88,10 +80,17 @@ def read_dimensions(spec: ModelSpec) -> Dimensions | None:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
         config = {**config, **(config.get("text_config") or {})}
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        known = {"num_key_value_heads": heads, "head_dim": hidden // heads} | {n: v for n, v in config.items() if v}
-        file_bytes = 4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0
-        tied = bool(config.get("tie_word_embeddings", False))
-        return Dimensions(**{field: int(known[n]) for field, n in CONFIG_NAMES.items()}, tied=tied, file_bytes=file_bytes)
+        return Dimensions(
+            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            intermediate=int(config["intermediate_size"]),
+            heads=heads,
+            key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or hidden // heads),
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            file_bytes=4.0 if (config.get("dtype") or config.get("torch_dtype")) == "float32" else 2.0,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError):  # of the Hub: a name that can't be one
         return None
 
@@ -145,11 +144,6 @@ def activation_bytes(d: Dimensions, precision: Precision) -> float:
     return BYTES[resolved_precision(precision)] * (6 * d.hidden + attention + 5 * d.intermediate) + 4.0 * 4 * d.hidden
 
 
-def cache_bytes(d: Dimensions, precision: Precision) -> float:
-    """Return what the keys and values of one token take."""
-    return 2 * d.layers * d.key_value_heads * d.head_size * BYTES[resolved_precision(precision)]
-
-
 def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str) -> float:
     """Return the peak of answering `spec.batch_size` prompts at once, each sequence of `tokens`, prompt and completion.
 
@@ -159,7 +153,7 @@ def generation_bytes(d: Dimensions, spec: ModelSpec, tokens: float, device: str)
     size = BYTES[resolved_precision(spec.precision)]
     prefill = min(spec.batch_size * tokens, max(tokens, tokens_at_once(device))) * (6 * d.hidden + 3 * d.intermediate) * size
     head = d.vocabulary * d.hidden * size if d.tied and device == "cpu" else 0.0  # packed, beside the embedding that it is
-    cache = spec.batch_size * tokens * cache_bytes(d, spec.precision)
+    cache = spec.batch_size * tokens * 2 * d.layers * d.key_value_heads * d.head_size * size
     running = weight_bytes(d, spec.precision) + head + cache + max(scores, prefill)
     merged = spec.adapter is not None and spec.precision != "nf4"
     return PROCESS_BYTES + max(running, loading_bytes(d, "float32" if merged else spec.precision, device))

@@ -26,9 +26,8 @@ from cai.labels.load import load_pairs
 from cai.models.base import PairTokens, Work
 from cai.models.templates import CONVERSATIONS, Template, Value, load_templates
 from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, written
-from cai.pipeline.memory import Dimensions
 from cai.pipeline.methods import METHODS
-from cai.pipeline.policy_costs import PolicyCosts, adapted_spec
+from cai.pipeline.policy_costs import adapted_spec
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import Rates, device, nominal_rates, probe
 from cai.recipe import Precision, Recipe, load_recipe
@@ -39,8 +38,6 @@ TURN_TOKENS, SYSTEM_TOKENS = 6, 24
 """That a chat template puts around a turn and to open the answer; of the system prompt that some put first."""
 FACT_TOKENS, REWRITE_TOKENS = 48, 25
 """Longest answer to a question with a known answer; what a rewrite of the audit adds to an answer, on average."""
-IMPORT_SECONDS = 5.0
-"""To import torch, transformers and what they bring, once a run."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     _, fingerprint = check_setup(recipe, workspace)
     stages = draft(recipe, workspace, nominal_rates)
     earlier = _earlier(recipe, workspace, fingerprint)
-    timed = [s for s in stages if s.seconds and s.name != "report"]
+    timed = [s for s in stages if s.seconds]
     times = {s.name: s.seconds * earlier[s.name][0] for s in timed if s.seconds and s.name in earlier}
     basis = []
     if times:
@@ -69,7 +66,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
     if probed := [s.name for s in timed if s.name not in times]:
         times |= {s.name: s.seconds for s in draft(recipe, workspace, cache(probe)) if s.name in probed and s.seconds}
         basis.append(
-            f"times of {', '.join(probed)}: a rough first estimate, from a few seconds' probe of this {device()} as busy as it is now; "
+            f"times of {', '.join(probed)}: a rough first estimate, from a short probe of this {device()} as busy as it is now; "
             "half as much again is possible. Once a run is done, its own rates are used"
         )
     if any(spec is not None and spec.is_server for spec in (recipe.model, recipe.feedback.judge)):
@@ -108,7 +105,7 @@ def _earlier(recipe: Recipe, workspace: Workspace, fingerprint: str) -> dict[str
     return found
 
 
-def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, Precision], Rates]) -> list[StagePlan]:
+def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], Rates]) -> list[StagePlan]:
     """Return every stage's cost at a machine's rates."""
     constitution = load_constitution(workspace.root / recipe.constitution)
     templates = load_templates(workspace.root / recipe.templates)
@@ -164,45 +161,34 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
     bench = load_pairs(workspace.root / path, limit=limit, seed=recipe.seed).preferences if path else ()
     bench_prompt = _lengths(sizes((p.prompt for p in bench), Counter())) + SYSTEM_TOKENS + TURN_TOKENS
     bench_answer = _lengths(len(text) for p in bench for text in (p.chosen, p.rejected))
-    here = any(not (spec.is_server or spec.path == "scripted") for spec in (model, recipe.trained))
     harm = Work(3 * shown_kinds["harmful"], (shown + shown_answer).mean, 2, question)
     versions = 1 + len(REWRITES)
     rewritten = shown_answer + (len(REWRITES) * REWRITE_TOKENS + shown_answer.mean) / versions
     work = {
-        "respond": [
-            StagePlan(seconds=IMPORT_SECONDS * here),
-            c.opening(model),
-            c.answers(model, answered, prompt, recipe.respond.sampling),
-        ],
+        "respond": [c.answers(model, answered, prompt, recipe.respond.sampling)],
         "critique": [
-            c.opening(model),
             c.answers(model, questions, prompt + answer + critique, recipe.critique.sampling),
             c.answers(model, questions, prompt + answer + revise + revised, recipe.critique.sampling),
             c.judged(critiqued * early, prompt, revised),
         ],
         "distill": [
-            c.opening(model),
             c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples),
             c.answers(model, added, prompt + written(recipe.distill.sampling.max_tokens) + statement, recipe.distill.sampling),
         ],
         "sft": [c.training(recipe.sft, examples, prompt, (revised,))],
         "pairs": [
-            c.opening(adapted),
             c.answers(adapted, pairs, prompt, recipe.pairs.sampling, 2),
-            c.opening(model) if contrast else StagePlan(),
             c.answers(model, 2 * contrast, prompt + statement, recipe.pairs.sampling),
         ],
         "feedback": [
-            c.opening(judge),
             c.judged(pairs, prompt, sampled),
             c.judged(critiqued * (not early) + told, prompt, revised),
             c.judged(len(bench), bench_prompt, bench_answer),
         ],
         "preferences": [],
         "reward": [c.rewards(preferences, prompt, sampled)],
-        "policy": [METHODS.get(recipe.policy.method).work(PolicyCosts(c, count, kept, prompt))],
+        "policy": [METHODS.get(recipe.policy.method).work(replace(c, prompt=prompt, prompts=count, pairs=kept))],
         "evaluate": [
-            *(c.opening(spec) for spec in (recipe.trained, adapted, adapted, judge)),
             *[c.answers(adapted, evaluated, shown, recipe.evaluate.sampling)] * 3,
             c.judged(2 * evaluated, shown, shown_answer),
             c.calls(judge, harm, (shown + shown_answer + question).longest),
@@ -210,10 +196,11 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Dimensions, 
             c.scores(3 * evaluated, shown, shown_answer, 3),
             c.scores(min(REWARD_ANSWERS, evaluated) * versions, shown, rewritten, versions),
         ],
-        "report": [StagePlan(seconds=1.0)],
+        "report": [],
     }
     absent = {"critique", "distill"} - set(recipe.sft.data)
-    return [joined(name, *pieces) for name, pieces in work.items() if name not in absent]
+    stages = {name: joined(name, *pieces) for name, pieces in work.items() if name not in absent}
+    return [joined(name, stage, *[c.loading()] * bool(stage.seconds)) for name, stage in stages.items()]
 
 
 def _knowledge(c: Costs, workspace: Workspace) -> list[StagePlan]:

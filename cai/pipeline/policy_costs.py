@@ -1,32 +1,15 @@
 """What training a policy costs, by method. A method declares one of these functions, or its own."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from msgspec import structs
 
-from cai.pipeline.costs import Costs, StagePlan, Tokens, joined, uncounted, written
+from cai.pipeline.costs import Costs, StagePlan, joined, uncounted, written
 from cai.pipeline.memory import read_dimensions, training_bytes, weight_bytes
 from cai.pipeline.speed import device
 from cai.recipe import ModelSpec, Recipe, SamplingSpec
 from cai.train.rl.terms import TERMS
-
-
-@dataclass(frozen=True)
-class PolicyCosts:
-    """What a method works out the cost of its training from."""
-
-    costs: Costs
-    prompts: int
-    """Training prompts that it may sample responses to."""
-    pairs: float
-    """Preference pairs that it may train on."""
-    prompt: Tokens
-    """Length of a prompt."""
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.costs.recipe
 
 
 def adapted_spec(recipe: Recipe) -> ModelSpec:
@@ -34,60 +17,60 @@ def adapted_spec(recipe: Recipe) -> ModelSpec:
     return structs.replace(recipe.trained, adapter="models/sft")
 
 
-def pair_training(p: PolicyCosts, examples: float, sides: int = 2, passes: float = 1.0) -> StagePlan:
+def pair_training(c: Costs, examples: float, sides: int = 2, passes: float = 1.0) -> StagePlan:
     """Return the cost of a training on pairs from the SFT adapter, whose shape it has. A frozen copy is the reference.
 
     Args:
-        p: the policy's costs.
+        c: the recipe's costs.
         examples: number of examples.
         sides: responses in an example.
         passes: forward passes of the reference over all examples; DPO keeps its log-probabilities after the first epoch.
     """
-    recipe = p.recipe
+    recipe = c.recipe
     lora = structs.replace(recipe.policy.lora, layers=recipe.sft.lora.layers)
     answers = (written(recipe.pairs.sampling.max_tokens),) * sides
-    return p.costs.training(structs.replace(recipe.policy, lora=lora), examples, p.prompt, answers, passes, adapters=2)
+    return c.training(structs.replace(recipe.policy, lora=lora), examples, c.prompt, answers, passes, adapters=2)
 
 
-def round_training(p: PolicyCosts) -> StagePlan:
+def round_training(c: Costs) -> StagePlan:
     """Return the cost of DPO in rounds: each samples pairs, labels them and trains on them."""
-    recipe, rounds, sampling, c = p.recipe, p.recipe.policy.rounds, p.recipe.pairs.sampling, p.costs
-    drawn = min(p.prompts, rounds.prompts or p.prompts) * recipe.pairs.per_prompt
-    answer, samples = written(sampling.max_tokens), c.answers(adapted_spec(recipe), drawn, p.prompt, sampling, 2)
-    labels = c.judged(drawn, p.prompt, answer) if rounds.labels == "judge" else c.scores(2 * drawn, p.prompt, answer, 2)
-    return joined("", *[c.opening(adapted_spec(recipe)), samples, labels, pair_training(p, drawn)] * rounds.count)
+    recipe, rounds, sampling = c.recipe, c.recipe.policy.rounds, c.recipe.pairs.sampling
+    drawn = min(c.prompts, rounds.prompts or c.prompts) * recipe.pairs.per_prompt
+    answer, samples = written(sampling.max_tokens), c.answers(adapted_spec(recipe), drawn, c.prompt, sampling, 2)
+    labels = c.judged(drawn, c.prompt, answer) if rounds.labels == "judge" else c.scores(2 * drawn, c.prompt, answer, 2)
+    return joined("", *[samples, labels, pair_training(c, drawn)] * rounds.count)
 
 
-def reward_training(p: PolicyCosts) -> StagePlan:
+def reward_training(c: Costs) -> StagePlan:
     """Return the cost of GRPO and RLOO: samples, scored by the reward terms; one base in memory for reward models and one for gold."""
-    recipe, config, online, c = p.recipe, p.recipe.policy, p.recipe.policy.online, p.costs
-    completions, answer = p.prompts * online.num_generations, written(online.max_tokens)
+    recipe, config, online = c.recipe, c.recipe.policy, c.recipe.policy.online
+    completions, answer = c.prompts * online.num_generations, written(online.max_tokens)
     sampling = SamplingSpec(max_tokens=online.max_tokens)
-    samples = c.answers(recipe.trained, p.prompts * config.epochs, p.prompt, sampling, online.num_generations)
-    scores = c.scores(completions * config.epochs, p.prompt, answer, online.num_generations)
-    asked = [c.asked_of_judge(TERMS.get(term.term).work, completions * config.epochs, p.prompt, answer) for term in online.rewards]
-    train = c.training(config, completions, p.prompt, (answer,), config.epochs)
+    samples = c.answers(recipe.trained, c.prompts * config.epochs, c.prompt, sampling, online.num_generations)
+    scores = c.scores(completions * config.epochs, c.prompt, answer, online.num_generations)
+    asked = [c.asked_of_judge(TERMS.get(term.term).work, completions * config.epochs, c.prompt, answer) for term in online.rewards]
+    train = c.training(config, completions, c.prompt, (answer,), config.epochs)
     both = joined("", train, uncounted(samples), scores, *asked)
     shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
     more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
     return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
 
 
-def ppo_training(p: PolicyCosts) -> StagePlan:
+def ppo_training(c: Costs) -> StagePlan:
     """Return the cost of PPO: a step samples responses, scores them with every role, and trains two roles on them several times."""
-    recipe, config, settings, c = p.recipe, p.recipe.policy, p.recipe.policy.ppo, p.costs
+    recipe, config, settings = c.recipe, c.recipe.policy, c.recipe.policy.ppo
     per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
-    steps = math.ceil((settings.total_episodes or max(1, int(config.epochs * p.prompts))) / per_step)
+    steps = math.ceil((settings.total_episodes or max(1, int(config.epochs * c.prompts))) / per_step)
     answer = written(min(settings.response_length, config.max_length))
     frozen = 1 + recipe.reward.members + recipe.wants_watch  # the reference, the reward models, gold
     passes, once = 2 * settings.num_ppo_epochs, structs.replace(config, epochs=1.0)
-    train = c.training(once, passes * steps * per_step, p.prompt, (answer,), (2 + frozen) / passes)
+    train = c.training(once, passes * steps * per_step, c.prompt, (answer,), (2 + frozen) / passes)
     sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
-    samples = c.answers(sampler, steps * per_step, p.prompt, SamplingSpec(max_tokens=settings.response_length))
+    samples = c.answers(sampler, steps * per_step, c.prompt, SamplingSpec(max_tokens=settings.response_length))
     both, shape = replace(joined("", train, uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
     if shape is None:
         return both
     wide = structs.replace(config, lora=structs.replace(config.lora, rank=2 * config.lora.rank))  # as large as the two trained adapters
-    tokens = config.batch_size * min((p.prompt + answer).longest, config.max_length)
+    tokens = config.batch_size * min((c.prompt + answer).longest, config.max_length)
     memory = training_bytes(shape, wide, tokens, 0.0, device(), adapters=1 + math.ceil(frozen / 2))
     return replace(both, memory_bytes=max(round(memory), samples.memory_bytes or 0))

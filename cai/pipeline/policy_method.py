@@ -7,8 +7,7 @@ from typing import Any
 
 from cai.errors import CaiError
 from cai.pipeline.context import Context
-from cai.pipeline.costs import StagePlan
-from cai.pipeline.policy_costs import PolicyCosts
+from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, Recipe
 from cai.train.rl.terms import TERMS
@@ -26,7 +25,7 @@ class PolicyMethod:
     """Files and folders of the run directory."""
     settings: Callable[[Recipe], Any]
     """What of the recipe decides the policy: with another value the stage runs again."""
-    work: Callable[[PolicyCosts], StagePlan]
+    work: Callable[[Costs], StagePlan]
     """Calls, tokens, steps and seconds, for `cai plan`. Raises what `cai plan` shows."""
     models: Callable[[Recipe], Sequence[ModelSpec]] = lambda recipe: (recipe.trained,)
     """What it trains and asks."""

@@ -28,7 +28,6 @@ from cai.records import (
     RevisionTrace,
     Sample,
     ScoredPair,
-    SFTExample,
 )
 from cai.train.reward.metrics import RewardMeasure
 
@@ -140,7 +139,6 @@ class ReportData:
     traces: int
     dropped: tuple[tuple[str, int], ...]
     """Rules that dropped traces from the training data, with the number of traces each dropped."""
-    sft_examples: int | None
     pairs: tuple[tuple[str, int], ...] | None
     """Number of response pairs by source."""
     principles: tuple[PrincipleUse, ...]
@@ -241,7 +239,6 @@ def collect_report(run_dir: Path) -> ReportData:
         distilled_count=distilled_count,
         traces=traces,
         dropped=tuple(dropped.most_common()),
-        sft_examples=sum(1 for _ in reader.stream("data/sft.jsonl", SFTExample)) if reader.has("data/sft.jsonl") else None,
         pairs=tuple(pair_sources.most_common()) if reader.has("data/pairs.jsonl") else None,
         principles=_principle_uses(known, critiques, label_use),
         labels=labels,

@@ -29,6 +29,8 @@ from cai.stats import change, holm, paired_bootstrap, two_sided
 IGNORED_SETTINGS = ("name", "description", "report_to")
 """Settings that do not affect results."""
 STANDING_OUT = ("found", "suspect")
+SEED = 0
+"""Seed of intervals and tests."""
 Measure = Callable[[Sample, str], float | None]
 """Function of a sample and a model's name; returns None if the measure does not apply."""
 
@@ -113,12 +115,11 @@ class _ComparedRun:
     findings: Sequence[AuditFinding]
 
 
-def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> RunComparison:
+def compare_runs(directories: Sequence[RunDirectory]) -> RunComparison:
     """Compare runs from the files in their directories.
 
     Args:
         directories: at least two different run directories; the first is the baseline.
-        seed: seed of intervals and tests.
 
     Raises:
         DataError: fewer than two runs, the same run twice, or a file can't be read.
@@ -132,7 +133,7 @@ def compare_runs(directories: Sequence[RunDirectory], seed: int = 0) -> RunCompa
     tests: list[PairedTest] = []
     notes: list[str] = []
     for other in others:
-        found, why_not = _paired_tests(first, other, seed)
+        found, why_not = _paired_tests(first, other)
         tests += found
         notes += why_not
     adjusted = holm([t.p for t in tests])
@@ -236,7 +237,7 @@ def _audit_rows(runs: Sequence[_ComparedRun]) -> tuple[AuditRow, ...]:
     return tuple(rows)
 
 
-def _paired_tests(first: _ComparedRun, other: _ComparedRun, seed: int) -> tuple[list[PairedTest], list[str]]:
+def _paired_tests(first: _ComparedRun, other: _ComparedRun) -> tuple[list[PairedTest], list[str]]:
     """Return all paired tests of two runs, and notes on what can't be tested."""
     both = [i for i in first.samples if i in other.samples and first.samples[i].prompt.messages == other.samples[i].prompt.messages]
     pairs = [(first.samples[i], other.samples[i]) for i in both]
@@ -266,19 +267,19 @@ def _paired_tests(first: _ComparedRun, other: _ComparedRun, seed: int) -> tuple[
                 if (x := measure(a, model)) is not None and (y := measure(b, model)) is not None and _comparable(name, a, b)
             ]
             if known:
-                tests.append(_test(name, model, other.name, known, seed))
+                tests.append(_test(name, model, other.name, known))
     return tests, notes
 
 
-def _test(name: str, model: str, run: str, values: Sequence[tuple[float, float]], seed: int) -> PairedTest:
+def _test(name: str, model: str, run: str, values: Sequence[tuple[float, float]]) -> PairedTest:
     before, after = [x for x, _ in values], [y for _, y in values]
     differences = [y - x for x, y in values]
     if all(v in (0, 1) for v in (*before, *after)):
         moved = change([x == 1 for x in before], [y == 1 for y in after])
     else:
-        moved = paired_bootstrap(differences, seed)
+        moved = paired_bootstrap(differences, SEED)
     n = len(values)
-    return PairedTest(name, model, run, n, sum(before) / n, sum(after) / n, *moved, p=two_sided(differences, seed))
+    return PairedTest(name, model, run, n, sum(before) / n, sum(after) / n, *moved, p=two_sided(differences, SEED))
 
 
 def _comparable(name: str, a: Sample, b: Sample) -> bool:

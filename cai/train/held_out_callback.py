@@ -1,7 +1,7 @@
 """Measures a preference training on held-out pairs at the end of every epoch. Import it inside functions only: it loads torch."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,15 +20,7 @@ class HeldOutCallback(TrainerCallback):  # type: ignore[misc]
     It measures before the step's checkpoint, so a checkpoint's measurements are always on disk, and a resumed training decides the same.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        rows: Sequence[dict[str, Any]],
-        out: Path,
-        patience: int | None,
-        keep: bool,
-        on_point: Callable[[HeldOutPoint], None] = lambda point: None,
-    ) -> None:
+    def __init__(self, trainer: Any, rows: Sequence[dict[str, Any]], out: Path, patience: int | None, keep: bool) -> None:
         """Create the callback.
 
         Args:
@@ -37,9 +29,8 @@ class HeldOutCallback(TrainerCallback):  # type: ignore[misc]
             out: the training's folder.
             patience: measurements in a row without a lower loss after which training stops; None never stops.
             keep: whether to keep the weights of the best measurement.
-            on_point: called after each measurement.
         """
-        self.trainer, self.rows, self.out, self.patience, self.keep, self.on_point = trainer, rows, out, patience, keep, on_point
+        self.trainer, self.rows, self.out, self.patience, self.keep = trainer, rows, out, patience, keep
         self.points: list[HeldOutPoint] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -60,7 +51,6 @@ class HeldOutCallback(TrainerCallback):  # type: ignore[misc]
             if self.keep and best_point(self.points) == point:
                 model = self.trainer.accelerator.unwrap_model(self.trainer.model)
                 model.save_pretrained(best_folder(self.out, point.step), selected_adapters=["default"])
-            self.on_point(point)
         if is_over(self.points, self.patience):  # no checkpoint here: a training resumed from it would take one more step
             control.should_training_stop, control.should_save = True, False
 

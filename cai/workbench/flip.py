@@ -4,7 +4,6 @@ Measured before anything is trained: context distillation can only teach what th
 follow the principle without it and does with it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.core.text.checks import can_be_added
@@ -49,14 +48,7 @@ class Flip:
         return self.low > 0 and self.told - self.untold >= LEARNABLE
 
 
-async def flip_rates(
-    session: Session,
-    constitution: Constitution,
-    limit: int,
-    *,
-    judge: Judge | None = None,
-    placements: Sequence[Placement] = PLACEMENTS,
-) -> list[Flip]:
+async def flip_rates(session: Session, constitution: Constitution, limit: int, *, judge: Judge | None = None) -> list[Flip]:
     """Measure the flip rates of a session's model on the recipe's training prompts.
 
     Args:
@@ -64,7 +56,6 @@ async def flip_rates(
         constitution: the principles. Those without a check need a judge.
         limit: maximum number of prompts per principle, chosen by hash.
         judge: decides where a principle has no check; None leaves those principles out.
-        placements: where the principle stands.
 
     Raises:
         RecipeError: no principle can be measured.
@@ -86,7 +77,7 @@ async def flip_rates(
     responses = await session.each(asked, work, "answers untold")
     untold = await followed(session, principles, responses, judge)
     found = []
-    for placement in placements:
+    for placement in PLACEMENTS:
         # in turns, a principle that concerns the whole answer stands in the user's turn too
         placed = [p for p in principles if placement != "turns" or any(can_be_added(p, kind) for kind in PROMPT_KINDS)]
         said = await tell(session, session.model, placed, responses, limit, placement, recipe.distill.sampling)

@@ -188,9 +188,9 @@ def _titled(title: str, text: str) -> "RenderableType":
     return Panel(plain(text or "(empty)"), title=title, title_align="left", border_style="dim")
 
 
-def _short(text: str, width: int = 90) -> str:
+def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if len(line) <= 90 else line[:89] + "…"
 
 
 def _span(low: float, high: float) -> str:

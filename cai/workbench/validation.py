@@ -16,6 +16,7 @@ from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
+from cai.judge.fitting import log_loss
 from cai.judge.protocol import Opinion, ProtocolContext, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import load_pairs
@@ -217,11 +218,13 @@ def fit_scale(scores: Sequence[float]) -> float:
     """Return the maximum-likelihood scale s ≥ 0 of scores, which are log-odds for people's choices.
 
     One agreeing and one disagreeing choice of mean strength are added, so that the scale is finite even if all choices agree. For scores of
-    ±1 this gives Laplace's estimate (k + 1) / (n + 2). The log-likelihood is concave in s, so its slope is bisected.
+    ±1 this gives Laplace's estimate (k + 1) / (n + 2). The log-likelihood is concave in s, so its slope has one root.
 
     >>> round(probability(fit_scale([1.0, 1.0, 1.0, -1.0])), 6)  # (3 + 1) / (4 + 2)
     0.666667
     """
+    from scipy.optimize import brentq
+
     strength = math.fsum(map(abs, scores)) / len(scores) if scores else 0.0
     if strength == 0:
         return 0.0
@@ -230,15 +233,7 @@ def fit_scale(scores: Sequence[float]) -> float:
     def slope(s: float) -> float:
         return math.fsum(x * probability(-s * x) for x in z)
 
-    low, high = 0.0, 1.0
-    if slope(0.0) <= 0:
-        return 0.0
-    while slope(high) > 0 and high < 1e6:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return low / strength
+    return float(brentq(slope, 0.0, 1e6)) / strength if slope(0.0) > 0 else 0.0
 
 
 def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> list[float]:
@@ -246,7 +241,7 @@ def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> lis
     groups = split_groups(p.prompt for p in pairs)
     fold = [int(split_fraction(groups[prompt_key(p.prompt)], "validate-fold") * FOLDS) for p in pairs]
     scale = {k: fit_scale([x for x, f in zip(scores, fold, strict=True) if f != k]) for k in set(fold)}
-    return [_log_likelihood(scale[f] * x) for x, f in zip(scores, fold, strict=True)]
+    return [-log_loss(scale[f] * x, 1.0) for x, f in zip(scores, fold, strict=True)]
 
 
 def _explained(
@@ -258,7 +253,7 @@ def _explained(
     conversations = [conversation_id(p.prompt) for p in pairs]
     low, high = clustered_share(right, conversations)
     mean, nats_low, nats_high = paired_bootstrap(nats, seed, conversations)
-    as_they_are = math.fsum(map(_log_likelihood, scores)) / len(scores) if raw else None
+    as_they_are = -math.fsum(log_loss(x, 1.0) for x in scores) / len(scores) if raw else None
     accuracy = sum(right) / len(right)
     return Explained(name, len(right), accuracy, low, high, mean, nats_low, nats_high, as_they_are, 1 + mean / math.log(2)), right, nats
 
@@ -284,11 +279,6 @@ def _principle(principle: Principle, judged: Sequence[JudgedPair], weights: dict
         sum(w != wo for w, wo in zip(with_it, left_out, strict=True)) + len(mine) - len(both),
         *without,
     )
-
-
-def _log_likelihood(log_odds: float) -> float:
-    """Return the log of the logistic function of log-odds, without underflow."""
-    return -math.log1p(math.exp(-log_odds)) if log_odds >= 0 else log_odds - math.log1p(math.exp(log_odds))
 
 
 def _sign(x: float) -> float:

@@ -54,18 +54,13 @@ def test_paper_requests_and_comparisons_together(tmp_path):
     assert first.critique == "Name what is gloomy in the assistant's last response."
     assert first.revision == "Please rewrite the assistant response to remove all gloomy or bitter content."
     assert first.statement == "The response must not contain gloomy or bitter content."
-    assert first.ask_positive == "Is the response free of gloomy or bitter content?"
-    assert first.ask_negative == "Does the response contain gloomy or bitter content?"
-    assert first.compare == "Which response contains less gloomy or bitter content?"
-    assert (
-        first.source == "My_RequestsFile.json: gloomy0 (derived from its revision request: statement, ask_positive, ask_negative, compare)"
-    )
-    assert second.ask_positive == "Does the response refrain from complaining about rain?"
-    assert second.ask_negative == "Does the response go wrong by complaining about rain?"
+    assert first.source == "My_RequestsFile.json: gloomy0 (statement derived from its revision request)"
+    assert first.own_wording.keys() == {"critique", "revision"}, "its questions are the usual ones, about the statement"
+    assert second.statement == "The response must refrain from complaining about rain."
     assert third.compare == "Please choose the response that is the most cheerful. Which response should be chosen?"
     assert fourth.compare == "Which response would a clown prefer?"
-    assert "“Please choose the response that is the most cheerful.”" in third.critique
-    assert third.source.endswith("(derived from its comparison: statement, critique, revision, ask_positive, ask_negative)")
+    assert "“Please choose the response that is the most cheerful.”" in third.statement and third.own_wording.keys() == {"compare"}
+    assert third.source.endswith("(statement derived from its comparison)")
     assert [f for f in lint(constitution) if f.severity == "error"] == []
 
 
@@ -73,10 +68,10 @@ def test_llm_swarm(tmp_path):
     constitution = import_constitution(save(tmp_path, "swarm.json", SWARM))
     first, second, third, fourth = constitution.principles
     assert (first.id, first.critique) == ("principle-0", "Is the response dull? Say where.")
-    assert first.ask_negative == "Should the response be rewritten so that it is livelier?"
-    assert second.ask_positive == "Is the response free of rhyme or metre?"
-    assert third.compare == "Which response has less need to be rewritten as this asks: “Less odd, please.”?"
-    assert fourth.ask_negative == "Should the response be rewritten into one that sounds fresh?"
+    assert first.statement.endswith("nobody has to ask for this: “Please rewrite the response so that it is livelier.”")
+    assert second.statement == "The response must not contain rhyme or metre."
+    assert third.statement.endswith("“Less odd, please.”")
+    assert fourth.statement.endswith("“Write a new version of the response that sounds fresh. Keep the rest.”")
     assert first.applies_to == ("harmful", "borderline", "helpful")
     assert [f for f in lint(constitution) if f.severity == "error"] == []
 
@@ -108,12 +103,6 @@ def test_all_problems_of_all_files_are_listed(tmp_path):
     assert "n.json: unknown format" in message
     assert "broken.json:2: not valid JSON" in message
     assert "absent.json: can't be read" in message
-
-
-@pytest.mark.parametrize(("data", "format"), [(REQUESTS, "llm-swarm"), (COMPARISONS, "llm-swarm"), (SWARM, "paper")])
-def test_named_format_must_fit(tmp_path, data, format):
-    with pytest.raises(ConstitutionError, match=f"unknown format, not {format}"):
-        import_constitution(save(tmp_path, "x.json", data), format=format)
 
 
 @pytest.mark.parametrize(

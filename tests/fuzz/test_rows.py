@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from cai.data.prompts import load_prompts
 from cai.errors import DataError
-from cai.labels.load import FORMATS, load_labels, load_pairs
+from cai.labels.files import FORMATS
+from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 from cai.records import HumanLabel, Preference, Prompt
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated, nested
+from tests.labels.loading import load_labels
 
 pytestmark = pytest.mark.attack
 

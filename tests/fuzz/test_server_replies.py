@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cai.errors import ModelError, ReplyError
 from cai.models.base import REPLY_TYPES, ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
-from cai.models.server.client import MAX_REPLY_BYTES
 from cai.models.server.engine import ServerEngine
+from cai.models.server.transport import MAX_REPLY_BYTES
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.fuzz.fuzzing import JSON, depths, fuzz, mutated

@@ -9,8 +9,9 @@ import pytest
 from cai.core.jsonl import write_records
 from cai.errors import DataError
 from cai.labels.answers import parse_choices
-from cai.labels.load import load_human, load_label_files, load_labels
+from cai.labels.load import load_human, load_label_files
 from cai.recipe import HumanSource
+from tests.labels.loading import load_labels
 
 ASK = {"prompt": "Is tea hot?"}
 SIDES = {**ASK, "response_a": "first", "response_b": "second"}

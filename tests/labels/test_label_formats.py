@@ -11,9 +11,10 @@ from cai.core.jsonl import write_records
 from cai.data.export import LABEL_STUDIO_CONFIG, label_tasks, write_tasks
 from cai.data.rows import Row
 from cai.errors import DataError
-from cai.labels.load import load_human, load_labels, load_pairs
+from cai.labels.load import load_human, load_pairs
 from cai.recipe import HumanSource
 from cai.records import HumanLabel, Message, Prompt
+from tests.labels.loading import load_labels
 
 ASK, A, B = "Is it so?", "Yes, it is.", "No."
 DATA = {"prompt": f"User: {ASK}", "messages": [{"role": "user", "content": ASK}], "response_a": A, "response_b": B, "kind": "helpful"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cai.errors import DataError
-from cai.labels.load import load_labels
 from cai.labels.pooling import by_pair
 from cai.records import HumanLabel
+from tests.labels.loading import load_labels
 
 EXPORTS = Path(__file__).parent / "exports"
 Said = list[tuple[str, str, float]]

@@ -16,7 +16,7 @@ from cai.recipe import ModelSpec, Recipe
 from cai.session import Session
 from cai.workbench.model_check import Finding, ModelCheck, check_model
 from tests.models.fake_vllm import FakeVllm, Hook
-from tests.models.test_server import URL
+from tests.models.server.asking import URL
 
 CHAT = "/v1/chat/completions"
 

@@ -3,7 +3,7 @@
 The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 429, 5xx) and honours `Retry-After`. What is added here:
 
 - at most `concurrency` requests are in flight, waits between tries included, so that a server in trouble sees less traffic;
-- a reply ends within `timeout_seconds` and `MAX_REPLY_BYTES`, however slowly it trickles;
+- a reply ends within `timeout_seconds` and `MAX_REPLY_BYTES`, however slowly it trickles (`transport`);
 - a reply that can't be read is asked for again, then it is the item's counted failure (`malformed_reply`);
 - what is left after the last try is the item's failure (`ReplyError`) if others were answered meanwhile, and the server's (`ModelError`)
   otherwise;
@@ -14,12 +14,7 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
 """
 
 import asyncio
-import email.utils
-import math
-import re
-import zlib
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,13 +24,12 @@ from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from cai.core.interrupt import Gate
 from cai.core.jsonl import NOT_JSON
-from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
-from cai.models.server.address import check_url, is_loopback, read_key, root_of
+from cai.models.server.address import check_url, read_key, root_of
 from cai.models.server.served import NotServedError, Served, identify
+from cai.models.server.transport import MAX_REPLY_BYTES, RETRIED, SECRET_CHARACTERS, BoundedClient
 from cai.recipe import ModelSpec
 
 T = TypeVar("T")
@@ -45,15 +39,7 @@ FIRST_RETRIES = 2
 """At the start, where nothing answers: a wrong address is told in seconds."""
 READ_TRIES = 3
 """How often a reply is asked for that can't be read."""
-MAX_REPLY_BYTES = 32 * 1024 * 1024
-MAX_HELD_BYTES = 256 * 1024 * 1024
-"""Of all replies that are being read at one time."""
-_SECRET_CHARACTERS = 8
-"""Shorter keys are placeholders ("EMPTY", "none"), which a model may well say."""
 _CONNECT_SECONDS = 10.0
-_SPARE_CONNECTIONS = 2  # to ask a server again what it serves while its requests wait
-_GONE = {502, 503, 504}
-_RETRIED = {408, 409, 429}
 _KEPT = "Finished calls are kept: run the same command again."
 _TOO_LONG = (
     "context length",
@@ -75,143 +61,6 @@ class UnansweredError(ModelError):
 
 class FailingError(UnansweredError):
     """The server, or a router before it, answers, and with errors: it may be starting, or leaving out one that died."""
-
-
-class EndlessError(httpx2.DecodingError):
-    """A reply that is longer than any can be."""
-
-
-def wait_until_seconds(headers: httpx2.Headers) -> float | None:
-    """Return how long a server asks to wait that says it as a date (RFC 9110 §10.2.3), by its own clock; None otherwise.
-
-    The `openai` client reads such a date by this machine's clock, and asks no more where that is some minutes slow.
-    """
-    try:
-        until, today = (email.utils.parsedate_to_datetime(headers[name]).timestamp() for name in ("retry-after", "date"))
-    except (KeyError, ValueError, TypeError, OverflowError):
-        return None
-    return max(until - today, 0.0)
-
-
-class BoundedClient(httpx2.AsyncClient):
-    """An HTTP client whose replies end, within a time and a size. It may be told to send no more (`sending.close()`).
-
-    Args:
-        url: of the server; no proxy is used where that is this machine.
-        spec: `concurrency`, `timeout_seconds`.
-        key: the API key, if any.
-        transport: replaces the network, for tests.
-    """
-
-    def __init__(self, url: str, spec: ModelSpec, key: str | None, transport: httpx2.AsyncBaseTransport | None) -> None:
-        connections = spec.concurrency + _SPARE_CONNECTIONS
-
-        def authorize(request: httpx2.Request) -> httpx2.Request:
-            for name in ("authorization", "openai-organization", "openai-project"):  # the client reads OPENAI_… variables of its own
-                request.headers.pop(name, None)
-            if key:
-                request.headers["authorization"] = f"Bearer {key}"
-            request.headers["accept-encoding"] = "identity"
-            return request
-
-        super().__init__(
-            auth=authorize,
-            transport=transport,
-            trust_env=not is_loopback(url),
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
-        )
-        self.sending = Gate()
-        self.lost = False
-        """Whether a connection broke, or a gateway lost it, since this was last set to False."""
-        self._seconds = spec.timeout_seconds
-        self._held = 0
-        self._key = None if key is None or len(key) < _SECRET_CHARACTERS else key.encode()
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request and return its whole response.
-
-        Raises:
-            httpx2.RequestError: as httpx2 does, also for a reply that takes too long or is too long.
-        """
-        async with self.sending:
-            if options.get("stream"):  # the caller reads the pieces as they come
-                return await super().send(request, **options)
-            reply = asyncio.create_task(self._exchange(request, options))
-            reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
-            try:
-                await self._wait(reply)
-            finally:
-                if not reply.done():
-                    reply.cancel()
-                    await asyncio.wait({reply})
-            if reply.cancelled():
-                raise httpx2.ReadTimeout(f"no whole reply within {self._seconds:g} s", request=request)
-            try:
-                response = reply.result()
-            except httpx2.TransportError as e:
-                self.lost = self.lost or not isinstance(e, httpx2.TimeoutException)
-                raise
-        self.lost = self.lost or response.status_code in _GONE
-        seconds = response.headers.get("retry-after", "")
-        if (response.status_code in _RETRIED or response.status_code >= 500) and seconds.isdecimal() and int(seconds) > NOTICE_SECONDS:
-            where = f"{request.url.host} answered {response.status_code} and asks to wait (Retry-After: {seconds[:9]} s)"
-            tell_waiting("server", f"{where}. Requests are sent again; to send fewer at once, lower model.concurrency.")
-        return response
-
-    async def _wait(self, reply: "asyncio.Task[httpx2.Response]") -> None:
-        """Wait until a reply is there or its time is over.
-
-        The time is counted in short steps, and a step that takes longer than it should counts as a step. So time in which this process was
-        stopped (Ctrl-Z) or busy doesn't count, and a reply that arrived meanwhile is read, not asked for and paid again.
-        """
-        step = min(1.0, self._seconds / 10)
-        for _ in range(math.ceil(self._seconds / step)):
-            if (await asyncio.wait({reply}, timeout=step))[0]:
-                return
-
-    async def _exchange(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
-        return await self._read(await super().send(request, **{**options, "stream": True}), request)
-
-    async def _read(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
-        """Return a response with its content, unpacked, and without the key. Raises `EndlessError` before it fills the memory."""
-        encoding = response.headers.get("content-encoding", "identity").strip().lower()
-        unpacked = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib
-        pieces, size = [], 0
-        try:
-            if unpacked is not None and encoding not in ("gzip", "x-gzip", "deflate"):
-                raise httpx2.DecodingError(f"packed as {encoding[:40]!r}, which was not asked for", request=request)
-            async for raw in response.stream:  # type: ignore[union-attr]  # an asynchronous one
-                piece = raw if unpacked is None else unpacked.decompress(raw, MAX_REPLY_BYTES + 1)
-                pieces.append(piece)
-                added = max(len(piece), len(raw))
-                size, self._held = size + added, self._held + added
-                if size > MAX_REPLY_BYTES or self._held > MAX_HELD_BYTES:
-                    most = MAX_REPLY_BYTES if size > MAX_REPLY_BYTES else MAX_HELD_BYTES
-                    what = "longer than" if size > MAX_REPLY_BYTES else "all replies in flight are together longer than"
-                    raise EndlessError(f"{what} {most // 2**20} MiB", request=request)
-        except zlib.error as e:
-            raise httpx2.DecodingError(f"not valid {encoding} ({e})", request=request) from e
-        except EndlessError:
-            pieces, piece, raw = [], b"", b""  # the error's traceback would keep them in memory
-            raise
-        finally:
-            self._held -= size
-            await response.aclose()
-        headers = httpx2.Headers([(k, v) for k, v in response.headers.multi_items() if k.lower() != "content-encoding"])
-        if (wait := wait_until_seconds(headers)) is not None:
-            headers["retry-after"] = f"{wait:g}"
-        content = b"".join(pieces)
-        if self._key is not None:
-            content = content.replace(self._key, b"***")
-            if b"\\u00" in content or b"/" in self._key or b'"' in self._key or b"\\" in self._key:
-                content = _spelled(self._key).sub(b"***", content)
-        return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
-
-
-@lru_cache(maxsize=8)
-def _spelled(key: bytes) -> "re.Pattern[bytes]":
-    """Match a key in a JSON text, however its characters are escaped."""
-    return re.compile("".join(f"(?:\\\\?{re.escape(c)}|\\\\u(?i:{ord(c):04x}))" for c in key.decode()).encode())
 
 
 class ServerClient:
@@ -319,7 +168,7 @@ class ServerClient:
         await self._client.close()
 
     def _masked(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key and len(self._key) >= _SECRET_CHARACTERS else text
+        return text.replace(self._key, "***") if self._key and len(self._key) >= SECRET_CHARACTERS else text
 
     def excerpt(self, text: str, length: int = 300) -> str:
         """Return the start of a server's words, printable, in one line, and without the key."""
@@ -442,7 +291,7 @@ class ServerClient:
             return UnansweredError(
                 f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"
             ), None
-        if status in _RETRIED or status >= 500:
+        if status in RETRIED or status >= 500:
             failure = FailingError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
             return failure, ReplyError("server_error", str(failure)) if status >= 500 else None
         if status < 400:

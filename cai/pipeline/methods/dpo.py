@@ -18,5 +18,5 @@ METHOD = PolicyMethod(
     dpo,
     reads_of_pairs,
     settings_of_pairs,
-    lambda p: pair_training(p, p.pairs),
+    lambda costs: pair_training(costs, costs.pairs),
 )

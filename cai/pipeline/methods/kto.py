@@ -1,8 +1,8 @@
 """KTO (arXiv 2402.01306) on the two sides of the same pairs."""
 
 from cai.pipeline.context import Context
-from cai.pipeline.costs import StagePlan
-from cai.pipeline.policy_costs import PolicyCosts, pair_training
+from cai.pipeline.costs import Costs, StagePlan
+from cai.pipeline.policy_costs import pair_training
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 from cai.recipe import Recipe
@@ -15,9 +15,9 @@ def kto(c: Context) -> dict[str, int]:
     return train_on_pairs(c, train_kto)
 
 
-def kto_work(p: PolicyCosts) -> StagePlan:
+def kto_work(c: Costs) -> StagePlan:
     """Return the cost of a training on single sides, each with its own prompt and with another's, under two models; one of four trains."""
-    return pair_training(p, 2 * p.pairs, 1, 3 * p.recipe.policy.epochs)
+    return pair_training(c, 2 * c.pairs, 1, 3 * c.recipe.policy.epochs)
 
 
 def kto_problems(recipe: Recipe) -> list[str]:

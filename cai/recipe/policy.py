@@ -1,0 +1,201 @@
+"""Training of the policy: its methods, rewards and over-optimization monitor."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from cai.core.plugins import POLICY_METHOD, REWARD_TERM
+from cai.core.text.repetition import LOOPING
+from cai.recipe.base import Count, Fraction, Positive, Rate, Section
+from cai.recipe.train import PairTrainSpec
+
+DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
+MethodName = Annotated[str, Meta(extra_json_schema={"x-names-of": POLICY_METHOD.group})]
+TermName = Annotated[str, Meta(extra_json_schema={"x-names-of": REWARD_TERM.group})]
+
+
+class MonitorConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Over-optimization monitor. It observes the policy during training on held-out prompts. An observation counts as over-optimized if the
+    gold reward fell while the training reward rose, or if the policy collapsed (empty, identical or looping responses)."""
+
+    action: Literal["off", "warn", "stop"] = "warn"
+    """What to do on over-optimization: warn, or stop training. `off` disables the monitor."""
+    every_steps: Positive = 20
+    """Optimizer steps between observations."""
+    prompts: Positive = 64
+    """Maximum number of evaluation prompts for the monitor, chosen by hash; never more than half of them. `evaluate` excludes them."""
+    patience: Positive = 2
+    """Number of consecutive observations that are averaged and compared with as many earlier ones, and of consecutive collapsed
+    observations before `action`."""
+    min_drop: Annotated[float, Meta(ge=0)] = 1.0
+    """Minimum fall of the gold reward, in half-widths of the confidence interval of that change. At 1, at most 5 % of trainings with a
+    constant gold reward end with a false alarm, however many observations there are."""
+    min_words: Fraction = 0.25
+    """Collapse to empty responses: their mean length is below this fraction of the first observation's. 0 disables this test."""
+    min_distinct: Fraction = 0.5
+    """Collapse to identical responses: their fraction of distinct bigrams is below this fraction of the first observation's. 0 disables
+    this test."""
+    max_repetition: Fraction = LOOPING
+    """Collapse to looping responses: more than this fraction of their four-word n-grams are repeats, and it was less at the first
+    observation."""
+    select: Literal["best", "last"] = "best"
+    """Weights to keep as the policy. `best`: the observation with the highest gold reward that did not collapse. `last`: the last step."""
+
+
+class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Loss of `dpo` and `online-dpo`. All losses take soft labels and weights."""
+
+    loss: DPOLoss = "sigmoid"
+    """Loss of the DPO family. `ipo` and `sigmoid_norm` use log-ratios per token, so `beta` has another scale: try 0.1 for `ipo` and 2 to 10
+    for `sigmoid_norm`."""
+    label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
+    """Assumed fraction of wrong labels. `robust` corrects the loss for it (arXiv 2403.00409). The other losses mix it into the label
+    (cDPO)."""
+    ld_alpha: Fraction | None = None
+    """Length-desensitized DPO (arXiv 2409.06411): weight of the tokens beyond the shorter response's length. None and 1 weight all tokens
+    equally."""
+    sft_weight: Annotated[float, Meta(ge=0)] = 0.0
+    """Coefficient of an SFT term in the loss: the negative log-likelihood per token of the better response."""
+
+
+class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One reward function. The policy's reward is the weighted sum of all terms."""
+
+    term: TermName = "model"
+    """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
+    uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
+    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
+    weight: float = 1.0
+    """Coefficient of the term."""
+    words: Positive = 150
+    """Length in words above which `length` penalizes a response."""
+
+
+class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of GRPO and RLOO."""
+
+    num_generations: Annotated[int, Meta(ge=2)] = 8
+    """Number of completions sampled per prompt. `batch_size` × `gradient_accumulation` × processes must be a multiple of it."""
+    max_tokens: Positive = 128
+    """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
+    temperature: Rate = 1.0
+    """Sampling temperature."""
+    missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
+    """Penalty subtracted from the reward of a completion that was cut at `max_tokens`, as in `ppo`. None: no penalty, and a cut answer is
+    rewarded as a finished one."""
+    loss_type: Literal["dapo", "dr_grpo", "bnpo", "grpo"] = "dapo"
+    """How GRPO aggregates its loss over tokens, as in TRL. `dapo`: over all tokens of a step (arXiv 2503.14476). `dr_grpo`: over a constant
+    length (arXiv 2503.20783). `bnpo`: over the tokens of a local batch. `grpo`: within each completion first, which favours short ones."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """What GRPO divides advantages by: the standard deviation of a prompt's rewards, that of the batch's (arXiv 2508.08221), or nothing
+    (arXiv 2503.20783)."""
+    rewards: Annotated[tuple[RewardTerm, ...], Meta(min_length=1)] = (RewardTerm(),)
+    """Reward functions, which are weighted and summed."""
+    patience: Positive = 5
+    """Number of consecutive steps in which no prompt's completions differ in reward before training stops: without a difference there is
+    no gradient."""
+
+
+class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of proximal policy optimization, with TRL's names and mostly its defaults.
+
+    A step samples `batch_size` × `gradient_accumulation` × `num_mini_batches` responses in each process and makes `num_ppo_epochs` passes
+    over them. Only `batch_size` affects peak memory.
+    """
+
+    total_episodes: Positive | None = None
+    """Total number of responses to sample, rounded up to whole steps. None: `epochs` passes over the prompts."""
+    num_mini_batches: Positive = 1
+    """Number of optimizer steps per pass over a step's responses."""
+    num_ppo_epochs: Positive = 4
+    """Number of passes over a step's responses."""
+    response_length: Positive = 128
+    """Maximum length of a response, in tokens."""
+    temperature: Annotated[float, Meta(gt=0, le=5)] = 0.7
+    """Sampling temperature."""
+    local_rollout_forward_batch_size: Positive = 64
+    """Number of responses sampled per batch in each process."""
+    kl_coef: Annotated[float, Meta(ge=0)] = 0.05
+    """Coefficient of the KL penalty in the reward."""
+    target_kl: Rate | None = None
+    """KL divergence to the reference, in nats per response, that an adaptive `kl_coef` aims at. None keeps `kl_coef` fixed."""
+    kl_horizon: Positive = 10_000
+    """Speed of the adaptation: over this many responses, a KL that is off by a fifth changes `kl_coef` by a fifth."""
+    gamma: Fraction = 1.0
+    """Discount factor."""
+    lam: Fraction = 0.95
+    """λ of generalized advantage estimation."""
+    cliprange: Rate = 0.2
+    """Clip range of the policy's probability ratio."""
+    cliprange_value: Rate = 0.2
+    """Clip range of the value function."""
+    critic_learning_rate: Rate | None = None
+    """Peak learning rate of the value function. None: the policy's."""
+    critic_warmup: Count = 0
+    """Number of steps at the start in which only the value function is trained, so that the first advantages mean something."""
+    vf_coef: Annotated[float, Meta(ge=0)] = 0.1
+    """Coefficient of the value loss."""
+    max_grad_norm: Rate = 1.0
+    """Maximum norm of the gradient; larger ones are clipped."""
+    whiten_rewards: bool = False
+    """Whether to scale rewards to unit variance. Their mean stays."""
+    score_clip: Rate | None = None
+    """Maximum absolute value of a score; larger ones are clipped. None doesn't clip."""
+    missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
+    """Penalty subtracted from the score of a response that was truncated at `response_length`. None: no penalty."""
+
+
+class RoundsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rounds of `online-dpo`. Each round samples pairs from the current policy with the settings of `pairs`, has them labelled, and trains
+    on them with DPO."""
+
+    count: Positive = 3
+    """Number of rounds."""
+    labels: Literal["judge", "reward"] = "judge"
+    """Source of the labels: the run's judge, or its reward models."""
+    reference: Literal["sft", "previous"] = "sft"
+    """Reference model of the later rounds. `sft` bounds the distance to one model over all rounds. `previous` is the policy at the start
+    of each round."""
+    prompts: Positive | None = None
+    """Number of training prompts per round, drawn anew for each round. None uses all of them, with new samples."""
+
+
+class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Policy training. The policy starts from the SFT adapter, which is also its reference model."""
+
+    learning_rate: Rate = 5e-5
+    """Peak learning rate."""
+    method: MethodName = "dpo"
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
+    beta: Rate | None = None
+    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: 0.04 for GRPO
+    (arXiv 2402.03300, §4.2), 0.05 for RLOO (TRL), 0.1 for the others (arXiv 2305.18290, appendix B)."""
+    online: OnlineConfig = OnlineConfig()
+    """Settings of `grpo` and `rloo`."""
+    ppo: PPOSpec = PPOSpec()
+    """Settings of `ppo`."""
+    watch: MonitorConfig = MonitorConfig()
+    """Over-optimization monitor. It needs `gold`."""
+    early_stopping: Positive | None = 2
+    """`dpo` and `kto`: stop after this many epochs in a row without a lower loss on `preferences_heldout`. Without a gold reward model, the
+    epoch with the lowest loss becomes the policy. None trains all epochs."""
+    dpo: DPOConfig = DPOConfig()
+    """Loss of `dpo` and `online-dpo`."""
+    rounds: RoundsConfig = RoundsConfig()
+    """Rounds of `online-dpo`."""
+
+    @property
+    def constraint(self) -> float:
+        """`beta`, or the method's usual one."""
+        return {"grpo": 0.04, "rloo": 0.05}.get(self.method, 0.1) if self.beta is None else self.beta
+
+    def group_problem(self, processes: int = 1) -> str | None:
+        """Return what is wrong with the batch size of a method that compares completions of one prompt; None if it is valid."""
+        batch, group = self.batch_size * self.gradient_accumulation * processes, self.online.num_generations
+        if batch % group == 0:
+            return None
+        return (
+            f"policy.online.num_generations: a step of {batch} completions can't be divided into groups of {group} "
+            f"(batch_size {self.batch_size} × gradient_accumulation {self.gradient_accumulation} × processes {processes}). "
+            f"Make the step a multiple of {group}: for example batch_size: {group}"
+        )

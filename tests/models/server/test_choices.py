@@ -1,0 +1,148 @@
+"""Probabilities of choices, and scores of texts."""
+
+import asyncio
+import math
+
+import httpx2
+import pytest
+
+from cai.errors import ModelError, NoLogprobsError, ReplyError
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, ScoreRequest, TextLogprob
+from cai.records import Message
+from tests.models.fake_vllm import FakeVllm, logprob, tokenize, total
+from tests.models.server.asking import ASK, CHOICES, OPEN, ask, ask_one, hosted, on
+
+
+def test_single_token_choices_cost_one_question_and_are_exact() -> None:
+    server = FakeVllm()
+    reply = ask_one(server, CHOICES)
+    assert reply == ChoiceLogprobs((pytest.approx(total(OPEN, "Yes")), pytest.approx(total(OPEN, "No"))), len(tokenize(OPEN)))
+    (body,) = server.bodies("/v1/completions")
+    assert "seed" not in body  # vLLM's CPU build dies of a seeded request whose prompt is taken in two steps
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("prefill", ["", "Answer:"])
+def test_choices_of_several_tokens_share_prefixes_and_sum_exactly(old: bool, prefill: str) -> None:
+    server = FakeVllm(old=old)
+    choices = ("Not sure", "Not", "No way", " Yes", "Yes", "zq")
+    reply = ask_one(server, ChoicesRequest(ASK, choices, prefill))
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == pytest.approx([total(OPEN + prefill, c) for c in choices])
+    if not old:
+        branches = {tuple(tokenize(c)[:i]) for c in choices for i in range(len(tokenize(c)))}
+        assert len(server.bodies("/v1/completions")) == len(branches) < sum(len(tokenize(c)) for c in choices)
+
+
+def test_a_choice_equals_the_score_of_the_same_words() -> None:
+    choices, score = ask(FakeVllm(), ChoicesRequest(ASK, ("Not sure",)), ScoreRequest(ASK, "Not sure"))
+    assert choices.logprobs[0] == pytest.approx(score.total)
+    assert score.tokens == 2
+
+
+def test_a_choice_that_would_merge_with_the_prefill_is_tokenized_alone() -> None:
+    reply = ask_one(FakeVllm(), ChoicesRequest(ASK, ("b",), prefill="a"))
+    prompt = tokenize(f"{OPEN}a")
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == (pytest.approx(logprob(prompt, tokenize("b")[0])),)
+
+
+def test_choices_are_tokenized_once_for_all_items_also_where_these_begin_together() -> None:
+    server = FakeVllm()
+    at_once = server.transport
+
+    class Network(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            await asyncio.sleep(0)  # what begins together has begun before the first reply is there
+            return await at_once.handle_async_request(request)
+
+    server.transport = Network()  # type: ignore[assignment]
+    ask(server, *(ChoicesRequest((Message("user", str(i)),), ("Yes", "No")) for i in range(5)))
+    assert len(server.bodies("/tokenize")) == 1 + 2 + 5  # the fingerprint's probe, two choices, five prompts
+
+
+def test_logits_instead_of_log_probabilities_are_noticed() -> None:
+    reply = {"choices": [{"logprobs": {"top_logprobs": [{f"token_id:{tokenize(c)[0]}": 17.5 for c in ("Yes", "No")}]}}]}
+    with pytest.raises(ModelError, match="--logprobs-mode raw_logprobs"):
+        ask_one(FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, json=reply))]), CHOICES)
+
+
+def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
+    server = hosted(("Yes", -0.5), (" No", -1.5), ("Yesterday", -2.0), ("yes", -3.0))
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 9, every_form=True)
+    (body,) = server.bodies("/v1/chat/completions")
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
+    assert not server.bodies("/tokenize")
+
+
+def test_a_choice_is_summed_over_its_ways_to_be_written() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.2)), (" Yes", math.log(0.3)), ("No", math.log(0.1))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.5, 0.1])
+
+
+def test_the_exact_token_wins_over_the_one_with_a_space() -> None:
+    reply = ask_one(hosted((" Yes", -0.1), ("Yes", -2.5)), ChoicesRequest(ASK, ("Yes", " Yes")))
+    assert isinstance(reply, ChoiceLogprobs)
+    assert reply.logprobs == (-2.5, -0.1)
+
+
+def test_a_choice_that_is_not_among_the_likeliest_is_a_failure_never_a_guess() -> None:
+    with pytest.raises(ReplyError, match=r"'No' is not one of the 2 likeliest next tokens \('Yes', 'Noway'") as e:
+        ask_one(hosted(("Yes", -0.5), ("Noway", -1.5)), CHOICES)
+    assert e.value.reason == "choice_not_likely"
+
+
+def test_a_choice_that_is_not_listed_counts_with_the_most_that_is_left_for_it() -> None:
+    reply = ask_one(hosted(("Yes", math.log(0.99)), ("Maybe", math.log(0.006))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs)
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.99, 0.004])
+
+
+def test_a_server_whose_model_reasons_first_gives_no_log_probabilities_of_choices() -> None:
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+        ask_one(hosted(("<think>", -0.001), ("Yes", -9.0)), CHOICES)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx2.Response(200, json={"choices": [{"message": {"content": "Yes"}, "finish_reason": "length"}]}),
+        httpx2.Response(200, json={"choices": [{"message": {"content": "Yes"}, "finish_reason": "length", "logprobs": {"content": []}}]}),
+        httpx2.Response(400, json={"error": {"message": "logprobs are not supported with this model"}}),
+    ],
+)
+def test_a_server_without_log_probabilities_says_what_needs_none(reply: httpx2.Response) -> None:
+    server = FakeVllm([on("/v1/chat/completions", lambda _: reply)], owned_by="openai")
+    with pytest.raises(NoLogprobsError, match=r"vllm serve MODEL.*pairwise-cot"):
+        ask_one(server, CHOICES)
+
+
+@pytest.mark.parametrize("text", ["Yes", "Not sure", "It is good.", " Yes", "ab a b"])
+def test_a_score_sums_exactly_the_texts_tokens(text: str) -> None:
+    expected = TextLogprob(pytest.approx(total(OPEN, text)), len(tokenize(text)), len(tokenize(OPEN)))
+    assert ask_one(FakeVllm(), ScoreRequest(ASK, text)) == expected
+
+
+def test_an_empty_text_has_no_score() -> None:
+    with pytest.raises(ReplyError, match="empty_text"):
+        ask_one(FakeVllm(), ScoreRequest(ASK, ""))
+
+
+@pytest.mark.parametrize("server", [FakeVllm(owned_by="openai"), FakeVllm([on("/tokenize", lambda _: httpx2.Response(404))])])
+def test_a_score_needs_vllm(server: FakeVllm) -> None:
+    with pytest.raises(ModelError, match="likelihood"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+def test_log_probabilities_of_other_tokens_are_malformed() -> None:
+    rows = [None, *({"1": {"logprob": -1.0}} for _ in tokenize(f"{OPEN}Yes")[1:])]
+    server = FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, json={"choices": [{"prompt_logprobs": rows}]}))])
+    with pytest.raises(ReplyError, match="other tokens than were sent"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+def test_too_few_log_probabilities_are_malformed() -> None:
+    server = FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, json={"choices": [{"prompt_logprobs": [None]}]}))])
+    with pytest.raises(ReplyError, match=r"log-probabilities of 1 tokens; \d+ were sent"):
+        ask_one(server, ScoreRequest(ASK, "Yes"))

@@ -1,0 +1,75 @@
+"""Replies that come in pieces."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+from cai.errors import ModelError, ReplyError
+from cai.models.base import CompleteRequest, Completion
+from cai.models.server.engine import ServerEngine
+from cai.recipe import ModelSpec
+from tests.models.fake_vllm import FakeVllm
+from tests.models.server.asking import COMPLETE, URL, always_chat
+
+
+def stream(server: FakeVllm, *, request: CompleteRequest = COMPLETE, **spec: Any) -> tuple[Completion, list[str]]:
+    """Connect, ask for a reply in pieces, and return it with the pieces."""
+    pieces: list[str] = []
+
+    async def run() -> Completion:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec), server.transport)
+        try:
+            return await engine.stream(request, pieces.append)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run()), [p for p in pieces if p]
+
+
+def events(*deltas: dict[str, Any], finish: str | None = "stop") -> httpx2.Response:
+    chunks = [{"choices": [{"index": 0, "delta": d, "finish_reason": None}]} for d in deltas]
+    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}, {"choices": [], "usage": None}]
+    lines = "".join(f"data: {json.dumps(c)}\n\n" for c in chunks)
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=lines + "data: [DONE]\n\n")
+
+
+def test_a_streamed_reply_comes_in_pieces() -> None:
+    server = always_chat(lambda: events({"role": "assistant", "content": ""}, {"content": "It "}, {"content": "is."}, finish="length"))
+    reply, pieces = stream(server)
+    assert (reply.text, reply.truncated, pieces) == ("It is.", True, ["It ", "is."])
+
+
+@pytest.mark.attack
+def test_a_key_that_a_server_echoes_is_cut_out_of_a_streamed_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-verysecret")
+    reply, pieces = stream(
+        always_chat(lambda: events({"reasoning_content": "sk-verysecret"}, {"content": "sk-very"}, {"content": "secret!"}))
+    )
+    assert (reply.text, reply.reasoning, pieces[0]) == ("***!", "***", "***"), "what is kept has no part of it, however it is cut"
+
+
+def test_streamed_reasoning_is_set_apart() -> None:
+    reply, pieces = stream(always_chat(lambda: events({"reasoning_content": "Hm."}, {"content": "Yes."})))
+    assert (reply.text, reply.reasoning, pieces) == ("Yes.", "Hm.", ["Hm.", "Yes."])
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "said"),
+    [
+        (lambda: httpx2.Response(400, json={"error": {"message": "no such thing"}}), ReplyError, "no such thing"),
+        (lambda: httpx2.Response(401, json={"error": {"message": "who"}}), ModelError, "CAI_API_KEY"),
+        (
+            lambda: httpx2.Response(200, headers={"content-type": "text/event-stream"}, text="data: {oops\n\n"),
+            ReplyError,
+            "malformed_reply",
+        ),
+        (lambda: events(), ReplyError, "empty_reply"),
+    ],
+)
+def test_a_stream_that_fails_says_why(response: Callable[[], httpx2.Response], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        stream(always_chat(response))
