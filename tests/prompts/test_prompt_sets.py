@@ -8,7 +8,7 @@ import pytest
 from cai.data.filters import prompt_key
 from cai.data.prompts import load_prompts
 from cai.evaluate.audit.markers import mentions
-from cai.evaluate.audit.probes import load_probes
+from cai.evaluate.audit.probes import load_knowledge, load_probes
 from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 from tests.workspaces import ROOT
@@ -17,6 +17,7 @@ SETS = {
     "harmful": ("harmful", 200),
     "borderline": ("borderline", 100),
     "helpful": ("helpful", 150),
+    "plain": ("helpful", 50),
     "eval_harmful": ("harmful", 40),
     "eval_borderline": ("borderline", 40),
     "eval_helpful": ("helpful", 40),
@@ -47,6 +48,11 @@ def test_no_prompt_is_in_two_sets() -> None:
     ids = {name: {p.id for p in loaded(name).prompts} for name in SETS}
     for one, other in combinations(SETS, 2):
         assert not keys[one] & keys[other] and not ids[one] & ids[other], (one, other)
+
+
+def test_the_plain_questions_are_none_of_the_facts_that_the_audit_asks() -> None:
+    facts = {p.question for p in load_knowledge(ROOT, None, 0)[0]}
+    assert not facts & {p.messages[-1].content for p in loaded("plain").prompts}
 
 
 def test_the_probe_pairs_are_labelled_and_balanced_in_length() -> None:

@@ -62,7 +62,7 @@ def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = N
     if run.data("judgments").exists() and run.data("pairs").exists():
         pairs = [p for name in PAIR_FILES if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
         findings += audit_judgments(read_records(run.data("judgments"), Judgment), pairs, seed)
-    answers = list(responses_of(samples, AGAINST).values())
+    answers = list((responses_of(samples, "sft") or responses_of(samples, AGAINST)).values())  # what the reward is used on
     if not answers and run.data("responses").exists():  # before anything was evaluated: what the reward is about to be used on
         answers = list(read_records(run.data("responses"), Response))
     answers = answers[:REWARD_ANSWERS]
