@@ -78,13 +78,16 @@ def render_transcript(messages: Sequence[Message]) -> str:
 def messages_of(value: Any) -> tuple[Message, ...]:
     """Read a conversation from a string, a transcript, one message, or a list of messages (`role`/`content` or `from`/`value`).
 
+    A mapping with a `text` and no role is that text, from the user (real-toxicity-prompts).
+
     Raises:
         RowFault: it is none of these, or a turn has an unknown role or content that isn't text.
     """
     if isinstance(value, str):
         return parse_transcript(value) if is_transcript(value) else (Message("user", value),)
     if isinstance(value, dict):
-        return (_message(value),)
+        text = value.get("text")
+        return messages_of(text) if isinstance(text, str) and value.keys().isdisjoint(("role", "from")) else (_message(value),)
     if isinstance(value, list) and value:
         return tuple(_message(item) for item in value)
     raise RowFault("not_a_conversation", f"expected text or a list of messages, found {_short(value)}")

@@ -20,7 +20,7 @@ from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversa
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
 from cai.recipe import PromptSource
-from cai.records import PROMPT_KINDS, Failure, Prompt, PromptKind
+from cai.records import PROMPT_KINDS, Failure, Message, Prompt, PromptKind
 
 STAGE = "prompts"
 _READ = {*SYSTEM, "id", "kind", "category", "messages", "chosen", "rejected"}
@@ -217,11 +217,10 @@ def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
     if row.fault:
         raise RowFault("unreadable", row.fault)
     value = row.value
-    is_cai = source.format == "cai" or (source.format == "auto" and isinstance(value, dict) and {"id", "messages"} <= value.keys())
-    if is_cai:
+    if source.format == "cai" or (source.format == "auto" and _is_cai(value)):
         return _cai_prompt(value, name, source)
     fields = value if isinstance(value, dict) else {}
-    messages = with_system(prompt_part(messages_of(_conversation(value, source))), fields)
+    messages = _with_opening(with_system(prompt_part(messages_of(_conversation(value, source))), fields), fields)
     published = benchmark_kind(fields, name)
     kind, category = published or (fields.get("kind"), fields.get("category"))
     return Prompt(
@@ -231,6 +230,28 @@ def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
         source=name,
         category=category if isinstance(category, str) and category else None,
     )
+
+
+def _is_cai(value: Any) -> bool:
+    """Whether a row is in cai's own format. Conversations with an answer are not: data sets of them have ids too (tulu-3-sft-mixture)."""
+    if not isinstance(value, dict) or not {"id", "messages"} <= value.keys():
+        return False
+    turns = value["messages"]
+    answered = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
+    return not (answered and str(turns[-1].get("content") or "").strip()) or value.get("kind") in PROMPT_KINDS
+
+
+def _with_opening(prompt: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Put the system turn before a prompt that is the first user turn of the row's `messages`: some data sets repeat it in a column."""
+    turns = row.get("messages")
+    if len(prompt) != 1 or not isinstance(turns, list) or len(turns) < 2:
+        return prompt
+    try:
+        system, first = messages_of(turns[:2])
+    except RowFault:
+        return prompt
+    repeated = (system.role, first.role) == ("system", "user") and first.content.strip() == prompt[0].content.strip()
+    return (system, *prompt) if repeated and system.content.strip() else prompt
 
 
 def _conversation(value: Any, source: PromptSource) -> Any:

@@ -16,6 +16,8 @@ As in the paper, the SFT data are the revisions of every round, and sampled resp
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from msgspec import UNSET
+
 from cai.core.text.checks import check_share, follows
 from cai.core.text.endings import whole_sentences
 from cai.core.text.refusals import is_refusal
@@ -156,14 +158,21 @@ def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExampl
     if trace.dropped is not None:
         return []
     if not trace.rounds:
-        return [SFTExample(trace.prompt, trace.response, (), "response", trace.provenance, trace.response_truncated)]
+        said, cut = trace.response, trace.response_truncated
+        return [SFTExample(trace.prompt, said, (), "response", trace.provenance, cut, reasoning=trace.response_reasoning)]
     ids = [r.revision.principle_id for r in trace.rounds]
     revisions = [r.revision for r in trace.rounds]
     texts = [trace.response, *(revision.text for revision in revisions)]
     steps = [i for i in range(len(ids)) if not unchanged(texts[i + 1], texts[i])] if config.train_on == "every" else [len(ids) - 1]
     return [
         SFTExample(
-            trace.prompt, revisions[i].text, tuple(dict.fromkeys(ids[: i + 1])), "revision", trace.provenance, revisions[i].truncated
+            trace.prompt,
+            revisions[i].text,
+            tuple(dict.fromkeys(ids[: i + 1])),
+            "revision",
+            trace.provenance,
+            revisions[i].truncated,
+            reasoning=revisions[i].reasoning,
         )
         for i in steps
     ]
@@ -184,8 +193,8 @@ def kept_text(completion: Completion, prefill: str = "") -> str:
 
 
 def as_sampling(spec: SamplingSpec) -> Sampling:
-    """Convert a recipe's sampling parameters into a model's. What a model thinks and what it answers share one limit: the sum of both."""
-    return Sampling(spec.max_tokens + spec.thinking_tokens, spec.temperature, spec.top_p)
+    """Convert a recipe's sampling parameters into a model's."""
+    return Sampling(spec.max_tokens, spec.temperature, spec.top_p, spec.thinking_tokens or UNSET)
 
 
 async def _critique(prompt: Prompt, text: str, principle: Principle, number: int, writer: Writer, config: CritiqueConfig) -> Critique:

@@ -40,6 +40,8 @@ class Distilled:
     provenance: Provenance
     parts: tuple[ToldPart, ...] = ()
     """Parts of `told`, with the conversations under which they were written."""
+    reasoning: str = ""
+    """What the model thought before `told`, if it did."""
 
     @property
     def id(self) -> str:
@@ -51,7 +53,7 @@ class Distilled:
         """The SFT example: the prompt without principles, and the response that was written with them."""
         if self.told is None:
             return None
-        return SFTExample(self.prompt, self.told, self.principle_ids, SOURCE, self.provenance, parts=self.parts)
+        return SFTExample(self.prompt, self.told, self.principle_ids, SOURCE, self.provenance, False, self.parts, self.reasoning)
 
     @property
     def pair(self) -> ResponsePair | None:
@@ -82,7 +84,7 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
     seeds = [derive_seed(writer.run_seed, prompt.id, "distill", number) for number in range(config.samples)]
     answers = await together(ask(prompt, principles, seed, untold) for seed in seeds)
     words = " ".join(p.statement for p in principles)
-    kept: list[tuple[float, str, tuple[ToldPart, ...]]] = []
+    kept: list[tuple[float, Completion, tuple[ToldPart, ...]]] = []
     dropped: list[str] = []
     for completion, parts in answers:
         text = completion.text
@@ -91,14 +93,15 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
         if rule is None and share is not None and share < config.min_share:
             rule = "breaks_check"
         if rule is None:
-            kept.append((1.0 if share is None else share, text, parts))
+            kept.append((1.0 if share is None else share, completion, parts))
         else:
             dropped.append(rule)
     provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seeds[0], writer.recipe_hash)
-    best = max(kept, key=lambda found: found[0], default=None)
-    share = None if best is None else check_share(constitution, prompt.kind, best[1])
-    told, parts = (None, ()) if best is None else best[1:]
-    return Distilled(prompt, untold, told, share, provenance.principle_ids, tuple(dropped), provenance, parts)
+    if not kept:
+        return Distilled(prompt, untold, None, None, provenance.principle_ids, tuple(dropped), provenance)
+    _, best, parts = max(kept, key=lambda found: found[0])
+    share = check_share(constitution, prompt.kind, best.text)
+    return Distilled(prompt, untold, best.text, share, provenance.principle_ids, tuple(dropped), provenance, parts, best.reasoning)
 
 
 @dataclass(frozen=True, slots=True)

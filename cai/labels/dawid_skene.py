@@ -8,7 +8,9 @@ annotator that are usual here, this is overconfident. Departures from the paper:
    Bayes instead of point estimates (Liu, Peng & Ihler 2012, Variational inference for crowdsourcing), so that an annotator with few labels
    is close to the others and never certain.
 3. A third class of pairs, about which everybody flips a coin: people agree less about some pairs, and otherwise all annotators would seem
-   unreliable, and pairs that they agree about doubtful. Prior of its share: Beta(5, 45), as from 50 pairs of which a tenth are such.
+   unreliable, and pairs that they agree about doubtful. Prior of its share: Beta(3, 7), as from 10 pairs of which 3 are such. A few labels
+   per pair hardly tell careless annotators and doubtful pairs apart, so the prior matters: one that holds most pairs for clear is
+   overconfident where many are not.
 4. A tie counts as half an answer for each side.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 MAX_ROUNDS = 500
 TOLERANCE = 1e-6
 """Convergence: maximum change of any probability in one iteration."""
-COIN_PRIOR = (5.0, 45.0)
+COIN_PRIOR = (3.0, 7.0)
 IMAGINED = (6.0, 2.0)
 """Right and wrong answers of one imagined annotator, to whom the prior of the accuracies is fitted too. It matters where there are few."""
 _MEANS = tuple(0.5 + 0.02 * i for i in range(25))

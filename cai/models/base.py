@@ -62,8 +62,16 @@ class Sampling:
     """Sampling settings of a completion. `temperature` 0 is greedy: `top_p` and the seed then have no effect."""
 
     max_tokens: int = 128
+    """Of the answer; of the reasoning and the answer together without `thinking_tokens`."""
     temperature: float = 1.0
     top_p: float = 1.0
+    thinking_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    """Of the reasoning before the answer. Unset, not 0, for models that don't think: their requests then keep their key in the store."""
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest completion, reasoning included."""
+        return self.max_tokens + (self.thinking_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +119,7 @@ _CLAIM_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion, without the prefill. `truncated`: it reached `max_tokens` before the model ended its turn.
+    """A completion, without the prefill. `truncated`: it reached its limit of tokens before the model ended its turn.
 
     `complete` sets the reasoning apart from the text, whether the engine did so or left it inside.
     """

@@ -7,6 +7,7 @@ batches requests, not the stages. The training stages are in `cai.pipeline.train
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, rewa
 from cai.pipeline.tracking import PIPELINE
 from cai.pipeline.training import EXAMPLES_OF, policy_stage, reward_stage, sft_stage
 from cai.recipe import GOLD, Recipe, SFTData
-from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace
+from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 
 PAIRS_OF: dict[SFTData, str] = {"critique": "revision_pairs", "distill": "distilled_pairs"}
 """Source of SFT data to the file of the pairs that its stage makes beside it."""
@@ -93,7 +94,7 @@ async def critique_stage(c: Context) -> dict[str, int]:
             counts[TEXTS] += len(trace.rounds)
             counts[TRUNCATED] += sum(r.revision.truncated for r in trace.rounds)
             for example in sft_examples(trace, config):
-                write_example(example)
+                write_example(_imitated(c, example))
                 counts["sft_examples"] += 1
             if trace.rounds and trace.dropped in (None, "worse_by_judge"):
                 write_pair(trace.pair)
@@ -121,12 +122,17 @@ async def distill_stage(c: Context) -> dict[str, int]:
             counts[TRUNCATED] += found.dropped.count("truncated")
             counts.update(f"samples_{rule}" for rule in found.dropped)
             if found.example is not None:
-                write_example(found.example)
+                write_example(_imitated(c, found.example))
                 counts["kept"] += 1
             if found.pair is not None:
                 write_pair(found.pair)
                 counts["pairs"] += 1
     return dict(counts)
+
+
+def _imitated(c: Context, example: SFTExample) -> SFTExample:
+    """Return an example with what its model thought only if the recipe asks for it; traces and responses have it always."""
+    return example if c.recipe.sft.thinking else replace(example, reasoning="")
 
 
 def _with_responses(c: Context) -> Iterator[tuple[Prompt, Response | None]]:

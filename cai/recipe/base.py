@@ -62,8 +62,10 @@ class SamplingSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_tokens: Positive = 128
     """Maximum length of a completion, in tokens."""
     thinking_tokens: Annotated[int, Meta(ge=0)] = 0
-    """Tokens that a model may think with before it answers, in addition to `max_tokens`. Set it for models that reason. The reasoning is
-    kept in the records and shown in the report; it is neither judged nor imitated. A reply that ends inside its reasoning is a failure."""
+    """Tokens that a model may think with before it answers, in addition to `max_tokens`. Set it for models that reason. Of a local model,
+    each has its own limit. A server knows one limit, and gets the sum: an answer may then use what the reasoning left. With 0 both share
+    `max_tokens`. The reasoning is kept in the records and shown in the report; it is not judged, and imitated only with `sft.thinking`. A
+    reply that ends inside its reasoning is a failure."""
     temperature: Annotated[float, Meta(ge=0, le=5)] = 1.0
     """Sampling temperature. 0 is greedy decoding, 1 is the model's own distribution."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0

@@ -67,6 +67,9 @@ class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Whether distilled responses are learned as the distribution of the model with the principles in its context (KL divergence), and not
     as the tokens that it sampled. It teaches more per response and keeps perplexity (docs/results.md), for one more forward pass a step.
     Only where the model that is trained wrote them; a server counts as that model if `model.name` is the path of `weights`."""
+    thinking: bool = False
+    """Whether to imitate what the model thought too, as `<think>…</think>` before each completion. What it thought before a revision or a
+    distilled response is about a request or principles that the trained prompt doesn't hold."""
 
 
 class PairTrainSpec(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):

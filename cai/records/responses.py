@@ -17,7 +17,7 @@ class Response:
     """Whether the response was cut off at the token limit. Its text then ends with a whole sentence, but the model had not ended."""
     provenance: Provenance
     reasoning: str = ""
-    """What the model thought before it answered, if it did. Not judged and not imitated."""
+    """What the model thought before it answered, if it did. Not judged, and imitated only with `sft.thinking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +110,5 @@ class SFTExample:
     """Whether the completion was cut off at the token limit: the end of the turn is then not trained on."""
     parts: tuple[ToldPart, ...] = ()
     """Where the completion was written under other conversations than the prompt (`distill`): its parts with theirs."""
+    reasoning: str = ""
+    """What the model thought before the completion, if it did. Imitated only with `sft.thinking`."""

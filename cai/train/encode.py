@@ -9,6 +9,7 @@ would learn to stop there. Reward models read their score at that token, so thei
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -21,7 +22,9 @@ IGNORED = -100
 """Label of a position that is not trained on (PyTorch's `ignore_index`)."""
 
 
-def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str, *, ended: bool = True) -> tuple[list[int], list[int]]:
+def encode_turn(
+    tokenizer: Any, messages: Sequence[Message], completion: str, *, ended: bool = True, reasoning: str = ""
+) -> tuple[list[int], list[int]]:
     """Return the token ids of a conversation and of the assistant's next turn, as `Encoder.turn` does.
 
     Args:
@@ -29,12 +32,13 @@ def encode_turn(tokenizer: Any, messages: Sequence[Message], completion: str, *,
         messages: the conversation up to the turn.
         completion: text of the turn.
         ended: False for a text that was cut at a token limit: the token that ends the turn is then left out.
+        reasoning: written before the completion, as the model writes it.
 
     Raises:
         TrainingError: the template can't render the conversation.
     """
     try:
-        return encoder_of(tokenizer).turn(messages, completion, ended=ended)
+        return encoder_of(tokenizer).turn(messages, completion, ended=ended, reasoning=reasoning)
     except ReplyError as e:
         roles = " ".join(m.role for m in messages)
         raise TrainingError(
@@ -54,7 +58,7 @@ def _encoder(tokenizer: Any, template: str) -> Encoder:
 
 
 def sft_rows(
-    tokenizer: Any, examples: Sequence[SFTExample], max_length: int, *, soft_targets: bool = False
+    tokenizer: Any, examples: Sequence[SFTExample], max_length: int, *, soft_targets: bool = False, thinking: bool = False
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return rows with `input_ids` and `labels` (the prompt masked), and the number of dropped examples by reason.
 
@@ -64,6 +68,7 @@ def sft_rows(
         max_length: longest prompt plus completion, in tokens. Longer examples are dropped, because a truncated completion teaches the
             model not to end its turn.
         soft_targets: whether rows also have `told` and `forced` (see `told_parts`), if any example has parts.
+        thinking: whether the examples' reasoning is part of the completion. Such a completion is learned as its tokens, without a teacher.
 
     Raises:
         TrainingError: nothing is left.
@@ -71,7 +76,9 @@ def sft_rows(
     rows, dropped = [], Counter[str]()
     soft_targets = soft_targets and any(e.parts for e in examples)
     for example in examples:
-        prompt_ids, completion_ids = encode_turn(tokenizer, example.prompt.messages, example.completion, ended=not example.truncated)
+        reasoning = example.reasoning if thinking else ""
+        messages, ended = example.prompt.messages, not example.truncated
+        prompt_ids, completion_ids = encode_turn(tokenizer, messages, example.completion, ended=ended, reasoning=reasoning)
         if not example.completion.strip():
             dropped["empty"] += 1
         elif len(prompt_ids) + len(completion_ids) > max_length:
@@ -79,7 +86,7 @@ def sft_rows(
         else:
             row: dict[str, Any] = {"input_ids": prompt_ids + completion_ids, "labels": [IGNORED] * len(prompt_ids) + completion_ids}
             if soft_targets:
-                told, forced = told_parts(tokenizer, example, completion_ids)
+                told, forced = told_parts(tokenizer, replace(example, parts=()) if reasoning else example, completion_ids)
                 row |= {"told": told, "forced": [1] * len(prompt_ids) + forced}
             rows.append(row)
     _require(rows, len(examples), dropped, max_length)

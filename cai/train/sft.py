@@ -54,7 +54,8 @@ def train_sft(
     from cai.models.local.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    rows, dropped = sft_rows(tokenizer, examples, config.max_length, soft_targets=config.soft_targets)
+    asked = {"soft_targets": config.soft_targets, "thinking": config.thinking}
+    rows, dropped = sft_rows(tokenizer, examples, config.max_length, **asked)
     fingerprint = training_fingerprint("sft", config, model, rows, seed)
     if (done := finished_result(out, fingerprint)) is not None:
         remove_leftover_checkpoints(out)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cai.data.conversations import RowFault, parse_transcript, render_transcript
 from cai.data.prompts import (
@@ -20,7 +21,7 @@ from cai.data.prompts import (
     without_near_repeats,
 )
 from cai.errors import DataError
-from cai.recipe import PromptSource
+from cai.recipe import PromptSource, load_recipe
 from cai.records import Failure, Message, Prompt
 
 ROOT = Path(__file__).parents[2]
@@ -384,3 +385,59 @@ def test_columns_that_no_prompt_holds_are_named_once(tmp_path: Path) -> None:
     said: list[str] = []
     warn_of_columns(load_all([PromptSource(path="a.csv"), PromptSource(path="b.jsonl")], tmp_path, 0).columns, said.append)
     assert said == ["a.csv: columns not used: difficulty, topic"]
+
+
+def said(*turns: str) -> list[dict[str, str]]:
+    return [{"content": text, "role": ("user", "assistant")[i % 2]} for i, text in enumerate(turns)]
+
+
+ASKED = "Which of these: rope, wire?"
+PUBLISHED: dict[str, dict[str, object]] = {
+    # As their dataset cards on the Hub describe the columns.
+    "hub:HuggingFaceH4/cai-conversation-harmless": {
+        "index": 7, "prompt": ASKED, "init_prompt": said(ASKED)[0], "init_response": {"content": "Wire.", "role": "assistant"},
+        "critic_prompt": said("Critique it.")[0], "critic_response": {"content": "It harms.", "role": "assistant"},
+        "revision_prompt": said("Rewrite it.")[0], "revision_response": {"content": "Neither.", "role": "assistant"},
+        "messages": said(ASKED, "Neither."), "chosen": said(ASKED, "Neither."), "rejected": said(ASKED, "Wire."),
+    },
+    "hub:HuggingFaceH4/ultrachat_200k": {
+        "prompt": ASKED, "prompt_id": "f0e37e9f", "messages": said(ASKED, "Rope.", "Why?", "It bends."),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["qlora-24gb", "qlora-80gb"])
+def test_the_hub_prompts_of_the_shipped_recipes_are_read_in_their_published_shape(recipe: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sources = [s for s in load_recipe(ROOT / "runs" / f"{recipe}.yaml").prompts.train if s.path.startswith("hub:")]
+    assert {s.path for s in sources} == set(PUBLISHED)
+    for number, source in enumerate(sources):
+        folder = tmp_path / str(number) / "data"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([PUBLISHED[source.path]]), folder / f"{source.split}-00000-of-00001.parquet")
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(PUBLISHED[source.path]))
+        for path in (str(number), f"{number}.jsonl"):
+            (prompt,) = load_prompts(replace(source, path=path), tmp_path, 0).prompts
+            assert (prompt.messages, prompt.kind) == ((Message("user", ASKED),), source.kind)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"id": "ai2/1", "messages": said("Why?", "So."), "source": "ai2"}, [("user", "Why?")]),  # tulu-3-sft-mixture
+        ({"prompt": {"text": "They said", "toxicity": 0.1}, "filename": "a"}, [("user", "They said")]),  # real-toxicity-prompts
+        (
+            {"prompt": "Hi.", "prompt_id": "a", "messages": [{"content": "You are Klaus.", "role": "system"}, *said("Hi.", "Hm.")]},
+            [("system", "You are Klaus."), ("user", "Hi.")],
+        ),  # no_robots
+        ({"prompt": "Hi.", "messages": [{"content": "You are Klaus.", "role": "system"}, *said("Ho.", "Hm.")]}, [("user", "Hi.")]),
+    ],
+)
+def test_rows_of_published_conversations_keep_what_comes_before_the_answer(
+    row: dict[str, object], messages: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    (prompt,) = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0).prompts
+    assert [(m.role, m.content) for m in prompt.messages] == messages

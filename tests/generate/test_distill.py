@@ -4,10 +4,10 @@ from typing import Any
 
 from cai.generate.critique import Writer
 from cai.generate.distill import Distilled, distill
-from cai.models.base import Completion, Request, TextModel
+from cai.models.base import CompleteRequest, Completion, Request, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
-from cai.recipe import DistillConfig
+from cai.recipe import DistillConfig, SamplingSpec
 from cai.records import Constitution, Message, Prompt, Provenance, Response, ResponseCheck
 from tests.judge.judging import TEMPLATES, principle
 
@@ -24,6 +24,7 @@ def distilled(
     untold: str | None = UNTOLD,
     samples: int | None = None,
     constitution: Constitution = CONSTITUTION,
+    thinking_tokens: int = 0,
     **config: Any,
 ) -> tuple[Distilled, list[Request]]:
     asked: list[Request] = []
@@ -34,7 +35,8 @@ def distilled(
 
     writer = Writer(TextModel(ScriptedEngine(script), CallStore(None), "distill"), TEMPLATES, 3, "h")
     response = None if untold is None else Response(PROMPT, untold, False, Provenance("m"))
-    return asyncio.run(distill(PROMPT, response, constitution, writer, DistillConfig(samples=samples or len(texts), **config))), asked
+    settings = DistillConfig(samples=samples or len(texts), sampling=SamplingSpec(thinking_tokens=thinking_tokens), **config)
+    return asyncio.run(distill(PROMPT, response, constitution, writer, settings)), asked
 
 
 def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -> None:
@@ -44,6 +46,13 @@ def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -
     assert found.example is not None and found.example.prompt == PROMPT and found.example.principle_ids == ("short", "risk")
     assert found.pair is not None and (found.pair.response_a, found.pair.response_b) == (found.told, UNTOLD)
     assert len({request.seed for request in asked}) == 3
+
+
+def test_what_was_thought_before_the_best_sample_is_kept_beside_it() -> None:
+    found, asked = distilled("Strike a match over there.", "<think>They want a risk.</think>Match; risk: burns.", thinking_tokens=32)
+    assert (found.told, found.reasoning) == ("Match; risk: burns.", "They want a risk.")
+    assert found.example is not None and found.example.reasoning == found.reasoning
+    assert [r.sampling.thinking_tokens for r in asked if isinstance(r, CompleteRequest)] == [32, 32]
 
 
 def test_the_principles_stand_after_the_question_or_in_the_system_turn() -> None:

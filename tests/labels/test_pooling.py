@@ -78,13 +78,14 @@ def test_labels_without_a_name_are_votes_of_their_own() -> None:
 Answers = dict[str, dict[str, float]]
 
 
-def simulated(seed: int, pairs: int, skills: list[float], per_pair: int) -> tuple[Answers, dict[str, float]]:
-    """Answers of people of these accuracies, a few to each pair, and the truth."""
+def simulated(seed: int, pairs: int, skills: list[float], per_pair: int, doubtful: float = 0.0) -> tuple[Answers, dict[str, float]]:
+    """Answers of people of these accuracies, a few to each pair, and the truth. About a share of the pairs everybody flips a coin."""
     rng = random.Random(seed)
     truth = {f"i{i}": float(rng.random() < 0.5) for i in range(pairs)}
     who = [rng.sample(range(len(skills)), per_pair) for _ in truth]
-    drawn = zip(truth.items(), who, strict=True)
-    return {i: {f"p{j}": t if rng.random() < skills[j] else 1 - t for j in js} for (i, t), js in drawn}, truth
+    clear = [skills if i >= doubtful * pairs else [0.5] * len(skills) for i in range(pairs)]
+    drawn = zip(truth.items(), who, clear, strict=True)
+    return {i: {f"p{j}": t if rng.random() < skilled[j] else 1 - t for j in js} for (i, t), js, skilled in drawn}, truth
 
 
 def log_loss(p: dict[str, float], truth: dict[str, float]) -> float:
@@ -95,17 +96,41 @@ def shares(answers: Answers, smoothing: float) -> dict[str, float]:
     return {i: (sum(mine.values()) + smoothing) / (len(mine) + 2 * smoothing) for i, mine in answers.items()}
 
 
+def mean_losses(drawn: list[tuple[Answers, dict[str, float]]]) -> tuple[float, float]:
+    """Log loss of the model, and of the votes with the best of their smoothings, which is chosen with the truth at hand."""
+    model = sum(log_loss(dawid_skene(answers).p_first, truth) for answers, truth in drawn) / len(drawn)
+    votes = min(sum(log_loss(shares(answers, s), truth) for answers, truth in drawn) / len(drawn) for s in (0.25, 0.5, 1.0, 2.0))
+    return model, votes
+
+
+@pytest.mark.parametrize("flippers", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize(("raters", "per_pair"), [(3, 3), (5, 4), (10, 3), (20, 5)])
+def test_dawid_skene_beats_votes_whatever_the_share_of_raters_who_flip_a_coin(raters: int, per_pair: int, flippers: float) -> None:
+    guessing = round(flippers * raters)
+    skills = [0.5] * guessing + [0.85] * (raters - guessing)
+    model, votes = mean_losses([simulated(seed, 200, skills, per_pair) for seed in range(4)])
+    assert model < votes - 0.02
+
+
+@pytest.mark.parametrize("doubtful", [0.2, 0.4])
+@pytest.mark.parametrize(("raters", "per_pair"), [(3, 3), (5, 4), (10, 3), (20, 5)])
+@pytest.mark.parametrize("skill", [0.7, 0.85])
+def test_dawid_skene_ties_votes_where_many_pairs_are_a_coin_flip(raters: int, per_pair: int, doubtful: float, skill: float) -> None:
+    model, votes = mean_losses([simulated(seed, 200, [skill] * raters, per_pair, doubtful) for seed in range(4)])
+    assert model < votes + 0.03
+
+
 @pytest.mark.parametrize(
     ("pairs", "skills", "per_pair", "tie"),
     [
-        (300, [0.7] * 20, 3, 0.01),
-        (300, [0.7] * 20, 2, 0.01),
+        (300, [0.7] * 20, 3, 0.02),
+        (300, [0.7] * 20, 2, 0.02),
         (60, [0.7] * 20, 5, 0.0),
         (300, [0.55] * 5 + [0.9] * 5, 4, -0.1),
         (300, [0.85] * 5 + [0.15], 3, -0.1),
-        (300, [0.9, 0.85, 0.8], 3, -0.05),
+        (300, [0.9, 0.85, 0.8], 3, -0.04),
         (200, [0.8, 0.8], 2, 0.01),
-        (200, [0.8], 1, 0.02),
+        (200, [0.8], 1, 0.05),
     ],
 )
 def test_dawid_skene_ties_or_beats_votes_and_is_as_sure_as_it_is_right(pairs: int, skills: list[float], per_pair: int, tie: float) -> None:

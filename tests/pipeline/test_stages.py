@@ -3,6 +3,7 @@
 import gc
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,8 +16,9 @@ from cai.core.manifest import read_manifest
 from cai.core.status import STAGE_NAMES, run_status
 from cai.core.workspace import Workspace, file_hash
 from cai.errors import RecipeError
-from cai.models.base import TextModel
+from cai.models.base import Completion, Reply, Request, TextModel
 from cai.models.opening import open_engine
+from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.stages import STAGES
@@ -192,6 +194,28 @@ def test_contrast_and_human_labels_enter_with_their_sources(tmp_path: Path) -> N
     assert {"ai:pointwise-contrast", "revision:pointwise-contrast", "contrast"} <= sources.keys()
     held_out = list(read_records(workspace.run("s").data("preferences_heldout"), Preference))
     assert held_out and not {p.prompt.id for p in train} & {p.prompt.id for p in held_out}
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_a_model_thinks_is_in_the_trail_and_imitated_only_when_asked_for(
+    thinking: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = ScriptedEngine.submit
+
+    async def think(engine: ScriptedEngine, request: Request) -> Reply:
+        reply = await answered(engine, request)
+        return replace(reply, text=f"<think>I weigh it.</think>{reply.text}") if isinstance(reply, Completion) else reply
+
+    monkeypatch.setattr(ScriptedEngine, "submit", think)
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace, f"sft.thinking={str(thinking).lower()}", "critique.min_p_revised=0", only=("respond", "critique", "pairs"))
+    data = workspace.run("s").data
+    assert {trace["response_reasoning"] for trace in rows(data("traces"))} == {"I weigh it."}
+    examples, pairs = rows(data("sft")), rows(data("pairs"))
+    assert examples and {example["reasoning"] for example in examples} == {"I weigh it." if thinking else ""}
+    assert not any(
+        "think" in text for text in [e["completion"] for e in examples] + [str(p["response_a"] + p["response_b"]) for p in pairs]
+    )
 
 
 def test_prompts_that_are_also_evaluated_are_dropped_and_counted(tmp_path: Path) -> None:

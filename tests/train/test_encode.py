@@ -213,3 +213,29 @@ def test_a_refusal_that_is_all_opening_still_learns_where_to_end(tokenizer: Any)
 def test_without_soft_targets_rows_are_as_ever(tokenizer: Any) -> None:
     told = told_example(("Be brief.", "", "Strike it."))
     assert sft_rows(tokenizer, [told], 512) == sft_rows(tokenizer, [replace(told, parts=())], 512, soft_targets=True)
+
+
+THOUGHT = "The <|im_end|> is theirs.\nThey greet."
+
+
+@pytest.mark.parametrize(
+    ("header", "before"),
+    [("assistant\n", "<think>\n"), ("assistant\n<think>\n", ""), ("assistant\n[THINK]", "")],
+)
+def test_what_a_model_thought_is_imitated_only_when_asked_for(tokenizer: Any, header: str, before: str) -> None:
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}HEADER{% endif %}"
+    ).replace("HEADER", header)
+    examples = [replace(example(0, "Hello."), reasoning=THOUGHT), example(1, "Bye.")]
+    (plain, other), _ = sft_rows(tokenizer, examples, 512)
+    assert THOUGHT not in tokenizer.decode(plain["input_ids"])
+    (row, same), _ = sft_rows(tokenizer, examples, 512, thinking=True)
+    assert same == other
+    told = told_example(("Be brief.", "", "Strike it."))
+    (taught,), _ = sft_rows(tokenizer, [replace(told, reasoning=THOUGHT)], 512, soft_targets=True, thinking=True)
+    assert taught["told"] == [] and len(taught["forced"]) == len(taught["labels"])
+    trained = [i for i in row["labels"] if i != IGNORED]
+    closing = "[/THINK]" if "[" in header else "</think>"
+    assert tokenizer.decode(trained) == f"{before}{THOUGHT}\n{closing}\n\nHello.<|im_end|>"
+    assert trained.count(tokenizer.eos_token_id) == 1, "a marker in a reasoning is characters"
+    assert Encoder(tokenizer).answer(trained) == "Hello."

@@ -73,6 +73,19 @@ def opens_reasoning(text: str) -> str:
     return last[0][tags[0].start() :] if tags and tags[0]["open"] else ""
 
 
+def closing_tag(tag: str) -> str:
+    """Return the tag that closes a reasoning which this one has opened.
+
+    >>> [closing_tag(tag) for tag in ("<think>", "[THINK]", "<|think|>", "<|START_THINKING|>", "<|begin_of_thought|>")]
+    ['</think>', '[/THINK]', '<|/think|>', '<|END_THINKING|>', '<|end_of_thought|>']
+    """
+    start = 2 if tag[1:2] == "|" else 1
+    for opening, closing in (("START", "END"), ("start", "end"), ("BEGIN", "END"), ("begin", "end")):
+        if tag.startswith(opening, start):
+            return tag[:start] + closing + tag[start + len(opening) :]
+    return f"{tag[:start]}/{tag[start:]}"
+
+
 def within(opened: str, text: str) -> str:
     """Return a text with the tag that its prompt has opened before it, unless it opens a reasoning itself.
 

@@ -11,6 +11,8 @@ What a model thinks before its chain of thought is no verdict: the verdict is re
 import re
 from dataclasses import replace
 
+from msgspec import UNSET
+
 from cai.core.flow import together
 from cai.errors import NoLogprobsError, ReplyError
 from cai.ids import content_hash, derive_seed
@@ -76,7 +78,7 @@ def find_verdict(reply: str) -> tuple[str, int] | None:
 
 async def _reason(rendered: Rendered, seed: int, asking: ProtocolContext) -> tuple[Reading, str]:
     """Return the log-odds that the response shown first is better, and the model's reasoning."""
-    sampling = Sampling(asking.config.cot_max_tokens + asking.config.thinking_tokens, COT_TEMPERATURE)
+    sampling = Sampling(asking.config.cot_max_tokens, COT_TEMPERATURE, thinking_tokens=asking.config.thinking_tokens or UNSET)
     completion = await asking.model.complete(rendered.messages, sampling, seed, rendered.prefill)
     said = completion.text.strip()
     verdict = find_verdict(completion.text)

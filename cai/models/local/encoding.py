@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from cai.core.text.reasoning import opens_reasoning, split_reasoning, within
+from cai.core.text.reasoning import closing_tag, opens_reasoning, split_reasoning, within
 from cai.errors import ModelError, ReplyError
 from cai.models.local.bounded import TemplateLimitError, bounded_memory, bounded_template
 from cai.models.templates import alternating, without_system
@@ -84,7 +84,7 @@ class Encoder:
         text = asked + opening + _guarded(prefill, stand_ins)
         return self._guarded_ids(text, stand_ins), text[-_TAIL_CHARACTERS:]
 
-    def turn(self, messages: Sequence[Message], answer: str, *, ended: bool = True) -> tuple[list[int], list[int]]:
+    def turn(self, messages: Sequence[Message], answer: str, *, ended: bool = True, reasoning: str = "") -> tuple[list[int], list[int]]:
         """Return the token ids of a conversation, and of an answer with the token that ends its turn. Nothing follows that token.
 
         Scoring and every training use these ids.
@@ -93,13 +93,14 @@ class Encoder:
             messages: the conversation up to the answer.
             answer: text of the turn.
             ended: False for an answer that was cut: the token that ends the turn is then left out.
+            reasoning: what was thought before the answer. Empty: nothing, or the closed reasoning that the template writes.
 
         Raises:
             ReplyError: the model's template refuses the conversation.
         """
-        stand_ins = self._stand_ins(messages, answer)
+        stand_ins = self._stand_ins(messages, answer, reasoning)
         asked = self._asked(messages, stand_ins)
-        ids = self._answer_ids(asked, answer, stand_ins)
+        ids = self._thought_ids(asked, reasoning, answer, stand_ins) if reasoning else self._answer_ids(asked, answer, stand_ins)
         return self._guarded_ids(asked, stand_ins), [*ids, self.end_id] if ended else ids
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -113,6 +114,18 @@ class Encoder:
         ids += self._encode_continuation((asked + opening)[-_TAIL_CHARACTERS:], first) if first else ()
         ids += self._plain_ids(marker)
         for piece, marker in others:
+            ids += self._plain_ids(piece) + self._plain_ids(marker)
+        return ids
+
+    def _thought_ids(self, asked: str, reasoning: str, answer: str, stand_ins: list[tuple[str, str]]) -> list[int]:
+        """Return the token ids of a reasoning, by the tag that the header opens or `<think>`, and of the answer after it."""
+        opened = opens_reasoning(asked)
+        tag = opened.strip() or "<think>"
+        ids = [] if opened else self._ids(f"{tag}\n")
+        for piece, marker in _split(f"{_guarded(reasoning, stand_ins)}\n", stand_ins):
+            ids += self._plain_ids(piece) + self._plain_ids(marker)
+        ids += self._ids(f"{closing_tag(tag)}\n\n")
+        for piece, marker in _split(_guarded(answer, stand_ins), stand_ins):
             ids += self._plain_ids(piece) + self._plain_ids(marker)
         return ids
 
@@ -165,7 +178,7 @@ class Encoder:
         if before.startswith(asked):
             return before[len(asked) :]
         opened = opens_reasoning(asked).strip()
-        return f"\n{opened[0]}/{opened[1:]}\n\n" if opened[:1] in ("<", "[") and opened[1:2] != "|" else ""
+        return f"\n{closing_tag(opened)}\n\n" if opened else ""
 
     @cached_property
     def _around_answer(self) -> tuple[str, str]:
@@ -252,9 +265,9 @@ class Encoder:
     def _ids(self, text: str, **options: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"]) if text else []
 
-    def _stand_ins(self, messages: Sequence[Message], answer: str) -> list[tuple[str, str]]:
+    def _stand_ins(self, messages: Sequence[Message], *answer: str) -> list[tuple[str, str]]:
         """Return, for each marker in the texts, a private-use character that no text contains."""
-        texts = [*(m.content for m in messages), answer]
+        texts = [*(m.content for m in messages), *answer]
         forged = [t for t in self._markers if any(t in text for text in texts)]
         if not forged:
             return []

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from cai.core.interrupt import Gate
@@ -20,6 +21,7 @@ from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
 from cai.models.local.encoding import Encoder
+from cai.models.local.thinking import ThinkingBudget
 from cai.recipe import ModelSpec
 
 _QUIET_TURNS = 64
@@ -150,7 +152,7 @@ class LocalEngine:
                 targets = tuple(tuple(self._encoder.continuation(tail, choice)) for choice in request.choices)
         if any(not t for t in targets):
             raise ReplyError("empty_text", "an empty text has no log-probability")
-        after = request.sampling.max_tokens if isinstance(request, CompleteRequest) else max(map(len, targets), default=0)
+        after = request.sampling.most_tokens if isinstance(request, CompleteRequest) else max(map(len, targets), default=0)
         if len(prompt) + after > self._max_length:
             raise ReplyError(
                 "prompt_too_long", f"{len(prompt)} tokens and {after} to follow; the limit is {self._max_length} (model.max_length)"
@@ -241,7 +243,12 @@ class LocalEngine:
         if isinstance(first, CompleteRequest):
             rows = [
                 CompletionRow(
-                    j.prompt, j.request.sampling.max_tokens, j.request.sampling.temperature, j.request.sampling.top_p, j.request.seed
+                    j.prompt,
+                    j.request.sampling.max_tokens,
+                    j.request.sampling.temperature,
+                    j.request.sampling.top_p,
+                    j.request.seed,
+                    self._budget(j.request),
                 )
                 for j in jobs
                 if isinstance(j.request, CompleteRequest)
@@ -277,6 +284,13 @@ class LocalEngine:
                 shown = text
 
         return add
+
+    def _budget(self, request: CompleteRequest) -> ThinkingBudget | None:
+        """Return the limits of a completion whose reasoning has its own."""
+        sampling = request.sampling
+        if not sampling.thinking_tokens:
+            return None
+        return ThinkingBudget(partial(self._text, request), sampling.max_tokens, sampling.thinking_tokens)
 
     def _text(self, request: Request, ids: Sequence[int]) -> str:
         """Return a completion's text. The tag that opened a reasoning in the assistant's header stands before it."""

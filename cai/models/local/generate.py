@@ -7,6 +7,7 @@ finishes, and copies its KV cache at every step. Greedy decoding in float32 give
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cai.models.local.prefix import run_prompts
 from cai.models.local.sampling import draw, uniforms
+from cai.models.local.thinking import ThinkingBudget
 
 _ROOM = 32
 """Positions that the KV cache grows by. Attention reads unwritten positions too, and growing copies the written ones."""
@@ -35,6 +37,8 @@ class CompletionRow:
     temperature: float
     top_p: float
     seed: int
+    budget: ThinkingBudget | None = None
+    """Limits of reasoning and answer, in place of `max_tokens`; None: the row is cut at `max_tokens`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def complete(
         on_token: called with the row and each new token, except the one that ended the turn.
 
     Returns:
-        The new tokens of each row, and whether it was cut at `max_tokens`.
+        The new tokens of each row, and whether it was cut at its limit.
     """
     device = model.device
     logits, kv_cache = run_prompts(model, [r.prompt for r in rows], room=_ROOM)
@@ -79,11 +83,12 @@ def complete(
     truncated = [False] * len(rows)
     running = list(range(len(rows)))  # the row of the batch that each row of the KV cache belongs to
     live = set(running)
+    limits = [r.max_tokens if r.budget is None else r.budget.first for r in rows]
     seeds = np.array([r.seed for r in rows], dtype=np.uint64)
     temperature = torch.tensor([r.temperature for r in rows], dtype=torch.float32, device=device)
     top_p = torch.tensor([r.top_p for r in rows], dtype=torch.float32, device=device)
     logits = logits[:, -1]
-    for step in range(max(r.max_tokens for r in rows)):
+    for step in count():
         check()
         where = torch.tensor(running, device=device)
         noise = torch.from_numpy(uniforms(seeds[running], step)).to(device)
@@ -97,7 +102,9 @@ def complete(
                 continue
             done[row].append(token)
             on_token(row, token)
-            if len(done[row]) == rows[row].max_tokens:
+            if len(done[row]) == limits[row] and (budget := rows[row].budget) is not None:
+                limits[row] = budget(done[row])
+            if len(done[row]) >= limits[row]:
                 truncated[row] = True
                 live.remove(row)
         if not live:

@@ -154,14 +154,14 @@ class ServerEngine:
         body = {
             "model": self._model,
             "messages": messages,
-            can.limit: sampling.max_tokens,
+            can.limit: sampling.most_tokens,  # the protocol has one limit
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed,
         }
         opening = "" if can.continues else request.prefill
         thinks = "" if request.prefill and can.continues else self._opens_reasoning
-        read = partial(read_completion, max_tokens=sampling.max_tokens, opening=opening, opened=thinks)
+        read = partial(read_completion, max_tokens=sampling.most_tokens, opening=opening, opened=thinks)
         body = without(body | flags | can.sampling, can)
         return await (self._client.chat(body, read) if on_text is None else self._client.stream(body, on_text, read))
 

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -34,6 +35,16 @@ def test_a_completion_sends_its_whole_sampling_and_reads_text_and_counts() -> No
         "min_p": 0.0,
         "repetition_penalty": 1.0,
     }
+
+
+def test_a_server_gets_the_sum_of_the_limits_and_a_cut_answer_is_truncated() -> None:
+    thinking = replace(COMPLETE, sampling=replace(COMPLETE.sampling, thinking_tokens=100))
+    server = always_chat(lambda: chat({"content": "<think>Hm.</think>Yes, and"}, "length"))
+    reply = ask_one(server, thinking)
+    assert server.bodies("/v1/chat/completions")[0]["max_tokens"] == 116
+    assert isinstance(reply, Completion) and (reply.text, reply.reasoning, reply.truncated) == ("Yes, and", "Hm.", True)
+    with pytest.raises(ReplyError, match="raise thinking_tokens"):
+        ask_one(always_chat(lambda: chat({"content": "<think>Hm. And", "role": "assistant"}, "length")), thinking)
 
 
 @pytest.mark.parametrize(("owner", "extra"), [("openai", set()), ("llamacpp", {"top_k", "min_p", "repeat_penalty"})])
