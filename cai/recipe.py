@@ -266,7 +266,8 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle. Installed packages can add others."""
+    `likelihood`: the likelihood of each response given the principle. `probe`: a linear probe on the judge's hidden states, fitted to human
+    labels. `check`: the principles' own rules. Installed packages can add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -285,6 +286,9 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Maximum number of these pairs."""
     calibration: str | None = None
     """Calibration file that `cai judge calibrate` wrote for this judge. It corrects the judge's probabilities to fit human labels."""
+    probe: str | None = None
+    """Probe that `cai judge fit` wrote for this judge: a JSON file, with its weights in a safetensors file beside it. For the protocol
+    `probe`, and for the reward term `probe`."""
 
 
 class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -453,7 +457,8 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     term: TermName = "model"
     """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
     uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
+    `refusal`: −1 for refusing a prompt that isn't harmful. `check`: the share of the principles' checks that it follows. `probe`: the score
+    of `feedback.probe`. Installed packages can add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150

@@ -52,13 +52,19 @@ def test_what_a_term_cannot_score_has_no_reward() -> None:
     assert list(proxy_of(rewarding, [p for p, _ in ANSWERS])(items).values) == [1.5, 1.0, 2.0]
 
 
+def test_a_probe_is_a_term_of_its_own() -> None:
+    terms = (RewardTerm(term="probe", weight=2.0), RewardTerm(term="length", words=4))
+    rewards = RewardFunction(terms, probe=lambda answers: [0.5, None, -1.0]).score(ANSWERS)
+    assert rewards.totals == [1.0 - 1.0, None, -2.0 - 0.5] and rewards.by_term["probe"] == [0.5, None, -1.0]
+
+
 def test_a_watch_on_nothing_is_an_error() -> None:
     rewarding = RewardFunction((RewardTerm(term="constitution"),), None, lambda answers: [None])
     with pytest.raises(TrainingError, match="none of 1 responses to the watched prompts could be rewarded"):
         proxy_of(rewarding, [ANSWERS[0][0]])([(ANSWERS[0][0].messages, "x")])
 
 
-@pytest.mark.parametrize("term", ["model", "constitution"])
+@pytest.mark.parametrize("term", ["model", "constitution", "probe"])
 def test_a_term_needs_what_it_scores_with(term: str) -> None:
     with pytest.raises(TrainingError, match=f"the term '{term}' has nothing to score with"):
         RewardFunction((RewardTerm(term=term),))
