@@ -139,20 +139,21 @@ def _target_problems(recipe: Recipe) -> list[str]:
 
 def _probe_problems(recipe: Recipe, root: Path) -> list[str]:
     """Return why the recipe's probe can't be used: it can't be read, or was fitted on another model than the judge."""
-    spec = recipe.judge
+    config, spec = recipe.feedback, recipe.judge
     try:
-        probe = probe_of(recipe.feedback, root)
+        if spec.is_server and (config.probe is not None or PROTOCOLS.get(config.protocol).reads_states):
+            raise ModelError(NO_STATES.format(name=spec.path))
+        probe = probe_of(config, root)
     except CaiError as e:
         return [f"feedback.probe: {e}"]
+    if probe is None or spec.path == "scripted":
+        return []
     try:
-        if spec.is_server and (probe is not None or PROTOCOLS.get(recipe.feedback.protocol).reads_states):
-            raise ModelError(NO_STATES.format(name=spec.path))
-        if probe is not None and spec.path != "scripted":
-            check_probe(probe, spec_fingerprint(spec))
+        check_probe(probe, spec_fingerprint(spec))
     except RecipeError as e:
         return [str(e)]
-    except ModelError as e:  # one about the model's files is reported with the model
-        return [f"feedback.probe: {e}"] if spec.is_server else []
+    except ModelError:  # reported with the model
+        return []
     return []
 
 

@@ -21,7 +21,7 @@ from cai.judge.calibration import POOLING, Calibration
 from cai.judge.card import measure_judge
 from cai.judge.fitted import fitted_of
 from cai.judge.judge import Judge
-from cai.judge.probe import NO_PROBE, Probe, ProbeFacts, check_probe, probe_of, read_probe, weights_hash, weights_path, write_probe
+from cai.judge.probe import NO_PROBE, Probe, check_probe, probe_of, read_probe, weights_path, write_probe
 from cai.judge.probing import StatePair, fit_probe, layers_to_try
 from cai.judge.protocol import log_odds_of
 from cai.models.base import HiddenState, Reply, Request, StateRequest
@@ -29,7 +29,7 @@ from cai.models.scripted import default_script
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import EvalResult, Message, Prompt
 from cai.session import Session, settings, with_float32, with_probe
-from tests.judge.judging import CONSTITUTION, TEMPLATES, judge_with, pair
+from tests.judge.judging import CONSTITUTION, TEMPLATES, judge_with, made_probe, pair
 from tests.sessions import ScriptedSession
 
 SIZE = 12
@@ -104,14 +104,6 @@ def test_a_measure_comes_from_pairs_of_prompts_that_the_fit_has_not_seen() -> No
 
 
 # --- the file ---
-
-
-def made_probe(
-    model: str = "scripted:scripted", weights: Sequence[float] = (0.1, -0.2, 0.3, 0.1, -0.1, 0.2, 0.0, 0.3), **facts: Any
-) -> Probe:
-    numbers = tuple(float(w) for w in np.array(weights, "f4"))
-    given = {"layer": 1, "layers": 2, "pooling": "mean", "strength": 1.0, "n": 50, "pairs": "people.jsonl", **facts}
-    return Probe(ProbeFacts(model=model, model_name="scripted", precision="float32", weights_hash=weights_hash(numbers), **given), numbers)
 
 
 def test_a_probe_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_a_term_that_scores_too_few_responses_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", TERMS.names())
 def test_every_term_scores_every_response_or_says_that_it_cannot(name: str) -> None:
-    context = TermContext(RewardTerm(term=name), ensemble, lambda answers: [0.5 for _ in answers], load_constitution("general"))
+    same = lambda answers: [0.5 for _ in answers]  # noqa: E731
+    context = TermContext(RewardTerm(term=name), ensemble, same, load_constitution("general"), same)
     values = TERMS.get(name).score(ANSWERS, context).values
     assert len(values) == len(ANSWERS) and all(v is None or isinstance(v, float) for v in values)
 
