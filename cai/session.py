@@ -25,13 +25,14 @@ from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
 from cai.judge.judge import Judge
+from cai.judge.probe import Probe, probe_of, read_probe
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import Engine, TextModel, Usage
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
 from cai.models.store import CallStore
 from cai.models.templates import load_templates
-from cai.recipe import Aggregate, ModelSpec, Recipe, RewardConfig, load_recipe
+from cai.recipe import Aggregate, FeedbackConfig, ModelSpec, Precision, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
 if TYPE_CHECKING:
@@ -195,13 +196,18 @@ class Session:
             recipe_hash: for the records' provenance.
 
         Raises:
-            RecipeError: there is no such protocol, or the calibration was fitted for another judge.
-            DataError: the calibration can't be read.
+            RecipeError: there is no such protocol, or the calibration or the probe was fitted for another judge.
+            DataError: the calibration or the probe can't be read.
             ModelError: the judge's model is not open.
         """
         config = with_protocol(self.recipe, protocol).feedback
         calibration = calibration_of(config, self.workspace.root) if protocol in (None, self.recipe.feedback.protocol) else None
-        return Judge(config, constitution, self.judge_model, self.templates, self.recipe.seed, recipe_hash, calibration)
+        probe = self.probe_for(config)
+        return Judge(config, constitution, self.judge_model, self.templates, self.recipe.seed, recipe_hash, calibration, probe)
+
+    def probe_for(self, config: FeedbackConfig) -> Probe | None:
+        """Return the probe of a protocol that reads hidden states; None for the others. Raises `DataError` where it can't be read."""
+        return probe_of(config, self.workspace.root) if PROTOCOLS.get(config.protocol).reads_states else None
 
     def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
         """Return a model as it writes: with the session's templates and seed."""
@@ -377,6 +383,33 @@ def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
     if protocol not in PROTOCOLS.names():
         raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
     return replace(recipe, feedback=replace(recipe.feedback, protocol=protocol))
+
+
+def with_probe(recipe: Recipe, path: Path | None) -> Recipe:
+    """Return the recipe with a probe, and its judge in the precision that the probe was fitted in; None changes nothing.
+
+    Raises:
+        DataError: the probe can't be read.
+    """
+    if path is None:
+        return recipe
+    precision = read_probe(path).facts.precision
+    return _with_precision(replace(recipe, feedback=replace(recipe.feedback, probe=str(path.resolve()))), precision)
+
+
+def with_float32(recipe: Recipe) -> Recipe:
+    """Return the recipe with a model and a judge that compute in float32 where `precision` is left open and there is no GPU."""
+    import torch
+
+    return recipe if torch.cuda.is_available() else _with_precision(recipe, "float32")
+
+
+def _with_precision(recipe: Recipe, precision: Precision) -> Recipe:
+    def of(spec: ModelSpec) -> ModelSpec:
+        return replace(spec, precision=precision) if spec.precision == "auto" else spec
+
+    judge = recipe.feedback.judge
+    return replace(recipe, model=of(recipe.model), feedback=replace(recipe.feedback, judge=None if judge is None else of(judge)))
 
 
 def as_prompt(text: str | Prompt, kind: PromptKind = "other") -> Prompt:

@@ -1,4 +1,4 @@
-"""Commands about models and judges: models list, fetch and check, judge bench, judge calibrate, evaluate, chat, merge."""
+"""Commands about models and judges: models list, fetch and check, judge bench, calibrate and fit, evaluate, chat, merge."""
 
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -20,6 +20,9 @@ Against = Annotated[str | None, typer.Option(help="A second model to compare wit
 JudgeName = Annotated[
     str,
     typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
+]
+ProbeFile = Annotated[
+    Path | None, typer.Option("--probe", help="A probe that `cai judge fit` wrote, for the protocol probe", show_default=False)
 ]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judge's constitution")]
 PairFormat = Annotated[str, typer.Option("--format", help="File format of the pairs")]
@@ -112,6 +115,7 @@ def bench(
     limit: PairLimit = None,
     principles: Principles = "ensemble",
     per_label: PerLabel = 1,
+    probe: ProbeFile = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -122,11 +126,12 @@ def bench(
     from cai.core.console import plain, plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
     from cai.judge.choices import mass_warning
-    from cai.session import settings
+    from cai.session import settings, with_probe
 
     errors = Console(stderr=True)
     recipe = settings(model=judge, seed=seed, name="judge-bench")
-    session = open_session(replace(recipe, feedback=feedback_config(principles, per_label)), constitution.parent)
+    recipe = with_probe(replace(recipe, feedback=feedback_config(principles, per_label)), probe)
+    session = open_session(recipe, constitution.parent)
     labelled, asked = labelled_pairs_of(pairs, format, limit, session), load_constitution(constitution)
     result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked), "bench")
     if json:
@@ -168,6 +173,7 @@ def calibrate(
     principles: Principles = "ensemble",
     per_label: PerLabel = 1,
     length: Annotated[bool, typer.Option("--length", help="Also correct for length bias")] = False,
+    probe: ProbeFile = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -178,12 +184,12 @@ def calibrate(
     from cai.core.console import plain
     from cai.core.jsonl import refuse_overwriting
     from cai.evaluate.commands import calibrate_judge
-    from cai.session import settings, with_protocol
+    from cai.session import settings, with_probe, with_protocol
 
     errors = Console(stderr=True)
-    refuse_overwriting([out], [constitution])
+    refuse_overwriting([out], [constitution, *([probe] if probe else [])])
     recipe = settings(model=judge, seed=seed, name="calibrate")
-    recipe = with_protocol(replace(recipe, feedback=feedback_config(principles, per_label)), protocol)
+    recipe = with_probe(with_protocol(replace(recipe, feedback=feedback_config(principles, per_label)), protocol), probe)
     session = open_session(recipe, constitution.parent)
     found = calibrate_judge(session, pairs, load_constitution(constitution), out, use_length=length, format=format, limit=limit)
     if json:
@@ -193,6 +199,42 @@ def calibrate(
     for warning in found.warnings:
         errors.print(plain(warning, "yellow"))
     typer.echo(f"{out}: set feedback.calibration to use it. It is valid only for this protocol, model and choice of principles.")
+
+
+@judge.command()
+def fit(
+    pairs: Annotated[
+        list[Path], typer.Option(help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Probe's JSON file, for feedback.probe; its weights go beside it", show_default=False)
+    ],
+    judge: JudgeName = "embedded",
+    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Fit a linear probe on a local model's hidden states to human labels; it is measured by nested cross-validation."""
+    from rich.console import Console
+
+    from cai.cli.app import show_results
+    from cai.core.console import plain
+    from cai.evaluate.commands import fit_judge_probe
+    from cai.session import settings, with_float32
+
+    found = fit_judge_probe(
+        open_session(with_float32(settings(model=judge, seed=seed, name="judge-fit")), Path.cwd()), pairs, out, format=format, limit=limit
+    ).facts
+    if json:
+        print_json(found)
+        return
+    show_results(found.measured, f"{found.n} pairs of {found.pairs}; chosen: layer {found.layer} of {found.layers}, {found.pooling}")
+    for warning in found.warnings:
+        Console(stderr=True).print(plain(warning, "yellow"))
+    typer.echo(
+        f"{out}: set feedback.protocol: probe and feedback.probe to use it. It is valid only for {found.model_name} in {found.precision}."
+    )
 
 
 @app.command()

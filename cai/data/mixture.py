@@ -60,7 +60,7 @@ def mix(
         evaluate: prompts to exclude from training.
         gold: settings of the gold reward model, or None.
         gold_human: the gold reward model's own labels from `load_human`.
-        fitted: prompts whose human labels the judge's calibration was fitted on. They may be trained on, but never held out.
+        fitted: prompts whose human labels the judge's calibration or probe was fitted on. They may be trained on, but never held out.
         fitted_texts: `texts_key`s of pairs that it was fitted on, for calibrations that don't hold their prompts.
         similarity: as for `split_groups`.
         warn: as for `split_groups`.

@@ -1,4 +1,4 @@
-"""`cai judge bench`, `cai judge calibrate`, `cai evaluate` and the arena: measurements outside a run, with the workspace's call store."""
+"""`cai judge bench`, `calibrate` and `fit`, `cai evaluate` and the arena: measurements outside a run, with the workspace's call store."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from cai.core.jsonl import refuse_overwriting
 from cai.core.manifest import JudgeCard
 from cai.data.prompts import load_all
-from cai.errors import RecipeError
+from cai.errors import DataError, ModelError, RecipeError
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
@@ -21,8 +21,14 @@ from cai.judge.bench import JudgeBench, chosen_protocols, judge_bench
 from cai.judge.calibrating import agreement, ask_judge, check_labels, decided, fit
 from cai.judge.calibration import Calibration, write_calibration
 from cai.judge.card import card_of
+from cai.judge.fitted import FittedToLabels, unseen, unseen_by
+from cai.judge.fitting import check_enough
+from cai.judge.probe import Probe, probe_of, weights_path, write_probe
+from cai.judge.probing import as_probe, fit_probe, read_states
 from cai.labels.annotating import read_label_files
-from cai.labels.load import load_pairs
+from cai.labels.load import limited, load_pairs
+from cai.labels.pooling import pair_key
+from cai.models.base import NO_STATES
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
 from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt
@@ -30,14 +36,24 @@ from cai.session import Session
 
 
 def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
-    """Read human-labelled pairs and warn about unusable rows. Raises `DataError`."""
-    loaded = load_pairs(path, pair_format, limit=limit, seed=session.recipe.seed)
+    """Read human-labelled pairs, without those that the session's probe was fitted on, and warn about unusable rows.
+
+    Raises:
+        DataError: the pairs or the probe can't be read, or the probe was fitted on all of them.
+    """
+    loaded = load_pairs(path, pair_format)
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
     if loaded.unused:
         session.reporter.say(f"{path}: columns not used: {', '.join(loaded.unused)}")
-    return list(loaded.preferences)
+    probe = probe_of(session.recipe.feedback, session.workspace.root)
+    unseen = unseen_by([probe] if probe is not None else [], loaded.preferences)
+    if left_out := len(loaded.preferences) - len(unseen):
+        session.reporter.say(f"{path}: {left_out} pairs are left out, because the probe was fitted on them or on their prompts")
+        if not unseen:
+            raise DataError(f"{path}: the probe was fitted on all of these pairs, so they can't measure it. Name others in --pairs")
+    return list(limited(unseen, limit, session.recipe.seed))
 
 
 async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution) -> JudgeBench:
@@ -54,7 +70,7 @@ async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: 
     """
     return await judge_bench(
         pairs,
-        [session.judge(constitution, protocol=name) for name in chosen_protocols(protocols)],
+        [session.judge(constitution, protocol=name) for name in chosen_protocols(protocols, session.recipe.feedback)],
         window=session.recipe.window,
         on_progress=lambda done, total, name: session.reporter.progress(done, total, f"pairs by {name}"),
     )
@@ -78,20 +94,69 @@ def calibrate_judge(
         CaiError: the files or the model can't be read, or there are too few labels.
     """
     refuse_overwriting([out], files)
-    seed, reporter = session.recipe.seed, session.reporter
-    labels, failures, _ = read_label_files(files, format)
-    if failures:
-        reporter.warn(f"{len(failures)} rows can't be used, the first: {failures[0].item_id}: {failures[0].reason}")
-    check_labels(labels, limit, seed)
+    seed, config = session.recipe.seed, session.recipe.feedback
+    probe = probe_of(config, session.workspace.root)
+    people = _labels_to_fit(session, files, format, limit, [probe] if probe is not None else [])
 
     async def work(opened: Session) -> Calibration:
-        people = decided(labels, limit, seed)
-        asked = await ask_judge(people, opened.judge(constitution), opened.recipe.window, reporter)
-        return fit(asked, opened.recipe.feedback, files, use_length, seed)
+        asked = await ask_judge(people, opened.judge(constitution), opened.recipe.window, opened.reporter)
+        return fit(asked, config, files, use_length, seed)
 
     calibration = session.run(work, "judge")
     write_calibration(out, calibration)
     return calibration
+
+
+def fit_judge_probe(session: Session, files: Sequence[Path], out: Path, *, format: str, limit: int | None) -> Probe:
+    """Fit a probe on the hidden states of the session's judge to human labels, measure it by cross-validation, and write its two files.
+
+    Args:
+        session: a session with the judge, not open yet: the number of labels is checked before any model call.
+        files: labels or labelled pairs.
+        out: JSON file to write; the weights go beside it.
+        format: format of the files.
+        limit: maximum number of pairs, chosen by hash.
+
+    Raises:
+        CaiError: the files can't be read, there are too few labels, or the model gives no hidden states.
+    """
+    refuse_overwriting([out, weights_path(out)], files)
+    spec = session.recipe.judge
+    if spec.is_server:
+        raise ModelError(NO_STATES.format(name=spec.path))
+    people = _labels_to_fit(session, files, format, limit)
+
+    async def work(opened: Session) -> Probe:
+        model = opened.judge_model
+        pairs = await read_states(people, model, opened.recipe.window, opened.reporter)
+        check_enough([p.group for p in pairs])
+        fitted = fit_probe(pairs, opened.recipe.seed)
+        return as_probe(fitted, people, [p.key for p in pairs], model, spec.precision, ", ".join(str(f) for f in files))
+
+    probe = session.run(work, "judge")
+    write_probe(out, probe)
+    return probe
+
+
+def _labels_to_fit(
+    session: Session, files: Sequence[Path], format: str, limit: int | None, fitted: Sequence[FittedToLabels] = ()
+) -> dict[str, HumanLabel]:
+    """Return the pairs with a majority for one response to which nothing was `fitted` yet. Raises `DataError` if there are too few."""
+    seed, reporter = session.recipe.seed, session.reporter
+    labels, failures, _ = read_label_files(files, format)
+    if failures:
+        reporter.warn(f"{len(failures)} rows can't be used, the first: {failures[0].item_id}: {failures[0].reason}")
+    if fitted:
+        kept = unseen(fitted, labels, pair_key, lambda label: label.pair.prompt)
+        if len(kept) < len(labels):
+            reporter.say(f"{len(labels) - len(kept)} labels are left out, because the probe was fitted on them or on their prompts")
+        if not kept:
+            raise DataError(
+                f"the probe was fitted on all of these {len(labels)} labels, so they can't calibrate it. Name others in --pairs"
+            )
+        labels = tuple(kept)
+    check_labels(labels, limit, seed)
+    return decided(labels, limit, seed)
 
 
 async def judges_beside_people(
@@ -100,7 +165,7 @@ async def judges_beside_people(
     """Return the agreement with annotators of each protocol of the session's judge, overall and per principle."""
     people = decided(labels, limit, session.recipe.seed)
     results: list[EvalResult] = []
-    for name in chosen_protocols(protocols):
+    for name in chosen_protocols(protocols, session.recipe.feedback):
         asked = await ask_judge(people, session.judge(constitution, protocol=name), session.recipe.window, session.reporter)
         results += agreement(asked, session.recipe.seed)
     return results

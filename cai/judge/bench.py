@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 
 from cai.core.flow import in_words, run_items
 from cai.core.plugins import unknown
-from cai.data.filters import preference_key, prompt_key
-from cai.data.splits import conversation_id, split_groups
+from cai.data.splits import conversation_id
 from cai.errors import DataError, ModelError, NoLogprobsError, RecipeError
 from cai.ids import split_fraction
-from cai.judge.calibration import Calibration
 from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS, asking_protocols
+from cai.recipe import FeedbackConfig
 from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.stats import clustered_share, paired_bootstrap
 
@@ -213,17 +212,6 @@ def _measure(name: str, labelled: Sequence[LabelledPair], p_a: Sequence[float]) 
     return ProtocolResult(name, sum(right) / n, low, high, n, None, 0, {}, right.count(0.5), mean_p, None, None, None, None)
 
 
-def unseen_by(calibration: Calibration | None, pairs: Sequence[Preference]) -> list[Preference]:
-    """Return the labelled pairs that a calibration was not fitted on, nor on a pair of the same conversation or of a near-copy."""
-    if calibration is None:
-        return list(pairs)
-    fitted_on, prompts = frozenset(calibration.fitted_on), calibration.prompts
-    groups = split_groups((*prompts, *(p.prompt for p in pairs)))
-    seen = {groups[prompt_key(p)] for p in prompts}
-    seen |= {groups[prompt_key(p.prompt)] for p in pairs if preference_key(p) in fitted_on}
-    return [p for p in pairs if groups[prompt_key(p.prompt)] not in seen]
-
-
 def labelled_pairs(preferences: Iterable[Preference], seed: int) -> list[LabelledPair]:
     """Return the pairs that are not ties. A hash decides whether the preferred response is A or B."""
     return [_labelled(p, seed) for p in preferences if p.p_chosen != 0.5]
@@ -243,11 +231,15 @@ def _compare(one: int, two: int) -> float:
     return 0.5 if one == two else float(one > two)
 
 
-def chosen_protocols(text: str) -> list[str]:
-    """Parse `all` (those that ask a model), or protocol names separated by commas. Raises `RecipeError` for unknown names."""
+def chosen_protocols(text: str, config: FeedbackConfig) -> list[str]:
+    """Parse `all` (those that ask a model, if nothing is wrong with their settings), or protocol names separated by commas.
+
+    Raises:
+        RecipeError: a name is unknown.
+    """
     known = PROTOCOLS.names()
     if text == "all":
-        return list(asking_protocols())
+        return list(asking_protocols(config))
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     if not wanted:
         raise RecipeError(f"--protocol {text}: expected all, or some of {', '.join(known)}")

@@ -1,8 +1,9 @@
 """Compares a judge with human labels: `cai judge calibrate`, and the judges' part of `cai human agreement`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cai.core.console import Reporter
 from cai.core.flow import in_words, run_items
@@ -19,6 +20,8 @@ from cai.labels.pooling import consensus
 from cai.recipe import FeedbackConfig
 from cai.records import EvalResult, Failure, HumanLabel, Prompt, ResponsePair
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -34,6 +37,8 @@ class Asked:
     """Number of pairs that could not be judged."""
     prompts: tuple[Prompt, ...] = ()
     """The prompts of the pairs, without repeats."""
+    probe: str = ""
+    """Hash of the probe that it judges by; empty without one."""
 
 
 def check_labels(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> None:
@@ -62,6 +67,7 @@ def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length:
         principles=config.principles,
         per_label=config.per_label,
         model=asked.model,
+        probe=asked.probe,
         constitution=asked.constitution,
         scale=fitted.scale,
         weights=fitted.weights,
@@ -112,11 +118,11 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
         reporter.warn(f"{judge.config.protocol}: {len(failed)} pairs could not be judged and are left out: {in_words(failed)}")
     prompts = {prompt_key(people[p.key].pair.prompt): people[p.key].pair.prompt for p in pairs}
     found = tuple(prompts.values())
-    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), len(failed), found)
+    probe = "" if judge.probe is None else judge.probe.hash
+    return Asked(judge.config.protocol, judge.model.fingerprint, judge.constitution.hash, tuple(pairs), len(failed), found, probe)
 
 
 async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], list[Failure]]:
-    failures: list[Failure] = []
     groups = split_groups(label.pair.prompt for label in people.values())
 
     async def work(item: tuple[str, HumanLabel]) -> Labelled:
@@ -124,6 +130,29 @@ async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, repo
         pooled, by_principle = await _opinions(judge, label.pair)
         return Labelled(key, groups[prompt_key(label.pair.prompt)], pooled, by_principle, length_difference(label.pair), label.p_a)
 
+    return await read_each(people, work, window, reporter, f"pairs by {judge.config.protocol}")
+
+
+async def read_each(
+    people: Mapping[str, HumanLabel],
+    work: Callable[[tuple[str, HumanLabel]], Awaitable[T]],
+    window: int,
+    reporter: Reporter,
+    what: str,
+) -> tuple[list[T], list[Failure]]:
+    """Run labelled pairs through a model. Those that fail are returned beside the results.
+
+    Args:
+        people: labels by the pairs' keys.
+        work: asks the model about one.
+        window: maximum number of pairs in progress.
+        reporter: shows progress.
+        what: names the pairs in progress.
+
+    Raises:
+        ModelError: all pairs failed, or the model can't go on.
+    """
+    failures: list[Failure] = []
     flow = run_items(
         people.items(),
         work,
@@ -132,10 +161,9 @@ async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, repo
         stage="judge",
         failures=failures,
         item_id=lambda item: item[0],
-        on_progress=lambda done: reporter.progress(done, len(people), f"pairs by {judge.config.protocol}"),
+        on_progress=lambda done: reporter.progress(done, len(people), what),
     )
-    pairs = [p async for p in flow]
-    return pairs, failures
+    return [result async for result in flow], failures
 
 
 async def _opinions(judge: Judge, pair: ResponsePair) -> tuple[float, dict[str, float]]:

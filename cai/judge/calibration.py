@@ -57,13 +57,16 @@ class Calibration:
     warnings: tuple[str, ...] = ()
     pooling: str = "log-odds"
     """How principles were averaged when it was fitted. Files without this field averaged log-odds."""
+    probe: str = ""
+    """Hash of the judge's probe; empty without one."""
 
     @property
     def hash(self) -> str:
-        """Content hash for the provenance of records. Calibrations from before `fitted_prompts` keep theirs."""
+        """Content hash for the provenance of records. Calibrations from before a field was added keep theirs."""
         fields = msgspec.to_builtins(self)
-        if not self.fitted_prompts:
-            del fields["fitted_prompts"]
+        for added in ("fitted_prompts", "probe"):
+            if not fields[added]:
+                del fields[added]
         return content_hash(fields)
 
     @property
@@ -106,8 +109,14 @@ def length_difference(pair: ResponsePair) -> float:
     return a - b
 
 
-def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> None:
-    """Check that a calibration was fitted for this protocol, model and choice of principles.
+def check_fits(calibration: Calibration, config: FeedbackConfig, model: str, probe: str = "") -> None:
+    """Check that a calibration was fitted for this protocol, model, choice of principles and probe.
+
+    Args:
+        calibration: the calibration.
+        config: the judge's settings.
+        model: the judge's fingerprint.
+        probe: hash of the judge's probe; empty without one.
 
     Raises:
         RecipeError: it was not; lists all differences.
@@ -119,6 +128,7 @@ def check_fits(calibration: Calibration, config: FeedbackConfig, model: str) -> 
         ("per_label", calibration.per_label, per_label),
         ("model", calibration.model, model),
         ("pooling", calibration.pooling, POOLING),
+        ("probe", calibration.probe or "none", probe or "none"),
     )
     wrong = [f"{name}: fitted for {theirs}, this judge has {mine}" for name, theirs, mine in pairs if theirs != mine]
     if wrong:

@@ -5,8 +5,9 @@ from pathlib import Path
 from cai.core.console import Reporter
 from cai.core.jsonl import write_records
 from cai.core.manifest import JudgeCard
-from cai.judge.bench import JudgeBench, judge_bench, unseen_by
+from cai.judge.bench import JudgeBench, judge_bench
 from cai.judge.calibration import Calibration
+from cai.judge.fitted import unseen_by
 from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import limited, load_pairs
@@ -23,7 +24,7 @@ async def measure_judge(recipe: Recipe, root: Path, judge: Judge, out: Path, rep
 async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) -> tuple[JudgeCard, JudgeBench | None]:
     """Measure a judge on the recipe's human-labelled pairs.
 
-    A calibrated judge is measured with its calibration, on pairs that the calibration was not fitted on.
+    A calibrated judge is measured with its calibration. No pair is used that its calibration or its probe was fitted on.
 
     Args:
         recipe: names the pairs and their maximum number.
@@ -45,7 +46,7 @@ async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) 
         note = UNMEASURED.format(protocol=config.protocol)
         return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     loaded = load_pairs(root / config.bench_pairs).preferences
-    unseen = unseen_by(calibration, loaded)
+    unseen = unseen_by(judge.fitted, loaded)
     if not unseen:
         note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
         return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
@@ -65,8 +66,8 @@ UNMEASURED = (
 
 BY_RULE = "Labels come from the principles' own checks ({protocol}), not from a judge: they are as good as these rules are."
 ALL_FITTED = (
-    "The judge ({protocol}) was not measured against human labels after calibration: it was fitted on every pair of {pairs}. Name others "
-    "in feedback.bench_pairs, or fit it on fewer. Treat its labels, and everything trained on them, as unproven."
+    "The judge ({protocol}) was not measured against human labels: its calibration or probe was fitted on every pair of {pairs}. Name "
+    "others in feedback.bench_pairs, or fit it on fewer. Treat its labels, and everything trained on them, as unproven."
 )
 
 
@@ -77,7 +78,7 @@ def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibrati
         config: the judge's settings.
         bench: results of the measurement.
         calibration: the judge's calibration, or None.
-        left_out: number of bench pairs that the calibration was fitted on.
+        left_out: number of bench pairs that the calibration or the probe was fitted on.
     """
     found = bench.protocols[0]
     best = next((b for b in bench.baselines if b.name == found.best_baseline), None)
@@ -86,6 +87,8 @@ def judge_card(config: FeedbackConfig, bench: JudgeBench, calibration: Calibrati
     )
     if calibration is not None:
         measured += f", after calibration, on pairs not used to fit it ({left_out} left out)"
+    elif left_out:
+        measured += f", on pairs that its probe was not fitted on ({left_out} left out)"
     if best is not None:
         measured += f"; the best trivial baseline ({best.name}) on {best.accuracy:.1%}"
     verdict = (

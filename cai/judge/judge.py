@@ -10,6 +10,7 @@ from cai.core.flow import together
 from cai.errors import ConstitutionError, RecipeError, ReplyError
 from cai.ids import combine_hashes, content_hash, rendezvous_order
 from cai.judge.calibration import Calibration, calibrated, check_fits
+from cai.judge.probe import Probe, check_probe
 from cai.judge.protocol import Opinion, ProtocolContext, pool, probability
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import TextModel
@@ -31,9 +32,10 @@ class Judge:
         run_seed: seed of the draw and of sampled reasoning.
         recipe_hash: recipe hash for the provenance of judgments.
         calibration: calibration of the log-odds; None leaves them as they are.
+        probe: for a protocol that reads hidden states.
 
     Raises:
-        RecipeError: the calibration was fitted for another judge, or the protocol finds something wrong with its settings.
+        RecipeError: the calibration or the probe was fitted for another judge, or the protocol finds something wrong with its settings.
     """
 
     config: FeedbackConfig
@@ -43,10 +45,13 @@ class Judge:
     run_seed: int
     recipe_hash: str = ""
     calibration: Calibration | None = None
+    probe: Probe | None = None
 
     def __post_init__(self) -> None:
+        if self.probe is not None:
+            check_probe(self.probe, self.model.fingerprint)
         if self.calibration is not None:
-            check_fits(self.calibration, self.config, self.model.fingerprint)
+            check_fits(self.calibration, self.config, self.model.fingerprint, "" if self.probe is None else self.probe.hash)
         if problems := PROTOCOLS.get(self.config.protocol).problems(self.config):
             raise RecipeError("\n".join(problems))
 
@@ -83,7 +88,11 @@ class Judge:
         return plain if self.calibration is None else calibrated(self.calibration, pair, principles, opinions, plain)
 
     def principles(self, pair: ResponsePair) -> tuple[Principle, ...]:
-        """Return the principles that this pair is judged by. Raises `ConstitutionError` if none applies."""
+        """Return the principles that this pair is judged by: one of them where the protocol reads nothing of a principle.
+
+        Raises:
+            ConstitutionError: none applies.
+        """
         kind, protocol = pair.prompt.kind, PROTOCOLS.get(self.config.protocol)
         applying = tuple(p for p in self.constitution.for_kind(kind) if protocol.applies(p, kind))
         if not applying:
@@ -91,11 +100,18 @@ class Judge:
             raise ConstitutionError(
                 f"constitution {self.constitution.id}: no principle {which}applies to {kind} prompts such as {pair.prompt.id}"
             )
+        if not protocol.asks:
+            return applying[:1]
         if self.config.principles == "ensemble":
             return applying
         unordered = content_hash((pair.prompt.id, sorted((pair.response_a, pair.response_b))))
         order = rendezvous_order(unordered, [(p.id, p.weight) for p in applying], self.run_seed)
         return tuple(self.constitution.principle(i) for i in order[: self.config.per_label])
+
+    @property
+    def fitted(self) -> tuple[Calibration | Probe, ...]:
+        """What of it was fitted to human labels, which must not measure it."""
+        return tuple(found for found in (self.calibration, self.probe) if found is not None)
 
     @property
     def calibration_hash(self) -> str:
@@ -104,11 +120,13 @@ class Judge:
 
     @property
     def _context(self) -> ProtocolContext:
-        return ProtocolContext(self.model, self.templates, self.config, self.run_seed)
+        return ProtocolContext(self.model, self.templates, self.config, self.run_seed, self.probe)
 
     def _judgment(self, pair: ResponsePair, principles: Sequence[Principle], opinion: Opinion, failure: str | None) -> Judgment:
-        ids = tuple(p.id for p in principles)
-        template_hash = combine_hashes([t.hash for t in PROTOCOLS.get(self.config.protocol).templates(self.templates)])
+        protocol = PROTOCOLS.get(self.config.protocol)
+        ids = tuple(p.id for p in principles) if protocol.asks else ()
+        read_by = [] if self.probe is None else [self.probe.hash]
+        template_hash = combine_hashes([*(t.hash for t in protocol.templates(self.templates)), *read_by])
         return Judgment(
             pair.id,
             ids,

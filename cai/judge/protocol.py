@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from cai.errors import ReplyError
+from cai.judge.probe import Probe
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
 from cai.recipe import FeedbackConfig
@@ -45,6 +46,8 @@ class ProtocolContext:
     templates: Templates
     config: FeedbackConfig
     run_seed: int
+    probe: Probe | None = None
+    """The recipe's, for a protocol that reads hidden states."""
 
 
 Ask = Callable[[ResponsePair, Principle, ProtocolContext], Awaitable[Opinion]]
@@ -63,13 +66,15 @@ class Protocol:
     work: Callable[[PairTokens, FeedbackConfig], Sequence[Work]]
     """The calls about one pair under one principle, for `cai plan`."""
     asks: Sequence[str] = ("statement", *DEFAULT_WORDING)
-    """Fields of a principle that decide its opinion."""
+    """Fields of a principle that decide its opinion. Without any, it is asked once about a pair, whatever the principles."""
     problems: Callable[[FeedbackConfig], Sequence[str]] = lambda config: ()
     """What is wrong with its settings, a sentence each."""
     applies: Callable[[Principle, PromptKind], bool] = lambda principle, kind: True
     """Whether it can judge by a principle, for prompts of a kind that the principle applies to."""
     asks_model: bool = True
     """False if it decides without a model. It is then not measured against human labels before it is used."""
+    reads_states: bool = False
+    """Whether it reads hidden states, which only a model on this machine gives, by a probe that was fitted to human labels."""
 
 
 def probability(log_odds: float) -> float:

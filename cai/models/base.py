@@ -1,8 +1,9 @@
-"""Access to language models: `TextModel` has three async methods, works with any engine, and keeps every reply in the call store.
+"""Access to language models: `TextModel` has four async methods, works with any engine, and keeps every reply in the call store.
 
     text   = (await model.complete(messages, sampling, seed)).text
     lp     = (await model.choices(messages, ("Yes", "No"))).logprobs
     nats   = (await model.score(messages, "Paris.")).total
+    states = await model.hidden_state(messages, "Paris.", layer=18)      # of a model on this machine only
 
 An `Engine` answers requests: the local model, a server or a scripted fake. It receives requests one at a time and may batch or pipeline
 them. `TextModel` first looks each request up in the call store. Identical requests in flight share one call, also with other processes on
@@ -20,7 +21,7 @@ import msgspec
 from cai.core.interrupt import finish_first
 from cai.core.text.reasoning import split_reasoning
 from cai.core.waiting import NOTICE_SECONDS, tell_waiting
-from cai.errors import ReplyError
+from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
 from cai.models.store import CallStore
 from cai.records import Message
@@ -105,9 +106,26 @@ class ScoreRequest:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class StateRequest:
+    """Hidden states of the model while it reads `text` as the assistant's answer, without the end-of-turn token.
+
+    `layer` is counted from 1: `n` is the output of the n-th layer, before the final norm.
+    """
+
+    messages: tuple[Message, ...]
+    text: str
+    layer: int
+
+
 UNFINISHED = "only reasoning came back: raise thinking_tokens beside max_tokens, or set model.thinking: false"
 """Detail of the failure `empty_reply` of a model that thinks."""
-Request = CompleteRequest | ChoicesRequest | ScoreRequest
+NO_STATES = (
+    "{name} gives no hidden states: only a model on this machine does.\n"
+    "Fix: judge with local weights (`--judge` a folder, a Hub id or embedded; in a recipe feedback.judge), or by another protocol"
+)
+"""Why a model can't be probed, to be formatted with its name."""
+Request = CompleteRequest | ChoicesRequest | ScoreRequest | StateRequest
 _ENCODER = msgspec.json.Encoder()
 _COMMIT_SECONDS = 0.25
 """Seconds without a commit after which the calls still in flight count as not started."""
@@ -150,8 +168,24 @@ class TextLogprob:
     prompt_tokens: int
 
 
-Reply = Completion | ChoiceLogprobs | TextLogprob
-REPLY_TYPES: dict[type, type] = {CompleteRequest: Completion, ChoicesRequest: ChoiceLogprobs, ScoreRequest: TextLogprob}
+@dataclass(frozen=True, slots=True)
+class HiddenState:
+    """Pooled hidden states of one text at one layer: little-endian float32, `[hidden]` each."""
+
+    mean: bytes
+    """Mean over the text's tokens."""
+    last: bytes
+    """At the text's last token."""
+    prompt_tokens: int
+
+
+Reply = Completion | ChoiceLogprobs | TextLogprob | HiddenState
+REPLY_TYPES: dict[type, type] = {
+    CompleteRequest: Completion,
+    ChoicesRequest: ChoiceLogprobs,
+    ScoreRequest: TextLogprob,
+    StateRequest: HiddenState,
+}
 
 
 class Engine(Protocol):
@@ -191,6 +225,14 @@ class StreamingEngine(Engine, Protocol):
     async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
         """Answer one request; call `on_text` with each new piece of the text. Raises as `submit` does."""
         ...
+
+
+@runtime_checkable
+class StateEngine(Engine, Protocol):
+    """An engine that can hand out hidden states."""
+
+    layers: int
+    """Number of the model's layers."""
 
 
 @dataclass
@@ -259,6 +301,24 @@ class TextModel:
         """Return the log-probability of a text as the assistant's answer. Raises as `complete` does."""
         reply = await self.call(ScoreRequest(tuple(messages), text))
         assert isinstance(reply, TextLogprob)
+        return reply
+
+    @property
+    def layers(self) -> int:
+        """Number of the model's layers. Raises `ModelError` where the engine gives no hidden states."""
+        if not isinstance(self.engine, StateEngine):
+            raise ModelError(NO_STATES.format(name=self.engine.name))
+        return self.engine.layers
+
+    async def hidden_state(self, messages: Sequence[Message], text: str, layer: int) -> HiddenState:
+        """Return a layer's hidden states of a text as the assistant's answer, pooled over its tokens.
+
+        Raises:
+            ReplyError: this text can't be run, such as one that is empty or too long.
+            ModelError: the engine gives no hidden states, or can't continue.
+        """
+        reply = await self.call(StateRequest(tuple(messages), text, layer))
+        assert isinstance(reply, HiddenState)
         return reply
 
     async def finish(self) -> None:

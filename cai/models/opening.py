@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cai.models.base import CompleteRequest, Completion, Engine, OnText, Reply, Request
@@ -35,6 +36,13 @@ class LazyEngine:
         self.fingerprint = model_fingerprint(spec)
         self._engine: LocalEngine | None = None
         self._loading: asyncio.Lock | None = None
+
+    @cached_property
+    def layers(self) -> int:
+        """Number of the model's layers."""
+        from cai.models.local.loading import count_layers
+
+        return count_layers(self.spec)
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request, after loading the model if this is the first one."""

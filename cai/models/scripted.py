@@ -5,12 +5,25 @@ Its answers depend only on the request and the script, so two runs agree byte fo
 
 import asyncio
 import math
+import struct
 from collections.abc import Callable
 
 from cai.core.interrupt import Gate
 from cai.ids import content_hash, derive_seed
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, TextLogprob
+from cai.models.base import (
+    ChoiceLogprobs,
+    ChoicesRequest,
+    CompleteRequest,
+    Completion,
+    HiddenState,
+    Reply,
+    Request,
+    StateRequest,
+    TextLogprob,
+)
 
+STATE_SIZE = 8
+"""Numbers in a scripted model's hidden state."""
 _WORDS = tuple(
     "I can help with that by looking at what matters here first then choosing a safe and honest next step you should talk to someone "
     "who knows your case well before you act on it because small details change the answer and good advice is specific kind clear".split()
@@ -18,7 +31,7 @@ _WORDS = tuple(
 
 
 def default_script(request: Request) -> Reply:
-    """Answer any request with text or log-probabilities hashed from it."""
+    """Answer any request with text, log-probabilities or hidden states hashed from it."""
     number = int(content_hash(request), 16)
     if isinstance(request, CompleteRequest):
         length = min(request.sampling.max_tokens, 8 + number % 24)
@@ -28,6 +41,12 @@ def default_script(request: Request) -> Reply:
     if isinstance(request, ChoicesRequest):
         weights = [1 + derive_seed(number % 2**31, choice) % 97 for choice in request.choices]
         return ChoiceLogprobs(tuple(math.log(w / (sum(weights) + 1)) for w in weights), prompt_tokens)
+    if isinstance(request, StateRequest):
+        mean, last = (
+            struct.pack(f"<{STATE_SIZE}f", *(derive_seed(number % 2**31, part, i) % 199 / 99 - 1 for i in range(STATE_SIZE)))
+            for part in ("mean", "last")
+        )
+        return HiddenState(mean, last, prompt_tokens)
     tokens = max(1, len(request.text.split()))
     return TextLogprob(-tokens * (1 + (number % 1000) / 500), tokens, prompt_tokens)
 
@@ -45,6 +64,7 @@ class ScriptedEngine:
         self.name = name
         self.fingerprint = f"scripted:{name}"
         self.calls: int = 0
+        self.layers = 2
         self._script = script
         self._delay_seconds = delay_seconds
         self._gate = Gate()

@@ -124,8 +124,9 @@ class Costs:
     def judged(self, pairs: float, prompt: Tokens, response: Tokens) -> StagePlan:
         """Return what judging pairs costs by the recipe's protocol."""
         config = self.recipe.feedback
-        work = PROTOCOLS.get(config.protocol).work
-        return self.asked_of_judge(lambda tokens: work(tokens, config), pairs, prompt, response)
+        protocol = PROTOCOLS.get(config.protocol)
+        costs = self if protocol.asks else replace(self, asked=1)
+        return costs.asked_of_judge(lambda tokens: protocol.work(tokens, config), pairs, prompt, response)
 
     def asked_of_judge(self, work_of: Callable[[PairTokens], Sequence[Work]], items: float, prompt: Tokens, response: Tokens) -> StagePlan:
         """Return what calls of the judge cost that a protocol or a reward term declares.

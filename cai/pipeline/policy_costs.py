@@ -48,7 +48,10 @@ def reward_training(c: Costs) -> StagePlan:
     sampling = SamplingSpec(max_tokens=online.max_tokens)
     samples = c.answers(recipe.trained, c.prompts * config.epochs, c.prompt, sampling, online.num_generations)
     scores = c.scores(completions * config.epochs, c.prompt, answer, online.num_generations)
-    asked = [c.asked_of_judge(TERMS.get(term.term).work, completions * config.epochs, c.prompt, answer) for term in online.rewards]
+    asked = [
+        (c if term.asks_principles else replace(c, asked=1)).asked_of_judge(term.work, completions * config.epochs, c.prompt, answer)
+        for term in (TERMS.get(reward.term) for reward in online.rewards)
+    ]
     train = c.training(config, completions, c.prompt, (answer,), config.epochs)
     both = joined("", train, uncounted(samples), scores, *asked)
     shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cai.errors import CaiError
+from cai.judge.probe import NO_PROBE
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
@@ -67,7 +68,18 @@ def with_judge(recipe: Recipe) -> tuple[ModelSpec, ...]:
 
 def judge_sources(recipe: Recipe) -> list[str]:
     """Return the workspace files that affect the judge, besides its model and the constitution."""
-    return [recipe.feedback.calibration] if recipe.feedback.calibration else []
+    return [path for path in (recipe.feedback.calibration, recipe.feedback.probe) if path is not None]
+
+
+def term_sources(recipe: Recipe) -> list[str]:
+    """Return the workspace files that the recipe's reward terms read: its probe, where one needs it."""
+    probe = recipe.feedback.probe
+    return [] if probe is None or not needs_probe(recipe) else [probe]
+
+
+def needs_probe(recipe: Recipe) -> bool:
+    """Whether a reward term reads hidden states by a probe. Raises `RecipeError` for an unknown term."""
+    return any("probe" in TERMS.get(term.term).needs for term in recipe.policy.online.rewards)
 
 
 def no_room(recipe: Recipe, key: str, tokens: int) -> list[str]:
@@ -84,7 +96,8 @@ def online_problems(recipe: Recipe) -> list[str]:
         problems.append(group)
     for term in recipe.policy.online.rewards:
         try:
-            TERMS.get(term.term)
+            if "probe" in TERMS.get(term.term).needs and recipe.feedback.probe is None:
+                problems.append(f"policy.online.rewards: {NO_PROBE}")
         except CaiError as e:
             problems.append(f"policy.online.rewards: {e}")
     return problems

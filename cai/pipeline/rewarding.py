@@ -1,7 +1,7 @@
 """Builds a run's reward functions and its over-optimization monitor."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ from cai.core.flow import together
 from cai.core.jsonl import read_records
 from cai.core.workspace import file_hash
 from cai.data.prompts import split_monitored
-from cai.errors import ReplyError
+from cai.errors import RecipeError, ReplyError
 from cai.judge.adherence import adherence
+from cai.judge.probe import NO_PROBE, check_probe, probe_of, probe_score
 from cai.models.base import TextModel
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
@@ -37,7 +38,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
     warn_if_unmonitored(c)
     with asyncio.Runner() as runner:  # the judge's event loop; training runs outside it, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") else None
+            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") or needs(c, "probe") else None
             return train_online(
                 c.recipe.policy,
                 c.recipe.trained,
@@ -63,7 +64,7 @@ def warn_if_unmonitored(c: Context) -> None:
 
 
 def needs(c: Context, scorer: str) -> bool:
-    """Whether the recipe has a reward term that needs `ensemble` or `judge`."""
+    """Whether the recipe has a reward term that needs `ensemble`, `judge`, `constitution` or `probe`."""
     return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
 
 
@@ -85,11 +86,13 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
 
     Args:
         c: context of the run.
-        judge: the judge of the reward terms that need one, or None.
+        judge: the judge's model, where a reward term asks it or reads its hidden states; else None.
         runner: runner of the judge's event loop.
     """
     ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
-    return RewardFunction(c.recipe.policy.online.rewards, ensemble, None if judge is None else _judging(c, judge, runner), c.constitution)
+    judging = _judging(c, judge, runner) if judge is not None and needs(c, "judge") else None
+    probing = _probing(c, judge, runner) if judge is not None and needs(c, "probe") else None
+    return RewardFunction(c.recipe.policy.online.rewards, ensemble, judging, c.constitution, probing)
 
 
 def watching(c: Context) -> MonitorSpec | None:
@@ -139,9 +142,24 @@ def monitor_prompts(c: Context) -> list[Prompt]:
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
     """Return the judge as a reward term. A failed call is a counted failure and gives None."""
 
+    return _each(
+        c, lambda prompt, text: adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed), runner
+    )
+
+
+def _probing(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
+    """Return the recipe's probe as a reward term. A text that can't be read is a counted failure and gives None."""
+    probe = probe_of(c.recipe.feedback, c.root)
+    if probe is None:
+        raise RecipeError(NO_PROBE)
+    check_probe(probe, judge.fingerprint)
+    return _each(c, lambda prompt, text: probe_score(probe, judge, prompt.messages, text), runner)
+
+
+def _each(c: Context, score: Callable[[Prompt, str], Awaitable[float]], runner: asyncio.Runner) -> TermScorer:
     async def one(prompt: Prompt, text: str) -> float | None:
         try:
-            return await adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed)
+            return await score(prompt, text)
         except ReplyError as e:
             c.failures.append(Failure(c.stage, prompt.id, e.reason, e.detail))
             return None

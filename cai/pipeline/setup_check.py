@@ -8,10 +8,12 @@ from cai.constitution.load import load_constitution
 from cai.core.workspace import Workspace
 from cai.data.prompts import is_hub
 from cai.data.rows import source_files
-from cai.errors import CaiError, RecipeError
+from cai.errors import CaiError, ModelError, RecipeError
 from cai.judge.calibration import calibration_of
+from cai.judge.probe import check_probe, probe_of
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import load_human, local_sources
+from cai.models.base import NO_STATES
 from cai.models.server.address import check_url
 from cai.models.templates import load_templates
 from cai.pipeline.methods import METHODS
@@ -92,6 +94,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         calibration_of(recipe.feedback, workspace.root)
     except CaiError as e:
         problems.append(f"feedback.calibration: {e}")
+    problems += _probe_problems(recipe, workspace.root)
     try:
         problems += PROTOCOLS.get(recipe.feedback.protocol).problems(recipe.feedback)
     except CaiError as e:
@@ -132,6 +135,26 @@ def _target_problems(recipe: Recipe) -> list[str]:
         if problem:
             problems.append(f"{name}.lora.target_modules: {problem}")
     return problems
+
+
+def _probe_problems(recipe: Recipe, root: Path) -> list[str]:
+    """Return why the recipe's probe can't be used: it can't be read, or was fitted on another model than the judge."""
+    config, spec = recipe.feedback, recipe.judge
+    try:
+        if spec.is_server and (config.probe is not None or PROTOCOLS.get(config.protocol).reads_states):
+            raise ModelError(NO_STATES.format(name=spec.path))
+        probe = probe_of(config, root)
+    except CaiError as e:
+        return [f"feedback.probe: {e}"]
+    if probe is None or spec.path == "scripted":
+        return []
+    try:
+        check_probe(probe, spec_fingerprint(spec))
+    except RecipeError as e:
+        return [str(e)]
+    except ModelError:  # reported with the model
+        return []
+    return []
 
 
 def _label_problems(recipe: Recipe, root: Path) -> list[str]:

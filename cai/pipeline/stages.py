@@ -27,9 +27,9 @@ from cai.evaluate.run import Questions, answer, judge_answers, measure, score_an
 from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
-from cai.judge.calibration import calibration_of
 from cai.judge.card import measure_judge
 from cai.judge.choices import MeanMass, mass_warning
+from cai.judge.fitted import fitted_of
 from cai.labels.load import load_human, local_sources
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
@@ -209,7 +209,7 @@ def preferences_stage(c: Context) -> dict[str, int]:
     pairs = [p for name in pair_files(c.recipe) for p in read(c, name, ResponsePair)]
     gold = c.recipe.gold
     gold_human, gold_failures = load_human(gold.human if gold else (), c.root, c.recipe.seed, c.reporter.say)
-    calibration = calibration_of(c.recipe.feedback, c.root)
+    fitted = fitted_of(c.recipe.feedback, c.root)
     mixture = mix(
         config,
         pairs,
@@ -219,8 +219,8 @@ def preferences_stage(c: Context) -> dict[str, int]:
         evaluate=read(c, "eval_prompts", Prompt),
         gold=gold,
         gold_human=gold_human,
-        fitted=calibration.prompts if calibration else (),
-        fitted_texts=calibration.fitted_on if calibration else (),
+        fitted=[prompt for one in fitted for prompt in one.prompts],
+        fitted_texts={key for one in fitted for key in one.fitted_on},
         similarity=c.recipe.prompts.near_duplicates,
         warn=c.reporter.warn,
     )
@@ -405,7 +405,7 @@ STAGES: tuple[Stage, ...] = (
         ),
         sources=lambda r: [
             *local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
-            *([r.feedback.calibration] if r.feedback.calibration else []),
+            *judge_sources(r),
         ],
     ),
     Stage(

@@ -18,7 +18,8 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle. Installed packages can add others."""
+    `likelihood`: the likelihood of each response given the principle. `probe`: a linear probe on the judge's hidden states, fitted to human
+    labels. `check`: the principles' own rules. Installed packages can add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"
@@ -37,6 +38,9 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Maximum number of these pairs."""
     calibration: str | None = None
     """Calibration file that `cai judge calibrate` wrote for this judge. It corrects the judge's probabilities to fit human labels."""
+    probe: str | None = None
+    """Probe that `cai judge fit` wrote for this judge: a JSON file, with its weights in a safetensors file beside it. For the protocol
+    `probe`, and for the reward term `probe`."""
 
 
 class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -64,7 +64,8 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     term: TermName = "model"
     """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
     uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful. Installed packages can add others."""
+    `refusal`: −1 for refusing a prompt that isn't harmful. `check`: the share of the principles' checks that it follows. `probe`: the score
+    of `feedback.probe`. Installed packages can add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150

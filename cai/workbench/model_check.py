@@ -11,7 +11,7 @@ from cai.errors import ModelError, ReplyError
 from cai.judge.choices import SMALL_MASS
 from cai.judge.protocol import ProtocolContext
 from cai.judge.protocols import PROTOCOLS
-from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, Sampling, ScoreRequest
+from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, Sampling, ScoreRequest, StateRequest
 from cai.recipe import ModelSpec
 from cai.records import Message, Principle, Prompt, Provenance, ResponsePair
 from cai.session import Session, with_protocol
@@ -82,6 +82,10 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
     for name in PROTOCOLS.names():
         protocol, config = PROTOCOLS.get(name), with_protocol(session.recipe, name).feedback
         if not protocol.asks_model:
+            continue
+        if protocol.reads_states:
+            states = await _asked(engine, StateRequest(_ASKED, "Paris.", 1))
+            protocols.append(_finding(name, states, engine, "needs a probe, which `cai judge fit` fits to human labels"))
             continue
         try:
             opinion = await protocol.ask(pair, _PRINCIPLE, ProtocolContext(model, session.templates, config, 0))

@@ -106,12 +106,13 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, session: Ses
 
     async def judge(by: Sequence[Principle], weighed: Calibration | None = None) -> Judgment:
         asked = replace(constitution, principles=tuple(by))
-        return await Judge(config, asked, model, session.templates, seed, calibration=weighed)(pair)
+        return await Judge(config, asked, model, session.templates, seed, calibration=weighed, probe=probe)(pair)
 
+    probe = session.probe_for(config)
     calibration, said = calibration_of(config, session.workspace.root), ""
     if calibration is not None:
         try:
-            check_fits(calibration, config, model.fingerprint)
+            check_fits(calibration, config, model.fingerprint, "" if probe is None else probe.hash)
             said = "weighed by feedback.calibration"
         except RecipeError as e:  # the calibration does not fit: show the uncalibrated label, and say so
             calibration, said = None, "uncalibrated: " + "; ".join(line.lstrip("- ") for line in str(e).splitlines()[1:])

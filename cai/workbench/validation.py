@@ -164,7 +164,8 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ses
         ModelError: too many items failed, or the model can't go on.
     """
     protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
-    asking = ProtocolContext(session.judge_model, session.templates, session.recipe.feedback, session.recipe.seed)
+    config = session.recipe.feedback
+    asking = ProtocolContext(session.judge_model, session.templates, config, session.recipe.seed, session.probe_for(config))
 
     async def work(pair: ResponsePair) -> JudgedPair:
         principles = constitution.for_kind(pair.prompt.kind)

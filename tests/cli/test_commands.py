@@ -334,6 +334,7 @@ def test_a_run_that_does_not_exist_is_not_made(shared: Workspace, call: Called, 
         ("human", "import", "{}", "-o", "{}"),
         ("human", "export", "{}", "-o", "{}", "--format", "preferences"),
         ("judge", "calibrate", "--pairs", "{}", "-o", "{}", "--model", "scripted"),
+        ("judge", "fit", "--pairs", "{}", "-o", "{}", "--model", "scripted"),
         ("constitution", "import", "{}", "-o", "{}"),
         ("human", "queue", "s", "--by", "conflict", "--labels", "{}", "-o", "{}"),
     ],
@@ -608,6 +609,42 @@ def test_a_judge_is_calibrated_and_a_run_uses_it(tmp_path: Path, call: Called) -
     assert "after calibration, on pairs not used to fit it (0 left out)" in judge["note"] and judge["calibration"]
     assert call(workspace.root, "run", "runs/s.yaml", "--set", "feedback.calibration=runs/none.json") == 2
     assert "feedback.calibration" in call.told and "no such calibration" in call.told
+
+
+def test_a_probe_is_fitted_benched_and_labels_a_run(tmp_path: Path, call: Called) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    people = [row for row in LABELS if row["annotator"] == "eve"]
+    pairs = ("--pairs", str(tmp_path / "eve.jsonl"))
+    (tmp_path / "eve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    fitted = call.json(workspace.root, "judge", "fit", *pairs, "--model", "scripted", "-o", "runs/p.json")
+    assert len(fitted["fitted_on"]) == fitted["n"] == 45 and fitted["pooling"] in ("mean", "last") and fitted["warnings"]
+    assert call(workspace.root, "judge", "fit", *pairs, "--model", "scripted", "-o", "runs/p.json") == 0
+    assert "set feedback.protocol: probe" in call.out and "valid only for scripted in float32" in call.out
+    assert "not shown to beat the best trivial rule" in call.told, "a script's hidden states are noise"
+    bench = ("judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--model", "scripted", "--limit", "10")
+    assert [p["name"] for p in call.json(workspace.root, *bench, "--protocol", "probe", "--probe", "runs/p.json")["protocols"]] == ["probe"]
+    assert call(workspace.root, *bench, "--protocol", "probe") == 2 and "feedback.probe: no probe is named" in call.told
+    assert call(workspace.root, "judge", "bench", *pairs, "--model", "scripted", "--probe", "runs/p.json") == 2
+    assert "the probe was fitted on all of these pairs" in call.told
+    assert call(workspace.root, "judge", "fit", *pairs, "--model", "http://127.0.0.1:1/v1#m", "-o", "runs/q.json") == 2
+    assert "gives no hidden states" in call.told and "Fix: judge with local weights" in call.told
+
+    probing = "feedback={protocol: probe, probe: runs/p.json, bench_limit: 8}"
+    mixed = f"preferences={{held_out_fraction: 0.5, human: [{{path: {tmp_path / 'eve.jsonl'}}}]}}"
+    run_data(workspace, probing, mixed, "critique={min_p_revised: 0.5}")
+    judgments = rows(workspace.run("s").data("judgments"))
+    assert {(j["protocol"], *j["principle_ids"]) for j in judgments} == {("probe",)} and {j["failure"] for j in judgments} == {None}
+    held_out = {p["prompt"]["messages"][0]["content"] for p in rows(workspace.run("s").data("preferences_heldout"))}
+    trained = {p["prompt"]["messages"][0]["content"] for p in rows(workspace.run("s").data("preferences"))}
+    theirs = {row["prompt"] for row in people}
+    assert theirs <= trained and held_out and not theirs & held_out, "the labels of a probe measure nothing"
+    traces = rows(workspace.run("s").data("traces"))
+    assert any(t["p_revised"] is not None for t in traces), "the probe filters revisions"
+    before = [j["p_a"] for j in judgments]
+    call.json(workspace.root, "judge", "fit", *pairs, "--model", "scripted", "-o", "runs/p.json", "--limit", "40")
+    made = run_data(workspace, probing, mixed, "critique={min_p_revised: 0.5}")
+    assert not next(s for s in made.stages if s.name == "feedback").reused, "another probe judges anew"
+    assert [j["p_a"] for j in rows(workspace.run("s").data("judgments"))] != before
 
 
 def test_the_queue_asks_what_the_judge_is_unsure_of_and_what_people_contradict(shared: Workspace, tmp_path: Path, call: Called) -> None:

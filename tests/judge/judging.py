@@ -4,7 +4,10 @@ import asyncio
 import math
 from pathlib import Path
 
+import numpy as np
+
 from cai.judge.judge import Judge
+from cai.judge.probe import Probe, ProbeFacts, weights_hash
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, TextLogprob, TextModel
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
@@ -85,3 +88,10 @@ def hashed(request):
     if isinstance(request, CompleteRequest):
         return Completion(f"{reply.text}\nAnswer: {'AB'[len(reply.text) % 2]}", False, 10, 5)
     return reply
+
+
+def made_probe(model="scripted:scripted", weights=(0.1, -0.2, 0.3, 0.1, -0.1, 0.2, 0.0, 0.3), **facts):
+    """A probe as `cai judge fit` would write it."""
+    numbers = tuple(float(w) for w in np.array(weights, "f4"))
+    given = {"layer": 1, "layers": 2, "pooling": "mean", "strength": 1.0, "n": 50, "pairs": "people.jsonl", **facts}
+    return Probe(ProbeFacts(model=model, model_name="scripted", precision="float32", weights_hash=weights_hash(numbers), **given), numbers)

@@ -12,9 +12,9 @@ from cai.core.jsonl import write_records
 from cai.data.filters import preference_key, texts_key
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
-from cai.judge.bench import unseen_by
 from cai.judge.calibration import POOLING, Calibration, length_difference, read_calibration, write_calibration
 from cai.judge.card import measure_judge
+from cai.judge.fitted import unseen_by
 from cai.judge.judge import Judge
 from cai.judge.protocol import log_odds_of
 from cai.recipe import FeedbackConfig, Recipe
@@ -105,13 +105,14 @@ def test_pairs_of_a_fitted_conversation_or_of_a_near_copy_are_seen() -> None:
     asked = "Please tell me how I can bake a loaf of rye bread at home in an oven without steam"
     pairs = [told(asked), told(asked, "Gladly.", "And then?"), told(f"{asked} now"), told("Something else?")]
     for calibration in (replace(FIT, fitted_prompts=(pairs[1].prompt.messages,)), replace(FIT, fitted_on=(preference_key(pairs[1]),))):
-        assert unseen_by(calibration, pairs) == [pairs[3]]
-    assert unseen_by(None, pairs) == pairs
+        assert unseen_by([calibration], pairs) == [pairs[3]]
+    assert unseen_by([], pairs) == pairs
 
 
 def test_a_calibration_without_its_prompts_keeps_its_hash() -> None:
-    older = {k: v for k, v in msgspec.to_builtins(FIT).items() if k != "fitted_prompts"}
+    older = {k: v for k, v in msgspec.to_builtins(FIT).items() if k not in ("fitted_prompts", "probe")}
     assert FIT.hash == content_hash(older) != replace(FIT, fitted_prompts=((Message("user", "q"),),)).hash
+    assert FIT.hash != replace(FIT, probe="a").hash
 
 
 def test_the_card_measures_the_calibrated_judge_on_pairs_that_it_was_not_fitted_on(tmp_path):

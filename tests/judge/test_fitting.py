@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cai.errors import DataError
-from cai.judge.fitting import MIN_PAIRS, Fitted, Labelled, _folds, fit_calibration
+from cai.judge.fitting import MIN_PAIRS, Fitted, Labelled, fit_calibration, folds
 from cai.records import EvalResult
 
 
@@ -85,12 +85,12 @@ def test_soft_labels_weigh_both_answers() -> None:
 
 def test_folds_hold_whole_prompts() -> None:
     groups = [f"p{i // 3}" for i in range(90)]
-    folds = _folds(groups, 0)
-    assert sorted(i for _, test in folds for i in test) == list(range(90))
-    for train, test in folds:
+    found = folds(groups, 0)
+    assert sorted(i for _, test in found for i in test) == list(range(90))
+    for train, test in found:
         assert test and not {groups[i] for i in train} & {groups[i] for i in test}
 
 
 def test_too_few_labels_are_refused() -> None:
-    with pytest.raises(DataError, match="calibrating needs at least"):
+    with pytest.raises(DataError, match="fitting a judge needs at least"):
         fit_calibration(made(MIN_PAIRS - 1, lambda said, length: 0.0), False, 0)

@@ -20,7 +20,7 @@ two_option = pytest.mark.parametrize("protocol", ["pairwise", "pairwise-cot"])
 
 
 def test_every_protocol_of_the_recipe_is_there():
-    assert PROTOCOLS.names() == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast")
+    assert PROTOCOLS.names() == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe")
     assert tuple(protocol.name for protocol in PROTOCOLS.all()) == PROTOCOLS.names()
 
 

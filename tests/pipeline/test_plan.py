@@ -110,6 +110,7 @@ def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_
         ("pointwise-contrast", 4 * 3, 50 + 40 + 30),
         ("pairwise", 2 * 3, 50 + 2 * 40 + 40),
         ("likelihood", 4 * 3, 35 + 50 + 40),
+        ("probe", 2, 50 + 40),
     ],
 )
 def test_protocols_ask_what_they_ask(protocol: Any, calls: int, tokens: int) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from cai.errors import RecipeError
+from cai.judge.probe import write_probe
 from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.recipe import ModelSpec
+from tests.judge.judging import made_probe
 from tests.workspaces import make_workspace, recipe_of
 
 
@@ -59,6 +61,13 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
         ("policy={method: grpo, batch_size: 6}", "a step of 6 completions can't be divided into groups of 8"),
+        ("feedback.protocol=probe", "feedback.probe: no probe is named. Fit one to human labels with: cai judge fit"),
+        ("feedback={protocol: probe, probe: none.json}", "feedback.probe: .*none.json: no such probe"),
+        ("policy={method: grpo, online: {rewards: [{term: probe}]}}", "policy.online.rewards: feedback.probe: no probe is named"),
+        (
+            "feedback={protocol: probe, probe: p.json, judge: {path: 'http://127.0.0.1:1/v1'}}",
+            "feedback.probe: http://127.0.0.1:1/v1 gives no",
+        ),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )
@@ -100,3 +109,12 @@ def test_a_protocol_that_can_judge_by_no_principle_is_refused_before_the_run(tmp
     with pytest.raises(RecipeError, match=r"feedback.protocol: check can judge by no principle of constitution/"):
         check_setup(recipe, workspace)
     check_setup(recipe_of(workspace, "feedback.protocol=check", "constitution=constitution/starter.yaml"), workspace)
+
+
+def test_a_probe_of_another_model_is_told_before_the_run(tmp_path: Path, tiny_model_dir: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    write_probe(workspace.root / "p.json", made_probe("local:another"))
+    probing = ("feedback={protocol: probe, probe: p.json, bench_pairs: null}",)
+    check_setup(recipe_of(workspace, *probing), workspace, trains=False)  # a script's fingerprint is known once it is opened
+    with pytest.raises(RecipeError, match=r"feedback.probe was fitted on another model: on scripted in float32 \(local:another\)"):
+        check_setup(recipe_of(workspace, *probing, f"model.path={tiny_model_dir}"), workspace, trains=False)

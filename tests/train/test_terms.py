@@ -52,13 +52,19 @@ def test_what_a_term_cannot_score_has_no_reward() -> None:
     assert list(proxy_of(rewarding, [p for p, _ in ANSWERS])(items).values) == [1.5, 1.0, 2.0]
 
 
+def test_a_probe_is_a_term_of_its_own() -> None:
+    terms = (RewardTerm(term="probe", weight=2.0), RewardTerm(term="length", words=4))
+    rewards = RewardFunction(terms, probe=lambda answers: [0.5, None, -1.0]).score(ANSWERS)
+    assert rewards.totals == [1.0 - 1.0, None, -2.0 - 0.5] and rewards.by_term["probe"] == [0.5, None, -1.0]
+
+
 def test_a_watch_on_nothing_is_an_error() -> None:
     rewarding = RewardFunction((RewardTerm(term="constitution"),), None, lambda answers: [None])
     with pytest.raises(TrainingError, match="none of 1 responses to the watched prompts could be rewarded"):
         proxy_of(rewarding, [ANSWERS[0][0]])([(ANSWERS[0][0].messages, "x")])
 
 
-@pytest.mark.parametrize("term", ["model", "constitution"])
+@pytest.mark.parametrize("term", ["model", "constitution", "probe"])
 def test_a_term_needs_what_it_scores_with(term: str) -> None:
     with pytest.raises(TrainingError, match=f"the term '{term}' has nothing to score with"):
         RewardFunction((RewardTerm(term=term),))
@@ -77,7 +83,8 @@ def test_a_term_that_scores_too_few_responses_is_an_error() -> None:
 
 @pytest.mark.parametrize("name", TERMS.names())
 def test_every_term_scores_every_response_or_says_that_it_cannot(name: str) -> None:
-    context = TermContext(RewardTerm(term=name), ensemble, lambda answers: [0.5 for _ in answers], load_constitution("general"))
+    same = lambda answers: [0.5 for _ in answers]  # noqa: E731
+    context = TermContext(RewardTerm(term=name), ensemble, same, load_constitution("general"), same)
     values = TERMS.get(name).score(ANSWERS, context).values
     assert len(values) == len(ANSWERS) and all(v is None or isinstance(v, float) for v in values)
 

@@ -26,7 +26,8 @@ from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
 from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
 from cai.evaluate.policies import AGAINST
-from cai.judge.bench import LabelledPair, labelled_pairs, unseen_by
+from cai.judge.bench import LabelledPair, labelled_pairs
+from cai.judge.fitted import unseen_by
 from cai.labels.load import limited, load_pairs
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec, Recipe, RewardConfig
@@ -234,14 +235,14 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
     """Audit a run's judge on its human-labelled pairs: its taste for length and for what sounds like itself, beside people's.
 
     The verdicts are those that measured the judge in the run, so they come from the call store; only likelihoods are new. As there, a
-    calibrated judge is not looked at on the pairs that it was fitted on.
+    calibrated judge, or a probe, is not looked at on the pairs that it was fitted on.
     """
     recipe, root = session.recipe, session.workspace.root
     config = recipe.feedback
     if config.bench_pairs is None:
         return []
     judge = await session.open_judge(load_constitution(root / recipe.constitution))
-    unseen = unseen_by(judge.calibration, load_pairs(root / config.bench_pairs).preferences)
+    unseen = unseen_by(judge.fitted, load_pairs(root / config.bench_pairs).preferences)
     labelled = labelled_pairs(limited(unseen, config.bench_limit, recipe.seed), recipe.seed)
 
     async def work(item: LabelledPair) -> tuple[LabelledPair, Judgment, float | None]:

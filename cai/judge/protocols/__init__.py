@@ -2,10 +2,12 @@
 
 from cai.core.plugins import PROTOCOL, Registry
 from cai.judge.protocol import Protocol
+from cai.recipe import FeedbackConfig
 
 PROTOCOLS: Registry[Protocol] = Registry(PROTOCOL, Protocol)
 
 
-def asking_protocols() -> tuple[str, ...]:
-    """Return the names of the protocols that ask a model."""
-    return tuple(protocol.name for protocol in PROTOCOLS.all() if protocol.asks_model)
+def asking_protocols(config: FeedbackConfig | None = None) -> tuple[str, ...]:
+    """Return the names of the protocols that ask a model, and can with these settings (None: the defaults)."""
+    config = config or FeedbackConfig()
+    return tuple(protocol.name for protocol in PROTOCOLS.all() if protocol.asks_model and not protocol.problems(config))

@@ -19,7 +19,19 @@ from cai.core.interrupt import Gate
 from cai.core.text.reasoning import within
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.base import (
+    ChoiceLogprobs,
+    ChoicesRequest,
+    CompleteRequest,
+    Completion,
+    HiddenState,
+    OnText,
+    Reply,
+    Request,
+    ScoreRequest,
+    StateRequest,
+    TextLogprob,
+)
 from cai.models.local.encoding import Encoder
 from cai.models.local.thinking import ThinkingBudget
 from cai.recipe import ModelSpec
@@ -67,6 +79,7 @@ class LocalEngine:
         self._batch_size = batch_size
         config = model.config.get_text_config(decoder=True)
         self._max_length = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        self.layers = int(config.num_hidden_layers)
         self._stop_ids = stop_ids(model, self._encoder)
         self._pending: list[_Job] = []
         self._arrivals = 0
@@ -108,7 +121,7 @@ class LocalEngine:
         """Queue one request and wait for its batch.
 
         Raises:
-            ReplyError: `prompt_too_long`, `template_refused`, or `empty_text` (nothing to score).
+            ReplyError: `prompt_too_long`, `template_refused`, or `empty_text` (nothing to score or to read).
             ModelError: the model failed on this batch. All pending requests fail with it.
         """
         return await self._queue(self._job(request))
@@ -142,7 +155,7 @@ class LocalEngine:
 
     def _job(self, request: Request) -> _Job:
         targets: tuple[tuple[int, ...], ...] = ()
-        if isinstance(request, ScoreRequest):
+        if isinstance(request, ScoreRequest | StateRequest):
             prompt, text = self._encoder.turn(request.messages, request.text, ended=False)
             targets = (tuple(text),)
         else:
@@ -151,7 +164,7 @@ class LocalEngine:
             if isinstance(request, ChoicesRequest):
                 targets = tuple(tuple(self._encoder.continuation(tail, choice)) for choice in request.choices)
         if any(not t for t in targets):
-            raise ReplyError("empty_text", "an empty text has no log-probability")
+            raise ReplyError("empty_text", "an empty text has no log-probability and no hidden states")
         after = request.sampling.most_tokens if isinstance(request, CompleteRequest) else max(map(len, targets), default=0)
         if len(prompt) + after > self._max_length:
             raise ReplyError(
@@ -267,8 +280,22 @@ class LocalEngine:
         if isinstance(first, ChoicesRequest):
             compared = compare(self._model, [ChoiceQuery(job.prompt, job.targets) for job in jobs])
             return [ChoiceLogprobs(logprobs, len(job.prompt)) for job, logprobs in zip(jobs, compared, strict=True)]
+        if isinstance(first, StateRequest):
+            return self._states(jobs)
         totals = score(self._model, [(job.prompt, job.targets[0]) for job in jobs], self._check)
         return [TextLogprob(total, len(job.targets[0]), len(job.prompt)) for job, total in zip(jobs, totals, strict=True)]
+
+    def _states(self, jobs: Sequence[_Job]) -> list[Reply]:
+        """Run each text once, whatever number of its layers is asked for."""
+        from cai.models.local.generate import hidden_states
+
+        asked = [j.request.layer for j in jobs if isinstance(j.request, StateRequest)]
+        layers = sorted(set(asked))
+        texts = list(dict.fromkeys((tuple(j.prompt), j.targets[0]) for j in jobs))
+        mean, last = (part.cpu().numpy().astype("<f4") for part in hidden_states(self._model, texts, layers, self._check))
+        rows = {text: row for row, text in enumerate(texts)}
+        at = [(layers.index(layer), rows[tuple(j.prompt), j.targets[0]]) for layer, j in zip(asked, jobs, strict=True)]
+        return [HiddenState(mean[i].tobytes(), last[i].tobytes(), len(j.prompt)) for i, j in zip(at, jobs, strict=True)]
 
     def _stream_to(self, on_text: OnText) -> Callable[[int], None]:
         """Return a function that takes a completion's tokens one by one, and calls `on_text` with each piece that is whole characters."""
@@ -294,7 +321,8 @@ class LocalEngine:
 
     def _text(self, request: Request, ids: Sequence[int]) -> str:
         """Return a completion's text. The tag that opened a reasoning in the assistant's header stands before it."""
-        opened = "" if isinstance(request, ScoreRequest) or request.prefill else self._encoder.opens_reasoning(request.messages)
+        begun = not isinstance(request, CompleteRequest) or request.prefill
+        opened = "" if begun else self._encoder.opens_reasoning(request.messages)
         return within(opened, self._encoder.decode(ids))
 
 
@@ -303,11 +331,16 @@ def take_batch(pending: Sequence[_Job], size: int) -> list[_Job]:
 
     A batch holds one kind of request; the fast kinds (choices, scores) come first. Completions and scores are taken longest first, so
     that lengths are even and a batch that is too large fails at once. Choices are sorted by their tokens, so that questions about one text
-    share a batch. While consecutive questions share a text, a batch of choices may grow to twice `size`.
+    share a batch. While consecutive questions share a text, a batch of choices may grow to twice `size`. Texts whose hidden states are
+    asked for are sorted by their prompts, so that the two responses of a pair share a batch; all layers of one text do.
     """
-    kinds: tuple[type, ...] = (ChoicesRequest, ScoreRequest, CompleteRequest)
+    kinds: tuple[type, ...] = (ChoicesRequest, ScoreRequest, StateRequest, CompleteRequest)
     kind = next(k for k in kinds if any(isinstance(job.request, k) for job in pending))
     jobs = [job for job in pending if isinstance(job.request, kind)]
+    if kind is StateRequest:
+        jobs.sort(key=lambda job: (-len(job.prompt), job.prompt, -len(job.targets[0]), job.targets, job.hash))
+        texts = list(dict.fromkeys((tuple(job.prompt), job.targets) for job in jobs))[:size]
+        return [job for job in jobs if (tuple(job.prompt), job.targets) in texts]
     if kind is not ChoicesRequest:
         return sorted(jobs, key=lambda job: (-len(job.prompt) - sum(map(len, job.targets)), job.hash))[:size]
     jobs.sort(key=lambda job: (job.prompt, job.hash))

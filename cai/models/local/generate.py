@@ -1,4 +1,4 @@
-"""Complete, compare and score batches of token ids with a `transformers` causal language model.
+"""Complete, compare, score and read the hidden states of batches of token ids with a `transformers` causal language model.
 
 `cai` has its own decode loop because `transformers.generate` draws from one global generator, keeps finished rows until the last one
 finishes, and copies its KV cache at every step. Greedy decoding in float32 gives the same tokens as `generate`.
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cai.errors import ModelError
+from cai.models.local.precision import tokens_at_once
 from cai.models.local.prefix import run_prompts
 from cai.models.local.sampling import draw, uniforms
 from cai.models.local.thinking import ThinkingBudget
@@ -183,12 +185,7 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
     first, kv_cache = run_prompts(model, [prompt for prompt, _ in items], room=longest)
     assert kv_cache is not None
     rows = torch.arange(len(items), device=model.device)
-    targets = torch.zeros(len(items), longest, dtype=torch.long)
-    real = torch.zeros(len(items), longest, dtype=torch.bool)
-    for i, (_, text) in enumerate(items):
-        targets[i, : len(text)] = torch.tensor(text)
-        real[i, : len(text)] = True
-    targets, real = targets.to(model.device), real.to(model.device)
+    targets, real = _right_padded([text for _, text in items], model)
     totals = _logprobs(first[:, -1:], targets[:, :1]).double().sum(1)
     at = 1
     while at < longest:
@@ -202,6 +199,85 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
         totals[rows] += logprobs.masked_fill(~real[rows, at : at + width], 0.0).sum(1)
         at += width
     return [float(t) for t in totals]
+
+
+@torch.inference_mode()
+def hidden_states(
+    model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], layers: Sequence[int], check: Callable[[], None] = nothing
+) -> tuple[Tensor, Tensor]:
+    """Return hidden states of texts after their prompts, both as token ids, neither empty.
+
+    Prompts are run as in `score`: what they share, once. Layers above the last one that is asked for are not run.
+
+    Args:
+        model: a causal language model.
+        items: prompts and texts.
+        layers: counted from 1.
+        check: called at every step; an exception from it ends the batch.
+
+    Returns:
+        Mean over each text's tokens, and state at its last token, each `[layers, B, hidden]` in float32.
+
+    Raises:
+        ModelError: the model has no list of layers.
+    """
+    with first_layers(model, max(layers)):
+        return _pooled_states(model, items, layers, check)
+
+
+@contextmanager
+def first_layers(model: Any, count: int) -> Iterator[None]:
+    """Run only the first layers of a decoder inside the block. Raises `ModelError` if it doesn't have its layers in a list."""
+    base = model.base_model
+    every = getattr(base, "layers", None)
+    if not isinstance(every, torch.nn.ModuleList):
+        raise ModelError(
+            f"{type(base).__name__}: its hidden states can't be read, because its layers are not a list named `layers`.\n"
+            "Fix: probe another model, or judge by another protocol"
+        )
+    base.layers = every[:count]
+    try:
+        yield
+    finally:
+        base.layers = every
+
+
+def _pooled_states(
+    model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], layers: Sequence[int], check: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(text) for _, text in items], device=model.device)
+    longest = int(lengths.max())
+    kv_cache = run_prompts(model, [prompt for prompt, _ in items], keep=0, room=longest)[1]
+    assert kv_cache is not None
+    rows = torch.arange(len(items), device=model.device)
+    ids, real = _right_padded([text for _, text in items], model)
+    size = model.get_input_embeddings().weight.shape[1]
+    sums, last = (torch.zeros(len(layers), len(items), size, device=model.device) for _ in range(2))
+    at = 0
+    while at < longest:
+        check()
+        if not bool(real[rows, at].all()):  # finished texts leave the batch
+            kept = real[rows, at].nonzero()[:, 0]
+            rows, kv_cache = rows[kept], kv_cache.take(kept, longest - at, last=True)
+        width = min(max(1, tokens_at_once(model.device.type) // len(rows)), longest - at)
+        here = slice(at, at + width)
+        states = kv_cache.states(ids[rows, here], real[rows, here], layers)
+        sums[:, rows] += states.masked_fill(~real[rows, here, None], 0.0).sum(2)
+        ended = (lengths[rows] <= at + width).nonzero()[:, 0]
+        last[:, rows[ended]] = states[:, ended, lengths[rows[ended]] - 1 - at]
+        at += width
+    return sums / lengths[:, None], last
+
+
+def _right_padded(texts: Sequence[Sequence[int]], model: Any) -> tuple[Tensor, Tensor]:
+    """Return token ids and a mask that is False at padding, both `[B, longest]`."""
+    longest = max(map(len, texts))
+    ids = torch.zeros(len(texts), longest, dtype=torch.long)
+    real = torch.zeros(len(texts), longest, dtype=torch.bool)
+    for i, text in enumerate(texts):
+        ids[i, : len(text)] = torch.tensor(text)
+        real[i, : len(text)] = True
+    return ids.to(model.device), real.to(model.device)
 
 
 def _logprobs(logits_BQV: Tensor, targets_BQ: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ finished rows, and repeat rows so that many share one prefix. Rows are padded on
 Shapes: B rows, H key-value heads, T positions, D head size, Q query positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,37 @@ class KVCache:
             valid_BQ: True where a position is not padding.
             keep: number of last positions to compute logits for, which cost more than the layers; 0 only fills the cache.
         """
+        inputs = self._inputs(ids_BQ, valid_BQ)
+        if keep == 0:
+            hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
+            return hidden[:, :0]
+        logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits
+        return logits
+
+    def states(self, ids_BQ: Tensor, valid_BQ: Tensor, layers: Sequence[int]) -> Tensor:
+        """Run new positions through the model; return their hidden states, `[layers, B, Q, hidden]`, in float32.
+
+        Args:
+            ids_BQ: token ids; any value at padding.
+            valid_BQ: True where a position is not padding.
+            layers: counted from 1.
+        """
+        found: dict[int, Tensor] = {}
+
+        def keep(layer: int, output: Any) -> None:
+            found[layer] = (output[0] if isinstance(output, tuple) else output).float()
+
+        modules = self.model.base_model.layers
+        hooks = [modules[n - 1].register_forward_hook(lambda _, inputs, output, n=n: keep(n, output)) for n in layers]
+        try:
+            self.model.base_model(**self._inputs(ids_BQ, valid_BQ))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([found[layer] for layer in layers])
+
+    def _inputs(self, ids_BQ: Tensor, valid_BQ: Tensor) -> dict[str, Any]:
+        """Return the model's arguments for new positions, and count them as written."""
         self.valid = torch.cat([self.valid if self.length else valid_BQ[:, :0], valid_BQ], dim=1)
         positions_BT = (self.valid.long().cumsum(1) - 1).clamp(min=0)
         positions_BQ = positions_BT[:, -ids_BQ.shape[1] :]
@@ -106,18 +138,13 @@ class KVCache:
             unwritten = (0, self.capacity - self.length)
             seen, positions_BT = torch.nn.functional.pad(seen, unwritten), torch.nn.functional.pad(positions_BT, unwritten)
         mask = self._masks(seen, positions_BQ, positions_BT)
-        inputs = {
+        return {
             "input_ids": ids_BQ,
             "attention_mask": mask,
             "position_ids": positions_BQ,
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        if keep == 0:
-            hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
-            return hidden[:, :0]
-        logits: Tensor = self.model(**inputs, logits_to_keep=keep).logits
-        return logits
 
     def take(self, rows: Tensor, room: int, *, last: bool = False) -> "KVCache":
         """Return a cache with the given rows (repeats allowed), without leading positions that are padding in all of them.

@@ -260,6 +260,16 @@ def _weights_hash(path: Path) -> str:
     return blob.name[:16] if blob.parent.name == "blobs" and len(blob.name) == 64 else cached_file_hash(path)
 
 
+def count_layers(spec: ModelSpec) -> int:
+    """Return the number of layers of a local model, from its configuration. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    folder = resolve_model_path(spec)
+    with quiet_transformers(), explained_load(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    return int(config.get_text_config(decoder=True).num_hidden_layers)
+
+
 def load_tokenizer(spec: ModelSpec) -> Any:
     """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token.
 

@@ -26,7 +26,19 @@ import httpx2
 
 from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, OnText, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.base import (
+    NO_STATES,
+    ChoiceLogprobs,
+    ChoicesRequest,
+    CompleteRequest,
+    Completion,
+    OnText,
+    Reply,
+    Request,
+    ScoreRequest,
+    StateRequest,
+    TextLogprob,
+)
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner, thinking_switch, without
 from cai.models.server.client import ServerClient
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
@@ -124,6 +136,8 @@ class ServerEngine:
                 return await self._complete(request)
             if isinstance(request, ChoicesRequest):
                 return await (self._choices(request) if self._tokenizes else self._choices_by_text(request))
+            if isinstance(request, StateRequest):
+                raise ModelError(NO_STATES.format(name=self.name))
             return await self._score(request)
         except ReplyError as e:
             if self._learned(e, can, request.messages):

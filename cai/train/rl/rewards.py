@@ -25,6 +25,7 @@ class RewardFunction:
         ensemble: scores with the run's reward models; for terms that need it.
         judge: scores under the constitution; for terms that need it.
         constitution: for terms that need it.
+        probe: scores by the recipe's probe; for terms that need it.
 
     Raises:
         RecipeError: there is no term of some name, or it can't be loaded.
@@ -35,6 +36,7 @@ class RewardFunction:
     ensemble: EnsembleScorer | None = None
     judge: TermScorer | None = None
     constitution: Constitution | None = None
+    probe: TermScorer | None = None
 
     def __post_init__(self) -> None:
         for config in self.terms:
@@ -48,7 +50,7 @@ class RewardFunction:
         by_term: dict[str, list[float | None]] = {}
         totals: list[float | None] = [0.0] * len(answers)
         for at, term in enumerate(self.terms):
-            found = TERMS.get(term.term).score(answers, TermContext(term, self.ensemble, self.judge, self.constitution))
+            found = TERMS.get(term.term).score(answers, TermContext(term, self.ensemble, self.judge, self.constitution, self.probe))
             if len(found.values) != len(answers):
                 raise TrainingError(f"the reward term {term.term!r} scored {len(found.values)} of {len(answers)} responses")
             values, disagreement = found.values, found.disagreement or disagreement

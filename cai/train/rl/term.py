@@ -37,6 +37,8 @@ class TermContext:
     """The run's judge: log-odds that a response follows the constitution; None where its answer can't be read."""
     constitution: Constitution | None = None
     """The run's constitution."""
+    probe: TermScorer | None = None
+    """The recipe's probe on the judge's hidden states; None where a response can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class Term:
     """As in a recipe's `policy.online.rewards`."""
     score: Callable[[Answers, TermContext], TermScores]
     """Gives each response a number, and None to one that it can't score, which then has no reward."""
-    needs: tuple[Literal["ensemble", "judge", "constitution"], ...] = ()
+    needs: tuple[Literal["ensemble", "judge", "constitution", "probe"], ...] = ()
     """What of its context it scores with."""
     work: Callable[[PairTokens], Sequence[Work]] = lambda tokens: ()
     """The judge's calls about one response under one principle, for `cai plan`."""
+    asks_principles: bool = True
+    """Whether these calls are made under each principle; False: once, whatever the principles."""
