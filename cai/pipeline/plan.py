@@ -141,7 +141,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     answer, revised, sampled, shown_answer = (
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
     )
-    revises, pairs = "critique" in recipe.sft.data, count * recipe.pairs.per_prompt
+    revises, pairs = "critique" in recipe.sft.data, min(count, recipe.pairs.limit or count) * recipe.pairs.per_prompt
     responded = set(recipe.respond.kinds)
     of_kinds = sum(kinds[kind] for kind in responded)
     answered = min(of_kinds, recipe.respond.limit or of_kinds)

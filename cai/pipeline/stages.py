@@ -8,6 +8,7 @@ batches requests, not the stages. The training stages are in `cai.pipeline.train
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
+from heapq import nsmallest
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from cai.evaluate.run import Questions, answer, judge_answers, measure, score_an
 from cai.generate.critique import critique_and_revise, respond, sft_examples
 from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
+from cai.ids import split_fraction
 from cai.judge.card import measure_judge
 from cai.judge.choices import MeanMass, mass_warning
 from cai.judge.fitted import fitted_of
@@ -150,7 +152,10 @@ def _with_responses(c: Context) -> Iterator[tuple[Prompt, Response | None]]:
 async def pairs_stage(c: Context) -> dict[str, int]:
     """Sample pairs of responses from the SFT policy [§4.1], and contrast pairs if the recipe asks for them (arXiv 2307.12950)."""
     config = c.recipe.pairs
-    total = config.per_prompt * count_records(c.run.data("prompts"))
+    prompts = (p.id for p in read(c, "prompts", Prompt))
+    by_hash: Callable[[str], float] = lambda i: split_fraction(i, f"pairs:{c.recipe.seed}")  # noqa: E731
+    chosen = None if config.limit is None else set(nsmallest(config.limit, prompts, key=by_hash))
+    total = config.per_prompt * (count_records(c.run.data("prompts")) if chosen is None else len(chosen))
     policy = await c.writer(c.adapted("sft"))
     base = await c.writer() if config.contrast else None
 
@@ -164,7 +169,8 @@ async def pairs_stage(c: Context) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with record_writer(c.run.data("pairs")) as write:
         for kind, make in (("sampled", sample), ("contrast", contrast))[: 1 if base is None else 2]:
-            tasks = pair_tasks(read(c, "prompts", Prompt), config.per_prompt)
+            drawn = (p for p in read(c, "prompts", Prompt) if chosen is None or p.id in chosen)
+            tasks = pair_tasks(drawn, config.per_prompt)
             async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):
                 write(pair)
                 counts[kind] += 1

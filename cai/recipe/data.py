@@ -106,6 +106,8 @@ class PairsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     per_prompt: Positive = 1
     """Number of pairs sampled per prompt."""
+    limit: Positive | None = None
+    """Maximum number of prompts, chosen by hash. None: all."""
     sampling: SamplingSpec = SamplingSpec()
     """Sampling of both responses."""
     contrast: bool = False

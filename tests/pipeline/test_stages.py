@@ -23,7 +23,7 @@ from cai.models.store import CallStore
 from cai.pipeline.driver import run_recipe
 from cai.pipeline.stages import STAGES
 from cai.recipe import ModelSpec, load_recipe
-from cai.records import Preference, ScoredPair
+from cai.records import Preference, ResponsePair, ScoredPair
 from tests.pipeline.test_driver import Interrupting
 from tests.workspaces import calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
 
@@ -194,6 +194,17 @@ def test_contrast_and_human_labels_enter_with_their_sources(tmp_path: Path) -> N
     assert {"ai:pointwise-contrast", "revision:pointwise-contrast", "contrast"} <= sources.keys()
     held_out = list(read_records(workspace.run("s").data("preferences_heldout"), Preference))
     assert held_out and not {p.prompt.id for p in train} & {p.prompt.id for p in held_out}
+
+
+def test_pairs_can_be_sampled_for_some_prompts(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    few, many = ({p.prompt.id for p in _pairs(workspace, f"pairs.limit={limit}", "pairs.per_prompt=2")} for limit in (3, 5))
+    assert len(few) == 3 and len(many) == 5 and few < many, "raising the limit only adds prompts"
+
+
+def _pairs(workspace: Workspace, *settings: str) -> list[ResponsePair]:
+    run_data(workspace, *settings)
+    return list(read_records(workspace.run("s").data("pairs"), ResponsePair))
 
 
 @pytest.mark.parametrize("thinking", [False, True])
