@@ -230,6 +230,7 @@ def test_soft_targets_in_a_padded_batch_are_those_of_each_row_alone(tiny_model_d
                 torch.nn.init.normal_(p, std=0.3)
         batch = trainer.data_collator(rows)
         loss = trainer.compute_loss(trainer.model, batch)
+        alone = trainer.compute_loss(trainer.model, trainer.data_collator(rows[-1:]))
 
     def logits(ids: list[int], *, teacher: bool = False) -> torch.Tensor:
         with torch.no_grad(), trainer.model.disable_adapter() if teacher else contextlib.nullcontext():
@@ -245,6 +246,7 @@ def test_soft_targets_in_a_padded_batch_are_those_of_each_row_alone(tiny_model_d
         each = soft_target_loss(student, taught, torch.tensor(ids[1:]), torch.tensor(row["forced"][1:]).bool())
         losses.append(each[torch.tensor(row["labels"][1:]) != -100])
     assert loss.item() == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+    assert rows[-1]["told"] == [] and alone.item() == pytest.approx(losses[-1].mean().item(), rel=1e-4)
     assert sum(map(len, losses)) == int((batch["labels"] != -100).sum())
 
 
