@@ -144,7 +144,7 @@ def test_the_last_override_wins_and_the_name_has_its_own(path: Path) -> None:
         ("critique.ruonds=1", "--set critique.ruonds=1: unknown key 'critique.ruonds'. Did you mean 'critique.rounds'?"),
         ("critque.rounds=1", "--set critque.rounds=1: unknown key 'critque.rounds'. Did you mean 'critique.rounds'?"),
         ("rounds=1", "--set rounds=1: unknown key 'rounds'. Did you mean 'critique.rounds' or 'policy.rounds'?"),
-        ("pairs.colour=1", "unknown key 'pairs.colour'; known: pairs.per_prompt, pairs.sampling, pairs.contrast, pairs.contrast_p"),
+        ("pairs.colour=1", "unknown key 'pairs.colour'; known: pairs.per_prompt, pairs.limit, pairs.sampling, pairs.contrast"),
         ("critique.rounds=none", "--set critique.rounds=none: critique.rounds: 'none' is not of type 'integer'"),
         ("pairs={contrats: true}", "--set pairs={contrats: true}: pairs.contrats: unknown key 'contrats'; known: "),
         ("critique..rounds=1", "unknown key 'critique..rounds'. Did you mean 'critique.rounds'?"),

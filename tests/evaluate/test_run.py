@@ -158,13 +158,13 @@ def test_prompts_without_an_answer_are_counted() -> None:
 
 
 def test_protocols_are_chosen_by_name_in_their_own_order() -> None:
-    assert chosen_protocols("all") == [name for name in PROTOCOLS.names() if name != "check"]
-    assert chosen_protocols("pairwise, likelihood") == ["likelihood", "pairwise"]
+    assert chosen_protocols("all", FeedbackConfig()) == [name for name in PROTOCOLS.names() if name not in ("check", "probe")]
+    assert chosen_protocols("pairwise, likelihood", FeedbackConfig()) == ["likelihood", "pairwise"]
     for wrong in ("", ","):
         with pytest.raises(RecipeError, match="expected all, or some of check, likelihood, pairwise"):
-            chosen_protocols(wrong)
+            chosen_protocols(wrong, FeedbackConfig())
     with pytest.raises(RecipeError, match=r"no judging protocol 'pairwize'; known: check, .*Did you mean 'pairwise'\?"):
-        chosen_protocols("likelihood,pairwize")
+        chosen_protocols("likelihood,pairwize", FeedbackConfig())
 
 
 def test_an_arena_judges_every_two_models_once_and_ties_equal_texts(tiny_model_dir: Path, tmp_path: Path) -> None:
