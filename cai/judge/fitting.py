@@ -137,11 +137,11 @@ def _columns(pairs: Sequence[Labelled], names: Sequence[str], use_length: bool) 
     ]
 
 
-def folds(groups: Sequence[str], seed: int, count: int = FOLDS) -> list[tuple[list[int], list[int]]]:
+def folds(groups: Sequence[str], seed: int) -> list[tuple[list[int], list[int]]]:
     """Distribute groups over folds in the order of their hashes. Return the indices of each fold's training and test items."""
     order = sorted(set(groups), key=lambda g: split_fraction(g, f"fold:{seed}"))
-    fold = {g: i % count for i, g in enumerate(order)}
-    return [([i for i, g in enumerate(groups) if fold[g] != f], [i for i, g in enumerate(groups) if fold[g] == f]) for f in range(count)]
+    fold = {g: i % FOLDS for i, g in enumerate(order)}
+    return [([i for i, g in enumerate(groups) if fold[g] != f], [i for i, g in enumerate(groups) if fold[g] == f]) for f in range(FOLDS)]
 
 
 def _choose(
