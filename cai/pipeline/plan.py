@@ -148,6 +148,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     share = answered / max(1, of_kinds)  # as if prompts came mixed
     critiqued = round(share * sum(kinds[kind] for kind in responded.intersection(recipe.critique.kinds))) * revises
     told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
+    taught = told * (recipe.sft.soft_targets and recipe.trains_its_writer)
     context = wording(templates.told_user, principles="statement") * min(applying, recipe.distill.per_prompt or applying)
     turns = sum(n for kind, n in kinds.items() for p in constitution.principles if kind in recipe.distill.kinds and can_be_added(p, kind))
     added = turns * recipe.distill.samples * ("distill" in recipe.sft.data and recipe.distill.placement == "turns")
@@ -175,7 +176,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
             c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples),
             c.answers(model, added, prompt + written(recipe.distill.sampling.max_tokens) + statement, recipe.distill.sampling),
         ],
-        "sft": [c.training(recipe.sft, examples, prompt, (revised,))],
+        "sft": [c.training(recipe.sft, examples, prompt, (revised,), recipe.sft.epochs * taught / max(1, examples))],
         "pairs": [
             c.answers(adapted, pairs, prompt, recipe.pairs.sampling, 2),
             c.answers(model, 2 * contrast, prompt + statement, recipe.pairs.sampling),
