@@ -80,7 +80,8 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     from trl import SFTConfig as SFTArguments
 
     from cai.models.local.loading import load_causal_lm
-    from cai.train.trainers import SFTRun, SoftTargetCollator, SoftTargetSFT
+    from cai.train.soft_targets import SoftTargetCollator, SoftTargetSFT
+    from cai.train.trainers import SFTRun
 
     set_seed(seed)  # the adapter's initial weights
     base = load_causal_lm(replace(model, adapter=None, precision=config.precision), trainable=True)
