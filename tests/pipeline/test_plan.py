@@ -212,6 +212,17 @@ def workspace_with_run(folder: Path, seconds: float, stages: tuple[str, ...], **
     return workspace
 
 
+def test_the_teacher_of_distilled_responses_takes_a_forward_pass() -> None:
+    def sft(*overrides: str) -> StagePlan:
+        return next(
+            s for s in draft(load_recipe(ROOT / "runs" / "quickstart.yaml", list(overrides)), Workspace(ROOT), steady) if s.name == "sft"
+        )
+
+    soft, tokens, revised = sft(), sft("sft.soft_targets=false"), sft("sft.data=[critique]")
+    assert soft.seconds is not None and tokens.seconds is not None and 1.1 * tokens.seconds < soft.seconds < 2 * tokens.seconds
+    assert soft.train_steps == tokens.train_steps and sft("sft.data=[critique]", "sft.soft_targets=false") == revised
+
+
 def test_an_earlier_run_on_this_machine_sets_the_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "probe", steady)
     here, elsewhere = workspace_with_run(tmp_path / "a", 1234.0, ("sft",)), workspace_with_run(tmp_path / "b", 1234.0, ("sft",), cpus=77)
