@@ -26,6 +26,12 @@ TEXTS, TRUNCATED = "texts", "truncated"
 """Counts of a stage that samples: the texts that it kept, and those of them that were cut off at the token limit."""
 MANY_TRUNCATED = 0.1
 """Share of truncated texts above which a run warns."""
+TOLD, FOLLOWED = "told:", "followed:"
+"""Beginnings of a stage's counts per principle: answers under it, and those of them that follow its check. The principle's id follows."""
+IN_REACH = 0.25
+"""Share of answers that follow a principle in their context below which a run warns that it is out of the model's reach."""
+MIN_TOLD = 8
+"""Minimum number of answers for that warning."""
 _LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "distill", "pairs", "evaluate")}
 
 
@@ -64,6 +70,28 @@ class StageEntry:
             f"{self.name}: {cut} of {texts} texts ({cut / texts:.0%}) were cut off at the token limit. They are judged as they stand, and "
             f"no model is trained to end there; raise {limit}"
         )
+
+    @property
+    def out_of_reach(self) -> dict[str, tuple[int, int]]:
+        """Principles that few answers follow although they were written under them: id to the number that follow it, and of how many."""
+        told = {key.removeprefix(TOLD): n for key, n in self.counts.items() if key.startswith(TOLD)}
+        found = {i: (self.counts.get(FOLLOWED + i, 0), n) for i, n in told.items()}
+        return {i: (followed, n) for i, (followed, n) in found.items() if n >= MIN_TOLD and followed < IN_REACH * n}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the stage's counts warn of, in sentences."""
+        reach = [
+            f"{self.name}: told {i}, the model follows it in {followed} of {n} answers, too few to learn from. Word its statement as "
+            "a request, give it openings, put it last (distill.placement: turns), let a stronger model write, or leave it out"
+            for i, (followed, n) in self.out_of_reach.items()
+        ]
+        return [*([self.truncation_warning] if self.truncation_warning else []), *reach]
+
+    @property
+    def counts_in_words(self) -> str:
+        """The counts, without those per principle."""
+        return ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in self.counts.items() if ":" not in key)
 
 
 @dataclass

@@ -42,6 +42,8 @@ class Distilled:
     """Parts of `told`, with the conversations under which they were written."""
     reasoning: str = ""
     """What the model thought before `told`, if it did."""
+    followed: tuple[tuple[str, bool], ...] = ()
+    """For each whole sample and each principle with a check: the principle's id, and whether the sample follows it."""
 
     @property
     def id(self) -> str:
@@ -86,8 +88,11 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
     words = " ".join(p.statement for p in principles)
     kept: list[tuple[float, Completion, tuple[ToldPart, ...]]] = []
     dropped: list[str] = []
+    followed: list[tuple[str, bool]] = []
     for completion, parts in answers:
         text = completion.text
+        if not completion.truncated:
+            followed += [(p.id, yes) for p in principles if (yes := follows(p, prompt.kind, text)) is not None]
         rule = "truncated" if completion.truncated else drop_rule(text, words, "", prompt.kind, config.drop_refusals)
         share = check_share(constitution, prompt.kind, text)
         if rule is None and share is not None and share < config.min_share:
@@ -98,10 +103,11 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
             dropped.append(rule)
     provenance = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seeds[0], writer.recipe_hash)
     if not kept:
-        return Distilled(prompt, untold, None, None, provenance.principle_ids, tuple(dropped), provenance)
+        return Distilled(prompt, untold, None, None, provenance.principle_ids, tuple(dropped), provenance, followed=tuple(followed))
     _, best, parts = max(kept, key=lambda found: found[0])
     share = check_share(constitution, prompt.kind, best.text)
-    return Distilled(prompt, untold, best.text, share, provenance.principle_ids, tuple(dropped), provenance, parts, best.reasoning)
+    told = (best.text, share, provenance.principle_ids, tuple(dropped), provenance, parts, best.reasoning, tuple(followed))
+    return Distilled(prompt, untold, *told)
 
 
 @dataclass(frozen=True, slots=True)

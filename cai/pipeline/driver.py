@@ -295,8 +295,8 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     if not stage.always:
         context.tracking.log(PIPELINE, _stage_numbers(entry, len(context.failures)))
     context.reporter.say(_stage_line(entry))
-    if entry.truncation_warning:
-        context.reporter.warn(entry.truncation_warning)
+    for warning in entry.warnings:
+        context.reporter.warn(warning)
     return StageSummary(stage.name, False, entry.seconds, entry.calls_made, entry.calls_reused, entry.counts)
 
 
@@ -309,16 +309,15 @@ def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
 
 def _stage_line(entry: StageEntry) -> str:
     calls = f", {entry.calls_made} calls made, {entry.calls_reused} reused" if entry.calls_made or entry.calls_reused else ""
-    counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in entry.counts.items())
-    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if counts else ''}{counts}"
+    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if entry.counts else ''}{entry.counts_in_words}"
 
 
 def _warnings(manifest: Manifest) -> list[str]:
     judge = manifest.judge
-    cut = [entry.truncation_warning for entry in manifest.stages if entry.truncation_warning]
+    counted = [warning for entry in manifest.stages for warning in entry.warnings]
     if judge is None:
-        return cut
-    return [*cut, *([judge.mass_warning] if judge.mass_warning else []), *([] if judge.beats_baselines else [judge.note])]
+        return counted
+    return [*counted, *([judge.mass_warning] if judge.mass_warning else []), *([] if judge.beats_baselines else [judge.note])]
 
 
 def _resolved_yaml(recipe: Recipe) -> str:

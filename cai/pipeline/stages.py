@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from cai.constitution.load import load_constitution
 from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, read_records, record_writer, write_records, write_text
-from cai.core.manifest import TEXTS, TRUNCATED
+from cai.core.manifest import FOLLOWED, TEXTS, TOLD, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
 from cai.data.prompts import split_monitored
@@ -123,6 +123,8 @@ async def distill_stage(c: Context) -> dict[str, int]:
             counts[TEXTS] += config.samples
             counts[TRUNCATED] += found.dropped.count("truncated")
             counts.update(f"samples_{rule}" for rule in found.dropped)
+            counts.update(TOLD + principle for principle, _ in found.followed)
+            counts.update(FOLLOWED + principle for principle, yes in found.followed if yes)
             if found.example is not None:
                 write_example(_imitated(c, found.example))
                 counts["kept"] += 1

@@ -36,7 +36,7 @@ def render_report(data: ReportData) -> str:
         costs=costs_in_words(data),
         distilled=sections.distilled_views(data),
         stages=sections.stage_rows(data),
-        truncation=sections.truncation_warnings(data),
+        warnings=sections.stage_warnings(data),
         bench=sections.bench_rows(data),
         judge_plots=sections.judge_plots(data),
         sft_plots=sections.curve_plots(data.curves, "sft"),

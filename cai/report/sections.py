@@ -180,15 +180,14 @@ def stage_rows(data: ReportData) -> list[StageRow]:
             rows.append(StageRow(name, "not run", 0.0, 0.0, 0, 0, 0, 0, 0.0, failed.get(name, 0), "", ""))
             continue
         status = "this report" if name == "report" and s.status == "running" else s.status
-        counts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in s.counts.items())
         numbers = (s.calls_made, s.calls_reused, s.prompt_tokens, s.completion_tokens, s.cost)
-        rows.append(StageRow(name, status, s.seconds, s.seconds / longest, *numbers, failed.get(name, 0), counts, s.message))
+        rows.append(StageRow(name, status, s.seconds, s.seconds / longest, *numbers, failed.get(name, 0), s.counts_in_words, s.message))
     return rows
 
 
-def truncation_warnings(data: ReportData) -> list[str]:
-    """Return a sentence for each stage in which more than a tenth of the texts were cut off at the token limit."""
-    return [s.truncation_warning for s in data.manifest.stages if s.truncation_warning] if data.manifest is not None else []
+def stage_warnings(data: ReportData) -> list[str]:
+    """Return a sentence for each stage in which many texts were cut off, and for each principle that is out of the model's reach."""
+    return [warning for s in data.manifest.stages for warning in s.warnings] if data.manifest is not None else []
 
 
 def bench_rows(data: ReportData) -> list[BenchRow]:

@@ -104,3 +104,14 @@ def test_a_hostile_checkout_tells_nothing_of_other_files(tmp_path: Path, head: s
     (tmp_path / "w" / ".git" / "HEAD").unlink()
     os.mkfifo(tmp_path / "w" / ".git" / "HEAD")  # reading it would wait for ever
     assert git_state(tmp_path / "w") == {}
+
+
+def test_a_stage_warns_of_cut_texts_and_of_principles_out_of_reach() -> None:
+    few = {"told:rare": 40, "followed:rare": 3, "told:never": 8, "told:often": 40, "followed:often": 12, "told:once": 7}
+    entry = StageEntry("distill", "done", "f", counts={"prompts": 40, "texts": 40, "truncated": 5, **few})
+    assert entry.out_of_reach == {"rare": (3, 40), "never": (0, 8)}
+    cut, rare, never = entry.warnings
+    assert "5 of 40 texts (12%) were cut off" in cut and "distill.sampling.max_tokens" in cut
+    assert "told rare, the model follows it in 3 of 40 answers" in rare and "told never, the model follows it in 0 of 8" in never
+    assert entry.counts_in_words == "40 prompts, 40 texts, 5 truncated"
+    assert StageEntry("distill", "done", "f", counts={"texts": 40, "truncated": 4}).warnings == []

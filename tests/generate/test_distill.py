@@ -48,6 +48,12 @@ def test_the_best_sample_is_kept_and_the_student_does_not_see_the_principles() -
     assert len({request.seed for request in asked}) == 3
 
 
+def test_each_whole_sample_says_which_principles_it_follows() -> None:
+    found, _ = distilled("Match; risk: burns.", "A match will do.", "The match is a risk to you.")
+    assert found.followed == (("short", True), ("risk", True), ("short", True), ("risk", False), ("short", False), ("risk", True))
+    assert distilled("A match; risk", truncated=True)[0].followed == ()
+
+
 def test_what_was_thought_before_the_best_sample_is_kept_beside_it() -> None:
     found, asked = distilled("Strike a match over there.", "<think>They want a risk.</think>Match; risk: burns.", thinking_tokens=32)
     assert (found.told, found.reasoning) == ("Match; risk: burns.", "They want a risk.")
