@@ -1,0 +1,58 @@
+"""The report in a browser: nothing is cut off at usual widths, on screen or on paper."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from cai.report.collect import collect_report
+from cai.report.page import render_report
+from tests.report.run_directory import write_run
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic", "disable-background-networking")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
+
+LOOK = """<script>addEventListener("load", () => {
+  const cut = [], of = (e) => getComputedStyle(e).overflowX;
+  const boxes = [...document.querySelectorAll("body *:not(svg *)")];
+  const inside = (e) => boxes.some((b) => b !== e && of(b) !== "visible" && b.contains(e));
+  const tell = (why, e) => cut.push(`${why}: ${e.tagName} ${e.className} ${e.textContent.trim().slice(0, 30)}`);
+  for (const e of boxes) {
+    const box = e.getBoundingClientRect();
+    if (!box.width || !box.height || e.classList.contains("visually-hidden")) continue;
+    if (box.right > innerWidth + 1 && !inside(e)) tell("beyond the page", e);
+    if (of(e) !== "visible" && e.scrollWidth > e.clientWidth + 1) tell("wider than its box", e);
+    if (PAPER && e.matches(".text") && e.scrollHeight > e.clientHeight + 1) tell("longer than its box", e);
+  }
+  document.title = JSON.stringify([innerWidth, cut]);
+});</script></head>"""
+
+
+def cut_off(html: str, width: int, folder: Path, paper: bool = False) -> tuple[int, list[str]]:
+    """Return the page's width in a browser, and its elements that are cut off. All foldable parts are open."""
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("<details", "<details open")
+    page = page.replace("</head>", LOOK.replace("PAPER", str(paper).lower()), 1)
+    file = folder / "page.html"
+    file.write_text(page.replace("@media print", "@media all") if paper else page)
+    own = [f"--user-data-dir={folder / 'browser'}", f"--window-size={width},900", "--dump-dom", file.as_uri()]
+    dom = subprocess.run([str(BROWSER), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)
+    assert title is not None
+    shown, cut = json.loads(unescape(title[1]))
+    return shown, cut
+
+
+@pytest.mark.parametrize("width", [1280, 1100, 700])
+def test_nothing_is_cut_off_on_a_screen(tmp_path: Path, width: int) -> None:
+    html = render_report(collect_report(write_run(tmp_path / "run", "A fairly long answer. " * 60)))
+    assert cut_off(html, width, tmp_path) == (width, [])
+
+
+def test_nothing_is_cut_off_on_paper(tmp_path: Path) -> None:
+    html = render_report(collect_report(write_run(tmp_path / "run", "A fairly long answer. " * 60)))
+    assert cut_off(html, 700, tmp_path, paper=True) == (700, [])
