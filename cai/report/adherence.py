@@ -33,10 +33,11 @@ def adherence_views(data: ReportData) -> list[AdherenceView]:
     """Return one row per measured principle, controls last."""
     card = data.manifest.constitution if data.manifest is not None else None
     statements = {p.id: p.statement for p in card.principles} if card is not None else {}
-    return [_view(row, "" if row.control else statements.get(row.id, "")) for row in adherence_rows(data.evaluation or ())]
+    return [adherence_view(row, "" if row.control else statements.get(row.id, "")) for row in adherence_rows(data.evaluation or ())]
 
 
-def _view(row: AdherenceRow, statement: str) -> AdherenceView:
+def adherence_view(row: AdherenceRow, statement: str) -> AdherenceView:
+    """Return one row, formatted."""
     trained = trained_model(row)
     moved = row.changes.get(trained or "")
     change = ("", "", "") if moved is None else (points(moved.value), f"{points(moved.low)} to {points(moved.high)}", f"{moved.n:,}")

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from cai.core.console import printable
 from cai.core.workspace import Workspace, is_run_name, is_text
 from cai.errors import CaiError
-from cai.studio import constitution_pages, label_pages, run_pages, trial_pages
+from cai.studio import constitution_pages, label_pages, principle_pages, run_pages, trial_pages
 from cai.studio.drafts import Drafts, Edited
 from cai.studio.guard import Guard
 from cai.studio.jobs import Jobs
@@ -71,7 +71,7 @@ def make_app(studio: Studio, port: int, token: str) -> Guard:
         port: port of the server.
         token: secret that a browser must send.
     """
-    pages = (constitution_pages, trial_pages, label_pages, run_pages)
+    pages = (constitution_pages, principle_pages, trial_pages, label_pages, run_pages)
     routes = [Route("/", home), Route("/static/{name}", asset), *(route for part in pages for route in part.ROUTES)]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.state.studio = studio

@@ -49,7 +49,7 @@ function block(index, count) {
   const act = (text, title, work, disabled = false) =>
     Object.assign(make("button", { type: "button", textContent: text, title, disabled }), { onclick: async () => (await flush(), work()) });
   const move = (to) => change("arrange", { action: "move", index, to });
-  const name = field(index, "id", "Id", 0);
+  const name = field(index, "id", "Id", 0), more = make("a", { className: "button about", textContent: "Results" });
   const box = make("article", { className: "principle-form card" });
   const handle = make("span", { className: "handle", textContent: "⠿", title: "Drag to reorder", draggable: true });
   handle.addEventListener("dragstart", (event) => {
@@ -82,7 +82,7 @@ function block(index, count) {
   words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
   words.append(act("Draft from the statement", "Let the model write these texts; what stands here is replaced", () => draft(index)));
   box.append(
-    make("div", { className: "actions" }, handle, name, act("↑", "Move up", () => move(index - 1), index === 0),
+    make("div", { className: "actions" }, handle, name, more, act("↑", "Move up", () => move(index - 1), index === 0),
       act("↓", "Move down", () => move(index + 1), index === count - 1), remove),
     field(index, "statement", "Statement: what a response should do", 3), kindBoxes, words, make("ul", { className: "found" }),
   );
@@ -90,6 +90,8 @@ function block(index, count) {
 }
 
 function fill(box, principle) {
+  box.querySelector(".about").href = `${base}/principles/${encodeURIComponent(principle.id)}`;
+  box.querySelector(".about").title = `Adherence, prompts, examples and changes of ${principle.id}`;
   const values = { id: principle.id, statement: principle.statement, ...principle.wording };
   for (const control of box.querySelectorAll("[data-name]")) {
     const value = values[control.dataset.name] || "", mark = control.parentElement.querySelector(".drafted");
