@@ -98,7 +98,18 @@ async def on_error(request: Request, error: Exception) -> Response:
     return as_json({"error": text}, status)
 
 
-SCRIPTS = ("app.js", "constitution.js", "form.js", "home.js", "trials.js", "label.js", "label_start.js", "label_results.js", "run.js")
+SCRIPTS = (
+    "app.js",
+    "constitution.js",
+    "yaml.js",
+    "form.js",
+    "home.js",
+    "trials.js",
+    "label.js",
+    "label_start.js",
+    "label_results.js",
+    "run.js",
+)
 HANDLERS: dict[Any, Any] = {CaiError: on_error, HTTPException: on_error}
 ASSETS: dict[str, tuple[str, str, str]] = {
     "report.css": ("cai.report", "templates/style.css", "text/css"),

@@ -2,20 +2,16 @@
 
 import json
 import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
 
 import pytest
 
 from cai.report.collect import collect_report
 from cai.report.page import render_report
+from tests.browser import needs_browser, title_after_load
 from tests.report.run_directory import write_run
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-FLAGS = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic", "disable-background-networking")]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
+pytestmark = needs_browser
 
 LOOK = """<script>addEventListener("load", () => {
   const cut = [], of = (e) => getComputedStyle(e).overflowX;
@@ -39,11 +35,7 @@ def cut_off(html: str, width: int, folder: Path, paper: bool = False) -> tuple[i
     page = page.replace("</head>", LOOK.replace("PAPER", str(paper).lower()), 1)
     file = folder / "page.html"
     file.write_text(page.replace("@media print", "@media all") if paper else page)
-    own = [f"--user-data-dir={folder / 'browser'}", f"--window-size={width},900", "--dump-dom", file.as_uri()]
-    dom = subprocess.run([str(BROWSER), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120).stdout
-    title = re.search(r"<title>(.*?)</title>", dom, re.S)
-    assert title is not None
-    shown, cut = json.loads(unescape(title[1]))
+    shown, cut = json.loads(title_after_load(file, width))
     return shown, cut
 
 

@@ -1,8 +1,9 @@
 // The editor: after a short pause, the text is stored as a draft and linted. The file changes only on Save.
 import { ask, get, tell } from "/static/app.js";
+import { painted } from "/static/yaml.js";
 
 const PAUSE = 350;
-const area = get("text"), gutter = get("gutter"), found = get("found"), state = get("state");
+const area = get("text"), paper = get("paper"), found = get("found"), state = get("state");
 const { base, name } = get("editor").dataset;
 let version = "", kept = "", timer = 0, marks = {}, sending = Promise.resolve();
 
@@ -17,19 +18,14 @@ function show(answer, replaceText) {
   get("discard").disabled = !answer.is_draft;
   state.textContent = area.value !== kept ? "typing…" : answer.is_draft ? "draft stored, not saved" : "saved";
   document.dispatchEvent(new CustomEvent("edited", { detail: answer }));
-  number();
+  paint();
 }
 
-function number() {
-  const lines = area.value.split("\n").length, rows = document.createDocumentFragment();
-  for (let n = 1; n <= lines; n++) {
-    const row = document.createElement("span");
-    row.textContent = `${n}\n`;
-    if (marks[n]) row.className = marks[n];
-    rows.append(row);
-  }
-  gutter.replaceChildren(rows);
-  gutter.scrollTop = area.scrollTop;
+// The textarea's own text is transparent: what is seen is this copy, which wraps at the same places.
+function paint() {
+  paper.replaceChildren(...painted(area.value));
+  for (const [line, severity] of Object.entries(marks)) paper.children[line - 1]?.classList.add(severity);
+  paper.scrollTop = area.scrollTop;
 }
 
 async function send(path, body, replaceText = false) {
@@ -70,11 +66,11 @@ export const reload = () => queue(() => area.value !== kept || send("text", unde
 
 area.addEventListener("input", () => {
   state.textContent = "typing…";
-  if (gutter.childElementCount !== area.value.split("\n").length) number();
+  paint();
   clearTimeout(timer);
   timer = setTimeout(keep, PAUSE);
 });
-area.addEventListener("scroll", () => (gutter.scrollTop = area.scrollTop));
+area.addEventListener("scroll", () => (paper.scrollTop = area.scrollTop));
 
 async function save() {
   await keep();
@@ -107,8 +103,7 @@ found.addEventListener("click", (event) => {
   const start = lines.slice(0, line - 1).join("\n").length + (line > 1 ? 1 : 0);
   area.focus();
   area.setSelectionRange(start, start + (lines[line - 1] || "").length);
-  area.scrollTop = (line - 4) * parseFloat(getComputedStyle(area).lineHeight);
-  area.scrollLeft = 0;
+  area.scrollTop = (paper.children[line - 1]?.offsetTop ?? 0) - 60; // px; a few lines above stay in view
 });
 
 queue(async () => {

@@ -1,0 +1,27 @@
+"""A page in a real browser, for tests of what only a browser does: layout, and scripts of pages."""
+
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+FLAGS = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic", "disable-background-networking")]
+needs_browser = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
+
+
+def title_after_load(page: Path, width: int = 1280) -> str:
+    """Return the title that a page has given itself when it was loaded.
+
+    Args:
+        page: an HTML file; the browser's profile is put beside it.
+        width: width of the window in pixels.
+    """
+    own = [f"--user-data-dir={page.parent / 'browser'}", f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    dom = subprocess.run([str(BROWSER), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120).stdout
+    title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
+    assert title is not None
+    return unescape(title[1])
