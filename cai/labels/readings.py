@@ -19,8 +19,9 @@ ANNOTATOR = ("annotator", "annotator_id", "completed_by", "rater", "rater_id", "
 _TIME = ("time", "timestamp", "updated_at", "created_at", "submitted_at")
 _ATTRIBUTES = ("attributes", "annotator_attributes", "rater_attributes")
 ATTRIBUTE_PREFIXES = ("attributes.", "attribute_", "rater_")
-WHO = (*ANNOTATOR, *_TIME, *_ATTRIBUTES)
-"""Columns about the annotator."""
+NOTE = "note"
+WHO = (*ANNOTATOR, *_TIME, *_ATTRIBUTES, NOTE)
+"""Columns about the annotator and the remark."""
 PROMPTS = ("messages", "prompt", "instruction", "question", "input")
 """Columns with the prompt."""
 
@@ -72,6 +73,7 @@ class PairRow:
     attributes: dict[str, str] = field(default_factory=dict)
     said: Said | None = None
     """The answer as long as it isn't read; `preference.p_chosen` is ½ until then."""
+    note: str = ""
     doubt: str = ""
     """Information that the source lacks and that may affect whether the label is valid; empty if none is missing."""
 
@@ -85,10 +87,10 @@ class PairRow:
         """The label with its responses as shown, or in hashed order if the row only says which one was chosen."""
         p = self.preference
         pair = ResponsePair(p.prompt, p.chosen, p.rejected, "human", BY_PEOPLE)
-        label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes)
+        label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes, self.note)
         if self.as_shown or sides_by_hash(p.prompt, p.chosen, p.rejected) == (p.chosen, p.rejected):
             return label
-        return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes)
+        return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes, self.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ def checked(found: PairRow) -> PairRow:
 
 
 def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) -> PairRow:
-    """Add annotator, time and attributes to a label, as far as the mapping has them."""
+    """Add annotator, time, attributes and note to a label, as far as the mapping has them."""
     annotator = next((name_of(who[key]) for key in ANNOTATOR if who.get(key) not in (None, "")), "")
     time = next((_time(who[key]) for key in _TIME if who.get(key) not in (None, "")), "")
     nested: Mapping[str, Any] = next((who[key] for key in _ATTRIBUTES if isinstance(who.get(key), dict)), {})
@@ -180,7 +182,8 @@ def with_person(preference: Preference, who: Mapping[str, Any], as_shown: bool) 
         if key.startswith(prefix) and key not in (*ANNOTATOR, *_ATTRIBUTES)
     }
     attributes = {str(k): str(v) for k, v in {**flat, **nested}.items() if v not in (None, "") and not isinstance(v, dict | list)}
-    return PairRow(preference, as_shown, annotator, time, attributes)
+    note = who.get(NOTE)
+    return PairRow(preference, as_shown, annotator, time, attributes, note=note.strip() if isinstance(note, str) else "")
 
 
 def side(prompt: Any, answer: Any) -> Side:

@@ -57,6 +57,8 @@ class HumanLabel:
     """Time of the label as the source writes it; ISO 8601 if known."""
     attributes: dict[str, str] = field(default_factory=dict)
     """Attributes that the annotator gave: `language`, `age_group`, …"""
+    note: str = ""
+    """The annotator's remark about the pair. Not trained on."""
 
 
 @dataclass(frozen=True, slots=True)

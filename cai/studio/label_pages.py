@@ -31,6 +31,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rater: str
     key: str
     choice: Choice
+    note: Annotated[str, msgspec.Meta(max_length=2000)] = ""
     skipped: Annotated[list[str], msgspec.Meta(max_length=10_000)] = []
 
 
@@ -95,7 +96,7 @@ def turn(request: Request, body: Next) -> Response:
 def answer(request: Request, body: Answer) -> Response:
     """Store an answer and return the next pair."""
     labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
-    kept = labelling.answer(queue, rater, body.key, body.choice)
+    kept = labelling.answer(queue, rater, body.key, body.choice, body.note)
     return _shown(queue, labelling.turn(queue, rater, body.skipped), kept)
 
 

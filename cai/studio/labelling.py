@@ -26,8 +26,9 @@ from cai.labels.pooling import pair_key
 from cai.labels.to_label import ToLabel, load_to_label
 from cai.records import HumanLabel, ResponsePair
 
-Choice = Literal["a", "b", "tie"]
-P_A: dict[Choice, float] = {"a": 1.0, "b": 0.0, "tie": 0.5}
+Choice = Literal["a", "a-slightly", "tie", "b-slightly", "b"]
+P_A: dict[Choice, float] = {"a": 1.0, "a-slightly": 0.75, "tie": 0.5, "b-slightly": 0.25, "b": 0.0}
+"""Probability that A is better. It falls evenly over the five answers, as on a scale that `cai human import --choices` reads."""
 BLOCK = 10
 """Number of consecutive pairs that are shuffled for each rater. A queue starts with its most informative pairs."""
 MAX_NAME = 60
@@ -132,8 +133,8 @@ class Labelling:
         shown = None if key is None else as_shown(pairs[key], key, rater)
         return Turn(len(pairs) - len(left), len(pairs), key, shown, next(reversed(done), None))
 
-    def answer(self, queue: Queue, rater: str, key: str, choice: Choice) -> bool:
-        """Store an answer; return False if the rater has already answered this pair in another tab.
+    def answer(self, queue: Queue, rater: str, key: str, choice: Choice, note: str = "") -> bool:
+        """Store an answer and the rater's note; return False if the rater has already answered this pair in another tab.
 
         Raises:
             DataError: the pair is not in the queue.
@@ -143,7 +144,7 @@ class Labelling:
         if pair is None:
             raise DataError(f"{queue.path.name}: the pair is not in this queue. The file may have changed. Reload the page.")
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        label = HumanLabel(as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time)
+        label = HumanLabel(as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time, note=note.strip())
         path = self.file(queue, rater)
         with _locked(path) as descriptor:
             if key in self.done(queue, rater):

@@ -38,8 +38,8 @@ class DisputedPair:
 
     key: str
     pair: ResponsePair
-    answers: tuple[tuple[str, str], ...]
-    """Rater, and A, B or tie."""
+    answers: tuple[tuple[str, str, str], ...]
+    """Rater; A, B or tie, with `slightly` where the rater said so; and the rater's note."""
     decided: str
     """The adjudicator's answer; empty without one."""
 
@@ -64,21 +64,23 @@ def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
     paths = sorted(labelling.folder.glob(f"{queue.id}.*.jsonl"))
     labels = [label for path in paths for label in read_records(path, HumanLabel, torn_tail="drop")]
     by_rater: dict[str, list[HumanLabel]] = defaultdict(list)
-    by_pair: dict[str, dict[str, str]] = defaultdict(dict)
+    by_pair: dict[str, dict[str, tuple[float, str]]] = defaultdict(dict)
     for label in labels:
         by_rater[label.annotator].append(label)
         key = pair_key(label)
         if key in pairs:
             shown = as_shown(pairs[key], key, ADJUDICATOR)
-            by_pair[key][label.annotator] = _side(label.p_a if label.pair.response_a == shown.response_a else 1 - label.p_a)
+            p_a = label.p_a if label.pair.response_a == shown.response_a else 1 - label.p_a
+            by_pair[key][label.annotator] = p_a, label.note
     people = [label for label in labels if label.annotator != ADJUDICATOR]
     agreement = tuple(people_agreement(people))
     disputed = []
     for key, answers in by_pair.items():
-        decided = answers.pop(ADJUDICATOR, "")
-        if len(set(answers.values())) > 1:
+        decision = answers.pop(ADJUDICATOR, None)
+        if len({_side(p_a) for p_a, _ in answers.values()}) > 1:
             shown = as_shown(pairs[key], key, ADJUDICATOR)
-            disputed.append(DisputedPair(key, shown, tuple(sorted(answers.items())), decided))
+            said = tuple((who, _graded(p_a), note) for who, (p_a, note) in sorted(answers.items()))
+            disputed.append(DisputedPair(key, shown, said, "" if decision is None else _graded(decision[0])))
     return LabelResults(
         tuple(_row(name, mine) for name, mine in sorted(by_rater.items()) if name != ADJUDICATOR),
         agreement,
@@ -109,9 +111,18 @@ def _row(name: str, labels: Sequence[HumanLabel]) -> RaterRow:
     times = sorted(datetime.fromisoformat(label.time) for label in labels if label.time)
     gaps = [gap for a, b in itertools.pairwise(times) if (gap := (b - a).total_seconds()) < _BREAK_SECONDS]
     n = len(labels)
-    first, ties = (sum(label.p_a == value for label in labels) / n for value in (1.0, 0.5))
+    first, ties = sum(label.p_a > 0.5 for label in labels) / n, sum(label.p_a == 0.5 for label in labels) / n
     return RaterRow(name, n, first, ties, median(gaps) if gaps else None)
 
 
 def _side(p_a: float) -> str:
     return "tie" if p_a == 0.5 else "A" if p_a > 0.5 else "B"
+
+
+def _graded(p_a: float) -> str:
+    """Return an answer in words: a side that is better for sure, or only slightly.
+
+    >>> [_graded(p_a) for p_a in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    ['A', 'A slightly', 'tie', 'B slightly', 'B']
+    """
+    return f"{_side(p_a)} slightly" if 0.0 < p_a < 1.0 and p_a != 0.5 else _side(p_a)

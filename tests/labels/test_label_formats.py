@@ -252,3 +252,10 @@ def test_tasks_offer_a_tie_and_their_answers_come_back(tmp_path: Path) -> None:
     save(tmp_path / "done.json", *done)
     first = done[0]["data"]["response_a"] == A
     assert [p if first else 1 - p for _, p, _ in answers(load_labels(tmp_path / "done.json").labels)] == [1.0, 0.5, 0.0]
+
+
+def test_a_tables_notes_are_kept_and_only_texts_are_notes(tmp_path: Path) -> None:
+    row = {"prompt": ASK, "response_a": A, "response_b": B, "annotator": "ann", "choice": "A"}
+    rows = [{**row, "note": " Says so at once. "}, {**row, "annotator": "bob", "note": 3}, {**row, "annotator": "eve"}]
+    loaded = load_labels(save(tmp_path / "t.jsonl", *rows))
+    assert [x.note for x in loaded.labels] == ["Says so at once.", "", ""] and loaded.unused == ()

@@ -13,9 +13,11 @@ import pytest
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import Workspace
 from cai.errors import DataError
-from cai.labels.annotating import read_label_files
+from cai.labels.annotating import export_human, import_labels, read_label_files
+from cai.labels.load import load_human
 from cai.labels.to_label import load_to_label
-from cai.records import EvalResult, HumanLabel, Message, Prompt, Provenance, ResponsePair
+from cai.recipe import HumanSource
+from cai.records import EvalResult, HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import BLOCK, Labelling, NotLastError, Queue, as_shown, order, rater_name
 from cai.studio.results import ADJUDICATOR, in_words, label_results
 from tests.studio.serving import Served
@@ -88,6 +90,38 @@ def test_a_tie_is_half_and_a_skip_is_nothing(labelling: Labelling, queue: Queue)
     assert labelling.turn(queue, "ann", [*every[1:], every[0]]).key == every[1], "what was skipped longest ago comes back first"
     labelling.answer(queue, "ann", second.key, "tie")
     assert [label.p_a for label in labelling.done(queue, "ann").values()] == [0.5]
+
+
+def test_how_much_better_and_why_reach_preferences_as_soft_labels_and_import_as_notes(labelling: Labelling, queue: Queue) -> None:
+    keys = list(labelling.to_label(queue).pairs)[:5]
+    for key, choice in zip(keys, ("a", "a-slightly", "tie", "b-slightly", "b"), strict=True):
+        labelling.answer(queue, "ann", key, choice, f"  because {choice}\n")
+    file, folder = labelling.file(queue, "ann"), labelling.folder.parent
+    assert [(x.p_a, x.note) for x in labelling.done(queue, "ann").values()] == [
+        (1.0, "because a"),
+        (0.75, "because a-slightly"),
+        (0.5, "because tie"),
+        (0.25, "because b-slightly"),
+        (0.0, "because b"),
+    ]
+    import_labels([file], folder / "all.jsonl", "auto", None, {})
+    assert list(read_records(folder / "all.jsonl", HumanLabel)) == list(read_records(file, HumanLabel)), "nothing is lost by an import"
+    shown = {key: as_shown(labelling.to_label(queue).pairs[key], key, "ann") for key in keys}
+    count, _ = export_human(str(folder / "all.jsonl"), folder / "soft.jsonl", "preferences", "votes", 0.0)
+    soft = {p.chosen: p.p_chosen for p in read_records(folder / "soft.jsonl", Preference)}
+    assert count == 4 and soft == {
+        shown[keys[0]].response_a: 1.0,
+        shown[keys[1]].response_a: 0.75,
+        shown[keys[3]].response_b: 0.75,
+        shown[keys[4]].response_b: 1.0,
+    }
+    in_a_run, failures = load_human([HumanSource(path=str(file))], folder, seed=0)
+    assert {p.chosen: p.p_chosen for p in in_a_run} == soft and [f.reason for f in failures] == ["tie"]
+    for key in keys:  # another rater is sure of the other side: the votes are pooled as probabilities
+        side = as_shown(labelling.to_label(queue).pairs[key], key, "ben").response_a
+        labelling.answer(queue, "ben", key, "b" if side == shown[key].response_a else "a")
+    both, _ = load_human([HumanSource(path="labels/q-jsonl.*.jsonl")], folder, seed=0)
+    assert {p.chosen: p.p_chosen for p in both}[shown[keys[1]].response_b] == 1 - 0.75 / 2
 
 
 def test_undo_takes_back_the_last_answer_only(labelling: Labelling, queue: Queue) -> None:
@@ -286,7 +320,21 @@ def test_results_say_how_far_raters_agree_and_show_what_they_dispute(labelling: 
     assert len(found.disputed) == 3 and found.files == tuple(f"labels/q-jsonl.{who}.jsonl" for who in ("ana", "ben", "eve"))
     for one in found.disputed:
         first = "A" if one.pair.response_a.startswith("First") else "B"
-        assert one.answers == (("ana", first), ("ben", first), ("eve", "B" if first == "A" else "A")) and not one.decided
+        assert one.answers == (("ana", first, ""), ("ben", first, ""), ("eve", "B" if first == "A" else "A", "")) and not one.decided
+
+
+def test_notes_and_how_much_better_stand_beside_a_dispute(labelling: Labelling, queue: Queue) -> None:
+    key, one = next(iter(labelling.to_label(queue).pairs.items()))
+    for rater, choice, note in (("ana", "a-slightly", "It is kinder."), ("ben", "a", ""), ("eve", "b", EVIL)):
+        aside = as_shown(one, key, rater).response_a == as_shown(one, key, "ana").response_a
+        turned = choice if aside else ("b" if choice[0] == "a" else "a") + choice[1:]
+        labelling.answer(queue, rater, key, turned, note)
+    (found,) = label_results(labelling, queue).disputed
+    a, b = ("A", "B") if found.pair.response_a == as_shown(one, key, "ana").response_a else ("B", "A")
+    assert found.answers == (("ana", f"{a} slightly", "It is kinder."), ("ben", a, ""), ("eve", b, EVIL))
+    labelling.answer(queue, ADJUDICATOR, key, "a-slightly")
+    assert label_results(labelling, queue).disputed[0].decided == "A slightly"
+    assert [r.first for r in label_results(labelling, queue).raters if r.name == "ana"] == [1.0], "slightly better is chosen, too"
 
 
 def test_an_adjudicator_decides_and_is_no_rater(labelling: Labelling, queue: Queue) -> None:
@@ -322,3 +370,10 @@ def test_the_results_page_takes_decisions(served: Served, labelling: Labelling, 
     key = label_results(labelling, queue).disputed[0].key
     assert served.post("/label/q-jsonl/answer", rater=ADJUDICATOR, key=key, choice="tie")["kept"]
     assert "decided: <b>tie</b>" in client.get("/label/q-jsonl/results").text
+    for who, i in (("uwe", 11), ("ida", 11)):
+        key = list(labelling.to_label(queue).pairs)[i]
+        side = "a" if as_shown(labelling.to_label(queue).pairs[key], key, who).response_a.startswith("First") == (who == "uwe") else "b"
+        assert served.post("/label/q-jsonl/answer", rater=who, key=key, choice=f"{side}-slightly", note=f"{EVIL} by {who}")["kept"]
+    page = client.get("/label/q-jsonl/results").text
+    assert page.count("slightly</b> <q") == 2 and "by uwe</q>" in page and "<img" not in page and "<script>alert" not in page
+    served.post("/label/q-jsonl/answer", 400, rater="uwe", key=key, choice="a", note="x" * 2001)

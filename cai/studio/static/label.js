@@ -4,6 +4,8 @@ import { ask, get, tell } from "/static/app.js";
 const SETTLE = 200; // ms; a key press for the previous pair must not answer this one
 const { base, rater } = get("rate").dataset;
 const KEYS = { a: "a", arrowleft: "a", 1: "a", b: "b", arrowright: "b", 2: "b", t: "tie", 0: "tie" };
+const note = get("note");
+let noted = ""; // note of the last answer, which undo brings back
 let key = null, last = null, skipped = [], busy = true, shownAt = 0;
 
 function show(answer) {
@@ -34,20 +36,36 @@ async function send(path, body) {
   }
 }
 
-const choose = (choice) => key !== null && send("answer", { key, choice, skipped });
-const undo = () => last !== null && send("undo", { key: last });
+async function choose(choice) {
+  if (key === null || busy) return;
+  const before = key, text = note.value;
+  await send("answer", { key, choice, skipped, note: text });
+  if (key === before) return; // not stored
+  noted = text;
+  note.value = "";
+}
+async function undo() {
+  if (last === null || busy) return;
+  const before = last;
+  await send("undo", { key: last });
+  if (key === before) note.value = noted;
+  noted = "";
+}
 function skip() {
   if (key === null) return;
   skipped = [...skipped.filter((k) => k !== key), key];
+  note.value = "";
   send("next", { skipped });
 }
 
+note.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === "Escape") && note.blur());
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest("input, select, textarea")) return;
   const pressed = event.key.toLowerCase();
   if (pressed === "g" && get("guide")) get("guide").open = !get("guide").open;
   else if (performance.now() - shownAt < SETTLE) return;
-  else if (KEYS[pressed]) choose(KEYS[pressed]);
+  else if (KEYS[pressed]) choose(event.shiftKey && KEYS[pressed] !== "tie" ? `${KEYS[pressed]}-slightly` : KEYS[pressed]);
+  else if (pressed === "n") note.focus();
   else if (pressed === "s") skip();
   else if (pressed === "u" || pressed === "backspace") undo();
   else return;
