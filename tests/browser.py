@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 
@@ -13,14 +14,21 @@ FLAGS = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-f
 needs_browser = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
 
 
-def title_after_load(page: Path, width: int = 1280) -> str:
+def title_after_load(page: Path, width: int = 1280, flags: Sequence[str] = ()) -> str:
     """Return the title that a page has given itself when it was loaded.
 
     Args:
         page: an HTML file; the browser's profile is put beside it.
         width: width of the window in pixels.
+        flags: the browser's, without their dashes.
     """
-    own = [f"--user-data-dir={page.parent / 'browser'}", f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    own = [
+        f"--user-data-dir={page.parent / 'browser'}",
+        f"--window-size={width},900",
+        *(f"--{flag}" for flag in flags),
+        "--dump-dom",
+        page.as_uri(),
+    ]
     dom = subprocess.run([str(BROWSER), *FLAGS, *own], check=True, capture_output=True, text=True, timeout=120).stdout
     title = re.search(r"<title>(.*?)</title>", dom, re.DOTALL)
     assert title is not None
