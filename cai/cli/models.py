@@ -260,6 +260,7 @@ def evaluate(
         typer.Option("--judge", help="The judge that compares answers; default: the run's judge or the embedded model", metavar="MODEL"),
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's")] = None,
+    probe: ProbeFile = None,
     limit: Annotated[int | None, typer.Option(help="Number of prompts per set", min=1)] = None,
     lm_eval: Annotated[str | None, typer.Option(hidden=True)] = None,
     lm_tasks: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -274,7 +275,7 @@ def evaluate(
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
     from cai.recipe import Aggregate
-    from cai.session import run_of, settings
+    from cai.session import run_of, settings, with_probe
 
     if lm_eval is not None or lm_tasks is not None:
         raise RecipeError(
@@ -287,6 +288,7 @@ def evaluate(
     how = cast(Aggregate, aggregate)
     run = next(filter(None, map(run_of, models)), None)
     recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=how, seed=seed, name="evaluate")
+    recipe = with_probe(recipe, probe)
     session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
     if arena:
         if against is not None:

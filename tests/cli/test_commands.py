@@ -628,6 +628,10 @@ def test_a_probe_is_fitted_benched_and_labels_a_run(tmp_path: Path, call: Called
     assert "the probe was fitted on all of these pairs" in call.told
     assert call(workspace.root, "judge", "fit", *pairs, "--model", "http://127.0.0.1:1/v1#m", "-o", "runs/q.json") == 2
     assert "gives no hidden states" in call.told and "Fix: judge with local weights" in call.told
+    evaluate = ("evaluate", "scripted", "--against", "scripted", "--judge", "scripted", "--limit", "3", "--protocol", "probe")
+    compared = call.json(workspace.root, *evaluate, "--probe", "runs/p.json")
+    assert compared["judge_card"]["protocol"] == "probe" and "win_rate_by_judge" in {r["name"] for r in compared["results"]}
+    assert call(workspace.root, *evaluate) == 2 and "feedback.probe: no probe is named" in call.told
 
     probing = "feedback={protocol: probe, probe: runs/p.json, bench_limit: 8}"
     mixed = f"preferences={{held_out_fraction: 0.5, human: [{{path: {tmp_path / 'eve.jsonl'}}}]}}"
