@@ -136,6 +136,32 @@ def test_pandalms_annotators_are_read_one_by_one(tmp_path: Path) -> None:
     assert load_labels(coded).labels[0].pair.prompt.messages[0].content == "Sum up.\n\nA text."
 
 
+def test_helpsteer3s_annotators_are_votes(tmp_path: Path) -> None:
+    row = {"context": [{"role": "user", "content": "Is tea hot?"}], "response1": "first", "response2": "second", "overall_preference": -1}
+    said = [{"score": score, "reasoning": "r", "feedback1": "f", "feedback2": "f"} for score in (-3, 0, 1, -3)]
+    path = save(tmp_path / "h.jsonl", {**row, "individual_preference": said})
+    loaded = load_labels(path)
+    assert (loaded.format, loaded.unused) == ("helpsteer3", ("overall_preference",))
+    assert [(x.annotator, x.p_a) for x in loaded.labels] == [("", p) for p in (1.0, 0.5, pytest.approx(1 / 3), 1.0)]
+    (p,), _ = load_human([HumanSource(path="h.jsonl")], tmp_path, 0)
+    assert (p.chosen, p.p_chosen, p.weight) == ("first", pytest.approx((1 + 0.5 + 1 / 3 + 1) / 4), 1.0), "the same score twice is two votes"
+    (p,), _ = load_human([HumanSource(path="h.jsonl", smoothing=1.0)], tmp_path, 0)
+    assert p.p_chosen == pytest.approx((17 / 6 + 1) / 6)
+    (label,) = load_labels(path, columns={"choice": "overall_preference"}).labels
+    assert label.p_a == pytest.approx(2 / 3), "the user may take the summary"
+
+
+def test_an_annotator_of_helpsteer3_without_a_score_is_a_failure(tmp_path: Path) -> None:
+    row = {"context": [{"role": "user", "content": "Is tea hot?"}], "response1": "first", "response2": "second"}
+    listed = {**row, "individual_preference": [{"score": 3}, {"reasoning": "r"}, {"score": None}, 2]}
+    empty = {**row, "context": "Is tea cold?", "individual_preference": [], "overall_preference": -3}
+    loaded = load_labels(save(tmp_path / "h.jsonl", listed, empty))
+    assert [x.p_a for x in loaded.labels] == [0.0, 1.0], "without annotators, the row's own answer"
+    assert [(f.reason, f.detail) for f in loaded.failures] == [
+        ("not_labelled", f"annotator {n} in individual_preference has no score") for n in (2, 3, 4)
+    ]
+
+
 def test_the_files_of_a_source_are_read_and_pooled_as_one(tmp_path: Path) -> None:
     for who, code in (("ann", 1), ("bob", 1), ("eve", 2)):
         save(tmp_path / f"{who}.jsonl", {**SIDES, "choice": code, "annotator": who})
