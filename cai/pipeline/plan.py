@@ -145,7 +145,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     responded = set(recipe.respond.kinds)
     of_kinds = sum(kinds[kind] for kind in responded)
     answered = min(of_kinds, recipe.respond.limit or of_kinds)
-    share = answered / max(1, of_kinds)  # as if prompts came mixed
+    share = answered / max(1, of_kinds)
     critiqued = round(share * sum(kinds[kind] for kind in responded.intersection(recipe.critique.kinds))) * revises
     told = sum(kinds[kind] for kind in set(recipe.distill.kinds)) * ("distill" in recipe.sft.data)
     taught = told * (recipe.sft.soft_targets and recipe.trains_its_writer)

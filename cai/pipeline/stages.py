@@ -6,10 +6,9 @@ batches requests, not the stages. The training stages are in `cai.pipeline.train
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from heapq import nsmallest
-from itertools import islice
 from typing import Any, TypeVar
 
 from cai.constitution.load import load_constitution
@@ -43,7 +42,7 @@ from cai.pipeline.reward_models import gold_data, gold_model, load_rewards, rewa
 from cai.pipeline.tracking import PIPELINE
 from cai.pipeline.training import EXAMPLES_OF, policy_stage, reward_stage, sft_stage
 from cai.recipe import GOLD, Recipe, SFTData
-from cai.records import Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
+from cai.records import PROMPT_KINDS, Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 
 PAIRS_OF: dict[SFTData, str] = {"critique": "revision_pairs", "distill": "distilled_pairs"}
 """Source of SFT data to the file of the pairs that its stage makes beside it."""
@@ -61,10 +60,9 @@ async def respond_stage(c: Context) -> dict[str, int]:
 
     responses = cut = 0
     with record_writer(c.run.data("responses")) as write:
-        of_kinds = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds)
-        prompts = islice(of_kinds, c.recipe.respond.limit)
-        total = sum(p.kind in c.recipe.respond.kinds for p in read(c, "prompts", Prompt))
-        total = min(total, c.recipe.respond.limit or total)
+        chosen = _chosen(c, c.recipe.respond.limit, c.recipe.respond.kinds)
+        prompts = (p for p in read(c, "prompts", Prompt) if p.kind in c.recipe.respond.kinds and (chosen is None or p.id in chosen))
+        total = sum(p.kind in c.recipe.respond.kinds for p in read(c, "prompts", Prompt)) if chosen is None else len(chosen)
         async for response in each(c, prompts, work, Response, total=total):
             write(response)
             responses += 1
@@ -154,9 +152,7 @@ def _with_responses(c: Context) -> Iterator[tuple[Prompt, Response | None]]:
 async def pairs_stage(c: Context) -> dict[str, int]:
     """Sample pairs of responses from the SFT policy [§4.1], and contrast pairs if the recipe asks for them (arXiv 2307.12950)."""
     config = c.recipe.pairs
-    prompts = (p.id for p in read(c, "prompts", Prompt))
-    by_hash: Callable[[str], float] = lambda i: split_fraction(i, f"pairs:{c.recipe.seed}")  # noqa: E731
-    chosen = None if config.limit is None else set(nsmallest(config.limit, prompts, key=by_hash))
+    chosen = _chosen(c, config.limit)
     total = config.per_prompt * (count_records(c.run.data("prompts")) if chosen is None else len(chosen))
     policy = await c.writer(c.adapted("sft"))
     base = await c.writer() if config.contrast else None
@@ -179,6 +175,13 @@ async def pairs_stage(c: Context) -> dict[str, int]:
                 counts[TEXTS] += 2
                 counts[TRUNCATED] += pair.truncated_a + pair.truncated_b
     return {name: counts[name] for name in ("sampled", "contrast", TEXTS, TRUNCATED)}
+
+
+def _chosen(c: Context, limit: int | None, kinds: Container[str] = PROMPT_KINDS) -> set[str] | None:
+    """Return the ids of at most `limit` prompts of some kinds, chosen by a hash, so that raising the limit only adds some; None: all."""
+    by_hash: Callable[[str], float] = lambda i: split_fraction(i, f"{c.stage}:{c.recipe.seed}")  # noqa: E731
+    ids = (p.id for p in read(c, "prompts", Prompt) if p.kind in kinds)
+    return None if limit is None else set(nsmallest(limit, ids, key=by_hash))
 
 
 async def feedback_stage(c: Context) -> dict[str, int]:

@@ -53,7 +53,7 @@ class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Kinds of prompts that get an initial response, to be critiqued, kept as SFT data, or paired with a distilled one. Distillation alone
     needs none."""
     limit: Positive | None = None
-    """Maximum number of these prompts, the first ones. None: all."""
+    """Maximum number of these prompts, chosen by hash. None: all."""
     sampling: SamplingSpec = SamplingSpec()
     """Sampling of the initial responses."""
 

@@ -202,6 +202,19 @@ def test_pairs_can_be_sampled_for_some_prompts(tmp_path: Path) -> None:
     assert len(few) == 3 and len(many) == 5 and few < many, "raising the limit only adds prompts"
 
 
+def test_responses_are_sampled_for_some_prompts_of_all_files(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    drawn = []
+    for limit in (3, 6):
+        run_data(workspace, f"respond.limit={limit}", "respond.kinds=[harmful, helpful]", only=("respond",))
+        drawn.append([row["prompt"] for row in rows(workspace.run("s").data("responses"))])
+    few, many = ({p["id"] for p in prompts} for prompts in drawn)
+    assert len(few) == 3 and len(many) == 6 and few < many, "raising the limit only adds prompts"
+    prompts = rows(workspace.run("s").data("prompts"))
+    assert [p["id"] for p in drawn[1]] == [p["id"] for p in prompts if p["id"] in many], "in their order"
+    assert {p["kind"] for p in drawn[1]} == {"harmful", "helpful"}, "not the first file's alone"
+
+
 def _pairs(workspace: Workspace, *settings: str) -> list[ResponsePair]:
     run_data(workspace, *settings)
     return list(read_records(workspace.run("s").data("pairs"), ResponsePair))
