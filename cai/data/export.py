@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 
 from cai.core.jsonl import atomic_file, disk_error, write_records, write_text
 from cai.data.conversations import RowFault, render_transcript
-from cai.data.filters import prompt_key, sides_by_hash, texts_key
+from cai.data.filters import sides_by_hash, texts_key
 from cai.data.splits import split_groups
 from cai.errors import DataError
 from cai.records import Constitution, Failure, Message, Preference, Prompt, RevisionTrace, SFTExample
@@ -187,11 +187,11 @@ def _hh(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
 
 def _cai_conversation(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
     """Rows of cai-conversation: one per trace, with its last round. `init_response` is the text before that round."""
-    groups = split_groups([*(p.prompt for p in data.held_out), *(trace.prompt for trace in data.traces)])
-    held_out = {groups[prompt_key(p.prompt)] for p in data.held_out}
+    group_of = split_groups([*(p.prompt for p in data.held_out), *(trace.prompt for trace in data.traces)])
+    held_out = {group_of(p.prompt) for p in data.held_out}
     tables: dict[str, Rows] = {name: [] for name in LAYOUT["cai-conversation"]}
     for trace in data.traces:
-        side = "test" if groups[prompt_key(trace.prompt)] in held_out else "train"
+        side = "test" if group_of(trace.prompt) in held_out else "train"
         try:
             row = _cai_row(trace, data.constitution)
         except RowFault as e:

@@ -72,7 +72,7 @@ def pooled(labels: Sequence[Preference], counts: Sequence[float] | None = None, 
 
 
 def split_by_prompt(
-    preferences: Iterable[Preference], held_out_fraction: float, salt: str, group_of: Callable[[Prompt], str] = prompt_key
+    preferences: Iterable[Preference], held_out_fraction: float, salt: str, group_of: Callable[[Prompt], str]
 ) -> tuple[list[Preference], list[Preference]]:
     """Split into training and held-out preferences by a hash of the prompt's group.
 
@@ -82,7 +82,7 @@ def split_by_prompt(
         preferences: preferences of any source.
         held_out_fraction: expected fraction of groups (not rows) to hold out, in [0, 1].
         salt: string that is hashed with the group; another salt gives another split.
-        group_of: the group of a prompt; by default prompts with the same normalised text are a group.
+        group_of: the group of a prompt, from `cai.data.splits.split_groups`.
 
     Returns:
         Training and held-out preferences, each in the order given.

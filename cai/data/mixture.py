@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cai.data.filters import normalise, pooled, preference_key, prompt_key, softened, split_by_prompt
+from cai.data.filters import normalise, pooled, preference_key, softened, split_by_prompt
 from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
@@ -77,14 +77,11 @@ def mix(
     ]
     evaluate, fitted = list(evaluate), list(fitted)
     prompts = (p.prompt for _, p, _ in made if isinstance(p, Preference))
-    groups = split_groups((*evaluate, *fitted, *prompts), similarity, warn)
-    excluded = {groups[prompt_key(p)] for p in evaluate}
-    not_held_out = {groups[prompt_key(p)] for p in fitted}
+    group_of = split_groups((*evaluate, *fitted, *prompts), similarity, warn)
+    excluded = {group_of(p) for p in evaluate}
+    not_held_out = {group_of(p) for p in fitted}
     dropped: dict[int, Failure] = {}
     same: dict[tuple[bool, bool, str], list[int]] = {}
-
-    def group_of(prompt: Prompt) -> str:
-        return groups[prompt_key(prompt)]
 
     for number, (item_id, preference, is_gold) in enumerate(made):
         if isinstance(preference, Failure):

@@ -168,10 +168,10 @@ def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[
     """
     by_hash = sorted(prompts, key=lambda p: (split_fraction(p.id, f"watch:{seed}"), p.id))
     most = min(count, len(prompts) // 2)
-    groups = split_groups(prompts)
+    group_of = split_groups(prompts)
     together: dict[str, list[Prompt]] = {}
     for p in by_hash:
-        together.setdefault(groups[prompt_key(p)], []).append(p)
+        together.setdefault(group_of(p), []).append(p)
     watched: dict[str, Prompt] = {}
     for group in together.values():
         if len(watched) + len(group) > most:

@@ -1,7 +1,8 @@
 """Which prompts may not be on two sides of a split: those of one conversation, and near-copies.
 
 Two prompts belong together if their first user turn is the same (a data set may hold several turns of one conversation), or if their texts
-or their first turns are near-duplicates by the rule of `prompts.near_duplicates`. Groups are transitive.
+or their first turns are near-duplicates by the rule of `prompts.near_duplicates`. Groups are transitive. Whatever splits prompts or
+labelled pairs (training and held-out sets, folds, slices, halves) splits the groups of `split_groups`.
 """
 
 from collections.abc import Callable, Iterable
@@ -44,8 +45,8 @@ def compared_texts(prompt: Prompt) -> tuple[str, ...]:
 
 def split_groups(
     prompts: Iterable[Prompt], similarity: float | None = SIMILARITY, warn: Callable[[str], None] = lambda text: None
-) -> dict[str, str]:
-    """Return `prompt_key` to the id of its group.
+) -> Callable[[Prompt], str]:
+    """Return a function that says the id of a prompt's group. It raises `KeyError` for a prompt that was not among these.
 
     The id is the smallest `conversation_id` in the group, so adding prompts moves a group only if they join it to another.
 
@@ -85,4 +86,5 @@ def split_groups(
             if met.comparisons > MANY_COMPARISONS and not warned:
                 warned = True
                 warn(NEEDLESS)
-    return {key: root(mine) for key, mine in of_prompt.items()}
+    group_of_key = {key: root(mine) for key, mine in of_prompt.items()}
+    return lambda prompt: group_of_key[prompt_key(prompt)]

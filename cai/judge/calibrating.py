@@ -44,8 +44,7 @@ class Asked:
 def check_labels(labels: Sequence[HumanLabel], limit: int | None, seed: int) -> None:
     """Raise `DataError` if there are too few labels, before any call of the judge."""
     prompts = [label.pair.prompt for label in decided(labels, limit, seed).values()]
-    groups = split_groups(prompts)
-    check_enough([groups[prompt_key(p)] for p in prompts])
+    check_enough(list(map(split_groups(prompts), prompts)))
 
 
 def fit(asked: Asked, config: FeedbackConfig, files: Sequence[Path], use_length: bool, seed: int) -> Calibration:
@@ -123,12 +122,12 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
 
 
 async def _ask(people: Mapping[str, HumanLabel], judge: Judge, window: int, reporter: Reporter) -> tuple[list[Labelled], list[Failure]]:
-    groups = split_groups(label.pair.prompt for label in people.values())
+    group_of = split_groups(label.pair.prompt for label in people.values())
 
     async def work(item: tuple[str, HumanLabel]) -> Labelled:
         key, label = item
         pooled, by_principle = await _opinions(judge, label.pair)
-        return Labelled(key, groups[prompt_key(label.pair.prompt)], pooled, by_principle, length_difference(label.pair), label.p_a)
+        return Labelled(key, group_of(label.pair.prompt), pooled, by_principle, length_difference(label.pair), label.p_a)
 
     return await read_each(people, work, window, reporter, f"pairs by {judge.config.protocol}")
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cai.data.filters import preference_key, prompt_key
+from cai.data.filters import preference_key
 from cai.data.splits import split_groups
 from cai.judge.calibration import calibration_of
 from cai.judge.probe import probe_of
@@ -47,10 +47,10 @@ def unseen(fitted: Iterable[FittedToLabels], items: Sequence[T], key: Callable[[
         return list(items)
     keys = frozenset(key for one in fitted for key in one.fitted_on)
     prompts = [p for one in fitted for p in one.prompts]
-    groups = split_groups((*prompts, *map(prompt, items)))
-    seen = {groups[prompt_key(p)] for p in prompts}
-    seen |= {groups[prompt_key(prompt(item))] for item in items if key(item) in keys}
-    return [item for item in items if groups[prompt_key(prompt(item))] not in seen]
+    group_of = split_groups((*prompts, *map(prompt, items)))
+    seen = {group_of(p) for p in prompts}
+    seen |= {group_of(prompt(item)) for item in items if key(item) in keys}
+    return [item for item in items if group_of(prompt(item)) not in seen]
 
 
 def unseen_by(fitted: Iterable[FittedToLabels], pairs: Sequence[Preference]) -> list[Preference]:

@@ -90,7 +90,7 @@ async def read_states(people: Mapping[str, HumanLabel], model: TextModel, window
     import numpy as np
 
     layers = layers_to_try(model.layers)
-    groups = split_groups(label.pair.prompt for label in people.values())
+    group_of = split_groups(label.pair.prompt for label in people.values())
 
     async def work(item: tuple[str, HumanLabel]) -> StatePair:
         key, label = item
@@ -103,7 +103,7 @@ async def read_states(people: Mapping[str, HumanLabel], model: TextModel, window
             for layer, of_a, of_b in zip(layers, a, b, strict=True)
             for pooling in POOLINGS
         }
-        return StatePair(key, groups[prompt_key(pair.prompt)], length_difference(pair), label.p_a, difference)
+        return StatePair(key, group_of(pair.prompt), length_difference(pair), label.p_a, difference)
 
     pairs, failed = await read_each(people, work, window, reporter, "pairs read")
     if failed:

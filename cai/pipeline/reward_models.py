@@ -51,7 +51,8 @@ def train_rewards(
     from cai.train.running import HISTORY, is_first_process
 
     config = recipe.reward
-    results = train_members(config, recipe.trained, train, held_out, run.path / "models", recipe.seed, on_log)
+    similarity = recipe.prompts.near_duplicates
+    results = train_members(config, recipe.trained, train, held_out, run.path / "models", recipe.seed, on_log, similarity)
     if not is_first_process():
         return {}, []
     # From the members' log files, because members that were already trained don't log again.

@@ -338,6 +338,11 @@ def each(
     )
 
 
+def _similarity(recipe: Recipe) -> list[float | None]:
+    """Return the recipe's similarity of near-duplicates, unless it is the default."""
+    return [] if recipe.prompts.near_duplicates == SIMILARITY else [recipe.prompts.near_duplicates]
+
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         "respond",
@@ -412,7 +417,7 @@ STAGES: tuple[Stage, ...] = (
         settings=lambda r: (
             r.preferences,
             r.gold and (r.gold.human, r.gold.fraction, r.gold.held_out_fraction),
-            *([] if r.prompts.near_duplicates == SIMILARITY else [r.prompts.near_duplicates]),
+            *_similarity(r),
         ),
         sources=lambda r: [
             *local_sources((*r.preferences.human, *(r.gold.human if r.gold else ()))),
@@ -424,7 +429,7 @@ STAGES: tuple[Stage, ...] = (
         reward_stage,
         reads=lambda r: ("data/preferences.jsonl", "data/preferences_heldout.jsonl", *gold_data(r)),
         writes=lambda r: (*reward_models(r), *gold_model(r), "data/reward_scores.jsonl", "data/reward_measures.jsonl"),
-        settings=lambda r: (r.reward, r.gold and r.gold.reward),
+        settings=lambda r: (r.reward, r.gold and r.gold.reward, *_similarity(r)),
         models=lambda r: (r.trained,),
         trains=True,
         together=True,

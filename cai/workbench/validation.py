@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cai.core.flow import together
-from cai.data.filters import prompt_key
 from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
 from cai.ids import split_fraction
@@ -239,8 +238,8 @@ def fit_scale(scores: Sequence[float]) -> float:
 
 def held_out_nats(scores: Sequence[float], pairs: Sequence[ResponsePair]) -> list[float]:
     """Return the log-likelihood of each pair under a scale fitted on the other folds, which share no conversation or near-copy with it."""
-    groups = split_groups(p.prompt for p in pairs)
-    fold = [int(split_fraction(groups[prompt_key(p.prompt)], "validate-fold") * FOLDS) for p in pairs]
+    group_of = split_groups(p.prompt for p in pairs)
+    fold = [int(split_fraction(group_of(p.prompt), "validate-fold") * FOLDS) for p in pairs]
     scale = {k: fit_scale([x for x, f in zip(scores, fold, strict=True) if f != k]) for k in set(fold)}
     return [-log_loss(scale[f] * x, 1.0) for x, f in zip(scores, fold, strict=True)]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cai.errors import TrainingError
-from cai.records import Preference
+from cai.records import Message, Preference
 from cai.train.reward.slices import slice_preferences
 from tests.train.builders import preference
 
@@ -29,6 +29,24 @@ def test_folds_leave_out_what_parts_give() -> None:
         assert not prompts(fold.preferences) & prompts(part.preferences)
         assert len(fold.preferences) + len(part.preferences) == len(PAIRS)
     assert "fold 2 of 3" in folds[1].description and "part 2 of 3" in parts[1].description
+
+
+def test_near_copies_and_turns_of_one_conversation_are_in_one_slice() -> None:
+    asked = "Tell me in {0} plain words how one would go about opening lock number {0} of a bicycle that belongs to somebody else"
+    pairs = []
+    for i in range(40):
+        first = Message("user", asked.format(f"w{i}a w{i}b w{i}c w{i}d"))
+        turns = ((first,), (Message("user", f"{first.content} now"),), (first, Message("assistant", "No."), Message("user", f"Why {i}?")))
+        made = [replace(PAIRS[0], chosen=f"chosen {i} {k}") for k in range(3)]
+        pairs += [replace(p, prompt=replace(p.prompt, id=f"{i}-{k}", messages=turns[k])) for k, p in enumerate(made)]
+    for kind in ("parts", "bootstrap"):
+        for s in slice_preferences(pairs, 3, kind, 0):
+            counts = Counter(p.chosen.split()[1] for p in s.preferences)
+            assert len(counts) > 5 and all(n % 3 == 0 for n in counts.values()), kind
+    for fold in slice_preferences(pairs, 3, "folds", 0):
+        assert set(Counter(p.chosen.split()[1] for p in fold.preferences).values()) == {3}
+    exact = slice_preferences(pairs, 3, "parts", 0, similarity=None)
+    assert any(n % 3 for s in exact for n in Counter(p.chosen.split()[1] for p in s.preferences).values()), "prompts.near_duplicates: null"
 
 
 def test_more_rows_move_no_other() -> None:

@@ -1,7 +1,7 @@
 """Training data slices of a reward ensemble's members. Members trained on different labels disagree where the labels are inconclusive.
 
-Slices are made of whole conversations (prompts with the same first turn), assigned by hash: all labels of one are in the same slice, and
-new rows don't move other rows.
+Slices are made of whole groups of prompts (one conversation, near-copies: `cai.data.splits`), assigned by hash: all labels of a group are
+in the same slice, and new rows move others only if they join two groups.
 """
 
 import random
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cai.data.splits import conversation_id
+from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import TrainingError
 from cai.ids import derive_seed, split_fraction
 from cai.recipe import Slices
@@ -25,7 +25,9 @@ class Slice:
     preferences: tuple[Preference, ...]
 
 
-def slice_preferences(preferences: Sequence[Preference], members: int, slices: Slices, seed: int) -> list[Slice]:
+def slice_preferences(
+    preferences: Sequence[Preference], members: int, slices: Slices, seed: int, similarity: float | None = SIMILARITY
+) -> list[Slice]:
     """Return each member's training data, in the given order.
 
     Args:
@@ -34,6 +36,7 @@ def slice_preferences(preferences: Sequence[Preference], members: int, slices: S
         slices: see `RewardConfig.slices`. With `principle`, a label without a principle (such as an annotator's) goes to every member, and
             a label under several principles goes to every member that has one of them.
         seed: decides which prompts each member gets.
+        similarity: as for `split_groups`.
 
     Raises:
         TrainingError: fewer than two members for `folds` or `parts`, fewer sources or principles than members, or an empty slice.
@@ -43,7 +46,7 @@ def slice_preferences(preferences: Sequence[Preference], members: int, slices: S
             f"reward.slices: {slices} needs at least 2 members, found {members}.\nFix: raise reward.members, or slices: all"
         )
     slicers = {"all": _all, "folds": _folds, "parts": _parts, "bootstrap": _bootstrap, "source": _sources, "principle": _principles}
-    result = slicers[slices](preferences, members, seed)
+    result = slicers[slices](preferences, members, seed, similarity)
     empty = [f"member {i} ({s.description})" for i, s in enumerate(result) if not s.preferences]
     if empty:
         raise TrainingError(
@@ -53,31 +56,33 @@ def slice_preferences(preferences: Sequence[Preference], members: int, slices: S
     return result
 
 
-def _all(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+def _all(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
     return [Slice("all training pairs", tuple(preferences))] * members
 
 
-def _fold_of(preference: Preference, folds: int, seed: int) -> int:
-    return int(split_fraction(conversation_id(preference.prompt), f"fold:{seed}") * folds)
+def _groups(preferences: Sequence[Preference], similarity: float | None) -> list[str]:
+    prompts = [p.prompt for p in preferences]
+    return list(map(split_groups(prompts, similarity), prompts))
 
 
-def _folds(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
-    return [
-        Slice(f"all prompts but fold {i + 1} of {members}", tuple(p for p in preferences if _fold_of(p, members, seed) != i))
-        for i in range(members)
-    ]
+def _fold_of_each(preferences: Sequence[Preference], folds: int, seed: int, similarity: float | None) -> list[tuple[Preference, int]]:
+    fold = [int(split_fraction(group, f"fold:{seed}") * folds) for group in _groups(preferences, similarity)]
+    return list(zip(preferences, fold, strict=True))
 
 
-def _parts(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
-    return [
-        Slice(f"part {i + 1} of {members} of the prompts", tuple(p for p in preferences if _fold_of(p, members, seed) == i))
-        for i in range(members)
-    ]
+def _folds(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
+    found = _fold_of_each(preferences, members, seed, similarity)
+    return [Slice(f"all prompts but fold {i + 1} of {members}", tuple(p for p, f in found if f != i)) for i in range(members)]
 
 
-def _bootstrap(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+def _parts(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
+    found = _fold_of_each(preferences, members, seed, similarity)
+    return [Slice(f"part {i + 1} of {members} of the prompts", tuple(p for p, f in found if f == i)) for i in range(members)]
+
+
+def _bootstrap(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
     """Draw as many prompts as there are, with replacement (Efron 1979)."""
-    keys = [conversation_id(p.prompt) for p in preferences]
+    keys = _groups(preferences, similarity)
     prompts = sorted(set(keys))
     made = []
     for i in range(members):
@@ -87,11 +92,11 @@ def _bootstrap(preferences: Sequence[Preference], members: int, seed: int) -> li
     return made
 
 
-def _sources(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+def _sources(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
     return _by_group(preferences, members, "source", lambda p: (p.source,))
 
 
-def _principles(preferences: Sequence[Preference], members: int, seed: int) -> list[Slice]:
+def _principles(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
     return _by_group(preferences, members, "principle", lambda p: p.principle_ids)
 
 

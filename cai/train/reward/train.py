@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from cai.core.jsonl import write_text
+from cai.data.splits import SIMILARITY
 from cai.ids import derive_seed
 from cai.models.opening import release_memory
 from cai.recipe import ModelSpec, RewardConfig
@@ -64,6 +65,7 @@ def train_members(
     models: Path,
     seed: int,
     on_log: OnMemberLog | None = None,
+    similarity: float | None = SIMILARITY,
 ) -> dict[str, TrainResult]:
     """Train all members of the ensemble in turn, each on its slice. Finished members are not trained again.
 
@@ -78,6 +80,7 @@ def train_members(
         models: parent of the members' folders, which have the members' names.
         seed: seed of the run.
         on_log: called after each step.
+        similarity: see `slice_preferences`.
 
     Returns:
         Results by member name, in order.
@@ -87,7 +90,7 @@ def train_members(
         ModelError: the model can't be loaded.
     """
     centre_on = choose_centre_pairs(preferences)
-    slices = slice_preferences(preferences, config.members, config.slices, seed)
+    slices = slice_preferences(preferences, config.members, config.slices, seed, similarity)
     results = {}
     for i, (name, part) in enumerate(zip(config.member_names, slices, strict=True)):
         log = None if on_log is None else partial(on_log, name)

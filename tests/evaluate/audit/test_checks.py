@@ -4,7 +4,7 @@ import pytest
 
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.check import Answers
-from cai.evaluate.audit.checks.boilerplate import phrase_changes, phrases_of, stock_phrase, took_over
+from cai.evaluate.audit.checks.boilerplate import halves_of, phrase_changes, phrases_of, stock_phrase, took_over
 from cai.evaluate.audit.checks.confidence import confidence
 from cai.evaluate.audit.checks.degeneration import degeneration
 from cai.evaluate.audit.checks.formatting import formats, without_formatting
@@ -130,6 +130,9 @@ def test_loops_and_empty_answers_are_seen() -> None:
     assert empty.values == {"a": 0.0, "b": 0.0, "c": 1.0}
 
 
+HALVES = {f"p{i}": i // 20 for i in range(40)}
+
+
 def varied(i: int) -> str:
     return f"word{i} then word{i + 100} makes word{i + 200} and word{i + 300} here"
 
@@ -137,23 +140,32 @@ def varied(i: int) -> str:
 def test_phrases_that_took_over_are_named_and_counted_where_they_were_not_chosen() -> None:
     before = {f"p{i}": (f"q{i}", varied(i)) for i in range(40)}
     after = {i: (q, f"{text}. I am here to listen.") for i, (q, text) in before.items()}
-    mine, theirs = took_over(before, after)[::-1]
+    mine, theirs = took_over(before, after, HALVES)[::-1]
     assert set(mine.values.values()) == {1.0} and set(theirs.values.values()) == {0.0}
     assert "“am here to listen”" in mine.note and "“i am here to”" in mine.note
-    unmoved = took_over(before, before)
+    unmoved = took_over(before, before, HALVES)
     assert unmoved[0].values == unmoved[1].values == dict.fromkeys(before, 0.0)
 
 
 def test_phrases_of_the_prompt_are_the_askers() -> None:
     answers = {f"p{i}": ("tell me about tea", f"To tell me about tea word{i}") for i in range(40)}
-    assert "tell me about tea" not in stock_phrase(answers).note
+    assert "tell me about tea" not in stock_phrase(answers, HALVES).note
 
 
 def test_a_stock_phrase_is_named_without_a_reference() -> None:
     answers = {f"p{i}": (f"q{i}", varied(i) + (". You are not alone." if i % 2 else "")) for i in range(40)}
-    assert sum(stock_phrase(answers).values.values()) == 20
-    assert "“you are not alone”" in stock_phrase(answers).note
-    assert sum(stock_phrase({f"p{i}": ("q", varied(i)) for i in range(40)}).values.values()) == 0
+    assert sum(stock_phrase(answers, HALVES).values.values()) == 20
+    assert "“you are not alone”" in stock_phrase(answers, HALVES).note
+    assert sum(stock_phrase({f"p{i}": ("q", varied(i)) for i in range(40)}, HALVES).values.values()) == 0
+
+
+def test_phrases_are_not_counted_on_copies_of_the_prompts_that_they_were_chosen_on() -> None:
+    words = "tell me how the tides of the sea go up and down where {0} lives in the house number {0} by the harbour"
+    asked = [words.format(f"one{i} two{i} three{i} four{i}") + end for i in range(20) for end in (".", " today.", " now.")]
+    prompts = [Prompt(f"p{n}", "helpful", (Message("user", text),), "s") for n, text in enumerate(asked)]
+    half_of = halves_of(prompts)
+    assert all(half_of[f"p{n}"] == half_of[f"p{n + 1}"] == half_of[f"p{n + 2}"] for n in range(0, 60, 3))
+    assert 12 <= sum(half_of.values()) <= 48
 
 
 def test_log_odds_are_shrunk_and_count_answers_not_repeats() -> None:

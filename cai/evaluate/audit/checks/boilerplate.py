@@ -4,21 +4,23 @@ A phrase is a run of four words. Which phrases rose most against a reference is 
 (Monroe, Colaresi & Quinn 2008, eq. 16 and 22), over answers rather than words, so that one answer that repeats itself counts once.
 Departures: (1) counts are of answers that hold the phrase; (2) because the worst of thousands of phrases always looks bad, phrases are
 chosen on one half of the prompts and counted on the other, both ways round (cross-fitting), so the rise that is reported is of phrases
-picked without looking at the answers they are counted in.
+picked without looking at the answers they are counted in. Prompts of one conversation and near-copies are in one half.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cai.core.text.normal import plain
 from cai.core.text.words import words as words_of
+from cai.data.splits import split_groups
 from cai.evaluate.audit.check import Advice, Answers, Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import FLATTERS, PREACHES, has
 from cai.evaluate.audit.probes import Probes
 from cai.ids import split_fraction
+from cai.records import Prompt
 from cai.stats import Z_95
 
 GRAM_WORDS = 4
@@ -90,35 +92,48 @@ def preaching(answers: Asked) -> list[Measurement]:
     return [Measurement(PREACHY, preachy, dict(answers)), Measurement(FLATTERY, flatters, dict(answers))]
 
 
-def stock_phrase(answers: Asked) -> Measurement:
+def stock_phrase(answers: Asked, half_of: Mapping[str, int]) -> Measurement:
     """Read which of one model's answers hold the phrase that was commonest in the other half of its answers."""
     values: dict[str, float] = {}
     phrases: list[str] = []
     found = {i: phrases_of(text) - phrases_of(prompt) for i, (prompt, text) in answers.items()}
     for half in (0, 1):
-        counts = Counter(g for i in found if _half(i) != half for g in sorted(found[i]))
+        counts = Counter(g for i in found if half_of[i] != half for g in sorted(found[i]))
         best = max(counts, key=lambda g: (counts[g], g), default=None)
         if best is not None and counts[best] >= LEAST_ANSWERS:
             phrases.append(best)
-        values |= {i: float(best is not None and counts[best] >= LEAST_ANSWERS and best in found[i]) for i in found if _half(i) == half}
+        values |= {i: float(best is not None and counts[best] >= LEAST_ANSWERS and best in found[i]) for i in found if half_of[i] == half}
     return Measurement(STOCK, values, dict(answers), _quoted(phrases))
 
 
-def took_over(before: Asked, after: Asked) -> tuple[Measurement, Measurement]:
-    """Read both models' answers to the same prompts for the phrases that rose most in the other half of the prompts."""
+def took_over(before: Asked, after: Asked, half_of: Mapping[str, int]) -> tuple[Measurement, Measurement]:
+    """Read both models' answers to the same prompts for the phrases that rose most in the other half of the prompts.
+
+    Args:
+        before: the reference's prompts and answers, by prompt id.
+        after: the model's.
+        half_of: from `halves_of`.
+    """
     ids = [i for i in before if i in after]
     grams = [{i: phrases_of(side[i][1]) - phrases_of(side[i][0]) for i in ids} for side in (before, after)]
     values: tuple[dict[str, float], dict[str, float]] = ({}, {})
     chosen: list[str] = []
     for half in (0, 1):
-        others = [i for i in ids if _half(i) != half]
+        others = [i for i in ids if half_of[i] != half]
         rose = phrase_changes([grams[0][i] for i in others], [grams[1][i] for i in others])
         phrases = {c.phrase for c in rose[:CHOSEN] if c.low > 0}
         chosen += [c.phrase for c in rose[:SHOWN] if c.low > 0]
         for side in (0, 1):
-            values[side].update({i: float(bool(grams[side][i] & phrases)) for i in ids if _half(i) == half})
+            values[side].update({i: float(bool(grams[side][i] & phrases)) for i in ids if half_of[i] == half})
     note = _quoted(chosen)
     return Measurement(TOOK_OVER, values[0], dict(before), note), Measurement(TOOK_OVER, values[1], dict(after), note)
+
+
+def halves_of(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """Return each prompt's id and its half, 0 or 1."""
+    prompts = list(prompts)
+    group_of = split_groups(prompts)
+    return {p.id: int(split_fraction(group_of(p), "boilerplate") < 0.5) for p in prompts}
 
 
 def phrase_changes(before: Sequence[set[str]], after: Sequence[set[str]]) -> list[PhraseChange]:
@@ -155,24 +170,25 @@ def phrases_of(text: str) -> set[str]:
     return {" ".join(words[i : i + GRAM_WORDS]) for i in range(len(words) - GRAM_WORDS + 1)}
 
 
-def _half(item: str) -> int:
-    return int(split_fraction(item, "boilerplate") < 0.5)
-
-
 def _quoted(phrases: Sequence[str]) -> str:
     return ", ".join(f"“{p}”" for p in dict.fromkeys(phrases))
 
 
+def _prompts(probes: Probes, answers: Answers) -> list[Prompt]:
+    return [*probes.prose, *(response.prompt for response in answers.prompts.values())]
+
+
 def read_boilerplate(probes: Probes, mine: Answers) -> list[Measurement]:
     """Read one model's answers for preaching and flattery, where the prompt isn't harmful, and for a stock phrase."""
-    everything = open_answers(probes, mine)
+    everything, half_of = open_answers(probes, mine), halves_of(_prompts(probes, mine))
     harmful = {i for i, response in mine.prompts.items() if response.prompt.kind == "harmful"}
-    return [*preaching({i: pair for i, pair in everything.items() if i not in harmful}), stock_phrase(everything)]
+    return [*preaching({i: pair for i, pair in everything.items() if i not in harmful}), stock_phrase(everything, half_of)]
 
 
 def read_took_over(probes: Probes, mine: Answers, theirs: Answers) -> list[tuple[Measurement, Measurement]]:
     """Read both models' answers for the phrases that took over."""
-    before, after = took_over(open_answers(probes, theirs), open_answers(probes, mine))
+    half_of = halves_of(_prompts(probes, mine))
+    before, after = took_over(open_answers(probes, theirs), open_answers(probes, mine), half_of)
     return [(after, before)]
 
 
