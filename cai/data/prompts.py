@@ -139,7 +139,7 @@ def without_near_repeats(
     with NearRepeats(similarity) as evaluated, NearRepeats(similarity) as met:
         for p in evaluate:
             for text in compared_texts(p):
-                evaluated.twin(text, f"evaluation prompt {p.id} of {p.source}")
+                evaluated.keep(text, f"evaluation prompt {p.id} of {p.source}")
         for number, p in enumerate(train, 1):
             twin = next((t for text in compared_texts(p) for t in evaluated.twins(text)), None)
             twin = twin or met.twin(whole_text(p), f"prompt {p.id} of {p.source}")

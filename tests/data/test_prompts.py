@@ -299,6 +299,9 @@ def test_near_repeats_of_evaluation_and_of_earlier_training_prompts_are_dropped_
     assert [(f.item_id, f.reason) for f in left_out] == [("near-evaluate", "near_duplicate"), ("again", "near_duplicate")]
     assert left_out[0].detail == "t.jsonl: repeats evaluation prompt e1 of e.jsonl"
     assert left_out[1].detail == "t.jsonl: repeats prompt first of t.jsonl"
+    both = [*evaluate.prompts, Prompt("e2", "harmful", (Message("user", f"{ask} today or tomorrow at"),), "e.jsonl")]
+    copy = Prompt("c", "harmful", (Message("user", f"{ask} today or tomorrow at six in the evening"),), "t.jsonl")
+    assert list(without_near_repeats([copy], both, 0.8, [])) == [], "near the second, which repeats the first, and far from that"
     for similarity in (1.0, None):
         assert tuple(without_near_repeats(train.prompts, evaluate.prompts, similarity, left_out)) == train.prompts
     assert len(left_out) == 2
