@@ -45,14 +45,14 @@ def reward_training(c: Costs) -> StagePlan:
     """Return the cost of GRPO and RLOO: samples, scored by the reward terms; one base in memory for reward models and one for gold."""
     recipe, config, online = c.recipe, c.recipe.policy, c.recipe.policy.online
     completions, answer = c.prompts * online.num_generations, written(online.max_tokens)
-    sampling = SamplingSpec(max_tokens=online.max_tokens)
+    sampling = SamplingSpec(max_tokens=online.max_tokens, thinking_tokens=online.thinking_tokens)
     samples = c.answers(recipe.trained, c.prompts * config.epochs, c.prompt, sampling, online.num_generations)
     scores = c.scores(completions * config.epochs, c.prompt, answer, online.num_generations)
     asked = [
         (c if term.asks_principles else replace(c, asked=1)).asked_of_judge(term.work, completions * config.epochs, c.prompt, answer)
         for term in (TERMS.get(reward.term) for reward in online.rewards)
     ]
-    train = c.training(config, completions, c.prompt, (answer,), config.epochs)
+    train = c.training(config, completions, c.prompt, (written(online.most_tokens),), config.epochs)
     both = joined("", train, uncounted(samples), scores, *asked)
     shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
     more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
@@ -64,12 +64,12 @@ def ppo_training(c: Costs) -> StagePlan:
     recipe, config, settings = c.recipe, c.recipe.policy, c.recipe.policy.ppo
     per_step = config.batch_size * config.gradient_accumulation * settings.num_mini_batches
     steps = math.ceil((settings.total_episodes or max(1, int(config.epochs * c.prompts))) / per_step)
-    answer = written(min(settings.response_length, config.max_length))
+    answer = written(min(settings.most_tokens, config.max_length))
     frozen = 1 + recipe.reward.members + recipe.wants_watch  # the reference, the reward models, gold
     passes, once = 2 * settings.num_ppo_epochs, structs.replace(config, epochs=1.0)
     train = c.training(once, passes * steps * per_step, c.prompt, (answer,), (2 + frozen) / passes)
     sampler = structs.replace(recipe.trained, precision=config.precision, batch_size=settings.local_rollout_forward_batch_size)
-    samples = c.answers(sampler, steps * per_step, c.prompt, SamplingSpec(max_tokens=settings.response_length))
+    samples = c.answers(sampler, steps * per_step, c.prompt, SamplingSpec(max_tokens=settings.most_tokens))
     both, shape = replace(joined("", train, uncounted(samples)), train_steps=steps), read_dimensions(recipe.trained)
     if shape is None:
         return both

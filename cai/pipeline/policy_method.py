@@ -10,7 +10,7 @@ from cai.judge.probe import NO_PROBE
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
-from cai.recipe import ModelSpec, Recipe
+from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe
 from cai.train.rl.terms import TERMS
 
 
@@ -82,16 +82,18 @@ def needs_probe(recipe: Recipe) -> bool:
     return any("probe" in TERMS.get(term.term).needs for term in recipe.policy.online.rewards)
 
 
-def no_room(recipe: Recipe, key: str, tokens: int) -> list[str]:
+def no_room(recipe: Recipe, key: str, settings: OnlineConfig | PPOSpec) -> list[str]:
     """Refuse responses so long that `policy.max_length` has no room for a prompt."""
+    tokens = settings.most_tokens
     if tokens < recipe.policy.max_length:
         return []
+    key += " + thinking_tokens" if settings.thinking_tokens else ""
     return [f"policy.{key}: {tokens} tokens leave a prompt no room in policy.max_length ({recipe.policy.max_length}). Raise that"]
 
 
 def online_problems(recipe: Recipe) -> list[str]:
     """Say what is wrong with the settings of a method that compares completions of one prompt by the recipe's reward terms."""
-    problems = no_room(recipe, "online.max_tokens", recipe.policy.online.max_tokens)
+    problems = no_room(recipe, "online.max_tokens", recipe.policy.online)
     if group := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
         problems.append(group)
     for term in recipe.policy.online.rewards:

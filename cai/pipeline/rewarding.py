@@ -110,7 +110,7 @@ def watching(c: Context) -> MonitorSpec | None:
     def load() -> Monitor:
         return load_monitor(c, RewardFunction((RewardTerm(),), load_rewards(c.recipe, c.run).score))
 
-    return MonitorSpec(load, by, c.recipe.policy.online.max_tokens, c.reporter.warn)
+    return MonitorSpec(load, by, c.reporter.warn)
 
 
 def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:

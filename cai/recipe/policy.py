@@ -79,11 +79,15 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Number of completions sampled per prompt. `batch_size` × `gradient_accumulation` × processes must be a multiple of it."""
     max_tokens: Positive = 128
     """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that the policy may think with before it answers, in addition to `max_tokens`. Each has its own limit, except where weights
+    are sharded (FSDP, DeepSpeed): then the sum is one limit. With 0 both share `max_tokens`. The reasoning is trained, but only the answer
+    is rewarded. The monitor uses it for DPO and KTO too."""
     temperature: Rate = 1.0
     """Sampling temperature."""
     missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
-    """Penalty subtracted from the reward of a completion that was cut at `max_tokens`, as in `ppo`. None: no penalty, and a cut answer is
-    rewarded as a finished one."""
+    """Penalty subtracted from the reward of a completion that was cut at its limit or has no answer after its reasoning, as in `ppo`. None:
+    no penalty, and a cut answer is rewarded as a finished one."""
     loss_type: Literal["dapo", "dr_grpo", "bnpo", "grpo"] = "dapo"
     """How GRPO aggregates its loss over tokens, as in TRL. `dapo`: over all tokens of a step (arXiv 2503.14476). `dr_grpo`: over a constant
     length (arXiv 2503.20783). `bnpo`: over the tokens of a local batch. `grpo`: within each completion first, which favours short ones."""
@@ -95,6 +99,11 @@ class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     patience: Positive = 5
     """Number of consecutive steps in which no prompt's completions differ in reward before training stops: without a difference there is
     no gradient."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Maximum length of a completion with its reasoning, in tokens."""
+        return self.max_tokens + self.thinking_tokens
 
 
 class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +121,9 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of passes over a step's responses."""
     response_length: Positive = 128
     """Maximum length of a response, in tokens."""
+    thinking_tokens: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that the policy may think with before it responds, in addition to `response_length`; each has its own limit. With 0 both share
+    `response_length`. The reasoning is trained, but only the response is scored."""
     temperature: Annotated[float, Meta(gt=0, le=5)] = 0.7
     """Sampling temperature."""
     local_rollout_forward_batch_size: Positive = 64
@@ -143,7 +155,13 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     score_clip: Rate | None = None
     """Maximum absolute value of a score; larger ones are clipped. None doesn't clip."""
     missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
-    """Penalty subtracted from the score of a response that was truncated at `response_length`. None: no penalty."""
+    """Penalty subtracted from the score of a response that was truncated at its limit or has nothing after its reasoning. None: no
+    penalty."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Maximum length of a response with its reasoning, in tokens."""
+        return self.response_length + self.thinking_tokens
 
 
 class RoundsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

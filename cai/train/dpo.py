@@ -136,7 +136,7 @@ def train_policy(
     if monitor_spec is not None and monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
 
-        trainer.add_callback(MonitorCallback(monitor, trainer, out, monitor_spec.max_tokens, monitor_spec.warn))
+        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, monitor_spec.warn))
     measuring = None
     if apart:
         from cai.train.held_out_callback import HeldOutCallback

@@ -53,6 +53,13 @@ def test_steps_are_counted_in_completions() -> None:
     longer = policy_plan("policy.method=grpo", "policy.epochs=2.0", "policy.online={num_generations: 4, max_tokens: 256}")
     assert longer.train_steps == two_epochs.train_steps
     assert longer.seconds is not None and two_epochs.seconds is not None and longer.seconds > two_epochs.seconds
+    for method, block, key in (("grpo", "online", "max_tokens"), ("ppo", "ppo", "response_length")):
+        plain, thinks, long = (
+            policy_plan(f"policy.method={method}", f"policy.{block}={{{limits}}}")
+            for limits in (f"{key}: 128", f"{key}: 128, thinking_tokens: 256", f"{key}: 384")
+        )
+        assert plain.seconds is not None and thinks.seconds is not None and long.seconds is not None
+        assert plain.seconds < thinks.seconds <= long.seconds, "a reasoning is sampled and trained"
 
 
 def test_a_gold_model_is_one_more_base_in_memory() -> None:

@@ -59,6 +59,11 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
+        (
+            "policy={method: grpo, max_length: 128, online: {max_tokens: 64, thinking_tokens: 64}}",
+            r"policy.online.max_tokens \+ thinking_tokens: 128 tokens",
+        ),
+        ("policy={method: ppo, max_length: 192, ppo: {thinking_tokens: 64}}", r"policy.ppo.response_length \+ thinking_tokens: 192 tokens"),
         ("feedback={protocol: pairwise-cot, cot_clamp: [0.2, 0.9]}", r"feedback.cot_clamp: \[0.2, 0.9\] is not symmetric"),
         ("policy={method: grpo, batch_size: 6}", "a step of 6 completions can't be divided into groups of 8"),
         ("feedback.protocol=probe", "feedback.probe: no probe is named. Fit one to human labels with: cai judge fit"),

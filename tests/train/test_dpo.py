@@ -303,7 +303,7 @@ def test_a_watched_policy_ends_with_its_best_weights_by_gold(tiny_model_dir: Pat
         def proxy(items: Any) -> Scores:
             return Scores([float(sum(map(str.isalpha, text))) for _, text in items])
 
-        return MonitorSpec(lambda: Monitor(watched, config.watch, proxy, gold, out / FRONTIER), "letters", 6)
+        return MonitorSpec(lambda: Monitor(watched, config.watch, proxy, gold, out / FRONTIER), "letters")
 
     plain, seen = tmp_path / "plain", tmp_path / "seen"
     train_dpo(config, model_at(tiny_model_dir), sft, pairs, plain, 0)

@@ -9,6 +9,7 @@ import torch
 from cai.core.jsonl import read_records
 from cai.errors import TrainingError
 from cai.models.local.encoding import Encoder
+from cai.models.local.generate import complete
 from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, RewardTerm
 from cai.records import MonitorPoint, RewardScore
@@ -92,6 +93,53 @@ def test_a_completion_without_an_end_pays_and_others_do_not(tiny_model_dir: Path
     for penalty, expected in ((2.0, [0.0, -2.0]), (None, [0.0, 0.0])):
         reward = reward_function(flat, PROMPTS, encoder, frozenset([encoder.end_id]), penalty)
         assert reward(completion_ids=said, id=[PROMPTS[0].id] * 2, log_metric=lambda *_: None) == expected
+
+
+def test_a_reasoning_is_not_rewarded_and_one_without_an_answer_pays(tiny_model_dir: Path) -> None:
+    encoder = Encoder(load_tokenizer(model_at(tiny_model_dir)))
+    texts = ["<think>\nHm.\n</think>\n\nYes.", "<think>\nHm.", "<think>\nHm.\n</think>\n\n", "Yes.", ""]
+    said = [encoder.turn(PROMPTS[0].messages, text)[1] for text in texts] + [encoder.turn(PROMPTS[0].messages, texts[1], ended=False)[1]]
+    scored: list[str] = []
+
+    def score(items: Items) -> list[RewardScore]:
+        scored.extend(text for _, text in items)
+        return flat(items)
+
+    reward = reward_function(RewardFunction((RewardTerm(),), score), PROMPTS, encoder, frozenset([encoder.end_id]), 2.0)
+    assert reward(completion_ids=said, id=[PROMPTS[0].id] * 6, log_metric=lambda *_: None) == [1.0, -1.0, -1.0, 1.0, 1.0, -1.0]
+    assert scored == ["Yes.", "", "", "Yes.", "", ""]
+
+
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_a_reasoning_has_its_own_limit(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: str
+) -> None:
+    """The policy would write this text: a reasoning of 21 or 29 tokens (a byte each), and a longer answer than it may."""
+    text = "<think>\nLet me see.\n</think>\n\nYes, it is.".removeprefix(opened)
+    for longest, thinking, expected in ((4, 40, "Yes,"), (4, 12, ""), (12, 0, "")):
+        online = OnlineConfig(num_generations=4, max_tokens=longest, thinking_tokens=thinking)
+        trainer = trainer_for(tiny_model_dir, sft, tmp_path, config_of(online=online))
+        trainer.processing_class.chat_template += f"{{% if add_generation_prompt %}}{{{{ {opened!r} }}}}{{% endif %}}"
+        script = iter(trainer.processing_class(text, add_special_tokens=False)["input_ids"])
+        monkeypatch.setattr("cai.models.local.generate.draw", lambda logits, *_, script=script: torch.tensor([next(script)]))
+        policy = LivePolicy(trainer.model, trainer.processing_class)
+        (completion,) = trainer._sampled([policy.encode(PROMPTS[0])])
+        assert policy.decode(completion) == expected and trainer.max_completion_length == longest + thinking
+
+
+def test_the_watch_gives_a_reasoning_its_own_limit(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[Any] = []
+
+    def record(model: Any, rows: Any, *rest: Any, **options: Any) -> Any:
+        limits.append({(r.budget.max_tokens, r.budget.thinking_tokens) for r in rows})
+        return complete(model, rows, *rest, **options)
+
+    monkeypatch.setattr("cai.train.rl.live_policy.complete", record)
+    config = config_of(epochs=1.0, online=OnlineConfig(num_generations=4, max_tokens=6, thinking_tokens=3))
+    train(tiny_model_dir, sft, tmp_path, config, load_monitor=watching(tmp_path, not_letters))
+    assert limits == [{(6, 3)}] * 4, "two steps, and a look before and after them"
 
 
 def test_every_prompt_comes_as_often_as_the_others() -> None:

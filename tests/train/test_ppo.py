@@ -1,7 +1,9 @@
 """A PPO training from start to finish on a tiny model: it learns, a kill costs nothing, the watch is heard, two processes are one."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from cai.core.jsonl import read_records
-from cai.errors import TrainingError
+from cai.errors import CaiError, TrainingError
+from cai.models.local.generate import complete
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import MonitorConfig, PolicyConfig, PPOSpec, RewardConfig
 from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
@@ -73,6 +77,36 @@ def test_it_learns_to_please_its_reward_models(train: Any, tmp_path: Path, sft: 
     assert adapter(tmp_path).keys() == adapter(sft).keys()
     assert not checkpoint_folder(tmp_path).exists()
     assert "PPO against 2 reward model(s) by mean, reference: the SFT adapter" in (tmp_path / "README.md").read_text()
+
+
+def test_a_reasoning_has_its_own_limit_also_when_watched(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[Any] = []
+
+    def record(model: Any, rows: Any, *rest: Any, **options: Any) -> Any:
+        limits.append({r.budget and (r.budget.max_tokens, r.budget.thinking_tokens) for r in rows})
+        return complete(model, rows, *rest, **options)
+
+    monkeypatch.setattr("cai.train.rl.rollout.complete", record)
+    train(config(1, ppo={"thinking_tokens": 5}), tmp_path / "thinks", gold=Gold(0.0, 0.0), monitor_prompts=WATCHED)
+    assert limits == [{(8, 5)}] * 3, "a look, a step, a look"
+    limits.clear()
+    train(config(1), tmp_path / "shares")
+    assert limits == [{None}]
+
+
+def test_a_policy_that_always_thinks_without_a_limit_for_it_is_warned_of(
+    tiny_model_dir: Path, members: tuple[Path, ...], tmp_path: Path
+) -> None:
+    thinker = tmp_path / "thinker"
+    shutil.copytree(tiny_model_dir, thinker)
+    template = load_tokenizer(model_at(tiny_model_dir)).chat_template
+    (thinker / "chat_template.jinja").write_text(template + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}")
+    said: list[str] = []
+    for tokens in (0, 4):
+        settings = config(1, ppo={"thinking_tokens": tokens})
+        with contextlib.suppress(CaiError):  # the reward models have another base model
+            train_ppo(settings, model_at(thinker), None, members, RewardConfig(), PROMPTS, tmp_path / "out", 0, warn=said.append)
+    assert len(said) == 1 and "share 8 tokens" in said[0] and "policy.ppo.thinking_tokens" in said[0]
 
 
 def test_kills_between_steps_change_nothing(train: Any, tmp_path: Path) -> None:

@@ -164,6 +164,19 @@ def test_08_a_response_that_does_not_end_pays_and_is_scored_as_if_it_had_ended(s
     assert free.metrics["response/eos_rate"] == pytest.approx(1 - cut / len(episodes))
 
 
+def test_08_a_response_that_ends_inside_its_reasoning_is_empty_and_pays(still: SharedBase, todo: list[Task]) -> None:
+    encoder = encoder_at(still.causal.name_or_path)
+    texts = ["<think>\nHm", "<think>\nHm\n</think>\n\nYes.", "Yes.", ""]
+    responses = [([*encoder.answer_ids(text), END], True) for text in texts]
+    episodes = evaluate_responses(still, todo[:4], responses, encoder=encoder, temperature=0.7, at_once=64)
+    assert [e.ended for e in episodes] == [False, True, True, True]
+    for e, answer in zip(episodes, ("", "Yes.", "Yes.", ""), strict=True):
+        seen = [*e.prompt_ids, *encoder.answer_ids(answer), END]
+        assert e.scores == pytest.approx(still.scores([seen])[:, 0].tolist(), abs=1e-4), "reward models see no reasoning"
+    free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, still.device) for x in (None, 3.0))
+    assert free.metrics["objective/rlhf_reward"] - paying.metrics["objective/rlhf_reward"] == pytest.approx(3.0 / 4, abs=1e-4)
+
+
 def test_09_scores_are_counted_from_each_members_centre_and_bounded(
     shared: SharedBase, todo: list[Task], members: tuple[Path, ...]
 ) -> None:

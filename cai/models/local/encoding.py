@@ -142,9 +142,18 @@ class Encoder:
             answer = answer.replace(marker, "")
         return f"<think>{said.reasoning}" + (f"</think>{answer}" if answer else "")
 
+    def sampled(self, ids: Sequence[int]) -> str:
+        """Return the text of sampled tokens as `decode` does, after the tag with which the assistant's header opens a reasoning."""
+        return within(self.opened, self.decode(ids))
+
     def answer(self, ids: Sequence[int]) -> str:
         """Return the answer in sampled tokens, without special tokens and reasoning; empty if the reasoning doesn't end."""
-        return split_reasoning(within(opens_reasoning(self._rendered(_PROBE)), self.decode(ids))).answer
+        return split_reasoning(self.sampled(ids)).answer
+
+    def only_reasons(self, ids: Sequence[int]) -> bool:
+        """Whether sampled tokens hold a reasoning, and no answer after it."""
+        text = self.sampled(ids)
+        return bool(text.strip()) and not split_reasoning(text).answer.strip()
 
     def opens_reasoning(self, messages: Sequence[Message]) -> str:
         """Return the tag with which the assistant's header opens a reasoning; empty for most models."""
@@ -163,6 +172,11 @@ class Encoder:
     def _asked(self, messages: Sequence[Message], stand_ins: list[tuple[str, str]]) -> str:
         """Return a conversation's text up to where the model goes on."""
         return self._rendered([Message(m.role, _guarded(m.content, stand_ins)) for m in messages])
+
+    @cached_property
+    def opened(self) -> str:
+        """The tag with which the assistant's header opens a reasoning; empty for most models."""
+        return opens_reasoning(self._rendered(_PROBE))
 
     @cached_property
     def _opening(self) -> str:

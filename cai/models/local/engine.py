@@ -33,7 +33,7 @@ from cai.models.base import (
     TextLogprob,
 )
 from cai.models.local.encoding import Encoder
-from cai.models.local.thinking import ThinkingBudget
+from cai.models.local.thinking import ThinkingBudget, thinking_budget
 from cai.recipe import ModelSpec
 
 _QUIET_TURNS = 64
@@ -315,9 +315,7 @@ class LocalEngine:
     def _budget(self, request: CompleteRequest) -> ThinkingBudget | None:
         """Return the limits of a completion whose reasoning has its own."""
         sampling = request.sampling
-        if not sampling.thinking_tokens:
-            return None
-        return ThinkingBudget(partial(self._text, request), sampling.max_tokens, sampling.thinking_tokens)
+        return thinking_budget(partial(self._text, request), sampling.max_tokens, sampling.thinking_tokens or 0)
 
     def _text(self, request: Request, ids: Sequence[int]) -> str:
         """Return a completion's text. The tag that opened a reasoning in the assistant's header stands before it."""

@@ -9,6 +9,11 @@ from cai.core.text.reasoning import split_reasoning
 
 _TAG_BEGINS = re.compile(r"\s*(?:[<\[◁][^\s>\]▷]{0,24})?")
 """A text that may be the beginning of a tag, which can be several tokens."""
+SHARED = (
+    "the policy's chat template lets it think before every answer, and both share {limit} tokens, so samples may end without an answer. "
+    "Set policy.{key}, or model.thinking: false if the template has that switch"
+)
+"""Warning about a policy that reasons without a limit of its own for it."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,8 @@ class ThinkingBudget:
         text = self.text_of(ids)
         answer = split_reasoning(text).answer
         return answer != text and bool(answer.strip())
+
+
+def thinking_budget(text_of: Callable[[Sequence[int]], str], max_tokens: int, thinking_tokens: int) -> ThinkingBudget | None:
+    """Return the limits of a completion whose reasoning has its own; None without `thinking_tokens`. Arguments as in `ThinkingBudget`."""
+    return ThinkingBudget(text_of, max_tokens, thinking_tokens) if thinking_tokens else None

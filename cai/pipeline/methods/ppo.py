@@ -41,5 +41,5 @@ METHOD = PolicyMethod(
     reads_of_samples,
     lambda recipe: (recipe.policy, ensemble_settings(recipe), None),
     ppo_training,
-    problems=lambda recipe: no_room(recipe, "ppo.response_length", recipe.policy.ppo.response_length),
+    problems=lambda recipe: no_room(recipe, "ppo.response_length", recipe.policy.ppo),
 )

@@ -6,8 +6,8 @@ Uses TRL's trainers. Departures from their defaults and from the papers:
 2. There is one update per batch of samples, so training is on-policy, and no ratio is clipped.
 3. Samples come from `cai`'s decode loop, each with its own seed, and the order of the prompts is fixed before training. So a resumed
    training samples the same completions as an uninterrupted one.
-4. `missing_eos_penalty` is subtracted from the reward of a completion that was cut at the token limit, as in PPO: a cut answer is not
-   rewarded as a finished one.
+4. `missing_eos_penalty` is subtracted from the reward of a completion that was cut at the token limit or ends inside its reasoning, as in
+   PPO: a cut answer is not rewarded as a finished one. A reasoning has its own limit (`thinking_tokens`) and is not rewarded.
 5. A step in which no prompt's completions differ in reward gives a warning; several in a row end the training.
 """
 
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from cai.errors import ReplyError, TrainingError
 from cai.ids import derive_seed
+from cai.models.local.thinking import SHARED
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Prompt
 from cai.train.arguments import training_arguments
@@ -98,6 +99,8 @@ def train_online(
         remove_leftover_checkpoints(out)
         return done
     prepare(out)
+    if not config.online.thinking_tokens and encoder_of(tokenizer).opened and is_first_process():
+        warn(SHARED.format(limit=config.online.max_tokens, key="online.thinking_tokens"))
     rewards = load_reward_function()
     with quiet_training():
         trainer = online_trainer(config, start, tokenizer, rows, prompts, rewards, out, seed, warn)
@@ -105,7 +108,7 @@ def train_online(
     if monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
 
-        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online.max_tokens, warn))
+        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     best = None
     if monitor is not None and is_first_process():
@@ -133,7 +136,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
         except ReplyError as e:
             dropped[e.reason] += 1
             continue
-        if len(ids) + config.online.max_tokens > config.max_length:
+        if len(ids) + config.online.most_tokens > config.max_length:
             dropped["too_long"] += 1
         else:
             rows.append({"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages], "id": prompt.id})
@@ -142,7 +145,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
         left_out = "".join(f", {n} {reason}" for reason, n in dropped.items())
         raise TrainingError(
             f"a step needs {needed} prompts, but only {len(rows)} of {len(prompts)} fit{left_out} "
-            f"(policy.max_length is {config.max_length} tokens, of which {config.online.max_tokens} are for the completion).\n"
+            f"(policy.max_length is {config.max_length} tokens, of which {config.online.most_tokens} are for the completion).\n"
             "Fix: add prompts, raise max_length, or use a smaller batch"
         )
     return rows, dict(dropped)
@@ -186,7 +189,7 @@ def online_trainer(
         "warmup_steps": int(config.warmup_fraction * steps),
         "beta": config.constraint,
         "num_generations": config.online.num_generations,
-        "max_completion_length": config.online.max_tokens,
+        "max_completion_length": config.online.most_tokens,
         "temperature": config.online.temperature,
         "disable_dropout": True,  # dropout would differ between sampling and training, like a change of the policy
     }
@@ -202,6 +205,7 @@ def online_trainer(
         processing_class=tokenizer,
         callbacks=[RewardAlarm(config.online.patience, warn)],
     )
+    trainer.thinking_tokens = config.online.thinking_tokens
     trainer.eos_token_ids = sorted(stops)  # TRL knows only `eos_token`; templates end turns with other tokens
     float_trained_weights(trainer.model)
     set_reference(trainer.model, None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from cai.models.local.engine import stop_ids
 from cai.models.local.generate import CompletionRow, complete, float_logits, score
+from cai.models.local.thinking import thinking_budget
 from cai.records import Prompt
 from cai.train.encode import encoder_of
 
@@ -38,7 +39,9 @@ class LivePolicy:
         """Return a completion's answer, without its reasoning; empty if the reasoning doesn't end."""
         return encoder_of(self.tokenizer).answer(completion)
 
-    def sample(self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seeds: Sequence[int]) -> list[list[int]]:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float, seeds: Sequence[int], *, thinking_tokens: int = 0
+    ) -> list[list[int]]:
         """Return a completion of each prompt. It includes the end token, if it has ended.
 
         Args:
@@ -46,8 +49,10 @@ class LivePolicy:
             max_tokens: longest completion, in tokens.
             temperature: sampling temperature, above 0.
             seeds: one per prompt.
+            thinking_tokens: longest reasoning before it, in tokens; 0: it shares `max_tokens`.
         """
-        rows = [CompletionRow(p, max_tokens, temperature, 1.0, s) for p, s in zip(prompts, seeds, strict=True)]
+        budget = thinking_budget(encoder_of(self.tokenizer).sampled, max_tokens, thinking_tokens)
+        rows = [CompletionRow(p, max_tokens, temperature, 1.0, s, budget) for p, s in zip(prompts, seeds, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].prompt), i))
         completions: list[list[int]] = [[] for _ in rows]
         base = self.model.get_base_model()

@@ -162,8 +162,6 @@ class MonitorSpec:
     """Loads the monitor. Called after all checks, because it loads models."""
     identity: Any
     """Identifies its reward models and prompts in the training's fingerprint."""
-    max_tokens: int
-    """Longest sampled response, in tokens."""
     warn: Callable[[str], None] = lambda text: None
     """Called with a warning for the user."""
 

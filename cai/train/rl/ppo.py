@@ -12,7 +12,8 @@ Details of RLHF with PPO" (arXiv 2403.17031).
 5. Logits are divided by the sampling temperature wherever log-probabilities are computed (H).
 6. A response ends at its first end token, which is trained on like any other token; tokens after it are ignored (H).
 7. The score is the reward model's at the end token. It is the reward of the response's last token (Z, H).
-8. `missing_eos_penalty` is subtracted from the score of a response that was cut at the limit (S, H: the "EOS trick").
+8. `missing_eos_penalty` is subtracted from the score of a response that was cut at the limit (S, H: the "EOS trick"), and of one that ends
+   inside its reasoning. Reward models don't see a reasoning.
 9. Scores are centred on their mean over some training pairs, by each member's `centre.json`, and clipped by `score_clip` (Z normalises
    them to mean 0 at the start; H shifts them to 0 on the demonstrations).
 10. The KL penalty is per token: the difference of the sampled token's log-probabilities under policy and reference (Z, eq. 2).
@@ -54,6 +55,7 @@ from cai.errors import TrainingError
 from cai.ids import content_hash, derive_seed
 from cai.models.local.engine import stop_ids
 from cai.models.local.loading import load_tokenizer, model_fingerprint
+from cai.models.local.thinking import SHARED, thinking_budget
 from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, write_card
@@ -130,7 +132,7 @@ def train_ppo(
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
-    rows, dropped = encode_prompts(tokenizer, prompts, config.max_length - config.ppo.response_length)
+    rows, dropped = encode_prompts(tokenizer, prompts, config.max_length - config.ppo.most_tokens)
     if config.watch.action == "off" or not monitor_prompts:
         gold = None
     scorer_folders = [*members, gold] if isinstance(gold, Path) else list(members)
@@ -144,6 +146,8 @@ def train_ppo(
     prepare(out)
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_processes(processes.num_processes)
+    if not config.ppo.thinking_tokens and encoder_of(tokenizer).opened and processes.is_main_process:
+        warn(SHARED.format(limit=config.ppo.response_length, key="ppo.thinking_tokens"))
     with quiet_training(), explained(out):
         set_seed(seed)  # initial weights of a new adapter
         shared = load_shared_base(
@@ -241,17 +245,17 @@ class _PPORun:
         """Return the step's episodes. Each process samples its share."""
         from accelerate.utils import gather_object
 
-        spec = self.config.ppo
-        share = self._episodes(todo[self.rank :: self.processes], spec.response_length, spec.temperature)
+        share = self._episodes(todo[self.rank :: self.processes], self.config.ppo.temperature)
         episodes: list[Episode] = sorted(gather_object(share), key=lambda e: e.index)
         check_finite(episodes, self.shared)
         return episodes
 
-    def _episodes(self, todo: Sequence[Task], max_tokens: int, temperature: float) -> list[Episode]:
-        at_once = self.config.ppo.local_rollout_forward_batch_size
-        encoder = encoder_of(self.tokenizer)
+    def _episodes(self, todo: Sequence[Task], temperature: float) -> list[Episode]:
+        spec, encoder = self.config.ppo, encoder_of(self.tokenizer)
+        at_once, longest = spec.local_rollout_forward_batch_size, spec.response_length
+        budget = thinking_budget(encoder.sampled, longest, spec.thinking_tokens)
         ends = stop_ids(self.shared.causal, encoder)
-        responses = sample(self.shared, todo, ends, max_tokens=max_tokens, temperature=temperature, at_once=at_once)
+        responses = sample(self.shared, todo, ends, max_tokens=longest, temperature=temperature, at_once=at_once, budget=budget)
         return evaluate_responses(self.shared, todo, responses, encoder=encoder, temperature=temperature, at_once=at_once)
 
     def monitor(self, gold: Path | GoldScorer, prompts: Sequence[Prompt], on_observation: Callable[[MonitorPoint], None]) -> Monitor:
@@ -286,7 +290,7 @@ class _PPORun:
                 Task(i, encode_turn(self.tokenizer, p.messages, "")[0], derive_seed(self.seed, p.id, "watch"))
                 for i, p in enumerate(monitor.prompts)
             ]
-            episodes = self._episodes(todo, self.config.ppo.response_length, 1.0)
+            episodes = self._episodes(todo, 1.0)
             kl = fmean(sum(e.logps) - sum(e.ref_logps) for e in episodes)
             verdicts = [monitor.observe(step, kl, [encoder_of(self.tokenizer).answer(e.response_ids) for e in episodes])]
             keep_best(monitor, self.out, lambda folder: self.shared.save(POLICY, folder))

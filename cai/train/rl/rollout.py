@@ -18,6 +18,7 @@ from cai.errors import TrainingError
 from cai.ids import content_hash, derive_seed
 from cai.models.local.encoding import Encoder
 from cai.models.local.generate import CompletionRow, complete
+from cai.models.local.thinking import ThinkingBudget
 from cai.train.encode import encode_turn
 from cai.train.rl.shared_base import POLICY, REFERENCE, VALUE, SharedBase
 
@@ -41,6 +42,7 @@ class Episode:
     response_ids: Sequence[int]
     """Includes the end token, if the response has ended."""
     ended: bool
+    """Whether it has ended, with an answer if it has a reasoning."""
     logps: Sequence[float]
     ref_logps: Sequence[float]
     entropies: Sequence[float]
@@ -76,7 +78,14 @@ def tasks(prompts: Sequence[tuple[str, Sequence[int]]], seed: int, start: int, c
 
 
 def sample(
-    shared: SharedBase, todo: Sequence[Task], stop_ids: frozenset[int], *, max_tokens: int, temperature: float, at_once: int
+    shared: SharedBase,
+    todo: Sequence[Task],
+    stop_ids: frozenset[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    at_once: int,
+    budget: ThinkingBudget | None = None,
 ) -> list[tuple[list[int], bool]]:
     """Return a response of the current policy for each task, and whether it ended with an end token.
 
@@ -87,10 +96,11 @@ def sample(
         max_tokens: longest response, in tokens.
         temperature: divides the logits, above 0. There is no nucleus, because a token outside it would have probability 0.
         at_once: responses per batch.
+        budget: limits of reasoning and answer, in place of `max_tokens`.
     """
     responses: list[tuple[list[int], bool]] = []
     for start in range(0, len(todo), at_once):
-        rows = [CompletionRow(t.prompt_ids, max_tokens, temperature, 1.0, t.seed) for t in todo[start : start + at_once]]
+        rows = [CompletionRow(t.prompt_ids, max_tokens, temperature, 1.0, t.seed, budget) for t in todo[start : start + at_once]]
         with shared.using(POLICY):
             done = complete(shared.causal, rows, stop_ids, keep_stop=True)
         responses += [(ids, not cut and ids[-1] in stop_ids) for ids, cut in done]
@@ -135,6 +145,7 @@ def evaluate_responses(
         at = 0
         for n, i in enumerate(part):
             (ids, ended), task = responses[i], todo[i]
+            ended = ended and not encoder.only_reasons(ids[:-1])
             logp, ref_logp, entropy, value = per_token[:, at : at + len(ids)].tolist()
             at += len(ids)
             episodes.append(Episode(task.index, task.prompt_ids, ids, ended, logp, ref_logp, entropy, value, scores[:, n].tolist()))
@@ -150,9 +161,8 @@ def scored_ids(encoder: Encoder, ids: Sequence[int], ended: bool) -> list[int]:
         ended: whether the last of them is an end token.
     """
     said = list(ids[:-1] if ended else ids)
-    text = encoder.decode(said)
     answer = encoder.answer(said)
-    return [*(said if answer == text else encoder.answer_ids(answer)), encoder.end_id]
+    return [*(said if answer == encoder.sampled(said) else encoder.answer_ids(answer)), encoder.end_id]
 
 
 def response_positions(rows: Sequence[Sequence[int]], lengths: Sequence[int], device: Any) -> tuple[Tensor, Tensor]:
@@ -184,7 +194,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Any], longest: int) -> tupl
     if not kept:
         raise TrainingError(
             f"no prompt to sample responses to: none of {len(encoded)} has at most {longest} tokens.\n"
-            "Fix: raise policy.max_length, or lower policy.ppo.response_length, which is subtracted from it"
+            "Fix: raise policy.max_length, or lower policy.ppo.response_length and thinking_tokens, which are subtracted from it"
         )
     return kept, {"too_long": len(encoded) - len(kept)} if len(kept) < len(encoded) else {}
 

@@ -14,6 +14,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from cai.errors import TrainingError
 from cai.ids import derive_seed
 from cai.models.local.encoding import Encoder
+from cai.recipe import OnlineConfig
 from cai.records import Message, Prompt
 from cai.train.encode import encoder_of
 from cai.train.rl.live_policy import LivePolicy
@@ -28,6 +29,9 @@ FIRST_KL = 0.01
 class _OnlineRun(Resumable):
     """Samples with `LivePolicy`, each completion with its own seed, and computes logits at completion positions only."""
 
+    thinking_tokens = 0
+    """Part of `max_completion_length` that is for the reasoning alone."""
+
     def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return token ids. Special tokens inside messages are encoded as plain text, as at inference."""
         encoder = encoder_of(self.processing_class)
@@ -37,7 +41,8 @@ class _OnlineRun(Resumable):
         first = self.accelerator.process_index * len(prompt_ids)  # so that samples don't depend on the number of processes
         seeds = [derive_seed(self.args.seed, "rollout", self.state.global_step, first + i) for i in range(len(prompt_ids))]
         policy = LivePolicy(self.accelerator.unwrap_model(self.model), self.processing_class)
-        return policy.sample(prompt_ids, self.max_completion_length, self.temperature, seeds)
+        thinking = self.thinking_tokens
+        return policy.sample(prompt_ids, self.max_completion_length - thinking, self.temperature, seeds, thinking_tokens=thinking)
 
     @property
     def _sharded(self) -> bool:
@@ -80,13 +85,15 @@ def reward_function(
         prompts: the prompts of the training.
         encoder: decodes the completions.
         stops: tokens that end a turn.
-        missing_eos_penalty: subtracted from the reward of a completion that doesn't end with one of them; None subtracts nothing.
+        missing_eos_penalty: subtracted from the reward of a completion that doesn't end with one of them, or has no answer after its
+            reasoning; None subtracts nothing.
     """
     by_id = {p.id: p for p in prompts}
     penalty = missing_eos_penalty or 0.0
 
     def reward(completion_ids: list[list[int]], id: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
-        answers = [encoder.answer(ids[:-1] if ids[-1] in stops else ids) for ids in completion_ids]
+        said = [ids[:-1] if ids[-1] in stops else ids for ids in completion_ids]
+        answers = list(map(encoder.answer, said))
         rewards = rewards_of.score([(by_id[i], answer) for i, answer in zip(id, answers, strict=True)])
         if all(r is None for r in rewards.totals):
             raise TrainingError(
@@ -99,7 +106,8 @@ def reward_function(
         if rewards.disagreement:
             log_metric("disagreement", sum(rewards.disagreement) / len(rewards.disagreement))
         log_metric("unrewarded", sum(r is None for r in rewards.totals) / len(answers))
-        return [None if r is None else r - penalty * (ids[-1] not in stops) for r, ids in zip(rewards.totals, completion_ids, strict=True)]
+        cut = [ids[-1] not in stops or encoder.only_reasons(part) for ids, part in zip(completion_ids, said, strict=True)]
+        return [None if r is None else r - penalty * c for r, c in zip(rewards.totals, cut, strict=True)]
 
     return reward
 
@@ -137,11 +145,11 @@ class RewardAlarm(TrainerCallback):  # type: ignore[misc]
 class MonitorCallback(TrainerCallback):  # type: ignore[misc]
     """Observes the policy before the first step and whenever the monitor is due, keeps the best weights, and stops on its verdict."""
 
-    def __init__(self, monitor: Monitor, trainer: Any, out: Path, max_tokens: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, monitor: Monitor, trainer: Any, out: Path, limits: OnlineConfig, warn: Callable[[str], None]) -> None:
         self.monitor = monitor
         self.trainer = trainer
         self.out = out
-        self.max_tokens = max_tokens
+        self.limits = limits
         self.warn = warn
         self.warned = False
 
@@ -177,7 +185,7 @@ class MonitorCallback(TrainerCallback):  # type: ignore[misc]
         policy = LivePolicy(self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.processing_class)
         ids = [policy.encode(p) for p in self.monitor.prompts]
         seeds = [derive_seed(self.trainer.args.seed, "watch", p.id) for p in self.monitor.prompts]
-        completions = policy.sample(ids, self.max_tokens, 1.0, seeds)
+        completions = policy.sample(ids, self.limits.max_tokens, 1.0, seeds, thinking_tokens=self.limits.thinking_tokens)
         ratios = policy.kl(ids, completions)
         verdict = self.monitor.observe(step, sum(ratios) / len(ratios), [policy.decode(c) for c in completions])
         keep_best(self.monitor, self.out, lambda folder: policy.model.save_pretrained(folder, selected_adapters=["default"]))
