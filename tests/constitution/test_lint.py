@@ -37,6 +37,8 @@ def changed(**fields) -> list[tuple[str, str, str | None]]:
         ("helpful-only", 10, {"harmful": 10, "borderline": 10, "helpful": 10}),
         ("starter", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
         ("controls", 2, {"harmful": 2, "borderline": 2, "helpful": 2}),
+        ("swapped", 2, {"harmful": 2, "borderline": 2, "helpful": 1}),
+        ("tactful", 3, {"harmful": 1, "borderline": 2, "helpful": 2}),
         ("clinical-documentation", 14, {"harmful": 14, "borderline": 14, "helpful": 14}),
     ],
 )
@@ -51,7 +53,8 @@ def test_shipped_constitutions_load_and_are_clean(name, principles, kinds):
 
 
 def test_every_shipped_constitution_is_in_the_test_above():
-    assert sorted(p.stem for p in SHIPPED.glob("*.yaml")) == ["clinical-documentation", "controls", "general", "helpful-only", "starter"]
+    names = ["clinical-documentation", "controls", "general", "helpful-only", "starter", "swapped", "tactful"]
+    assert sorted(p.stem for p in SHIPPED.glob("*.yaml")) == names
 
 
 def test_clean_ones_stay_clean_without_a_file():
