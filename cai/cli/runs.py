@@ -225,6 +225,7 @@ def status(run_name: RunName, json: Json = False) -> None:
     from rich.console import Console
 
     from cai.core.console import plain, plain_table
+    from cai.core.manifest import counts_in_words
     from cai.core.status import run_status
     from cai.core.workspace import find_run
 
@@ -235,9 +236,8 @@ def status(run_name: RunName, json: Json = False) -> None:
     numbers = ("time", "calls", "reused", "failed")
     table = plain_table("stage", "state", *numbers, "counts", right=numbers, title=f"{found.run}  {found.path}")
     for s in found.stages:
-        counts = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in s.counts.items())
         cells = (str(n or "") for n in (s.calls_made, s.calls_reused, s.failures))
-        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *cells, plain(counts))
+        table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *cells, plain(counts_in_words(s.counts)))
     console = Console()
     console.print(table)
     for line in found.notes:

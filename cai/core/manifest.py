@@ -3,6 +3,7 @@
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,11 @@ IN_REACH = 0.25
 MIN_TOLD = 8
 """Minimum number of answers for that warning."""
 _LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "distill", "pairs", "evaluate")}
+
+
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """Return a stage's counts for a person to read, without those per principle."""
+    return ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items() if not key.startswith((TOLD, FOLLOWED)))
 
 
 @dataclass
@@ -87,11 +93,6 @@ class StageEntry:
             for i, (followed, n) in self.out_of_reach.items()
         ]
         return [*([self.truncation_warning] if self.truncation_warning else []), *reach]
-
-    @property
-    def counts_in_words(self) -> str:
-        """The counts, without those per principle."""
-        return ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in self.counts.items() if ":" not in key)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from cai.core.jsonl import remove_unfinished, write_text
 from cai.core.manifest import (
     Manifest,
     StageEntry,
+    counts_in_words,
     describe_constitution,
     git_state,
     installed_versions,
@@ -309,7 +310,7 @@ def _stage_numbers(entry: StageEntry, failures: int) -> dict[str, float]:
 
 def _stage_line(entry: StageEntry) -> str:
     calls = f", {entry.calls_made} calls made, {entry.calls_reused} reused" if entry.calls_made or entry.calls_reused else ""
-    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if entry.counts else ''}{entry.counts_in_words}"
+    return f"{entry.name:<12} {entry.seconds:6.1f} s{calls}{'; ' if entry.counts else ''}{counts_in_words(entry.counts)}"
 
 
 def _warnings(manifest: Manifest) -> list[str]:

@@ -5,6 +5,7 @@ from importlib import resources
 from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
+from cai.core.manifest import counts_in_words
 from cai.report.formatting import duration, number, percent, plural, signed, visible
 
 CLIP_CHARACTERS = 700
@@ -22,7 +23,8 @@ def html_environment(*packages: str) -> SandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "duration": duration, "plural": plural, "signed": signed}
+    formats = (percent, number, duration, plural, signed, counts_in_words)
+    environment.filters |= {f.__name__: f for f in formats}
     environment.tests |= {"long": is_long}
     return environment
 

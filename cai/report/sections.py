@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cai.constitution.diff import WordOp, word_diff
-from cai.core.manifest import STAGE_NAMES
+from cai.core.manifest import STAGE_NAMES, counts_in_words
 from cai.core.status import EXAMPLE_STAGES
 from cai.core.text.refusals import is_refusal
 from cai.core.text.words import word_count
@@ -181,7 +181,9 @@ def stage_rows(data: ReportData) -> list[StageRow]:
             continue
         status = "this report" if name == "report" and s.status == "running" else s.status
         numbers = (s.calls_made, s.calls_reused, s.prompt_tokens, s.completion_tokens, s.cost)
-        rows.append(StageRow(name, status, s.seconds, s.seconds / longest, *numbers, failed.get(name, 0), s.counts_in_words, s.message))
+        rows.append(
+            StageRow(name, status, s.seconds, s.seconds / longest, *numbers, failed.get(name, 0), counts_in_words(s.counts), s.message)
+        )
     return rows
 
 

@@ -11,6 +11,7 @@ from cai.core.manifest import (
     JudgeCard,
     Manifest,
     StageEntry,
+    counts_in_words,
     describe_constitution,
     git_state,
     installed_versions,
@@ -113,5 +114,5 @@ def test_a_stage_warns_of_cut_texts_and_of_principles_out_of_reach() -> None:
     cut, rare, never = entry.warnings
     assert "5 of 40 texts (12%) were cut off" in cut and "distill.sampling.max_tokens" in cut
     assert "told rare, the model follows it in 3 of 40 answers" in rare and "told never, the model follows it in 0 of 8" in never
-    assert entry.counts_in_words == "40 prompts, 40 texts, 5 truncated"
+    assert counts_in_words(entry.counts) == "40 prompts, 40 texts, 5 truncated"
     assert StageEntry("distill", "done", "f", counts={"texts": 40, "truncated": 4}).warnings == []
