@@ -11,11 +11,11 @@ from cai.errors import TrainingError
 from cai.models.local.encoding import Encoder
 from cai.models.local.generate import complete
 from cai.models.local.loading import load_tokenizer
-from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, RewardTerm
+from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
 from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
 from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, train_online
-from cai.train.rl.live_policy import LivePolicy
+from cai.train.rl.live_policy import LivePolicy, shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.trainers import reward_function
@@ -93,6 +93,15 @@ def test_a_completion_without_an_end_pays_and_others_do_not(tiny_model_dir: Path
     for penalty, expected in ((2.0, [0.0, -2.0]), (None, [0.0, 0.0])):
         reward = reward_function(flat, PROMPTS, encoder, frozenset([encoder.end_id]), penalty)
         assert reward(completion_ids=said, id=[PROMPTS[0].id] * 2, log_metric=lambda *_: None) == expected
+
+
+def test_a_policy_that_always_thinks_is_told_to_have_a_limit_for_it(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(model_at(tiny_model_dir))
+    assert shared_limit_warning(tokenizer, OnlineConfig(max_tokens=64), "online") == ""
+    tokenizer.chat_template += "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    warning = shared_limit_warning(tokenizer, OnlineConfig(max_tokens=64), "online")
+    assert "both share 64 tokens" in warning and "policy.online.thinking_tokens" in warning
+    assert shared_limit_warning(tokenizer, PPOSpec(thinking_tokens=8), "ppo") == ""
 
 
 def test_a_reasoning_is_not_rewarded_and_one_without_an_answer_pays(tiny_model_dir: Path) -> None:

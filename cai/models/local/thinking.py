@@ -9,11 +9,6 @@ from cai.core.text.reasoning import split_reasoning
 
 _TAG_BEGINS = re.compile(r"\s*(?:[<\[◁][^\s>\]▷]{0,24})?")
 """A text that may be the beginning of a tag, which can be several tokens."""
-SHARED = (
-    "the policy's chat template lets it think before every answer, and both share {limit} tokens, so samples may end without an answer. "
-    "Set policy.{key}, or model.thinking: false if the template has that switch"
-)
-"""Warning about a policy that reasons without a limit of its own for it."""
 
 
 @dataclass(frozen=True)

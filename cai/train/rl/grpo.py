@@ -21,7 +21,6 @@ from msgspec.structs import replace
 
 from cai.errors import ReplyError, TrainingError
 from cai.ids import derive_seed
-from cai.models.local.thinking import SHARED
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Prompt
 from cai.train.arguments import training_arguments
@@ -29,6 +28,7 @@ from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
 from cai.train.dpo import load_policy, set_reference
 from cai.train.encode import encoder_of
+from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.rl.monitor import Monitor, restore_best
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
@@ -99,8 +99,8 @@ def train_online(
         remove_leftover_checkpoints(out)
         return done
     prepare(out)
-    if not config.online.thinking_tokens and encoder_of(tokenizer).opened and is_first_process():
-        warn(SHARED.format(limit=config.online.max_tokens, key="online.thinking_tokens"))
+    if is_first_process() and (warning := shared_limit_warning(tokenizer, config.online, "online")):
+        warn(warning)
     rewards = load_reward_function()
     with quiet_training():
         trainer = online_trainer(config, start, tokenizer, rows, prompts, rewards, out, seed, warn)

@@ -12,6 +12,7 @@ from typing import Any
 from cai.models.local.engine import stop_ids
 from cai.models.local.generate import CompletionRow, complete, float_logits, score
 from cai.models.local.thinking import thinking_budget
+from cai.recipe import OnlineConfig, PPOSpec
 from cai.records import Prompt
 from cai.train.encode import encoder_of
 
@@ -101,3 +102,19 @@ class LivePolicy:
             self.model.train(before)
             if packed:
                 backbone.set_attn_implementation(ATTENTION)
+
+
+def shared_limit_warning(tokenizer: Any, settings: OnlineConfig | PPOSpec, key: str) -> str:
+    """Return what to set where a policy thinks before every answer and has no limit of its own for that; empty for other policies.
+
+    Args:
+        tokenizer: the policy's.
+        settings: its limits.
+        key: where they stand under `policy` in a recipe.
+    """
+    if settings.thinking_tokens or not encoder_of(tokenizer).opened:
+        return ""
+    return (
+        f"the policy's chat template lets it think before every answer, and both share {settings.most_tokens} tokens, so samples may end "
+        f"without an answer. Set policy.{key}.thinking_tokens, or model.thinking: false if the template has that switch"
+    )

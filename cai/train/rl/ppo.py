@@ -55,13 +55,14 @@ from cai.errors import TrainingError
 from cai.ids import content_hash, derive_seed
 from cai.models.local.engine import stop_ids
 from cai.models.local.loading import load_tokenizer, model_fingerprint
-from cai.models.local.thinking import SHARED, thinking_budget
+from cai.models.local.thinking import thinking_budget
 from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
 from cai.train.encode import encode_turn, encoder_of
 from cai.train.reward.ensemble import aggregate_scores, read_centre
+from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.rl.ppo_checkpoint import PPOState, load_state, save_state
 from cai.train.rl.ppo_math import adapted_kl_coef
@@ -146,8 +147,8 @@ def train_ppo(
     prepare(out)
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_processes(processes.num_processes)
-    if not config.ppo.thinking_tokens and encoder_of(tokenizer).opened and processes.is_main_process:
-        warn(SHARED.format(limit=config.ppo.response_length, key="ppo.thinking_tokens"))
+    if processes.is_main_process and (warning := shared_limit_warning(tokenizer, config.ppo, "ppo")):
+        warn(warning)
     with quiet_training(), explained(out):
         set_seed(seed)  # initial weights of a new adapter
         shared = load_shared_base(
