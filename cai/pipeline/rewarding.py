@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from cai.core.flow import together
 from cai.core.jsonl import read_records
-from cai.core.workspace import file_hash
 from cai.data.prompts import split_monitored
 from cai.errors import RecipeError, ReplyError
 from cai.judge.adherence import adherence
@@ -73,12 +72,19 @@ def reward_identity(c: Context, judge: TextModel | None) -> Any:
     models = c.recipe.reward.member_names if needs(c, "ensemble") else ()
     watched = [GOLD] if is_watched(c.recipe) else []
     return (
-        [file_hash(c.run.model(name)) for name in (*models, *watched)],
+        run_scorers(c, (*models, *watched)),
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
         c.constitution.hash if needs(c, "constitution") else None,
         None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.templates.hash),
         [p.id for p in monitor_prompts(c)] if watched else [],
     )
+
+
+def run_scorers(c: Context, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Return what determines the scores of the run's reward models of these names."""
+    from cai.train.reward.ensemble import scorer_fingerprints
+
+    return scorer_fingerprints([c.run.model(name) for name in names], c.recipe.trained)
 
 
 def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Runner) -> RewardFunction:
@@ -100,9 +106,8 @@ def watching(c: Context) -> MonitorSpec | None:
     if not is_watched(c.recipe):
         return None
     reward = c.recipe.reward
-    folders = [c.run.model(name) for name in reward.member_names]
     by = (
-        [file_hash(folder) for folder in (*folders, c.run.model(GOLD))],
+        run_scorers(c, (*reward.member_names, GOLD)),
         (reward.aggregate, reward.uncertainty_penalty),
         [p.id for p in monitor_prompts(c)],
     )

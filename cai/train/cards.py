@@ -96,7 +96,7 @@ def render_card(facts: CardFacts) -> str:
         "## Results",
         "",
         *_table("held-out", facts.measured),
-        *_table("training, last step", {k: f"{v:.4g}" for k, v in result.metrics.items()}),
+        *_table("training, last step", {k: f"{v:.4g}" for k, v in result.metrics.items() if k != "step_time"}),
         "## Settings",
         "",
         *_table("setting", {k: str(v) for k, v in settings.items()}),

@@ -15,15 +15,16 @@ from cai.core.workspace import RunDirectory, Workspace
 from tests.train.builders import example, preference
 from tests.workspaces import cai, make_workspace, start_cai
 
-TRAINING = "{ precision: float32, batch_size: 2, max_length: 96, save_steps: 1, lora: { layers: 2, dropout: 0.1 } }"
+TRAINING = "precision: float32, batch_size: 2, max_length: {}, save_steps: 1, lora: {{ layers: 2, dropout: 0.1 }}"
+PAIRS, SAMPLES = TRAINING.format(96), TRAINING.format(256)
 METHODS = {
-    "dpo": TRAINING,
-    "ppo": TRAINING.replace("{ ", "{ method: ppo, ", 1)[:-1] + ", ppo: { steps: 3, prompts_per_step: 2, response_length: 8 } }",
-    "grpo": TRAINING.replace("{ ", "{ method: grpo, ", 1)[:-1] + ", online: { steps: 3, max_tokens: 8 } }",
-    "online-dpo": TRAINING.replace("{ ", "{ method: online-dpo, ", 1)[:-1] + ", online: { steps: 3, max_tokens: 8 } }",
+    "dpo": PAIRS,
+    "ppo": f"method: ppo, {SAMPLES}, ppo: {{ total_episodes: 6, response_length: 8 }}",
+    "grpo": f"method: grpo, {SAMPLES}, online: {{ num_generations: 2, max_tokens: 8 }}",
+    "online-dpo": f"method: online-dpo, {SAMPLES}, rounds: {{ count: 2, labels: reward }}",
 }
 RUN = ("run", "runs/s.yaml", "--only", "respond,sft,pairs,reward,policy")
-_TIMED = re.compile(rb'"(?:seconds|resumed_from)":\s*[\d.e-]+')
+_TIMED = re.compile(rb'"(?:seconds|step_time|resumed_from)":\s*[\d.e-]+')
 
 
 def workspace_at(folder: Path, model: Path, policy: str) -> Workspace:
@@ -35,9 +36,9 @@ prompts:
 max_failure_fraction: 1.0
 respond: {{ sampling: {{ max_tokens: 8 }} }}
 pairs: {{ sampling: {{ max_tokens: 8 }} }}
-sft: {TRAINING}
-reward: {TRAINING}
-policy: {METHODS[policy]}
+sft: {{ {PAIRS} }}
+reward: {{ {PAIRS} }}
+policy: {{ {METHODS[policy]} }}
 """
     workspace = make_workspace(folder, recipe, adapters=False)
     run = workspace.run("s")

@@ -23,6 +23,7 @@ from cai.core.jsonl import write_text
 from cai.data.splits import conversation_id
 from cai.errors import ModelError
 from cai.ids import split_fraction
+from cai.models.local.loading import model_fingerprint
 from cai.models.local.precision import resolved_precision, tokens_at_once
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
 from cai.records import Message, Preference, RewardScore, ScoredPair
@@ -280,6 +281,19 @@ def read_centre(folder: Path) -> float:
     """Return a member's stored mean score; 0 if its folder has none."""
     path = folder / CENTRE
     return msgspec.json.decode(path.read_bytes(), type=Centre).mean if path.exists() else 0.0
+
+
+def scorer_fingerprints(folders: Sequence[Path], base: ModelSpec) -> list[tuple[str, float]]:
+    """Return what determines the scores of reward models: each one's fingerprint and mean score. Logs and times in a folder don't.
+
+    Args:
+        folders: the members' folders.
+        base: the model that they were trained on.
+
+    Raises:
+        ModelError: a folder is missing or isn't an adapter of the base.
+    """
+    return [(model_fingerprint(replace(base, adapter=str(folder))), read_centre(folder)) for folder in folders]
 
 
 def write_centre(folder: Path, scores: Sequence[float]) -> None:

@@ -142,7 +142,7 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
             rows.append({"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages], "id": prompt.id})
     needed = prompts_per_step(config)
     if len(rows) < needed:
-        left_out = "".join(f", {n} {reason}" for reason, n in dropped.items())
+        left_out = "".join(f", {n} {reason.replace('_', ' ')}" for reason, n in dropped.items())
         raise TrainingError(
             f"a step needs {needed} prompts, but only {len(rows)} of {len(prompts)} fit{left_out} "
             f"(policy.max_length is {config.max_length} tokens, of which {config.online.most_tokens} are for the completion).\n"

@@ -61,7 +61,7 @@ from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
 from cai.train.encode import encode_turn, encoder_of
-from cai.train.reward.ensemble import aggregate_scores, read_centre
+from cai.train.reward.ensemble import aggregate_scores, scorer_fingerprints
 from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.rl.ppo_checkpoint import PPOState, load_state, save_state
@@ -137,7 +137,7 @@ def train_ppo(
     if config.watch.action == "off" or not monitor_prompts:
         gold = None
     scorer_folders = [*members, gold] if isinstance(gold, Path) else list(members)
-    scorers = [(model_fingerprint(replace(start, adapter=str(m))), read_centre(m)) for m in scorer_folders]
+    scorers = scorer_fingerprints(scorer_folders, start)
     prompt_ids = None if gold is None else [p.id for p in monitor_prompts]
     identity = content_hash((model_fingerprint(start), scorers, reward.aggregate, reward.uncertainty_penalty, prompt_ids))
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
