@@ -32,7 +32,7 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
     except OSError as e:
         raise ModelError(f"{name[:80]}…: not a valid model name ({e.strerror})") from e
     if is_adapter:
-        from cai.models.local.loading import adapter_base
+        from cai.models.local.adapter import adapter_base
 
         return replace(spec, path=adapter_base(Path(name)), adapter=name)
     if name.startswith(("./", "/", "runs/")) and not Path(name).is_dir() and not Path(name).is_file():

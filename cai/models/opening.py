@@ -28,7 +28,7 @@ class LazyEngine:
     """
 
     def __init__(self, spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> None:
-        from cai.models.local.loading import model_fingerprint
+        from cai.models.local.fingerprint import model_fingerprint
 
         self.spec = spec
         self.loading = loading

@@ -1,13 +1,15 @@
 """What a stage is given."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from cai.core.console import Reporter
 from cai.core.journal import Journal
+from cai.core.jsonl import read_records
 from cai.core.manifest import Manifest
 from cai.core.workspace import RunDirectory
 from cai.generate.critique import Writer
@@ -18,6 +20,8 @@ from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, Failure
 from cai.session import Session
 from cai.train.processes import ProcessGroup
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -67,6 +71,10 @@ class Context:
         """Return the current stage's journal of that name. It is removed when the stage is done."""
         self.journals.append(Journal(self.run.unfinished / f"{name}.jsonl", self.fingerprint, result_type))
         return self.journals[-1]
+
+    def read(self, name: str, record_type: type[T]) -> Iterator[T]:
+        """Yield the records of one of the run's files."""
+        return read_records(self.run.data(name), record_type)
 
     def adapted(self, name: str) -> ModelSpec:
         """Return the spec of the trained model with one of the run's adapters."""

@@ -29,7 +29,7 @@ from cai.data.mixture import mix
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import derive_seed, split_fraction
 from cai.judge.protocol import probability
-from cai.models.local.loading import model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
 from cai.pipeline.context import Context
 from cai.pipeline.reward_models import load_rewards
 from cai.records import Judgment, Preference, Prompt, Provenance, ResponsePair
@@ -98,7 +98,7 @@ def judge_round(c: Context, runner: asyncio.Runner, number: int, start: Path, fo
 async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> None:
     """Sample a round's pairs from the policy at the start of the round, judge them, and write pairs, judgments and preferences."""
     config = c.recipe.policy.rounds
-    prompts = round_prompts(list(read_records(c.run.data("prompts"), Prompt)), config.prompts, number, c.recipe.seed)
+    prompts = round_prompts(list(c.read("prompts", Prompt)), config.prompts, number, c.recipe.seed)
     policy = await c.writer(replace(c.recipe.trained, adapter=str(start)))
     tasks = round_tasks(prompts, c.recipe.pairs.per_prompt, number)
     limits = {"window": c.recipe.window, "max_failure_fraction": c.recipe.max_failure_fraction, "stage": c.stage, "failures": c.failures}
@@ -122,7 +122,7 @@ async def judged_pairs(c: Context, number: int, start: Path, folder: Path) -> No
         pairs,
         judgments,
         seed=c.recipe.seed,
-        evaluate=read_records(c.run.data("eval_prompts"), Prompt),
+        evaluate=c.read("eval_prompts", Prompt),
         similarity=c.recipe.prompts.near_duplicates,
     )
     c.failures += mixture.dropped

@@ -8,7 +8,6 @@ from typing import Any
 from msgspec.structs import replace
 
 from cai.core.flow import together
-from cai.core.jsonl import read_records
 from cai.data.prompts import split_monitored
 from cai.errors import RecipeError, ReplyError
 from cai.judge.adherence import adherence
@@ -42,7 +41,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
                 c.recipe.policy,
                 c.recipe.trained,
                 c.run.model("sft"),
-                list(read_records(c.run.data("prompts"), Prompt)),
+                list(c.read("prompts", Prompt)),
                 lambda: load_reward_function(c, judge, runner),
                 reward_identity(c, judge),
                 c.run.model("policy"),
@@ -141,7 +140,7 @@ def log_monitor_point(c: Context, point: MonitorPoint) -> None:
 
 def monitor_prompts(c: Context) -> list[Prompt]:
     """Return the monitor's held-out prompts, which `evaluate` leaves out."""
-    return split_monitored(list(read_records(c.run.data("eval_prompts"), Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
+    return split_monitored(list(c.read("eval_prompts", Prompt)), c.recipe.policy.watch.prompts, c.recipe.seed)[0]
 
 
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:

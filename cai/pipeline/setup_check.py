@@ -32,7 +32,7 @@ def spec_fingerprint(spec: ModelSpec) -> str:
         check_url(spec.path)
     if spec.path == "scripted" or spec.is_server:
         return f"{spec.path}:{spec.name}:{spec.adapter}"
-    from cai.models.local.loading import model_fingerprint
+    from cai.models.local.fingerprint import model_fingerprint
 
     return model_fingerprint(spec)
 

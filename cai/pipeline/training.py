@@ -34,14 +34,14 @@ def sft_stage(c: Context) -> dict[str, int]:
     from cai.train.sft import train_sft
 
     out = c.run.model("sft")
-    examples = [e for name in c.recipe.sft.data for e in read_records(c.run.data(EXAMPLES_OF[name]), SFTExample)]
+    examples = [e for name in c.recipe.sft.data for e in c.read(EXAMPLES_OF[name], SFTExample)]
     config = c.recipe.sft if c.recipe.trains_its_writer else replace(c.recipe.sft, soft_targets=False)
     return trained(c, train_sft(config, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c)), out)
 
 
 def reward_stage(c: Context) -> dict[str, int]:
     """Train the reward models (the preference model of the paper) on soft labels [§4.1], and measure them on held-out rows."""
-    train, held_out = (list(read_records(c.run.data(name), Preference)) for name in ("preferences", "preferences_heldout"))
+    train, held_out = (list(c.read(name, Preference)) for name in ("preferences", "preferences_heldout"))
 
     def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
         c.reporter.progress(step, total, f"steps of {'the gold reward model' if member == GOLD else member}")
@@ -71,7 +71,7 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
     """Train the policy on the run's preferences; watched, where there is a gold reward model."""
     from cai.pipeline.rewarding import watching
 
-    preferences, held_out = (list(read_records(c.run.data(name), Preference)) for name in ("preferences", "preferences_heldout"))
+    preferences, held_out = (list(c.read(name, Preference)) for name in ("preferences", "preferences_heldout"))
     sft, out = c.run.model("sft"), c.run.model("policy")
     more = {"monitor_spec": watching(c), "held_out": held_out}
     result = train(c.recipe.policy, c.recipe.trained, sft, preferences, out, c.recipe.seed, progress_of(c), **more)

@@ -117,7 +117,8 @@ def target_problem(model: ModelSpec, lora: LoraSpec) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cai.models.local.loading import explained_load, resolve_model_path
+    from cai.models.local.folders import resolve_model_path
+    from cai.models.local.loading import explained_load
     from cai.models.local.quiet import quiet_transformers
 
     folder = resolve_model_path(model)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from cai.core.jsonl import NOT_JSON, apply_umask, write_text
-from cai.models.local.loading import canonical_config
+from cai.models.local.adapter import canonical_config
 
 FINISHED = "training.json"
 COMPLETE = "cai_checkpoint.json"

@@ -112,7 +112,8 @@ def train_policy(
         encode: returns the rows of some pairs for a tokenizer, and the number of dropped pairs by reason.
         build: returns the trainer, as `dpo_trainer` does.
     """
-    from cai.models.local.loading import load_tokenizer, model_fingerprint
+    from cai.models.local.fingerprint import model_fingerprint
+    from cai.models.local.loading import load_tokenizer
 
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)

@@ -35,7 +35,7 @@ def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: S
         seed: seed of the training.
         start: fingerprint of the adapter that it starts from, if any.
     """
-    from cai.models.local.loading import model_fingerprint
+    from cai.models.local.fingerprint import model_fingerprint
 
     weights = model_fingerprint(replace(model, precision=config.precision))
     return content_hash((kind, config, weights, content_hash(list(rows), 64), seed, start))

@@ -15,7 +15,7 @@ from cai.core.status import run_status
 from cai.core.workspace import RunDirectory, Workspace, find_run
 from cai.errors import CaiError, ConstitutionError, DataError, ModelError, RecipeError, TemplateError
 from cai.judge.calibration import Calibration, read_calibration, write_calibration
-from cai.models.local.loading import model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine
 from cai.models.templates import FIELDS, Templates, load_templates

@@ -12,7 +12,8 @@ from cai.core.text.reasoning import opens_reasoning
 from cai.errors import ModelError, ReplyError
 from cai.models.local.encoding import Encoder
 from cai.models.local.engine import template_limits
-from cai.models.local.loading import load_tokenizer, model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
+from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec
 from cai.records import Message
 

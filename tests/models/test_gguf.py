@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from cai.errors import ModelError
+from cai.models.local.adapter import adapter_base
+from cai.models.local.fingerprint import model_fingerprint
+from cai.models.local.folders import resolve_model_path
 from cai.models.local.gguf import cache_dir, gguf_folder
-from cai.models.local.loading import adapter_base, load_causal_lm, load_tokenizer, model_fingerprint, resolve_model_path
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.naming import spec_from_name
 from cai.pipeline.memory import read_dimensions
 from cai.recipe import ModelSpec

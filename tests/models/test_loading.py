@@ -12,8 +12,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from cai.errors import ModelError
+from cai.models.local.adapter import adapter_base
 from cai.models.local.embedded import EMBEDDED
-from cai.models.local.loading import adapter_base, load_causal_lm, load_tokenizer, model_fingerprint, resolve_model_path
+from cai.models.local.fingerprint import model_fingerprint
+from cai.models.local.folders import resolve_model_path
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import ModelSpec
 
 IDS = torch.tensor([[5, 9, 40, 77, 12]])

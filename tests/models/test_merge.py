@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from cai.errors import DataError, ModelError
-from cai.models.local.loading import load_causal_lm, load_tokenizer, model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
+from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.merge import merge_adapter
 from cai.recipe import LoraSpec, ModelSpec
 from cai.train.arguments import target_problem

@@ -12,7 +12,8 @@ import pytest
 
 from cai.errors import ModelError
 from cai.models.local import named
-from cai.models.local.loading import adapter_base, resolve_model_path
+from cai.models.local.adapter import adapter_base
+from cai.models.local.folders import resolve_model_path
 from cai.recipe import ModelSpec
 from tests.models.gguf_file import write_gguf
 

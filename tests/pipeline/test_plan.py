@@ -14,7 +14,7 @@ from cai.core.workspace import Workspace, init_workspace
 from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.models.base import PairTokens, TextModel, Work
-from cai.models.local.loading import model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline import plan

@@ -98,8 +98,9 @@ class LocalEngine:
             ModelError: the model, adapter or tokenizer can't be loaded, the model's layers can't be run, or its chat template fails.
         """
         from cai.models.local.cpu import speed_up
+        from cai.models.local.fingerprint import model_fingerprint
         from cai.models.local.kv_cache import attention_windows
-        from cai.models.local.loading import load_causal_lm, load_tokenizer, model_fingerprint
+        from cai.models.local.loading import load_causal_lm, load_tokenizer
 
         tokenizer = load_tokenizer(spec)
         for limit in template_limits(spec.path, tokenizer):

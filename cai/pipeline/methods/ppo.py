@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from cai.core.jsonl import read_records
 from cai.pipeline.context import Context
 from cai.pipeline.policy_costs import ppo_training
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, no_room, reads_of_samples
@@ -23,7 +22,7 @@ def ppo(c: Context) -> dict[str, int]:
         c.run.model("sft"),
         [c.run.model(name) for name in c.recipe.reward.member_names],
         c.recipe.reward,
-        list(read_records(c.run.data("prompts"), Prompt)),
+        list(c.read("prompts", Prompt)),
         c.run.model("policy"),
         c.recipe.seed,
         progress_of(c),

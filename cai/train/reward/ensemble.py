@@ -23,7 +23,7 @@ from cai.core.jsonl import write_text
 from cai.data.splits import conversation_id
 from cai.errors import ModelError
 from cai.ids import split_fraction
-from cai.models.local.loading import model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
 from cai.models.local.precision import resolved_precision, tokens_at_once
 from cai.recipe import Aggregate, ModelSpec, RewardConfig
 from cai.records import Message, Preference, RewardScore, ScoredPair
@@ -238,7 +238,8 @@ def load_ensemble(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cai.models.local.loading import adapter_base, explained_load
+    from cai.models.local.adapter import adapter_base
+    from cai.models.local.loading import explained_load
     from cai.models.local.quiet import quiet_transformers
 
     bases = {str(folder): adapter_base(folder) for folder in folders}
@@ -326,7 +327,7 @@ def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
-    from cai.models.local.loading import resolve_model_path
+    from cai.models.local.folders import resolve_model_path
     from cai.models.local.quiet import quiet_transformers
 
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)

@@ -86,7 +86,8 @@ def train_online(
             equal rewards for too long, or training diverges.
         ModelError: the model or the adapter can't be loaded.
     """
-    from cai.models.local.loading import load_tokenizer, model_fingerprint
+    from cai.models.local.fingerprint import model_fingerprint
+    from cai.models.local.loading import load_tokenizer
 
     if problem := config.group_problem(process_count()):
         raise TrainingError(problem)

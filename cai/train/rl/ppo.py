@@ -54,7 +54,8 @@ from cai.core.jsonl import write_records
 from cai.errors import TrainingError
 from cai.ids import content_hash, derive_seed
 from cai.models.local.engine import stop_ids
-from cai.models.local.loading import load_tokenizer, model_fingerprint
+from cai.models.local.fingerprint import model_fingerprint
+from cai.models.local.loading import load_tokenizer
 from cai.models.local.thinking import thinking_budget
 from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint, Prompt
