@@ -15,7 +15,7 @@ from cai.generate.critique import Writer, as_sampling, kept_text
 from cai.generate.filters import drop_rule, unchanged
 from cai.ids import derive_seed, rendezvous_order
 from cai.models.base import Completion, Sampling, TextModel
-from cai.models.templates import Template, Templates
+from cai.models.templates import Rendered, Template, Templates
 from cai.recipe import DistillConfig, Placement
 from cai.records import Constitution, Message, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample, ToldPart
 
@@ -129,7 +129,7 @@ class Told:
     @property
     def template(self) -> Template:
         """The template that puts principles into the system turn or into the user's turn."""
-        return self.templates.told_system if self.placement == "system" else self.templates.told_user
+        return template_of(self.templates, self.placement)
 
     async def __call__(
         self, prompt: Prompt, principles: Sequence[Principle], seed: int, untold: Response | None = None
@@ -165,10 +165,8 @@ class Told:
         return said, tuple(parts)
 
     async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> tuple[Completion, ToldPart]:
-        *earlier, last = prompt.messages
         if principles:
-            words = " ".join(p.statement for p in principles)
-            asked = self.template.render({"earlier": tuple(earlier), "question": last.content, "principles": words})
+            asked = under_principles(prompt, principles, self.template)
         else:
             asked = self.templates.respond.render({"conversation": prompt.messages})
         opening = self._opening(prompt, principles) or asked.prefill
@@ -180,6 +178,17 @@ class Told:
         """Return an opening of the principles, drawn by hash of the prompt; empty if they have none, or the answer isn't begun."""
         openings = [(opening, 1.0) for p in principles for opening in p.openings if self.begins]
         return rendezvous_order(prompt.id, openings)[0] if openings else ""
+
+
+def template_of(templates: Templates, placement: Placement) -> Template:
+    """Return the template that puts principles into the system turn, or into the user's."""
+    return templates.told_system if placement == "system" else templates.told_user
+
+
+def under_principles(prompt: Prompt, principles: Sequence[Principle], template: Template) -> Rendered:
+    """Return a prompt's conversation with principles in its context, where the template puts them."""
+    *earlier, last = prompt.messages
+    return template.render({"earlier": tuple(earlier), "question": last.content, "principles": " ".join(p.statement for p in principles)})
 
 
 def _begun(said: Completion, opening: str) -> str:

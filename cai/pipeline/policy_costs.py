@@ -59,6 +59,16 @@ def reward_training(c: Costs) -> StagePlan:
     return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
 
 
+def distill_training(c: Costs) -> StagePlan:
+    """Return the cost of on-policy self-distillation: one answer to a prompt and step, which a teacher reads once."""
+    config, online = c.recipe.policy, c.recipe.policy.online
+    per_step = config.batch_size * config.gradient_accumulation
+    answers = per_step * min(config.distill.max_steps, math.ceil(config.epochs * c.prompts / per_step))
+    samples = c.answers(c.recipe.trained, answers, c.prompt, SamplingSpec(max_tokens=online.most_tokens))
+    once = structs.replace(config, epochs=1.0)
+    return joined("", c.training(once, answers, c.prompt, (written(online.most_tokens),), 1, adapters=2), uncounted(samples))
+
+
 def ppo_training(c: Costs) -> StagePlan:
     """Return the cost of PPO: a step samples responses, scores them with every role, and trains two roles on them several times."""
     recipe, config, settings = c.recipe, c.recipe.policy, c.recipe.policy.ppo

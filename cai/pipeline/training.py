@@ -117,7 +117,7 @@ def trained(c: Context, result: TrainResult, out: Path) -> dict[str, int]:
         apart = {step: {f"held_out/{name}": getattr(p, name) for name in ("loss", "margin", "accuracy", "n")} for step, p in points.items()}
         replace_stage_rows(c.run.metrics, c.stage, [{"stage": c.stage, **row, **apart.get(row.get("step", 0), {})} for row in steps])
         if shares := [float(share) for row in steps if (share := _truncated_share(row)) is not None]:
-            samples = result.examples * (c.recipe.policy.online.num_generations if "completions/clipped_ratio" in steps[0] else 1)
+            samples = result.examples * (c.recipe.policy.online.num_generations if "frac_reward_zero_std" in steps[0] else 1)
             counts |= {TEXTS: samples, TRUNCATED: round(fmean(shares) * samples)}
     return counts
 

@@ -17,6 +17,7 @@ from cai.recipe.policy import (
     PPOSpec,
     RewardTerm,
     RoundsConfig,
+    SelfDistillConfig,
 )
 from cai.recipe.recipe import EvaluateConfig, Recipe, ReportTo
 from cai.recipe.train import GOLD, Aggregate, GoldConfig, LoraSpec, PairTrainSpec, RewardConfig, SFTConfig, SFTData, Slices, TrainSpec
@@ -56,6 +57,7 @@ __all__ = [
     "SFTData",
     "SamplingSpec",
     "Section",
+    "SelfDistillConfig",
     "Slices",
     "SourceMix",
     "SteadySampling",

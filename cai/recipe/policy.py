@@ -164,6 +164,19 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.response_length + self.thinking_tokens
 
 
+class SelfDistillConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `distill`, beside `online.max_tokens`, `thinking_tokens` and `temperature`. Where the principles stand, and how many, is
+    as in the recipe's `distill`."""
+
+    alpha: Annotated[float, Meta(ge=0, le=0.5)] = 0.5
+    """Divergence between policy and teacher at each token. 0: forward KL. 0.5: Jensen–Shannon, which is at most ln 2, so that no token
+    dominates. Reverse KL is not offered: it makes short and over-cautious answers more so (arXiv 2606.03089)."""
+    top_k: Positive = 100
+    """Number of the policy's most likely tokens that are compared at each position; the others are one more."""
+    max_steps: Positive = 100
+    """Maximum number of optimizer steps: collapse was seen after that."""
+
+
 class RoundsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rounds of `online-dpo`. Each round samples pairs from the current policy with the settings of `pairs`, has them labelled, and trains
     on them with DPO."""
@@ -185,12 +198,14 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
     method: MethodName = "dpo"
-    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`. Installed packages can add others."""
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, `distill`. Installed packages can add others."""
     beta: Rate | None = None
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: 0.04 for GRPO
     (arXiv 2402.03300, §4.2), 0.05 for RLOO (TRL), 0.1 for the others (arXiv 2305.18290, appendix B)."""
     online: OnlineConfig = OnlineConfig()
     """Settings of `grpo` and `rloo`."""
+    distill: SelfDistillConfig = SelfDistillConfig()
+    """Settings of `distill`."""
     ppo: PPOSpec = PPOSpec()
     """Settings of `ppo`."""
     watch: MonitorConfig = MonitorConfig()

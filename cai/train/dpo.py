@@ -236,6 +236,16 @@ def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
     return PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
 
 
+def add_reference(policy: Any) -> None:
+    """Add a frozen copy of the policy's adapter as its reference `ref`, for trainers that don't, unlike TRL's DPO and GRPO."""
+    policy.add_adapter("ref", policy.peft_config["default"])
+    policy.set_adapter("default")
+    for name, parameter in policy.named_parameters():
+        if ".ref." in name:
+            parameter.requires_grad_(False)
+            parameter.data.copy_(policy.get_parameter(name.replace(".ref.", ".default.")).data)
+
+
 def set_reference(policy: Any, reference: Path | None) -> None:
     """Set the reference adapter, TRL's frozen copy of the policy's first adapter.
 

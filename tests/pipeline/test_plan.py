@@ -82,6 +82,16 @@ def test_ppo_is_planned_by_its_episodes_and_its_roles() -> None:
     assert 0 < wider.memory_bytes - ppo.memory_bytes < base / 2, "a member more is an adapter, not a base"
 
 
+def test_self_distillation_is_planned_by_its_most_steps_and_its_answers() -> None:
+    whole, some, long = (
+        policy_plan("policy.method=distill", f"policy.epochs={epochs}", f"policy.online.max_tokens={tokens}")
+        for epochs, tokens in ((3.0, 64), (50.0, 64), (3.0, 256))
+    )
+    assert (whole.train_steps, some.train_steps, long.train_steps) == (12, 100, 12), "32 prompts, 8 a step; 100 steps are the most"
+    assert whole.seconds is not None and some.seconds is not None and long.seconds is not None
+    assert whole.seconds < long.seconds < some.seconds
+
+
 def test_kto_takes_both_sides_of_a_pair() -> None:
     dpo, kto = policy_plan("policy.method=dpo"), policy_plan("policy.method=kto")
     assert (dpo.train_steps, kto.train_steps) == (7, 14), "53 of 58 pairs are trained on, 8 a step"

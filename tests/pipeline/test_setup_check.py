@@ -58,6 +58,7 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
         ("weights={path: ./nowhere}", "nowhere"),
         ("policy={method: kto, batch_size: 1}", "policy.batch_size: 1"),
         ("policy={method: ppo, max_length: 128}", r"policy.ppo.response_length: 128 tokens .*max_length \(128\)"),
+        ("policy={method: distill, max_length: 96, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         ("policy={method: rloo, max_length: 64, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
         (
             "policy={method: grpo, max_length: 128, online: {max_tokens: 64, thinking_tokens: 64}}",

@@ -317,6 +317,11 @@ def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: 
     assert [(p["step"], p["n"]) for p in rows(run.model("policy") / "frontier.jsonl")] == [(0, 3), (2, 3), (3, 3)]
     assert [m["step"] for m in rows(run.metrics) if m["stage"] == "policy"] == [1, 2, 3]
 
+    told = "policy={method: distill, max_length: 512, batch_size: 4, online: {max_tokens: 8}, distill: {max_steps: 3}}"
+    distilled = run_recipe(recipe_of(workspace, told), workspace, STAGES, Reporter(), only=("policy",))
+    assert [s.counts for s in distilled.stages] == [{"examples": 12, "steps": 3, "texts": 12, "truncated": 12}]
+    assert not (run.model("policy") / "frontier.jsonl").exists(), "of an earlier policy, that was watched"
+
 
 def test_a_watched_policy_needs_prompts_to_be_chosen_by_and_others_to_be_measured_on(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w")

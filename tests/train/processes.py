@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig
-from cai.records import RewardScore
+from cai.records import Message, RewardScore
 from cai.train.dpo import train_dpo
 from cai.train.kto import train_kto
 from cai.train.processes import join_process_group
@@ -13,6 +13,7 @@ from cai.train.reward.train import train_reward
 from cai.train.rl.grpo import train_online
 from cai.train.rl.monitor import FRONTIER, Items, Monitor
 from cai.train.rl.rewards import RewardFunction, proxy_of
+from cai.train.rl.self_distill import train_self_distilled
 from cai.train.running import process_count
 from cai.train.sft import train_sft
 from tests.train.builders import dpo_config, example, model_at, preference, prompt, reward_config, sft_config
@@ -32,6 +33,13 @@ def sampled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> 
         return Monitor(prompts, MonitorConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
 
     train_online(config, model, sft, prompts, lambda: RewardFunction(ONLINE.rewards, letters), "letters", folder, 0, load_monitor=watch)
+
+
+def self_distilled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:
+    """Train a policy on its own answers towards what it would say if it were told to shout."""
+    prompts = [prompt(i) for i in range(STEPS * BATCH)]
+    told = {p.id: [Message("user", f"{p.messages[-1].content} Shout!")] for p in prompts}
+    train_self_distilled(config, model, sft, prompts, told, folder, 0)
 
 
 def letters(items: Items) -> list[RewardScore]:
@@ -56,6 +64,7 @@ def run_all(model_dir: Path, out: Path) -> None:
         "kto": lambda folder: train_kto(dpo_config(**changes), model, out / "sft", pairs[: STEPS * BATCH // 2], folder, 0),
         "grpo": lambda folder: sampled(dpo_config(**changes, method="grpo", online=ONLINE), model, out / "sft", folder),
         "rloo": lambda folder: sampled(dpo_config(**changes, method="rloo", online=ONLINE), model, out / "sft", folder),
+        "distill": lambda folder: self_distilled(dpo_config(**changes, method="distill", online=ONLINE), model, out / "sft", folder),
     }
     for name, train in trainings.items():
         train(out / name)

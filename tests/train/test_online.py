@@ -14,7 +14,7 @@ from cai.models.local.loading import load_tokenizer
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
 from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
-from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, train_online
+from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, prompts_per_step, train_online
 from cai.train.rl.live_policy import LivePolicy, shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.rewards import RewardFunction, proxy_of
@@ -56,7 +56,7 @@ def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, warn: Any = print) -> Any:
     start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision="float32")
     tokenizer = load_tokenizer(start)
-    rows, _ = prompt_rows(tokenizer, PROMPTS, config)
+    rows, _ = prompt_rows(tokenizer, PROMPTS, config, prompts_per_step(config))
     with quiet_training():
         return online_trainer(config, start, tokenizer, rows, PROMPTS, RewardFunction(config.online.rewards, letters), out, 0, warn)
 
@@ -132,7 +132,7 @@ def test_a_reasoning_has_its_own_limit(
         script = iter(trainer.processing_class(text, add_special_tokens=False)["input_ids"])
         monkeypatch.setattr("cai.models.local.generate.draw", lambda logits, *_, script=script: torch.tensor([next(script)]))
         policy = LivePolicy(trainer.model, trainer.processing_class)
-        (completion,) = trainer._sampled([policy.encode(PROMPTS[0])])
+        (completion,) = trainer.sampled([policy.encode(PROMPTS[0])])
         assert policy.decode(completion) == expected and trainer.max_completion_length == longest + thinking
 
 
@@ -268,8 +268,8 @@ def test_the_watch_of_a_policy_that_has_not_moved_sees_no_kl(tiny_model_dir: Pat
 def test_what_is_sampled_is_what_is_trained_on(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     trainer = trainer_for(tiny_model_dir, sft, tmp_path, config_of(gradient_accumulation=1))
     seen: list[Any] = []
-    original = trainer._sampled
-    trainer._sampled = lambda ids: seen.append((ids, original(ids))) or seen[-1][1]
+    original = trainer.sampled
+    trainer.sampled = lambda ids: seen.append((ids, original(ids))) or seen[-1][1]
     with quiet_training():
         trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     ((prompts, completions),) = seen
@@ -315,7 +315,7 @@ def test_faults_of_the_batch_are_found_before_anything_loads(tmp_path: Path) -> 
 def test_too_few_prompts_for_a_step_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="a step needs 5 prompts, but only 4 of 4 fit"):
         train(tiny_model_dir, None, tmp_path, config_of(batch_size=20))
-    with pytest.raises(TrainingError, match="a step needs 2 prompts, but only 0 of 4 fit, 4 too_long"):
+    with pytest.raises(TrainingError, match="a step needs 2 prompts, but only 0 of 4 fit, 4 too long"):
         train(tiny_model_dir, None, tmp_path, config_of(max_length=30))
 
 

@@ -25,7 +25,7 @@ from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all
 from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows
 
-TOGETHER = ("sft", "reward", "dpo", "kto", "grpo", "rloo")
+TOGETHER = ("sft", "reward", "dpo", "kto", "grpo", "rloo", "distill")
 
 
 def started(*command: str, cwd: Path = ROOT) -> "subprocess.Popen[str]":

@@ -12,7 +12,7 @@ Uses TRL's trainers. Departures from their defaults and from the papers:
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from cai.errors import ReplyError, TrainingError
 from cai.ids import derive_seed
 from cai.recipe import ModelSpec, PolicyConfig
-from cai.records import Prompt
+from cai.records import Message, Prompt
 from cai.train.arguments import training_arguments
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
@@ -93,7 +93,7 @@ def train_online(
         raise TrainingError(problem)
     start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
     tokenizer = load_tokenizer(start)
-    rows, dropped = prompt_rows(tokenizer, prompts, config)
+    rows, dropped = prompt_rows(tokenizer, prompts, config, prompts_per_step(config))
     identity = (model_fingerprint(start), reward_identity)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
     if (done := finished_result(out, fingerprint)) is not None:
@@ -123,8 +123,17 @@ def train_online(
     return result
 
 
-def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def prompt_rows(
+    tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig, needed: int, told: Mapping[str, Sequence[Message]] | None = None
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Return TRL's rows for the prompts that fit, and the number of dropped prompts by reason.
+
+    Args:
+        tokenizer: the policy's.
+        prompts: conversations to continue.
+        config: limits.
+        needed: number of prompts that a step needs.
+        told: for each prompt's id, the same conversation with more in it, for a teacher; it has to fit too, and becomes a column.
 
     Raises:
         TrainingError: fewer prompts are left than a step needs.
@@ -133,15 +142,17 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[Prompt], config: PolicyConfig)
     rows = []
     for prompt in prompts:
         try:
-            ids, _ = encoder.prompt(prompt.messages)
+            longest = prompt.messages if told is None else told[prompt.id]
+            ids, _ = encoder.prompt(longest)
         except ReplyError as e:
             dropped[e.reason] += 1
             continue
         if len(ids) + config.online.most_tokens > config.max_length:
             dropped["too_long"] += 1
         else:
-            rows.append({"prompt": [{"role": m.role, "content": m.content} for m in prompt.messages], "id": prompt.id})
-    needed = prompts_per_step(config)
+            columns = {"prompt": prompt.messages} | ({} if told is None else {"privileged_context": longest})
+            turns = {name: [{"role": m.role, "content": m.content} for m in messages] for name, messages in columns.items()}
+            rows.append({**turns, "id": prompt.id})
     if len(rows) < needed:
         left_out = "".join(f", {n} {reason.replace('_', ' ')}" for reason, n in dropped.items())
         raise TrainingError(

@@ -26,18 +26,19 @@ FIRST_KL = 0.01
 """Largest KL to the reference before the first update, in nats per token. Both have the same weights then, so only rounding may differ."""
 
 
-class _OnlineRun(Resumable):
-    """Samples with `LivePolicy`, each completion with its own seed, and computes logits at completion positions only."""
+class SeededSamples(Resumable):
+    """Samples with `LivePolicy`, each completion with its own seed."""
 
     thinking_tokens = 0
     """Part of `max_completion_length` that is for the reasoning alone."""
 
-    def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def token_ids(self, prompts: list[list[dict[str, str]]]) -> list[list[int]]:
         """Return token ids. Special tokens inside messages are encoded as plain text, as at inference."""
         encoder = encoder_of(self.processing_class)
-        return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts], None, {}  # type: ignore[arg-type]
+        return [encoder.prompt([Message(m["role"], m["content"]) for m in prompt])[0] for prompt in prompts]  # type: ignore[arg-type]
 
-    def _sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    def sampled(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return a completion of each prompt."""
         first = self.accelerator.process_index * len(prompt_ids)  # so that samples don't depend on the number of processes
         seeds = [derive_seed(self.args.seed, "rollout", self.state.global_step, first + i) for i in range(len(prompt_ids))]
         policy = LivePolicy(self.accelerator.unwrap_model(self.model), self.processing_class)
@@ -45,9 +46,16 @@ class _OnlineRun(Resumable):
         return policy.sample(prompt_ids, self.max_completion_length - thinking, self.temperature, seeds, thinking_tokens=thinking)
 
     @property
-    def _sharded(self) -> bool:
+    def sharded(self) -> bool:
         """Whether weights are sharded over processes. Only TRL's own generation gathers them."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+
+class _OnlineRun(SeededSamples):
+    """Computes logits at completion positions only."""
+
+    def _tokenize_prompts(self, prompts: list[list[dict[str, str]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return self.token_ids(prompts), None, {}
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         with completion_positions_only():
@@ -58,18 +66,18 @@ class GRPORun(_OnlineRun, GRPOTrainer):  # type: ignore[misc]
     """Group-relative policy optimization (arXiv 2402.03300)."""
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._sharded:
+        if self.sharded:
             return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
-        return self._sampled(prompt_ids), None
+        return self.sampled(prompt_ids), None
 
 
 class RLOORun(_OnlineRun, RLOOTrainer):  # type: ignore[misc]
     """REINFORCE with a leave-one-out baseline (arXiv 2402.14740)."""
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._sharded:
+        if self.sharded:
             return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
-        return self._sampled(prompt_ids)
+        return self.sampled(prompt_ids)
 
 
 RUNS = {"grpo": GRPORun, "rloo": RLOORun}
