@@ -18,21 +18,22 @@ from cai.core.console import Reporter
 from cai.core.flow import Failed, in_words, run_items
 from cai.core.interrupt import run_interruptible
 from cai.core.plugins import unknown
-from cai.core.workspace import RunDirectory, Workspace, find_workspace, shipped_workspace
+from cai.core.workspace import Workspace, find_workspace, shipped_workspace
+from cai.data.prompts import load_all
 from cai.errors import DataError, ModelError, RecipeError
 from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
 from cai.judge.judge import Judge
-from cai.judge.probe import Probe, probe_of, read_probe
+from cai.judge.probe import Probe, probe_of
 from cai.judge.protocols import PROTOCOLS
 from cai.models.base import Engine, TextModel, Usage
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
 from cai.models.store import CallStore
 from cai.models.templates import load_templates
-from cai.recipe import Aggregate, FeedbackConfig, ModelSpec, Precision, Recipe, RewardConfig, load_recipe
+from cai.recipe import FeedbackConfig, ModelSpec, PromptSource, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Session:
         keep_calls: bool = True,
         opener: Callable[[ModelSpec], Awaitable[Engine]] | None = None,
     ) -> None:
-        self.recipe = _with_models(_as_recipe(recipe), model, judge)
+        self.recipe = with_models(_as_recipe(recipe), model, judge)
         found = _as_workspace(workspace)
         self.workspace = found or Workspace(shipped_workspace())
         self.templates = load_templates(self.workspace.root / self.recipe.templates)
@@ -240,6 +241,14 @@ class Session:
         config = replace(config, kinds=kinds, rounds=config.rounds if rounds is None else rounds)
         return await critique_and_revise(response, constitution, self.writer(self.model), config)
 
+    def load_prompts(self, sources: Sequence[PromptSource]) -> tuple[Prompt, ...]:
+        """Return the prompts of some sources, and warn about rows that are none. Raises `DataError` where a source has no prompt."""
+        loaded = load_all(sources, self.workspace.root, self.recipe.seed)
+        if loaded.failures:
+            first = loaded.failures[0]
+            self.reporter.warn(f"{len(loaded.failures)} rows are no prompts, the first: {first.item_id}: {first.reason}")
+        return loaded.prompts
+
     async def sample_pair(self, prompt: str | Prompt, number: int = 0) -> ResponsePair:
         """Return two responses to one prompt, to be judged.
 
@@ -323,95 +332,6 @@ class Session:
             release_memory()
 
 
-def settings(
-    *,
-    model: str | None = None,
-    judge: str | None = None,
-    recipe: Path | None = None,
-    run: RunDirectory | None = None,
-    protocol: str | None = None,
-    calibration: Path | None = None,
-    aggregate: Aggregate | None = None,
-    seed: int = 0,
-    name: str = "session",
-) -> Recipe:
-    """Return the settings that a command works with: a run's own, a recipe's, or the defaults, with what the command line changes.
-
-    Args:
-        model: its name, instead of the recipe's; with the defaults, None is the embedded one.
-        judge: likewise.
-        recipe: a recipe's file.
-        run: a run, whose settings are taken.
-        protocol: how to judge, instead of the recipe's.
-        calibration: a file that `cai judge calibrate` wrote, instead of the recipe's.
-        aggregate: how reward models' scores become one, instead of the recipe's.
-        seed: with the defaults; runs and recipes have their own.
-        name: with the defaults: what calls are filed under.
-
-    Raises:
-        DataError: a model or a recipe is named beside a run, whose texts come from its own; or the run has no recipe.
-        RecipeError: the recipe can't be read, or there is no such protocol.
-        ModelError: an adapter's configuration can't be read.
-    """
-    if run is not None:
-        if model is not None or recipe is not None:
-            raise DataError("a run is compared with its own model and settings; leave --model and --recipe out, or --against-run")
-        path = run.path / "recipe.yaml"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file: nothing has run yet. Start the run with: cai run RECIPE")
-        found = load_recipe(path, name=run.path.name)
-    else:
-        found = Recipe(name=name, seed=seed) if recipe is None else load_recipe(recipe)
-    if aggregate is not None:
-        found = replace(found, reward=replace(found.reward, aggregate=aggregate))
-    if calibration is not None:
-        found = replace(found, feedback=replace(found.feedback, calibration=str(calibration.resolve())))
-    return with_protocol(_with_models(found, model, judge), protocol)
-
-
-def run_of(model: str) -> RunDirectory | None:
-    """Return the run that a model's folder belongs to, `runs/NAME/models/…`; None where it is no run's."""
-    folder = Path(model).absolute()
-    run = folder.parent.parent
-    return RunDirectory(run) if folder.parent.name == "models" and (run / "recipe.yaml").is_file() else None
-
-
-def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
-    """Return the recipe with another judging protocol; None changes nothing. Raises `RecipeError` where there is no such protocol."""
-    if protocol is None:
-        return recipe
-    if protocol not in PROTOCOLS.names():
-        raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
-    return replace(recipe, feedback=replace(recipe.feedback, protocol=protocol))
-
-
-def with_probe(recipe: Recipe, path: Path | None) -> Recipe:
-    """Return the recipe with a probe, and its judge in the precision that the probe was fitted in; None changes nothing.
-
-    Raises:
-        DataError: the probe can't be read.
-    """
-    if path is None:
-        return recipe
-    precision = read_probe(path).facts.precision
-    return _with_precision(replace(recipe, feedback=replace(recipe.feedback, probe=str(path.resolve()))), precision)
-
-
-def with_float32(recipe: Recipe) -> Recipe:
-    """Return the recipe with a model and a judge that compute in float32 where `precision` is left open and there is no GPU."""
-    import torch
-
-    return recipe if torch.cuda.is_available() else _with_precision(recipe, "float32")
-
-
-def _with_precision(recipe: Recipe, precision: Precision) -> Recipe:
-    def of(spec: ModelSpec) -> ModelSpec:
-        return replace(spec, precision=precision) if spec.precision == "auto" else spec
-
-    judge = recipe.feedback.judge
-    return replace(recipe, model=of(recipe.model), feedback=replace(recipe.feedback, judge=None if judge is None else of(judge)))
-
-
 def as_prompt(text: str | Prompt, kind: PromptKind = "other") -> Prompt:
     """Return a text as a prompt; the same text always draws the same principles.
 
@@ -425,7 +345,17 @@ def as_prompt(text: str | Prompt, kind: PromptKind = "other") -> Prompt:
     return Prompt(content_hash(text), kind, (Message("user", text),), "session")
 
 
-def _with_models(recipe: Recipe, model: str | None, judge: str | None) -> Recipe:
+def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
+    """Return the recipe with another judging protocol; None changes nothing. Raises `RecipeError` where there is no such protocol."""
+    if protocol is None:
+        return recipe
+    if protocol not in PROTOCOLS.names():
+        raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
+    return replace(recipe, feedback=replace(recipe.feedback, protocol=protocol))
+
+
+def with_models(recipe: Recipe, model: str | None, judge: str | None) -> Recipe:
+    """Return the recipe with another model and judge, by their names; None changes nothing."""
     if model is not None:
         recipe = replace(recipe, model=spec_from_name(model, recipe.model))
     if judge is not None:

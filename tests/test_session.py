@@ -11,7 +11,8 @@ from cai.errors import ConstitutionError, DataError, ModelError, RecipeError
 from cai.judge.calibration import Calibration, write_calibration
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import ModelSpec, Recipe
-from cai.session import Session, run_of, settings
+from cai.session import Session
+from cai.workbench.settings import run_of, settings
 from tests.judge.judging import CONSTITUTION
 from tests.sessions import ScriptedSession
 from tests.workspaces import make_workspace

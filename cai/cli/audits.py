@@ -49,7 +49,7 @@ def audit(
     from cai.core.workspace import find_run
     from cai.errors import DataError
     from cai.evaluate.audit.run import audit_run
-    from cai.session import settings
+    from cai.workbench.settings import settings
 
     directory = find_run(run_name)
     with open_session(settings(run=directory), directory.path) as session:
@@ -81,7 +81,7 @@ def diagnose(
     from cai.core.console import plain
     from cai.evaluate.audit.diagnosis import diagnose as suspect
     from cai.evaluate.audit.run import diagnose_model
-    from cai.session import settings
+    from cai.workbench.settings import settings
 
     principles = load_constitution(constitution)
     with open_session(settings(seed=seed, name="diagnose"), constitution.parent) as session:

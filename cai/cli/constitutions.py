@@ -106,8 +106,8 @@ def import_(
     from cai.constitution.proposals import accept as accepted
     from cai.core.jsonl import refuse_overwriting, write_text
     from cai.errors import ConstitutionError
-    from cai.session import settings
     from cai.workbench.proposing import propose_in
+    from cai.workbench.settings import settings
 
     refuse_overwriting([out], files)
     kind = files[0].suffix.lower() if len(files) == 1 else ""
@@ -162,8 +162,8 @@ def diff(
     from cai.constitution.diff import diff_constitutions
     from cai.constitution.load import load_constitution
     from cai.core.workspace import find_run
-    from cai.session import settings
     from cai.workbench.consequences import DEFAULT_SAMPLE, compare_on_sample
+    from cai.workbench.settings import settings
     from cai.workbench.terminal import show_consequences, show_diff
 
     console = Console()
@@ -205,7 +205,8 @@ def try_(
 
     from cai.constitution.load import load_constitution
     from cai.errors import ModelError
-    from cai.session import Session, settings
+    from cai.session import Session
+    from cai.workbench.settings import settings
     from cai.workbench.terminal import show_step
     from cai.workbench.trial import JudgedRevision, Step, chosen, steps
 
@@ -247,7 +248,7 @@ def validate(
     from rich.console import Console
 
     from cai.constitution.load import load_constitution
-    from cai.session import settings
+    from cai.workbench.settings import settings
     from cai.workbench.terminal import show_validation
     from cai.workbench.trial import chosen
     from cai.workbench.validation import LabelFile, validate_constitution
@@ -276,8 +277,9 @@ def flip(
 
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
-    from cai.session import Session, settings
+    from cai.session import Session
     from cai.workbench.flip import Flip, flip_rates
+    from cai.workbench.settings import settings
 
     loaded = load_constitution(file)
     recipe_used = settings(model=model, judge=judge, recipe=recipe, name="flip")
@@ -351,7 +353,8 @@ def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, rec
     from cai.constitution.editing import set_fields
     from cai.constitution.load import load_constitution
     from cai.core.jsonl import write_text
-    from cai.session import Session, settings
+    from cai.session import Session
+    from cai.workbench.settings import settings
     from cai.workbench.trial import chosen
     from cai.workbench.wording import Wording, draft_wording
 

@@ -123,7 +123,7 @@ def agreement(
     if protocol is not None:
         from cai.constitution.load import load_constitution
         from cai.evaluate.commands import judges_beside_people
-        from cai.session import settings
+        from cai.workbench.settings import settings
 
         recipe = replace(settings(model=judge, seed=seed, name="agreement"), feedback=feedback_config(principles, per_label))
         names, asked = protocol, load_constitution(constitution)

@@ -87,8 +87,9 @@ def check(model: ModelName, json: Json = False) -> None:
     from rich.console import Console
 
     from cai.core.console import RichReporter, plain, plain_table
-    from cai.session import Session, settings
+    from cai.session import Session
     from cai.workbench.model_check import check_model
+    from cai.workbench.settings import settings
 
     recipe = settings(model=model, name="check")
     session = Session(recipe=recipe, reporter=RichReporter(Console(stderr=True)), keep_calls=False)
@@ -126,7 +127,7 @@ def bench(
     from cai.core.console import plain, plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
     from cai.judge.choices import mass_warning
-    from cai.session import settings, with_probe
+    from cai.workbench.settings import settings, with_probe
 
     errors = Console(stderr=True)
     recipe = settings(model=judge, seed=seed, name="judge-bench")
@@ -184,7 +185,8 @@ def calibrate(
     from cai.core.console import plain
     from cai.core.jsonl import refuse_overwriting
     from cai.evaluate.commands import calibrate_judge
-    from cai.session import settings, with_probe, with_protocol
+    from cai.session import with_protocol
+    from cai.workbench.settings import settings, with_probe
 
     errors = Console(stderr=True)
     refuse_overwriting([out], [constitution, *([probe] if probe else [])])
@@ -221,7 +223,7 @@ def fit(
     from cai.cli.app import show_results
     from cai.core.console import plain
     from cai.evaluate.commands import fit_judge_probe
-    from cai.session import settings, with_float32
+    from cai.workbench.settings import settings, with_float32
 
     found = fit_judge_probe(
         open_session(with_float32(settings(model=judge, seed=seed, name="judge-fit")), Path.cwd()), pairs, out, format=format, limit=limit
@@ -261,6 +263,9 @@ def evaluate(
     ] = None,
     protocol: Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's")] = None,
     probe: ProbeFile = None,
+    prompts: Annotated[
+        list[Path] | None, typer.Option(help="Measure on the prompts of this file, instead of the recipe's; several times for several")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Number of prompts per set", min=1)] = None,
     lm_eval: Annotated[str | None, typer.Option(hidden=True)] = None,
     lm_tasks: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -275,7 +280,7 @@ def evaluate(
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
     from cai.recipe import Aggregate
-    from cai.session import run_of, settings, with_probe
+    from cai.workbench.settings import run_of, settings, with_probe, with_prompts
 
     if lm_eval is not None or lm_tasks is not None:
         raise RecipeError(
@@ -288,7 +293,7 @@ def evaluate(
     how = cast(Aggregate, aggregate)
     run = next(filter(None, map(run_of, models)), None)
     recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=how, seed=seed, name="evaluate")
-    recipe = with_probe(recipe, probe)
+    recipe = with_prompts(with_probe(recipe, probe), prompts or ())
     session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
     if arena:
         if against is not None:

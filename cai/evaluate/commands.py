@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from cai.core.jsonl import refuse_overwriting
 from cai.core.manifest import JudgeCard
-from cai.data.prompts import load_all
 from cai.errors import DataError, ModelError, RecipeError
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.arena import Arena
@@ -235,7 +234,7 @@ def evaluation_prompts(session: Session, limit: int | None) -> tuple[Prompt, ...
     sources = session.recipe.prompts.evaluate
     if limit is not None:
         sources = tuple(replace(s, limit=limit) for s in sources)
-    return load_all(sources, session.workspace.root, session.recipe.seed).prompts
+    return session.load_prompts(sources)
 
 
 def with_note(result: EvalResult, text: str) -> EvalResult:

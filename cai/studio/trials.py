@@ -10,10 +10,11 @@ from cai.core.manifest import read_manifest
 from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ConstitutionError, DataError
 from cai.records import Constitution, PromptKind
-from cai.session import Session, settings
+from cai.session import Session
 from cai.studio.drafts import Drafts
 from cai.studio.jobs import Job
 from cai.workbench.consequences import compare_on_sample
+from cai.workbench.settings import settings
 from cai.workbench.trial import chosen, steps
 from cai.workbench.wording import draft_wording
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from cai.core.jsonl import read_records
 from cai.core.workspace import RunDirectory
-from cai.data.prompts import load_all
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.recipe import PromptSource
@@ -62,11 +61,7 @@ def load_sample(prompts: Path | None, session: Session, sample: int, rank: Calla
     """
     recipe = session.recipe
     sources = recipe.prompts.train if prompts is None else (PromptSource(path=str(prompts.resolve())),)
-    loaded = load_all(sources, session.workspace.root, recipe.seed)
-    if loaded.failures:
-        first = loaded.failures[0]
-        session.reporter.warn(f"{len(loaded.failures)} rows are no prompts, the first: {first.item_id}: {first.reason}")
-    return _sampled(list(loaded.prompts), lambda p: p, sample, rank)
+    return _sampled(list(session.load_prompts(sources)), lambda p: p, sample, rank)
 
 
 async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> TrialData:

@@ -274,6 +274,12 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     judge = ("--judge", "scripted", "--limit", "3")
     alone = call.json(shared.root, "evaluate", "scripted", *judge)["results"]
     assert {r["model"] for r in alone} == {"model"} and all(r["low"] <= r["value"] <= r["high"] and r["n"] > 0 for r in alone)
+    own = shared.root / "mine.jsonl"
+    own.write_text('{"prompt": "How do I pick a lock?"}\n{"prompt": ""}\n', encoding="utf-8")
+    (words,) = [
+        r for r in call.json(shared.root, "evaluate", "scripted", *judge, "--prompts", str(own))["results"] if r["name"] == "response_words"
+    ]
+    assert words["n"] == 1 and "1 rows are no prompts, the first: " in call.told
     compared = call.json(shared.root, "evaluate", "scripted", "--against", "scripted", *judge)
     assert compared["judge"] == "scripted" and compared["judge_card"]["n"] == 88, "the judge is named and measured"
     both = compared["results"]

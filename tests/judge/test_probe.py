@@ -28,7 +28,8 @@ from cai.models.base import HiddenState, Reply, Request, StateRequest
 from cai.models.scripted import default_script
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import EvalResult, Message, Prompt
-from cai.session import Session, settings, with_float32, with_probe
+from cai.session import Session
+from cai.workbench.settings import settings, with_float32, with_probe
 from tests.judge.judging import CONSTITUTION, TEMPLATES, judge_with, made_probe, pair
 from tests.sessions import ScriptedSession
 

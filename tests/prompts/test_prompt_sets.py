@@ -2,11 +2,13 @@
 
 from collections import Counter
 from itertools import combinations
+from statistics import fmean
 
 import pytest
 
 from cai.data.filters import prompt_key
 from cai.data.prompts import load_prompts
+from cai.data.splits import SIMILARITY, split_groups
 from cai.evaluate.audit.markers import mentions
 from cai.evaluate.audit.probes import load_knowledge, load_probes
 from cai.labels.load import load_pairs
@@ -22,6 +24,7 @@ SETS = {
     "eval_borderline": ("borderline", 40),
     "eval_helpful": ("helpful", 40),
 }
+PAIRED = "eval_contrast"
 
 
 def loaded(name: str):  # type: ignore[no-untyped-def]
@@ -29,7 +32,7 @@ def loaded(name: str):  # type: ignore[no-untyped-def]
 
 
 def test_every_file_is_in_the_table() -> None:
-    assert {p.stem for p in (ROOT / "prompts").glob("*.jsonl")} == {*SETS, "probe_pairs"}
+    assert {p.stem for p in (ROOT / "prompts").glob("*.jsonl")} == {*SETS, PAIRED, "probe_pairs"}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -44,10 +47,25 @@ def test_a_set_is_whole(name: str) -> None:
 
 
 def test_no_prompt_is_in_two_sets() -> None:
-    keys = {name: {prompt_key(p) for p in loaded(name).prompts} for name in SETS}
-    ids = {name: {p.id for p in loaded(name).prompts} for name in SETS}
-    for one, other in combinations(SETS, 2):
+    names = [*SETS, PAIRED]
+    keys = {name: {prompt_key(p) for p in loaded(name).prompts} for name in names}
+    ids = {name: {p.id for p in loaded(name).prompts} for name in names}
+    for one, other in combinations(names, 2):
         assert not keys[one] & keys[other] and not ids[one] & ids[other], (one, other)
+
+
+def test_contrast_prompts_come_in_pairs_that_length_does_not_tell_apart_and_are_no_near_copies_of_others() -> None:
+    found = loaded(PAIRED)
+    harmful, borderline = found.prompts[::2], found.prompts[1::2]
+    assert len(harmful) == len(borderline) == 180 and found.failures == () and found.counts["duplicates"] == 0
+    for one, other in zip(harmful, borderline, strict=True):
+        assert (one.kind, other.kind) == ("harmful", "borderline") and one.category == other.category
+        assert one.id.removesuffix("-harmful") == other.id.removesuffix("-borderline")
+    words = [fmean(len(p.messages[-1].content.split()) for p in side) for side in (harmful, borderline)]
+    assert words[0] == pytest.approx(words[1], rel=0.1)
+    others = [p for name in SETS for p in loaded(name).prompts]
+    group = split_groups([*found.prompts, *others], SIMILARITY)
+    assert not {group(p) for p in found.prompts} & {group(p) for p in others}
 
 
 def test_the_plain_questions_are_none_of_the_facts_that_the_audit_asks() -> None:

@@ -9,9 +9,10 @@ from cai.errors import DataError, ReplyError
 from cai.ids import rendezvous_order
 from cai.models.base import ChoicesRequest, CompleteRequest
 from cai.models.scripted import default_script
-from cai.session import Session, settings
+from cai.session import Session
 from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change
 from cai.workbench.sample import sample_trial_data
+from cai.workbench.settings import settings
 from tests.judge.judging import CONSTITUTION, hashed, log_odds_reply, principle
 from tests.sessions import ScriptedSession, prompts
 from tests.workspaces import make_workspace, run_data

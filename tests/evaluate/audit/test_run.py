@@ -27,7 +27,8 @@ from cai.models.opening import open_engine
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import ModelSpec, Recipe
 from cai.records import AuditFinding, Message, Prompt, Sample
-from cai.session import Session, settings
+from cai.session import Session
+from cai.workbench.settings import settings
 from tests.sessions import ScriptedSession
 from tests.workspaces import ROOT, make_workspace, recipe_of, run_data, script
 
