@@ -24,7 +24,7 @@ _REASONS = {
     "small_margin": "|p - 0.5| is below min_margin",
     "identical": "both responses are the same text",
     "empty": "a response is empty",
-    "zero_weight": "its source has weight 0",
+    "zero_weight": "its source, or the kind of its prompt, has weight 0",
     "pooled": "its label is pooled with another one of the same two texts",
     "human_labelled": "an annotator labelled the same two texts",
     "over_limit": "its source has reached its limit",
@@ -87,6 +87,8 @@ def mix(
         if isinstance(preference, Failure):
             dropped[number] = preference
             continue
+        preference = replace(preference, weight=preference.weight * getattr(config.kinds, preference.prompt.kind))
+        made[number] = (item_id, preference, is_gold)
         key, by_person = preference_key(preference), preference.source.startswith("human:")
         if key in fitted_texts:
             not_held_out.add(group_of(preference.prompt))

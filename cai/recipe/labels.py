@@ -9,6 +9,7 @@ from cai.recipe.base import Fraction, ModelSpec, Positive, Rate, Section
 from cai.records import PromptKind
 
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
+Weight = Annotated[float, Meta(ge=0)]
 Pooling = Literal["votes", "dawid-skene"]
 
 
@@ -46,7 +47,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
 class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Weighting of one source of labels. `temperature` is applied first, then `noise`, then `weight`."""
 
-    weight: Annotated[float, Meta(ge=0)] = 1.0
+    weight: Weight = 1.0
     """Factor on each example's loss. 0 leaves the source out."""
     temperature: Rate = 1.0
     """Divisor of the labels' log-odds. Above 1 softens an overconfident source. Labels of exactly 1 don't change: use `noise` for those."""
@@ -73,6 +74,20 @@ class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Kind of the prompts whose row names none."""
 
 
+class KindWeights(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Factors on the loss of a pair, by the kind of its prompt. They decide between opposite aims: with a lower weight of harmful prompts a
+    policy refuses less of everything."""
+
+    harmful: Weight = 1.0
+    """Of prompts that should be declined. 0 leaves them out."""
+    borderline: Weight = 1.0
+    """Of prompts that only sound harmful."""
+    helpful: Weight = 1.0
+    """Of ordinary prompts."""
+    other: Weight = 1.0
+    """Of prompts without a kind."""
+
+
 class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Mixture of AI and human labels, split into training and held-out sets by prompt."""
 
@@ -86,6 +101,8 @@ class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     """Pairs of a response with principles in context and one without, labelled by the judge."""
     contrast: SourceMix = SourceMix()
     """Contrast pairs, labelled by construction."""
+    kinds: KindWeights = KindWeights()
+    """Weights by kind of prompt, for all sources."""
     min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
     """Minimum |p − ½| of a pair, after temperature and noise. Pairs below it are dropped."""
     held_out_fraction: Fraction = 0.1

@@ -9,7 +9,7 @@ from cai.data.filters import prompt_key, texts_key
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
 from cai.labels.load import load_human
-from cai.recipe import GoldConfig, HumanSource, PreferencesConfig, SourceMix
+from cai.recipe import GoldConfig, HumanSource, KindWeights, PreferencesConfig, SourceMix
 from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
 
 ALL = PreferencesConfig(held_out_fraction=0.0)
@@ -47,6 +47,16 @@ def test_the_judges_favourite_is_chosen_whichever_side_it_is_on() -> None:
         "judge",
         "t",
     )
+
+
+def test_pairs_weigh_what_their_prompts_kind_weighs_whoever_labelled_them() -> None:
+    config = PreferencesConfig(held_out_fraction=0.0, ai=SourceMix(weight=3.0), kinds=KindWeights(harmful=0.5, helpful=0.0))
+    pairs = [pair(f"q{i}") for i in range(3)]
+    pairs[1] = replace(pairs[1], prompt=replace(pairs[1].prompt, kind="helpful"))
+    pairs[2] = replace(pairs[2], prompt=replace(pairs[2].prompt, kind="borderline"))
+    mixture = mix(config, pairs, [judged(p, 0.9) for p in pairs], [human("h", "yes", "no", 2.0)])
+    assert {(p.prompt.id, p.weight) for p in mixture.train} == {("id-q0", 1.5), ("id-q2", 3.0), ("id-h", 1.0)}
+    assert reasons(mixture) == ["zero_weight"]
 
 
 def test_swapping_every_pair_and_its_judgment_changes_no_preference() -> None:
