@@ -13,7 +13,7 @@ from cai.data.filters import normalise, pooled, preference_key, softened, split_
 from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
-from cai.recipe import GoldConfig, PreferencesConfig, SourceMix
+from cai.recipe import GoldConfig, KindShares, PreferencesConfig, SourceMix
 from cai.records import Failure, Judgment, Preference, Prompt, ResponsePair
 
 STAGE = "preferences"
@@ -87,12 +87,10 @@ def mix(
         if isinstance(preference, Failure):
             dropped[number] = preference
             continue
-        preference = replace(preference, weight=preference.weight * getattr(config.kinds, preference.prompt.kind))
-        made[number] = (item_id, preference, is_gold)
         key, by_person = preference_key(preference), preference.source.startswith("human:")
         if key in fitted_texts:
             not_held_out.add(group_of(preference.prompt))
-        if problem := _problem(preference, group_of(preference.prompt) in excluded):
+        if problem := _problem(preference, group_of(preference.prompt) in excluded, config.shares):
             dropped[number] = _drop(item_id, problem)
         elif not is_gold and not by_person and key in labelled_texts:
             dropped[number] = _drop(item_id, "human_labelled")
@@ -131,6 +129,7 @@ def mix(
         left, moved = split_by_prompt(left, gold.fraction, f"gold:{seed}", group_of)
         gold_kept += moved
     gold_train, gold_held_out = split(gold_kept, gold.held_out_fraction if gold else 0.0, f"gold-held-out:{seed}")
+    left = with_shares(left, config.shares)
     train, held_out = split(left, config.held_out_fraction, f"held-out:{seed}")
     reasons = Counter(f.reason for f in dropped.values())
     if not train:
@@ -152,6 +151,23 @@ def mix(
     return Mixture(
         tuple(train), tuple(held_out), counts, tuple(dropped[n] for n in sorted(dropped)), tuple(gold_train), tuple(gold_held_out)
     )
+
+
+def with_shares(preferences: Sequence[Preference], shares: KindShares | None) -> list[Preference]:
+    """Return preferences whose weights sum up to the shares of their prompts' kinds. The mean weight stays; None changes nothing.
+
+    Args:
+        preferences: preferences of kinds whose share isn't 0.
+        shares: relative to each other; those of kinds without a pair don't count.
+    """
+    if shares is None:
+        return list(preferences)
+    totals = Counter[str]()
+    for p in preferences:
+        totals[p.prompt.kind] += p.weight  # type: ignore[assignment]
+    wanted = {kind: getattr(shares, kind) for kind in totals}
+    factor = {kind: wanted[kind] / sum(wanted.values()) * totals.total() / total for kind, total in totals.items()}
+    return [replace(p, weight=p.weight * factor[p.prompt.kind]) for p in preferences]
 
 
 def source_of(pair: ResponsePair, protocol: str | None) -> str:
@@ -223,13 +239,13 @@ def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int
     return left_out
 
 
-def _problem(preference: Preference, evaluated: bool) -> str | None:
+def _problem(preference: Preference, evaluated: bool, shares: KindShares | None) -> str | None:
     """Return the first reason to drop a label whatever it says, or None."""
     if not preference.chosen.strip() or not preference.rejected.strip():
         return "empty"
     if normalise(preference.chosen) == normalise(preference.rejected):
         return "identical"
-    if preference.weight == 0:
+    if preference.weight == 0 or (shares is not None and getattr(shares, preference.prompt.kind) == 0):
         return "zero_weight"
     return "in_evaluate" if evaluated else None
 

@@ -6,7 +6,7 @@ unknown keys, wrong types and values out of range are reported together, each wi
 
 from cai.recipe.base import ModelSpec, Precision, SamplingSpec, Section, SteadySampling
 from cai.recipe.data import CritiqueConfig, DistillConfig, PairsConfig, Placement, Prompts, PromptSource, Respond
-from cai.recipe.labels import FeedbackConfig, HumanSource, KindWeights, Pooling, PreferencesConfig, SourceMix
+from cai.recipe.labels import FeedbackConfig, HumanSource, KindShares, Pooling, PreferencesConfig, SourceMix
 from cai.recipe.load import load_recipe, recipe_keys, recipe_schema
 from cai.recipe.policy import (
     DPOConfig,
@@ -33,7 +33,7 @@ __all__ = [
     "FeedbackConfig",
     "GoldConfig",
     "HumanSource",
-    "KindWeights",
+    "KindShares",
     "LoraSpec",
     "ModelSpec",
     "MonitorConfig",

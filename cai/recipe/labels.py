@@ -74,9 +74,9 @@ class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Kind of the prompts whose row names none."""
 
 
-class KindWeights(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Factors on the loss of a pair, by the kind of its prompt. They decide between opposite aims: with a lower weight of harmful prompts a
-    policy refuses less of everything."""
+class KindShares(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shares of the pairs' total weight, by the kind of the prompt, relative to each other. They decide between opposite aims: with a lower
+    share of harmful prompts a policy refuses less of everything."""
 
     harmful: Weight = 1.0
     """Of prompts that should be declined. 0 leaves them out."""
@@ -101,8 +101,9 @@ class PreferencesConfig(Section, frozen=True, kw_only=True, forbid_unknown_field
     """Pairs of a response with principles in context and one without, labelled by the judge."""
     contrast: SourceMix = SourceMix()
     """Contrast pairs, labelled by construction."""
-    kinds: KindWeights = KindWeights()
-    """Weights by kind of prompt, for all sources."""
+    shares: KindShares | None = None
+    """Shares of the kinds of prompts in the training pairs' total weight, however many pairs there are of each. None: each pair has its
+    own weight."""
     min_margin: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
     """Minimum |p − ½| of a pair, after temperature and noise. Pairs below it are dropped."""
     held_out_fraction: Fraction = 0.1

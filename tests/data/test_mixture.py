@@ -9,7 +9,7 @@ from cai.data.filters import prompt_key, texts_key
 from cai.data.mixture import Mixture, mix
 from cai.errors import DataError
 from cai.labels.load import load_human
-from cai.recipe import GoldConfig, HumanSource, KindWeights, PreferencesConfig, SourceMix
+from cai.recipe import GoldConfig, HumanSource, KindShares, PreferencesConfig, SourceMix
 from cai.records import Judgment, Message, Preference, Prompt, Provenance, ResponsePair
 
 ALL = PreferencesConfig(held_out_fraction=0.0)
@@ -49,14 +49,20 @@ def test_the_judges_favourite_is_chosen_whichever_side_it_is_on() -> None:
     )
 
 
-def test_pairs_weigh_what_their_prompts_kind_weighs_whoever_labelled_them() -> None:
-    config = PreferencesConfig(held_out_fraction=0.0, ai=SourceMix(weight=3.0), kinds=KindWeights(harmful=0.5, helpful=0.0))
-    pairs = [pair(f"q{i}") for i in range(3)]
-    pairs[1] = replace(pairs[1], prompt=replace(pairs[1].prompt, kind="helpful"))
-    pairs[2] = replace(pairs[2], prompt=replace(pairs[2].prompt, kind="borderline"))
+def test_kinds_of_prompts_have_their_shares_however_many_pairs_and_whoever_labelled_them() -> None:
+    shares = KindShares(harmful=0.5, helpful=0.0)
+    config = PreferencesConfig(held_out_fraction=0.0, ai=SourceMix(weight=3.0), shares=shares)
+    pairs = [pair(f"q{i}") for i in range(8)]
+    for i, kind in ((1, "helpful"), (2, "borderline"), (3, "borderline")):
+        pairs[i] = replace(pairs[i], prompt=Prompt(f"id-q{i}", kind, (Message("user", f"q{i}"),), "s"))  # type: ignore[arg-type]
     mixture = mix(config, pairs, [judged(p, 0.9) for p in pairs], [human("h", "yes", "no", 2.0)])
-    assert {(p.prompt.id, p.weight) for p in mixture.train} == {("id-q0", 1.5), ("id-q2", 3.0), ("id-h", 1.0)}
     assert reasons(mixture) == ["zero_weight"]
+    weights = {p.prompt.id: p.weight for p in mixture.train}
+    harmful, borderline = weights.keys() - {"id-q2", "id-q3"}, {"id-q2", "id-q3"}
+    assert len(harmful) == 6 and sum(weights.values()) == pytest.approx(7 * 3 + 2), "the mean weight stays"
+    assert sum(weights[i] for i in borderline) == pytest.approx(2 * sum(weights[i] for i in harmful))
+    assert weights["id-h"] / weights["id-q0"] == pytest.approx(2 / 3), "within a kind, weights are what they were"
+    assert mix(PreferencesConfig(held_out_fraction=0.0), pairs, [judged(p, 0.9) for p in pairs]).train[0].weight == 1.0
 
 
 def test_swapping_every_pair_and_its_judgment_changes_no_preference() -> None:
