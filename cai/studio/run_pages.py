@@ -1,17 +1,21 @@
-"""Request handlers for runs: their stages, as in `cai status`, and their reports."""
+"""Request handlers for runs: their stages, as in `cai status`, their reports, and comparisons of several."""
 
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
 from cai.core.status import RunStatus, run_status
 from cai.core.workspace import RunDirectory, is_run_name
 from cai.errors import CaiError
-from cai.report.page import POLICY
+from cai.report.comparison import compare_runs
+from cai.report.page import POLICY, render_comparison
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of
+
+_ALONE = {"content-security-policy": f"{POLICY}; sandbox"}
+"""Headers of a page with its own content security policy: no scripts, no external files."""
 
 
 def run_names(studio: Studio) -> list[str]:
@@ -53,11 +57,19 @@ def stages(request: Request) -> Response:
 
 
 def report(request: Request) -> Response:
-    """Return a run's report with its own content security policy: no scripts, no external files."""
+    """Return a run's report."""
     run = _run(request)
     if not run.report.is_file():
         raise HTTPException(404, "This run has no report yet. Its last stage writes the report.")
-    return FileResponse(run.report, media_type="text/html; charset=utf-8", headers={"content-security-policy": f"{POLICY}; sandbox"})
+    return FileResponse(run.report, media_type="text/html; charset=utf-8", headers=_ALONE)
+
+
+def compare(request: Request) -> Response:
+    """Return the comparison of the runs that the address names, as `cai report` writes it. The oldest is the baseline."""
+    studio, wanted = studio_of(request), request.query_params.getlist("run")
+    names = [known(name, run_names(studio), "run") for name in wanted]
+    oldest_first = sorted(names, key=run_names(studio).index, reverse=True)
+    return HTMLResponse(render_comparison(compare_runs([studio.workspace.run(name) for name in oldest_first])), headers=_ALONE)
 
 
 def _run(request: Request) -> RunDirectory:
@@ -68,4 +80,9 @@ def _stages(run: RunDirectory) -> str:
     return fragment("stages", status=status_of(run), name=run.path.name, has_report=run.report.is_file(), in_use=run.in_use())
 
 
-ROUTES = [Route("/runs/{name}", watch), Route("/runs/{name}/stages", stages), Route("/runs/{name}/report", report)]
+ROUTES = [
+    Route("/runs/{name}", watch),
+    Route("/runs/{name}/stages", stages),
+    Route("/runs/{name}/report", report),
+    Route("/compare", compare),
+]

@@ -166,6 +166,23 @@ def test_a_run_is_watched_and_its_report_opened(served: Served) -> None:
         assert client.get(f"/runs/{name}/report").status_code == 404
 
 
+def test_runs_are_compared_side_by_side_with_the_oldest_as_the_baseline(served: Served) -> None:
+    run_data(served.workspace, only=("respond",), name="old")
+    assert "Compare side by side" not in served.enter().get("/").text, "one run alone"
+    run_data(served.workspace, "respond.sampling.max_tokens=17", only=("respond",), name="new")
+    old = served.workspace.run("old").path
+    os.utime(old, (time.time() - 60,) * 2)
+    client = served.client
+    assert "Compare side by side" in client.get("/").text
+    answer = client.get("/compare?run=new&run=old")
+    assert answer.status_code == 200 and "respond.sampling.max_tokens" in answer.text
+    assert answer.text.index("old") < answer.text.index("new") and answer.headers["content-security-policy"].endswith("sandbox")
+    for asked in ("run=new", "run=new&run=new", ""):
+        refused = client.get(f"/compare?{asked}", headers={"accept": "text/html"})
+        assert refused.status_code == 400 and "two or more different runs" in refused.text
+    assert client.get("/compare?run=new&run=..").status_code == 404
+
+
 def test_failures_and_a_killed_stage_show(served: Served) -> None:
     run_data(served.workspace, only=("respond",))
     manifest = served.workspace.run("s").manifest
