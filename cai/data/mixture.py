@@ -162,11 +162,11 @@ def with_shares(preferences: Sequence[Preference], shares: KindShares | None) ->
     """
     if shares is None:
         return list(preferences)
-    totals = Counter[str]()
+    totals: dict[str, float] = {}
     for p in preferences:
-        totals[p.prompt.kind] += p.weight  # type: ignore[assignment]
+        totals[p.prompt.kind] = totals.get(p.prompt.kind, 0.0) + p.weight
     wanted = {kind: getattr(shares, kind) for kind in totals}
-    factor = {kind: wanted[kind] / sum(wanted.values()) * totals.total() / total for kind, total in totals.items()}
+    factor = {kind: wanted[kind] / sum(wanted.values()) * sum(totals.values()) / total for kind, total in totals.items()}
     return [replace(p, weight=p.weight * factor[p.prompt.kind]) for p in preferences]
 
 

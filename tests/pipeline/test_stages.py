@@ -93,7 +93,9 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name != "distill"]
     assert [s.name for s in STAGES] == list(STAGE_NAMES)
     counts = {s.name: s.counts for s in first.stages}
-    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12, "truncated": 11}
+    truncated = counts["respond"].pop("truncated")
+    assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
+    assert 6 < truncated <= 12, "a random model seldom ends a turn; how seldom depends on the processor's rounding"
     assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
     assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
     sources = {p["source"] for p in rows(run.data("preferences"))}
