@@ -21,7 +21,7 @@ METHODS = {
     "dpo": PAIRS,
     "ppo": f"method: ppo, {SAMPLES}, ppo: {{ total_episodes: 6, response_length: 8 }}",
     "grpo": f"method: grpo, {SAMPLES}, online: {{ num_generations: 2, max_tokens: 8 }}",
-    "distill": f"method: distill, {SAMPLES}, online: {{ max_tokens: 8 }}, distill: {{ max_steps: 4 }}, epochs: 4",
+    "distill": f"method: distill, {TRAINING.format(512)}, online: {{ max_tokens: 8 }}, distill: {{ max_steps: 4 }}, epochs: 4",
     "online-dpo": f"method: online-dpo, {SAMPLES}, rounds: {{ count: 2, labels: reward }}",
 }
 RUN = ("run", "runs/s.yaml", "--only", "respond,sft,pairs,reward,policy")
@@ -37,6 +37,7 @@ prompts:
 max_failure_fraction: 1.0
 respond: {{ sampling: {{ max_tokens: 8 }} }}
 pairs: {{ sampling: {{ max_tokens: 8 }} }}
+distill: {{ per_prompt: 1 }}
 sft: {{ {PAIRS} }}
 reward: {{ {PAIRS} }}
 policy: {{ {METHODS[policy]} }}
