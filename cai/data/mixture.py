@@ -90,7 +90,7 @@ def mix(
         key, by_person = preference_key(preference), preference.source.startswith("human:")
         if key in fitted_texts:
             not_held_out.add(group_of(preference.prompt))
-        if problem := _problem(preference, group_of(preference.prompt) in excluded, config.shares):
+        if problem := _problem(preference, group_of(preference.prompt) in excluded, None if is_gold else config.shares):
             dropped[number] = _drop(item_id, problem)
         elif not is_gold and not by_person and key in labelled_texts:
             dropped[number] = _drop(item_id, "human_labelled")

@@ -166,7 +166,7 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class SelfDistillConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of `distill`, beside `online.max_tokens`, `thinking_tokens` and `temperature`. Where the principles stand, and how many, is
-    as in the recipe's `distill`."""
+    as in the recipe's `distill`; `turns` counts as `user`, because a teacher reads whole answers."""
 
     alpha: Annotated[float, Meta(ge=0, le=0.5)] = 0.5
     """Divergence between policy and teacher at each token. 0: forward KL. 0.5: Jensen–Shannon, which is at most ln 2, so that no token

@@ -63,6 +63,14 @@ def test_kinds_of_prompts_have_their_shares_however_many_pairs_and_whoever_label
     assert sum(weights[i] for i in borderline) == pytest.approx(2 * sum(weights[i] for i in harmful))
     assert weights["id-h"] / weights["id-q0"] == pytest.approx(2 / 3), "within a kind, weights are what they were"
     assert mix(PreferencesConfig(held_out_fraction=0.0), pairs, [judged(p, 0.9) for p in pairs]).train[0].weight == 1.0
+    apart = mix(
+        config,
+        pairs,
+        [judged(p, 0.9) for p in pairs],
+        gold=GoldConfig(fraction=0.0),
+        gold_human=[replace(human("g", "yes", "no"), prompt=Prompt("g", "helpful", prompt("g").messages, "s"))],
+    )
+    assert [p.prompt.kind for p in (*apart.gold_train, *apart.gold_held_out)] == ["helpful"], "the gold model's labels are left alone"
 
 
 def test_swapping_every_pair_and_its_judgment_changes_no_preference() -> None:

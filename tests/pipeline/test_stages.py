@@ -323,6 +323,19 @@ def test_a_policy_is_rewarded_by_models_and_judge_and_watched_by_gold(tmp_path: 
     distilled = run_recipe(recipe_of(workspace, told), workspace, STAGES, Reporter(), only=("policy",))
     assert [s.counts for s in distilled.stages] == [{"examples": 12, "steps": 3, "texts": 12, "truncated": 12}]
     assert not (run.model("policy") / "frontier.jsonl").exists(), "of an earlier policy, that was watched"
+    narrow = workspace.root / "constitution" / "narrow.yaml"
+    narrow.write_text(
+        "id: narrow\nname: N\ndescription: D\nprinciples: [{ id: p, statement: Decline it., applies_to: [harmful], source: s }]\n"
+    )
+    only = run_recipe(
+        recipe_of(workspace, told, "constitution=constitution/narrow.yaml", "critique.kinds=[harmful]"),
+        workspace,
+        STAGES,
+        Reporter(),
+        only=("policy",),
+    )
+    harmful = sum(p["kind"] == "harmful" for p in rows(run.data("prompts")))
+    assert 0 < harmful < 12 and only.stages[0].counts["steps"] == -(-harmful // 4), "other kinds have no principle to be told"
 
 
 def test_a_watched_policy_needs_prompts_to_be_chosen_by_and_others_to_be_measured_on(tmp_path: Path) -> None:

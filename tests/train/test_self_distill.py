@@ -101,20 +101,32 @@ def test_it_ends_after_the_most_steps(tiny_model_dir: Path, sft: Path, tmp_path:
     assert train(tiny_model_dir, sft, tmp_path, config_of(epochs=50.0, distill=SelfDistillConfig(max_steps=3))).steps == 3
 
 
-def test_it_ends_where_answers_collapse(tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_where_answers_collapse_and_at_the_same_step_after_a_kill(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the eighth step on every answer is its end token alone."""
-    from cai.train.rl.live_policy import LivePolicy
+    with quiet_training():
+        from cai.train.rl.self_distill_trainer import SelfDistillRun
 
-    steps, told = iter(range(100)), list[str]()
+    def sampled(self: SelfDistillRun, prompts: Any) -> list[list[int]]:
+        end = self.processing_class.eos_token_id
+        return [[end]] * len(prompts) if self.state.global_step >= 7 else [[65, 66, 67, 68, 69, end]] * len(prompts)
 
-    def sample(self: LivePolicy, prompts: Any, max_tokens: int, temperature: float, seeds: Any, **_: Any) -> list[list[int]]:
-        end = self.tokenizer.eos_token_id
-        return [[end]] * len(prompts) if next(steps) >= 7 else [[65, 66, 67, 68, 69, end]] * len(prompts)
+    def killed(*_: Any) -> None:
+        raise Killed
 
-    monkeypatch.setattr(LivePolicy, "sample", sample)
-    result = train(tiny_model_dir, sft, tmp_path, config_of(epochs=50.0), warn=told.append)
-    assert 10 <= result.steps < 15 and len(told) == 1
-    assert f"policy: step {result.steps}: answers have" in told[0] and "had 6 at first; training ends here" in told[0]
+    told: list[str] = []
+    monkeypatch.setattr(SelfDistillRun, "sampled", sampled)
+    config, whole, cut = config_of(epochs=50.0, save_steps=1), tmp_path / "whole", tmp_path / "cut"
+    calm = train(tiny_model_dir, sft, whole, config, warn=told.append)
+    assert 10 <= calm.steps < 15 and len(told) == 1
+    assert f"policy: step {calm.steps}: answers have" in told[0] and "had 6 at first; training ends here" in told[0]
+    with monkeypatch.context() as m:
+        m.setattr("cai.train.rl.self_distill.write_card", killed)
+        with pytest.raises(Killed):
+            train(tiny_model_dir, sft, cut, config)
+    assert train(tiny_model_dir, sft, cut, config).steps == calm.steps
+    assert_same_weights(whole, cut)
 
 
 def test_too_few_prompts_that_fit_with_their_principles_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:

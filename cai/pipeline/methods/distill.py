@@ -10,11 +10,11 @@ from cai.records import Prompt
 
 
 def distill(c: Context) -> dict[str, int]:
-    """Train on the prompts of the kinds that have principles."""
+    """Train on the prompts whose kind has principles: for others the teacher is told nothing."""
     from cai.train.rl.self_distill import train_self_distilled
 
     config, template = c.recipe.distill, template_of(c.templates, c.recipe.distill.placement)
-    prompts = [p for p in c.read("prompts", Prompt) if p.kind in config.kinds]
+    prompts = [p for p in c.read("prompts", Prompt) if p.kind in config.kinds and c.constitution.for_kind(p.kind)]
     told = {
         p.id: under_principles(p, principles_in_context(p, c.constitution, c.recipe.seed, config.per_prompt), template).messages
         for p in prompts

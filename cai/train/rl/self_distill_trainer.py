@@ -56,7 +56,7 @@ class LengthGuard(TrainerCallback):  # type: ignore[misc]
         steps = [e for e in state.log_history if "completions/mean_length" in e]
         if control.should_training_stop or len(steps) < 2 * WINDOW or (problem := collapse(steps)) is None:
             return
-        control.should_training_stop = True
+        control.should_training_stop, control.should_save = True, False  # resumed from a checkpoint here, it would take one more step
         if state.is_world_process_zero:
             self.warn(f"policy: step {state.global_step}: {problem}; training ends here")
 
