@@ -66,10 +66,11 @@ def report(request: Request) -> Response:
 
 def compare(request: Request) -> Response:
     """Return the comparison of the runs that the address names, as `cai report` writes it. The oldest is the baseline."""
-    studio, wanted = studio_of(request), request.query_params.getlist("run")
-    names = [known(name, run_names(studio), "run") for name in wanted]
-    oldest_first = sorted(names, key=run_names(studio).index, reverse=True)
-    return HTMLResponse(render_comparison(compare_runs([studio.workspace.run(name) for name in oldest_first])), headers=_ALONE)
+    studio = studio_of(request)
+    latest_first = run_names(studio)
+    wanted = [known(name, latest_first, "run") for name in request.query_params.getlist("run")]
+    runs = [studio.workspace.run(name) for name in sorted(wanted, key=latest_first.index, reverse=True)]
+    return HTMLResponse(render_comparison(compare_runs(runs)), headers=_ALONE)
 
 
 def _run(request: Request) -> RunDirectory:
