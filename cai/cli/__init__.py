@@ -4,6 +4,7 @@ Heavy imports are inside the commands, so that help and error messages are fast.
 """
 
 import os
+import signal
 import sys
 import threading
 
@@ -16,7 +17,12 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 on success, 2 on a user error (printed as a panel), 130 on Ctrl-C. Only bugs show a traceback."""
+    """Run the command line. Exit codes: 0 on success, 2 on a user error (printed as a panel), 130 on Ctrl-C. Only bugs show a traceback.
+
+    A scheduler's or container's SIGTERM is handled as Ctrl-C: calls in flight are awaited and stored.
+    """
+    if "LOCAL_RANK" not in os.environ:  # one of several processes may wait in a library, where no handler runs: its launcher ends it
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         for argument in sys.argv[1:]:
             if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
@@ -37,3 +43,9 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(INTERRUPTED)
         raise
+
+
+def _terminated(number: int, frame: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell ignores Ctrl-C
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)

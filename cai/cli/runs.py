@@ -62,6 +62,7 @@ def run(
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to resume."""
     from cai.core.workspace import find_workspace
     from cai.errors import RecipeError
+    from cai.evaluate.adherence import adherence_lines
     from cai.recipe import load_recipe
 
     if shard is not None:
@@ -74,20 +75,9 @@ def run(
     if json:
         print_json(summary)
     elif summary.report:
-        for line in _adherence(Path(summary.report).parent):
+        for line in adherence_lines(workspace.run(loaded.name)):
             typer.echo(line)
         typer.echo(f"report: {summary.report}")
-
-
-def _adherence(run: Path) -> list[str]:
-    """Return a line per principle about how often held-out responses follow it; none before `evaluate`."""
-    from cai.core.jsonl import read_records
-    from cai.core.workspace import RunDirectory
-    from cai.evaluate.adherence import adherence_rows, in_words
-    from cai.records import EvalResult
-
-    path = RunDirectory(run).data("evaluation")
-    return [in_words(row) for row in adherence_rows(list(read_records(path, EvalResult)))] if path.exists() else []
 
 
 @app.command(hidden=True)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from cai.core.jsonl import read_records
 from cai.core.manifest import STAGE_NAMES, read_manifest
@@ -68,7 +69,8 @@ def run_status(run: RunDirectory) -> RunStatus:
                 stages.append(StageStatus(name, "waiting" if alive else "not run"))
             continue
         state = "stopped" if entry.status == "running" and not alive else entry.status
-        stages.append(StageStatus(name, state, entry.seconds, entry.calls_made, entry.calls_reused, failures[name], entry.counts))
+        seconds = _since(entry.started) if state == "running" else entry.seconds
+        stages.append(StageStatus(name, state, seconds, entry.calls_made, entry.calls_reused, failures[name], entry.counts))
     notes = [f"{s.name}: {s.message}" for s in manifest.stages if s.message and s.status == "failed"]
     progress = run.path / "progress.json"
     if alive and progress.exists():
@@ -83,3 +85,11 @@ def run_status(run: RunDirectory) -> RunStatus:
     if run.report.exists():
         notes.append(f"report: {run.report}")
     return RunStatus(manifest.name, str(run.path), tuple(stages), tuple(notes))
+
+
+def _since(started: str) -> float:
+    """Return the seconds since a time in ISO 8601; 0 for another text."""
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds())
+    except (ValueError, TypeError):  # a run of another version
+        return 0.0

@@ -100,6 +100,13 @@ class RunDirectory:
             return False
         return False
 
+    def holder(self) -> int | None:
+        """Return the id of the process that holds the run's lock; None if no process does."""
+        try:
+            return int((self.path / ".lock").read_text()) if self.in_use() else None
+        except ValueError:  # it is just taking the lock
+            return None
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the run directory for this process. The operating system releases the lock when the process ends.

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
+from cai.core.jsonl import read_records
 from cai.core.text.checks import checks_for, follows
+from cai.core.workspace import RunDirectory
 from cai.errors import ReplyError
 from cai.evaluate.paired import change_result, rate, shared_ids
 from cai.evaluate.policies import AGAINST, corrected
@@ -235,6 +237,12 @@ def adherence_rows(results: Sequence[EvalResult]) -> list[AdherenceRow]:
 def trained_model(row: AdherenceRow) -> str | None:
     """Return the name of the model that a row's verdict is about: `policy`, else `sft`, else the last one; None without any."""
     return next((m for m in ("policy", "sft", *reversed(row.changes)) if m in row.changes and m != TOLD), None)
+
+
+def adherence_lines(run: RunDirectory) -> list[str]:
+    """Return a line per principle about how often held-out responses follow it; none before `evaluate`."""
+    path = run.data("evaluation")
+    return [in_words(row) for row in adherence_rows(list(read_records(path, EvalResult)))] if path.exists() else []
 
 
 def in_words(row: AdherenceRow) -> str:

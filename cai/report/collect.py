@@ -321,6 +321,11 @@ def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:
     return tuple(FailureGroup(stage, reason, n, tuple(examples[stage, reason])) for (stage, reason), n in counts.most_common())
 
 
+def read_curves(run_dir: Path) -> tuple[Curve, ...]:
+    """Read the training metrics of a run by step. A run that is training has those of the steps so far."""
+    return _read_curves(_Reader(run_dir))
+
+
 def _read_curves(reader: _Reader) -> tuple[Curve, ...]:
     """Read all training metrics by step, from the run's log or else from the log in a model's folder."""
     points: _Points = defaultdict(list)

@@ -18,6 +18,7 @@ from cai.studio.jobs import Jobs
 from cai.studio.label_pages import queue_rows
 from cai.studio.labelling import Labelling
 from cai.studio.run_pages import run_names, run_of, status_of
+from cai.studio.running import Runs
 from cai.studio.trials import TrialRequest
 from cai.studio.web import HANDLERS, Studio, asset, page, studio_of
 
@@ -30,7 +31,7 @@ def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialR
         queues: files of pairs to label, in addition to `labels/queues/`.
         asking: model and settings of previews; None: the embedded model.
     """
-    return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), asking or TrialRequest())
+    return Studio(workspace, Drafts(workspace), Labelling(workspace, queues), Jobs(), Runs(workspace), asking or TrialRequest())
 
 
 def home(request: Request) -> Response:

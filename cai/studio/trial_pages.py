@@ -14,7 +14,7 @@ from cai.studio.constitution_pages import BASE, name_of
 from cai.studio.jobs import Job
 from cai.studio.run_pages import run_of
 from cai.studio.trials import comparison, preview, wording
-from cai.studio.web import as_json, fragment, studio_of, taking
+from cai.studio.web import Nothing, as_json, fragment, studio_of, taking
 from cai.workbench.trial import Answered, JudgedRevision, Revised
 
 
@@ -37,10 +37,6 @@ class WordingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Request to draft the requests and questions of one principle."""
 
     index: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An empty request body."""
 
 
 def try_prompt(request: Request, body: Preview) -> Response:

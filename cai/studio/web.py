@@ -19,6 +19,7 @@ from cai.report.environment import html_environment
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.jobs import Jobs
 from cai.studio.labelling import Labelling, NotLastError
+from cai.studio.running import Runs
 from cai.studio.trials import TrialRequest
 
 B = TypeVar("B")
@@ -32,7 +33,12 @@ class Studio:
     drafts: Drafts
     labelling: Labelling
     jobs: Jobs
+    runs: Runs
     asking: TrialRequest
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An empty request body."""
 
 
 def studio_of(request: Request) -> Studio:
@@ -109,6 +115,7 @@ SCRIPTS = (
     "label_start.js",
     "label_results.js",
     "run.js",
+    "start_run.js",
 )
 HANDLERS: dict[Any, Any] = {CaiError: on_error, HTTPException: on_error}
 ASSETS: dict[str, tuple[str, str, str]] = {

@@ -102,11 +102,14 @@ def test_distillation_killed_twice_at_random_ends_as_a_calm_one(tmp_path: Path, 
     assert data_bytes(killed.run("s")) == outputs
 
 
-def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(tmp_path: Path, calm: tuple[int, dict[str, bytes]]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "a scheduler's"])
+def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(
+    tmp_path: Path, calm: tuple[int, dict[str, bytes]], number: signal.Signals
+) -> None:
     workspace = many_workspace(tmp_path / "w")
     process = start_cai(workspace.root, *RUN)
     wait_for_calls(process, workspace, 100)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopped. Finished calls and checkpoints are kept. Run the same command again to resume." in err

@@ -1,12 +1,9 @@
-"""Previews and comparisons as jobs, and runs as a page shows them."""
+"""Previews and comparisons, as jobs."""
 
 import asyncio
-import os
-import shutil
 import threading
 import time
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,67 +142,3 @@ def test_only_the_latest_jobs_are_kept_and_a_bug_is_said() -> None:
     assert jobs.get(last.id) is last and jobs.get(made[0].id) is None
     assert made[-1].state == "failed" and "KeyError" in made[-1].error and "bug" in made[-1].error
     assert jobs.get(made[-1].id) is made[-1] and jobs.get("nothing") is None
-
-
-def test_a_run_is_watched_and_its_report_opened(served: Served) -> None:
-    run_data(served.workspace)
-    run = served.workspace.run("s")
-    client = served.enter()
-    page = client.get("/runs/s").text
-    assert "respond" in page and "not run" in page and "Open the report" not in page
-    assert client.get("/runs/s/report").status_code == 404
-    with run.locked():
-        assert client.get("/runs/s/stages").json()["in_use"]
-    assert not client.get("/runs/s/stages").json()["in_use"]
-    run.report.write_text("<!doctype html><script>alert(1)</script>")
-    answer = client.get("/runs/s/report")
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "script-src" not in policy and policy.endswith("sandbox")
-    assert "Open the report" in client.get("/runs/s").text and 'href="/runs/s/report"' in client.get("/").text
-    for name in ("..", "%2e%2e", "..%2fs", "calls.sqlite", ".studio"):
-        assert client.get(f"/runs/{name}/report").status_code == 404
-
-
-def test_runs_are_compared_side_by_side_with_the_oldest_as_the_baseline(served: Served) -> None:
-    run_data(served.workspace, only=("respond",), name="old")
-    assert "Compare side by side" not in served.enter().get("/").text, "one run alone"
-    run_data(served.workspace, "respond.sampling.max_tokens=17", only=("respond",), name="new")
-    old = served.workspace.run("old").path
-    os.utime(old, (time.time() - 60,) * 2)
-    client = served.client
-    assert "Compare side by side" in client.get("/").text
-    answer = client.get("/compare?run=new&run=old")
-    assert answer.status_code == 200 and "respond.sampling.max_tokens" in answer.text
-    assert answer.text.index("old") < answer.text.index("new") and answer.headers["content-security-policy"].endswith("sandbox")
-    for asked in ("run=new", "run=new&run=new", ""):
-        refused = client.get(f"/compare?{asked}", headers={"accept": "text/html"})
-        assert refused.status_code == 400 and "two or more different runs" in refused.text
-    assert client.get("/compare?run=new&run=..").status_code == 404
-
-
-def test_failures_and_a_killed_stage_show(served: Served) -> None:
-    run_data(served.workspace, only=("respond",))
-    manifest = served.workspace.run("s").manifest
-    manifest.write_text(manifest.read_text().replace('"status": "done"', '"status": "running"'))
-    assert "respond stopped" in served.enter().get("/").text
-
-
-@pytest.mark.attack
-def test_odd_names_are_left_out_and_named_and_the_rest_works(served: Served) -> None:
-    run_data(served.workspace, only=("respond",))
-    root = served.workspace.root
-    shutil.copytree(root / "runs" / "s", root / "runs" / "s (copy)")
-    (root / "runs" / "calls.sqlite-wal.d").mkdir()
-    (root / "runs" / "calls.sqlite-wal.d" / "recipe.yaml").touch()
-    for odd in (b"odd\xff", b"line\nbreak", b"\x1b[31m"):
-        shutil.copyfile(root / "constitution" / "general.yaml", os.fsencode(root / "constitution") + b"/" + odd + b".yaml")
-        queue = Path(os.fsdecode(os.fsencode(root / "labels" / "queues") + b"/" + odd + b".jsonl"))
-        queue.parent.mkdir(parents=True, exist_ok=True)
-        queue.write_text("{}\n")
-    served.enter()
-    for path in ("/", "/label", f"{BASE}", "/runs/s"):
-        assert served.client.get(path).status_code == 200, path
-    home = served.client.get("/").text
-    assert "/runs/s%20" not in home and "/constitutions/general" in home
-    for named in ("runs/s (copy)", r"constitution/odd\udcff.yaml", r"labels/queues/\x1b[31m.jsonl", "runs/calls.sqlite-wal.d"):
-        assert f"<code>{named}</code>" in home
