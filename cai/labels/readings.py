@@ -74,6 +74,7 @@ class PairRow:
     said: Said | None = None
     """The answer as long as it isn't read; `preference.p_chosen` is ½ until then."""
     note: str = ""
+    both_bad: bool = False
     doubt: str = ""
     """Information that the source lacks and that may affect whether the label is valid; empty if none is missing."""
 
@@ -87,10 +88,10 @@ class PairRow:
         """The label with its responses as shown, or in hashed order if the row only says which one was chosen."""
         p = self.preference
         pair = ResponsePair(p.prompt, p.chosen, p.rejected, "human", BY_PEOPLE)
-        label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes, self.note)
+        label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes, self.note, self.both_bad)
         if self.as_shown or sides_by_hash(p.prompt, p.chosen, p.rejected) == (p.chosen, p.rejected):
             return label
-        return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes, self.note)
+        return HumanLabel(pair.swapped(), self.annotator, 1.0 - p.p_chosen, p.source, self.time, self.attributes, self.note, self.both_bad)
 
 
 @dataclass(frozen=True, slots=True)

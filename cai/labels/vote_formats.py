@@ -74,7 +74,7 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
     pair, by = label.pair, label.pair.provenance
     cut = (pair.truncated_a, pair.truncated_b)
     preference = Preference(pair.prompt, pair.response_a, pair.response_b, label.p_a, 1.0, label.source, (), by, *cut)
-    yield checked(PairRow(preference, True, label.annotator, label.time, label.attributes, note=label.note))
+    yield checked(PairRow(preference, True, label.annotator, label.time, label.attributes, note=label.note, both_bad=label.both_bad))
 
 
 def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:

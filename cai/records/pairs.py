@@ -59,6 +59,8 @@ class HumanLabel:
     """Attributes that the annotator gave: `language`, `age_group`, …"""
     note: str = ""
     """The annotator's remark about the pair. Not trained on."""
+    both_bad: bool = False
+    """Whether the annotator finds neither response acceptable. `p_a` is then ½."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ other state: labelling resumes from the file.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -26,12 +27,14 @@ from cai.labels.pooling import pair_key
 from cai.labels.to_label import ToLabel, load_to_label
 from cai.records import HumanLabel, ResponsePair
 
-Choice = Literal["a", "a-slightly", "tie", "b-slightly", "b"]
-P_A: dict[Choice, float] = {"a": 1.0, "a-slightly": 0.75, "tie": 0.5, "b-slightly": 0.25, "b": 0.0}
-"""Probability that A is better. It falls evenly over the five answers, as on a scale that `cai human import --choices` reads."""
+Choice = Literal["a", "a-slightly", "tie", "both-bad", "b-slightly", "b"]
+P_A: dict[Choice, float] = {"a": 1.0, "a-slightly": 0.75, "tie": 0.5, "both-bad": 0.5, "b-slightly": 0.25, "b": 0.0}
+"""Probability that A is better. It falls evenly over the five places, as on a scale that `cai human import --choices` reads."""
 BLOCK = 10
 """Number of consecutive pairs that are shuffled for each rater. A queue starts with its most informative pairs."""
 MAX_NAME = 60
+GOLD = "gold.jsonl"
+"""File in `labels/` with pairs whose right answer is known: attention checks, of which every block of a queue gets one."""
 _SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 
 
@@ -100,12 +103,23 @@ class Labelling:
             raise DataError(f"no queue {queue_id}; there are: {', '.join(self.queues()) or 'none'}") from None
 
     def to_label(self, queue: Queue) -> ToLabel:
-        """Return the pairs of a queue. Raises `DataError` if it has none."""
+        """Return the pairs of a queue, with the attention checks among them. Raises `DataError` if it has none."""
         try:
             stat = queue.path.stat()
         except OSError as e:
             raise DataError(f"{queue.path}: can't be read ({e.strerror or e})") from e
-        return _loaded(queue.path, stat.st_mtime_ns, stat.st_size)
+        found = _loaded(queue.path, stat.st_mtime_ns, stat.st_size)
+        checks = self.checks()
+        return found if checks is None else replace(found, pairs=_mixed(found.pairs, checks.pairs))
+
+    def checks(self) -> ToLabel | None:
+        """Return the attention checks; None if there is no `GOLD`. Raises `DataError` if it can't be read."""
+        path = self.folder / GOLD
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        return _loaded(path, stat.st_mtime_ns, stat.st_size)
 
     def file(self, queue: Queue, rater: str) -> Path:
         """Return the path of a rater's answers."""
@@ -144,7 +158,9 @@ class Labelling:
         if pair is None:
             raise DataError(f"{queue.path.name}: the pair is not in this queue. The file may have changed. Reload the page.")
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        label = HumanLabel(as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time, note=note.strip())
+        label = HumanLabel(
+            as_shown(pair, key, rater), rater, P_A[choice], f"human:{queue.path.name}", time, {}, note.strip(), choice == "both-bad"
+        )
         path = self.file(queue, rater)
         with _locked(path) as descriptor:
             if key in self.done(queue, rater):
@@ -182,6 +198,17 @@ def order(keys: Sequence[str], rater: str) -> list[str]:
     """Return pairs in a rater's order: blocks in the order of the queue, shuffled by hash within each block."""
     places = sorted((i // BLOCK, split_fraction(key, f"studio-order:{rater}"), i) for i, key in enumerate(keys))
     return [keys[i] for _, _, i in places]
+
+
+def _mixed(pairs: Mapping[str, ResponsePair], checks: Mapping[str, ResponsePair]) -> dict[str, ResponsePair]:
+    """Return the pairs with one check in each block of them."""
+    mixed: dict[str, ResponsePair] = {}
+    waiting = iter([(key, pair) for key, pair in checks.items() if key not in pairs])
+    for number, (key, pair) in enumerate(pairs.items()):
+        if number % (BLOCK - 1) == 0:
+            mixed.update(itertools.islice(waiting, 1))
+        mixed[key] = pair
+    return mixed
 
 
 def as_shown(pair: ResponsePair, key: str, rater: str) -> ResponsePair:

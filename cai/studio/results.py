@@ -8,10 +8,11 @@ from datetime import datetime
 from statistics import median
 
 from cai.core.jsonl import read_records
-from cai.labels.agreement import people_agreement
+from cai.labels.agreement import gold_accuracy, people_agreement
+from cai.labels.annotating import gold_answers
 from cai.labels.pooling import pair_key
-from cai.records import EvalResult, HumanLabel, ResponsePair
-from cai.studio.labelling import Labelling, Queue, as_shown
+from cai.records import EvalResult, HumanLabel, Prompt, ResponsePair
+from cai.studio.labelling import GOLD, Labelling, Queue, as_shown
 
 ADJUDICATOR = "adjudication"
 """Rater whose answers decide disputed pairs. They are left out of the agreement."""
@@ -28,8 +29,12 @@ class RaterRow:
     first: float
     """Share of the answers that chose the side shown first, in [0, 1]. Sides are shuffled, so about one half is expected."""
     ties: float
+    both_bad: float
+    """Share of the answers that found neither response acceptable."""
     seconds: float | None
     """Median time per pair, without pauses."""
+    checks: EvalResult | None
+    """Accuracy on attention checks; None if the rater has answered none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class LabelResults:
     shared: int
     """Number of pairs that several raters labelled."""
     disputed: tuple[DisputedPair, ...]
+    bad: tuple[Prompt, ...]
+    """Prompts of pairs of which every rater says that neither response is acceptable: the model needs other answers to them."""
     files: tuple[str, ...]
     """Files of the answers, relative to the workspace."""
 
@@ -61,6 +68,7 @@ class LabelResults:
 def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
     """Collect the results of a queue. Raises `DataError` if its pairs or answers can't be read."""
     pairs = labelling.to_label(queue).pairs
+    gold = gold_answers(labelling.folder / GOLD) if labelling.checks() is not None else {}
     paths = sorted(labelling.folder.glob(f"{queue.id}.*.jsonl"))
     labels = [label for path in paths for label in read_records(path, HumanLabel, torn_tail="drop")]
     by_rater: dict[str, list[HumanLabel]] = defaultdict(list)
@@ -73,6 +81,9 @@ def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
             p_a = label.p_a if label.pair.response_a == shown.response_a else 1 - label.p_a
             by_pair[key][label.annotator] = p_a, label.note
     people = [label for label in labels if label.annotator != ADJUDICATOR]
+    checked = {r.model: r for r in gold_accuracy(people, gold)}
+    fine = {pair_key(label) for label in people if not label.both_bad}
+    bad = {key: label.pair.prompt for label in people if (key := pair_key(label)) not in fine}
     agreement = tuple(people_agreement(people))
     disputed = []
     for key, answers in by_pair.items():
@@ -82,11 +93,12 @@ def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
             said = tuple((who, _graded(p_a), note) for who, (p_a, note) in sorted(answers.items()))
             disputed.append(DisputedPair(key, shown, said, "" if decision is None else _graded(decision[0])))
     return LabelResults(
-        tuple(_row(name, mine) for name, mine in sorted(by_rater.items()) if name != ADJUDICATOR),
+        tuple(_row(name, mine, checked.get(name)) for name, mine in sorted(by_rater.items()) if name != ADJUDICATOR),
         agreement,
         in_words(agreement),
         sum(len(answers) > 1 for answers in by_pair.values()),
         tuple(disputed),
+        tuple(bad.values()),
         tuple(str(path.relative_to(labelling.folder.parent)) for path in paths),
     )
 
@@ -107,12 +119,13 @@ def in_words(agreement: Sequence[EvalResult]) -> str:
     return text if alpha.low >= 0.67 or alpha.high < 0.67 else f"{text} With so few shared pairs, this is uncertain."
 
 
-def _row(name: str, labels: Sequence[HumanLabel]) -> RaterRow:
+def _row(name: str, labels: Sequence[HumanLabel], checks: EvalResult | None) -> RaterRow:
     times = sorted(datetime.fromisoformat(label.time) for label in labels if label.time)
     gaps = [gap for a, b in itertools.pairwise(times) if (gap := (b - a).total_seconds()) < _BREAK_SECONDS]
     n = len(labels)
-    first, ties = sum(label.p_a > 0.5 for label in labels) / n, sum(label.p_a == 0.5 for label in labels) / n
-    return RaterRow(name, n, first, ties, median(gaps) if gaps else None)
+    first, bad = sum(label.p_a > 0.5 for label in labels) / n, sum(label.both_bad for label in labels) / n
+    ties = sum(label.p_a == 0.5 for label in labels) / n - bad
+    return RaterRow(name, n, first, ties, bad, median(gaps) if gaps else None, checks)
 
 
 def _side(p_a: float) -> str:

@@ -18,7 +18,7 @@ from cai.labels.load import load_human
 from cai.labels.to_label import load_to_label
 from cai.recipe import HumanSource
 from cai.records import EvalResult, HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
-from cai.studio.labelling import BLOCK, Labelling, NotLastError, Queue, as_shown, order, rater_name
+from cai.studio.labelling import BLOCK, GOLD, Labelling, NotLastError, Queue, as_shown, order, rater_name
 from cai.studio.results import ADJUDICATOR, in_words, label_results
 from tests.studio.serving import Served
 from tests.workspaces import run_data, start_cai
@@ -335,6 +335,35 @@ def test_notes_and_how_much_better_stand_beside_a_dispute(labelling: Labelling, 
     labelling.answer(queue, ADJUDICATOR, key, "a-slightly")
     assert label_results(labelling, queue).disputed[0].decided == "A slightly"
     assert [r.first for r in label_results(labelling, queue).raters if r.name == "ana"] == [1.0], "slightly better is chosen, too"
+
+
+def test_both_bad_is_a_tie_that_says_what_the_model_lacks(labelling: Labelling, queue: Queue, tmp_path: Path) -> None:
+    keys = list(labelling.to_label(queue).pairs)
+    for rater, choices in {"ana": ("both-bad", "both-bad", "a"), "ben": ("both-bad", "tie", "a")}.items():
+        for key, choice in zip(keys, choices, strict=False):
+            labelling.answer(queue, rater, key, choice)  # type: ignore[arg-type]
+    found = label_results(labelling, queue)
+    asked = labelling.to_label(queue).pairs[keys[0]].prompt
+    assert [(r.name, round(3 * r.both_bad), round(3 * r.ties)) for r in found.raters] == [("ana", 2, 0), ("ben", 1, 1)]
+    assert found.bad == (asked,) and keys[0] not in {d.key for d in found.disputed}
+    labels, failures, _ = read_label_files([labelling.file(queue, "ana")])
+    assert [(label.p_a, label.both_bad) for label in labels][:2] == [(0.5, True)] * 2 and not failures
+
+
+def test_attention_checks_are_mixed_in_unseen_and_measure_each_rater(labelling: Labelling, queue: Queue) -> None:
+    own = list(labelling.to_label(queue).pairs)
+    asked = [Prompt(f"g{i}", "helpful", (Message("user", f"Gold {i}?"),), "gold") for i in range(3)]
+    gold = [Preference(p, "Right.", "Wrong.", 1.0, 1.0, "human:gold", (), Provenance("")) for p in asked]
+    write_records(labelling.folder / GOLD, gold)
+    mixed = list(labelling.to_label(queue).pairs)
+    checks = [key for key in mixed if key not in own]
+    assert [key for key in mixed if key in own] == own and len(checks) == 2, "one in a block, of twelve pairs"
+    assert answer_all(labelling, queue, "good", "Right.") == answer_all(labelling, queue, "careless", "Wrong.") == 14
+    rows = {r.name: r.checks for r in label_results(labelling, queue).raters}
+    assert [(r.value, r.n) for name in ("good", "careless") if (r := rows[name]) is not None] == [(1.0, 2), (0.0, 2)]
+    (labelling.folder / GOLD).write_text("{")
+    with pytest.raises(DataError, match="gold"):
+        labelling.turn(queue, "good")
 
 
 def test_an_adjudicator_decides_and_is_no_rater(labelling: Labelling, queue: Queue) -> None:

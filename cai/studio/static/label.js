@@ -3,7 +3,7 @@ import { ask, get, tell } from "/static/app.js";
 
 const SETTLE = 200; // ms; a key press for the previous pair must not answer this one
 const { base, rater } = get("rate").dataset;
-const KEYS = { a: "a", arrowleft: "a", 1: "a", b: "b", arrowright: "b", 2: "b", t: "tie", 0: "tie" };
+const KEYS = { a: "a", arrowleft: "a", 1: "a", b: "b", arrowright: "b", 2: "b", t: "tie", 0: "tie", x: "both-bad" };
 const note = get("note");
 let noted = ""; // note of the last answer, which undo brings back
 let key = null, last = null, skipped = [], busy = true, shownAt = 0;
@@ -64,7 +64,7 @@ document.addEventListener("keydown", (event) => {
   const pressed = event.key.toLowerCase();
   if (pressed === "g" && get("guide")) get("guide").open = !get("guide").open;
   else if (performance.now() - shownAt < SETTLE) return;
-  else if (KEYS[pressed]) choose(event.shiftKey && KEYS[pressed] !== "tie" ? `${KEYS[pressed]}-slightly` : KEYS[pressed]);
+  else if (KEYS[pressed]) choose(event.shiftKey && KEYS[pressed].length === 1 ? `${KEYS[pressed]}-slightly` : KEYS[pressed]);
   else if (pressed === "n") note.focus();
   else if (pressed === "s") skip();
   else if (pressed === "u" || pressed === "backspace") undo();
