@@ -270,7 +270,7 @@ def _form(source: YamlSource, text: str, findings: list[LintFinding]) -> tuple[P
     if not all(isinstance(row, dict) for row in rows):
         return ()
     starts = [source.lines[("principles", n)] for n in range(len(rows))]
-    ends = [*starts[1:], len(text) + 1]
+    ends = [*starts[1:], len(text) + 1][: len(starts)]
     forms = []
     for row, drafted, start, end in zip(rows, drafted_fields(source, text), starts, ends, strict=True):
         said = {name: str(row.get(name) or "").strip() for name in ("id", "statement", *DEFAULT_WORDING)}

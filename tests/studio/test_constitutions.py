@@ -261,6 +261,9 @@ def test_text_that_is_no_yaml_has_no_form(served: Served, mine: str) -> None:
     now = served.client.get(f"{mine}/text").json()
     now = served.post(f"{mine}/draft", version=now["version"], text=MINE + "\t: [")
     assert now["form"] == [] and not now["is_loadable"]
+    for text in ("id: mine\n", "id: mine\nprinciples: []\n", ""):
+        now = served.post(f"{mine}/draft", version=now["version"], text=text)
+        assert now["form"] == [] and not now["is_loadable"], "no principle is left"
 
 
 @pytest.mark.enable_socket
