@@ -5,13 +5,14 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from cai.core.console import printable
 from cai.core.workspace import Workspace, is_run_name, is_text
 from cai.errors import CaiError
 from cai.studio import constitution_pages, label_pages, principle_pages, run_pages, trial_pages
+from cai.studio.access import Links
 from cai.studio.drafts import Drafts, Edited
 from cai.studio.guard import Guard
 from cai.studio.jobs import Jobs
@@ -20,7 +21,7 @@ from cai.studio.labelling import Labelling
 from cai.studio.run_pages import run_names, run_of, status_of
 from cai.studio.running import Runs
 from cai.studio.trials import TrialRequest
-from cai.studio.web import HANDLERS, Studio, asset, page, studio_of
+from cai.studio.web import HANDLERS, Studio, asset, page, studio_of, visitor_of
 
 
 def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialRequest | None = None) -> Studio:
@@ -35,7 +36,9 @@ def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialR
 
 
 def home(request: Request) -> Response:
-    """Show the start page: constitutions, queues and runs of the workspace."""
+    """Show the start page: constitutions, queues and runs of the workspace. People who only label start at `/label`."""
+    if visitor_of(request).role == "label":
+        return RedirectResponse("/label", 303)
     studio = studio_of(request)
     runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
     constitutions = [(name, *_opened(studio, name)) for name in studio.drafts.names()]
@@ -64,16 +67,17 @@ def _opened(studio: Studio, name: str) -> tuple[Edited | None, str]:
         return None, str(e)
 
 
-def make_app(studio: Studio, port: int, token: str) -> Guard:
+def make_app(studio: Studio, port: int, links: Links, origins: Sequence[str]) -> Guard:
     """Return the ASGI app.
 
     Args:
         studio: state of the app.
         port: port of the server.
-        token: secret that a browser must send.
+        links: the links that open it.
+        origins: scheme, host and port of each address under which browsers may open it.
     """
     pages = (constitution_pages, principle_pages, trial_pages, label_pages, run_pages)
     routes = [Route("/", home), Route("/static/{name}", asset), *(route for part in pages for route in part.ROUTES)]
     app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.state.studio = studio
-    return Guard(app, port, token)
+    return Guard(app, port, links, origins)

@@ -1,22 +1,29 @@
-"""Access control: only a browser on this machine with the token gets an answer, and only for requests from the app's own pages.
+"""Access control: only a browser with a valid link gets an answer, and only to what its role may request from the app's own pages.
 
 Every request is checked in this order:
 
-1. `Host` must be this server's address. This stops DNS rebinding, where another host name points at 127.0.0.1.
+1. `Host` must be an address of this server. This stops DNS rebinding, where another host name points at 127.0.0.1.
 2. `Sec-Fetch-Site` and `Origin` must name this origin, because SameSite cookies ignore the port.
-3. The cookie must contain the token, which is new at every start. `/enter?token=…`, the address that `cai studio` prints, sets the cookie.
-4. A request body must declare its length, at most `MAX_BODY_BYTES`.
+3. The cookie must contain the token of a link. `/enter?token=…`, the link itself, sets the cookie.
+4. The link's role must allow the route (`access.may`).
+5. A request body must declare its length, at most `MAX_BODY_BYTES`.
 
 Response headers forbid other origins, inline scripts and styles, frames and caching.
 """
 
-import secrets
+from collections.abc import Sequence
 from urllib.parse import parse_qs
 
+from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match
+from starlette.types import Message, Receive, Scope, Send
+
+from cai.errors import CaiError
+from cai.studio.access import LinkError, Links, may
+from cai.studio.web import page
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 POLICY = (
@@ -42,15 +49,16 @@ class Guard:
 
     Args:
         app: the app that handles accepted requests.
-        port: port of this server.
-        token: secret of this server process.
+        port: port of this server, for the cookie's name.
+        links: the links that open it.
+        origins: scheme, host and port of each address under which browsers may open it.
     """
 
-    def __init__(self, app: ASGIApp, port: int, token: str) -> None:
+    def __init__(self, app: Starlette, port: int, links: Links, origins: Sequence[str]) -> None:
         self._app = app
-        self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
-        self._cookie = f"cai-studio-{port}"
-        self._token = token
+        self._origins = {origin.partition("://")[2]: origin for origin in origins}
+        self._port = port
+        self._links = links
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -72,39 +80,40 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         """Return an error response, or the response to `/enter`; None if the app may handle the request."""
-        host = request.headers.getlist("host")
-        if len(host) != 1 or host[0].lower() not in self._hosts:
+        hosts = request.headers.getlist("host")
+        own = self._origins.get(hosts[0].lower()) if len(hosts) == 1 else None
+        if own is None:
             return _refuse(421, "This is not the address that `cai studio` printed.")
         entering = request.method in _SAFE and request.url.path == ENTER
-        own = f"http://{host[0].lower()}"
         if request.method not in _SAFE and request.headers.get("origin") != own:
             return _refuse(403, "Only the app's own pages may make changes.")
         if not entering and request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return _refuse(403, "This request came from another site. Open the address that `cai studio` printed.")
+        is_secure = own.startswith("https://")
+        cookie = f"{'__Host-' if is_secure else ''}cai-studio-{self._port}"
+        tokens = parse_qs(request.url.query).get("token", []) if entering else [request.cookies.get(cookie, "")]
+        token = tokens[0] if len(tokens) == 1 else ""
+        if not token and not entering:
+            return _refuse(401, "Open the link that you were given, or the address that `cai studio` printed. It contains a token.")
+        try:
+            link = self._links.read(token)
+        except CaiError as e:  # the others: the revocations can't be read
+            return _refuse(401 if isinstance(e, LinkError) else 503, str(e))
         if entering:
-            return self._enter(request)
-        if not self._is_token(request.cookies.get(self._cookie, "")):
-            return _refuse(
-                401, "Open the address that `cai studio` printed when it started. It contains a token that is new at every start."
-            )
+            answer = page("enter")  # no redirect: a browser that comes from another site would send it without the cookie
+            answer.set_cookie(cookie, token, httponly=True, samesite="strict", path="/", secure=is_secure)
+            return answer
+        route = next((route for route in self._app.routes if route.matches(request.scope)[0] is Match.FULL), None)
+        if not may(link.role, request.method, getattr(route, "path", "")):
+            return _refuse(403, f"Your link has the role {link.role}, which does not allow this.")
         if request.method not in _SAFE:
             length = request.headers.get("content-length", "")
             if not length.isascii() or not length.isdigit() or "transfer-encoding" in request.headers:
                 return _refuse(411, "The request needs a Content-Length header.")
             if int(length) > MAX_BODY_BYTES:
                 return _refuse(413, f"The request is larger than {MAX_BODY_BYTES // 2**20} MiB.")
+        request.state.visitor = link
         return None
-
-    def _enter(self, request: Request) -> Response:
-        given = parse_qs(request.url.query).get("token", [""])
-        if len(given) != 1 or not self._is_token(given[0]):
-            return _refuse(401, "The token is not valid. Open the address that `cai studio` printed when it last started.")
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
-        return answer
-
-    def _is_token(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self._token.encode())
 
 
 def _refuse(status: int, text: str) -> Response:

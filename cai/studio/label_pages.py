@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import msgspec
 from markupsafe import Markup
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -20,7 +21,7 @@ from cai.labels.annotating import QueueBy, label_queue
 from cai.studio.labelling import Choice, Queue, Turn, rater_name
 from cai.studio.results import ADJUDICATOR, label_results
 from cai.studio.run_pages import run_names, run_of
-from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking
+from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking, visitor_of
 
 BASE = "/label/{queue}"
 
@@ -58,51 +59,54 @@ class NewQueue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def start(request: Request) -> Response:
-    """Show the start page, which asks for the rater's name and a queue."""
-    studio = studio_of(request)
-    return page("label_start", queues=queue_rows(studio), constitutions=studio.drafts.names(), runs=run_names(studio))
+    """Show the start page, which asks for a queue, and for the rater's name unless the link has one."""
+    studio, visitor = studio_of(request), visitor_of(request)
+    names = studio.drafts.names()
+    return page("label_start", queues=queue_rows(studio), constitutions=names, runs=run_names(studio), visitor=visitor)
 
 
 def begin(request: Request) -> Response:
     """Redirect from the start form to the labelling page."""
     asked = request.query_params
     queue = known(asked.get("queue", ""), studio_of(request).labelling.queues(), "queue")
-    rater = rater_name(asked.get("rater", ""))
+    rater = _rater(request, asked.get("rater", ""))
     return RedirectResponse(f"/label/{quote(queue)}?rater={quote(rater)}&guide={quote(asked.get('guide', ''))}", 303)
 
 
 def rate(request: Request) -> Response:
     """Show the labelling page."""
     studio, queue = studio_of(request), _queue(request)
-    rater, guide = rater_name(request.query_params.get("rater", "")), request.query_params.get("guide", "")
+    rater, guide = _rater(request, request.query_params.get("rater", "")), request.query_params.get("guide", "")
     if guide:
         known(guide, studio.drafts.names(), "constitution")
     file = studio.labelling.file(queue, rater).relative_to(studio.workspace.root)
-    return page("label", queue=queue, rater=rater, file=str(file), guidelines=_guidelines(studio, guide) if guide else None)
+    guidelines = _guidelines(studio, guide) if guide else None
+    return page("label", queue=queue, rater=rater, file=str(file), guidelines=guidelines, visitor=visitor_of(request))
 
 
 def results(request: Request) -> Response:
     """Show what the labels of a queue say: agreement, raters, disputed pairs."""
     queue = _queue(request)
-    return page("label_results", queue=queue, found=label_results(studio_of(request).labelling, queue), adjudicator=ADJUDICATOR)
+    found = label_results(studio_of(request).labelling, queue)
+    return page("label_results", queue=queue, found=found, adjudicator=ADJUDICATOR, visitor=visitor_of(request))
 
 
 def turn(request: Request, body: Next) -> Response:
     """Return the next pair."""
     queue = _queue(request)
-    return _shown(queue, studio_of(request).labelling.turn(queue, rater_name(body.rater), body.skipped))
+    return _shown(queue, studio_of(request).labelling.turn(queue, _rater(request, body.rater), body.skipped))
 
 
 def answer(request: Request, body: Answer) -> Response:
     """Store an answer and return the next pair."""
-    labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
+    labelling, queue, rater = studio_of(request).labelling, _queue(request), _rater(request, body.rater)
     kept = labelling.answer(queue, rater, body.key, body.choice, body.note)
     return _shown(queue, labelling.turn(queue, rater, body.skipped), kept)
 
 
 def undo(request: Request, body: Undo) -> Response:
     """Undo the last answer and return its pair."""
-    labelling, queue, rater = studio_of(request).labelling, _queue(request), rater_name(body.rater)
+    labelling, queue, rater = studio_of(request).labelling, _queue(request), _rater(request, body.rater)
     labelling.undo(queue, rater, body.key)
     every_other = [k for k in labelling.to_label(queue).pairs if k != body.key]
     return _shown(queue, labelling.turn(queue, rater, every_other))
@@ -135,6 +139,15 @@ def queue_rows(studio: Studio) -> list[tuple[Queue, int, int, dict[str, int], st
 def _queue(request: Request) -> Queue:
     labelling = studio_of(request).labelling
     return labelling.queue(known(request.path_params["queue"], labelling.queues(), "queue"))
+
+
+def _rater(request: Request, given: str) -> str:
+    """Return the name to label under. Raises a 403 error if it is not the link's own."""
+    visitor = visitor_of(request)
+    rater = rater_name(given or visitor.name)
+    if not visitor.may_label_as(rater):
+        raise HTTPException(403, f"Your link is for {visitor.name}. You can't label as {rater}.")
+    return rater
 
 
 def _guidelines(studio: Studio, name: str) -> Markup:

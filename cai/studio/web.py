@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from cai.core.workspace import Workspace
 from cai.errors import CaiError
 from cai.report.environment import html_environment
+from cai.studio.access import Link
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.jobs import Jobs
 from cai.studio.labelling import Labelling, NotLastError
@@ -44,6 +45,12 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def studio_of(request: Request) -> Studio:
     """Return the app's state."""
     found: Studio = request.app.state.studio
+    return found
+
+
+def visitor_of(request: Request) -> Link:
+    """Return the link with which the request was made; the guard has checked it."""
+    found: Link = request.state.visitor
     return found
 
 
@@ -100,7 +107,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     else:
         status, text = 409 if isinstance(error, ChangedElsewhereError | NotLastError) else 400, str(error)
     if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
-        return page("error", status, title="That didn't work", text=text)
+        return page("error", status, title="That didn't work", text=text, visitor=visitor_of(request))
     return as_json({"error": text}, status)
 
 

@@ -11,20 +11,21 @@ import pytest
 import uvicorn
 
 from cai.core.workspace import Workspace
+from cai.studio.access import Links
 from cai.studio.app import make_app, studio_for
-from cai.studio.serving import listening
+from cai.studio.serving import listening, origins
 from cai.studio.trials import TrialRequest
-from tests.studio.serving import TOKEN, Served
+from tests.studio.serving import Served
 from tests.workspaces import make_workspace
 
 
 @contextlib.contextmanager
-def serving(workspace: Workspace) -> Iterator[int]:
-    """Serve a workspace on a free port, in a thread of this process."""
+def serving(workspace: Workspace, port: int = 0, url: str | None = None) -> Iterator[int]:
+    """Serve a workspace in a thread of this process, on a free port if none is given."""
     studio = studio_for(workspace, asking=TrialRequest("scripted"))
-    with listening(0) as listener:
+    with listening(port) as listener:
         port = listener.getsockname()[1]
-        app = make_app(studio, port, TOKEN)
+        app = make_app(studio, port, Links(workspace), origins(port, url=url))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
