@@ -10,14 +10,13 @@ from cai.studio.serving import DEFAULT_PORT, HOST
 
 studio = typer.Typer(name="studio", invoke_without_command=True)
 app.add_typer(studio)
-Port = Annotated[int, typer.Option(help="Port; 0: any free port", min=0, max=65535)]
 Url = Annotated[str | None, typer.Option(help="Address that people use, if it is another: https://labels.example.org", show_default=False)]
 
 
 @studio.callback()
 def start(
     context: typer.Context,
-    port: Port = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(help="Port; 0: any free port", min=0, max=65535)] = DEFAULT_PORT,
     pairs: Annotated[list[Path] | None, typer.Option(help="Pairs to label, in addition to labels/queues/; may be repeated")] = None,
     model: Annotated[str | None, typer.Option(help="Model for previews: embedded (the default), a folder, a Hub id or URL#MODEL")] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take the settings of previews from a recipe", show_default=False)] = None,
@@ -61,4 +60,4 @@ def revoke(name: Annotated[str, typer.Argument(help="Name that the links were ma
     from cai.studio.serving import open_links
 
     open_links(Path.cwd()).revoke(name)
-    typer.echo(f"All links of {name} have ended.")
+    typer.echo(f"All links that were made for {name} so far have ended. Another spelling is another name.")

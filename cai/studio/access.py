@@ -3,9 +3,10 @@
 A link's token is signed with the workspace's key, so it stays valid when the server is started again. Only revocations are stored.
 """
 
+import fcntl
 import hashlib
-import os
 import secrets
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -110,9 +111,13 @@ def _key(folder: Path) -> bytes:
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".gitignore").write_text("*\n", encoding="utf-8")
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:  # noqa: PTH123 - a descriptor
-                f.write(secrets.token_bytes(KEY_BYTES))
+            with (folder / ".gitignore").open("w", encoding="utf-8") as ignored:
+                fcntl.flock(ignored, fcntl.LOCK_EX)  # two processes must not each make a key
+                ignored.write("*\n")
+                if not path.exists():
+                    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:  # mode 0600
+                        f.write(secrets.token_bytes(KEY_BYTES))
+                    Path(f.name).replace(path)
         key, fault = path.read_bytes(), "is damaged"
     except OSError as e:
         key, fault = b"", f"can't be read or written ({e.strerror or e})"

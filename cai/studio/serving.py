@@ -104,19 +104,16 @@ def open_links(folder: Path) -> "Links":
 
 
 def origins(port: int, host: str = HOST, tls: bool = False, url: str | None = None) -> list[str]:
-    """Return the addresses under which browsers may open the app: scheme, host and port. The last is for people to use.
+    """Return the addresses under which browsers may open the app, the last for people to use. Raises `RecipeError` if one is not allowed.
 
     >>> origins(8788), origins(443, "192.168.1.5", tls=True)[-1], origins(8788, url="https://labels.example.org/")[-1]
     (['http://localhost:8788', 'http://127.0.0.1:8788'], 'https://192.168.1.5', 'https://labels.example.org')
-
-    Raises:
-        RecipeError: the app may not listen on this host, or `url` is not an https address.
     """
     if host != HOST and not tls:
         raise RecipeError(
             f"--host {host} needs TLS, because links and answers would cross the network unencrypted. There are two ways. "
             "TLS: add --certificate FILE --private-key FILE. A tunnel, which needs nothing: leave --host out, and let people run "
-            f"ssh -L {port}:{HOST}:{port} HOST"
+            f"ssh -L {port or DEFAULT_PORT}:{HOST}:{port or DEFAULT_PORT} HOST"
         )
     if host in _EVERYWHERE and url is None:
         raise RecipeError(f"--host {host} listens on all addresses. Say which one people use: --url https://labels.example.org")
