@@ -37,9 +37,9 @@ def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialR
 
 def home(request: Request) -> Response:
     """Show the start page: constitutions, queues and runs of the workspace. People who only label start at `/label`."""
-    if visitor_of(request).role == "label":
+    studio, visitor = studio_of(request), visitor_of(request)
+    if visitor.role == "label":
         return RedirectResponse("/label", 303)
-    studio = studio_of(request)
     runs = [(run.path.name, status_of(run), run.report.is_file()) for run in (run_of(studio, name) for name in run_names(studio))]
     constitutions = [(name, *_opened(studio, name)) for name in studio.drafts.names()]
     return page(
@@ -48,6 +48,7 @@ def home(request: Request) -> Response:
         constitutions=constitutions,
         queues=queue_rows(studio),
         runs=runs,
+        visitor=visitor,
         odd=_odd_names(studio.workspace.root),
     )
 

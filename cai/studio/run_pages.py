@@ -21,7 +21,7 @@ from cai.report.page import POLICY, render_comparison
 from cai.report.sections import curve_plots, word_changes
 from cai.studio.browsing import PER_PAGE, Order, Query, What, browse, views_of
 from cai.studio.running import RunRequest
-from cai.studio.web import Nothing, Studio, as_json, fragment, known, page, studio_of, taking
+from cai.studio.web import Nothing, Studio, as_json, fragment, known, page, studio_of, taking, visitor_of
 
 _ALONE = {"content-security-policy": f"{POLICY}; sandbox"}
 """Headers of a page with its own content security policy: no scripts, no external files."""
@@ -101,7 +101,7 @@ def resume(request: Request, body: Nothing) -> Response:
 def watch(request: Request) -> Response:
     """Show the page of a run."""
     run = _run(request)
-    return page("run", name=run.path.name, html=_stages(studio_of(request), run), views=views_of(run))
+    return page("run", name=run.path.name, html=_stages(studio_of(request), run), views=views_of(run), visitor=visitor_of(request))
 
 
 def stages(request: Request) -> Response:

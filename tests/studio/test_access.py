@@ -58,6 +58,12 @@ LEAST = {
     "POST /label/{queue}/next": "label",
     "POST /label/{queue}/answer": "label",
     "POST /label/{queue}/undo": "label",
+    "GET /runs": "edit",
+    "POST /runs": "admin",
+    "POST /plan": "admin",
+    "POST /runs/{name}/stop": "admin",
+    "POST /runs/{name}/resume": "admin",
+    "GET /runs/{name}/texts": "edit",
     "GET /runs/{name}": "edit",
     "GET /runs/{name}/stages": "edit",
     "GET /runs/{name}/report": "edit",
@@ -322,8 +328,12 @@ def test_who_only_labels_is_shown_no_way_elsewhere(shared: Served) -> None:
     with shared.visit("eva", "edit") as eva:
         page = eva.client.get("/label").text
         assert 'value="eva" readonly' in page and "new-queue" not in page and "Labelled by" in page
+        assert (
+            'href="/runs"' not in eva.client.get("/").text and 'id="stop"' not in eva.client.get("/runs/r1").text.split("<span hidden>")[0]
+        )
     page = shared.enter().get("/label").text
     assert 'id="rater"' in page and "new-queue" in page
+    assert 'href="/runs"' in shared.client.get("/").text and "<span hidden>" not in shared.client.get("/runs/r1").text
 
 
 @pytest.mark.attack
