@@ -1,17 +1,35 @@
-"""A page in a real browser, for tests of what only a browser does: layout, and scripts of pages."""
+"""A page in a real browser, for tests of what only a browser does: layout, scripts of pages, mouse and keyboard."""
 
+import contextlib
+import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 FLAGS = [f"--{flag}" for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-quic", "disable-background-networking")]
-needs_browser = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium here")]
+needs_browser = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium here"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="no Playwright here"),
+]
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    """Open this machine's browser, and close it at the end."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def title_after_load(page: Path, width: int = 1280, flags: Sequence[str] = ()) -> str:

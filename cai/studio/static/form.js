@@ -10,7 +10,7 @@ const LABELS = {
   critique: "Critique request", revision: "Revision request",
   ask_positive: "Question: Yes is good", ask_negative: "Question: Yes is bad", compare: "Question about two responses",
 };
-let shown = "", timer = 0, pending = null, dragged = -1, drafting = "";
+let shown = [], timer = 0, pending = null, dragged = -1, drafting = "";
 
 function make(tag, props = {}, ...children) {
   const made = Object.assign(document.createElement(tag), props);
@@ -107,10 +107,10 @@ function fill(box, principle) {
 
 document.addEventListener("edited", ({ detail }) => {
   const open = new Set([...list.querySelectorAll(".words-of[open]")].map((d) => d.closest("article").dataset.id));
-  const order = detail.form.map((p) => p.id).join("\n") + detail.form.length;
-  const renamed = document.activeElement?.dataset.name === "id" && list.childElementCount === detail.form.length;
-  if (order !== shown && !renamed) list.replaceChildren(...detail.form.map((_, i) => block(i, detail.form.length)));
-  shown = order;
+  const ids = detail.form.map((p) => p.id);
+  const renamed = ids.length === shown.length && ids.filter((id, i) => id !== shown[i]).length < 2; // the blocks stay, and with them what is being typed
+  if (!renamed || list.childElementCount !== ids.length) list.replaceChildren(...ids.map((_, i) => block(i, ids.length)));
+  shown = ids;
   detail.form.forEach((principle, i) => {
     const box = list.children[i];
     box.dataset.id = principle.id;

@@ -63,9 +63,9 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.target.closest("input, select, textarea")) return;
   const pressed = event.key.toLowerCase();
   if (pressed === "g" && get("guide")) get("guide").open = !get("guide").open;
+  else if (pressed === "n") note.focus(); // at once: what is typed next must not become answers
   else if (performance.now() - shownAt < SETTLE) return;
   else if (KEYS[pressed]) choose(event.shiftKey && KEYS[pressed].length === 1 ? `${KEYS[pressed]}-slightly` : KEYS[pressed]);
-  else if (pressed === "n") note.focus();
   else if (pressed === "s") skip();
   else if (pressed === "u" || pressed === "backspace") undo();
   else return;

@@ -1,0 +1,194 @@
+"""The studio in a real browser: each thing that people do there from beginning to end, by mouse and keyboard."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai.core.jsonl import read_records, write_records
+from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
+from cai.studio.labelling import GOLD
+from tests.browser import needs_browser, open_browser
+from tests.models.serving import servers
+from tests.studio.serving import TOKEN, Served
+from tests.studio.test_principles import MINE, add_run
+from tests.workspaces import run_data
+
+pytestmark = [*needs_browser, pytest.mark.enable_socket]
+BY = Provenance("m")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def tab(browser: Any, served: Served) -> Iterator[Any]:
+    """A tab that has entered the studio. Errors of its scripts, and what its policy forbids, fail the test."""
+    context = browser.new_context(base_url=served.origin)
+    context.set_default_timeout(20_000)
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and "Failed to load resource" not in said.text and errors.append(said.text))
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"/enter?token={TOKEN}")
+    page.wait_for_selector("#constitutions")
+    yield page
+    context.close()
+    assert errors == []
+
+
+def test_a_constitution_is_written_saved_and_taken_back(tab: Any, served: Served) -> None:
+    file = served.workspace.root / "constitution" / "mine.yaml"
+    file.write_text(MINE)
+    tab.goto("/constitutions/mine")
+    tab.click("#add")
+    last = tab.locator(".principle-form").last
+    last.locator("[data-name=id]").fill("no-jargon")
+    last.locator("[data-name=statement]").press_sequentially("Explain terms, “like” <b>these</b>.")
+    tab.wait_for_selector("#state:text('draft stored')")
+    tab.click("#save")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert "id: no-jargon" in file.read_text() and "Explain terms, “like” <b>these</b>." in file.read_text()
+    tab.click("#tab-text")
+    tab.locator("#text").press("Control+End")
+    tab.locator("#text").press_sequentially("\n# typed as YAML")
+    tab.wait_for_selector("#paper .comment:text('typed as YAML')")
+    tab.wait_for_selector("#state:text('draft stored')")
+    tab.keyboard.press("Control+s")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert file.read_text().endswith("# typed as YAML") or "# typed as YAML" in file.read_text()
+    tab.click("#history summary")
+    tab.locator("#history summary").last.click()
+    tab.locator("#history [data-key]").last.click()
+    tab.wait_for_selector("#state:text('draft stored')")
+    assert tab.locator("#text").input_value() == MINE
+    tab.click("#discard")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert "no-jargon" in tab.locator("#text").input_value()
+
+
+def test_a_fault_is_shown_at_its_line_and_can_not_be_saved(tab: Any, served: Served) -> None:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    tab.goto("/constitutions/mine")
+    tab.click("#tab-text")
+    tab.locator("#text").press("Control+End")
+    tab.locator("#text").press_sequentially("\nnothing: such")
+    tab.wait_for_selector("#found .error")
+    assert tab.locator("#save").is_disabled()
+    tab.locator("#found .jump").first.click()
+    assert tab.evaluate("document.activeElement.id") == "text"
+
+
+def test_two_people_label_by_keyboard_and_a_third_decides(tab: Any, served: Served) -> None:
+    labels = served.workspace.root / "labels"
+    asked = [Prompt(f"p{i}", "helpful", (Message("user", f"Question {i}?"),), "test") for i in range(3)]
+    rows = [{"pair": ResponsePair(p, f"Long answer to {p.id}.", "Short.", "sampled", BY)} for p in asked]
+    write_records(labels / "queues" / "q.jsonl", rows)
+    gold = Prompt("g", "helpful", (Message("user", "What is two and two?"),), "test")
+    write_records(labels / GOLD, [Preference(gold, "Four.", "Five.", 1.0, 1.0, "human:x", (), BY)])
+    for name, wanted in (("Ana", ("Four.", "Long")), ("Ben", ("Four.", "Short."))):
+        tab.goto("/label")
+        tab.fill("#rater", name)
+        tab.click("button:text-is('Start')")
+        for number in range(4):
+            tab.wait_for_selector(f"#count:text('{number} of 4')")
+            first = tab.locator("#pair .column").first.inner_text()
+            if name == "Ana" and number == 1:
+                tab.keyboard.press("n")
+                tab.keyboard.type("The word “better” is in a note; t, b, x answer nothing.")
+                tab.keyboard.press("Enter")
+            tab.wait_for_timeout(250)  # a key for the pair before must not answer this one
+            tab.keyboard.press("a" if any(text in first for text in wanted) else "b")
+        tab.wait_for_selector("#count:text('4 of 4')")
+        tab.wait_for_timeout(250)
+        tab.keyboard.press("u")
+        tab.wait_for_selector("#count:text('3 of 4')")
+        tab.wait_for_timeout(250)
+        tab.keyboard.press("x")
+        tab.wait_for_selector("#count:text('4 of 4')")
+    found = [list(read_records(file, HumanLabel)) for file in sorted(labels.glob("q-jsonl.*.jsonl"))]
+    assert [len(answers) for answers in found] == [4, 4] and all(answers[-1].both_bad for answers in found)
+    assert [label.note for label in found[0] if label.note] == ["The word “better” is in a note; t, b, x answer nothing."]
+    tab.goto("/label/q-jsonl/results")
+    disputed = tab.locator("#disputed .sample").count()
+    assert disputed >= 1
+    tab.locator(".decide").first.click()
+    tab.wait_for_selector("text=decided: A is better")
+    assert len(list(read_records(next(labels.glob("q-jsonl.adjudication.jsonl")), HumanLabel))) == 1
+
+
+def test_a_run_is_planned_started_stopped_and_goes_on(tab: Any, served: Served) -> None:
+    with servers(1, seconds=0.3) as (server,):
+        tab.click("text=Start a run")
+        tab.select_option("[name=recipe]", "s.yaml")
+        tab.fill("[name=name]", "mine")
+        tab.click("#plan")
+        tab.wait_for_selector("#planned table")
+        tab.fill("[name=model]", server.url)
+        tab.fill("[name=only]", "respond,critique")
+        tab.fill("[name=settings]", "model.concurrency=1\n\n")
+        tab.click("button:text-is('Start')")
+        tab.wait_for_url("**/runs/mine")
+        tab.wait_for_selector(".status.running", timeout=60_000)
+        assert tab.locator("#resume").is_hidden()
+        tab.click("#stop")
+        tab.wait_for_selector("#resume:visible", timeout=60_000)
+        tab.wait_for_selector(".status.stopped")
+        assert tab.locator("#stop").is_hidden()
+        tab.click("summary:has-text('What it printed')")
+        assert "Run the same command again to resume" in tab.locator("#log").inner_text()
+        tab.click("#resume")
+        tab.wait_for_selector("#stop:visible")
+        tab.wait_for_selector(".status.running", timeout=60_000)
+        tab.click("#stop")
+        tab.wait_for_selector("#resume:visible", timeout=60_000)
+
+
+def test_texts_are_searched_and_followed_to_their_prompt(tab: Any, served: Served) -> None:
+    add_run(served.workspace, "r")
+    tab.goto("/runs/r")
+    tab.click("text=Browse the texts")
+    tab.select_option("[name=what]", "answers")
+    tab.select_option("[name=principle]", "short")
+    tab.select_option("[name=order]", "worst")
+    tab.click("button:text-is('Show')")
+    assert re.search(r"breaks it", tab.locator(".sample").first.inner_text())
+    tab.fill("[name=search]", "two three")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**search=two+three**")
+    assert tab.locator(".sample").count() == 2
+    tab.locator("text=All about this prompt").first.click()
+    assert "Everything about one prompt" in tab.locator("h1").inner_text()
+
+
+def test_runs_are_compared(tab: Any, served: Served) -> None:
+    with ThreadPoolExecutor(1) as outside:  # Playwright's event loop is this thread's
+        for name in ("r1", "r2"):
+            outside.submit(run_data, served.workspace, only=("respond",), name=name).result()
+    tab.goto("/")
+    for name in ("r1", "r2"):
+        tab.check(f"[aria-label='Compare {name}']")
+    tab.click("text=Compare side by side")
+    assert "r1" in tab.locator("h1").inner_text()
+
+
+def test_another_tabs_edit_is_not_overwritten(tab: Any, served: Served, tmp_path: Path) -> None:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    tab.goto("/constitutions/mine")
+    tab.click("#tab-text")
+    other = tab.context.new_page()
+    other.goto("/constitutions/mine")
+    other.click("#tab-text")
+    other.locator("#text").press("Control+End")
+    other.locator("#text").press_sequentially("\n# other")
+    other.wait_for_selector("#state:text('draft stored')")
+    tab.locator("#text").press("Control+End")
+    tab.locator("#text").press_sequentially("\n# mine")
+    tab.wait_for_selector("#told:visible")
+    assert "reload the page" in tab.locator("#told").inner_text() and "# mine" in tab.locator("#text").input_value()
