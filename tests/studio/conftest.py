@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -15,6 +16,7 @@ from cai.studio.access import Links
 from cai.studio.app import make_app, studio_for
 from cai.studio.serving import listening, origins
 from cai.studio.trials import TrialRequest
+from tests.browser import open_browser
 from tests.studio.serving import Served
 from tests.workspaces import make_workspace
 
@@ -66,3 +68,26 @@ def shared(shared_port: tuple[Workspace, int]) -> Iterator[Served]:
     workspace, port = shared_port
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
         yield Served(client, port, workspace)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def tab(browser: Any, served: Served) -> Iterator[Any]:
+    """A tab that has entered the studio. Errors of its scripts, and what its policy forbids, fail the test."""
+    context = browser.new_context(base_url=served.origin)
+    context.set_default_timeout(20_000)
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and "Failed to load resource" not in said.text and errors.append(said.text))
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"/enter?token={served.token}")
+    page.wait_for_url("**/")
+    page.wait_for_selector("#constitutions")
+    yield page
+    context.close()
+    assert errors == []
