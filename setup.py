@@ -15,6 +15,7 @@ SHIPPED = (
     "prompts/audit/*.jsonl",
     "prompts/README.md",
     "prompts/templates/*.txt",
+    "prompts/templates/*/*.txt",
     "runs/*.yaml",
 )
 

@@ -11,7 +11,7 @@ import msgspec
 from cai.core.workspace import find_workspace, shipped_workspace
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import ConstitutionError, RecipeError
-from cai.records import Constitution, Principle
+from cai.records import WORDINGS, Constitution, Principle
 
 R = TypeVar("R", Constitution, Principle)
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -60,10 +60,16 @@ def _read(source: YamlSource) -> Constitution:
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ConstitutionError(f"{path}: not a valid constitution: {count}\n" + "\n".join(f"  {p}" for p in problems))
-    constitution = read_fields(source.data, Constitution)
+    constitution = read_fields(worded(source.data), Constitution)
     if constitution is None:  # only if the schema and the record type disagree
         raise ConstitutionError(f"{path}: passes schema.json but is not a Constitution; schema.json and cai/records disagree")
     return constitution
+
+
+def worded(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a constitution's data with the default requests and questions of its language in every principle that leaves them out."""
+    defaults = WORDINGS[data.get("language", "en")]
+    return {**data, "principles": [defaults | principle for principle in data["principles"]]}
 
 
 def source_problems(source: YamlSource) -> list[str]:

@@ -8,6 +8,7 @@ A file has comment lines, then sections:
     [[user]]
     Response: {{ response }}   a field; a conversation within a text becomes a transcript (Human: … Assistant: …)
     [[prefill]]                last, optional: start of the model's answer
+    [[choices]]                `judge_pointwise` only, optional: the words for yes and no, a line each
 
 Templates have no logic, so there is nothing to sandbox. Inserted text is not scanned again, so it can't pull in other fields.
 
@@ -58,9 +59,11 @@ _WHY = {
 SPEAKERS: dict[Role, str] = {"system": "System", "user": "Human", "assistant": "Assistant"}
 Value = str | Sequence[Message]
 
-_HEADER = re.compile(r"\[\[(?:(system|user|assistant|prefill)|turns (\w+))\]\]$")
+YES_NO = ("Yes", "No")
+"""The answers to a judge's question, unless its template has `[[choices]]`."""
+_HEADER = re.compile(r"\[\[(?:(system|user|assistant|prefill|choices)|turns (\w+))\]\]$")
 _FIELD = re.compile(r"\{\{ (\w+) \}\}")
-_LABEL = re.compile(r"^[ \t]*((?:[A-Za-z][\w'-]*)(?:[ \t]+[\w'-]+){0,5}[ \t]*:|\([A-Z]\))", re.MULTILINE)
+_LABEL = re.compile(r"^[ \t]*((?:[^\W\d_][\w'-]*)(?:[ \t]+[\w'-]+){0,5}[ \t]*[:：]|\([A-Z]\))", re.MULTILINE)
 _LINE_BREAKS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _IGNORED = r"[ \t\u00a0\u00ad\u200b-\u200f\u2060\ufeff*_#\-]*"
 _CONTROL = re.compile(
@@ -95,6 +98,8 @@ class Template:
     path: Path
     sections: tuple[TemplateSection, ...]
     hash: str
+    choices: tuple[str, str] = YES_NO
+    """The answers that mean yes and no."""
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -258,6 +263,9 @@ def _load(name: str, path: Path, problems: list[str]) -> Template | None:
         return None
     before = len(problems)
     problems += _line_problems(name, path, lines)
+    choices, lines = _without_choices(lines)
+    if choices is not None and (name != "judge_pointwise" or len(choices) != 2 or len(set(choices)) < 2):
+        problems.append(f"{path}: [[choices]] is for judge_pointwise, and has two lines: the words for yes and for no")
     sections = tuple(_sections(lines))
     used = {s.turns for s in sections if s.turns}.union(*(_FIELD.findall(s.text) for s in sections))
     problems += [f"{path}: doesn't use the required field {{{{ {f} }}}}{_WHY.get(f, '')}" for f in sorted(FIELDS[name][0] - used)]
@@ -267,11 +275,21 @@ def _load(name: str, path: Path, problems: list[str]) -> Template | None:
         problems.append(f"{path}: text under [[turns …]] would be lost; move it to a section such as [[user]]")
     if any(s.role is None and s.turns is None for s in sections[:-1]):
         problems.append(f"{path}: [[prefill]] must be the last section")
-    return (
-        None
-        if len(problems) > before
-        else Template(name, path, sections, content_hash((name, [(s.role, s.text, s.turns) for s in sections])))
-    )
+    if len(problems) > before:
+        return None
+    said: list[object] = [name, [(s.role, s.text, s.turns) for s in sections]]
+    if choices is None:
+        return Template(name, path, sections, content_hash(said))
+    return Template(name, path, sections, content_hash([*said, choices]), (choices[0], choices[1]))
+
+
+def _without_choices(lines: Sequence[str]) -> tuple[list[str] | None, list[str]]:
+    """Return the lines of `[[choices]]`, None if there is no such section, and all other lines."""
+    start = next((i for i, line in enumerate(lines) if line.rstrip() == "[[choices]]"), None)
+    if start is None:
+        return None, list(lines)
+    end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("[[")), len(lines))
+    return [word for line in lines[start + 1 : end] if (word := line.strip())], [*lines[:start], *lines[end:]]
 
 
 def _line_problems(name: str, path: Path, lines: Sequence[str]) -> Iterator[str]:
@@ -283,7 +301,10 @@ def _line_problems(name: str, path: Path, lines: Sequence[str]) -> Iterator[str]
             header = _HEADER.match(line.rstrip())
             started = True
             if header is None:
-                yield f"{where}: {line.strip()} is no section; expected [[system]], [[user]], [[assistant]], [[turns FIELD]] or [[prefill]]"
+                yield (
+                    f"{where}: {line.strip()} is no section; expected [[system]], [[user]], [[assistant]], [[turns FIELD]], [[prefill]] or "
+                    "[[choices]]"
+                )
             elif header[2] and header[2] not in CONVERSATIONS & allowed:
                 yield f"{where}: only a conversation can be inserted as turns: [[turns {' or '.join(CONVERSATIONS & allowed)}]]"
             continue
@@ -313,8 +334,8 @@ def _sections(lines: Sequence[str]) -> Iterator[TemplateSection]:
 
 def _spelling(label: str) -> str:
     """Return a pattern for a label with any spacing, and with a full-width colon too."""
-    words = r"[ \t\u00a0]*".join(re.escape(word) for word in label.removesuffix(":").split())
-    return rf"{words}{_IGNORED}[:：]" if label.endswith(":") else words
+    words = r"[ \t\u00a0]*".join(re.escape(word) for word in label.rstrip(":：").split())
+    return rf"{words}{_IGNORED}[:：]" if label[-1] in ":：" else words
 
 
 def without_system(messages: Sequence[Message]) -> list[Message] | None:

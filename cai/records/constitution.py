@@ -77,13 +77,38 @@ class Principle:
     @property
     def own_wording(self) -> dict[str, str]:
         """The requests and questions that were written for this principle, by field; those at their default are left out."""
-        return {name: text for name, default in DEFAULT_WORDING.items() if (text := getattr(self, name)) != default}
+        return {name: text for name in DEFAULT_WORDING if (text := getattr(self, name)) not in (w[name] for w in WORDINGS.values())}
 
 
 DEFAULT_WORDING: dict[str, str] = {
     f.name: str(f.default) for f in fields(Principle) if f.name in ("critique", "revision", "ask_positive", "ask_negative", "compare")
 }
 """What is asked about a principle that only has a statement, by field."""
+WORDINGS: dict[str, dict[str, str]] = {
+    "en": DEFAULT_WORDING,
+    "de": {
+        "critique": "Sag, wie deine letzte Antwort diesen Grundsatz verletzt.",
+        "revision": "Schreib deine letzte Antwort so um, dass sie diesem Grundsatz folgt.",
+        "ask_positive": "Folgt die Antwort dem Grundsatz?",
+        "ask_negative": "Verletzt die Antwort den Grundsatz?",
+        "compare": "Welche Antwort folgt dem Grundsatz besser?",
+    },
+    "es": {
+        "critique": "Di en qué incumple este principio tu última respuesta.",
+        "revision": "Reescribe tu última respuesta para que siga este principio.",
+        "ask_positive": "¿Sigue la respuesta el principio?",
+        "ask_negative": "¿Incumple la respuesta el principio?",
+        "compare": "¿Qué respuesta sigue mejor el principio?",
+    },
+    "zh": {
+        "critique": "说明你上一个回答如何违反了这条原则。",
+        "revision": "重写你上一个回答，使它遵循这条原则。",
+        "ask_positive": "这个回答遵循这条原则吗？",
+        "ask_negative": "这个回答违反这条原则吗？",
+        "compare": "哪个回答更好地遵循这条原则？",
+    },
+}
+"""`DEFAULT_WORDING` by language (ISO 639-1). A constitution's `language` chooses one."""
 
 
 @dataclass(frozen=True, slots=True)

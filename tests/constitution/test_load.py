@@ -68,7 +68,7 @@ def test_schema_is_valid_explains_every_field_and_knows_the_kinds():
     jsonschema.Draft202012Validator.check_schema(schema)
     principle = schema["$defs"]["principle"]
     fields = {**schema["properties"], **principle["properties"]}
-    assert len(fields) == 16
+    assert len(fields) == 17
     assert all(f["title"] and f["description"] for f in fields.values())
     assert set(principle["properties"]["applies_to"]["items"]["enum"]) == set(PROMPT_KINDS) - {"other"}
 
@@ -199,3 +199,15 @@ def test_damaged_file_loads_or_gives_a_constitution_error(tmp_path, at, cut, pie
         assert str(path) in str(e)
     else:
         assert constitution.principles and constitution.hash
+
+
+def test_what_a_principle_leaves_out_is_in_the_constitutions_language(tmp_path):
+    file = tmp_path / "c.yaml"
+    head = "id: c\nname: C\ndescription: D\nlanguage: de\nprinciples:\n"
+    text = f"{head}  - {{ id: kurz, statement: Fass dich kurz, compare: 'Welche ist kürzer?' }}\n"
+    file.write_text(text)
+    principle = load_constitution(file).principles[0]
+    assert principle.ask_positive == "Folgt die Antwort dem Grundsatz?" and principle.own_wording == {"compare": "Welche ist kürzer?"}
+    file.write_text(text.replace("language: de", "language: xx"))
+    with pytest.raises(ConstitutionError, match=r"c\.yaml:4: language: 'xx' is not one of"):
+        load_constitution(file)

@@ -9,7 +9,9 @@ from cai.judge.choices import Reading, mass_warning, read_choices
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
-from cai.records import Message
+from cai.recipe import FeedbackConfig, Recipe
+from cai.records import Constitution, Message, Principle, Provenance, ResponsePair
+from tests.sessions import ScriptedSession, prompts
 
 ASK = (Message("user", "A or B?"),)
 
@@ -49,3 +51,17 @@ def test_a_reply_that_counts_every_form_is_not_asked_again() -> None:
 def test_little_probability_is_warned_about() -> None:
     assert "only 3.00% of the probability" in mass_warning(0.03, "pairwise")
     assert mass_warning(0.6, "pairwise") == mass_warning(None, "likelihood") == ""
+
+
+@pytest.mark.parametrize(("language", "choices"), [("de", ("Ja", "Nein")), ("zh", ("是", "否"))])
+def test_a_judge_is_asked_and_answers_in_the_templates_language(language: str, choices: tuple[str, str]) -> None:
+    def script(request: Request) -> Reply:
+        assert isinstance(request, ChoicesRequest) and request.choices == choices
+        return ChoiceLogprobs((math.log(0.7), math.log(0.2)), 1)
+
+    recipe = Recipe(name="t", templates=f"prompts/templates/{language}", feedback=FeedbackConfig(protocol="pointwise"))
+    session = ScriptedSession(script, recipe=recipe)
+    pair = ResponsePair(prompts(1)[0], "Kurz.", "Sehr lang.", "sampled", Provenance("m"))
+    judgment = session.ask(lambda s: s.judge(Constitution("c", "C", "D", (Principle("kurz", "Fass dich kurz."),)))(pair))
+    assert judgment.failure is None and judgment.p_a == pytest.approx(0.5)
+    assert all("Fass dich kurz." in r.messages[-1].content for r in session.asked)

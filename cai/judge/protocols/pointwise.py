@@ -11,8 +11,6 @@ from cai.models.base import TextModel, Work
 from cai.models.templates import Templates
 from cai.records import Principle, Prompt, ResponsePair
 
-ANSWERS = ("Yes", "No")
-
 
 async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
     """Ask about each response whether it follows the principle."""
@@ -30,7 +28,7 @@ async def read_yes(prompt: Prompt, text: str, question: str, statement: str, mod
     asked = templates.judge_pointwise.render(
         {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
     )
-    return await read_choices(model, asked.messages, ANSWERS, asked.prefill)
+    return await read_choices(model, asked.messages, templates.judge_pointwise.choices, asked.prefill)
 
 
 async def yes_to(pair: ResponsePair, text: str, question: str, principle: Principle, asking: ProtocolContext) -> Reading:
