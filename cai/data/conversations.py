@@ -4,6 +4,7 @@ A transcript is hh-rlhf's text format: turns start with `\n\nHuman:` or `\n\nAss
 start of the text), so the same words inside a line stay text.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,12 @@ SYSTEM = ("system", "system_prompt", "system_message")
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _TRANSCRIPT_ROLE: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 _TRANSCRIPT_NAME: dict[Role, str] = {role: name for name, role in _TRANSCRIPT_ROLE.items()}
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+_RESULTS = ("tool", "function", "observation", "ipython")
+"""Roles of a tool's result. It becomes a text in a user turn."""
+_CALLS = ("function_call", "tool_call")
+"""Roles of a turn that is a tool call. It becomes a text in an assistant turn."""
+_USERS: tuple[str, ...] = ("user", "human", *_RESULTS)
+_ASSISTANTS: tuple[str, ...] = ("assistant", "gpt", *_CALLS)
 
 
 def is_transcript(text: str) -> bool:
@@ -77,6 +83,8 @@ def render_transcript(messages: Sequence[Message]) -> str:
 
 def messages_of(value: Any) -> tuple[Message, ...]:
     """Read a conversation from a string, a transcript, one message, or a list of messages (`role`/`content` or `from`/`value`).
+
+    Tool calls (`tool_calls`, `function_call`) become text at the end of their turn, and a tool's result a user turn.
 
     A mapping with a `text` and no role is that text, from the user (real-toxicity-prompts).
 
@@ -151,17 +159,43 @@ def _message(item: Any) -> Message:
     if not isinstance(item, dict):
         raise RowFault("not_a_conversation", f"a message must be a mapping with role and content, found {_short(item)}")
     name = item["role"] if "role" in item else item.get("from")
-    role = _ROLES.get(name) if isinstance(name, str) else None
-    if role is None:
-        raise RowFault("unknown_role", f"role {_short(name)}; expected system, user or assistant")
+    role: Role
+    if name in _USERS:
+        role = "user"
+    elif name in _ASSISTANTS:
+        role = "assistant"
+    elif name == "system":
+        role = "system"
+    else:
+        raise RowFault("unknown_role", f"role {_short(name)}; expected system, user, assistant or tool")
+    calls = _calls(item)
     content = item["content"] if "content" in item else item.get("value")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise RowFault("not_text", f"a message's content must be text, found {_short(content)}")
         content = "".join(part["text"] for part in content)
+    if content is None and calls:
+        content = ""
     if not isinstance(content, str):
         raise RowFault("not_text", f"a message's content must be text, found {_short(content)}")
-    return Message(role, content)
+    if name in _RESULTS:
+        return Message("user", f"Result of {item.get('name') or 'the tool'}:\n{content}")
+    if name in _CALLS:
+        return Message("assistant", f"Call: {content}")
+    return Message(role, "\n\n".join([*([content] if content or not calls else []), *calls]))
+
+
+def _calls(item: Mapping[str, Any]) -> list[str]:
+    """Return a message's tool calls as texts. Raises `RowFault` for one that has no name."""
+    given = item.get("tool_calls") or ([item["function_call"]] if item.get("function_call") else [])
+    texts = []
+    for call in given if isinstance(given, list) else [given]:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RowFault("not_a_call", f"a tool call must have a name, found {_short(call)}")
+        arguments = function.get("arguments", "")
+        texts.append(f"Call: {function['name']}({arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)})")
+    return texts
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from cai.data.conversations import RowFault, parse_transcript, render_transcript
+from cai.data.conversations import RowFault, messages_of, parse_transcript, render_transcript
 from cai.data.prompts import (
     LoadedPrompts,
     SkippedRows,
@@ -444,3 +444,28 @@ def test_rows_of_published_conversations_keep_what_comes_before_the_answer(
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
     (prompt,) = load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0).prompts
     assert [(m.role, m.content) for m in prompt.messages] == messages
+
+
+def test_tool_calls_and_results_are_texts_in_the_conversation():
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    openai = [
+        {"role": "user", "content": "Is it cold in Oslo?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "name": "weather", "content": "-8 C"},
+    ]
+    sharegpt = [
+        {"from": "human", "value": "Is it cold in Oslo?"},
+        {"from": "function_call", "value": 'weather({"city": "Oslo"})'},
+        {"from": "observation", "value": "-8 C"},
+    ]
+    assert [(m.role, m.content) for m in messages_of(openai)] == [
+        ("user", "Is it cold in Oslo?"),
+        ("assistant", 'Call: weather({"city": "Oslo"})'),
+        ("user", "Result of weather:\n-8 C"),
+    ]
+    assert [m.content for m in messages_of(sharegpt)][1:] == ['Call: weather({"city": "Oslo"})', "Result of the tool:\n-8 C"]
+    said = {"role": "assistant", "content": "One moment.", "function_call": {"name": "weather", "arguments": {"city": "Ås"}}}
+    assert messages_of([said])[0].content == 'One moment.\n\nCall: weather({"city": "Ås"})'
+    for bad in ({"role": "assistant", "tool_calls": ["x"]}, {"role": "assistant", "content": None}, {"role": "tool", "content": 3}):
+        with pytest.raises(RowFault, match=r"not_a_call|not_text"):
+            messages_of([bad])
