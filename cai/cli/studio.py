@@ -45,13 +45,17 @@ def invite(
         typer.Option(help="label: label pairs only; edit: also read everything, edit and try constitutions; admin: everything"),
     ] = "label",
     days: Annotated[int, typer.Option(help="Days for which the link is valid", min=1, max=366)] = 7,
-    port: Annotated[int, typer.Option(help="Port of the app", min=1, max=65535)] = DEFAULT_PORT,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the app; default: where it was last started", min=1, max=65535, show_default=False)
+    ] = None,
     url: Url = None,
 ) -> None:
     """Print a link for someone else. The app need not be running."""
     from cai.studio.serving import open_links, origins
 
-    typer.echo(f"{origins(port, url=url)[-1]}/enter?token={open_links(Path.cwd()).token(name, role, days)}")
+    links = open_links(Path.cwd())
+    known = links.address() if port is None and url is None else None
+    typer.echo(f"{known or origins(port or DEFAULT_PORT, url=url)[-1]}/enter?token={links.token(name, role, days)}")
 
 
 @studio.command()

@@ -16,10 +16,12 @@ from cai.constitution.importers import BlockDumper, InOneLine
 from cai.constitution.load import entries
 from cai.core.yaml_source import YamlSource, parse_yaml
 from cai.errors import ConstitutionError
+from cai.ids import content_hash
 from cai.records import DEFAULT_WORDING
 
 DRAFTED = "# drafted from the statement by "
-"""Start of the comment above a text that a model drafted."""
+"""Start of the comment above a text that a model drafted. It ends with a hash of the statement, in brackets."""
+_OF_STATEMENT = re.compile(r"\[([0-9a-f]{8})\]$")
 _COMMENT = re.compile(r"\s+#[^'\"]*$")
 _ORDER = ("id", "statement", *DEFAULT_WORDING, "applies_to", "weight")
 _BY_HAND = "edit it as text"
@@ -101,12 +103,26 @@ def drafted_fields(source: YamlSource, text: str) -> list[tuple[str, ...]]:
     return found
 
 
+def stale_drafts(source: YamlSource) -> list[tuple[str, ...]]:
+    """Return, for each principle, its fields that a model drafted from another statement than it has now."""
+    lines, found = source.text.splitlines(), []
+    for i, (entry, names) in enumerate(zip(entries(source), drafted_fields(source, source.text), strict=True)):
+        marks = {name: _OF_STATEMENT.search(lines[source.lines[("principles", i, name)] - 2].rstrip()) for name in names}
+        found.append(tuple(name for name, mark in marks.items() if mark is not None and mark[1] != _mark_of(entry)))
+    return found
+
+
+def _mark_of(entry: Mapping[str, Any]) -> str:
+    return content_hash(str(entry.get("statement", "")).strip())[:8]
+
+
 def _set(text: str, index: int, name: str, value: Any, drafted_by: str) -> str:
-    item = _item(_parsed(text), text, index)
+    source = _parsed(text)
+    item = _item(source, text, index)
     lines = text.splitlines(keepends=True)
     new = [] if value is None else _yaml({name: value}, item.indent)
     if drafted_by and new:
-        new.insert(0, f"{' ' * item.indent}{DRAFTED}{drafted_by}\n")
+        new.insert(0, f"{' ' * item.indent}{DRAFTED}{drafted_by} [{_mark_of(entries(source)[index])}]\n")
     if name in item.keys:
         start, end = item.keys[name]
         comment = _COMMENT.search(lines[start]) if end == start + 1 else None

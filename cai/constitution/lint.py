@@ -26,7 +26,6 @@ Rules by severity:
 Rules about wording work for English only; they are skipped for constitutions in other languages.
 """
 
-import contextlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,15 +33,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from cai.constitution.diff import outdated_wording
-from cai.constitution.load import entries, load_constitution, read_fields, source_problems
+from cai.constitution.load import entries, read_fields, source_problems
+from cai.constitution.outdated import outdated
 from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, forbids, leans_against, opposed, sentences, vectors, words
-from cai.core.manifest import read_manifest
 from cai.core.text.checks import check_problems, checks_for, follows, unsatisfiable
-from cai.core.workspace import find_workspace, shipped_workspace
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml
-from cai.errors import ConstitutionError, RecipeError, ReplyError, StoreError
+from cai.errors import ConstitutionError, ReplyError
 from cai.records import Constitution, Principle, PromptKind
 
 Severity = Literal["error", "warning"]
@@ -161,46 +158,6 @@ def lint_scope(constitution: Constitution) -> str:
     )
 
 
-def _outdated(source: YamlSource) -> Iterator[LintFinding]:
-    """Find wording that was written for an earlier statement; nothing if the file is invalid or no earlier version is known."""
-    constitution = None if source_problems(source) else read_fields(source.data, Constitution)
-    known = None if constitution is None else last_used(constitution.id, source.path)
-    if constitution is None or known is None:
-        return
-    where, before = known
-    for i, p in enumerate(constitution.principles):
-        earlier = next((q for q in before if q.id == p.id), None)
-        if earlier is not None and (names := outdated_wording(earlier, p)):
-            line = source.lines.get(("principles", i, "statement"), 1)
-            message = (
-                f"{p.id}: the statement changed since {where}, but {', '.join(names)} did not. Reword them, or leave them out: "
-                "the statement is part of every request and question"
-            )
-            yield LintFinding("warning", "outdated-wording", message, p.id, str(source.path), line, f"{source.path}:{line}")
-
-
-def last_used(constitution_id: str, path: Path) -> tuple[str, tuple[Principle, ...]] | None:
-    """Return the principles of a constitution as they were last known, and where: in the workspace's last run, or as shipped with `cai`.
-
-    Args:
-        constitution_id: id of the constitution.
-        path: its file, which may not exist; runs are looked for in its workspace.
-    """
-    manifests: list[tuple[float, Path]] = []
-    with contextlib.suppress(RecipeError, OSError):
-        runs = find_workspace(path.absolute().parent).root / "runs"
-        manifests = [(m.stat().st_mtime, m) for m in runs.glob("*/manifest.json")]
-    for _, manifest in sorted(manifests, reverse=True):
-        with contextlib.suppress(StoreError):
-            found = read_manifest(manifest)
-            if found is not None and found.constitution is not None and found.constitution.id == constitution_id:
-                return f"run {manifest.parent.name}", found.constitution.principles
-    shipped = shipped_workspace() / "constitution" / f"{constitution_id}.yaml"
-    if shipped.is_file() and shipped.resolve() != path.absolute().resolve():
-        return "the constitution that cai ships", load_constitution(shipped).principles
-    return None
-
-
 def _lint_source(source: YamlSource) -> list[LintFinding]:
     path = source.path
     whole = read_fields(source.data, Constitution)
@@ -214,7 +171,10 @@ def _lint_source(source: YamlSource) -> list[LintFinding]:
         schema = _from_problem(problem, path)
         if not {("unreachable", schema.line), ("duplicate-id", schema.line)} & taken:
             found.append(schema)
-    return sorted([*found, *_outdated(source)], key=lambda f: f.line or 0)
+    for i, field, message in outdated(source):
+        line = source.lines.get(("principles", i, field), 1)
+        found.append(LintFinding("warning", "outdated-wording", message, message.partition(":")[0], str(path), line, f"{path}:{line}"))
+    return sorted(found, key=lambda f: f.line or 0)
 
 
 def _from_problem(text: str, path: Path) -> LintFinding:

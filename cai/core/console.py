@@ -33,6 +33,10 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+WORD = 8
+"""Least width of a table's columns of words, in characters: below it, ordinary words would be broken."""
+
+
 def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> "Table":
     """Return an empty table without boxes, which fits 80 columns. The first column is never wrapped; the others wrap.
 
@@ -45,8 +49,11 @@ def plain_table(*columns: str, right: Sequence[str] = (), title: str | None = No
     from rich.table import Table
 
     table = Table(title=plain(title) if title else None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column == columns[0])
+    for number, column in enumerate(columns):
+        if column in right:
+            table.add_column(column, justify="right", overflow="fold", no_wrap=number == 0)
+        else:
+            table.add_column(column, overflow="fold", no_wrap=number == 0, min_width=WORD if number else None)
     return table
 
 
@@ -146,7 +153,8 @@ class RichReporter(Reporter):
             self._tenth = done * 10 // total
             rate = done / max(time.monotonic() - self._started, 1e-9)
             calls = f" ({self._calls} calls)" if self._calls else ""
-            self.say(f"  {self._stage}: {done}/{total} {unit}{calls}, {rate:.2g}/s, {(total - done) / rate:.0f} s left")
+            speed = f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"
+            self.say(f"  {self._stage}: {done}/{total} {unit}{calls}, {speed}/s, {(total - done) / rate:.0f} s left")
         self._save()
 
     def call(self) -> None:

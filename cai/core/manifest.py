@@ -146,6 +146,8 @@ class Manifest:
     judge: JudgeCard | None = None
     stages: list[StageEntry] = field(default_factory=list)
     peak_memory_bytes: int = 0
+    chosen: tuple[str, ...] = ()
+    """Stages that the last command was to run."""
 
     def stage(self, name: str) -> StageEntry | None:
         """Return the entry of a stage, or None if the stage has not started."""

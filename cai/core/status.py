@@ -66,7 +66,8 @@ def run_status(run: RunDirectory) -> RunStatus:
         entry = manifest.stage(name)
         if entry is None:
             if name not in EXAMPLE_STAGES or name in _examples_of(run):
-                stages.append(StageStatus(name, "waiting" if alive else "not run"))
+                waits = alive and (not manifest.chosen or name in manifest.chosen)
+                stages.append(StageStatus(name, "waiting" if waits else "not run"))
             continue
         state = "stopped" if entry.status == "running" and not alive else entry.status
         seconds = _since(entry.started) if state == "running" else entry.seconds

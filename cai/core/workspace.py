@@ -89,6 +89,11 @@ class RunDirectory:
         """Folder for the intermediate files of unfinished stages."""
         return self.path / "unfinished"
 
+    @property
+    def live(self) -> Path:
+        """Steps of the training that is under way, one a line. After a resume, the later of two lines about a step counts."""
+        return self.unfinished / "steps.jsonl"
+
     def in_use(self) -> bool:
         """Return whether a process holds the run's lock."""
         try:

@@ -32,6 +32,8 @@ class YamlSource:
     lines: dict[YamlPath, int]
     origins: dict[YamlPath, str] = field(default_factory=dict)
     """Where values came from that are not in the file, such as `--set seed=1`."""
+    text: str = ""
+    """The file's text, with its comments."""
 
     def where(self, path: Iterable[str | int]) -> str:
         """Return `file:line: dotted.path` for a path; the line is that of the nearest enclosing item with a known line.
@@ -134,7 +136,7 @@ def parse_yaml(raw: bytes, path: Path, error: type[CaiError]) -> YamlSource:
         raise error(f"{path}: not text ({e.reason} at character {e.position})") from e
     except (yaml.YAMLError, ValueError, OverflowError) as e:
         raise error(f"{path}: not valid YAML: {e}") from e
-    return YamlSource(path, data, lines)
+    return YamlSource(path, data, lines, text=raw.decode(errors="replace"))
 
 
 def _line(node: yaml.Node) -> int:

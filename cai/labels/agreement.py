@@ -13,7 +13,7 @@ from typing import Any
 
 from cai.data.splits import conversation_id
 from cai.labels.dawid_skene import fit
-from cai.labels.pooling import by_pair, pair_key
+from cai.labels.pooling import ADJUDICATOR, by_pair, pair_key
 from cai.records import EvalResult, HumanLabel
 from cai.stats import cluster_factor, clustered_share
 
@@ -110,8 +110,8 @@ def judge_agreement(
 
 
 def answers_of(labels: Sequence[HumanLabel]) -> dict[str, dict[str, float]]:
-    """Return the answers by pair and annotator, for the responses in hashed order."""
-    return {key: {who: label.p_a for who, label in mine.items()} for key, mine in by_pair(labels).items()}
+    """Return the answers by pair and annotator, for the responses in hashed order. Decisions of disputes are left out."""
+    return {key: {who: label.p_a for who, label in mine.items() if who != ADJUDICATOR} for key, mine in by_pair(labels).items()}
 
 
 def conversations_of(labels: Sequence[HumanLabel]) -> dict[str, str]:

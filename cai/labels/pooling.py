@@ -1,7 +1,7 @@
 """Pools several annotators' labels of one pair into one soft preference (docs/decisions/0012).
 
 Each annotator counts once per pair, with the last answer; an answer without an annotator counts as another person's. A pair is one example,
-whatever its number of labels.
+whatever its number of labels. Where the annotator `ADJUDICATOR` has answered, that answer alone counts.
 """
 
 import math
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from cai.data.filters import pooled, preference_key, sides_by_hash, texts_key
 from cai.labels.dawid_skene import dawid_skene
@@ -16,6 +17,9 @@ from cai.labels.readings import PairRow
 from cai.recipe import Pooling
 from cai.records import HumanLabel, Preference
 
+T = TypeVar("T")
+ADJUDICATOR = "adjudication"
+"""Annotator whose answer about a pair replaces all others: a decision of those who read a dispute together."""
 _SECONDS = re.compile(r"[0-9]{9,11}(\.[0-9]+)?")
 
 
@@ -66,13 +70,14 @@ def consensus(labels: Iterable[HumanLabel]) -> dict[str, HumanLabel]:
     Each annotator counts once, with the last answer. Answers without an annotator all count.
     """
     labels = list(labels)
-    answers = {key: [label.p_a for label in mine.values()] for key, mine in by_pair(labels).items()}
+    named = by_pair(labels)
+    answers = {key: [label.p_a for label in _counted(mine).values()] for key, mine in named.items()}
     found: dict[str, HumanLabel] = {}
     for label in labels:
-        turned = in_hashed_order(label)
-        found.setdefault(pair_key(label), turned)
-        if not label.annotator:
-            answers.setdefault(pair_key(label), []).append(turned.p_a)
+        turned, key = in_hashed_order(label), pair_key(label)
+        found.setdefault(key, turned)
+        if not label.annotator and ADJUDICATOR not in named.get(key, {}):
+            answers.setdefault(key, []).append(turned.p_a)
     return {key: replace(label, annotator="", p_a=math.fsum(answers[key]) / len(answers[key])) for key, label in found.items()}
 
 
@@ -107,6 +112,7 @@ def pool_rows(rows: Sequence[PairRow], method: Pooling, smoothing: float) -> lis
         name = row.annotator or f"\0{len(mine)}"
         if name not in mine or is_later(row.time, mine[name].time):
             mine[name] = row
+    pairs = {key: _counted(mine) for key, mine in pairs.items()}
     if method == "dawid-skene":
         p_first = dawid_skene({key: {who: _p_first(row.preference) for who, row in mine.items()} for key, mine in pairs.items()}).p_first
     found = []
@@ -117,6 +123,11 @@ def pool_rows(rows: Sequence[PairRow], method: Pooling, smoothing: float) -> lis
             preference = replace(preference, p_chosen=p) if p >= 0.5 else replace(preference, p_chosen=p).swapped()
         found.append((preference, len(mine)))
     return found
+
+
+def _counted(answers: dict[str, T]) -> dict[str, T]:
+    """Return the answers about a pair that count, by annotator: the adjudicator's alone, if there is one."""
+    return {ADJUDICATOR: answers[ADJUDICATOR]} if ADJUDICATOR in answers else answers
 
 
 def in_order(preference: Preference) -> bool:

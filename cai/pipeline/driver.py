@@ -221,6 +221,7 @@ def _run_stages(
             constitution=describe_constitution(constitution),
             model=recipe.model.path,
             model_fingerprint=model_fingerprint,
+            chosen=tuple(stage.name for stage in chosen),
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))
         context = Context(session, run, constitution, manifest, processes, tracking)

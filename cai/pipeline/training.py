@@ -4,6 +4,7 @@ They read and write like the others (`cai.pipeline.stages`). Where several proce
 functions too: what is written here is written by the first alone.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import append_record, read_records
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.core.workspace import replace_stage_rows
+from cai.errors import CaiError
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.reward_models import train_gold, train_rewards
@@ -44,6 +46,7 @@ def reward_stage(c: Context) -> dict[str, int]:
     train, held_out = (list(c.read(name, Preference)) for name in ("preferences", "preferences_heldout"))
 
     def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        _keep_step(c, step, metrics, member)
         c.reporter.progress(step, total, f"steps of {'the gold reward model' if member == GOLD else member}")
         c.tracking.log(member, training_numbers(metrics), step)
 
@@ -97,10 +100,21 @@ def progress_of(c: Context) -> OnLog:
     """Return a callback that shows training steps, and sends their numbers to the tracker."""
 
     def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
+        _keep_step(c, step, metrics)
         c.reporter.progress(step, total, "steps")
         c.tracking.log(c.stage, training_numbers(metrics), step)
 
     return on_log
+
+
+def _keep_step(c: Context, step: int, metrics: dict[str, float], member: str = "") -> None:
+    """Append a step's numbers to a file that a page reads while the stage runs. It goes with the stage's other intermediate files."""
+    if not is_first_process():
+        return
+    row = {"stage": c.stage, "member": member, "step": step, **metrics}
+    with contextlib.suppress(OSError, CaiError):  # nothing depends on it
+        c.run.unfinished.mkdir(parents=True, exist_ok=True)
+        append_record(c.run.live, row)
 
 
 def training_numbers(metrics: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import msgspec
 
 from cai.core.jsonl import NOT_JSON, read_records
 from cai.core.manifest import Manifest, read_manifest
+from cai.core.workspace import RunDirectory
 from cai.data.balance import SourceBalance
 from cai.errors import CaiError
 from cai.judge.bench import ProtocolResult
@@ -322,8 +323,17 @@ def _read_failures(reader: _Reader) -> tuple[FailureGroup, ...]:
 
 
 def read_curves(run_dir: Path) -> tuple[Curve, ...]:
-    """Read the training metrics of a run by step. A run that is training has those of the steps so far."""
-    return _read_curves(_Reader(run_dir))
+    """Read the training metrics of a run by step, with the steps so far of a training that is under way."""
+    reader = _Reader(run_dir)
+    live: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
+    for row in reader.stream(str(RunDirectory(run_dir).live.relative_to(run_dir)), dict[str, Any], log=True):
+        points: _Points = defaultdict(list)
+        _add_points(points, str(row.get("stage", "")), str(row.get("member", "")), row)
+        for key, found in points.items():
+            live[key].update(found)
+    under_way = {stage for stage, _, _ in live}
+    done = [curve for curve in _read_curves(reader) if curve.stage not in under_way]
+    return (*done, *(Curve(stage, metric, tuple(sorted(by_step.items())), member) for (stage, member, metric), by_step in live.items()))
 
 
 def _read_curves(reader: _Reader) -> tuple[Curve, ...]:

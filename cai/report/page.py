@@ -15,7 +15,7 @@ from cai.report.comparison import RunComparison
 from cai.report.environment import html_environment, read_asset
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.next_steps import costs_in_words, next_steps
-from cai.report.verdict import reach_verdict
+from cai.report.verdict import judge_warning, reach_verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -23,7 +23,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 def render_report(data: ReportData) -> str:
     """Return the report as a self-contained HTML document."""
     trails, trail_principles = sections.trail_views(data)
-    policy_plots, more_plots = sections.policy_plots(data)
+    policy_plots, more_plots = sections.policy_plots(data, not judge_warning(data))
     environment = html_environment(__package__)
     return environment.get_template("report.html.j2").render(
         policy=POLICY,

@@ -61,6 +61,7 @@ _BEFORE_AFTER = (
 _WIN_RATES = ("win_rate_by_judge", "win_rate_by_reward")
 _CURVES = {
     "sft": (("loss", "Loss"),),
+    "reward": (("loss", "Loss"), ("accuracy", "Accuracy on the batch")),
     "policy": (
         ("loss", "Loss"),
         ("rewards/margins", "Implicit reward margin"),
@@ -230,20 +231,21 @@ def judge_plots(data: ReportData) -> list[Markup]:
 
 def curve_plots(curves: Sequence[Curve], stage: str) -> list[Markup]:
     """Plot the main training curves of a stage."""
-    found = {c.metric: c for c in curves if c.stage == stage}
+    mine = [c for c in curves if c.stage == stage]
     plots = []
     for metric, words in _CURVES[stage]:
-        curve = found.get(metric) or next((c for name, c in found.items() if name.rpartition("/")[2].rstrip("s") == metric), None)
-        if curve is not None:
-            plots.append(
-                line_plot(f"{words}, {stage}", [Series(stage, curve.points, "sft" if stage == "sft" else "policy")], "training step")
-            )
+        found = [c for c in mine if c.metric == metric] or [c for c in mine if c.metric.rpartition("/")[2].rstrip("s") == metric]
+        if found:
+            tone = "sft" if stage == "sft" else "policy"
+            plots.append(line_plot(f"{words}, {stage}", [Series(c.member or stage, c.points, tone) for c in found], "training step"))
     return plots
 
 
-def policy_plots(data: ReportData) -> tuple[list[Markup], list[Markup]]:
-    """Plot the measures before and after: refusals and win rates first, and all others apart. Groups of fewer than `FEW` are left out."""
+def policy_plots(data: ReportData, judge_is_proven: bool) -> tuple[list[Markup], list[Markup]]:
+    """Plot the measures before and after: refusals and win rates first, and all others apart. Groups of fewer than `FEW` are left out, and
+    how harmful a judge finds the answers unless it was shown to agree with people."""
     results = [r for r in data.evaluation or () if r.n >= FEW or ":" not in r.name]
+    results = [r for r in results if judge_is_proven or not r.name.startswith("harmful_compliance_by_judge")]
     plots = [_before_after(results, name, caption) for name, caption in _BEFORE_AFTER[:3]]
     for name in _WIN_RATES:
         found = [r for r in results if r.name == name or r.name.startswith(f"{name}:")]

@@ -14,11 +14,11 @@ from typing import Literal
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
-from cai.core.jsonl import append_record, read_records
+from cai.core.jsonl import append_record, read_records, write_text
 from cai.core.workspace import Workspace
 from cai.errors import DataError, StoreError
+from cai.labels.pooling import ADJUDICATOR
 from cai.studio.labelling import rater_name
-from cai.studio.results import ADJUDICATOR
 
 Role = Literal["label", "edit", "admin"]
 OWNER_DAYS = 30
@@ -78,6 +78,7 @@ class Links:
     def __init__(self, workspace: Workspace) -> None:
         folder = workspace.root / "runs" / ".studio"
         self._revoked = folder / "revoked.jsonl"
+        self._address = folder / "address"
         options = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
         self._signer = URLSafeSerializer(_key(folder), salt="cai-studio-link", signer_kwargs=options)
 
@@ -99,6 +100,17 @@ class Links:
         if any(r.name == link.name and link.made <= r.time for r in found):
             raise LinkError("This link has been revoked. Ask for a new one.")
         return link
+
+    def opened_at(self, address: str) -> None:
+        """Keep the address at which the app was last opened, for the links of others."""
+        write_text(self._address, address)
+
+    def address(self) -> str | None:
+        """Return the address at which the app was last opened; None if it never was."""
+        try:
+            return self._address.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def revoke(self, name: str) -> None:
         """End all links that a name has so far. Raises `DataError` if the name can't be a rater's."""

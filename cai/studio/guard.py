@@ -105,7 +105,10 @@ class Guard:
             return answer
         route = next((route for route in self._app.routes if route.matches(request.scope)[0] is Match.FULL), None)
         if not may(link.role, request.method, getattr(route, "path", "")):
-            return _refuse(403, f"Your link has the role {link.role}, which does not allow this.")
+            text = f"Your link has the role {link.role}, which does not allow this."
+            if request.method not in _SAFE:
+                return _refuse(403, text)
+            return page("error", 403, title="Not with this link", text=text, visitor=link)
         if request.method not in _SAFE:
             length = request.headers.get("content-length", "")
             if not length.isascii() or not length.isdigit() or "transfer-encoding" in request.headers:

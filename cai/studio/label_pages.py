@@ -18,8 +18,9 @@ from cai.constitution.guidelines import examples_path, guideline_blocks, html_bo
 from cai.constitution.load import load_constitution
 from cai.errors import CaiError
 from cai.labels.annotating import QueueBy, label_queue
+from cai.labels.pooling import ADJUDICATOR
 from cai.studio.labelling import Choice, Queue, Turn, rater_name
-from cai.studio.results import ADJUDICATOR, label_results
+from cai.studio.results import label_results
 from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import Studio, as_json, fragment, known, page, studio_of, taking, visitor_of
 

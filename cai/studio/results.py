@@ -10,12 +10,10 @@ from statistics import median
 from cai.core.jsonl import read_records
 from cai.labels.agreement import gold_accuracy, people_agreement
 from cai.labels.annotating import gold_answers
-from cai.labels.pooling import pair_key
+from cai.labels.pooling import ADJUDICATOR, pair_key
 from cai.records import EvalResult, HumanLabel, Prompt, ResponsePair
 from cai.studio.labelling import GOLD, Labelling, Queue, as_shown
 
-ADJUDICATOR = "adjudication"
-"""Rater whose answers decide disputed pairs. They are left out of the agreement."""
 _BREAK_SECONDS = 600.0
 """Time between two answers from which the rater is taken to have paused."""
 
@@ -44,7 +42,7 @@ class DisputedPair:
     key: str
     pair: ResponsePair
     answers: tuple[tuple[str, str, str], ...]
-    """Rater; A, B or tie, with `slightly` where the rater said so; and the rater's note."""
+    """Rater; A, B, tie or both bad, with `slightly` where the rater said so; and the rater's note."""
     decided: str
     """The adjudicator's answer; empty without one."""
 
@@ -59,6 +57,8 @@ class LabelResults:
     shared: int
     """Number of pairs that several raters labelled."""
     disputed: tuple[DisputedPair, ...]
+    noted: tuple[DisputedPair, ...]
+    """Other pairs about which a rater left a note."""
     bad: tuple[Prompt, ...]
     """Prompts of pairs of which every rater says that neither response is acceptable: the model needs other answers to them."""
     files: tuple[str, ...]
@@ -72,32 +72,36 @@ def label_results(labelling: Labelling, queue: Queue) -> LabelResults:
     paths = sorted(labelling.folder.glob(f"{queue.id}.*.jsonl"))
     labels = [label for path in paths for label in read_records(path, HumanLabel, torn_tail="drop")]
     by_rater: dict[str, list[HumanLabel]] = defaultdict(list)
-    by_pair: dict[str, dict[str, tuple[float, str]]] = defaultdict(dict)
+    by_pair: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for label in labels:
         by_rater[label.annotator].append(label)
         key = pair_key(label)
-        if key in pairs:
+        if key in pairs and key not in gold:
             shown = as_shown(pairs[key], key, ADJUDICATOR)
             p_a = label.p_a if label.pair.response_a == shown.response_a else 1 - label.p_a
-            by_pair[key][label.annotator] = p_a, label.note
-    people = [label for label in labels if label.annotator != ADJUDICATOR]
-    checked = {r.model: r for r in gold_accuracy(people, gold)}
+            by_pair[key][label.annotator] = "both bad" if label.both_bad else _graded(p_a), label.note
+    checked = {r.model: r for r in gold_accuracy([label for label in labels if label.annotator != ADJUDICATOR], gold)}
+    people = [label for label in labels if label.annotator != ADJUDICATOR and pair_key(label) not in gold]
     fine = {pair_key(label) for label in people if not label.both_bad}
     bad = {key: label.pair.prompt for label in people if (key := pair_key(label)) not in fine}
     agreement = tuple(people_agreement(people))
-    disputed = []
+    disputed: list[DisputedPair] = []
+    noted: list[DisputedPair] = []
     for key, answers in by_pair.items():
         decision = answers.pop(ADJUDICATOR, None)
-        if len({_side(p_a) for p_a, _ in answers.values()}) > 1:
-            shown = as_shown(pairs[key], key, ADJUDICATOR)
-            said = tuple((who, _graded(p_a), note) for who, (p_a, note) in sorted(answers.items()))
-            disputed.append(DisputedPair(key, shown, said, "" if decision is None else _graded(decision[0])))
+        said = tuple((who, answer, note) for who, (answer, note) in sorted(answers.items()))
+        found = DisputedPair(key, as_shown(pairs[key], key, ADJUDICATOR), said, "" if decision is None else decision[0])
+        if len({answer.removesuffix(" slightly") for answer, _ in answers.values()}) > 1:
+            disputed.append(found)
+        elif any(note for _, note in answers.values()):
+            noted.append(found)
     return LabelResults(
         tuple(_row(name, mine, checked.get(name)) for name, mine in sorted(by_rater.items()) if name != ADJUDICATOR),
         agreement,
         in_words(agreement),
         sum(len(answers) > 1 for answers in by_pair.values()),
         tuple(disputed),
+        tuple(noted),
         tuple(bad.values()),
         tuple(str(path.relative_to(labelling.folder.parent)) for path in paths),
     )

@@ -101,14 +101,14 @@ def resume(request: Request, body: Nothing) -> Response:
 def watch(request: Request) -> Response:
     """Show the page of a run."""
     run = _run(request)
-    return page("run", name=run.path.name, html=_stages(studio_of(request), run), views=views_of(run), visitor=visitor_of(request))
+    return page("run", name=run.path.name, html=_stages(studio_of(request), run), visitor=visitor_of(request))
 
 
 def stages(request: Request) -> Response:
     """Return the part of the page that changes during a run."""
     studio, run = studio_of(request), _run(request)
     alive, name = studio.runs.alive(run), run.path.name
-    can_resume = (run.path / "recipe.yaml").is_file()
+    can_resume = bool(studio.runs.left(run))
     failed = studio.runs.failed(name)
     return as_json(
         {"html": _stages(studio, run), "alive": alive, "can_resume": can_resume, "failed": failed, "log": studio.runs.printed(name)}
@@ -167,12 +167,13 @@ def _run(request: Request) -> RunDirectory:
 def _stages(studio: Studio, run: RunDirectory) -> str:
     status = status_of(run)
     curves = read_curves(run.path) if status is not None else ()
-    plots = [(stage, curve_plots(curves, stage)) for stage in ("sft", "policy")]
+    plots = [(stage, curve_plots(curves, stage)) for stage in ("sft", "reward", "policy")]
     return fragment(
         "stages",
         status=status,
         name=run.path.name,
         has_report=run.report.is_file(),
+        has_texts=bool(views_of(run)),
         alive=studio.runs.alive(run),
         in_use=run.in_use(),
         adherence=adherence_lines(run) if status is not None else (),

@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 
 from cai.core.jsonl import disk_error
+from cai.core.manifest import STAGE_NAMES, read_manifest
 from cai.core.workspace import RunDirectory, Workspace, is_text
-from cai.errors import DataError, RecipeError
+from cai.errors import DataError, RecipeError, StoreError
 from cai.pipeline.seeds import seed_recipes
 from cai.recipe import Recipe, load_recipe
 
@@ -55,7 +56,6 @@ class Runs:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._arguments: dict[str, list[str]] = {}
 
     def recipes(self) -> list[str]:
         """Return the names of the recipe files in `runs/`."""
@@ -84,15 +84,27 @@ class Runs:
         return name
 
     def resume(self, run: RunDirectory) -> None:
-        """Run a run again, as it was started here or else by its recipe: finished stages and calls are reused.
+        """Run the rest of the stages that a run was to run: finished stages and calls are reused.
 
         Raises:
-            DataError: it has no recipe, or is running.
+            DataError: nothing is left to run, it has no recipe, or it is running.
         """
-        if not (run.path / "recipe.yaml").is_file():
-            raise DataError(f"{run.path.name}: it has no recipe.yaml, so it can't go on. Start it again.")
-        name = run.path.name
-        self._launch(name, self._arguments.get(name) or [f"runs/{name}/recipe.yaml", "--name", name])
+        name, left = run.path.name, self.left(run)
+        if not left:
+            raise DataError(f"{name}: nothing is left to run, or it has no recipe.yaml to run it by.")
+        self._launch(name, [f"runs/{name}/recipe.yaml", "--name", name, "--only", ",".join(left)])
+
+    def left(self, run: RunDirectory) -> tuple[str, ...]:
+        """Return the stages that a run was to run if one of them isn't done; none if all are, or it has no recipe."""
+        try:
+            manifest = read_manifest(run.manifest)
+        except StoreError:
+            return ()
+        if manifest is None or not (run.path / "recipe.yaml").is_file():
+            return ()
+        chosen = manifest.chosen or STAGE_NAMES
+        done = {stage.name for stage in manifest.stages if stage.status == "done"}
+        return () if done.issuperset(chosen) else chosen
 
     def stop(self, run: RunDirectory) -> None:
         """Stop a run as Ctrl-C does: after the calls in flight; the second time, now. Raises `DataError` if no process is running it."""
@@ -157,4 +169,3 @@ class Runs:
                 )
         except OSError as e:
             raise disk_error(e, log) from e
-        self._arguments[name] = arguments

@@ -87,6 +87,7 @@ def serve(
             config.load()
         except OSError as e:  # also `ssl.SSLError`
             raise RecipeError(f"--certificate {certificate} with --private-key {private_key}: can't be used ({e.strerror or e})") from e
+        links.opened_at(allowed[-1])
         ready(f"{allowed[-1]}/enter?token={links.token(None, 'admin', OWNER_DAYS)}")
         try:
             uvicorn.Server(config).run(sockets=[listener])

@@ -37,6 +37,7 @@ async def draft_wording(session: Session, principle: Principle) -> Wording:
     seed = derive_seed(session.recipe.seed, "word", principle.statement)
     reply = await session.model.complete(asked.messages, WORDING, seed, asked.prefill)
     texts = read_wording(whole_lines(reply, asked.prefill))
+    texts = {field: text for field, text in texts.items() if not any(text in section.text for section in template.sections)}  # its examples
     if not texts:
         raise ReplyError("unparsed", f"no line such as 'Critique:': {reply.text[:200]!r}")
     bare = Principle(principle.id, principle.statement, applies_to=principle.applies_to)

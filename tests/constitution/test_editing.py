@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cai.constitution.editing import DRAFTED, add_principle, drafted_fields, move_principle, remove_principle, set_fields
+from cai.constitution.editing import DRAFTED, add_principle, drafted_fields, move_principle, remove_principle, set_fields, stale_drafts
+from cai.constitution.lint import lint_text
 from cai.constitution.load import parse_constitution
 from cai.core.yaml_source import parse_yaml
 from cai.errors import ConstitutionError
@@ -54,11 +55,15 @@ def test_fields_are_added_in_order_and_removed() -> None:
 
 def test_drafts_are_marked_until_a_person_edits_them() -> None:
     drafted = set_fields(TEXT, 1, {"critique": "Say what is long.", "compare": "Which is shorter?"}, "embedded")
-    assert drafted.count(f"    {DRAFTED}embedded\n") == 2
+    assert drafted.count(f"    {DRAFTED}embedded [") == 2
     source = parse_yaml(drafted.encode(), Path("x"), ConstitutionError)
     assert drafted_fields(source, drafted) == [(), ("critique", "compare")]
     again = set_fields(drafted, 1, {"critique": "Point at what is long."}, "larger")
     assert again.count(DRAFTED) == 2 and f"{DRAFTED}larger" in again
+    assert stale_drafts(parse_yaml(again.encode(), Path("x"), ConstitutionError)) == [(), ()]
+    restated = parse_yaml(set_fields(again, 1, {"statement": "Be terse."}).encode(), Path("x"), ConstitutionError)
+    assert stale_drafts(restated) == [(), ("critique", "compare")]
+    assert [f.rule for f in lint_text(restated.text, Path("x"))].count("outdated-wording") == 2
     edited = set_fields(again, 1, {"critique": "Point at every long sentence."})
     assert edited.count(DRAFTED) == 1
     assert set_fields(edited, 1, {"critique": None, "compare": None}) == TEXT

@@ -1,12 +1,14 @@
 """A run seen from outside."""
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cai.core.jsonl import append_record
-from cai.core.manifest import JudgeCard, Manifest, StageEntry, write_manifest
+from cai.core.manifest import JudgeCard, Manifest, StageEntry, read_manifest, write_manifest
 from cai.core.status import run_status
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
@@ -48,6 +50,19 @@ def test_a_working_run_says_where_it_is(tmp_path: Path) -> None:
         assert "now: sft, 3 of 8 steps, 0 calls" in run_status(run).notes
         (run.path / "progress.json").write_text('{"stage"')
         assert "now: working" in run_status(run).notes
+
+
+def test_a_stage_that_was_not_chosen_does_not_wait_and_the_clock_runs(tmp_path: Path) -> None:
+    run = written(tmp_path)
+    manifest = read_manifest(run.manifest)
+    assert manifest is not None
+    started = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    manifest.put(StageEntry("sft", "running", "f", started=started))
+    write_manifest(run.manifest, replace(manifest, chosen=("sft", "pairs")))
+    with run.locked():
+        states = {s.name: s for s in run_status(run).stages}
+    assert (states["pairs"].state, states["reward"].state) == ("waiting", "not run")
+    assert states["sft"].seconds >= 300
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cai.data.filters import sides_by_hash
+from cai.labels.agreement import people_agreement
 from cai.labels.dawid_skene import dawid_skene
-from cai.labels.pooling import by_pair, consensus, pool_rows
+from cai.labels.pooling import ADJUDICATOR, by_pair, consensus, pool_rows
 from cai.labels.readings import PairRow
 from cai.recipe import Pooling
 from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
@@ -188,3 +189,13 @@ def test_dawid_skene_needs_answers() -> None:
         dawid_skene({"x": {}})
     pooled = pool_labels([label("ann", 1.0), label("bob", 1.0), label("ann", 0.0, "r"), label("bob", 0.0, "r")], "dawid-skene", 0.0)
     assert [p.chosen for p in pooled] == ["good", "bad"] and all(0.6 < p.p_chosen < 0.95 for p in pooled)
+
+
+@pytest.mark.parametrize("method", ["votes", "dawid-skene"])
+def test_a_decision_replaces_the_answers_that_it_decides(method: Pooling) -> None:
+    answers = [label("ana", 0.0), label("ben", 0.0), label("", 0.0), label(ADJUDICATOR, 1.0)]
+    [pooled] = consensus(answers).values()
+    assert pooled.p_a == (1.0 if pooled.pair.response_a == "good" else 0.0)
+    [preference] = pool_labels([x for x in answers if x.annotator], method, 0.0)
+    assert preference.p_chosen > 0.5 and preference.chosen == "good"
+    assert not any(r.model == ADJUDICATOR for r in people_agreement(answers))

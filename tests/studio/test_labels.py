@@ -15,11 +15,12 @@ from cai.core.workspace import Workspace
 from cai.errors import DataError
 from cai.labels.annotating import export_human, import_labels, read_label_files
 from cai.labels.load import load_human
+from cai.labels.pooling import ADJUDICATOR
 from cai.labels.to_label import load_to_label
 from cai.recipe import HumanSource
 from cai.records import EvalResult, HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import BLOCK, GOLD, Labelling, NotLastError, Queue, as_shown, order, rater_name
-from cai.studio.results import ADJUDICATOR, in_words, label_results
+from cai.studio.results import in_words, label_results
 from tests.studio.serving import Served
 from tests.workspaces import run_data, start_cai
 
@@ -395,7 +396,7 @@ def test_the_results_page_takes_decisions(served: Served, labelling: Labelling, 
     client = served.enter()
     assert 'href="/label/q-jsonl/results"' in client.get("/label").text
     page = client.get("/label/q-jsonl/results").text
-    assert "3 of them disputed" in page and page.count('class="decide"') == 9 and "<script>alert" not in page
+    assert "3 of them disputed" in page and page.count('class="decide"') == 12 and "<script>alert" not in page
     key = label_results(labelling, queue).disputed[0].key
     assert served.post("/label/q-jsonl/answer", rater=ADJUDICATOR, key=key, choice="tie")["kept"]
     assert "decided: <b>tie</b>" in client.get("/label/q-jsonl/results").text

@@ -4,15 +4,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cai.core.jsonl import write_records
+from cai.core.jsonl import append_record, write_records
+from cai.core.manifest import read_manifest, write_manifest
 from cai.core.workspace import Workspace
 from cai.records import Critique, Preference, Revision, RevisionTrace, Round, Sample
+from cai.report.collect import read_curves
 from cai.studio.browsing import PER_PAGE, Query, browse, views_of
+from cai.studio.running import Runs
 from tests.models.serving import servers
 from tests.studio.serving import Served
 from tests.studio.test_principles import BY, add_run, prompt
@@ -42,7 +46,7 @@ def test_a_run_is_started_stopped_and_resumed_and_pays_for_nothing_twice(served:
     client, runs = served.enter(), served.workspace.root / "runs"
     assert "s.yaml" in client.get("/runs").text
     planned = served.post("/plan", recipe="s.yaml", name="mine", settings=["respond.limit=4"])["html"]
-    assert "mine: at most" in planned and "respond" in planned
+    assert "What mine takes at most" in planned and "respond" in planned
     with servers(1, seconds=0.3) as (server,):
         body: dict[str, Any] = {"recipe": "s.yaml", "name": "mine", "model": server.url, "constitution": "general"}
         body |= {"only": "respond,critique", "settings": ["respond.limit=4", "model.concurrency=1"]}
@@ -61,6 +65,32 @@ def test_a_run_is_started_stopped_and_resumed_and_pays_for_nothing_twice(served:
         served.post("/runs/mine/stop")
         ended(served, "mine")
         assert "stopped" in client.get("/").text
+
+
+def test_a_training_under_way_shows_its_curve_so_far(served: Served) -> None:
+    run_data(served.workspace, only=("respond",))
+    run = served.workspace.run("s")
+    append_record(run.metrics, {"stage": "sft", "step": 1, "loss": 9.0})  # of an earlier training
+    run.unfinished.mkdir(exist_ok=True)
+    for step, loss in ((1, 3.0), (2, 2.5), (2, 2.0)):  # killed after step 2 and resumed from step 1
+        append_record(run.live, {"stage": "sft", "member": "", "step": step, "loss": loss})
+    [curve] = [c for c in read_curves(run.path) if c.stage == "sft"]
+    assert curve.points == ((1.0, 3.0), (2.0, 2.0))
+    assert "Loss, sft" in served.enter().get("/runs/s/stages").json()["html"]
+
+
+def test_what_is_left_of_a_run_goes_on(served: Served) -> None:
+    served.enter()
+    run_data(served.workspace, only=("respond", "critique"))
+    run, runs = served.workspace.run("s"), Runs(served.workspace)
+    assert runs.left(run) == () and not served.client.get("/runs/s/stages").json()["can_resume"]
+    manifest = read_manifest(run.manifest)
+    assert manifest is not None and manifest.chosen == ("respond", "critique")
+    write_manifest(run.manifest, replace(manifest, stages=manifest.stages[:1]))
+    assert runs.left(run) == ("respond", "critique")
+    served.post("/runs/s/resume")
+    assert not ended(served, "s")["failed"] and runs.left(run) == ()
+    assert "nothing is left to run" in served.post("/runs/s/resume", status=400)["error"]
 
 
 def test_a_run_that_fails_shows_what_it_printed(served: Served) -> None:

@@ -23,7 +23,14 @@ function flush() {
   clearTimeout(timer);
   const now = pending;
   pending = null;
-  return now && change("principle", { index: now.index, values: { [now.name]: now.value } });
+  return now && change("principle", { index: now.index, values: { [now.name]: now.value } }).then((stored) => stored || blame(now.index));
+}
+// What the server refused is said at its principle, not over the page.
+function blame(index) {
+  const text = get("told").textContent;
+  list.children[index]?.querySelector(".found").replaceChildren(make("li", { textContent: text, className: "error" }));
+  if (list.children[index]) tell("");
+  return false;
 }
 function typed(index, name, value) {
   if (pending && (pending.index !== index || pending.name !== name)) flush();
@@ -48,7 +55,10 @@ function field(index, name, label, rows) {
 function block(index, count) {
   const act = (text, title, work, disabled = false) =>
     Object.assign(make("button", { type: "button", textContent: text, title, disabled }), { onclick: async () => (await flush(), work()) });
-  const move = (to) => change("arrange", { action: "move", index, to });
+  const move = async (to) => {
+    await change("arrange", { action: "move", index, to });
+    list.children[to]?.querySelector(`[title="${to < index ? "Move up" : "Move down"}"]:enabled, [data-name="statement"]`)?.focus();
+  };
   const name = field(index, "id", "Id", 0), more = make("a", { className: "button about", textContent: "Results" });
   const box = make("article", { className: "principle-form card" });
   const handle = make("span", { className: "handle", textContent: "⠿", title: "Drag to reorder", draggable: true });
@@ -82,9 +92,10 @@ function block(index, count) {
   words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
   words.append(act("Draft from the statement", "Let the model write these texts; what stands here is replaced", () => draft(index)));
   box.append(
+    field(index, "statement", "Statement: what a response should do", 3),
     make("div", { className: "actions" }, handle, name, more, act("↑", "Move up", () => move(index - 1), index === 0),
       act("↓", "Move down", () => move(index + 1), index === count - 1), remove),
-    field(index, "statement", "Statement: what a response should do", 3), kindBoxes, words, make("ul", { className: "found" }),
+    kindBoxes, words, make("ul", { className: "found" }),
   );
   return box;
 }
