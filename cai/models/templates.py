@@ -8,7 +8,7 @@ A file has comment lines, then sections:
     [[user]]
     Response: {{ response }}   a field; a conversation within a text becomes a transcript (Human: … Assistant: …)
     [[prefill]]                last, optional: start of the model's answer
-    [[choices]]                `judge_pointwise` only, optional: the words for yes and no, a line each
+    [[choices]]                of a yes-or-no question, optional: the words for yes and no, a line each
 
 Templates have no logic, so there is nothing to sandbox. Inserted text is not scanned again, so it can't pull in other fields.
 
@@ -47,6 +47,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "told_system": (frozenset({"earlier", "question", "principles"}), frozenset()),
     "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
     "word_principle": (frozenset({"passage"}), frozenset()),
+    "conflict": (frozenset({"first", "second"}), frozenset()),
 }
 """Required and optional fields of each template."""
 CONVERSATIONS = frozenset({"conversation", "earlier"})
@@ -59,6 +60,7 @@ _WHY = {
 SPEAKERS: dict[Role, str] = {"system": "System", "user": "Human", "assistant": "Assistant"}
 Value = str | Sequence[Message]
 
+YES_NO_QUESTIONS = ("judge_pointwise", "conflict")
 YES_NO = ("Yes", "No")
 """The answers to a judge's question, unless its template has `[[choices]]`."""
 _HEADER = re.compile(r"\[\[(?:(system|user|assistant|prefill|choices)|turns (\w+))\]\]$")
@@ -264,8 +266,8 @@ def _load(name: str, path: Path, problems: list[str]) -> Template | None:
     before = len(problems)
     problems += _line_problems(name, path, lines)
     choices, lines = _without_choices(lines)
-    if choices is not None and (name != "judge_pointwise" or len(choices) != 2 or len(set(choices)) < 2):
-        problems.append(f"{path}: [[choices]] is for judge_pointwise, and has two lines: the words for yes and for no")
+    if choices is not None and (name not in YES_NO_QUESTIONS or len(choices) != 2 or len(set(choices)) < 2):
+        problems.append(f"{path}: [[choices]] is for {' and '.join(YES_NO_QUESTIONS)}, and has two lines: the words for yes and for no")
     sections = tuple(_sections(lines))
     used = {s.turns for s in sections if s.turns}.union(*(_FIELD.findall(s.text) for s in sections))
     problems += [f"{path}: doesn't use the required field {{{{ {f} }}}}{_WHY.get(f, '')}" for f in sorted(FIELDS[name][0] - used)]

@@ -30,7 +30,7 @@ def written(tmp_path, name, text):
 
 
 def test_every_shipped_template_loads_and_renders():
-    assert len(fields(Templates)) == 12 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 14
+    assert len(fields(Templates)) == 12 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 15
     for name, template in zip(FIELDS, load_named_templates(list(FIELDS), SHIPPED), strict=True):
         rendered = template.render(values(name))
         assert rendered.messages[-1].role == "user"
@@ -61,7 +61,7 @@ def test_a_label_in_another_script_can_not_be_imitated():
 )
 def test_choices_are_two_words_of_one_question(tmp_path, name, choices):
     text = (SHIPPED / f"{name}.txt").read_text()
-    with pytest.raises(TemplateError, match=r"\[\[choices\]\] is for judge_pointwise"):
+    with pytest.raises(TemplateError, match=r"\[\[choices\]\] is for judge_pointwise and conflict"):
         written(tmp_path, name, f"{text}[[choices]]\n{choices}\n")
 
 
