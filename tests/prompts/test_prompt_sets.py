@@ -20,6 +20,8 @@ SETS = {
     "borderline": ("borderline", 100),
     "helpful": ("helpful", 150),
     "plain": ("helpful", 50),
+    "more_harmful": ("harmful", 220),
+    "more_borderline": ("borderline", 120),
     "eval_harmful": ("harmful", 40),
     "eval_borderline": ("borderline", 40),
     "eval_helpful": ("helpful", 40),
@@ -66,6 +68,13 @@ def test_contrast_prompts_come_in_pairs_that_length_does_not_tell_apart_and_are_
     others = [p for name in SETS for p in loaded(name).prompts]
     group = split_groups([*found.prompts, *others], SIMILARITY)
     assert not {group(p) for p in found.prompts} & {group(p) for p in others}
+
+
+def test_what_is_held_out_has_no_near_copy_in_what_is_trained_on() -> None:
+    held_out = [p for name in SETS if name.startswith("eval_") for p in loaded(name).prompts]
+    trained = [p for name in SETS if not name.startswith("eval_") for p in loaded(name).prompts]
+    group = split_groups([*held_out, *trained], SIMILARITY)
+    assert not {group(p) for p in held_out} & {group(p) for p in trained}
 
 
 def test_the_plain_questions_are_none_of_the_facts_that_the_audit_asks() -> None:
