@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from cai.core.jsonl import read_records, write_records
+from cai.models.base import Completion
 from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import GOLD
 from tests.browser import needs_browser
 from tests.models.serving import servers
 from tests.studio.serving import Served
 from tests.studio.test_principles import MINE, add_run
-from tests.workspaces import run_data
+from tests.workspaces import run_data, script
 
 pytestmark = [*needs_browser, pytest.mark.enable_socket]
 BY = Provenance("m")
@@ -49,6 +50,34 @@ def test_a_constitution_is_written_saved_and_taken_back(tab: Any, served: Served
     tab.click("#discard")
     tab.wait_for_selector("#state:text-is('saved')")
     assert "no-jargon" in tab.locator("#text").input_value()
+
+
+def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = "Name the source.\nCritique: Point out every claim in your last response that names no source."
+    script(monkeypatch, lambda request: Completion(reply, False, 1, 1))
+    file = served.workspace.root / "constitution" / "mine.yaml"
+    file.write_text(MINE.replace("Be kind.", "Name the source of every claim."))
+    tab.goto("/constitutions/mine")
+    second = tab.locator(".principle-form").nth(1)
+    second.locator("summary").click()
+    second.locator("text=Draft from the statement").click()
+    second.locator(".drafted:visible").wait_for()
+    assert second.locator("[data-name=critique]").input_value().startswith("Point out every claim")
+    second.locator("[data-name=critique]").fill("Point out each claim without a source.")
+    tab.wait_for_selector("#state:text('draft stored')")
+    second.locator(".drafted:visible").wait_for(state="detached")
+    second.locator("[data-name=statement]").fill("")
+    second.locator(".found >> text=needs an id and a statement").wait_for()
+    second.locator("[data-name=statement]").fill("Name the source of each claim.")
+    tab.wait_for_selector("#state:text('draft stored')")
+    tab.wait_for_timeout(800)  # longer than the pause after which typing is stored
+    tab.locator("[title='Move up']:enabled").first.press("Enter")
+    tab.wait_for_selector(".principle-form[data-id=kind]:first-child")
+    tab.locator("[title='Move down']:enabled").first.press("Enter")
+    tab.wait_for_selector(".principle-form[data-id=short]:first-child")
+    assert tab.evaluate("document.activeElement.closest('.principle-form').dataset.id") == "kind", "the keyboard stays with it"
+    tab.locator(".principle-form").last.locator("text=Draft from the statement").click()
+    tab.locator("#wording:has-text('drafted')").wait_for()
 
 
 def test_a_fault_is_shown_at_its_line_and_can_not_be_saved(tab: Any, served: Served) -> None:

@@ -140,8 +140,8 @@ get("add").addEventListener("click", async () => {
   last?.select();
 });
 
+const panel = get("wording"); // it moves into the principle's block, and out of the page when the blocks are made anew
 async function draft(index) {
-  const panel = get("wording");
   list.children[index].append(panel);
   try {
     let job = await ask(`${base}/word`, { index });
@@ -157,7 +157,7 @@ async function draft(index) {
     tell(error.message);
   }
 }
-get("wording").addEventListener("click", (event) => {
+panel.addEventListener("click", (event) => {
   if (event.target.closest(".stop")) ask(`/jobs/${drafting}/stop`, {}).catch((error) => tell(error.message));
 });
 
