@@ -26,6 +26,9 @@ TIE = frozenset(
 HELP = "--choices 0=A,1=B (also tie, or a probability of A such as 0.75), or a scale from 'A is better' to 'B is better': --choices 1..7"
 MAX_SHOWN = 8
 _NAMED = re.compile(r"(?:response|option|answer|output|model|assistant|completion|candidate|text|summary)[ _-]?([ab]|[0-9]+)")
+_GRADED = re.compile(r"\A[c-z]\Z|\b(?:a|b|left|right|first|second|[0-9])\b")
+"""An answer that can't be read and is one of several letters or grades a side ("slightly A"): the column is a scale."""
+MOST_UNREAD = 0.5
 _SCALE = re.compile(r"\s*([+-]?[0-9.]+)\s*\.\.\s*([+-]?[0-9.]+)\s*")
 
 
@@ -137,7 +140,9 @@ def read_answers(answers: Sequence[CodedAnswer], stated: Choices | None = None) 
         numbers = set()
     sides = {p > 0.5 for p in read if p is not None and p != 0.5}
     known = stated is not None or len(sides) == 2 or any(a.code in map(_plain, a.names) for a in answers)
-    if numbers or (None in read and not known):
+    unread = [a.code for a, p in zip(answers, read, strict=True) if p is None]
+    is_scale = stated is None and any(_GRADED.search(code) for code in unread)
+    if numbers or is_scale or (unread and not known) or len(unread) > MOST_UNREAD * len(answers):
         raise DataError(_refusal(answers, read, bool(numbers), stated))
     return read
 
@@ -172,6 +177,8 @@ def _refusal(answers: Sequence[CodedAnswer], read: Sequence[float | None], numbe
         why = f"--choices doesn't say what {', '.join(strange)} mean{'s' if len(strange) == 1 else ''}"
     elif numbers:
         why = "numbers are read only where 1 and 2 both occur and no other does, or where the response columns end in them"
+    elif strange and any(_GRADED.search(code) for code in strange):
+        why = f"{', '.join(strange)} may be further steps of a scale, and then A and B don't mean what they seem to"
     else:
         why = "expected A, B or tie (left, right; first, second; the column's name)"
     return (

@@ -16,7 +16,7 @@ from cai.data.rows import Row, refuse_many
 from cai.errors import DataError
 from cai.labels import pair_formats, published, vote_formats
 from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
-from cai.labels.readings import ATTRIBUTE_PREFIXES, WHO, Columns, PairRow
+from cai.labels.readings import ATTRIBUTE_PREFIXES, NOT_PROBABILITY, WHO, Columns, PairRow
 from cai.labels.vote_formats import CHOICES, TABLE
 from cai.records import Failure, PromptKind
 
@@ -27,6 +27,8 @@ CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
 OWN = ("labels", "cai")
 """Formats of `cai`'s own records."""
 NO_HEADER = " If the file has no header, add a first line with the names of the columns."
+MOST_STRANGE = 0.1
+"""Share of a file's probabilities that may be none before all are doubted."""
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
@@ -45,12 +47,25 @@ class PairFile:
     columns: tuple[str, ...]
 
 
+def refuse_no_probabilities(file: PairFile) -> None:
+    """Raise a `DataError` if many of a file's probabilities are none: then the others aren't either, but percents or a scale."""
+    strange = [f for f in file.failures if f.reason == NOT_PROBABILITY]
+    if len(strange) > 1 and len(strange) > MOST_STRANGE * (len(strange) + len(file.readings)):
+        raise DataError(
+            f"{strange[0].item_id}: {strange[0].detail}; so it is in {len(strange)} rows, and the other rows' numbers aren't probabilities "
+            "either: none is read. Divide percents by 100; for a scale say which column it is and what it means: "
+            "`cai human import --column choice=COLUMN --choices 1..7`"
+        )
+
+
 def settle_answers(files: Sequence[PairFile], stated: Choices | None) -> None:
     """Read the answers of all files of a source, a column at a time. Unreadable ones become failures.
 
     Raises:
         DataError: a column's values don't fit.
     """
+    for file in files:
+        refuse_no_probabilities(file)
     rank = {name: i for i, name in enumerate(CHOICES)}
     columns: dict[tuple[str, str], list[tuple[PairFile, int, CodedAnswer]]] = {}
     faults: list[tuple[PairFile, int, RowFault]] = []

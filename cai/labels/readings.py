@@ -225,6 +225,9 @@ def record_fields(row: Mapping[str, Any], record: "type[Preference | HumanLabel]
         row.get(one.name)
 
 
+NOT_PROBABILITY = "not_a_probability"
+
+
 def number(row: Mapping[str, Any], name: str, absent: float, high: float = float("inf")) -> float:
     """Return a number from a row, `absent` if it has none. Raises `RowFault` unless the number is in [0, `high`]."""
     value = row.get(name)
@@ -235,7 +238,8 @@ def number(row: Mapping[str, Any], name: str, absent: float, high: float = float
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not (0.0 <= found <= high and math.isfinite(found)):
-        raise RowFault("bad_number", f"{name} is {value!r}; expected a number of at least 0{f' and at most {high:g}' if high < 2 else ''}")
+        reason = "bad_number" if high > 1 else NOT_PROBABILITY
+        raise RowFault(reason, f"{name} is {value!r}; expected a number of at least 0{f' and at most {high:g}' if high < 2 else ''}")
     return found
 
 

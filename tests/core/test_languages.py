@@ -84,6 +84,16 @@ def test_a_refused_revision_is_told_too() -> None:
         ("मुझे खेद है, मैं मदद नहीं कर सकता।", "hi"),
         ("معذرت، میں اس میں مدد نہیں کر سکتا۔", "ur"),
         ("متأسفم، نمی‌توانم در این مورد کمک کنم. چیز دیگری بپرسید.", "fa"),
+        ("متأسفم، نمی‌توانم در این مورد کمکی بکنم.", "fa"),
+        ("بخښنه غواړم، زه نشم کولی مرسته وکړم.", "ps"),
+        ("Žao mi je, ne mogu vam pomoći s tim.", "hr"),
+        ("Atvainojiet, es nevaru jums ar to palīdzēt.", "lv"),
+        ("Atsiprašau, negaliu jums padėti su tuo.", "lt"),
+        ("Sentitzen dut, ezin dizut horrekin lagundu.", "eu"),
+        ("Mae'n ddrwg gen i, ni allaf eich helpu gyda hynny.", "cy"),
+        ("Ho sento, no us puc ajudar amb això.", "ca"),
+        ("Samahani, siwezi kukusaidia na hilo.", "sw"),
+        ("Mujhe maaf kijiye, main aapki madad nahi kar sakta.", "hi"),
         ("ຂໍໂທດ ຂ້ອຍຊ່ວຍບໍ່ໄດ້", "lo"),
         ("សូមទោស ខ្ញុំមិនអាចជួយបានទេ។", "km"),
         ("တောင်းပန်ပါတယ်၊ ကျွန်တော် မကူညီနိုင်ပါဘူး။", "my"),
@@ -91,6 +101,12 @@ def test_a_refused_revision_is_told_too() -> None:
 )
 def test_other_languages_are_recognised_and_not_judged(text: str, code: str) -> None:
     assert language(text) == code and not can_tell(text)
+
+
+def test_a_sentence_in_a_language_without_a_list_is_not_taken_for_a_known_one() -> None:
+    assert not can_tell("Kechirasiz, men bunda yordam bera olmayman.")  # Uzbek
+    assert not can_tell("Barka da rana, ban iya taimaka maka ba wallahi.")  # Hausa
+    assert all(can_tell(text) for text in ("OK. Let's try that.", "I don't understand.", "It's late, isn't it?", "Twelve."))
 
 
 def test_what_has_no_language_is_not_guessed() -> None:

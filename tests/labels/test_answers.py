@@ -50,11 +50,22 @@ def test_words_and_the_numbers_1_and_2_are_read(tmp_path: Path, values: list[Any
 @pytest.mark.parametrize(
     "values",
     [[0, 1], [1, 1], [0, 1, 2], [-1, 0, 1], ["1.0", "0.0"], [True, False], [1, 2, 4, 7], [-3, 1, 2], [1, 2, 2.5],
-     ["X", "Y", "tie"], ["B", "C"], ["А", "Б"], ["a", "b", 0], ["response_0", "response_1"]],
+     ["X", "Y", "tie"], ["B", "C"], ["А", "Б"], ["a", "b", 0], ["response_0", "response_1"],
+     ["A", "B", "C", "D", "E"], ["A", "B", "A", "B", "A", "c"], ["A", "B", "slightly A"], ["left", "right", "right slightly"],
+     ["A", "B", "skip", "skip", "n/a", "n/a"]],
 )  # fmt: skip
 def test_a_column_that_does_not_fit_is_refused_as_a_whole(tmp_path: Path, values: list[Any]) -> None:
     with pytest.raises(DataError, match=r"t\.jsonl: the answers in column 'choice' can't be read, so none is: found .*--choices"):
         read(tmp_path, values)
+
+
+@pytest.mark.parametrize("values", [[80, 1, 35, 0], [7, 1, 4, 2, 1], [1.0, 0.0, 55.0, 40.0]])
+def test_numbers_that_are_no_probabilities_cost_the_whole_column(tmp_path: Path, values: list[float]) -> None:
+    rows = [{"prompt": f"Question {i}?", "response_a": "x", "response_b": "y", "p_a": v} for i, v in enumerate(values)]
+    with pytest.raises(DataError, match="none is read.*Divide percents by 100"):
+        load_labels(save(tmp_path / "t.jsonl", *rows))
+    fine = [{**rows[0], "prompt": f"Fine {i}?", "p_a": 0.75} for i in range(40)]
+    assert len(load_labels(save(tmp_path / "u.jsonl", *fine, *rows[:1])).labels) >= 40, "one slip costs its row"
 
 
 @pytest.mark.parametrize(

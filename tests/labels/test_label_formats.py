@@ -136,7 +136,7 @@ def test_a_table_brings_attributes_times_and_degrees(tmp_path: Path) -> None:
         tmp_path / "t.jsonl",
         {**row, "choice": "response_b", "rater_id": 5, "timestamp": 0, "rater_country": "KE", "attribute_age": "30-39"},
         {**row, "p_a": 0.8, "annotator": "ann", "attributes": {"language": "sw", "none": None}},
-        {**row, "choice": "C", "annotator": "ann"},
+        {**row, "choice": "skipped", "annotator": "ann"},
         {**row, "annotator": "ann"},
         {**row, "p_a": 1.2},
         {**row, "choice": "A", "response_b": "yes,  IT is."},
@@ -147,7 +147,7 @@ def test_a_table_brings_attributes_times_and_degrees(tmp_path: Path) -> None:
     assert [(f.item_id.rpartition(":")[2], f.reason) for f in loaded.failures] == [
         ("3", "no_choice"),
         ("4", "not_labelled"),
-        ("5", "bad_number"),
+        ("5", "not_a_probability"),
         ("6", "identical"),
     ]
 

@@ -100,7 +100,7 @@ def test_rows_without_a_direction_are_counted_failures(tmp_path: Path) -> None:
         ({**HH, "chosen": f"\n\nHuman: {Q}"}, "no_response"),
         ({**HH, "chosen": f"\n\nHuman: {Q}\n\nAssistant: a\n\nAssistant: b"}, "no_user_turn"),
         ({"chosen": HH["chosen"] + " Yes.", "rejected": HH["rejected"], "p_chosen": 0.5}, "tie"),
-        ({**HH, "p_chosen": 1.5}, "bad_number"),
+        ({**HH, "p_chosen": 1.5}, "not_a_probability"),
         ({"chosen": HH["chosen"]}, "no_column"),
         ({"chosen": "just text", "rejected": "more"}, "not_a_transcript"),
         (["x"], "not_a_row"),

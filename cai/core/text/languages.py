@@ -40,9 +40,13 @@ _SCRIPT = re.compile("|".join(f"(?P<{name}>[{chars}])" for name, chars in _SCRIP
 _FUNCTION_WORDS: dict[str, dict[str, str]] = {
     "latin": {
         "en": "a the of and to in is at by from but we he she they no so my me when all any some there which their has had that it for "
-        "you with are this be i as not have can on or what how if do your was will an",
+        "you with are this be i as not have can on or what how if do your was will an would could should may might them then than "
+        "these those into about out up more most one first also just very here yes please sorry use make get go need want know take "
+        "help good time way people other only over after before because while who where why each both its our us him were been being "
+        "does did s t don ll re ve isn doesn didn wasn won couldn wouldn",
         "es": "el la los las de que y en un una es no se con por para lo su del al más como pero sus le está puedo esto eso tu si",
-        "fr": "le la les de des du et est un une je ne pas que qui dans pour vous ce il elle sur avec plus au aux mais sont cela en se ou",
+        "fr": "j d l n qu ai le la les de des du et est un une je ne pas que qui dans pour vous ce il elle sur avec plus au aux mais "
+        "sont cela en se ou",
         "de": "der die das und ist ich nicht zu den mit von für auf ein eine es sie dem des im sich auch wie kann dass bei als wir dabei",
         "it": "il lo la gli le di che e è un una non per con sono del della si come ma più nel alla questo posso mi ti anche",
         "pt": "o a os as de que e é um uma não para com por do da em no na se mais como mas eu você isso dos das posso seu está",
@@ -56,6 +60,28 @@ _FUNCTION_WORDS: dict[str, dict[str, str]] = {
         "id": "yang dan di tidak ini itu untuk dengan saya dari dalam adalah bisa pada ke anda akan atau",
         "cs": "a se na je to že v s o ale jako z pro by jsem není jsou tak nebo mohu",
         "ro": "și de la nu în că este un o pe cu mai din pentru sunt care să ce pot",
+        "hr": "i u je da se na za ne mogu su od što kao ali sam to s o bih biti koji nije ili vam mi ti",
+        "sl": "in je da se na za ne v so od kot ali sem to s o bi ki ni lahko z pa vam",
+        "sk": "a sa na je to že v s o ale ako z pre by nie som sú tak alebo môžem vám",
+        "lt": "ir yra kad su į iš ne aš tai bet kaip už ar negaliu jums man apie nuo šį šis",
+        "lv": "un ir ka ar uz no ne es tas bet kā par vai nevaru jums man tā šo to ļoti",
+        "et": "ja on ei et see ma kuid või kui ka ta ole olen mis oma saa seda teid",
+        "eu": "eta da ez du bat dut naiz dira baina egin hau ezin dago honekin hori zaitut",
+        "cy": "y yn i a o ar mae ni gyda am fod wedi eich fi gallaf helpu hynny yr chi",
+        "ga": "agus an na ar is i le ní go sé seo tá mé don leis chun",
+        "sw": "na ya wa kwa ni katika la si za hii hiyo lakini siwezi kuwa yako kama hilo kukusaidia",
+        "tl": "ang ng sa na ay mga at hindi ko ito ako para po iyon kita kung niyan diyan",
+        "ca": "el la els les de que i en un una és no es amb per al del dels puc però ho aquest això us et",
+        "gl": "o a os as de que e é un unha non para con por do da no na máis como pero che",
+        "is": "og að er í á það ekki ég sem með af til fyrir en við þú get þér",
+        "sq": "dhe të në e i një për nuk që me është ka nga si por mund unë kjo",
+        "af": "die en is nie het ek jy van te dat om vir met op kan aan ook wat",
+        "ms": "yang dan di tidak ini itu untuk dengan saya boleh anda adalah kepada ialah atau",
+        "no": "og er på i det jeg ikke av til kan om den du så men med har fra som deg for en et",
+        "az": "və bir bu üçün deyil mən də ilə sizə bilmərəm edə",
+        "eo": "la kaj de en ne mi estas por kun ke al vi tio povas",
+        "mt": "u li ta il fil ma hija huwa għal biex nista dan",
+        "hi": "hai hain ka ki ke ko se mein nahi main aap yeh aur kar sakta sakti mujhe aapki hoon",
         "hu": "a az és nem hogy egy is van ez meg de csak mint vagy nem tudok",
     },
     "cyrillic": {
@@ -66,7 +92,14 @@ _FUNCTION_WORDS: dict[str, dict[str, str]] = {
     },
 }
 _WORDS = {script: {code: frozenset(text.split()) for code, text in by.items()} for script, by in _FUNCTION_WORDS.items()}
-_PERSIAN, _URDU = re.compile("[پچژگ]"), re.compile("[ٹڈڑںےھہ]")
+_ARABIC_SCRIPT = {
+    "ps": re.compile("[ښځڅږڼټډړېۍ]"),
+    "ckb": re.compile("[ڕڵۆێ]"),
+    "sd": re.compile("[ڄڃڇڏڍڪڻ]"),
+    "ur": re.compile("[ٹڈڑںےھہ]"),
+    "fa": re.compile("[پچژگکی]"),
+}
+"""Letters that Arabic doesn't have, by language; the first that has one of a text's letters is its language."""
 MIN_LETTERS = 2
 SAMPLE_CHARACTERS = 2000
 
@@ -81,33 +114,38 @@ def language(text: str) -> str | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
-@lru_cache(maxsize=4096)
 def candidates(text: str) -> frozenset[str]:
     """Return the codes of the languages that fit a text best; several if function words don't decide, none if there are none.
 
     >>> sorted(candidates("Jeg kan ikke hjelpe deg med det")), candidates("Paris")
-    (['da'], frozenset())
+    (['no'], frozenset())
     """
+    return evidence(text)[0]
+
+
+@lru_cache(maxsize=4096)
+def evidence(text: str) -> tuple[frozenset[str], int]:
+    """Return `candidates`, and how many words or, in scripts of one language, letters speak for them."""
     sample = text[:SAMPLE_CHARACTERS].lower()
     counts = Counter(m.lastgroup for m in _SCRIPT.finditer(sample))
     if not counts:
-        return frozenset()
+        return frozenset(), 0
     japanese = counts["ja"]
     if japanese and japanese >= 0.1 * (japanese + counts["zh"]):  # Japanese is written in kana and Han
         counts["ja"] += counts.pop("zh", 0)
     script, letters = counts.most_common(1)[0]
     if letters < MIN_LETTERS or script is None:
-        return frozenset()
+        return frozenset(), 0
     if script in _WORDS:
         return _by_function_words(sample, script)
     if script == "ar":
-        return frozenset({"ur" if _URDU.search(sample) else "fa" if _PERSIAN.search(sample) else "ar"})
-    return frozenset({script})
+        script = next((code for code, own in _ARABIC_SCRIPT.items() if own.search(sample)), "ar")
+    return frozenset({script}), letters
 
 
-def _by_function_words(text: str, script: str) -> frozenset[str]:
-    """Return the languages with the most function words in a text; none if it has none."""
+def _by_function_words(text: str, script: str) -> tuple[frozenset[str], int]:
+    """Return the languages with the most function words in a text, and how many; none if it has none."""
     found = Counter(word for w in words(text.replace("’", "'")) for word in re.findall(r"[^\W\d_]+", w))
     score = {code: sum(found[w] for w in known) for code, known in _WORDS[script].items()}
     most = max(score.values())
-    return frozenset(code for code, n in score.items() if n == most) if most else frozenset()
+    return frozenset(code for code, n in score.items() if n == most) if most else frozenset(), most
