@@ -25,6 +25,7 @@ from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.generate.pairs import PairTask, sample_pair
 from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
+from cai.judge.choices import mass_warning
 from cai.judge.judge import Judge
 from cai.judge.probe import Probe, probe_of
 from cai.judge.protocols import PROTOCOLS
@@ -164,7 +165,11 @@ class Session:
                     await self.close_models()
 
         with self.reporter.stage(name):
-            return run_interruptible(opened(), self.reporter)
+            found = run_interruptible(opened(), self.reporter)
+        for model, _ in self.opened:
+            if warning := mass_warning(model.choice_mass.mean, model.engine.name):
+                self.reporter.warn(warning)
+        return found
 
     async def open_model(self, spec: ModelSpec | None = None) -> TextModel:
         """Return a model over the call store. Equal specs share one engine.

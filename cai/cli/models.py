@@ -150,7 +150,7 @@ def bench(
     Console().print(table)
     for r in result.protocols:
         if warning := mass_warning(r.mass, r.name):
-            errors.print(warning, style="yellow")
+            errors.print(plain(warning, "yellow"))
     for u in result.unmeasured:
         errors.print(plain(f"{u.name}: not measured, all {u.failures} pairs failed: {u.reason}", "yellow"))
     for r in result.protocols:

@@ -49,25 +49,9 @@ async def read_choices(
     if _mass(logprobs) < SMALL_MASS and not reply.every_form:
         other = await model.choices(messages, forms[1], prefill)
         logprobs = [_sum(pair) for pair in zip(logprobs, other.logprobs, strict=True)]
-    return Reading(difference(logprobs), min(1.0, _mass(logprobs)))
-
-
-@dataclass
-class MeanMass:
-    """A running mean of the probability that choices hold."""
-
-    total: float = 0.0
-    n: int = 0
-
-    def add(self, mass: float | None) -> None:
-        """Count one more; None was not measured."""
-        if mass is not None:
-            self.total, self.n = self.total + mass, self.n + 1
-
-    @property
-    def mean(self) -> float | None:
-        """The mean, or None if nothing was measured."""
-        return self.total / self.n if self.n else None
+    mass = min(1.0, _mass(logprobs))
+    model.choice_mass.add(mass)
+    return Reading(difference(logprobs), mass)
 
 
 def mean_mass(readings: Sequence[Reading]) -> float | None:

@@ -20,9 +20,10 @@ from cai.generate.distill import Distilled, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.ids import split_fraction
 from cai.judge.card import measure_judge
-from cai.judge.choices import MeanMass, mass_warning
+from cai.judge.choices import mass_warning
 from cai.judge.fitted import fitted_of
 from cai.labels.load import load_human
+from cai.models.base import MeanMass
 from cai.pipeline.context import Context
 from cai.pipeline.prompts import write_prompts
 from cai.recipe import GOLD, Recipe, SFTData

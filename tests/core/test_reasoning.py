@@ -34,6 +34,7 @@ def test_the_reasoning_is_set_apart(text: str) -> None:
         ("analysisIs it", "Is it"),
         ("[THINK]Is it", "Is it"),
         ("<think>Is it?</think>\n", "Is it?"),
+        ("<think time=3>Is it", "Is it"),
     ],
 )
 def test_a_reply_that_ends_inside_its_reasoning_has_no_answer(text: str, reasoning: str) -> None:
@@ -47,6 +48,14 @@ def test_a_reply_that_ends_inside_its_reasoning_has_no_answer(text: str, reasoni
         ("<think>a</think>\n<think>b</think>Yes.", "Yes."),
         ("a</think>b</think>Yes.", "Yes."),
         ("Sure.\n<think>a</think>\nYes.", "Sure.\n\nYes."),
+        ("Sure! <think>\nThe user wants harm.\n</think>\nI can't.", "Sure! \nI can't."),
+        ("Well <think>one\ntwo</think>yes.", "Well yes."),
+        ("<think>a</think>X <think>b</think>Y", "X Y"),
+        ("- <think>a</think>Yes.", "- Yes."),
+        ("> <think>a</think>Yes.", "> Yes."),
+        ("<think time=3>a</think>Yes.", "Yes."),
+        ("<cot>a</cot>Yes.", "Yes."),
+        ("<thought_process>a</thought_process>\nYes.", "Yes."),
     ],
 )
 def test_nested_and_repeated_blocks(text: str, answer: str) -> None:
@@ -58,6 +67,7 @@ def test_nested_and_repeated_blocks(text: str, answer: str) -> None:
     [
         "Write <think> before it and </think> after it.",
         "Close it with `</think>`.",
+        "To end a block write </think> and go on.",
         "Like this:\n```\n<think>\nhm\n</think>\n```\nThen go on.",
         "analysis of the matter",
         " Kept as it stands.\n",

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from cai.core.console import Reporter
 from cai.judge.choices import Reading, mass_warning, read_choices
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
 from cai.models.scripted import ScriptedEngine
@@ -65,3 +66,17 @@ def test_a_judge_is_asked_and_answers_in_the_templates_language(language: str, c
     judgment = session.ask(lambda s: s.judge(Constitution("c", "C", "D", (Principle("kurz", "Fass dich kurz."),)))(pair))
     assert judgment.failure is None and judgment.p_a == pytest.approx(0.5)
     assert all("Fass dich kurz." in r.messages[-1].content for r in session.asked)
+
+
+def test_a_session_says_that_its_judge_would_not_write_the_choices() -> None:
+    class Kept(Reporter):
+        warnings: tuple[str, ...] = ()
+
+        def warn(self, text: str) -> None:
+            self.warnings += (text,)
+
+    for yes, warned in ((0.001, True), (0.6, False)):
+        session, reporter = ScriptedSession(lambda request, p=yes: ChoiceLogprobs((math.log(p), math.log(p / 2)), 1)), Kept()
+        session.reporter = reporter
+        session.run(lambda s: read_choices(s.judge_model, ASK, ("Yes", "No")), "ask")
+        assert bool(reporter.warnings) == warned and all("0.15%" in text or "hardly write" in text for text in reporter.warnings)

@@ -62,7 +62,7 @@ def test_a_column_that_does_not_fit_is_refused_as_a_whole(tmp_path: Path, values
 @pytest.mark.parametrize("values", [[80, 1, 35, 0], [7, 1, 4, 2, 1], [1.0, 0.0, 55.0, 40.0]])
 def test_numbers_that_are_no_probabilities_cost_the_whole_column(tmp_path: Path, values: list[float]) -> None:
     rows = [{"prompt": f"Question {i}?", "response_a": "x", "response_b": "y", "p_a": v} for i, v in enumerate(values)]
-    with pytest.raises(DataError, match="none is read.*Divide percents by 100"):
+    with pytest.raises(DataError, match=r"none is read.*Divide percents by 100"):
         load_labels(save(tmp_path / "t.jsonl", *rows))
     fine = [{**rows[0], "prompt": f"Fine {i}?", "p_a": 0.75} for i in range(40)]
     assert len(load_labels(save(tmp_path / "u.jsonl", *fine, *rows[:1])).labels) >= 40, "one slip costs its row"

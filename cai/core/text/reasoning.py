@@ -7,20 +7,25 @@ Known forms, in any case and with any nesting:
     <|START_THINKING|>…<|END_THINKING|>answer, <|begin_of_thought|>…<|end_of_thought|>answer
     <|channel|>analysis<|message|>…<|channel|>final<|message|>answer      gpt-oss; also "analysis…assistantfinal…", without the tokens
 
-A block counts if it stands at the start of a line and not in code, so that an answer may quote a tag.
+A block counts if it stands at the start of a line or after a sentence, if it has several lines, or if one before it counts; never in code.
+So an answer may name a tag.
 """
 
 import re
 from dataclasses import dataclass
 
-_NAME = r"(?:[a-z]\w{0,11}:|longcat_)?(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)"
+_NAME = (
+    r"(?:[a-z]\w{0,11}:|longcat_)?(?:think(?:ing)?|thoughts?|thought_process|chain_of_thought|cot|reason(?:ing)?|reflection|scratchpad"
+    r"|analysis)"
+)
 _TAG = re.compile(
-    rf"(?<![`'\"“])(?:(?P<open><{_NAME}>|\[{_NAME}\]|<\|{_NAME}\|>|◁{_NAME}▷|<\|(?:start|begin)(?:_of)?_(?:thinking|thought|think)\|>)"
+    rf"(?<![`'\"“])(?:(?P<open><{_NAME}(?:\s[^<>\n]{{0,60}})?>|\[{_NAME}\]|<\|{_NAME}\|>|◁{_NAME}▷|<\|(?:start|begin)(?:_of)?_(?:thinking|thought|think)\|>)"
     rf"|(?P<close></{_NAME}>|\[/{_NAME}\]|<\|/{_NAME}\|>|◁/{_NAME}▷|<\|end(?:_of)?_(?:thinking|thought|think)\|>))",
     re.IGNORECASE,
 )
 _LAST_WORD = re.compile(r"\S+\s*\Z")
-_LINE_START = re.compile(r"(?:\A|\n)[ \t]*\Z")
+_START = re.compile(r"(?:\A|\n)[ \t]*(?:[-*>#]{1,3}[ \t]*)?\Z|[.!?:…。！？：][*_'\")\]]*[ \t]+\Z")
+"""What stands before a block: the start of a line, with Markdown's marks, or the end of a sentence."""
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|>", re.IGNORECASE | re.DOTALL)
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>(?:assistant)?|<\|channel\|>", re.IGNORECASE)
 _BARE_CHANNEL = re.compile(r"\A\s*(?:assistant)?analysis(?=\S)(.*?)assistant\s*final(?=\S)", re.DOTALL)
@@ -104,7 +109,7 @@ def _blocks(text: str) -> Spoken:
     opened = False  # whether any block was opened so far
     for tag in _TAG.finditer(text):
         if tag["open"]:
-            if depth or (_LINE_START.search(text[max(0, tag.start() - 200) : tag.start()]) and not _in_code(text, start, tag.start())):
+            if depth or ((opened or _starts_block(text, tag)) and not _in_code(text, start, tag.start())):
                 if not depth:
                     answer.append(text[start : tag.start()])
                     start = tag.end()
@@ -115,7 +120,7 @@ def _blocks(text: str) -> Spoken:
             if not depth:
                 reasoning.append(text[start : tag.start()])
                 start = tag.end()
-        elif not opened and not _TAG.search(text, start, tag.start()):  # the template opened it; and it isn't the end of a quoted block
+        elif not opened and not _TAG.search(text, start, tag.start()) and not _is_named(text, tag):  # the template opened it
             reasoning.append(text[start : tag.start()])
             start = tag.end()
     if depth:  # it ends inside
@@ -124,6 +129,19 @@ def _blocks(text: str) -> Spoken:
     if not reasoning:
         return Spoken(text)
     return Spoken(_unwrapped("".join([*answer, text[start:]]).strip()), _joined(reasoning))
+
+
+def _starts_block(text: str, tag: re.Match[str]) -> bool:
+    """Whether an opening tag stands where a block begins, or its block has several lines."""
+    if _START.search(text[max(0, tag.start() - 200) : tag.start()]):
+        return True
+    end = next((other for other in _TAG.finditer(text, tag.end()) if other["close"]), None)
+    return end is not None and "\n" in text[tag.end() : end.start()]
+
+
+def _is_named(text: str, tag: re.Match[str]) -> bool:
+    """Whether a closing tag is a word in a sentence: it has a space on both sides."""
+    return text[: tag.start()].endswith(" ") and text.startswith(" ", tag.end())
 
 
 def _in_code(text: str, start: int, end: int) -> bool:
