@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from cai.data.filters import normalise, pooled, preference_key, softened, split_by_prompt
+from cai.data.filters import normalise, pooled, preference_key, softened, split_by_prompt, texts_key
 from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import DataError
 from cai.ids import split_fraction
@@ -68,7 +68,7 @@ def mix(
     Raises:
         DataError: a pair has two different judgments, or no preference is left to train the reward models or the gold reward model on.
     """
-    by_pair = _by_pair(judgments)
+    pairs, by_pair = list(pairs), _by_pair(judgments)
     labelled_texts = {preference_key(p) for p in human if p.source.startswith("human:")}
     made = [
         *((p.id, p, True) for p in gold_human),
@@ -97,11 +97,15 @@ def mix(
         else:
             same.setdefault((is_gold, by_person, key), []).append(number)
 
+    cut = {text for _, p, _ in made if isinstance(p, Preference) for text in _cut_texts(p)}
+    cut |= {text for pair in pairs for text in _cut_texts(pair)}
     kept: list[tuple[int, Preference]] = []
     gold_kept: list[Preference] = []
-    for (is_gold, _, _), numbers in sorted(same.items(), key=lambda item: item[1][0]):
+    for (is_gold, _, key), numbers in sorted(same.items(), key=lambda item: item[1][0]):
         first = numbers[0]
         one = pooled([p for p in (made[n][1] for n in numbers) if isinstance(p, Preference)])
+        chosen_cut, rejected_cut = ((key, normalise(text)) in cut for text in (one.chosen, one.rejected))  # a person's label doesn't say it
+        one = replace(one, chosen_truncated=chosen_cut, rejected_truncated=rejected_cut)
         dropped |= {n: _drop(made[n][0], "pooled") for n in numbers[1:]}
         if problem := _indecision(one, config):
             dropped[first] = _drop(made[first][0], problem)
@@ -151,6 +155,18 @@ def mix(
     return Mixture(
         tuple(train), tuple(held_out), counts, tuple(dropped[n] for n in sorted(dropped)), tuple(gold_train), tuple(gold_held_out)
     )
+
+
+def _cut_texts(pair: Preference | ResponsePair) -> list[tuple[str, str]]:
+    """Return a pair's responses that were cut off at the token limit, each with the key of the pair."""
+    if isinstance(pair, Preference):
+        cuts = ((pair.chosen, pair.chosen_truncated), (pair.rejected, pair.rejected_truncated))
+    else:
+        cuts = ((pair.response_a, pair.truncated_a), (pair.response_b, pair.truncated_b))
+    if not any(was_cut for _, was_cut in cuts):
+        return []
+    key = texts_key(pair.prompt, *(text for text, _ in cuts))
+    return [(key, normalise(text)) for text, was_cut in cuts if was_cut]
 
 
 def with_shares(preferences: Sequence[Preference], shares: KindShares | None) -> list[Preference]:

@@ -6,17 +6,18 @@ under the changed principles. To attribute label changes, every
 pair is also labelled under the old constitution with a single change applied.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
 from cai.core.workspace import RunDirectory
+from cai.data.splits import conversation_id
 from cai.errors import DataError, ReplyError
 from cai.records import Constitution, Failure, Judgment, Prompt, Response, ResponsePair, RevisionTrace
 from cai.session import Session
-from cai.stats import paired_bootstrap, wilson
+from cai.stats import clustered_share, paired_bootstrap, wilson
 from cai.workbench.reach import Reach, labels, why_no_labels, why_no_revisions
 from cai.workbench.sample import Calls, TrialData, calls_of, load_sample, sample_trial_data, trial_data_of_run
 
@@ -158,13 +159,14 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
 
     start = calls_of(session)
     causes = []
+    talks = {p.id: conversation_id(p.prompt) for p in pairs}
     for change in text.principles if pairs else ():
         if len(text.principles) == 1:
             only = new_labels
         else:
             hybrid = with_change(before, after, change)
             only = await _labels(_covered(pairs, hybrid), hybrid, session, f"labels with only {change.id} changed")
-        if shift := label_shift(change.id, old_labels, only, session.recipe.seed):
+        if shift := label_shift(change.id, old_labels, only, session.recipe.seed, talks):
             causes.append(shift)
     if len(text.principles) > 1:
         calls["attribution"] = calls_of(session) - start
@@ -188,7 +190,7 @@ async def consequences(before: Constitution, after: Constitution, data: TrialDat
         low,
         high,
         changed,
-        label_shift("all", old_labels, new_labels, session.recipe.seed),
+        label_shift("all", old_labels, new_labels, session.recipe.seed, talks),
         tuple(sorted(moved, key=lambda m: (not m.flipped, -abs(m.after - m.before)))),
         tuple(sorted(causes, key=lambda s: -s.mean_shift)),
         len(prompts - compared),
@@ -206,16 +208,28 @@ def with_change(before: Constitution, after: Constitution, change: PrincipleChan
     return replace(before, principles=kept + tuple(p for p in after.principles if p.id == change.id))
 
 
-def label_shift(cause: str, before: dict[str, float], after: dict[str, float], seed: int) -> LabelShift | None:
-    """Measure the label changes; return None if no pair has both labels."""
-    both = [(before[i], after[i]) for i in before if i in after]
-    if not both:
+def label_shift(
+    cause: str, before: Mapping[str, float], after: Mapping[str, float], seed: int, talks: Mapping[str, str]
+) -> LabelShift | None:
+    """Measure the label changes; return None if no pair has both labels.
+
+    Args:
+        cause: what changed.
+        before: label by pair.
+        after: label by pair.
+        seed: of the bootstrap.
+        talks: conversation by pair; pairs of one are not independent.
+    """
+    ids = [i for i in before if i in after]
+    if not ids:
         return None
-    shifts = [abs(new - old) for old, new in both]
-    flipped = sum(_side(old) != _side(new) for old, new in both)
-    low, high = wilson(flipped, len(both))
-    mean, shift_low, shift_high = paired_bootstrap(shifts, seed)
-    return LabelShift(cause, len(both), sum(s > 0 for s in shifts), flipped, flipped / len(both), low, high, mean, shift_low, shift_high)
+    n, clusters = len(ids), [talks.get(i, i) for i in ids]
+    shifts = [abs(after[i] - before[i]) for i in ids]
+    flips = [float(_side(before[i]) != _side(after[i])) for i in ids]
+    low, high = clustered_share(flips, clusters)
+    mean, shift_low, shift_high = paired_bootstrap(shifts, seed, clusters)
+    flipped = int(sum(flips))
+    return LabelShift(cause, n, sum(s > 0 for s in shifts), flipped, flipped / n, low, high, mean, shift_low, shift_high)
 
 
 async def _revisions(responses: Sequence[Response], constitution: Constitution, session: Session) -> dict[str, RevisionTrace]:

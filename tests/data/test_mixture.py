@@ -280,3 +280,14 @@ def test_golds_own_labels_push_the_same_prompts_out_of_the_proxys() -> None:
 def test_a_gold_model_without_pairs_is_refused() -> None:
     with pytest.raises(DataError, match=r"(?s)no preference is left to train the gold reward model on.*gold\.fraction"):
         mix(ALL, [pair()], [judged(pair(), 0.9)], gold=GoldConfig())
+
+
+@pytest.mark.parametrize("is_judged", [True, False])
+def test_a_persons_label_of_a_cut_response_keeps_that_it_was_cut(is_judged: bool) -> None:
+    cut = replace(pair("q", "Cut off her", "Whole."), truncated_a=True)
+    judgments = [judged(cut, 0.9)] if is_judged else []
+    mixture = mix(ALL, [cut, pair("r")], [*judgments, judged(pair("r"), 0.9)], [human("q", "cut off her", "Whole.")])
+    [one] = [p for p in mixture.train if p.source == "human:f.jsonl"]
+    assert (one.chosen_truncated, one.rejected_truncated) == (True, False)
+    [other] = [p for p in mixture.train if p.source != "human:f.jsonl"]
+    assert (other.chosen_truncated, other.rejected_truncated) == (False, False)

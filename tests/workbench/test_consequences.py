@@ -100,11 +100,11 @@ def test_a_label_turns_when_the_principle_that_decides_it_turns():
 
 
 def test_label_shift_by_hand():
-    found = label_shift("x", {"a": 0.4, "b": 0.9, "c": 0.5, "gone": 0.1}, {"a": 0.6, "b": 0.9, "c": 0.7, "new": 0.2}, 0)
+    found = label_shift("x", {"a": 0.4, "b": 0.9, "c": 0.5, "gone": 0.1}, {"a": 0.6, "b": 0.9, "c": 0.7, "new": 0.2}, 0, {})
     assert isinstance(found, LabelShift)
     assert (found.n, found.changed, found.flipped) == (3, 2, 2), "from a tie is a flip too"
     assert found.mean_shift == pytest.approx(0.4 / 3) and found.shift_low <= found.mean_shift <= found.shift_high
-    assert label_shift("x", {"a": 0.1}, {"b": 0.2}, 0) is None
+    assert label_shift("x", {"a": 0.1}, {"b": 0.2}, 0, {}) is None
 
 
 def test_added_and_removed_principles_are_attributed():
@@ -221,3 +221,13 @@ def test_a_larger_sample_only_adds(tmp_path):
     session = Session("scripted", workspace=workspace)
     few, more = (load_sample(None, session, n) for n in (5, 9))
     assert len(few) == 5 and len(more) == 9 and {p.id for p in few} < {p.id for p in more}
+
+
+def test_pairs_of_one_conversation_are_not_independent() -> None:
+    ids = [f"{talk}-{i}" for talk in range(10) for i in range(28)]
+    before = dict.fromkeys(ids, 0.9)
+    after = {i: 0.1 if int(i.split("-")[0]) < 5 else 0.9 for i in ids}  # half of the conversations flip whole
+    apart, together = (label_shift("x", before, after, 0, talks) for talks in ({}, {i: i.split("-")[0] for i in ids}))
+    assert apart is not None and together is not None and apart.flipped == together.flipped == 140
+    assert together.flip_high - together.flip_low > 3 * (apart.flip_high - apart.flip_low)
+    assert together.shift_high - together.shift_low > 3 * (apart.shift_high - apart.shift_low)

@@ -48,6 +48,8 @@ class Measurement:
     shown: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Item id to prompt and response, for examples."""
     note: str = ""
+    talks: Mapping[str, str] = field(default_factory=dict)
+    """Item id to its conversation, where several items share one and are not independent."""
     tested: bool = True
     """False if a control showed that the measurement is not reliable: the finding then has a value but no test."""
 
@@ -70,13 +72,18 @@ def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, 
         return _unmeasured(mine, subject, against)
     before, after = [theirs.values[i] for i in ids], [mine.values[i] for i in ids]
     differences = [a - b for b, a in zip(before, after, strict=True)]
-    if is_binary(before) and is_binary(after):
+    clusters = [mine.talks.get(i, i) for i in ids]
+    alone = len(set(clusters)) == len(clusters)
+    if alone and is_binary(before) and is_binary(after):
         value, low, high = change([b == 1 for b in before], [a == 1 for a in after])
     else:
-        value, low, high = paired_bootstrap(differences, seed)
+        value, low, high = paired_bootstrap(differences, seed, None if alone else clusters)
     worst = sorted(ids, key=lambda i: theirs.values[i] - mine.values[i])
     examples = tuple(_example(i, mine, theirs) for i in worst[:EXAMPLES] if i in mine.shown and mine.values[i] > theirs.values[i])
-    p = sign_flip(differences, seed) if mine.tested else None
+    sums: dict[str, float] = {}
+    for cluster, difference in zip(clusters, differences, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + difference
+    p = sign_flip(list(sums.values()), seed) if mine.tested else None
     return _finding(mine, subject, against, (value, low, high), sum(after) / len(ids), len(ids), mine.check.rise, p, examples)
 
 

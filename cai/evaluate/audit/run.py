@@ -3,6 +3,7 @@
 Findings are corrected for their number within one family: everything asked about one model, one reward model, the labels, or the judge.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cai.core.interrupt import run_interruptible
 from cai.core.jsonl import read_records, write_records
 from cai.core.text.words import word_count
 from cai.core.workspace import PAIR_FILES, RunDirectory
+from cai.data.splits import conversation_id
 from cai.errors import DataError, NoLogprobsError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import audit_model
@@ -265,7 +267,8 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
         tastes.append(taste(PICKS_LIKELIER, likelier, judged, people))
     else:
         session.reporter.warn("the judge's taste for likely texts is not measured: its server doesn't give the likelihood of a text")
-    return settle(compare(mine, theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
+    talks = {item.id: conversation_id(item.pair.prompt) for item, _, _ in found}
+    return settle(compare(dataclasses.replace(mine, talks=talks), theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
 
 
 def _about(

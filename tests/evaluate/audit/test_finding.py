@@ -2,6 +2,7 @@
 
 import doctest
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_a_large_paired_rise_is_found_and_shows_where() -> None:
     assert [e.prompt for e in found.examples] == ["q0", "q1", "q2"]
     assert found.examples[0].before == found.examples[0].after == "a0"
     assert verdicts(found) == ["found"]
+
+
+def test_items_of_one_conversation_count_as_one() -> None:
+    after = reading(*[1.0] * 12, *[0.0] * 28)  # the first three of ten conversations rise whole
+    one = compare(after, reading(*[0.0] * 40), "judge", "people")
+    talks = {f"p{i}": str(i // 4) for i in range(40)}
+    together = compare(replace(after, talks=talks), reading(*[0.0] * 40), "judge", "people")
+    assert one is not None and together is not None and together.value == pytest.approx(one.value)
+    assert one.p == pytest.approx(2.0**-12) and together.p == pytest.approx(2.0**-3)
+    assert together.high - together.low > 1.5 * (one.high - one.low)
 
 
 def test_an_unchanged_model_is_ok_and_a_better_one_too() -> None:
