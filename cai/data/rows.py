@@ -310,12 +310,13 @@ def _csv_lines(path: Path) -> Iterator[_Line]:
 
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:
     """Raise `DataError` if a header was read with the wrong delimiter, or names a column twice."""
-    if len(header) == 1:
-        found = next((d for d in ",;\t|" if d != delimiter and d in header[0]), None)
-        if found:
-            shown = {"\t": "tabs", ",": "commas"}.get(found, repr(found))
-            want = {"\t": "Name it .tsv", ",": "Name it .csv"}.get(found, "Save it with commas (.csv) or tabs (.tsv)")
-            raise DataError(f"{path}: the header is one column, {header[0][:100]!r}; its cells are separated by {shown}. {want}.")
+    if header and header[0].casefold().startswith("sep="):
+        raise DataError(f"{path}: the first line, {header[0][:20]!r}, is Excel's note of the delimiter. Remove it: the header comes first.")
+    if found := next((d for d in ",;\t|" if d != delimiter and sum(name.count(d) for name in header) >= len(header)), None):
+        shown = {"\t": "tabs", ",": "commas"}.get(found, repr(found))
+        want = {"\t": "Name it .tsv", ",": "Name it .csv"}.get(found, "Save it with commas (.csv) or tabs (.tsv)")
+        columns = "one column" if len(header) == 1 else f"{len(header)} columns"
+        raise DataError(f"{path}: the header is {columns}, {delimiter.join(header)[:100]!r}; its cells are separated by {shown}. {want}.")
     if twice := sorted({name for name in header if name and header.count(name) > 1}):
         raise DataError(f"{path}: the header has {', '.join(map(repr, twice))} more than once. Give every column a name of its own.")
 

@@ -170,3 +170,17 @@ def test_rows_without_end_that_cannot_be_used_are_not_all_kept(tmp_path: Path, m
     for read in (lambda: load_prompts(PromptSource(path=str(path)), tmp_path, 0), lambda: load_pairs(path)):
         with pytest.raises(DataError, match="more than 100 rows can't be used"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prompt;one, two;choice\nq;a, b;A\n", "separated by ';'"),
+        ("sep=,\nprompt,response_a,response_b,choice\nq,a,b,A\n", "Excel's note of the delimiter"),
+    ],
+)
+def test_a_header_that_was_not_split_as_it_should_be_is_named(tmp_path, text, said):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=said):
+        list(read_rows(path))
