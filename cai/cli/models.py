@@ -372,3 +372,16 @@ def merge(
         print_json(merged)
     else:
         typer.echo(f"{merged.path}: {merged.parameters:,} parameters in {merged.dtype}")
+
+
+@app.command()
+def blend(
+    start: Annotated[Path, typer.Argument(help="An adapter's folder, e.g. runs/NAME/models/sft", show_default=False)],
+    end: Annotated[Path, typer.Argument(help="One that was trained on from it, e.g. runs/NAME/models/policy", show_default=False)],
+    share: Annotated[float, typer.Option(help="Of the way from the first to the second, 0 to 1", min=0, max=1)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder", show_default=False)],
+) -> None:
+    """Write an adapter between two, without training: a policy that refuses more, or less, than the one that was trained."""
+    from cai.models.blend import blend_adapters
+
+    typer.echo(f"{blend_adapters(start, end, share, out)}: {share:g} of the way from {start} to {end}")

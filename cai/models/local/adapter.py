@@ -30,7 +30,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         ModelError: the folder holds no readable adapter.
     """
-    base = str(_adapter_config(folder).get("base_model_name_or_path") or "")
+    base = str(adapter_config(folder).get("base_model_name_or_path") or "")
     if not base:
         raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
     if "://" in base or base == "scripted":  # only the user may name a server to send prompts to, not a file
@@ -46,7 +46,8 @@ def adapter_base(folder: Path) -> str:
     return base
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """Return an adapter's configuration. Raises `ModelError` if the folder holds none, or only pickled weights."""
     file = folder / "adapter_config.json"
     try:
         there = file.exists()
@@ -69,7 +70,7 @@ def check_adapter(folder: Path, base: Path) -> None:
     Raises:
         ModelError: it is not an adapter of the weights (but learned prompts, say), or it has another vocabulary than the base model.
     """
-    kind = str(_adapter_config(folder).get("peft_type", ""))
+    kind = str(adapter_config(folder).get("peft_type", ""))
     if kind in _PROMPT_ADAPTERS:
         raise ModelError(
             f"{folder}: is not a LoRA adapter but one of type {kind}, which is a learned prompt and can't be merged into weights.\n"
@@ -118,7 +119,7 @@ def with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
     """Return the model with an adapter on top. Raises `ModelError` if it doesn't fit; `base` names the model in the message."""
     from peft import PeftModel
 
-    _adapter_config(Path(adapter))
+    adapter_config(Path(adapter))
     wrong = f"{adapter}: this adapter doesn't fit the model {base}"
     fix = "Fix: name as `path` the model that it was trained on (base_model_name_or_path in its adapter_config.json)"
     with warnings.catch_warnings(record=True) as caught:
