@@ -48,7 +48,7 @@ OVER = [(0.0, 0.0), (1.0, 1.0), (2.0, 0.5), (3.0, 0.2)]
 
 def test_an_observation_says_what_was_seen(tmp_path: Path) -> None:
     w = watch(tmp_path)
-    w.observe(0, 0.0, ["1 2 a b", "1 2 I'm sorry, but I can't help with that.", "3 4 a b c d a b c d", "3 4"])
+    w.observe(0, 0.0, ["1 2 we go", "1 2 I'm sorry, but I can't help with that.", "3 4 we can go on we can go on", "3 4"])
     (point,) = read_records(tmp_path / "frontier.jsonl", MonitorPoint)
     assert (point.step, point.n, point.proxy, point.gold, point.disagreement) == (0, 4, 2.0, 3.0, 0.5)
     assert point.proxy_std == pytest.approx((4 / 3) ** 0.5)
