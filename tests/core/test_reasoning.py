@@ -1,5 +1,7 @@
 """Reasoning inside a text, in the forms that models write it."""
 
+import signal
+
 import pytest
 
 from cai.core.text.reasoning import Spoken, split_reasoning
@@ -60,6 +62,16 @@ def test_a_reply_that_ends_inside_its_reasoning_has_no_answer(text: str, reasoni
 )
 def test_nested_and_repeated_blocks(text: str, answer: str) -> None:
     assert split_reasoning(text).answer == answer
+
+
+@pytest.mark.parametrize("text", ["x <think> " * 40_000, "x <think> " * 40_000 + "</think>", "x </think> " * 40_000])
+def test_a_text_of_nothing_but_tags_takes_one_pass(text: str) -> None:
+    with_time = signal.alarm(20)  # a scan of the rest for each tag would take minutes
+    assert with_time == 0
+    try:
+        split_reasoning(text)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ So an answer may name a tag.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _NAME = (
@@ -107,9 +108,11 @@ def _blocks(text: str) -> Spoken:
     answer: list[str] = []
     depth = start = 0
     opened = False  # whether any block was opened so far
-    for tag in _TAG.finditer(text):
+    tags = list(_TAG.finditer(text))
+    long = _with_several_lines(text, tags)
+    for tag in tags:
         if tag["open"]:
-            if depth or ((opened or _starts_block(text, tag)) and not _in_code(text, start, tag.start())):
+            if depth or ((opened or tag.start() in long or _starts_block(text, tag)) and not _in_code(text, start, tag.start())):
                 if not depth:
                     answer.append(text[start : tag.start()])
                     start = tag.end()
@@ -132,11 +135,24 @@ def _blocks(text: str) -> Spoken:
 
 
 def _starts_block(text: str, tag: re.Match[str]) -> bool:
-    """Whether an opening tag stands where a block begins, or its block has several lines."""
-    if _START.search(text[max(0, tag.start() - 200) : tag.start()]):
-        return True
-    end = next((other for other in _TAG.finditer(text, tag.end()) if other["close"]), None)
-    return end is not None and "\n" in text[tag.end() : end.start()]
+    """Whether an opening tag stands where a block begins."""
+    return _START.search(text[max(0, tag.start() - 200) : tag.start()]) is not None
+
+
+def _with_several_lines(text: str, tags: Sequence[re.Match[str]]) -> set[int]:
+    """Return where the opening tags stand that have a line break before the next closing tag. One pass, as a text may have many tags."""
+    found: set[int] = set()
+    has_break: bool | None = None  # between here and the next closing tag; None: there is no closing tag
+    after = len(text)
+    for tag in reversed(tags):
+        if has_break is not None:
+            has_break = has_break or "\n" in text[tag.end() : after]
+        if tag["close"]:
+            has_break = False
+        elif has_break:
+            found.add(tag.start())
+        after = tag.start()
+    return found
 
 
 def _is_named(text: str, tag: re.Match[str]) -> bool:
