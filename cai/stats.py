@@ -6,11 +6,30 @@ Multiple-testing correction: Holm (1979).
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 Z_95 = 1.959963984540054
 RESAMPLES = 10_000
 _BLOCK_CELLS = 5_000_000
 _FLIPS = 20_000
+
+
+@dataclass
+class RunningMean:
+    """A mean of numbers that come one at a time."""
+
+    total: float = 0.0
+    n: int = 0
+
+    def add(self, value: float | None) -> None:
+        """Count one more; None was not measured."""
+        if value is not None:
+            self.total, self.n = self.total + value, self.n + 1
+
+    @property
+    def mean(self) -> float | None:
+        """The mean, or None if nothing was measured."""
+        return self.total / self.n if self.n else None
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:

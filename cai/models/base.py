@@ -25,6 +25,7 @@ from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
 from cai.models.store import CallStore
 from cai.records import Message
+from cai.stats import RunningMean
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,24 +247,6 @@ class Usage:
 
 
 @dataclass
-class MeanMass:
-    """A running mean of the probability that choices hold."""
-
-    total: float = 0.0
-    n: int = 0
-
-    def add(self, mass: float | None) -> None:
-        """Count one more; None was not measured."""
-        if mass is not None:
-            self.total, self.n = self.total + mass, self.n + 1
-
-    @property
-    def mean(self) -> float | None:
-        """The mean, or None if nothing was measured."""
-        return self.total / self.n if self.n else None
-
-
-@dataclass
 class TextModel:
     """An engine with a call store. Each stage has its own instance: `stage` labels its calls in the store, `usage` counts them."""
 
@@ -271,7 +254,7 @@ class TextModel:
     store: CallStore
     stage: str
     usage: Usage = field(default_factory=Usage)
-    choice_mass: MeanMass = field(default_factory=MeanMass)
+    choice_mass: RunningMean = field(default_factory=RunningMean)
     """Probability that the choices of its questions hold, by `read_choices`."""
     on_reply: Callable[[], None] = lambda: None
     """Called after every reply, made or reused, to report progress."""

@@ -23,11 +23,11 @@ from cai.judge.card import measure_judge
 from cai.judge.choices import mass_warning
 from cai.judge.fitted import fitted_of
 from cai.labels.load import load_human
-from cai.models.base import MeanMass
 from cai.pipeline.context import Context
 from cai.pipeline.prompts import write_prompts
 from cai.recipe import GOLD, Recipe, SFTData
 from cai.records import PROMPT_KINDS, Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
+from cai.stats import RunningMean
 
 PAIRS_OF: dict[SFTData, str] = {"critique": "revision_pairs", "distill": "distilled_pairs"}
 """Source of SFT data to the file of the pairs that its stage makes beside it."""
@@ -176,7 +176,7 @@ async def feedback_stage(c: Context) -> dict[str, int]:
     if not c.manifest.judge.beats_baselines:
         c.reporter.say(c.manifest.judge.note, "yellow")  # shown again at the end of the run
     total = sum(1 for _ in _unlabelled(c))
-    judged, masses = 0, MeanMass()
+    judged, masses = 0, RunningMean()
     with record_writer(c.run.data("judgments")) as write:
         async for judgment in each(c, _unlabelled(c), judge, Judgment, total=total, failure_of=lambda j: j.failed):
             write(judgment)

@@ -113,7 +113,6 @@ def _keep_step(c: Context, step: int, metrics: dict[str, float], member: str = "
         return
     row = {"stage": c.stage, "member": member, "step": step, **metrics}
     with contextlib.suppress(OSError, CaiError):  # nothing depends on it
-        c.run.unfinished.mkdir(parents=True, exist_ok=True)
         append_record(c.run.live, row)
 
 
