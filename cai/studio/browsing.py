@@ -99,7 +99,7 @@ def browse(run: RunDirectory, query: Query) -> Found:
     manifest = read_manifest(run.manifest)
     card = manifest.constitution if manifest is not None else None
     known = {p.id: p for p in card.principles} if card is not None else {}
-    seen, kinds = Counter[str](), Counter[PromptKind]()
+    seen, kinds = set[str](), set[PromptKind]()
     total = 0
 
     def matching() -> Iterator[Change]:
@@ -107,7 +107,7 @@ def browse(run: RunDirectory, query: Query) -> Found:
         for what in get_args(What) if query.what is None else (query.what,):
             for row in _READ[what](run, known.get(query.principle)):
                 seen.update(row.principle_ids)
-                kinds[row.prompt.kind] += 1
+                kinds.add(row.prompt.kind)
                 if _matches(row, query):
                     total += 1
                     yield row
@@ -116,7 +116,7 @@ def browse(run: RunDirectory, query: Query) -> Found:
     key = _KEYS[query.order]
     rows = nsmallest(last, enumerate(matching()), key=lambda found: (key(found[1]), found[0]))
     ids = [i for i in known if i in seen or query.what == "answers"]
-    return Found(tuple(row for _, row in rows[last - PER_PAGE :]), total, (*ids, *sorted(seen.keys() - known.keys())), tuple(sorted(kinds)))
+    return Found(tuple(row for _, row in rows[last - PER_PAGE :]), total, (*ids, *sorted(seen - known.keys())), tuple(sorted(kinds)))
 
 
 def _matches(row: Change, query: Query) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from cai.core.jsonl import disk_error
-from cai.core.manifest import STAGE_NAMES, read_manifest
+from cai.core.manifest import read_manifest
+from cai.core.status import run_status
 from cai.core.workspace import RunDirectory, Workspace, is_text
 from cai.errors import DataError, RecipeError, StoreError
 from cai.pipeline.seeds import seed_recipes
@@ -102,7 +103,7 @@ class Runs:
             return ()
         if manifest is None or not (run.path / "recipe.yaml").is_file():
             return ()
-        chosen = manifest.chosen or STAGE_NAMES
+        chosen = manifest.chosen or tuple(stage.name for stage in run_status(run).stages)  # a run of an earlier version
         done = {stage.name for stage in manifest.stages if stage.status == "done"}
         return () if done.issuperset(chosen) else chosen
 

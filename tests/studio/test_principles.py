@@ -191,3 +191,12 @@ def test_the_page_shows_all_of_it_and_obeys_none(served: Served) -> None:
     assert "sure" in client.get("/constitutions/mine/principles/kind").text
     assert client.get("/constitutions/mine/principles/tall", headers={"accept": "text/html"}).status_code == 400
     assert Path(served.workspace.root / "constitution" / "mine.yaml").read_text() == MINE
+
+
+@pytest.mark.enable_socket
+def test_a_principle_that_no_run_has_used_leads_to_a_run_with_its_constitution(served: Served) -> None:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    assert 'href="/runs?constitution=mine"' in served.enter().get("/constitutions/mine/principles/short").text
+    assert "<option selected>mine</option>" in served.client.get("/runs?constitution=mine").text
+    with served.visit("eva", "edit") as eva:
+        assert "/runs?constitution" not in eva.client.get("/constitutions/mine/principles/short").text

@@ -71,7 +71,6 @@ def test_a_training_under_way_shows_its_curve_so_far(served: Served) -> None:
     run_data(served.workspace, only=("respond",))
     run = served.workspace.run("s")
     append_record(run.metrics, {"stage": "sft", "step": 1, "loss": 9.0})  # of an earlier training
-    run.unfinished.mkdir(exist_ok=True)
     for step, loss in ((1, 3.0), (2, 2.5), (2, 2.0)):  # killed after step 2 and resumed from step 1
         append_record(run.live, {"stage": "sft", "member": "", "step": step, "loss": loss})
     [curve] = [c for c in read_curves(run.path) if c.stage == "sft"]
@@ -86,6 +85,8 @@ def test_what_is_left_of_a_run_goes_on(served: Served) -> None:
     assert runs.left(run) == () and not served.client.get("/runs/s/stages").json()["can_resume"]
     manifest = read_manifest(run.manifest)
     assert manifest is not None and manifest.chosen == ("respond", "critique")
+    write_manifest(run.manifest, replace(manifest, chosen=()))
+    assert "distill" not in runs.left(run) and "sft" in runs.left(run), "of an earlier version: the stages of its recipe"
     write_manifest(run.manifest, replace(manifest, stages=manifest.stages[:1]))
     assert runs.left(run) == ("respond", "critique")
     served.post("/runs/s/resume")
