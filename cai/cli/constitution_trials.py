@@ -176,7 +176,8 @@ def adherence(run_name: RunName, json: Json = False) -> None:
     from cai.core.jsonl import read_records
     from cai.core.workspace import find_run
     from cai.errors import DataError
-    from cai.evaluate.adherence import adherence_rows, trained_model
+    from cai.evaluate.adherence import TOLD, adherence_rows, trained_model
+    from cai.evaluate.policies import AGAINST, MODELS
     from cai.records import EvalResult
 
     run = find_run(run_name)
@@ -187,7 +188,7 @@ def adherence(run_name: RunName, json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    models = ("base", "told", "sft", "policy")
+    models = [m for m in (AGAINST, TOLD, *MODELS[1:]) if m != "blend" or any(m in r.rates for r in rows)]
     table = plain_table("principle", *models, "n", "change", "verdict", right=(*models, "n", "change"))
     for row in rows:
         rates = [f"{row.rates[m].value:.0%}" if m in row.rates else "" for m in models]

@@ -19,7 +19,20 @@ from cai.records import Constitution, Principle
 StageState = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 
-STAGE_NAMES = ("respond", "critique", "distill", "sft", "pairs", "feedback", "preferences", "reward", "policy", "evaluate", "report")
+STAGE_NAMES = (
+    "respond",
+    "critique",
+    "distill",
+    "sft",
+    "pairs",
+    "feedback",
+    "preferences",
+    "reward",
+    "policy",
+    "blend",
+    "evaluate",
+    "report",
+)
 """Names of a run's stages, in order. `cai.pipeline.stages` defines the stages."""
 
 

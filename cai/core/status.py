@@ -36,17 +36,17 @@ class RunStatus:
     notes: tuple[str, ...]
 
 
-EXAMPLE_STAGES = ("critique", "distill")
-"""Stages that make SFT examples. `sft.data` of the recipe says which of them a run has."""
+OPTIONAL_STAGES = ("critique", "distill", "blend")
+"""Stages that not every run has: `sft.data` of the recipe names the first two, and `blend` has a block of its own."""
 
 
-def _examples_of(run: RunDirectory) -> tuple[str, ...]:
-    """Return those of `EXAMPLE_STAGES` that the run's recipe has; the paper's if it can't be read."""
+def _optional_of(run: RunDirectory) -> tuple[str, ...]:
+    """Return those of `OPTIONAL_STAGES` that the run's recipe has; the paper's if it can't be read."""
     try:
-        data = load_yaml(run.path / "recipe.yaml", DataError).data["sft"]["data"]
-    except (DataError, LookupError, TypeError):
+        recipe = load_yaml(run.path / "recipe.yaml", DataError).data
+        return (*recipe["sft"]["data"], *(["blend"] if recipe.get("blend") else []))
+    except (DataError, LookupError, TypeError, AttributeError):
         return ("critique",)
-    return tuple(data)
 
 
 def run_status(run: RunDirectory) -> RunStatus:
@@ -65,7 +65,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     for name in STAGE_NAMES:
         entry = manifest.stage(name)
         if entry is None:
-            if name not in EXAMPLE_STAGES or name in _examples_of(run):
+            if name not in OPTIONAL_STAGES or name in _optional_of(run):
                 waits = alive and (not manifest.chosen or name in manifest.chosen)
                 stages.append(StageStatus(name, "waiting" if waits else "not run"))
             continue

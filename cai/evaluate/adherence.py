@@ -16,7 +16,7 @@ from cai.core.text.checks import checks_for, follows
 from cai.core.workspace import RunDirectory
 from cai.errors import ReplyError
 from cai.evaluate.paired import change_result, rate, shared_ids
-from cai.evaluate.policies import AGAINST, corrected
+from cai.evaluate.policies import AGAINST, TRAINED, corrected
 from cai.generate.critique import as_sampling, kept_text
 from cai.generate.distill import Told
 from cai.ids import derive_seed, split_fraction
@@ -237,8 +237,8 @@ def adherence_rows(results: Sequence[EvalResult]) -> list[AdherenceRow]:
 
 
 def trained_model(row: AdherenceRow) -> str | None:
-    """Return the name of the model that a row's verdict is about: `policy`, else `sft`, else the last one; None without any."""
-    return next((m for m in ("policy", "sft", *reversed(row.changes)) if m in row.changes and m != TOLD), None)
+    """Return the name of the model that a row's verdict is about: the last one that was trained; None without any."""
+    return next((m for m in (*TRAINED, *reversed(row.changes)) if m in row.changes and m != TOLD), None)
 
 
 def adherence_lines(run: RunDirectory) -> list[str]:

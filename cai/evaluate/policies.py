@@ -18,6 +18,10 @@ from cai.records import EvalResult, Response
 from cai.stats import holm
 
 AGAINST = "base"
+MODELS = (AGAINST, "sft", "policy", "blend")
+"""Models of a run, in the order in which they are made."""
+TRAINED = MODELS[:0:-1]
+"""The trained ones, the last first: a run's results are about the first of them that it has."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from cai.labels.answers import Choices
 from cai.labels.files import OWN, STAGE, PairFile, nothing_usable, read_file, settle_answers
 from cai.labels.pooling import pool_rows
 from cai.labels.vote_formats import COLUMNS, is_column
-from cai.recipe import HumanSource, Pooling
+from cai.recipe import HumanSource, Pooling, PromptSource
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
 NOT_IN_LABELS = ("weight", "principle_ids")
@@ -180,8 +180,8 @@ def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> 
     return tuple(preferences[i] for i in sorted(order[:limit]))
 
 
-def local_sources(sources: Sequence[HumanSource]) -> list[str]:
-    """Return the paths and globs of human labels that are not on the Hub."""
+def local_sources(sources: Sequence[HumanSource | PromptSource]) -> list[str]:
+    """Return the paths and globs of labels or prompts that are not named as datasets of the Hub."""
     return [s.path for s in sources if not s.path.startswith(HUB)]
 
 

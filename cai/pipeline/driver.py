@@ -137,7 +137,7 @@ def choose_stages(stages: Sequence[Stage], recipe: Recipe, only: Sequence[str], 
     names = [s.name for s in stages if s.wanted(recipe)]
     unknown = [n for n in (*only, *([start] if start else [])) if n not in names]
     if unknown:
-        why = " (see sft.data)" if any(n in ("critique", "distill") for n in unknown) else ""
+        why = " (see sft.data)" if any(n in ("critique", "distill") for n in unknown) else " (see blend)" if "blend" in unknown else ""
         raise RecipeError(f"no stage {', '.join(map(repr, unknown))}{why}; the stages are: {' '.join(names)}")
     chosen = [s for s in stages if s.name in names and (not only or s.name in only)]
     return [s for s in chosen if start is None or names.index(s.name) >= names.index(start)]

@@ -7,6 +7,7 @@ from cai.data.prompts import split_monitored
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
+from cai.evaluate.policies import AGAINST, MODELS
 from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
@@ -17,12 +18,13 @@ from cai.records import Prompt
 
 
 async def evaluate_stage(c: Context) -> dict[str, int]:
-    """Sample responses of base model, SFT model and policy to held-out prompts; judge, score and measure them; audit the run's files."""
+    """Sample all models' responses to held-out prompts; judge, score and measure them; audit the run's files."""
     session = c.session
     monitored, prompts = _evaluation_prompts(c)
     limit = c.recipe.evaluate.knowledge
     facts, passages = ((), ()) if limit == 0 else load_knowledge(c.root, limit, c.recipe.seed)
-    specs = {"base": c.recipe.trained, "sft": c.adapted("sft"), "policy": c.adapted("policy")}
+    trained = [m for m in MODELS[1:] if m != "blend" or c.recipe.blend is not None]
+    specs = {AGAINST: c.recipe.trained, **{name: c.adapted(name) for name in trained}}
     said = await answer(session, specs, Questions(prompts, facts, passages), c.settings_hash)
     judge, name = await c.judge(), c.recipe.evaluate.controls
     verdicts = await judge_answers(session, said.answers, judge)

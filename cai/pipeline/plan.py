@@ -18,7 +18,7 @@ from cai.core.jsonl import read_records
 from cai.core.manifest import machine_facts, read_manifest
 from cai.core.text.checks import can_be_added
 from cai.core.workspace import Workspace
-from cai.data.prompts import SkippedRows, stream_prompts
+from cai.data.prompts import SkippedRows, load_all, stream_prompts
 from cai.errors import CaiError
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.evaluate.audit.run import REWARD_ANSWERS
@@ -162,7 +162,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     bench = load_pairs(workspace.root / path, limit=limit, seed=recipe.seed).preferences if path else ()
     bench_prompt = _lengths(sizes((p.prompt for p in bench), Counter())) + SYSTEM_TOKENS + TURN_TOKENS
     bench_answer = _lengths(len(text) for p in bench for text in (p.chosen, p.rejected))
-    harm = Work(3 * shown_kinds["harmful"], (shown + shown_answer).mean, 2, question)
+    models = 3 if recipe.blend is None else 4
+    harm = Work(models * shown_kinds["harmful"], (shown + shown_answer).mean, 2, question)
     versions = 1 + len(REWRITES)
     rewritten = shown_answer + (len(REWRITES) * REWRITE_TOKENS + shown_answer.mean) / versions
     work = {
@@ -189,30 +190,41 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
         "preferences": [],
         "reward": [c.rewards(preferences, prompt, sampled)],
         "policy": [METHODS.get(recipe.policy.method).work(replace(c, prompt=prompt, prompts=count, pairs=kept))],
+        "blend": _blends(c, workspace),
         "evaluate": [
-            *[c.answers(adapted, evaluated, shown, recipe.evaluate.sampling)] * 3,
-            c.judged(2 * evaluated, shown, shown_answer),
+            *[c.answers(adapted, evaluated, shown, recipe.evaluate.sampling)] * models,
+            c.judged((models - 1) * evaluated, shown, shown_answer),
             c.calls(judge, harm, (shown + shown_answer + question).longest),
-            *_knowledge(c, workspace),
-            c.scores(3 * evaluated, shown, shown_answer, 3),
+            *_knowledge(c, workspace, models),
+            c.scores(models * evaluated, shown, shown_answer, models),
             c.scores(min(REWARD_ANSWERS, evaluated) * versions, shown, rewritten, versions),
         ],
         "report": [],
     }
-    absent = {"critique", "distill"} - set(recipe.sft.data)
+    absent = {"critique", "distill", "blend"} - {*recipe.sft.data, *(["blend"] if recipe.blend else [])}
     stages = {name: joined(name, *pieces) for name, pieces in work.items() if name not in absent}
     return [joined(name, stage, *[c.loading()] * bool(stage.seconds)) for name, stage in stages.items()]
 
 
-def _knowledge(c: Costs, workspace: Workspace) -> list[StagePlan]:
-    """Return what three models' short answers to questions cost, and passages that are read."""
+def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:
+    """Return what the answers of the blends that are tried, and of the policy, cost."""
+    config = c.recipe.blend
+    if config is None:
+        return []
+    prompts = load_all(config.prompts, workspace.root, c.recipe.seed).prompts
+    prompt = _lengths(sum(len(m.content) for m in p.messages) for p in prompts) + SYSTEM_TOKENS + TURN_TOKENS
+    return [c.answers(adapted_spec(c.recipe), len(prompts), prompt, config.sampling, len({*config.shares, 1.0}))]
+
+
+def _knowledge(c: Costs, workspace: Workspace, models: int) -> list[StagePlan]:
+    """Return what the models' short answers to questions cost, and passages that are read."""
     config, spec, question = c.recipe.evaluate, c.recipe.trained, Tokens(15.0, 30.0) + SYSTEM_TOKENS + TURN_TOKENS
     if not config.knowledge_files:
         return []
     facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
     text = question + _lengths(len(p["text"]) for p in passages)
     short = structs.replace(config.sampling, max_tokens=min(FACT_TOKENS, config.sampling.max_tokens))
-    return [c.answers(spec, 3 * len(facts), question, short), c.calls(spec, Work(3 * len(passages), text.mean), text.longest)]
+    return [c.answers(spec, models * len(facts), question, short), c.calls(spec, Work(models * len(passages), text.mean), text.longest)]
 
 
 def _lengths(characters: Iterable[int]) -> Tokens:

@@ -16,6 +16,7 @@ from cai.labels.load import load_human, local_sources
 from cai.models.base import NO_STATES
 from cai.models.server.address import check_url
 from cai.models.templates import load_templates
+from cai.pipeline.blending import check_kept
 from cai.pipeline.methods import METHODS
 from cai.pipeline.tracking import missing_tracker
 from cai.recipe import HumanSource, ModelSpec, Recipe
@@ -83,6 +84,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             "or run only the stages that need none: --only respond,critique"
         )
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
+    files += [("blend.prompts", path) for path in local_sources(recipe.blend.prompts if recipe.blend else ())]
     files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]
     for key, path in files:
         try:
@@ -104,6 +106,10 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             protocol = PROTOCOLS.get(recipe.feedback.protocol)
             if not any(protocol.applies(p, kind) for p in constitution.principles for kind in p.applies_to):
                 problems.append(f"feedback.protocol: {protocol.name} can judge by no principle of {recipe.constitution}")
+        try:
+            check_kept(recipe.blend, constitution)
+        except CaiError as e:
+            problems.append(str(e))
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")

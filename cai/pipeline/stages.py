@@ -6,6 +6,7 @@ batches requests, not the stages.
 
 from cai.data.splits import SIMILARITY
 from cai.labels.load import local_sources
+from cai.pipeline.blending import blend_stage
 from cai.pipeline.driver import Stage
 from cai.pipeline.evaluating import evaluate_stage, report_stage
 from cai.pipeline.making_data import (
@@ -134,9 +135,29 @@ STAGES: tuple[Stage, ...] = (
         uses_templates=True,
     ),
     Stage(
+        "blend",
+        blend_stage,
+        reads=lambda r: ("data/prompts.jsonl", "data/eval_prompts.jsonl", "models/sft", "models/policy"),
+        writes=lambda r: ("models/blend", "data/blend.jsonl"),
+        settings=lambda r: (r.blend, *_similarity(r)),
+        sources=lambda r: local_sources(r.blend.prompts) if r.blend else [],
+        models=lambda r: (r.trained,),
+        trains=True,
+        uses_constitution=True,
+        uses_templates=True,
+        wanted=lambda r: r.blend is not None,
+    ),
+    Stage(
         "evaluate",
         evaluate_stage,
-        reads=lambda r: ("data/eval_prompts.jsonl", "models/sft", *reward_models(r), "data/reward_measures.jsonl", "models/policy"),
+        reads=lambda r: (
+            "data/eval_prompts.jsonl",
+            "models/sft",
+            *reward_models(r),
+            "data/reward_measures.jsonl",
+            "models/policy",
+            *(["models/blend"] if r.blend else []),
+        ),
         writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
         settings=lambda r: (
             (r.evaluate, r.distill.placement, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),

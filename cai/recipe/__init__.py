@@ -9,6 +9,7 @@ from cai.recipe.data import CritiqueConfig, DistillConfig, PairsConfig, Placemen
 from cai.recipe.labels import FeedbackConfig, HumanSource, KindShares, Pooling, PreferencesConfig, SourceMix
 from cai.recipe.load import load_recipe, recipe_keys, recipe_schema
 from cai.recipe.policy import (
+    BlendConfig,
     DPOConfig,
     DPOLoss,
     MonitorConfig,
@@ -25,6 +26,7 @@ from cai.recipe.train import GOLD, Aggregate, GoldConfig, LoraSpec, PairTrainSpe
 __all__ = [
     "GOLD",
     "Aggregate",
+    "BlendConfig",
     "CritiqueConfig",
     "DPOConfig",
     "DPOLoss",

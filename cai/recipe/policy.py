@@ -6,7 +6,8 @@ from msgspec import Meta
 
 from cai.core.plugins import POLICY_METHOD, REWARD_TERM
 from cai.core.text.repetition import LOOPING
-from cai.recipe.base import Count, Fraction, Positive, Rate, Section
+from cai.recipe.base import Count, Fraction, Positive, Rate, Section, SteadySampling
+from cai.recipe.data import PromptSource
 from cai.recipe.train import PairTrainSpec
 
 DPOLoss = Literal["sigmoid", "robust", "ipo", "sigmoid_norm"]
@@ -233,3 +234,18 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
             f"(batch_size {self.batch_size} × gradient_accumulation {self.gradient_accumulation} × processes {processes}). "
             f"Make the step a multiple of {group}: for example batch_size: {group}"
         )
+
+
+class BlendConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Blend of the SFT adapter and the policy's, chosen on prompts of its own. Without training, it sets a threshold that training leaves
+    to chance, for example how readily a policy refuses."""
+
+    prompts: Annotated[tuple[PromptSource, ...], Meta(min_length=1)]
+    """Prompts to choose the blend by. Those that repeat a training or an evaluation prompt are left out."""
+    keep: Annotated[dict[str, Fraction], Meta(min_length=1)]
+    """Principles with a check, by id, and the rate of responses that must at least follow each. Of the blends that do, the one that follows
+    the other principles most is chosen; if none does, the policy stays as it was trained."""
+    shares: Annotated[tuple[Fraction, ...], Meta(min_length=1)] = (0.25, 0.5, 0.75)
+    """Blends to try, as shares of the way from the SFT adapter (0) to the policy's (1). The policy as trained is always tried too."""
+    sampling: SteadySampling = SteadySampling(max_tokens=40, temperature=0.0)
+    """Sampling of the responses. A refusal shows in the first words."""

@@ -8,7 +8,7 @@ from cai.ids import content_hash
 from cai.recipe.base import Count, Fraction, ModelSpec, Name, Positive, Section, SteadySampling
 from cai.recipe.data import CritiqueConfig, DistillConfig, PairsConfig, Prompts, Respond
 from cai.recipe.labels import FeedbackConfig, PreferencesConfig
-from cai.recipe.policy import PolicyConfig
+from cai.recipe.policy import BlendConfig, PolicyConfig
 from cai.recipe.train import GoldConfig, RewardConfig, SFTConfig
 
 ReportTo = Literal["none", "tensorboard", "trackio", "wandb"]
@@ -75,6 +75,8 @@ class Recipe(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Gold reward model, which measures over-optimization. None: no gold reward model and no over-optimization monitor."""
     policy: PolicyConfig = PolicyConfig()
     """Policy training."""
+    blend: BlendConfig | None = None
+    """Blend of SFT model and policy, which becomes the run's last model. None: no blend."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
     report_to: ReportTo = "none"

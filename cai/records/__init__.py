@@ -7,7 +7,17 @@ source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A fa
 
 from cai.records.base import PROMPT_KINDS, Failure, Message, Prompt, PromptKind, Provenance, Role
 from cai.records.constitution import DEFAULT_WORDING, WORDINGS, Constitution, Examples, Principle, ResponseCheck
-from cai.records.measures import AuditExample, AuditFinding, AuditVerdict, EvalResult, MonitorPoint, RewardScore, Sample, ScoredPair
+from cai.records.measures import (
+    AuditExample,
+    AuditFinding,
+    AuditVerdict,
+    BlendPoint,
+    EvalResult,
+    MonitorPoint,
+    RewardScore,
+    Sample,
+    ScoredPair,
+)
 from cai.records.pairs import HumanLabel, Judgment, Preference, ResponsePair
 from cai.records.responses import Critique, Response, Revision, RevisionTrace, Round, SFTExample, ToldPart
 
@@ -18,6 +28,7 @@ __all__ = [
     "AuditExample",
     "AuditFinding",
     "AuditVerdict",
+    "BlendPoint",
     "Constitution",
     "Critique",
     "EvalResult",

@@ -65,7 +65,7 @@ class EvalResult:
 
     name: str
     model: str
-    """Measured model or judge: `base`, `sft`, `policy`, `reward-0`, `judge:PROTOCOL`."""
+    """Measured model or judge: `base`, `sft`, `policy`, `blend`, `reward-0`, `judge:PROTOCOL`."""
     value: float
     n: int
     low: float
@@ -165,6 +165,21 @@ class MonitorPoint:
     """Decision after this observation."""
     compared_with: int | None = None
     """Step of the last observation that the changes are against; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlendPoint:
+    """One blend of the SFT adapter and the policy's, and how often its responses follow each principle."""
+
+    share: float
+    """Share of the way from the SFT adapter (0) to the policy's (1)."""
+    rates: dict[str, float]
+    """Principle to the rate of responses that follow it."""
+    n: dict[str, int]
+    """Principle to its number of prompts."""
+    keeps: bool = False
+    """Whether it follows the principles of `blend.keep` as often as the recipe asks."""
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

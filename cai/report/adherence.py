@@ -1,13 +1,14 @@
 """The report's table of adherence per principle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai.evaluate.adherence import TOLD, AdherenceRow, adherence_rows, trained_model
+from cai.evaluate.policies import AGAINST
 from cai.report.collect import ReportData
 from cai.report.formatting import percent, points
-from cai.report.sections import MODELS
 
-_COLUMNS = ("base", TOLD, *MODELS[1:])
+COLUMNS = (AGAINST, TOLD, "sft", "policy")
 _TONES = {"learned": "good", "lost": "bad"}
 
 
@@ -20,7 +21,7 @@ class AdherenceView:
     """Empty for a control, which is of another constitution."""
     control: bool
     rates: tuple[str, ...]
-    """Base, told, SFT and policy; a dash for what was not measured."""
+    """Base, told, SFT and policy, and the blend where a run has one; a dash for what was not measured."""
     change: str
     """In percentage points."""
     interval: str
@@ -33,15 +34,17 @@ def adherence_views(data: ReportData) -> list[AdherenceView]:
     """Return one row per measured principle, controls last."""
     card = data.manifest.constitution if data.manifest is not None else None
     statements = {p.id: p.statement for p in card.principles} if card is not None else {}
-    return [adherence_view(row, "" if row.control else statements.get(row.id, "")) for row in adherence_rows(data.evaluation or ())]
+    rows = adherence_rows(data.evaluation or ())
+    columns = (*COLUMNS, "blend") if any("blend" in row.rates for row in rows) else COLUMNS
+    return [adherence_view(row, "" if row.control else statements.get(row.id, ""), columns) for row in rows]
 
 
-def adherence_view(row: AdherenceRow, statement: str) -> AdherenceView:
-    """Return one row, formatted."""
+def adherence_view(row: AdherenceRow, statement: str, columns: Sequence[str]) -> AdherenceView:
+    """Return one row, formatted, with the rates of these models."""
     trained = trained_model(row)
     moved = row.changes.get(trained or "")
     change = ("", "", "") if moved is None else (points(moved.value), f"{points(moved.low)} to {points(moved.high)}", f"{moved.n:,}")
-    rates = tuple(percent(row.rates[m].value) if m in row.rates else "–" for m in _COLUMNS)
+    rates = tuple(percent(row.rates[m].value) if m in row.rates else "–" for m in columns)
     verdict: str = row.verdict or "not trained yet"
     if row.control:
         verdict = "changed" if verdict in _TONES else "unchanged, as it should be"

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai.evaluate.policies import AGAINST, TRAINED
 from cai.records import AuditFinding
 from cai.report.formatting import p_words, plural, signed
 
-ORDER = ("policy", "sft", "base", "labels", "judge")
+ORDER = (*TRAINED, AGAINST, "labels", "judge")
 _RANK = {"found": 0, "suspect": 1, "ok": 2, "not enough data": 3, "not measured": 4}
 
 

@@ -19,6 +19,7 @@ from cai.errors import CaiError
 from cai.judge.bench import ProtocolResult
 from cai.records import (
     AuditFinding,
+    BlendPoint,
     EvalResult,
     Failure,
     Judgment,
@@ -150,6 +151,8 @@ class ReportData:
     curves: tuple[Curve, ...]
     model_metrics: dict[str, dict[str, float | str]]
     """Metrics of each trained model from the files in `models/*/`, with dotted names (`metrics.eval_accuracy`)."""
+    blends: tuple[BlendPoint, ...]
+    """Blends of SFT model and policy that were tried; empty without `blend`."""
     frontier: tuple[MonitorPoint, ...]
     """Observations of the over-optimization monitor during policy training; empty without a monitor."""
     reward_measures: tuple[RewardMeasure, ...]
@@ -247,6 +250,7 @@ def collect_report(run_dir: Path) -> ReportData:
         balance=reader.all("data/balance.jsonl", SourceBalance) or (),
         curves=_read_curves(reader),
         model_metrics={name: found for name in models if (found := _flat({k: v for k, v in models[name].items() if k != "reliability"}))},
+        blends=reader.all("data/blend.jsonl", BlendPoint) or (),
         frontier=reader.all("models/policy/frontier.jsonl", MonitorPoint) or (),
         reward_measures=reader.all("data/reward_measures.jsonl", RewardMeasure) or (),
         disputes=tuple(_dispute(p) for p in reader.stream("data/reward_scores.jsonl", ScoredPair)),

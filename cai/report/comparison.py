@@ -21,6 +21,7 @@ from cai.core.text.words import word_count
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.evaluate.audit.finding import SIGNIFICANT
+from cai.evaluate.policies import MODELS
 from cai.evaluate.refusal_rates import ANSWERABLE, complied
 from cai.recipe import Recipe, load_recipe
 from cai.records import AuditFinding, Constitution, EvalResult, Sample
@@ -253,7 +254,7 @@ def _paired_tests(first: _ComparedRun, other: _ComparedRun) -> tuple[list[Paired
         else:
             notes.append(f"{other.name} and {first.name} were scored by different {what}, so these scores are not tested.")
     tests: list[PairedTest] = []
-    for model in ("policy", "sft", "base"):
+    for model in reversed(MODELS):
         answered = [(a, b) for a, b in pairs if model in a.responses and model in b.responses]
         if not answered:
             continue

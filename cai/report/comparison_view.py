@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cai.constitution.diff import WordOp, word_diff
+from cai.evaluate.policies import MODELS
 from cai.records import EvalResult
 from cai.report.comparison import PairedTest, RunComparison
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity, signed
 from cai.report.plots import PlotRow, rows_plot
-from cai.report.sections import MODELS, name_of
+from cai.report.sections import name_of
 from cai.report.verdict import Tone
 
 BETTER = {

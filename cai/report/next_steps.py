@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cai.evaluate.adherence import AdherenceRow, adherence_rows
+from cai.evaluate.policies import TRAINED
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, percent, plural
-from cai.report.verdict import SMALL, TRAINED, find, judge_warning
+from cai.report.verdict import SMALL, find, judge_warning
 
 MOST_STEPS = 5
 

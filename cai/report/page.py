@@ -46,6 +46,7 @@ def render_report(data: ReportData) -> str:
         more_plots=more_plots,
         reward_curves=rewards.reward_curves(data.curves),
         gold_accuracy=sections.gold_accuracy(data),
+        blends=data.blends,
         frontier_words=frontier_words(data.frontier) if data.frontier else "",
         frontier_plots=[frontier_plot({"": data.frontier}), *along_the_way({"": data.frontier})] if data.frontier else [],
         policy_curves=sections.curve_plots(data.curves, "policy"),

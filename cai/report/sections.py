@@ -7,10 +7,11 @@ from markupsafe import Markup
 
 from cai.constitution.diff import WordOp, word_diff
 from cai.core.manifest import STAGE_NAMES, counts_in_words
-from cai.core.status import EXAMPLE_STAGES
+from cai.core.status import OPTIONAL_STAGES
 from cai.core.text.refusals import is_refusal
 from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
+from cai.evaluate.policies import MODELS
 from cai.judge.bench import ProtocolResult
 from cai.recipe import GOLD
 from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
@@ -18,7 +19,6 @@ from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportDat
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
-MODELS = ("base", "sft", "policy")
 LEAST_KEPT = 0.25
 """Share of the longer text that both texts must have in common for their differences to be marked."""
 MOST_COMPARED = 3000
@@ -173,9 +173,7 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     rows = []
     for name in (*STAGE_NAMES, *(n for n in entries if n not in STAGE_NAMES)):
         s = entries.get(name)
-        if s is None and name in EXAMPLE_STAGES and any(other in entries for other in EXAMPLE_STAGES):  # a recipe without it
-            continue
-        if s is None and name == "distill":
+        if s is None and name in OPTIONAL_STAGES and (name != "critique" or "distill" in entries):  # a recipe without it
             continue
         if s is None:
             rows.append(StageRow(name, "not run", 0.0, 0.0, 0, 0, 0, 0, 0.0, failed.get(name, 0), "", ""))

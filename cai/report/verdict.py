@@ -10,13 +10,14 @@ from typing import Literal
 
 from cai.core.manifest import JudgeCard
 from cai.evaluate.adherence import adherence_rows
+from cai.evaluate.policies import TRAINED
 from cai.records import EvalResult
 from cai.report.collect import ReportData
 from cai.report.formatting import interval, percent, plural, points, quantity
 
 Tone = Literal["good", "bad", "unclear", "missing"]
-TRAINED = ("policy", "sft")
 SMALL = 30
+_WHO = {"blend": "The blend", "policy": "The policy", "sft": "The SFT model (no policy has been trained yet)"}
 MOST_NAMED = 4
 """Number of principles up to which the headline names them."""
 BY_RULE = "by rule: whether an answer helps with the harm is not measured"
@@ -65,7 +66,7 @@ def reach_verdict(data: ReportData) -> Verdict:
     win = _win(data, model)
     length = _length(data, model)
     loops = _change(data, model, "looping", "Answers that loop", "fewer", "more", good_when="lower")
-    who = "The policy" if model == "policy" else "The SFT model (no policy has been trained yet)"
+    who = _WHO[model]
     sentences = [
         _win_sentence(data, model, who),
         _length_sentence(data, model),

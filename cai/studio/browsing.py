@@ -15,9 +15,8 @@ from cai.core.text.checks import follows
 from cai.core.text.words import words
 from cai.core.workspace import RunDirectory
 from cai.errors import ReplyError
-from cai.evaluate.policies import AGAINST
+from cai.evaluate.policies import AGAINST, MODELS
 from cai.records import Critique, Preference, Principle, Prompt, PromptKind, ResponsePair, RevisionTrace, Sample, SFTExample
-from cai.report.sections import MODELS
 
 R = TypeVar("R")
 What = Literal["revisions", "distilled", "labels", "answers"]

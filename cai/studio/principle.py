@@ -13,8 +13,8 @@ from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
 from cai.core.workspace import RunDirectory
 from cai.errors import CaiError, ConstitutionError, DataError, ReplyError
-from cai.evaluate.adherence import adherence_rows
-from cai.evaluate.policies import AGAINST
+from cai.evaluate.adherence import adherence_rows, trained_model
+from cai.evaluate.policies import AGAINST, MODELS
 from cai.records import (
     Constitution,
     EvalResult,
@@ -28,8 +28,7 @@ from cai.records import (
     Sample,
     SFTExample,
 )
-from cai.report.adherence import AdherenceView, adherence_view
-from cai.report.sections import MODELS
+from cai.report.adherence import COLUMNS, AdherenceView, adherence_view
 from cai.studio.drafts import Drafts
 
 R = TypeVar("R")
@@ -160,7 +159,9 @@ def _measured(run: RunDirectory, constitution_id: str, principle: Principle) -> 
     rows = adherence_rows(list(_all(run, "evaluation", EvalResult)))
     row = next((r for r in rows if r.id == principle.id and not r.control), None)
     reworded = (then.statement, then.check) != (principle.statement, principle.check)
-    return RunAdherence(run.path.name, None if row is None else adherence_view(row, ""), reworded)
+    return RunAdherence(
+        run.path.name, None if row is None else adherence_view(row, "", (*COLUMNS[:3], trained_model(row) or "policy")), reworded
+    )
 
 
 def _all(run: RunDirectory, name: str, record_type: type[R]) -> Iterator[R]:

@@ -90,7 +90,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     recipe = recipe_of(workspace)
     run = workspace.run("s")
     first = run_recipe(recipe, workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
-    assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name != "distill"]
+    assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name not in ("distill", "blend")]
     assert [s.name for s in STAGES] == list(STAGE_NAMES)
     counts = {s.name: s.counts for s in first.stages}
     truncated = counts["respond"].pop("truncated")
@@ -138,7 +138,7 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert data_bytes(run) == before and calls_made(second) == 0
 
     run.manifest.unlink()
-    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n not in ("distill", "evaluate")])
+    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n not in ("distill", "blend", "evaluate")])
     assert calls_made(third) == 0, "finished trainings are found again, so the policy that samples is the same"
     assert data_bytes(run) == before
 

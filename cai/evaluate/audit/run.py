@@ -27,7 +27,7 @@ from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
 from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
-from cai.evaluate.policies import AGAINST
+from cai.evaluate.policies import AGAINST, MODELS
 from cai.judge.bench import LabelledPair, labelled_pairs
 from cai.judge.fitted import unseen_by
 from cai.labels.load import limited, load_pairs
@@ -129,7 +129,7 @@ def audit_run(
         CaiError: a model, the probes or the constitution can't be read.
     """
     recipe, root, reporter = session.recipe, session.workspace.root, session.reporter
-    trained = [name for name in ("sft", "policy") if (run.model(name) / "adapter_config.json").exists()]
+    trained = [name for name in MODELS[1:] if (run.model(name) / "adapter_config.json").exists()]
     specs = {AGAINST: recipe.trained, **{name: replace(recipe.trained, adapter=str(run.model(name))) for name in trained}}
     probes = load_probes(root, limit or None, recipe.seed, tuple(prompts) or EVALUATION)
     behaviours = load_behaviours(root) if reader is not None else ()
