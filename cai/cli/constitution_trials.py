@@ -1,14 +1,19 @@
 """Commands that ask a model about a constitution: conflicts, try, validate, flip, adherence, draft."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cai.cli.app import Json, open_session, print_json
-from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, RunName, constitution
+from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, constitution
 from cai.cli.models import PairFormat, PairLimit
 from cai.records import PromptKind
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cai.evaluate.adherence_table import AdherenceReport
 
 SHOWN_CONFLICTS = 10
 
@@ -168,35 +173,65 @@ def flip(
 
 
 @constitution.command()
-def adherence(run_name: RunName, json: Json = False) -> None:
-    """Show how often held-out responses of a run's models follow each principle, and which principles were learned."""
+def adherence(
+    target: Annotated[
+        str, typer.Argument(help="A run, several seeds of one (NAME of NAME-seed-N), or a constitution's YAML file", metavar="RUN|FILE")
+    ],
+    model: Annotated[str | None, typer.Option(help="With a file: the model to measure", metavar="MODEL")] = None,
+    against: Annotated[str | None, typer.Option(help="With a file: the model to compare it with", metavar="MODEL")] = None,
+    judge: JudgeName = None,
+    prompts: Annotated[list[Path] | None, typer.Option(help="With a file: measure on these prompts, instead of the shipped ones")] = None,
+    limit: Annotated[int | None, typer.Option(help="With a file: number of prompts per set", min=1)] = None,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Show how often held-out responses follow each principle: those of a run's models, or of any model under a constitution file.
+
+    A run shows which principles were learned. With a file, the model is asked now, also with each principle in context. Principles without
+    a check need a --judge, which is first measured on human labels.
+    """
     from rich.console import Console
 
-    from cai.core.console import plain, plain_table
-    from cai.core.jsonl import read_records
-    from cai.core.workspace import find_run
-    from cai.errors import DataError
-    from cai.evaluate.adherence import TOLD, adherence_rows, trained_model
-    from cai.evaluate.policies import AGAINST, MODELS
-    from cai.records import EvalResult
+    from cai.constitution.load import load_constitution
+    from cai.errors import RecipeError
+    from cai.evaluate.adherence_table import adherence_of_run
+    from cai.evaluate.commands import adherence_of_models
+    from cai.workbench.settings import settings, with_prompts
 
-    run = find_run(run_name)
-    path = run.data("evaluation")
-    rows = adherence_rows(list(read_records(path, EvalResult))) if path.exists() else []
-    if not rows:
-        raise DataError(f"{run.path}: adherence was not measured: no principle has a check, or the run was not evaluated yet")
+    if Path(target).suffix not in (".yaml", ".yml"):
+        if model or against or judge or prompts or limit:
+            raise RecipeError(f"{target}: a run was measured with its own models and prompts. --model and the like go with a constitution")
+        report = adherence_of_run(target)
+    else:
+        if model is None:
+            raise RecipeError(f"{target}: which model? Name it with --model, or name a run instead of the file")
+        loaded = load_constitution(Path(target))
+        used = with_prompts(settings(judge=judge, seed=seed, name="adherence"), prompts or ())
+        session = open_session(used, Path(target).parent)
+        report = session.run(
+            lambda opened: adherence_of_models(opened, model, against, loaded, judge is not None, limit), "adherence", open_models=False
+        )
+        session.warn_of_failures()
     if json:
-        print_json(rows)
+        print_json(report)
         return
-    models = [m for m in (AGAINST, TOLD, *MODELS[1:]) if m != "blend" or any(m in r.rates for r in rows)]
+    Console().print(_adherence_table(report))
+
+
+def _adherence_table(report: "AdherenceReport") -> "Table":
+    from cai.core.console import plain, plain_table
+
+    rows = (*report.principles, *report.controls)
+    models = [m for m in ("base", "told", "sft", "policy", "blend") if any(getattr(r, m) is not None for r in rows)]
     table = plain_table("principle", *models, "n", "change", "verdict", right=(*models, "n", "change"))
-    for row in rows:
-        rates = [f"{row.rates[m].value:.0%}" if m in row.rates else "" for m in models]
-        moved = row.changes.get(trained_model(row) or "")
-        change = "" if moved is None else f"{100 * moved.value:+.0f} [{100 * moved.low:+.0f}, {100 * moved.high:+.0f}]"
-        name = f"{row.id} (control)" if row.control else row.id
-        table.add_row(plain(name), *rates, "" if moved is None else str(moved.n), change, "" if row.control else row.verdict or "")
-    Console().print(table)
+    for r in rows:
+        rates = ["" if (rate := getattr(r, m)) is None else f"{rate:.0%}" for m in models]
+        interval = "" if r.low is None or r.high is None else f" [{100 * r.low:+.0f}, {100 * r.high:+.0f}]"
+        change = "" if r.change is None else f"{100 * r.change:+.0f}{interval}"
+        control = r in report.controls
+        verdict = "" if control or r.verdict is None else r.verdict.replace("_", " ")
+        table.add_row(plain(f"{r.id} (control)" if control else r.id), *rates, str(r.n), change, verdict)
+    return table
 
 
 @constitution.command()

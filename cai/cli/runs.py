@@ -62,7 +62,7 @@ def run(
     """Run a recipe: from prompts and a constitution to a policy and a report. Run it again to resume."""
     from cai.core.workspace import find_workspace
     from cai.errors import RecipeError
-    from cai.evaluate.adherence import adherence_lines
+    from cai.evaluate.adherence_table import adherence_lines
     from cai.recipe import load_recipe
 
     if shard is not None:

@@ -10,9 +10,10 @@ from cai.core.jsonl import refuse_overwriting
 from cai.core.manifest import JudgeCard
 from cai.errors import DataError, ModelError, RecipeError
 from cai.evaluate.adherence import measure_adherence
+from cai.evaluate.adherence_table import AdherenceReport, adherence_report
 from cai.evaluate.arena import Arena
 from cai.evaluate.audit.probes import load_knowledge
-from cai.evaluate.policies import AGAINST
+from cai.evaluate.policies import AGAINST, Verdicts
 from cai.evaluate.refusal_rates import not_measured
 from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import Questions, answer, hold_arena, judge_answers, measure, score_answers
@@ -222,6 +223,40 @@ async def evaluate_models(
     kinds = {r.prompt.kind for responses in answered.answers.values() for r in responses}
     unread = tuple(not_measured(results, kinds))
     return Evaluation(judge.model.engine.name, card, (*results, *folder_accuracies(rewards)), unread)
+
+
+async def adherence_of_models(
+    session: Session, model: str, against: str | None, constitution: Constitution, judged: bool, limit: int | None
+) -> AdherenceReport:
+    """Measure how often models' responses to the evaluation prompts follow each principle.
+
+    Args:
+        session: an open session.
+        model: model to measure; it is also asked with each principle in context, unless it is compared with another.
+        against: model to compare with, which is then the one that is told; or None.
+        constitution: the principles.
+        judged: whether the session's judge decides on principles without a check, if it beats the baselines on human labels.
+        limit: maximum number of prompts per set.
+
+    Raises:
+        DataError: no principle can be measured.
+        CaiError: a model or the prompts can't be read.
+    """
+    names = {AGAINST: model} if against is None else {AGAINST: against, "policy": model}
+    answered = await answer(session, specs_of(names), Questions(evaluation_prompts(session, limit)))
+    results = measure(answered, Verdicts()).results
+    judge = await session.open_judge(constitution) if judged else None
+    if judge is not None:
+        card, _ = await card_of(session.recipe, session.workspace.root, judge, session.reporter)
+        if card is None or not card.beats_baselines:
+            why = "there are no pairs to measure the judge on" if card is None else card.note
+            session.reporter.warn(f"principles without a check are left out: {why}")
+            judge = None
+    adherence = await measure_adherence(session, constitution, None, answered.answers, spec_from_name(names[AGAINST]), judge)
+    report = adherence_report([*results, *adherence])
+    if not report.principles:
+        raise DataError(f"{constitution.id}: no principle has a check. Name a judge that beats the baselines with --judge")
+    return report
 
 
 def specs_of(names: Mapping[str, str]) -> dict[str, ModelSpec]:

@@ -5,6 +5,7 @@ from cai.core.jsonl import write_records, write_text
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.data.prompts import split_monitored
 from cai.evaluate.adherence import measure_adherence
+from cai.evaluate.adherence_table import adherence_report
 from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
 from cai.evaluate.policies import AGAINST, MODELS
@@ -37,6 +38,7 @@ async def evaluate_stage(c: Context) -> dict[str, int]:
     results = [*measured.results, *adherence, *run_accuracies(c.run)]
     write_records(c.run.data("evaluation"), results)
     write_records(c.run.data("samples"), measured.samples)
+    write_records(c.run.data("adherence"), adherence_report(results).principles)
     figures = {f"evaluation/{r.model}/{r.name}{end}": v for r in results for end, v in (("", r.value), ("_low", r.low), ("_high", r.high))}
     c.tracking.log(PIPELINE, figures)
     release_memory()  # the audit loads the reward models once more

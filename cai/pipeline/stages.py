@@ -158,7 +158,7 @@ STAGES: tuple[Stage, ...] = (
             "models/policy",
             *(["models/blend"] if r.blend else []),
         ),
-        writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl"),
+        writes=lambda r: ("data/evaluation.jsonl", "data/samples.jsonl", "data/adherence.jsonl"),
         settings=lambda r: (
             (r.evaluate, r.distill.placement, r.feedback, r.reward.aggregate, r.reward.uncertainty_penalty),
             r.policy.watch.prompts if is_watched(r) else None,

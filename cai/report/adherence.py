@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cai.evaluate.adherence import TOLD, AdherenceRow, adherence_rows, trained_model
+from cai.evaluate.adherence import TOLD
+from cai.evaluate.adherence_table import AdherenceRow, adherence_rows, trained_model
 from cai.evaluate.policies import AGAINST
 from cai.report.collect import ReportData
 from cai.report.formatting import percent, points

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cai.evaluate.adherence import AdherenceRow, adherence_rows
+from cai.evaluate.adherence_table import AdherenceRow, adherence_rows
 from cai.evaluate.policies import TRAINED
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, percent, plural

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cai.core.manifest import JudgeCard
-from cai.evaluate.adherence import adherence_rows
+from cai.evaluate.adherence_table import adherence_rows
 from cai.evaluate.policies import TRAINED
 from cai.records import EvalResult
 from cai.report.collect import ReportData

@@ -13,7 +13,7 @@ from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
 from cai.core.workspace import RunDirectory
 from cai.errors import CaiError, ConstitutionError, DataError, ReplyError
-from cai.evaluate.adherence import adherence_rows, trained_model
+from cai.evaluate.adherence_table import adherence_rows, trained_model
 from cai.evaluate.policies import AGAINST, MODELS
 from cai.records import (
     Constitution,

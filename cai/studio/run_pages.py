@@ -13,7 +13,7 @@ from starlette.routing import Route
 from cai.core.status import RunStatus, run_status
 from cai.core.workspace import RunDirectory, is_run_name
 from cai.errors import CaiError
-from cai.evaluate.adherence import adherence_lines
+from cai.evaluate.adherence_table import adherence_lines
 from cai.pipeline.plan import plan_recipe
 from cai.report.collect import read_curves
 from cai.report.comparison import compare_runs
