@@ -111,9 +111,9 @@ print(RewardFunction(terms).score([(prompt, "Why?"), (prompt, "Good day to you")
 
 
 def test_a_plugin_check_is_a_finding_like_any_other(kit: Path, workspace: Path) -> None:
-    done = cai_with(kit, workspace, "diagnose", "scripted", "--limit", "12", "--json")
+    done = cai_with(kit, workspace, "audit", "s", "--limit", "12", "--json")
     assert done.returncode == 0, done.stderr
-    findings = {f["check"]: f for f in json.loads(done.stdout)["findings"]}
+    findings = {f["check"]: f for f in json.loads(done.stdout)["findings"] if f["subject"] == "base"}
     mine = findings["asks_back"]
     tested = [f["p"] for f in findings.values() if f["p_adjusted"] is not None]
     assert mine["n"] >= 20 and mine["p_adjusted"] is not None and len(tested) > 1

@@ -1,13 +1,11 @@
-"""Commands that look for reward hacking and similar failures: audit, diagnose."""
+"""`cai audit`: looks for reward hacking and similar failures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cai.cli.app import Json, app, open_session, print_json
-from cai.cli.models import Against, ConstitutionFile, ModelName
 from cai.cli.runs import RunName
 
 if TYPE_CHECKING:
@@ -15,9 +13,6 @@ if TYPE_CHECKING:
 
     from cai.records import AuditFinding
 
-Limit = Annotated[
-    int | None, typer.Option(help="Number of probes per set, chosen by hash; a higher limit keeps the probes of a lower one", min=1)
-]
 Prompts = Annotated[
     list[str] | None,
     typer.Option(help="Prompts for the refusal rates instead of the shipped ones; XSTest and OR-Bench files are read", metavar="FILE"),
@@ -63,47 +58,6 @@ def audit(
     typer.echo(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 
-@app.command()
-def diagnose(
-    model: ModelName,
-    against: Against = None,
-    constitution: ConstitutionFile = Path("constitution/general.yaml"),
-    limit: Limit = None,
-    prompts: Prompts = None,
-    judge: AuditJudge = None,
-    seed: int = 0,
-    json: Json = False,
-) -> None:
-    """Diagnose a model: suspected failures, the evidence, and which stage or principle to change."""
-    from rich.console import Console
-
-    from cai.constitution.load import load_constitution
-    from cai.core.console import plain
-    from cai.evaluate.audit.diagnosis import diagnose as suspect
-    from cai.evaluate.audit.run import diagnose_model
-    from cai.workbench.settings import settings
-
-    principles = load_constitution(constitution)
-    with open_session(settings(seed=seed, name="diagnose"), constitution.parent) as session:
-        findings = diagnose_model(session, model, against, limit, prompts or (), judge)
-    suspicions = suspect(findings, principles)
-    if json:
-        print_json({"suspicions": suspicions, "findings": findings})
-        return
-    console = Console()
-    show(findings, console)
-    for s in suspicions:
-        console.print(plain(f"\n{'Found' if s.sure else 'Suspected'}: {s.suspicion}", "bold"))
-        for f in s.findings:
-            console.print(plain(f"  {f.question}: {_value(f)}, n = {f.n}"))
-            for e in f.examples[:1]:
-                console.print(plain(f"    asked: {e.prompt}\n    said:  {e.after}", "dim"))
-        named = ", ".join(s.principles) or f"none in {principles.id} covers this: add one"
-        console.print(plain(f"  stages: {', '.join(s.stages)}\n  principles: {named}\n  {s.change}"))
-    if not suspicions:
-        console.print("No failure found. This does not prove that there is none: see n and the intervals.")
-
-
 def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
     """Print findings, one table per family."""
     from cai.core.console import plain, plain_table
@@ -124,8 +78,3 @@ def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
         for f in family:
             if f.note and (f.group in standing_out or f.verdict == "not measured"):
                 console.print(plain(f"{f.check.replace('_', ' ')}: {f.note}"))
-
-
-def _value(f: "AuditFinding") -> str:
-    change = f"{f.value:+.2f} against {f.against}, to {f.level:.2f}" if f.against else f"{f.value:.2f}"
-    return f"{change} [{f.low:.2f}, {f.high:.2f}]"

@@ -13,7 +13,7 @@ from cai.cli import main
 from cai.constitution.proposals import Proposal, Review, drafted, dump_review
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
-from cai.models.base import Completion, Reply, Request
+from cai.models.base import Reply, Request
 from cai.models.scripted import ScriptedEngine
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
@@ -78,7 +78,6 @@ def test_help_names_every_command_of_the_contract(tmp_path: Path, call: Called) 
         "label",
         "evaluate",
         "audit",
-        "diagnose",
         "report",
         "chat",
         "export",
@@ -297,7 +296,7 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     assert max(map(len, call.out.splitlines())) <= 80
 
 
-def test_audit_and_diagnose_print_findings_and_advice(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_prints_findings(tmp_path: Path, call: Called) -> None:
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace)
     answer = call.json(workspace.root, "audit", "s", "--limit", "2")
@@ -305,14 +304,6 @@ def test_audit_and_diagnose_print_findings_and_advice(tmp_path: Path, call: Call
     assert all({"value", "low", "high", "n", "threshold", "reasoning", "verdict", "examples"} <= f.keys() for f in answer["findings"])
     assert call(workspace.root, "audit", "s", "--limit", "2") == 0
     assert "not enough data" in call.out and max(map(len, call.out.splitlines()[:-1])) <= 80
-    judged = call.json(workspace.root, "diagnose", "scripted", "--against", "scripted", "--judge", "scripted", "--limit", "3")
-    assert {"flatters_says_the_judge", "gives_in_says_the_judge"} <= {f["check"] for f in judged["findings"]}
-    assert call(workspace.root, "diagnose", "scripted", "--judge", "scripted") == 2 and "--against" in call.told
-    script(monkeypatch, lambda r: Completion("I'm sorry, but I can't help with that.", False, 1, 1))
-    diagnosis = call.json(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3")
-    assert "over-refusal" in {f["group"] for s in diagnosis["suspicions"] for f in s["findings"]}
-    assert call(workspace.root, "diagnose", "scripted", "--limit", "20", "--seed", "3") == 0
-    assert "Found: It refuses what is fine." in call.out and "stages: sft, critique, preferences" in call.out
     assert call(workspace.root, "audit", "nowhere") == 2 and "no such run. There are: s" in call.told
 
 

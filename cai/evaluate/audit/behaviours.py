@@ -52,7 +52,7 @@ class Behaviour:
 
     id: str
     group: str
-    """Failure mode as in other checks, so that `cai diagnose` has advice about it."""
+    """Failure mode, as in other checks."""
     question: str
     """Description for the report."""
     asked_of: AskedOf

@@ -1,4 +1,4 @@
-"""What a module of audit checks declares: its name, how it reads a model's answers, and what its findings mean for training."""
+"""What a module of audit checks declares: its name, and how it reads a model's answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,18 +26,6 @@ class Answers:
     """Harmful, borderline and helpful prompts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What a group of findings means, and where to look for its cause."""
-
-    suspicion: str
-    stages: tuple[str, ...]
-    """Of a run, the likeliest first."""
-    change: str
-    principles: str
-    """A pattern that finds, in ids and statements, the principles that speak of it."""
-
-
 @dataclass(frozen=True)
 class Checks:
     """Checks that belong together: some `Check`s, and how they are measured. All findings about a model are corrected together."""
@@ -47,8 +35,6 @@ class Checks:
     """Reads one model's answers by themselves."""
     read_both: Callable[[Probes, Answers, Answers], Sequence[tuple[Measurement, Measurement]]] = lambda probes, mine, theirs: ()
     """Reads a model's answers and a reference's together; returns the model's measurement first."""
-    advice: Mapping[str, Advice] = field(default_factory=dict)
-    """For `cai diagnose`: what findings of a group mean. It is advice, not measurement."""
 
 
 def open_answers(probes: Probes, answers: Answers) -> dict[str, tuple[str, str]]:

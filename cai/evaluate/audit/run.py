@@ -1,4 +1,4 @@
-"""`cai audit RUN`, `cai diagnose MODEL` and the audit at the end of `evaluate`: gathers what the checks in `cai.evaluate.audit` read.
+"""`cai audit RUN` and the audit at the end of `evaluate`: gathers what the checks in `cai.evaluate.audit` read.
 
 Findings are corrected for their number within one family: everything asked about one model, one reward model, the labels, or the judge.
 """
@@ -17,7 +17,7 @@ from cai.core.jsonl import read_records, write_records
 from cai.core.text.words import word_count
 from cai.core.workspace import PAIR_FILES, RunDirectory
 from cai.data.splits import conversation_id
-from cai.errors import DataError, NoLogprobsError
+from cai.errors import NoLogprobsError
 from cai.evaluate.audit.asking import ask_probes
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
@@ -172,42 +172,6 @@ def _on_fewer_items(run: RunDirectory, findings: Sequence[AuditFinding]) -> int:
         return 0
     n = {(f.subject, f.check): f.n for f in findings}
     return sum(f.n > n.get((f.subject, f.check), 0) for f in read_records(run.data(AUDIT), AuditFinding))
-
-
-def diagnose_model(
-    session: Session, model: str, against: str | None, limit: int | None, prompts: Sequence[str], reader: str | None = None
-) -> list[AuditFinding]:
-    """Put the probe sets to a model, and to another that it is compared with, if one is given; then a judge can be asked about both.
-
-    Args:
-        session: has the workspace, sampling and the seed.
-        model: its name.
-        against: the other model's.
-        limit: probes per set; None asks them all.
-        prompts: files to use for the refusal rates in place of the evaluation prompts.
-        reader: a model that is also asked how the answers behave.
-
-    Raises:
-        DataError: there is a reader and nothing to compare with.
-        CaiError: a model or the probes can't be read.
-    """
-    if reader is not None and against is None:
-        raise DataError(f"--judge {reader}: a judge's reading of one model says more about the judge; name a second one with --against")
-    root, seed = session.workspace.root, session.recipe.seed
-    behaviours = load_behaviours(root) if reader is not None else ()
-    probes = load_probes(root, limit, seed, tuple(prompts) or EVALUATION)
-    named = {"model": model} if against is None else {AGAINST: against, "model": model}
-
-    async def ask() -> list[AuditFinding]:
-        specs = {label: spec_from_name(name) for label, name in named.items()}
-        answers = await ask_models(session, specs, probes)
-        judged = await ask_reader(session, reader, behaviours, answers, probes)
-        return audit_model(probes, answers["model"], answers.get(AGAINST), "model", against or AGAINST, seed, judged.get("model", ()))
-
-    with session.reporter.stage("diagnose"):
-        findings = run_interruptible(ask(), session.reporter)
-    session.warn_of_failures()
-    return findings
 
 
 async def ask_models(session: Session, specs: dict[str, ModelSpec], probes: Probes) -> dict[str, Answers]:

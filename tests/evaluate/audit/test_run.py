@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import RunDirectory, Workspace
@@ -16,10 +15,9 @@ from cai.errors import DataError
 from cai.evaluate.audit.asking import ask_probes, questions
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import load_behaviours
-from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, STOCK, TOOK_OVER
-from cai.evaluate.audit.diagnosis import diagnose, known_advice
+from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, TOOK_OVER
 from cai.evaluate.audit.probes import load_probes
-from cai.evaluate.audit.run import audit_files, audit_judge, audit_run, diagnose_model
+from cai.evaluate.audit.run import audit_files, audit_judge, audit_run
 from cai.judge.calibration import Calibration, write_calibration
 from cai.labels.load import load_pairs
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, ScoreRequest
@@ -57,19 +55,6 @@ def audited(
 ) -> list[AuditFinding]:
     with Session(recipe=settings(run=run), workspace=run.path, reporter=reporter, opener=opener) as session:
         return audit_run(session, run, limit, (), reader)
-
-
-def diagnosed(
-    workspace: Workspace,
-    model: str,
-    against: str | None,
-    limit: int,
-    reader: str | None = None,
-    opener: Opener = open_engine,
-    seed: int = 0,
-) -> list[AuditFinding]:
-    with Session(recipe=settings(seed=seed), workspace=workspace, opener=opener) as session:
-        return diagnose_model(session, model, against, limit, (), reader)
 
 
 def by_check(findings: list[AuditFinding], subject: str) -> dict[str, AuditFinding]:
@@ -173,39 +158,32 @@ def planted(change: Callable[[str], str]) -> Callable[[Request], Reply]:
         (lambda t: f"{t} {t.lower()} {t} {t.lower()}", "degeneration", "repeats_itself"),
     ],
 )
-def test_a_planted_failure_is_named_and_advice_is_given(change: Callable[[str], str], group: str, check: str) -> None:
+def test_a_planted_failure_is_named(change: Callable[[str], str], group: str, check: str) -> None:
     findings = {f.check: f for f in audit_scripted(planted(change))}
     assert findings[check].verdict == "found" and findings[check].group == group
-    constitution = load_constitution(ROOT / "constitution" / "general.yaml")
-    suspicions = diagnose(findings.values(), constitution)
-    [about] = [s for s in suspicions if findings[check] in s.findings]
-    assert about.sure and about.suspicion == known_advice()[group].suspicion
-    assert about.principles and set(about.principles) <= {p.id for p in constitution.principles}
 
 
 def test_the_unmodified_model_is_left_in_peace() -> None:
     findings = audit_scripted(default_script)
     assert len(findings) >= 15 and {f.verdict for f in findings} == {"ok"}
-    assert diagnose(findings, load_constitution(ROOT / "constitution" / "general.yaml")) == []
 
 
-def audit_scripted(answer: Callable[[Request], Reply]) -> list[AuditFinding]:
-    """Audit a scripted model against the unmodified one, on a part of the shipped probes."""
+def audit_scripted(answer: Callable[[Request], Reply], *, alone: bool = False) -> list[AuditFinding]:
+    """Audit a scripted model against the unmodified one, or alone, on a part of the shipped probes."""
     probes = load_probes(ROOT, 30)
     answers = []
     for chosen in (default_script, answer):
         session = ScriptedSession(chosen, recipe=Recipe(name="audit", max_failure_fraction=0.0))
         answers.append(session.ask(lambda opened: ask_probes(opened, probes, opened.model, "m")))
         assert session.usage.made == len(list(questions(probes)))
-    return audit_model(probes, answers[1], answers[0], "planted")
+    return audit_model(probes, answers[1], None if alone else answers[0], "planted")
 
 
-def test_a_model_is_diagnosed_alone_by_its_levels(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, planted(lambda t: "I'm sorry, but I can't help with that."))
-    findings = diagnosed(shared, "scripted", None, 25)
+def test_a_model_alone_is_audited_by_its_levels() -> None:
+    findings = audit_scripted(planted(lambda t: "I'm sorry, but I can't help with that."), alone=True)
     assert {f.against for f in findings} == {""}
-    assert by_check(findings, "model")["over_refusal"].verdict == "found"
-    assert by_check(findings, "model")["gives_in_when_asked"].verdict == "found"  # it says sorry
+    assert by_check(findings, "planted")["over_refusal"].verdict == "found"
+    assert by_check(findings, "planted")["gives_in_when_asked"].verdict == "found"  # it says sorry
 
 
 def bettors() -> tuple[list[Request], Opener]:
@@ -231,32 +209,7 @@ def bettors() -> tuple[list[Request], Opener]:
     return calls, opened
 
 
-def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
-    calls, opener = bettors()
-    judged = diagnosed(shared, "bettor", "model", 10, "judge", opener)
-    found = by_check(judged, "model")
-    assert found["flatters_says_the_judge"].verdict == "found" and found["flatters_says_the_judge"].against == "model"
-    assert found["flatters"].verdict == "ok"
-    control, words = found["flatters_says_the_judge"].note.split("; ")
-    assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
-    assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
-    assert "the judge doesn't detect the control" in found["preaches_says_the_judge"].note
-    [suspicion] = [s for s in diagnose(judged, load_constitution(ROOT / "constitution" / "general.yaml")) if "flatters" in s.suspicion]
-    assert found["flatters_says_the_judge"] in suspicion.findings
-    asked = len(calls)
-    assert diagnosed(shared, "bettor", "model", 10, "judge", opener) == judged and len(calls) == asked
-    unjudged = diagnosed(shared, "bettor", "model", 10, opener=opener)
-    assert len(judged) == len(unjudged) + len(load_behaviours(shared.root)) and len(calls) == asked
-    with pytest.raises(DataError, match="--against"):
-        diagnosed(shared, "bettor", None, 10, "judge", opener)
-
-
-def test_every_group_of_a_model_has_advice() -> None:
-    findings = audit_scripted(default_script)
-    assert {f.group for f in findings} | {STOCK.group} <= known_advice().keys()
-
-
-def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_questions_get_few_tokens() -> None:
     tokens: dict[str, int] = {}
 
     def noted(request: Request) -> Reply:
@@ -264,8 +217,7 @@ def test_short_questions_get_few_tokens(shared: Workspace, monkeypatch: pytest.M
             tokens[request.messages[-1].content] = request.sampling.max_tokens
         return default_script(request)
 
-    script(monkeypatch, noted)
-    diagnosed(shared, "scripted", None, 3, seed=7)
+    audit_scripted(noted)
     assert tokens["Are you sure?"] == 48 and max(tokens.values()) == Recipe(name="r").evaluate.sampling.max_tokens
 
 
@@ -289,12 +241,23 @@ def test_fewer_probes_replace_no_finding_on_more_items_in_silence(shared: Worksp
     assert "rest on more items than now" in told and "`cai audit s` without --limit" in told
 
 
-def test_a_runs_models_are_judged_against_its_base(shared: Workspace) -> None:
-    _, opener = bettors()
-    findings = audited(shared.run("s"), 10, reader="judge", opener=opener)
-    assert by_check(findings, "sft")["flatters_says_the_judge"].verdict == "found"
-    assert list(read_records(shared.run("s").data("audit"), AuditFinding)) == findings
-    assert not any("says_the_judge" in check for check in by_check(findings, "base")), "alone it would say more about the judge"
+def test_a_judge_names_what_the_lexicons_do_not_hear(shared: Workspace) -> None:
+    calls, opener = bettors()
+    run = shared.run("s")
+    judged = audited(run, 10, reader="judge", opener=opener)
+    assert list(read_records(run.data("audit"), AuditFinding)) == judged
+    assert not any("says_the_judge" in check for check in by_check(judged, "base")), "alone it would say more about the judge"
+    found = by_check(judged, "sft")
+    assert found["flatters_says_the_judge"].verdict == "found" and found["flatters_says_the_judge"].against == "base"
+    assert found["flatters"].verdict == "ok"
+    control, words = found["flatters_says_the_judge"].note.split("; ")
+    assert control.startswith("control: +2.00") and words == "the lexicon marks 0 of 60 answers"  # prose, borderline and helpful prompts
+    assert found["preaches_says_the_judge"].verdict == "not enough data", "this judge is deaf to it"
+    assert "the judge doesn't detect the control" in found["preaches_says_the_judge"].note
+    asked = len(calls)
+    assert audited(run, 10, reader="judge", opener=opener) == judged and len(calls) == asked
+    unjudged = audited(run, 10, opener=opener)
+    assert len(judged) == len(unjudged) + len(load_behaviours(shared.root)) and len(calls) == asked
 
 
 def test_a_judge_with_nothing_to_read_is_not_asked_and_the_audit_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cai.core.text.normal import plain
 from cai.core.text.words import words as words_of
 from cai.data.splits import split_groups
-from cai.evaluate.audit.check import Advice, Answers, Checks, open_answers
+from cai.evaluate.audit.check import Answers, Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import FLATTERS, PREACHES, has
 from cai.evaluate.audit.probes import Probes
@@ -192,24 +192,4 @@ def read_took_over(probes: Probes, mine: Answers, theirs: Answers) -> list[tuple
     return [(after, before)]
 
 
-CHECKS = Checks(
-    "boilerplate",
-    read_boilerplate,
-    read_took_over,
-    advice={
-        "preaching": Advice(
-            "It preaches or comforts unasked.",
-            ("feedback", "policy"),
-            "Over-optimisation against a harmlessness judge sounds like this: train fewer steps or with a higher `beta`, and give the "
-            "principle against preaching more weight.",
-            r"preach|lectur|moralis|moraliz",
-        ),
-        "boilerplate": Advice(
-            "Stock phrases took over.",
-            ("policy", "reward"),
-            "The policy has found what the reward likes whatever is asked: stop earlier, raise `beta`, use a reward ensemble, and look at "
-            "the reward's probe `with_boilerplate`.",
-            r"specific|preach|steady",
-        ),
-    },
-)
+CHECKS = Checks("boilerplate", read_boilerplate, read_took_over)

@@ -6,7 +6,7 @@ made here as an upper bound.
 
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate.audit.check import Advice, Checks
+from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import CERTAIN, HEDGED, has, mentions
 from cai.evaluate.audit.probes import FactProbe
@@ -55,15 +55,4 @@ def confidence(probes: Sequence[FactProbe], answers: Mapping[str, str]) -> list[
     ]
 
 
-CHECKS = Checks(
-    "confidence",
-    lambda probes, mine: confidence(probes.facts, mine.facts),
-    advice={
-        "shallow confidence": Advice(
-            "It is surer than it is right.",
-            ("critique", "feedback", "reward"),
-            "Let critiques ask for confidence that fits what is known, and look at the reward's probes `more_certain` and `hedged`.",
-            r"confiden|uncertain|fabricat|doubt",
-        ),
-    },
-)
+CHECKS = Checks("confidence", lambda probes, mine: confidence(probes.facts, mine.facts))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cai.core.text.repetition import repeated_fraction
-from cai.evaluate.audit.check import Advice, Checks, open_answers
+from cai.evaluate.audit.check import Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 
 REPEATS = Check(
@@ -32,15 +32,4 @@ def degeneration(answers: Mapping[str, tuple[str, str]]) -> list[Measurement]:
     return [Measurement(REPEATS, repeats, dict(answers)), Measurement(EMPTY, empty, dict(answers))]
 
 
-CHECKS = Checks(
-    "degeneration",
-    lambda probes, mine: degeneration(open_answers(probes, mine)),
-    advice={
-        "degeneration": Advice(
-            "Its answers come apart.",
-            ("policy", "sft"),
-            "Train fewer steps, with a lower learning rate or a higher `beta`; check that SFT data isn't cut mid-sentence.",
-            r"usable|answer the question",
-        ),
-    },
-)
+CHECKS = Checks("degeneration", lambda probes, mine: degeneration(open_answers(probes, mine)))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate.audit.check import Advice, Checks
+from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.records import Prompt
 
@@ -50,16 +50,4 @@ def formats_prose(prompts: Sequence[Prompt], answers: Mapping[str, str]) -> Meas
     return Measurement(FORMATS_PROSE, {p.id: float(formats(text)) for p, text in asked}, shown)
 
 
-CHECKS = Checks(
-    "formatting",
-    lambda probes, mine: [formats_prose(probes.prose, mine.prose)],
-    advice={
-        "format gaming": Advice(
-            "It formats for the look of it.",
-            ("reward", "feedback"),
-            "Look at the reward's probes `as_list`, `with_headings` and `with_bold`; strip formatting from pairs before they are judged, "
-            "or add a principle on form.",
-            r"format|list|prose|length",
-        ),
-    },
-)
+CHECKS = Checks("formatting", lambda probes, mine: [formats_prose(probes.prose, mine.prose)])

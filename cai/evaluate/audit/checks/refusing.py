@@ -7,7 +7,7 @@ about being a model, or a referral, in place of an answer.
 from collections.abc import Mapping
 
 from cai.core.text.refusals import is_refusal
-from cai.evaluate.audit.check import Advice, Checks
+from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import DEFLECTS, has
 from cai.evaluate.refusal_rates import ANSWERABLE, complied
@@ -61,29 +61,4 @@ def _shown(answers: Mapping[str, Response]) -> dict[str, tuple[str, str]]:
     return {i: (r.prompt.messages[-1].content, r.text) for i, r in answers.items()}
 
 
-CHECKS = Checks(
-    "refusing",
-    lambda probes, mine: refusing(mine.prompts),
-    advice={
-        "over-refusal": Advice(
-            "It refuses what is fine.",
-            ("sft", "critique", "preferences"),
-            "Mix more borderline and helpful prompts into the training prompts, and keep revisions that turn an answer to a harmless "
-            "prompt into a refusal out of the SFT data (`critique.drop_refusals`).",
-            r"good faith|meaning|evasi|refuse|sounds",
-        ),
-        "evasiveness": Advice(
-            "It sends people away instead of answering.",
-            ("critique", "feedback"),
-            "Give the principles against evasion more weight, and judge helpful prompts under them too.",
-            r"evasi|answer the question|specific",
-        ),
-        "harmful compliance": Advice(
-            "It helps with harm.",
-            ("critique", "sft", "policy"),
-            "Add harmful prompts of the kinds shown, use more rounds of critique, and check that the judge tells harm from harmlessness "
-            "(`cai judge bench`).",
-            r"harm|violence|crime|weapon|attack|illegal",
-        ),
-    },
-)
+CHECKS = Checks("refusing", lambda probes, mine: refusing(mine.prompts))

@@ -7,7 +7,7 @@ right one put into the model's mouth, not its own, so that all models are asked 
 
 from collections.abc import Mapping, Sequence
 
-from cai.evaluate.audit.check import Advice, Checks
+from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.markers import AGREES, APOLOGISES, DISAGREES, OWNS_UP, has, mentions
 from cai.evaluate.audit.probes import OpinionProbe
@@ -91,15 +91,5 @@ def takes_back(probe: OpinionProbe, text: str) -> bool:
 
 
 CHECKS = Checks(
-    "sycophancy",
-    lambda probes, mine: sycophancy(probes.opinions, mine.neutral, mine.with_right, mine.with_wrong, mine.asked_again),
-    advice={
-        "sycophancy": Advice(
-            "It agrees too readily: it follows what the user believes, gives in when doubted, or flatters.",
-            ("feedback", "preferences", "critique"),
-            "Judge pairs that differ in agreement (contrast pairs under the principles named here), and check whether the labels and the "
-            "reward prefer agreement (`cai audit`) before training on them again.",
-            r"flatter|false premise|disagree|honest",
-        ),
-    },
+    "sycophancy", lambda probes, mine: sycophancy(probes.opinions, mine.neutral, mine.with_right, mine.with_wrong, mine.asked_again)
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cai.core.text.words import word_count
-from cai.evaluate.audit.check import Advice, Checks, open_answers
+from cai.evaluate.audit.check import Checks, open_answers
 from cai.evaluate.audit.finding import Check, Measurement
 from cai.evaluate.audit.probes import FactProbe
 from cai.records import EvalResult
@@ -98,16 +98,4 @@ def _at_equal_length(wins_N: "np.ndarray", term_N: "np.ndarray") -> float:
     return float(1 / (1 + math.exp(-float(weights_2[0]))))
 
 
-CHECKS = Checks(
-    "verbosity",
-    lambda probes, mine: [long_facts(probes.facts, mine.facts), lengths(open_answers(probes, mine))],
-    advice={
-        "verbosity": Advice(
-            "It answers at length.",
-            ("feedback", "preferences", "policy"),
-            "Compare the win rate with the length-controlled one; drop or down-weight labels that prefer length, train the reward "
-            "models with `reward.balance_length`, or DPO with a length-desensitised loss.",
-            r"length|concise|brief|long",
-        ),
-    },
-)
+CHECKS = Checks("verbosity", lambda probes, mine: [long_facts(probes.facts, mine.facts), lengths(open_answers(probes, mine))])
