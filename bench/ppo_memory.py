@@ -139,7 +139,7 @@ def step_shared(given: argparse.Namespace, folder: Path, prompts: list[tuple[str
     ends = stop_ids(shared.causal, Encoder(tokenizer))
     responses = sample(shared, todo, ends, max_tokens=given.tokens, temperature=TEMPERATURE, at_once=given.batch)
     episodes = evaluate_responses(shared, todo, responses, encoder=Encoder(tokenizer), temperature=TEMPERATURE, at_once=given.micro)
-    batch = make_batch(episodes, ppo, RewardConfig(), ppo.kl_coef, shared.device)
+    batch = make_batch(episodes, ppo, RewardConfig(), shared.device)
     update(shared, make_optimizer(config, shared), batch, config, 1, 0, World(0, 1, 0, 8))
 
 
@@ -161,7 +161,7 @@ def step_separate(given: argparse.Namespace, folder: Path, prompts: list[tuple[s
     torch.manual_seed(0)
     responses = models.sample([t.prompt_ids for t in todo], given.tokens, TEMPERATURE, ends)
     episodes = models.describe(todo, [(ids, ids[-1] in ends) for ids in responses], given.micro, TEMPERATURE)
-    batch = make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, "cpu")
+    batch = make_batch(episodes, config.ppo, RewardConfig(), "cpu")
     models.update(torch.optim.AdamW(models.trained(), lr=config.learning_rate, eps=ADAM_EPSILON, weight_decay=0.0), batch, config)
 
 

@@ -109,7 +109,7 @@ def compare(given: argparse.Namespace, folder: Path) -> tuple[tuple[Clock, Clock
             ours.time("score", evaluate_responses, shared, todo, responses, encoder=Encoder(tokenizer), **settings),
             theirs.time("score", separate.describe, todo, responses, given.micro, TEMPERATURE),
         )
-        batches = [make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, "cpu") for episodes in said]
+        batches = [make_batch(episodes, config.ppo, RewardConfig(), "cpu") for episodes in said]
         world = World(0, 1, step * config.ppo.num_ppo_epochs, 10**9)  # so that the learning rate stays
         mine = ours.time("update", update, shared, optimizers[0], batches[0], config, step + 1, 0, world)
         losses.append((mine, theirs.time("update", separate.update, optimizers[1], batches[1], config)))

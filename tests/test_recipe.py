@@ -38,9 +38,17 @@ def test_settings_reach_their_place(path: Path) -> None:
     assert recipe.prompts.evaluate == Recipe(name="x").prompts.evaluate
 
 
-def test_a_setting_of_earlier_versions_is_left_out_or_refused_with_what_to_do(path: Path) -> None:
-    assert load(path, "policy: {ppo: {kl_estimator: k1, kl_coef: 0.1}}").policy.ppo.kl_coef == 0.1
-    assert "kl_estimator: 'k3' is gone" in problems(path, "policy: {ppo: {kl_estimator: k3}}")
+def test_a_setting_of_earlier_versions_is_left_out_at_its_default_and_else_unknown(path: Path) -> None:
+    old = "policy: {ppo: {kl_estimator: k1, target_kl: null, kl_horizon: 10000, kl_coef: 0.1}, dpo: {ld_alpha: null, sft_weight: 0.0}}"
+    assert load(path, old) == load(path, "policy: {ppo: {kl_coef: 0.1}}")
+    told = problems(path, "policy:\n  ppo: {kl_estimator: k3, target_kl: 6}\n  dpo: {sft_weight: 0.1}")
+    assert "F:2: policy.ppo.kl_estimator: unknown keys 'kl_estimator', 'target_kl'; known: " in told
+    assert "F:3: policy.dpo.sft_weight: unknown key 'sft_weight'; known: label_smoothing, loss" in told
+
+
+def test_label_smoothing_is_for_the_robust_loss(path: Path) -> None:
+    assert load(path, "policy: {dpo: {loss: robust, label_smoothing: 0.1}}").policy.dpo.label_smoothing == 0.1
+    assert "label_smoothing is for loss: robust; sigmoid has no use for it" in problems(path, "policy: {dpo: {label_smoothing: 0.1}}")
 
 
 def test_all_problems_are_reported_at_once_with_their_lines(path: Path) -> None:

@@ -42,7 +42,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     if name is not None:
         source.data["name"] = name
     problems = [problem for override in overrides for problem in _override(source, override)]
-    problems += [*_retired(source.data), *schema_problems(source, recipe_schema())]
+    _drop_retired(source.data)
+    problems += schema_problems(source, recipe_schema())
     if not problems:
         try:
             return msgspec.convert(source.data, Recipe)
@@ -51,17 +52,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     raise RecipeError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def _retired(data: dict[str, Any]) -> list[str]:
-    """Take out settings of earlier versions that have only one value now; return what is wrong with another value."""
-    policy = data.get("policy")
-    ppo = policy.get("ppo") if isinstance(policy, dict) else None
-    estimator = ppo.pop("kl_estimator", "k1") if isinstance(ppo, dict) else "k1"
-    if estimator == "k1":
-        return []
-    return [
-        f"policy.ppo.kl_estimator: {estimator!r} is gone: as a reward, the gradient of k3 is not that of the KL divergence. Leave the key "
-        "out; the penalty is the log-ratio (k1)"
-    ]
+_RETIRED = {
+    ("policy", "ppo", "kl_estimator"): "k1",
+    ("policy", "ppo", "target_kl"): None,
+    ("policy", "ppo", "kl_horizon"): 10_000,
+    ("policy", "ppo", "whiten_rewards"): False,
+    ("policy", "ppo", "score_clip"): None,
+    ("policy", "dpo", "ld_alpha"): None,
+    ("policy", "dpo", "sft_weight"): 0.0,
+}
+"""Keys of earlier versions, with their defaults: a run's own recipe names every key."""
+
+
+def _drop_retired(data: dict[str, Any]) -> None:
+    """Take out the keys of earlier versions that have their default, which changes nothing. With another value they are unknown keys."""
+    for (block, section, key), default in _RETIRED.items():
+        within = data.get(block)
+        settings = within.get(section) if isinstance(within, dict) else None
+        if isinstance(settings, dict) and settings.get(key, default) == default:
+            settings.pop(key, None)
 
 
 def recipe_keys() -> tuple[str, ...]:
@@ -86,7 +95,7 @@ def _override(source: YamlSource, text: str) -> list[str]:
     data = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data
     path = tuple(key.split("."))
     known = recipe_keys()
-    if key not in known and key not in _RETIRED:
+    if key not in known:
         return [f"--set {text}: unknown key {key!r}{_which_key(path, known)}"]
     node = source.data
     for parent in path[:-1]:
@@ -111,7 +120,3 @@ def _which_key(path: tuple[str, ...], known: tuple[str, ...]) -> str:
         return did_you_mean(key, known) or f"; known: {', '.join(inside)}"
     similar = get_close_matches(path[-1], [k.rpartition(".")[2] for k in inside], n=1)
     return f". Did you mean {f'{section}.{similar[0]}'.lstrip('.')!r}?" if similar else f"; known: {', '.join(inside)}"
-
-
-_RETIRED = ("policy.ppo.kl_estimator",)
-"""Keys of earlier versions, which `_retired` takes out."""

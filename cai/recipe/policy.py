@@ -50,13 +50,12 @@ class DPOConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Loss of the DPO family. `ipo` and `sigmoid_norm` use log-ratios per token, so `beta` has another scale: try 0.1 for `ipo` and 2 to 10
     for `sigmoid_norm`."""
     label_smoothing: Annotated[float, Meta(ge=0, lt=0.5)] = 0.0
-    """Assumed fraction of wrong labels. `robust` corrects the loss for it (arXiv 2403.00409). The other losses mix it into the label
-    (cDPO)."""
-    ld_alpha: Fraction | None = None
-    """Length-desensitized DPO (arXiv 2409.06411): weight of the tokens beyond the shorter response's length. None and 1 weight all tokens
-    equally."""
-    sft_weight: Annotated[float, Meta(ge=0)] = 0.0
-    """Coefficient of an SFT term in the loss: the negative log-likelihood per token of the better response."""
+    """`robust` only: assumed fraction of wrong labels, for which it corrects the loss (arXiv 2403.00409)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a fraction that the loss has no use for."""
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"label_smoothing is for loss: robust; {self.loss} has no use for it")
 
 
 class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,10 +130,6 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Number of responses sampled per batch in each process."""
     kl_coef: Annotated[float, Meta(ge=0)] = 0.05
     """Coefficient of the KL penalty in the reward."""
-    target_kl: Rate | None = None
-    """KL divergence to the reference, in nats per response, that an adaptive `kl_coef` aims at. None keeps `kl_coef` fixed."""
-    kl_horizon: Positive = 10_000
-    """Speed of the adaptation: over this many responses, a KL that is off by a fifth changes `kl_coef` by a fifth."""
     gamma: Fraction = 1.0
     """Discount factor."""
     lam: Fraction = 0.95
@@ -151,10 +146,6 @@ class PPOSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Coefficient of the value loss."""
     max_grad_norm: Rate = 1.0
     """Maximum norm of the gradient; larger ones are clipped."""
-    whiten_rewards: bool = False
-    """Whether to scale rewards to unit variance. Their mean stays."""
-    score_clip: Rate | None = None
-    """Maximum absolute value of a score; larger ones are clipped. None doesn't clip."""
     missing_eos_penalty: Annotated[float, Meta(ge=0)] | None = 1.0
     """Penalty subtracted from the score of a response that was truncated at its limit or has nothing after its reasoning. None: no
     penalty."""

@@ -10,9 +10,7 @@ Departures from the papers and from TRL, which has neither soft labels nor weigh
    weight has the same effect in any batch: a batch of ten examples of weight 0.1 moves the model a tenth as much as ten of weight 1,
    and a batch of weight 0 doesn't move it. The number is that of the whole optimizer step, over all accumulated micro-batches and
    processes: 8 × 1 equals 1 × 8, also when the last micro-batch is short.
-3. The SFT term of DPO is the mean over a completion's tokens, then over pairs. TRL takes the mean over all tokens of a micro-batch, which
-   weights long completions more, and makes 8 × 1 differ from 1 × 8. With equal lengths the two agree.
-4. In IPO log-ratios are per token. TRL does the same, on the advice of the paper's authors.
+3. In IPO log-ratios are per token. TRL does the same, on the advice of the paper's authors.
 """
 
 from typing import TYPE_CHECKING
@@ -84,20 +82,8 @@ def reward_loss(
     return weighted_mean(loss_B, weight_B, count)
 
 
-def smoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
-    """Return the expected label if a fraction ε of the labels p is flipped: p·(1−ε) + (1−p)·ε.
-
-    At p = 1 it is the label 1−ε of conservative DPO (Mitchell 2023), a special case of soft labels.
-
-    Args:
-        p_chosen_B: labels, (B,), in [0, 1].
-        flip: ε, the fraction of labels that is wrong, in [0, ½).
-    """
-    return p_chosen_B * (1.0 - flip) + (1.0 - p_chosen_B) * flip
-
-
 def unsmoothed_label(p_chosen_B: "Tensor", flip: float) -> "Tensor":
-    """Return (p − ε) / (1 − 2ε), the inverse of `smoothed_label`: the label before a fraction ε was flipped.
+    """Return (p − ε) / (1 − 2ε): the label before a fraction ε of the labels was flipped, which made it p.
 
     In a loss that is linear in the label this is robust DPO (arXiv 2403.00409, eq. 12), whose expectation over flipped labels is the
     loss under the true labels. The result is outside [0, 1] for p < ε or p > 1 − ε: at p = 1 the loss is unbounded below.
@@ -135,7 +121,7 @@ def dpo_loss(
         p_chosen_B: labels in [0, 1], (B,).
         beta: strength of the pull towards the reference, above 0; higher stays closer to it. The τ of `ipo`.
         loss: which loss.
-        label_smoothing: fraction of labels assumed to be flipped, in [0, ½). `robust` corrects for the flips, the others smooth the label.
+        label_smoothing: fraction of labels assumed to be flipped, in [0, ½), for which `robust` corrects; the others ignore it.
         chosen_tokens_B: length of chosen in tokens, (B,); needed by `ipo` and `sigmoid_norm`.
         rejected_tokens_B: the same for rejected.
 
@@ -143,7 +129,8 @@ def dpo_loss(
         (B,), in float32 or better.
     """
     chosen_B, rejected_B, p_B = chosen_logratio_B.float(), rejected_logratio_B.float(), p_chosen_B.float()
-    p_B = unsmoothed_label(p_B, label_smoothing) if loss == "robust" else smoothed_label(p_B, label_smoothing)
+    if loss == "robust":
+        p_B = unsmoothed_label(p_B, label_smoothing)
     if loss in ("ipo", "sigmoid_norm"):
         if chosen_tokens_B is None or rejected_tokens_B is None:
             raise ValueError(f"loss {loss} is per token and needs the completions' lengths")
@@ -153,27 +140,6 @@ def dpo_loss(
         target = 1.0 / (2.0 * beta)
         return p_B * (margin_B - target) ** 2 + (1.0 - p_B) * (margin_B + target) ** 2
     return soft_label_loss(beta * margin_B, p_B)
-
-
-def imitation_loss(
-    chosen_logps_B: "Tensor", rejected_logps_B: "Tensor", p_chosen_B: "Tensor", chosen_tokens_B: "Tensor", rejected_tokens_B: "Tensor"
-) -> "Tensor":
-    """Return the SFT term of DPO: the negative log-likelihood per token of the better completion, in expectation under the label.
-
-    It keeps the likelihood of chosen from falling with that of rejected. At p = 1 it is the term of arXiv 2404.19733, eq. 2.
-
-    Args:
-        chosen_logps_B: log π(chosen), summed over its tokens, (B,).
-        rejected_logps_B: the same for rejected, (B,).
-        p_chosen_B: labels in [0, 1], (B,).
-        chosen_tokens_B: length of chosen in tokens, (B,).
-        rejected_tokens_B: the same for rejected.
-
-    Returns:
-        (B,), at least 0.
-    """
-    p_B = p_chosen_B.float()
-    return -(p_B * chosen_logps_B.float() / chosen_tokens_B + (1.0 - p_B) * rejected_logps_B.float() / rejected_tokens_B)
 
 
 def soft_target_loss(logits_TV: "Tensor", teacher_logits_TV: "Tensor", ids_T: "Tensor", forced_T: "Tensor") -> "Tensor":

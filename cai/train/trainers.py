@@ -24,7 +24,7 @@ from cai.errors import TrainingError
 from cai.recipe import DPOConfig
 from cai.train.checkpoints import mark_complete
 from cai.train.encode import IGNORED
-from cai.train.losses import dpo_loss, imitation_loss, reward_loss, weighted_mean
+from cai.train.losses import dpo_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
@@ -189,9 +189,9 @@ class SoftRewardRun(CountsExamples, RewardTrainer):  # type: ignore[misc]
 class DPOCollator:
     """Collates rows of `dpo_rows` into a batch of B pairs, as R padded rows of T tokens or packed into one row.
 
-    The batch has, for each position, the token that it predicts (`shift_labels` (R, T), `IGNORED` outside completions), the completion
-    that this token belongs to (`sides` (R, T): 0 to B−1 chosen, B to 2B−1 rejected), and whether the token is beyond the length of the
-    shorter completion (`in_tail` (R, T)). It also has `completion_tokens` (2B,), `rows` (B,) and the labels.
+    The batch has, for each position, the token that it predicts (`shift_labels` (R, T), `IGNORED` outside completions) and the completion
+    that this token belongs to (`sides` (R, T): 0 to B−1 chosen, B to 2B−1 rejected). It also has `completion_tokens` (2B,), `rows` (B,)
+    and the labels.
     """
 
     pad_token_id: int
@@ -200,54 +200,39 @@ class DPOCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch."""
         lengths = [len(e[side]) for side in COMPLETIONS for e in examples]
-        shorter = [min(len(e[side]) for side in COMPLETIONS) for e in examples]
         rows = {
             "completion_tokens": torch.tensor(lengths),
             "rows": torch.tensor([e["row"] for e in examples]),
             **label_tensors(examples),
         }
-        return {**(self._pack(examples, shorter) if self.packed else self._pad(examples, shorter)), **rows}
+        return {**(self._pack(examples) if self.packed else self._pad(examples)), **rows}
 
-    def _pad(self, examples: list[dict[str, Any]], shorter: list[int]) -> dict[str, Any]:
-        sides = [(e["prompt_ids"], e[side], limit) for side in COMPLETIONS for e, limit in zip(examples, shorter, strict=True)]
-        width = max(len(prompt) + len(completion) for prompt, completion, _ in sides)
+    def _pad(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        sides = [(e["prompt_ids"], e[side]) for side in COMPLETIONS for e in examples]
+        width = max(len(prompt) + len(completion) for prompt, completion in sides)
 
         def padded(rows: list[list[int]], filler: int) -> torch.Tensor:
             return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
 
         return {
-            "input_ids": padded([prompt + completion for prompt, completion, _ in sides], self.pad_token_id),
-            "attention_mask": padded([[1] * (len(prompt) + len(completion)) for prompt, completion, _ in sides], 0),
-            "shift_labels": padded([[IGNORED] * (len(prompt) - 1) + completion for prompt, completion, _ in sides], IGNORED),
+            "input_ids": padded([prompt + completion for prompt, completion in sides], self.pad_token_id),
+            "attention_mask": padded([[1] * (len(prompt) + len(completion)) for prompt, completion in sides], 0),
+            "shift_labels": padded([[IGNORED] * (len(prompt) - 1) + completion for prompt, completion in sides], IGNORED),
             "sides": torch.arange(len(sides))[:, None].expand(-1, width).contiguous(),
-            "in_tail": padded([[0] * (len(p) - 1 + limit) + [1] * (len(c) - limit) for p, c, limit in sides], 0).bool(),
         }
 
-    def _pack(self, examples: list[dict[str, Any]], shorter: list[int]) -> dict[str, Any]:
+    def _pack(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pack the pairs. The prompt's last token starts both sides, because it predicts the first token of each."""
-        pairs, labels, sides, tail = [], [], [], []
-        for i, (example, limit) in enumerate(zip(examples, shorter, strict=True)):
+        pairs, labels, sides = [], [], []
+        for i, example in enumerate(examples):
             *prefix, last = example["prompt_ids"]
             pairs.append((prefix, *([last, *example[side][:-1]] for side in COMPLETIONS)))
             labels += [IGNORED] * len(prefix)
             sides += [i] * len(prefix)
-            tail += [False] * len(prefix)
             for k, side in enumerate(COMPLETIONS):
                 labels += example[side]
                 sides += [k * len(examples) + i] * len(example[side])
-                tail += [n >= limit for n in range(len(example[side]))]
-        by_token = {"shift_labels": torch.tensor([labels]), "sides": torch.tensor([sides]), "in_tail": torch.tensor([tail])}
-        return {**packed_inputs(pack(pairs)), **by_token}
-
-
-@dataclass(frozen=True)
-class PairLogps:
-    """Log-probabilities of a batch's completions, (2B,), chosen first."""
-
-    whole: torch.Tensor
-    """Summed over all tokens."""
-    desensitised: torch.Tensor
-    """Summed with weight `ld_alpha` for tokens beyond the shorter completion's length."""
+        return {**packed_inputs(pack(pairs)), "shift_labels": torch.tensor([labels]), "sides": torch.tensor([sides])}
 
 
 class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
@@ -277,8 +262,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Return the loss of a batch; log implicit rewards, their margin, and accuracy against the label."""
         p_B, weight_B = inputs["p_chosen"], inputs["weight"]
-        logps = self._logps(model, inputs)
-        chosen_B, rejected_B = (logps.desensitised - self._reference_logps(inputs)).chunk(2)
+        chosen_B, rejected_B = (self._logps(model, inputs) - self._reference_logps(inputs)).chunk(2)
         chosen_tokens_B, rejected_tokens_B = inputs["completion_tokens"].chunk(2)
         loss_B = dpo_loss(
             chosen_B,
@@ -290,10 +274,6 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
             chosen_tokens_B=chosen_tokens_B,
             rejected_tokens_B=rejected_tokens_B,
         )
-        if self.dpo.sft_weight:
-            chosen_logps_B, rejected_logps_B = logps.whole.chunk(2)
-            imitation_B = imitation_loss(chosen_logps_B, rejected_logps_B, p_B, chosen_tokens_B, rejected_tokens_B)
-            loss_B = loss_B + self.dpo.sft_weight * imitation_B
         margin_B = self.beta * (chosen_B - rejected_B)
         if self.state.global_step == 0 and self.starts_at_reference:
             check_reference(self.beta * torch.cat((chosen_B, rejected_B)))
@@ -306,17 +286,15 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         loss = weighted_mean(loss_B, weight_B, self.count(num_items_in_batch))
         return (loss, None) if return_outputs else loss
 
-    def _logps(self, model: Any, inputs: dict[str, Any]) -> PairLogps:
+    def _logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the log-probabilities of the batch's completions, summed over their tokens, (2B,), chosen first."""
         passed = ("input_ids", "position_ids", "attention_mask", "pair_lengths", "shift_labels")
         with completion_positions_only():
             outputs = model(**{k: v for k, v in inputs.items() if k in passed}, fused_lm_head=True, use_cache=False)
         logps_T, sides_T = outputs.log_probs.float().flatten(), inputs["sides"].flatten()
         zeros = logps_T.new_zeros(len(inputs["completion_tokens"]))
-        whole = zeros.index_add(0, sides_T, logps_T)
-        if self.dpo.ld_alpha is None:
-            return PairLogps(whole, whole)
-        weight_T = torch.where(inputs["in_tail"].flatten(), self.dpo.ld_alpha, 1.0)
-        return PairLogps(whole, zeros.index_add(0, sides_T, weight_T * logps_T))
+        summed: torch.Tensor = zeros.index_add(0, sides_T, logps_T)
+        return summed
 
     def _reference_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the reference's log-probabilities, (2B,), chosen first: cached, or computed and then cached."""
@@ -325,7 +303,7 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
         if not bool(self.accelerator.gather(missing).any()):  # over all processes, because all must take part in the gather below
             return known_B2.T.flatten()
         with reference_of(self):
-            logps = self._logps(self.model, inputs).desensitised
+            logps = self._logps(self.model, inputs)
         rows, values_B2 = self.accelerator.gather((inputs["rows"], torch.stack(logps.chunk(2), dim=1)))
         self.reference_logps_N2[rows] = values_B2
         return logps

@@ -34,16 +34,16 @@ def test_packed_and_padded_batches_predict_the_same_tokens_for_the_same_sides() 
     assert padded["shift_labels"][0].tolist() == [-100, -100, 4, 5, 6, -100]
     for batch in (padded, packed):
         counts = batch["shift_labels"] != -100
-        told = sorted(zip(*(batch[n][counts].tolist() for n in ("sides", "shift_labels", "in_tail")), strict=True))
+        told = sorted(zip(*(batch[n][counts].tolist() for n in ("sides", "shift_labels")), strict=True))
         assert told == [
-            (0, 4, False),
-            (0, 5, False),
-            (0, 6, True),
-            (1, 10, False),
-            (2, 7, False),
-            (2, 8, False),
-            (3, 11, False),
-            (3, 12, True),
+            (0, 4),
+            (0, 5),
+            (0, 6),
+            (1, 10),
+            (2, 7),
+            (2, 8),
+            (3, 11),
+            (3, 12),
         ]
         assert batch["completion_tokens"].tolist() == [3, 1, 2, 2]
         assert batch["rows"].tolist() == [5, 6]

@@ -67,7 +67,7 @@ def frequent_tokens(episodes: list[Episode]) -> tuple[int, ...]:
 
 
 def train_once(shared: SharedBase, episodes: list[Episode], config: PolicyConfig, world: World = ALONE) -> dict[str, float]:
-    batch = make_batch(episodes, config.ppo, RewardConfig(), config.ppo.kl_coef, shared.device)
+    batch = make_batch(episodes, config.ppo, RewardConfig(), shared.device)
     return update(shared, make_optimizer(config, shared), batch, config, 1, 0, world)
 
 
@@ -134,19 +134,19 @@ def test_06_a_response_ends_with_its_first_end_token_and_that_token_counts(still
         assert b.response_ids == (a.response_ids if first is None else a.response_ids[: first + 1])
         assert b.ended == (first is not None)
     assert {e.ended for e in cut} == {True, False} or all(e.ended for e in cut)
-    batch = make_batch(cut, PPOSpec(), RewardConfig(), 0.1, still.device)
+    batch = make_batch(cut, PPOSpec(), RewardConfig(), still.device)
     assert batch.mask_BT.sum(1).tolist() == [len(e.response_ids) for e in cut]
     assert not batch.advantages_BT[~batch.mask_BT].any()
 
 
 def test_07_the_score_is_paid_at_the_last_token_and_nowhere_else(still: SharedBase, todo: list[Task]) -> None:
     episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
-    spec = PPOSpec(gamma=1.0, lam=1.0, missing_eos_penalty=None)
-    batch = make_batch(episodes, spec, RewardConfig(), 0.0, still.device)
+    spec = PPOSpec(kl_coef=0.0, gamma=1.0, lam=1.0, missing_eos_penalty=None)
+    batch = make_batch(episodes, spec, RewardConfig(), still.device)
     for e, returns in zip(episodes, batch.returns_BT.tolist(), strict=True):
         mean = sum(e.scores) / 2
         assert returns[: len(e.response_ids)] == pytest.approx([mean] * len(e.response_ids), abs=1e-4), "nothing is paid before the end"
-    short = make_batch(episodes, PPOSpec(gamma=0.0, lam=0.0, missing_eos_penalty=None), RewardConfig(), 0.0, still.device)
+    short = make_batch(episodes, PPOSpec(kl_coef=0.0, gamma=0.0, lam=0.0, missing_eos_penalty=None), RewardConfig(), still.device)
     for e, returns in zip(episodes, short.returns_BT.tolist(), strict=True):
         n = len(e.response_ids)
         assert returns[:n] == pytest.approx([0.0] * (n - 1) + [sum(e.scores) / 2], abs=1e-4)
@@ -156,7 +156,7 @@ def test_08_a_response_that_does_not_end_pays_and_is_scored_as_if_it_had_ended(s
     episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
     for e in episodes:
         assert e.scores == pytest.approx(still.scores([[*(e.ids[:-1] if e.ended else e.ids), END]])[:, 0].tolist(), abs=1e-4)
-    free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, still.device) for x in (None, 3.0))
+    free, paying = (make_batch(episodes, PPOSpec(kl_coef=0.0, missing_eos_penalty=x), RewardConfig(), still.device) for x in (None, 3.0))
     cut = sum(not e.ended for e in episodes)
     assert 0 < cut < len(episodes)
     taken = free.metrics["objective/rlhf_reward"] - paying.metrics["objective/rlhf_reward"]
@@ -173,13 +173,11 @@ def test_08_a_response_that_ends_inside_its_reasoning_is_empty_and_pays(still: S
     for e, answer in zip(episodes, ("", "Yes.", "Yes.", ""), strict=True):
         seen = [*e.prompt_ids, *encoder.answer_ids(answer), END]
         assert e.scores == pytest.approx(still.scores([seen])[:, 0].tolist(), abs=1e-4), "reward models see no reasoning"
-    free, paying = (make_batch(episodes, PPOSpec(missing_eos_penalty=x), RewardConfig(), 0.0, still.device) for x in (None, 3.0))
+    free, paying = (make_batch(episodes, PPOSpec(kl_coef=0.0, missing_eos_penalty=x), RewardConfig(), still.device) for x in (None, 3.0))
     assert free.metrics["objective/rlhf_reward"] - paying.metrics["objective/rlhf_reward"] == pytest.approx(3.0 / 4, abs=1e-4)
 
 
-def test_09_scores_are_counted_from_each_members_centre_and_bounded(
-    shared: SharedBase, todo: list[Task], members: tuple[Path, ...]
-) -> None:
+def test_09_scores_are_counted_from_each_members_centre(shared: SharedBase, todo: list[Task], members: tuple[Path, ...]) -> None:
     episodes = rollout(shared, todo)
     assert [read_centre(m) for m in members] == [0.25, 1.25]
     for name, folder in zip(shared.members, members, strict=True):
@@ -188,8 +186,6 @@ def test_09_scores_are_counted_from_each_members_centre_and_bounded(
     uncentred = rollout(shared, todo)
     for a, b in zip(uncentred, episodes, strict=True):
         assert [x - y for x, y in zip(a.scores, b.scores, strict=True)] == pytest.approx([0.25, 1.25], abs=1e-5)
-    spec = PPOSpec(score_clip=0.01, missing_eos_penalty=None)
-    assert abs(make_batch(episodes, spec, RewardConfig(), 0.0, shared.device).metrics["objective/rlhf_reward"]) <= 0.01
 
 
 def test_10_each_token_is_taxed_with_its_own_kl(shared: SharedBase, todo: list[Task]) -> None:
@@ -198,8 +194,8 @@ def test_10_each_token_is_taxed_with_its_own_kl(shared: SharedBase, todo: list[T
             if ".policy." in name:
                 p += 0.05
     episodes = rollout(shared, todo)
-    spec = PPOSpec(gamma=0.0, lam=0.0, missing_eos_penalty=None)  # so that a return is a token's own reward
-    batch = make_batch(episodes, spec, RewardConfig(), 0.5, shared.device)
+    spec = PPOSpec(kl_coef=0.5, gamma=0.0, lam=0.0, missing_eos_penalty=None)  # so that a return is a token's own reward
+    batch = make_batch(episodes, spec, RewardConfig(), shared.device)
     for e, returns in zip(episodes, batch.returns_BT.tolist(), strict=True):
         taxes = [-0.5 * (a - b) for a, b in zip(e.logps, e.ref_logps, strict=True)]
         taxes[-1] += sum(e.scores) / 2
@@ -209,10 +205,10 @@ def test_10_each_token_is_taxed_with_its_own_kl(shared: SharedBase, todo: list[T
     assert mean > 0.1
 
 
-def test_12_values_are_of_the_state_before_a_token_and_0_after_the_last(still: SharedBase, todo: list[Task]) -> None:
+def test_11_values_are_of_the_state_before_a_token_and_0_after_the_last(still: SharedBase, todo: list[Task]) -> None:
     episodes = rollout(still, todo[:2], length=2)
-    spec = PPOSpec(gamma=0.9, lam=0.8, missing_eos_penalty=None)
-    batch = make_batch(episodes, spec, RewardConfig(), 0.0, still.device)
+    spec = PPOSpec(kl_coef=0.0, gamma=0.9, lam=0.8, missing_eos_penalty=None)
+    batch = make_batch(episodes, spec, RewardConfig(), still.device)
     for e, returns in zip(episodes, batch.returns_BT.tolist(), strict=True):
         (v0, v1), score = e.values, sum(e.scores) / 2
         a1 = score - v1
@@ -220,20 +216,14 @@ def test_12_values_are_of_the_state_before_a_token_and_0_after_the_last(still: S
         assert returns == pytest.approx([a0 + v0, a1 + v1], abs=1e-4)
 
 
-def test_13_advantages_are_whitened_over_the_batch_and_rewards_if_asked(still: SharedBase, todo: list[Task]) -> None:
+def test_12_advantages_are_whitened_over_the_batch(still: SharedBase, todo: list[Task]) -> None:
     episodes = rollout(still, todo, ends=frequent_tokens(rollout(still, todo)))
-    batch = make_batch(episodes, PPOSpec(), RewardConfig(), 0.1, still.device)
+    batch = make_batch(episodes, PPOSpec(), RewardConfig(), still.device)
     assert float(batch.advantages_BT[batch.mask_BT].mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(batch.advantages_BT[batch.mask_BT].std()) == pytest.approx(1.0, abs=1e-4)
-    spec = PPOSpec(gamma=0.0, lam=0.0, whiten_rewards=True)
-    plain, white = (
-        make_batch(episodes, s, RewardConfig(), 0.1, still.device).returns_BT[batch.mask_BT] for s in (PPOSpec(gamma=0.0, lam=0.0), spec)
-    )
-    assert float(white.std()) == pytest.approx(1.0, abs=1e-3)
-    assert float(white.mean()) == pytest.approx(float(plain.mean()), abs=1e-4)
 
 
-def test_14_clipping_ends_the_gradient(shared: SharedBase, todo: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_13_clipping_ends_the_gradient(shared: SharedBase, todo: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     config = ppo_config(batch_size=8, learning_rate=5e-2, warmup_fraction=0.0, ppo=PPOSpec(num_ppo_epochs=4))
     told = train_once(shared, rollout(shared, todo), config)
     assert 0.0 < told["policy/clipfrac_avg"] < 1.0
@@ -241,7 +231,7 @@ def test_14_clipping_ends_the_gradient(shared: SharedBase, todo: list[Task], mon
     assert told["policy/approxkl_avg"] > 1e-4
 
 
-def test_15_every_pass_takes_every_episode_once_in_an_order_of_its_own(
+def test_14_every_pass_takes_every_episode_once_in_an_order_of_its_own(
     shared: SharedBase, todo: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
@@ -261,7 +251,7 @@ def test_15_every_pass_takes_every_episode_once_in_an_order_of_its_own(
     assert {len(m) for m in seen} == {2}
 
 
-def test_16_adam_has_the_literatures_epsilon_no_decay_and_a_rate_that_falls_to_nothing(shared: SharedBase, todo: list[Task]) -> None:
+def test_15_adam_has_the_literatures_epsilon_no_decay_and_a_rate_that_falls_to_nothing(shared: SharedBase, todo: list[Task]) -> None:
     config = ppo_config(batch_size=8, learning_rate=1e-3, warmup_fraction=0.0, ppo=PPOSpec(num_ppo_epochs=1))
     groups = make_optimizer(config, shared).param_groups
     assert [(g["eps"], g["weight_decay"]) for g in groups] == [(1e-5, 0.0)] * 2
@@ -271,7 +261,7 @@ def test_16_adam_has_the_literatures_epsilon_no_decay_and_a_rate_that_falls_to_n
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
-def test_16_the_8_bit_optimizers_have_it_too(shared: SharedBase, todo: list[Task], optimizer: str) -> None:
+def test_15_the_8_bit_optimizers_have_it_too(shared: SharedBase, todo: list[Task], optimizer: str) -> None:
     config = ppo_config(batch_size=8, warmup_fraction=0.0, optimizer=optimizer, ppo=PPOSpec(num_ppo_epochs=1))
     with quiet_training():
         groups = make_optimizer(config, shared).param_groups
@@ -281,7 +271,7 @@ def test_16_the_8_bit_optimizers_have_it_too(shared: SharedBase, todo: list[Task
     assert any(not torch.equal(p, before[n]) for n, p in shared.trained().items())
 
 
-def test_17_gradients_are_clipped_over_all_trained_weights_together(shared: SharedBase) -> None:
+def test_16_gradients_are_clipped_over_all_trained_weights_together(shared: SharedBase) -> None:
     config = ppo_config(learning_rate=1.0)
     trained = shared.trained()
     optimizer = torch.optim.SGD([{"params": [p for n, p in trained.items() if is_critic(n) is critic]} for critic in (False, True)], lr=1.0)

@@ -14,16 +14,16 @@ Details of RLHF with PPO" (arXiv 2403.17031).
 7. The score is the reward model's at the end token. It is the reward of the response's last token (Z, H).
 8. `missing_eos_penalty` is subtracted from the score of a response that was cut at the limit (S, H: the "EOS trick"), and of one that ends
    inside its reasoning. Reward models don't see a reasoning.
-9. Scores are centred on their mean over some training pairs, by each member's `centre.json`, and clipped by `score_clip` (Z normalises
-   them to mean 0 at the start; H shifts them to 0 on the demonstrations).
+9. Scores are centred on their mean over some training pairs, by each member's `centre.json` (Z normalises them to mean 0 at the start;
+   H shifts them to 0 on the demonstrations). They are not clipped.
 10. The KL penalty is per token: the difference of the sampled token's log-probabilities under policy and reference (Z, eq. 2).
-11. The KL coefficient is fixed, or adapted to hold `target_kl`, with the error clipped to ±0.2 (Z, §2.2).
-12. Advantages are computed by generalised advantage estimation with γ = 1, λ = 0.95; after the last token the value is 0 (Z, S).
-13. Advantages are whitened over the whole batch. `whiten_rewards` also scales rewards, without shifting their mean (Z, H).
-14. Policy and value losses are clipped; the larger of the clipped and unclipped loss counts (H; values as in Z's code).
-15. `num_ppo_epochs` passes over the batch, each in a new order, in minibatches without replacement (Z, H).
-16. Adam's ε is 1e-5, without weight decay (H); the learning rate decays linearly to 0 (S, H), after the warm-up of the other trainings.
-17. Gradients are clipped by their norm over all trained weights.
+    Its coefficient is fixed (S, H).
+11. Advantages are computed by generalised advantage estimation with γ = 1, λ = 0.95; after the last token the value is 0 (Z, S).
+12. Advantages are whitened over the whole batch (Z, H); rewards are not.
+13. Policy and value losses are clipped; the larger of the clipped and unclipped loss counts (H; values as in Z's code).
+14. `num_ppo_epochs` passes over the batch, each in a new order, in minibatches without replacement (Z, H).
+15. Adam's ε is 1e-5, without weight decay (H); the learning rate decays linearly to 0 (S, H), after the warm-up of the other trainings.
+16. Gradients are clipped by their norm over all trained weights.
 
 Departures:
 
@@ -66,7 +66,6 @@ from cai.train.reward.ensemble import aggregate_scores, scorer_fingerprints
 from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.rl.ppo_checkpoint import PPOState, load_state, save_state
-from cai.train.rl.ppo_math import adapted_kl_coef
 from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rl.rollout import Episode, Task, check_finite, chunks, encode_prompts, evaluate_responses, sample, tasks
 from cai.train.rl.shared_base import POLICY, SharedBase, load_shared_base
@@ -203,14 +202,13 @@ class _PPORun:
         while state.step < total and not stopped:
             step = state.step + 1
             todo = tasks(self.prompts, self.seed, state.step * per_step, per_step)
-            batch = make_batch(self._rollout(todo), spec, self.reward, state.kl_coef, self.shared.device)
+            batch = make_batch(self._rollout(todo), spec, self.reward, self.shared.device)
             if step == 1:
                 self._check_reference(batch.episodes)
             world = World(self.rank, self.processes, state.step * per_update, total * per_update)
             measured = update(self.shared, optimizer, batch, config, step, self.seed, world)
             metrics = {**batch.metrics, **measured, "episode": float(step * per_step)}
             state.step = step
-            state.kl_coef = adapted_kl_coef(state.kl_coef, metrics["objective/kl"], spec.target_kl, per_step, spec.kl_horizon)
             state.history.append({"step": float(step), **metrics})
             if on_log is not None and self.rank == 0:
                 on_log(step, total, metrics)
@@ -238,7 +236,7 @@ class _PPORun:
 
         with PartialState().main_process_first():  # rank 0 removes unusable checkpoints
             checkpoint = last_checkpoint(self.out, self.fingerprint)
-        state = PPOState(0, self.config.ppo.kl_coef, []) if checkpoint is None else load_state(self.shared, optimizer, checkpoint)
+        state = PPOState(0, []) if checkpoint is None else load_state(self.shared, optimizer, checkpoint)
         if monitor is not None and self.rank == 0:
             monitor.resume(state.step if checkpoint is not None else -1)
         return state, state.step

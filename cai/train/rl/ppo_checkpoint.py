@@ -1,4 +1,4 @@
-"""Checkpoints of a PPO training: trained weights, optimizer state, KL coefficient, and the log so far.
+"""Checkpoints of a PPO training: trained weights, optimizer state, and the log so far.
 
 There is no random state: every draw has its own seed, from the training's seed and the draw's purpose. The learning rate is a function of
 the step.
@@ -25,8 +25,6 @@ class PPOState(msgspec.Struct):
 
     step: int
     """Number of PPO steps done."""
-    kl_coef: float
-    """KL coefficient of the next step."""
     history: list[dict[str, float]]
     """Metrics of each step."""
 

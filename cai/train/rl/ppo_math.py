@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-KL_ERROR_LIMIT = 0.2
-"""Clip range of the adaptive KL controller's relative error (Ziegler et al. 2019, §2.2)."""
-
 
 def masked_mean(values_BT: "Tensor", mask_BT: "Tensor", count: "Tensor | float | None" = None) -> "Tensor":
     """Return the sum over the positions in the mask, divided by their number or by `count`.
@@ -25,18 +22,16 @@ def masked_mean(values_BT: "Tensor", mask_BT: "Tensor", count: "Tensor | float |
     return (values_BT * mask_BT).sum() / (mask_BT.sum() if count is None else count)
 
 
-def whiten(values_BT: "Tensor", mask_BT: "Tensor", *, shift_mean: bool = True) -> "Tensor":
-    """Return values scaled to variance 1 over the mask, with mean 0 or, without `shift_mean`, an unchanged mean; 0 outside the mask.
+def whiten(values_BT: "Tensor", mask_BT: "Tensor") -> "Tensor":
+    """Return values scaled to mean 0 and variance 1 over the mask; 0 outside the mask.
 
     Args:
         values_BT: (B, T).
         mask_BT: (B, T), with at least two positions in it.
-        shift_mean: whether to shift the mean to 0. False for rewards: a shift would reward or penalise length.
     """
     mean = masked_mean(values_BT, mask_BT)
     variance = masked_mean((values_BT - mean) ** 2, mask_BT, mask_BT.sum() - 1)
-    whitened_BT = (values_BT - mean) * (variance + 1e-8).rsqrt()
-    return (whitened_BT if shift_mean else whitened_BT + mean) * mask_BT
+    return (values_BT - mean) * (variance + 1e-8).rsqrt() * mask_BT
 
 
 def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor") -> "Tensor":
@@ -51,17 +46,15 @@ def token_kl(logps_BT: "Tensor", ref_logps_BT: "Tensor") -> "Tensor":
     return logps_BT - ref_logps_BT
 
 
-def final_scores(scores_B: "Tensor", ended_B: "Tensor", *, clip: float | None, missing_eos_penalty: float | None) -> "Tensor":
+def final_scores(scores_B: "Tensor", ended_B: "Tensor", *, missing_eos_penalty: float | None) -> "Tensor":
     """Return the score that each response is rewarded with at its last token.
 
     Args:
         scores_B: scores of the reward models, (B,).
         ended_B: whether the response ended with its end token, (B,).
-        clip: clips scores to ±clip; None doesn't clip.
-        missing_eos_penalty: subtracted after clipping from responses that were cut at the limit; None subtracts nothing.
+        missing_eos_penalty: subtracted from responses that were cut at the limit; None subtracts nothing.
     """
-    clipped_B = scores_B if clip is None else scores_B.clamp(-clip, clip)
-    return clipped_B if missing_eos_penalty is None else clipped_B - missing_eos_penalty * (~ended_B)
+    return scores_B if missing_eos_penalty is None else scores_B - missing_eos_penalty * (~ended_B)
 
 
 def token_rewards(final_B: "Tensor", kl_BT: "Tensor", mask_BT: "Tensor", kl_coef: float) -> "Tensor":
@@ -157,27 +150,6 @@ def value_loss(
     near_BT = old_values_BT + (values_BT - old_values_BT).clamp(-cliprange_value, cliprange_value)
     free_BT, clipped_BT = (values_BT - returns_BT) ** 2, (near_BT - returns_BT) ** 2
     return 0.5 * masked_mean(torch.maximum(free_BT, clipped_BT), mask_BT, count), ((clipped_BT > free_BT) & mask_BT).float()
-
-
-def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float | None, episodes: int, horizon: int) -> float:
-    """Return the KL coefficient for the next step (Ziegler et al. 2019, §2.2): higher if the KL is above its target, lower if below.
-
-    Args:
-        kl_coef: coefficient of the last step.
-        kl: mean KL per response, summed over its tokens, in nats.
-        target_kl: target of the KL; None keeps the coefficient.
-        episodes: number of responses in the step.
-        horizon: number of episodes over which an error of 20 % or more multiplies the coefficient by about e^0.2.
-
-    >>> round(adapted_kl_coef(0.1, 12.0, 6.0, 100, 1000), 4)
-    0.102
-    >>> adapted_kl_coef(0.1, 12.0, None, 100, 1000)
-    0.1
-    """
-    if target_kl is None:
-        return kl_coef
-    error = min(max(kl / target_kl - 1.0, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
-    return max(0.0, kl_coef * (1.0 + error * episodes / horizon))
 
 
 def explained_variance(values_BT: "Tensor", returns_BT: "Tensor", mask_BT: "Tensor") -> float:

@@ -66,14 +66,13 @@ class Batch:
     """Metrics of the episodes."""
 
 
-def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig, kl_coef: float, device: Any) -> Batch:
+def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig, device: Any) -> Batch:
     """Return the episodes with advantages, returns and metrics.
 
     Args:
         episodes: all episodes of the step, in order.
         spec: the recipe's `ppo` block.
         reward: settings of the aggregation of the members' scores.
-        kl_coef: KL coefficient of this step.
         device: device of the tensors.
     """
     lengths = [len(e.response_ids) for e in episodes]
@@ -87,21 +86,19 @@ def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig,
     scores = [aggregate_scores(e.scores, reward.aggregate, reward.uncertainty_penalty) for e in episodes]
     scores_B = torch.tensor([s.value for s in scores], device=device)
     ended_B = torch.tensor([e.ended for e in episodes], device=device)
-    final_B = final_scores(scores_B, ended_B, clip=spec.score_clip, missing_eos_penalty=spec.missing_eos_penalty)
+    final_B = final_scores(scores_B, ended_B, missing_eos_penalty=spec.missing_eos_penalty)
     kl_BT = token_kl(logps_BT, ref_logps_BT) * mask_BT
-    rewards_BT = token_rewards(final_B, kl_BT, mask_BT, kl_coef)
-    scaled_BT = whiten(rewards_BT, mask_BT, shift_mean=False) if spec.whiten_rewards else rewards_BT
-    advantages_BT, returns_BT = advantages_and_returns(scaled_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)
+    rewards_BT = token_rewards(final_B, kl_BT, mask_BT, spec.kl_coef)
+    advantages_BT, returns_BT = advantages_and_returns(rewards_BT, values_BT, mask_BT, gamma=spec.gamma, lam=spec.lam)
     kl = float(kl_BT.sum(1).mean())
     metrics = {
         "objective/kl": kl,
         "objective/entropy": float((entropy_BT * mask_BT).sum(1).mean()),
-        "objective/non_score_reward": -kl_coef * kl,
+        "objective/non_score_reward": -spec.kl_coef * kl,
         "objective/scores": float(scores_B.mean()),
         "objective/scores_std": float(scores_B.std(correction=0)),
         "objective/rlhf_reward": float(rewards_BT.sum(1).mean()),
         "objective/disagreement": fmean(s.std for s in scores),
-        "objective/kl_coef": kl_coef,
         "val/explained_variance": explained_variance(values_BT, returns_BT, mask_BT),
         "response/length": fmean(lengths),
         "response/eos_rate": fmean(map(float, ended_B.tolist())),
