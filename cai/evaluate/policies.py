@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 
 from cai.core.text.words import word_count
 from cai.errors import DataError
 from cai.evaluate.audit.checks.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats
-from cai.evaluate.paired import AnswersByPrompt, by_prompt, shared_ids
+from cai.evaluate.paired import AnswersByPrompt, by_prompt
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal, unknown_language
 from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_means
-from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, outcomes_by_rules, win_rates
-from cai.labels.agreement import kappa, share
+from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Response
 from cai.stats import holm
 
@@ -65,8 +63,6 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
             outcomes = outcomes_by_reward(base_scores, scores, other, mine)
             results += win_rates("win_rate_by_reward", model, outcomes, mine)
             results += _at_equal_length("win_rate_by_reward", model, outcomes, other, mine, seed)
-        if other is not None:
-            results += _agreements(model, mine, other, verdicts, seed)
         results += harmful_compliance(model, mine, other)
         if model in verdicts.p_harmful:
             base_harmful = None if other is None else verdicts.p_harmful.get(AGAINST)
@@ -86,26 +82,6 @@ def corrected(results: Sequence[EvalResult]) -> list[EvalResult]:
         tested = [(i, r.p) for i, r in enumerate(results) if r.model == model and r.p is not None]
         adjusted |= dict(zip((i for i, _ in tested), holm([p for _, p in tested]), strict=True))
     return [replace(r, p_adjusted=adjusted.get(i)) for i, r in enumerate(results)]
-
-
-def _agreements(model: str, mine: AnswersByPrompt, base: AnswersByPrompt, verdicts: Verdicts, seed: int) -> list[EvalResult]:
-    """Return the pairwise agreement of rules, judge and reward models on which model did better.
-
-    `agreement:A_and_B`: the fraction of equal decisions among prompts without a tie in either. `kappa:A_and_B`: Cohen's kappa over all
-    prompts, with ties as a category.
-    """
-    outcomes = {"rules": outcomes_by_rules(base, mine)}
-    if model in verdicts.p_wins:
-        outcomes["judge"] = outcomes_by_judge(verdicts.p_wins[model], base, mine)
-    if verdicts.rewards.get(model) and (scores := verdicts.rewards.get(AGAINST)):
-        outcomes["reward"] = outcomes_by_reward(scores, verdicts.rewards[model], base, mine)
-    results: list[EvalResult | None] = []
-    for one, other in combinations(outcomes, 2):
-        both = [(outcomes[one][i], outcomes[other][i]) for i in shared_ids(outcomes[one], outcomes[other])]
-        decided = [float(a == b) for a, b in both if a != 0.5 and b != 0.5]
-        results.append(share(f"agreement:{one}_and_{other}", model, decided, "of prompts that both decided"))
-        results.append(kappa(f"kappa:{one}_and_{other}", model, both, seed))
-    return [r for r in results if r is not None]
 
 
 def _at_equal_length(

@@ -53,18 +53,6 @@ def pack(pairs: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]]) ->
     return PackedPairs(torch.tensor([tokens]), torch.tensor([positions]), lengths)
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common prefix of two sides, in tokens. At least one token of each side is left out.
-
-    >>> common_prefix([1, 2, 3, 4], [1, 2, 5])
-    2
-    >>> common_prefix([1, 2, 3], [1, 2])
-    1
-    """
-    longest = min(len(a), len(b)) - 1
-    return next((i for i in range(longest) if a[i] != b[i]), longest)
-
-
 def last_positions(pair_lengths: PairLengths) -> list[int]:
     """Return the position of each side's last token in the row: the first sides of all pairs, then the second sides.
 

@@ -76,11 +76,12 @@ def train_and_save(
             tokenizer.save_pretrained(out)
             write_records(out / HISTORY, history)
     trainer.accelerator.wait_for_everyone()
+    last = {k: float(v) for k, v in history[-1].items() if k not in ("epoch", "step")}
     return TrainResult(
         steps=trainer.state.global_step,
         examples=len(trainer.train_dataset),
         dropped=dropped,
-        metrics={**_last(history), "mean_loss": sum(h["loss"] for h in history) / len(history)},
+        metrics={**last, "mean_loss": sum(h["loss"] for h in history) / len(history)},
         seconds=time.monotonic() - started,
         resumed_from=0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
     )
@@ -193,11 +194,6 @@ def check_processes(seen: int) -> None:
             f"{started} processes were started, but the process group has {seen}: each process would train alone.\n"
             "Fix: start with `torchrun --nproc_per_node N`; on CPUs set ACCELERATE_USE_CPU=1"
         )
-
-
-def _last(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the last step's metrics."""
-    return {k: float(v) for k, v in history[-1].items() if k not in ("epoch", "step")}
 
 
 def remove_leftover_checkpoints(out: Path) -> None:

@@ -21,11 +21,12 @@ from trl import DPOTrainer, RewardTrainer, SFTTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference as RewardCollator
 
 from cai.errors import TrainingError
+from cai.models.local.prefix import common_prefix
 from cai.recipe import DPOConfig
 from cai.train.checkpoints import mark_complete
 from cai.train.encode import IGNORED
 from cai.train.losses import dpo_loss, reward_loss, weighted_mean
-from cai.train.packing import PackedPairs, common_prefix, last_positions, pack
+from cai.train.packing import PackedPairs, last_positions, pack
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 LABELS = ("p_chosen", "p_desirable", "weight", "margin")
@@ -137,7 +138,7 @@ def collate_packed_reward(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Pack pairs into one row without padding: `input_ids`, `position_ids` (1, T), `ends` (2B,), chosen first, `pair_lengths`, labels."""
     pairs = []
     for chosen, rejected in ((e["chosen_ids"], e["rejected_ids"]) for e in examples):
-        shared = common_prefix(chosen, rejected)
+        shared = common_prefix(chosen[:-1], rejected[:-1])  # each side keeps a token of its own
         pairs.append((chosen[:shared], chosen[shared:], rejected[shared:]))
     packed = pack(pairs)
     return {**packed_inputs(packed), "ends": torch.tensor(last_positions(packed.pair_lengths)), **label_tensors(examples)}

@@ -9,7 +9,7 @@ from cai.core.flow import in_words
 from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
 from cai.workbench.sample import Calls
 from cai.workbench.trial import Answered, Revised, Step
-from cai.workbench.validation import Explained, Validation
+from cai.workbench.validation import Validation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -108,7 +108,8 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
     columns = ("agrees", "95 %", "nats per pair", "explains")
     whole = plain_table("", *columns, right=columns, title="how much of what people preferred is explained")
     for e in (found.pooled, *found.rules):
-        whole.add_row(plain(e.name), f"{e.accuracy:.1%}", _span(e.low, e.high), _nats(e), f"{e.explained:.1%}")
+        nats = f"{e.nats:.3f} [{e.nats_low:.3f}, {e.nats_high:.3f}]"
+        whole.add_row(plain(e.name), f"{e.accuracy:.1%}", _span(e.low, e.high), nats, f"{e.explained:.1%}")
     yield whole
     raw = "" if found.pooled.raw_nats is None else f" As they stand, the probabilities have {found.pooled.raw_nats:.3f} nats."
     yield plain(f"Nats after a scale fitted on other prompts, five-fold; a coin has -0.693.{raw}")
@@ -199,10 +200,6 @@ def _span(low: float, high: float) -> str:
 
 def _points(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{100 * low:+.0f}, {100 * high:+.0f}]"
-
-
-def _nats(found: Explained) -> str:
-    return f"{found.nats:.3f} [{found.nats_low:.3f}, {found.nats_high:.3f}]"
 
 
 def _calls(calls: Calls) -> str:

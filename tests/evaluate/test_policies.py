@@ -250,19 +250,6 @@ def test_harmful_compliance_is_told_by_category_where_there_are_enough() -> None
     assert found == {"harmful_compliance": (7 / 9, 9), "harmful_compliance:fraud": (0.5, 4), "harmful_compliance:drugs": (1.0, 3)}
 
 
-def test_rules_judge_and_reward_are_shown_beside_each_other() -> None:
-    kinds: list[PromptKind] = ["harmful", "harmful", "helpful", "helpful", "other"]
-    base = [answer(i, "Here is how.", k) for i, k in enumerate(kinds)]
-    policy = [replace(r, text=REFUSAL) for r in base]  # better on the harmful ones, worse on the helpful
-    p_wins = {"policy": dict(zip((r.prompt.id for r in base), (0.9, 0.2, 0.1, 0.3, 0.9), strict=True))}
-    rewards = {"base": {r.prompt.id: 0.0 for r in base}, "policy": {r.prompt.id: 1.0 for r in base}}
-    found = {r.name: r for r in evaluate_policies({"base": base, "policy": policy}, Verdicts(p_wins, rewards))}
-    assert (found["agreement:rules_and_judge"].value, found["agreement:rules_and_judge"].n) == (0.75, 4)
-    assert (found["agreement:rules_and_reward"].value, found["agreement:rules_and_reward"].n) == (0.5, 4)
-    assert (found["agreement:judge_and_reward"].value, found["agreement:judge_and_reward"].n) == (0.4, 5)
-    assert found["kappa:rules_and_judge"].value == pytest.approx(0.5)
-
-
 def test_changes_are_tested_and_corrected_model_by_model() -> None:
     rows = (("a", "policy", 0.01), ("b", "policy", 0.04), ("a", "sft", 0.04))
     tested = [EvalResult(name, model, 0, 9, 0, 0, p=p) for name, model, p in rows]

@@ -137,7 +137,10 @@ def audit_run(
     async def ask() -> list[AuditFinding]:
         answers = await ask_models(session, specs, probes)
         judged = await ask_reader(session, reader, behaviours, answers, probes)
-        findings = [f for name, mine in answers.items() for f in _about(name, probes, mine, answers, recipe.seed, judged)]
+        findings: list[AuditFinding] = []
+        for name, mine in answers.items():
+            base = None if name == AGAINST else answers[AGAINST]
+            findings += audit_model(probes, mine, base, name, AGAINST, recipe.seed, judged.get(name, ()))
         return findings + await audit_judge(session)
 
     with reporter.stage("audit"), run.locked():
@@ -233,14 +236,3 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
         session.reporter.warn("the judge's taste for likely texts is not measured: its server doesn't give the likelihood of a text")
     talks = {item.id: conversation_id(item.pair.prompt) for item, _, _ in found}
     return settle(compare(dataclasses.replace(mine, talks=talks), theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
-
-
-def _about(
-    name: str,
-    probes: Probes,
-    mine: Answers,
-    answers: dict[str, Answers],
-    seed: int,
-    judged: dict[str, list[tuple[Measurement, Measurement]]],
-) -> list[AuditFinding]:
-    return audit_model(probes, mine, None if name == AGAINST else answers[AGAINST], name, AGAINST, seed, judged.get(name, ()))

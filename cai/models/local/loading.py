@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
         ModelError: the weights can't be loaded, or the adapter does not fit this base model.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
     folder, precision = resolve_model_path(spec), resolved_precision(spec.precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,10 +85,7 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
     dtype = torch.float32 if precision == "float32" or merge else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa"}
     if precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-        )
-        options["device_map"] = {"": device}
+        options |= nf4_options(device)
     with quiet_transformers(), explained_load(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=spec.trust_remote_code, **options)
     if spec.adapter is not None:
@@ -101,6 +98,16 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
     if not trainable:
         model.requires_grad_(False)
     return model.train(trainable)
+
+
+def nf4_options(device: str, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """Return how `from_pretrained` quantizes to NF4 onto a device: all linear layers but the modules named in `skip`."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.bfloat16}
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=list(skip) or None, **options)
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 @contextlib.contextmanager

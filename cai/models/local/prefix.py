@@ -41,11 +41,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     >>> common_prefix([1, 2, 3], [1, 2, 4, 5])
     2
     """
-    shared = min(len(a), len(b))
-    for i in range(shared):
-        if a[i] != b[i]:
-            return i
-    return shared
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def share_prefixes(prompts: Sequence[Sequence[int]]) -> list[Group]:

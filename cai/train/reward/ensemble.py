@@ -325,23 +325,17 @@ def scoring_tokenizer(tokenizer: Any) -> Any:
 def load_scorer(spec: ModelSpec, pad_token_id: int) -> Any:
     """Return the base model with a new scalar head instead of the language-model head. Raises `ModelError`."""
     import torch
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForSequenceClassification
 
     from cai.models.local.folders import resolve_model_path
+    from cai.models.local.loading import nf4_options
     from cai.models.local.quiet import quiet_transformers
 
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolved_precision(spec.precision)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "attn_implementation": "sdpa", "num_labels": 1}
     if precision == "nf4":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["score"],
-        )
-        options["device_map"] = {"": device}
+        options |= nf4_options(device, skip=["score"])
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(
             resolve_model_path(spec), trust_remote_code=spec.trust_remote_code, **options

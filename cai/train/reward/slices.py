@@ -45,8 +45,15 @@ def slice_preferences(
         raise TrainingError(
             f"reward.slices: {slices} needs at least 2 members, found {members}.\nFix: raise reward.members, or slices: all"
         )
-    slicers = {"all": _all, "folds": _folds, "parts": _parts, "bootstrap": _bootstrap, "source": _sources, "principle": _principles}
-    result = slicers[slices](preferences, members, seed, similarity)
+    if slices == "all":
+        result = [Slice("all training pairs", tuple(preferences))] * members
+    elif slices == "source":
+        result = _by_group(preferences, members, "source", lambda p: (p.source,))
+    elif slices == "principle":
+        result = _by_group(preferences, members, "principle", lambda p: p.principle_ids)
+    else:
+        slicers = {"folds": _folds, "parts": _parts, "bootstrap": _bootstrap}
+        result = slicers[slices](preferences, members, seed, similarity)
     empty = [f"member {i} ({s.description})" for i, s in enumerate(result) if not s.preferences]
     if empty:
         raise TrainingError(
@@ -54,10 +61,6 @@ def slice_preferences(
             "Fix: use fewer reward.members, or slices: all"
         )
     return result
-
-
-def _all(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
-    return [Slice("all training pairs", tuple(preferences))] * members
 
 
 def _groups(preferences: Sequence[Preference], similarity: float | None) -> list[str]:
@@ -90,14 +93,6 @@ def _bootstrap(preferences: Sequence[Preference], members: int, seed: int, simil
         rows = [p for p, key in zip(preferences, keys, strict=True) for _ in range(drawn[key])]
         made.append(Slice(f"{len(drawn)} of {len(prompts)} prompts, drawn with replacement (bootstrap {i + 1})", tuple(rows)))
     return made
-
-
-def _sources(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
-    return _by_group(preferences, members, "source", lambda p: (p.source,))
-
-
-def _principles(preferences: Sequence[Preference], members: int, seed: int, similarity: float | None) -> list[Slice]:
-    return _by_group(preferences, members, "principle", lambda p: p.principle_ids)
 
 
 def _by_group(preferences: Sequence[Preference], members: int, what: str, groups_of: Callable[[Preference], Sequence[str]]) -> list[Slice]:

@@ -117,8 +117,8 @@ def train_online(
     reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
     method = f"{METHODS[config.method]}; reference: {reference}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
-    facts = CardFacts("policy", model.path, method, _rewards(config), config, result, seed, measured)
-    write_card(out, facts)
+    terms = {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}
+    write_card(out, CardFacts("policy", model.path, method, terms, config, result, seed, measured))
     finish(out, fingerprint, result)
     return result
 
@@ -222,8 +222,3 @@ def online_trainer(
     float_trained_weights(trainer.model)
     set_reference(trainer.model, None)
     return trainer
-
-
-def _rewards(config: PolicyConfig) -> dict[str, int]:
-    """Return the policy's reward terms, for its card."""
-    return {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}
