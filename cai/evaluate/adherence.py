@@ -46,11 +46,8 @@ async def measure_adherence(
     """Measure adherence per principle of every model, and of the base model with each principle in context.
 
     Args:
-        session: provides templates, sampling, seed and limits; opens the base model.
-        constitution: the principles.
         controls: principles that weren't trained on, or None.
         answers: model name to its responses, with `base` among them for changes.
-        base: the base model, which is told each principle.
         judge: decides where a principle has no check; None leaves those principles out.
 
     Returns:
@@ -90,13 +87,9 @@ async def tell(
     """Return a model's responses under each principle in turn.
 
     Args:
-        session: provides templates, sampling, seed and limits.
-        model: the model that answers.
         principles: one is in context at a time.
         untold: the model's responses without principles; a principle uses the prompts of its kinds.
         limit: maximum number of prompts per principle, chosen by hash.
-        placement: where the principle stands.
-        sampling: sampling of the responses.
     """
     ask = Told(model, session.templates, placement, as_sampling(sampling))
     seed = session.recipe.seed
@@ -142,9 +135,7 @@ async def followed(session: Session, principles: Sequence[Principle], responses:
     """Decide which responses follow which principles.
 
     Args:
-        session: provides limits and progress.
         principles: measured on the responses to prompts of their kinds.
-        responses: one model's.
         judge: decides where a principle has no check; None leaves those principles out.
     """
     found: dict[str, dict[str, bool]] = {p.id: {} for p in principles}
@@ -179,8 +170,6 @@ def adherence_results(
     """Return a model's rate for each principle, and its paired change from the base model.
 
     Args:
-        model: its name.
-        mine: its verdicts.
         base: the base model's; None for the base model itself.
         controls: ids of principles that weren't trained on.
         by_judge: ids of principles that the judge decided; a check decided the others.

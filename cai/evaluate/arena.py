@@ -61,16 +61,7 @@ class Arena:
 
 
 def rate(duels: Sequence[Duel], by: str, seed: int = 0) -> Arena:
-    """Rate models by their duels.
-
-    Args:
-        duels: at most one per prompt and pair of models; at least two models.
-        by: the scorer, `judge` or `reward`.
-        seed: seed of the bootstrap.
-
-    Raises:
-        DataError: there are no duels, a duel occurs twice, or the comparisons don't connect all models.
-    """
+    """Rate models by their duels. `duels`: at most one per prompt and pair of models; at least two models."""
     import numpy as np
 
     models = list(dict.fromkeys(m for d in duels for m in (d.first, d.second)))

@@ -36,11 +36,7 @@ from cai.session import Session
 
 
 def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
-    """Read human-labelled pairs, without those that the session's probe was fitted on, and warn about unusable rows.
-
-    Raises:
-        DataError: the pairs or the probe can't be read, or the probe was fitted on all of them.
-    """
+    """Read human-labelled pairs, without those that the session's probe was fitted on, and warn about unusable rows."""
     loaded = load_pairs(path, pair_format)
     if loaded.failures:
         first = loaded.failures[0]
@@ -57,17 +53,7 @@ def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: 
 
 
 async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution) -> JudgeBench:
-    """Measure the session's judge on human-labelled pairs.
-
-    Args:
-        session: an open session.
-        pairs: human labels.
-        protocols: `all`, or names separated by commas.
-        constitution: the principles to judge by.
-
-    Raises:
-        CaiError: a protocol is unknown, no pair is usable, or the model fails.
-    """
+    """Measure the session's judge on human-labelled pairs. `protocols`: `all`, or names separated by commas."""
     return await judge_bench(
         pairs,
         [session.judge(constitution, protocol=name) for name in chosen_protocols(protocols, session.recipe.feedback)],
@@ -83,15 +69,7 @@ def calibrate_judge(
 
     Args:
         session: a session with the judge's protocol, not open yet: the number of labels is checked before any model call.
-        files: labels or labelled pairs.
-        constitution: the principles to judge by.
-        out: file to write.
-        use_length: whether to correct length bias too.
-        format: format of the files.
         limit: maximum number of pairs, chosen by hash.
-
-    Raises:
-        CaiError: the files or the model can't be read, or there are too few labels.
     """
     refuse_overwriting([out], files)
     seed, config = session.recipe.seed, session.recipe.feedback
@@ -112,13 +90,8 @@ def fit_judge_probe(session: Session, files: Sequence[Path], out: Path, *, forma
 
     Args:
         session: a session with the judge, not open yet: the number of labels is checked before any model call.
-        files: labels or labelled pairs.
         out: JSON file to write; the weights go beside it.
-        format: format of the files.
         limit: maximum number of pairs, chosen by hash.
-
-    Raises:
-        CaiError: the files can't be read, there are too few labels, or the model gives no hidden states.
     """
     refuse_overwriting([out, weights_path(out)], files)
     spec = session.recipe.judge
@@ -285,16 +258,11 @@ async def rank_models(
     Args:
         session: an open session; its judge compares.
         models: two or more different models, as `spec_from_name` takes them.
-        constitution: the principles to judge by.
         rewards: folders of reward models, which score as one ensemble.
         limit: maximum number of prompts per set.
 
     Returns:
         The ratings by the judge and, if there are reward models, by them.
-
-    Raises:
-        RecipeError: fewer than two models, or one of them twice.
-        CaiError: a model or the prompts can't be read.
     """
     if len(set(models)) < max(2, len(models)):
         raise RecipeError(f"--arena: expected two or more different models, found {', '.join(models) or 'none'}")

@@ -30,10 +30,7 @@ def knowledge_results(model: str, mine: Knowledge, base: Knowledge | None = None
     """Return `truthful` and `perplexity` of a model, and against `base` `truthful_change` and `perplexity_ratio`.
 
     Args:
-        model: name of the model.
-        mine: the model's results.
         base: the base model's results. Comparisons use only questions and passages that both have.
-        seed: seed of the bootstraps over passages.
     """
     results = [rate("truthful", model, list(mine.right.values()))] if mine.right else []
     if base is not None and (ids := shared_ids(base.right, mine.right)):

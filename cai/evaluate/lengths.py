@@ -16,13 +16,7 @@ def length_stats(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | N
     """Return mean words (`response_words`), the truncation rate (`truncated`) and the ratio of mean words to base (`response_words_ratio`).
 
     Args:
-        model: name of the model.
         answers: its responses. Words are separated by white space.
-        base: the base model's responses.
-        seed: seed of the bootstrap.
-
-    Raises:
-        DataError: there are no responses.
     """
     if not answers:
         raise DataError(f"{model} has no responses to evaluate")
@@ -45,7 +39,6 @@ def ratio_of_means(numerators: list[float], denominators: list[float], seed: int
     Args:
         numerators: one per item, at least 0.
         denominators: one per item, in the same order; their sum is above 0.
-        seed: seed of the resampling.
 
     Returns:
         The ratio, its lower and its upper bound. Resamples with a zero denominator are drawn again.

@@ -13,11 +13,7 @@ AnswersByPrompt = Mapping[str, Response]
 
 
 def by_prompt(responses: Iterable[Response]) -> dict[str, Response]:
-    """Return one model's responses by prompt id, in their order.
-
-    Raises:
-        DataError: a prompt has two responses.
-    """
+    """Return one model's responses by prompt id, in their order. Raises `DataError` if a prompt has two."""
     found: dict[str, Response] = {}
     for response in responses:
         if response.prompt.id in found:
@@ -55,11 +51,8 @@ def rate_and_change(name: str, model: str, mine: Mapping[str, bool], theirs: Map
     """Return the rate of yes among a model's prompts (`name`), and its change from another model's on the shared ones (`NAME_change`).
 
     Args:
-        name: name of the rate.
-        model: name of the model.
         mine: prompt id to yes or no.
         theirs: the same for the other model; None: no change is returned.
-        note: note of the rate.
     """
     results = [rate(name, model, list(mine.values()), note)] if mine else []
     ids = [] if theirs is None else shared_ids(theirs, mine)

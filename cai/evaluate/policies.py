@@ -39,11 +39,6 @@ def evaluate_policies(responses: Mapping[str, Sequence[Response]], verdicts: Ver
 
     Args:
         responses: model name to its responses, one per prompt. Comparisons need `base` among the models.
-        verdicts: the judge's probabilities and the reward scores.
-        seed: seed of the bootstraps.
-
-    Raises:
-        DataError: a model has no responses, or two for one prompt; or verdicts are about unknown models or prompts.
     """
     strangers = {m for group in (verdicts.p_wins, verdicts.rewards, verdicts.p_harmful) for m in group} - responses.keys()
     if strangers:

@@ -18,10 +18,7 @@ def reward_means(
     """Return the mean reward (`reward`) and its mean change per prompt from the base model (`reward_change`).
 
     Args:
-        model: name of the model.
         scores: prompt id to reward, on any scale; only differences are meaningful.
-        base_scores: prompt id to the reward of the base model's response.
-        seed: seed of the bootstrap.
     """
     if not scores:
         return []
@@ -44,10 +41,7 @@ def reward_disagreement(
     Disagreement rises when a policy leaves the distribution that the reward models were trained on.
 
     Args:
-        model: name of the model.
         stds: prompt id to the standard deviation of the members' scores; empty with one reward model.
-        base_stds: the same for the base model's responses.
-        seed: seed of the bootstrap.
     """
     names = {"reward": "reward_disagreement", "reward_change": "reward_disagreement_change"}
     return [replace(r, name=names[r.name]) for r in reward_means(model, stds, base_stds, seed)]

@@ -65,17 +65,7 @@ class Measured:
 
 
 async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Questions, recipe_hash: str = "") -> EvaluationAnswers:
-    """Collect every model's responses, with one model in memory at a time. All models sample with the same seeds.
-
-    Args:
-        session: opens the models.
-        specs: name to model.
-        questions: prompts, facts and passages.
-        recipe_hash: recipe hash for the responses' provenance.
-
-    Raises:
-        ModelError: a model can't be opened, or too many responses failed.
-    """
+    """Collect every model's responses, with one model in memory at a time. All models sample with the same seeds."""
     answered = EvaluationAnswers()
     for name, spec in specs.items():
         model = await session.open_model(spec)
@@ -95,12 +85,6 @@ async def ask_knowledge(session: Session, model: TextModel, name: str, questions
     """Ask a model short factual questions, and measure the log-probability of passages.
 
     On a server that can't return log-probabilities of a given text, the passages are counted as failures.
-
-    Args:
-        session: provides templates, sampling and limits.
-        model: the model to measure.
-        name: name of the model, for the progress display.
-        questions: the facts and passages.
     """
     facts = questions.facts
     asked = await ask_probes(session, Probes(facts=tuple(facts)), model, name)
@@ -134,14 +118,7 @@ def score_answers(answers: AnswersByModel, ensemble: "RewardEnsemble") -> dict[s
 def measure(
     answered: EvaluationAnswers, verdicts: Verdicts, scores: Mapping[str, Mapping[str, RewardScore]] | None = None, seed: int = 0
 ) -> Measured:
-    """Measure every model against `base`, with Holm's correction for multiple testing.
-
-    Args:
-        answered: the models' responses.
-        verdicts: the judge's probabilities.
-        scores: reward scores by model and prompt; None leaves their measures out.
-        seed: seed of the bootstraps.
-    """
+    """Measure every model against `base`, with Holm's correction for multiple testing. Without `scores`, rewards are left out."""
     answers, found = answered.answers, scores or {}
     rewards = {model: {i: s.value for i, s in mine.items()} for model, mine in found.items()}
     results = evaluate_policies(answers, Verdicts(verdicts.p_wins, rewards, verdicts.p_harmful), seed)
@@ -157,10 +134,7 @@ async def hold_arena(session: Session, answers: AnswersByModel, judge: Judge, re
     """Rate models by pairwise comparison of their responses: by the judge, and by reward models if there are any.
 
     Args:
-        session: provides limits and the seed.
         answers: responses of at least two models, in any order.
-        judge: compares the responses.
-        rewards: folders of reward models, which score as one ensemble.
     """
     found = {model: by_prompt(responses) for model, responses in answers.items()}
     meetings = [(a, b, i) for a, b in pairings(list(found)) for i in shared_ids(found[a], found[b])]

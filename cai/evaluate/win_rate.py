@@ -22,11 +22,6 @@ def outcomes_by_judge(p_wins: Mapping[str, float], base: AnswersByPrompt, answer
 
     Args:
         p_wins: prompt id to the probability, averaged over both orders, that the response in `answers` is better than the one in `base`.
-        base: responses to compare with.
-        answers: responses of the measured model.
-
-    Raises:
-        DataError: a probability is outside [0, 1], or a prompt lacks a response of one of the models.
     """
     _check_known(p_wins, base, answers)
     wrong = [f"{i}: {p}" for i, p in p_wins.items() if not 0 <= p <= 1]
@@ -38,11 +33,7 @@ def outcomes_by_judge(p_wins: Mapping[str, float], base: AnswersByPrompt, answer
 def outcomes_by_reward(
     base_scores: Mapping[str, float], scores: Mapping[str, float], base: AnswersByPrompt, answers: AnswersByPrompt
 ) -> dict[str, float]:
-    """Turn reward scores (any scale, higher is better) into wins, ties and losses on the prompts that both models have scores for.
-
-    Raises:
-        DataError: a score is NaN, or a prompt lacks a response of one of the models.
-    """
+    """Turn reward scores (any scale, higher is better) into wins, ties and losses on the prompts that both models have scores for."""
     ids = shared_ids(base_scores, scores)
     _check_known(ids, base, answers)
     wrong = [i for i in ids if base_scores[i] != base_scores[i] or scores[i] != scores[i]]
@@ -58,7 +49,6 @@ def win_rates(name: str, model: str, outcomes: Mapping[str, float], answers: Ans
 
     Args:
         name: `win_rate_by_judge` or `win_rate_by_reward`.
-        model: name of the model.
         outcomes: prompt id to 1, ½ or 0.
         answers: any model's responses to these prompts, which hold each prompt's kind.
     """

@@ -66,11 +66,7 @@ class Writer:
 
 
 async def respond(prompt: Prompt, writer: Writer, sampling: SamplingSpec) -> Response:
-    """Sample a model's response to a prompt. A truncated response ends with its last whole sentence.
-
-    Raises:
-        ReplyError: the response is empty.
-    """
+    """Sample a model's response to a prompt. A truncated response ends with its last whole sentence."""
     template = writer.templates.respond
     seed = derive_seed(writer.run_seed, prompt.id, "respond", 0)
     asked = template.render({"conversation": prompt.messages})
@@ -88,15 +84,8 @@ async def critique_and_revise(
     breaks a rule; the trace names the rule.
 
     Args:
-        response: the initial response.
         constitution: principles are drawn from those that apply to the prompt's kind, and repeat if there are more rounds than principles.
-        writer: writes critiques and revisions.
-        config: rounds, sampling and rules.
         judge: compares the response with the final revision; None skips the comparison.
-
-    Raises:
-        ReplyError: a critique is empty, or the judge failed.
-        ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt = response.prompt
     wanted = principles_in_turn(prompt, constitution, writer.run_seed, config.rounds) if prompt.kind in config.kinds else []
@@ -134,11 +123,7 @@ async def critique_and_revise(
 
 
 def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int, rounds: int) -> list[Principle]:
-    """Return one principle per round, by the prompt's rendezvous ranking of the principles that apply to its kind.
-
-    Raises:
-        ConstitutionError: none applies.
-    """
+    """Return one principle per round, by the prompt's rendezvous ranking of the principles that apply to its kind."""
     weights = [(p.id, p.weight) for p in constitution.for_kind(prompt.kind)]
     order = rendezvous_order(prompt.id, weights, run_seed)
     if not order:
@@ -179,11 +164,7 @@ def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExampl
 
 
 def kept_text(completion: Completion, prefill: str = "") -> str:
-    """Return a completion's text with its prefill, cut to whole sentences if truncated.
-
-    Raises:
-        ReplyError: the text is empty.
-    """
+    """Return a completion's text with its prefill, cut to whole sentences if truncated. Raises `ReplyError` if it is empty."""
     text = completion.text.strip()
     if completion.truncated:
         text = whole_sentences(text) or text

@@ -71,15 +71,12 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
     """Answer a prompt under the principles of its kind, and keep the best sample.
 
     Args:
-        prompt: the prompt.
         untold: the model's response without principles, if there is one.
-        constitution: the principles.
         writer: the model that answers: the one to train, or a stronger one.
         config: number of samples, placement of the principles, and what a sample must fulfil.
 
     Raises:
         ReplyError: no sample could be had (`empty`, `truncated`, …), or a check ran out of time.
-        ConstitutionError: no principle applies to the prompt's kind.
     """
     principles = principles_in_context(prompt, constitution, writer.run_seed, config.per_prompt)
     ask = Told(writer.model, writer.templates, config.placement, as_sampling(config.sampling), begins=True)
@@ -137,13 +134,8 @@ class Told:
         """Answer a prompt under principles. Returns the answer, and its parts: one, or in `turns` one for each turn.
 
         Args:
-            prompt: the prompt.
             principles: at least one.
-            seed: seed of the answer.
             untold: the model's response without principles, to which sentences are added in `turns`; None lets it write one.
-
-        Raises:
-            ReplyError: a check ran out of time, or the engine has no reply.
         """
         later = [p for p in principles if self.placement == "turns" and can_be_added(p, prompt.kind)]
         first = [p for p in principles if p not in later]
@@ -197,11 +189,7 @@ def _begun(said: Completion, opening: str) -> str:
 
 
 def principles_in_context(prompt: Prompt, constitution: Constitution, run_seed: int, per_prompt: int | None) -> tuple[Principle, ...]:
-    """Return the principles for a prompt's context: all that apply to its kind, in the constitution's order, or `per_prompt` drawn ones.
-
-    Raises:
-        ConstitutionError: none applies.
-    """
+    """Return the principles for a prompt's context: all that apply to its kind, in the constitution's order, or `per_prompt` drawn ones."""
     applying = constitution.for_kind(prompt.kind)
     if not applying:
         raise ConstitutionError(

@@ -81,8 +81,6 @@ def drop_rule(revision: str, critique: str, before: str, kind: PromptKind, drop_
 
     Args:
         revision: without its heading.
-        critique: the critique that it follows.
-        before: the initial response.
         kind: the prompt's kind. `over_refusal` doesn't apply to `other`, which may be harmful.
         drop_refusals: whether the two rules about refusals apply.
     """

@@ -1,7 +1,7 @@
 """Response pairs: two samples of one policy for one prompt, or one response under a principle and one against it (RLCD).
 
 The judge labels sampled pairs. Contrast pairs are labelled by construction (Yang et al. 2023, arXiv 2307.12950). Pairs of identical texts
-are counted as failures.
+are counted as failures (`identical_responses`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -37,11 +37,7 @@ def pair_tasks(prompts: Iterable[Prompt], per_prompt: int) -> Iterator[PairTask]
 
 
 async def sample_pair(task: PairTask, writer: Writer, config: PairsConfig) -> ResponsePair:
-    """Sample two responses to a prompt, each with its own seed.
-
-    Raises:
-        ReplyError: the responses are identical (`identical_responses`), or one is empty.
-    """
+    """Sample two responses to a prompt, each with its own seed."""
     seeds = [derive_seed(writer.run_seed, task.prompt.id, "pairs", 2 * task.number + side) for side in (0, 1)]
     template = writer.templates.respond
     asked = template.render({"conversation": task.prompt.messages})
@@ -58,10 +54,6 @@ async def contrast_pair(task: PairTask, constitution: Constitution, writer: Writ
 
     Returns:
         A pair whose `p_a` is `config.contrast_p` if A was requested under the principle, else 1 − `config.contrast_p`.
-
-    Raises:
-        ReplyError: the responses are identical (`identical_responses`), or one is empty.
-        ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt, run_seed = task.prompt, writer.run_seed
     salt = derive_seed(run_seed, "contrast")

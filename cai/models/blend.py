@@ -37,12 +37,6 @@ def blend_adapters(start: Path, end: Path, share: float, out: Path) -> Path:
         end: an adapter of the same shape that was trained on from it, e.g. the policy. Of adapters with different starts the product
             says nothing.
         share: of the way from start to end, in [0, 1].
-        out: folder to create.
-
-    Raises:
-        DataError: the share isn't in [0, 1], or `out` already exists.
-        ModelError: one is no adapter, or they have different shapes.
-        StoreError: the disk is full.
     """
     from safetensors.torch import load_file, save_file
 

@@ -38,14 +38,7 @@ def merge_adapter(adapter: Path, out: Path, dtype: MergedDtype = "bfloat16", bas
 
     Args:
         adapter: folder of a language model's LoRA adapter, as training writes it.
-        out: folder to create.
-        dtype: precision of the saved weights.
         base: the base model; None takes the one that the adapter names.
-
-    Raises:
-        DataError: `out` already exists.
-        ModelError: the adapter or its base can't be loaded, they don't fit, or the adapter is a reward model.
-        StoreError: the disk is full.
     """
     if out.exists():
         raise DataError(f"{out}: already exists; nothing was changed. Name a new folder.")

@@ -15,9 +15,6 @@ def spec_from_name(name: str, base: ModelSpec | None = None) -> ModelSpec:
 
     >>> spec_from_name("http://127.0.0.1:8000/v1#llama").name
     'llama'
-
-    Raises:
-        ModelError: the folder doesn't exist, or an adapter's configuration can't be read.
     """
     from msgspec.structs import replace
 

@@ -23,7 +23,6 @@ class LazyEngine:
     """A local model that is loaded at its first request. A run whose calls are all in the store never loads it.
 
     Args:
-        spec: the model.
         loading: called with the model's name; the weights are loaded inside the context that it returns.
     """
 
@@ -79,15 +78,7 @@ class LazyEngine:
 
 
 async def open_engine(spec: ModelSpec, loading: Loading = lambda name: nullcontext()) -> Engine:
-    """Return the engine for a spec: `scripted`, a server URL, or a local model.
-
-    Args:
-        spec: the model.
-        loading: as for `LazyEngine`.
-
-    Raises:
-        ModelError: the model doesn't exist, or the server doesn't answer.
-    """
+    """Return the engine for a spec: `scripted`, a server URL, or a local model."""
     if spec.path == "scripted":
         return ScriptedEngine(name=spec.name or "scripted")
     if spec.is_server:

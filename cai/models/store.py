@@ -4,9 +4,8 @@ It holds the only progress state of a run. A key is a hash of the model's finger
 item's seed). So a run is resumed by running it again, and after an edit to a principle only the calls whose text changed are repeated.
 A workspace has one store; any number of processes may share it (WAL).
 
-Commits are grouped: replies that arrive together (one model batch) form one transaction, and `put` returns when it is on disk. This also
-makes a resumed run identical to an uninterrupted one: the local engine forms batches from the pending requests when the event loop is
-idle, so batches depend only on which calls are in the store, and a batch is stored completely or not at all.
+Commits are grouped: replies that arrive together (one model batch) form one transaction, and `put` returns when it is on disk. So a batch
+is stored completely or not at all, on which a resumed run's batches rest (`cai.models.local.engine`).
 
 A process claims a call before it makes it. Other processes that need the same call wait for its reply. A claim is a lock on one byte of
 a file beside the store, which the kernel releases when the process ends for any reason.
@@ -55,9 +54,6 @@ class CallStore:
 
     Args:
         path: the SQLite file, created if missing. `None` keeps calls in memory, for tests and one-off commands.
-
-    Raises:
-        StoreError: the file is corrupt, locked or of another schema version, or the disk is full.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -165,16 +161,13 @@ class CallStore:
     async def put(self, key: str, stage: str, model: str, request: Any, reply: Any, seconds: float) -> None:
         """Store a reply, and return when it is committed. Replies put in the same iteration of the event loop share one transaction.
 
+        If the disk is full, it raises `StoreError`, and the caller may retry.
+
         Args:
             key: 64 hex characters.
             stage: the stage that made the call, for `cai status` and costs.
-            model: the engine's display name.
             request: the full request, kept so that the store can be read on its own.
-            reply: the engine's reply.
             seconds: wall-clock time from request to reply.
-
-        Raises:
-            StoreError: the disk is full or the store can't be written. The caller may retry.
         """
         row = (bytes.fromhex(key), stage, model, self._encoder.encode(request), self._encoder.encode(reply), seconds)
         loop = asyncio.get_running_loop()

@@ -129,9 +129,6 @@ class Template:
 
         Args:
             values: text or a conversation for every field of the template. Values for its unused optional fields are ignored.
-
-        Raises:
-            TemplateError: a field is missing or unknown, or a conversation was expected and text given.
         """
         required, optional = FIELDS[self.name]
         unknown = values.keys() - required - optional
@@ -224,9 +221,6 @@ def load_named_templates(names: Sequence[str], folder: Path) -> list[Template]:
     Args:
         names: of `FIELDS`.
         folder: where their files are; one that is no template at all is a problem too.
-
-    Raises:
-        TemplateError: with all problems of all files, each with its line.
     """
     try:
         exists = folder.is_dir()

@@ -133,9 +133,6 @@ class Costs:
 
         Args:
             work_of: the calls about one item under one principle.
-            items: pairs or responses.
-            prompt: length of a prompt.
-            response: length of a response.
         """
         pieces = []
         for work, most in zip(
@@ -161,9 +158,6 @@ class Costs:
         """Return what a training costs.
 
         Args:
-            config: the recipe's block.
-            examples: how many there are.
-            prompt: length of a prompt.
             answers: length of each completion of an example: one for SFT, two for a pair.
             passes: forward passes of a reference over all examples.
             adapters: on the base.

@@ -116,11 +116,8 @@ def training_bytes(d: Dimensions, config: TrainSpec, tokens: float, scored: floa
     """Return the peak of a training.
 
     Args:
-        d: the model's shape.
-        config: the recipe's block.
         tokens: that one forward pass with gradients runs at once, padding included.
         scored: positions whose scores over the vocabulary are kept for the backward pass; 0 for a reward model.
-        device: where.
         adapters: on the base; 2 where a frozen copy is the reference.
     """
     layers, trained = min(config.lora.layers or d.layers, d.layers), lora_parameters(d, config.lora.rank, config.lora.layers)

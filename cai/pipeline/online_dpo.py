@@ -49,12 +49,7 @@ def train_rounds(c: Context, on_log: OnLog) -> TrainResult:
     """Train the policy in rounds from the SFT adapter; the last round's adapter becomes `models/policy`.
 
     Args:
-        c: context of the run.
         on_log: called after each step; steps are numbered across rounds.
-
-    Raises:
-        DataError: a round has no preference to train on.
-        CaiError: sampling, judging or `train_dpo` failed.
     """
     config, sft, out = c.recipe.policy.rounds, c.run.model("sft"), c.run.model("policy")
     remove_rounds(out, config.count)

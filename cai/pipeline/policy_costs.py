@@ -21,9 +21,6 @@ def pair_training(c: Costs, examples: float, sides: int = 2, passes: float = 1.0
     """Return the cost of a training on pairs from the SFT adapter, whose shape it has. A frozen copy is the reference.
 
     Args:
-        c: the recipe's costs.
-        examples: number of examples.
-        sides: responses in an example.
         passes: forward passes of the reference over all examples; DPO keeps its log-probabilities after the first epoch.
     """
     recipe = c.recipe

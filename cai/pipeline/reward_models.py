@@ -34,17 +34,11 @@ def train_rewards(
     """Train a run's reward models, and write their scores and measures.
 
     Args:
-        recipe: provides the `reward` block, the model and the seed.
-        run: run directory; receives `models/reward-*`, `data/reward_scores.jsonl` and `data/reward_measures.jsonl`.
-        train: pairs to train on.
         held_out: pairs to measure on; may be empty.
         on_log: called after each step with the member's name, the step, the total and the metrics.
 
     Returns:
         Counts, and all members' training steps for metrics.jsonl; both empty except on rank 0.
-
-    Raises:
-        TrainingError, ModelError: as in `train_members`.
     """
     from cai.train.reward.ensemble import score_pairs
     from cai.train.reward.train import train_members
@@ -76,11 +70,7 @@ def train_rewards(
 
 
 def train_gold(recipe: Recipe, gold: GoldConfig, run: RunDirectory, on_log: OnLog) -> dict[str, int]:
-    """Train a run's gold reward model on its own pairs, with its own seed and settings. Returns counts.
-
-    Raises:
-        TrainingError, ModelError: as in `train_reward`.
-    """
+    """Train a run's gold reward model on its own pairs, with its own seed and settings. Returns counts."""
     from cai.train.reward.train import train_reward
 
     train, held_out = (list(read_records(run.data(name), Preference)) for name in (GOLD, f"{GOLD}_heldout"))

@@ -90,7 +90,6 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
     """Return the weighted sum of the recipe's reward terms, with their models loaded.
 
     Args:
-        c: context of the run.
         judge: the judge's model, where a reward term asks it or reads its hidden states; else None.
         runner: runner of the judge's event loop.
     """

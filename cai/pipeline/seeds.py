@@ -50,11 +50,7 @@ def seed_recipes(recipe: Recipe) -> list[Recipe]:
 
 
 def spread(results: Mapping[int, Sequence[EvalResult]]) -> list[SeedSpread]:
-    """Return the spread of every result that all seeds have.
-
-    Args:
-        results: seed to the results of its run; not empty.
-    """
+    """Return the spread of every result that all seeds have. `results`: seed to the results of its run; not empty."""
     by_seed = {seed: {(r.name, r.model): r for r in found} for seed, found in results.items()}
     first, *others = by_seed.values()
     shared = [key for key in first if all(key in found for found in others)]
@@ -75,11 +71,7 @@ def _spread(key: tuple[str, str], found: Mapping[int, EvalResult]) -> SeedSpread
 
 
 def write_spread(recipe: Recipe, workspace: Workspace) -> tuple[Path, list[SeedSpread]]:
-    """Write the spread over the finished runs of a recipe's seeds to `runs/NAME/seeds.jsonl`, and return it.
-
-    Raises:
-        DataError: a run has no evaluation results yet.
-    """
+    """Write the spread over the finished runs of a recipe's seeds to `runs/NAME/seeds.jsonl`, and return it."""
     runs: dict[int, RunDirectory] = {one.seed: workspace.run(one.name) for one in seed_recipes(recipe)}
     missing = [run.path.name for run in runs.values() if not run.data("evaluation").is_file()]
     if missing:

@@ -1,8 +1,8 @@
 """A run's numbers, sent to TensorBoard, trackio or Weights & Biases while it runs, by the names of TRL's `report_to`.
 
 Every training passes its steps here, PPO's own loop too, and so do the watch, the stages' counts and the evaluation. Each trained model is
-a run of its own on the tracker, and `pipeline` is one for all that has no training steps: trackers want steps that only rise. Nothing is
-decided by what is written here; the run's own files hold it all. The trackers' clients are called by `accelerate.tracking`.
+a run of its own on the tracker, and `pipeline` is one for all that has no training steps: trackers want steps that only rise. The run's own
+files hold all of it. The trackers' clients are called by `accelerate.tracking`.
 """
 
 import contextlib
@@ -32,7 +32,6 @@ class Tracking:
 
     Args:
         recipe: names the tracker, and is written down there.
-        folder: the run's directory.
         warn: told, once, that the tracker has failed. The run goes on without it.
     """
 
@@ -103,9 +102,6 @@ def open_tracker(recipe: Recipe, folder: Path, part: str) -> "GeneralTracker":
 
     TensorBoard: event files in the run's directory (`tensorboard --logdir runs`). Trackio: its database on this machine
     (`trackio show --project cai`). W&B: files in the run's directory for `wandb sync`; WANDB_MODE=online uploads at once.
-
-    Raises:
-        RecipeError: it can't be opened.
     """
     try:
         with _quiet():

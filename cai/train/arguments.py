@@ -12,13 +12,7 @@ from cai.recipe import LoraSpec, ModelSpec, TrainSpec
 
 
 def total_steps(config: TrainSpec, examples: int, processes: int = 1) -> int:
-    """Return the number of optimizer steps, counted as in `transformers.Trainer`.
-
-    Args:
-        config: epochs, batch size and accumulation.
-        examples: number of examples, above 0.
-        processes: number of data-parallel processes.
-    """
+    """Return the number of optimizer steps, counted as in `transformers.Trainer`. `examples`: number of examples, above 0."""
     batches = math.ceil(examples / (config.batch_size * processes))
     return math.ceil(config.epochs * max(1, math.ceil(batches / config.gradient_accumulation)))
 
@@ -30,9 +24,7 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
     trained weights are smaller than bfloat16's resolution. nf4 is the same over a 4-bit base.
 
     Args:
-        config: the recipe's block.
         examples: number of examples after filtering, above 0.
-        checkpoints: folder for checkpoints.
         seed: decides the adapter's initial weights and the order of the data.
     """
     import torch
@@ -72,13 +64,8 @@ def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: 
     """Return the model with a new LoRA adapter, the only trainable part.
 
     Args:
-        model: the base model.
-        lora: the recipe's block.
         scorer: whether the model is a reward model, whose scalar head is then also trained and saved with the adapter.
         name: name of the adapter, if several share a base model.
-
-    Raises:
-        TrainingError: no module's name matches `lora.target_modules`.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -103,15 +90,7 @@ def with_new_adapter(model: Any, lora: LoraSpec, *, scorer: bool = False, name: 
 
 
 def target_problem(model: ModelSpec, lora: LoraSpec) -> str:
-    """Return what is wrong with `lora.target_modules` for a model, without loading its weights; empty if nothing is.
-
-    Args:
-        model: the base model, on this machine.
-        lora: the recipe's block.
-
-    Raises:
-        ModelError: the model's folder isn't there, or its configuration can't be read.
-    """
+    """Return what is wrong with `lora.target_modules` for a model, without loading its weights; empty if nothing is."""
     if lora.target_modules == "all-linear":
         return ""
     import torch

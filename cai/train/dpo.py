@@ -251,9 +251,6 @@ def set_reference(policy: Any, reference: Path | None) -> None:
 
     With `reference`, its weights are copied into the reference adapter. Otherwise the policy is set to exactly the weights of the copy,
     because over a 4-bit base TRL rounds the policy's weights to bfloat16, but not the copy's.
-
-    Raises:
-        ModelError: the adapters have different shapes.
     """
     if "ref" not in policy.peft_config:
         return

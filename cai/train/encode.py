@@ -28,14 +28,7 @@ def encode_turn(
     """Return the token ids of a conversation and of the assistant's next turn, as `Encoder.turn` does.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        messages: the conversation up to the turn.
-        completion: text of the turn.
         ended: False for a text that was cut at a token limit: the token that ends the turn is then left out.
-        reasoning: written before the completion, as the model writes it.
-
-    Raises:
-        TrainingError: the template can't render the conversation.
     """
     try:
         return encoder_of(tokenizer).turn(messages, completion, ended=ended, reasoning=reasoning)
@@ -63,15 +56,10 @@ def sft_rows(
     """Return rows with `input_ids` and `labels` (the prompt masked), and the number of dropped examples by reason.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        examples: prompts with the completions to imitate.
         max_length: longest prompt plus completion, in tokens. Longer examples are dropped, because a truncated completion teaches the
             model not to end its turn.
         soft_targets: whether rows also have `told` and `forced` (see `told_parts`), if any example has parts.
         thinking: whether the examples' reasoning is part of the completion. Such a completion is learned as its tokens, without a teacher.
-
-    Raises:
-        TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
     soft_targets = soft_targets and any(e.parts for e in examples)
@@ -100,8 +88,6 @@ def told_parts(tokenizer: Any, example: SFTExample, completion_ids: list[int]) -
     those that a text's border changes, are forced: they have no teacher.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        example: an example, with parts or without.
         completion_ids: its completion's tokens, T of them.
 
     Returns:
@@ -137,9 +123,6 @@ def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int)
     """Return rows with `prompt_ids`, `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and the number of dropped pairs by reason.
 
     A pair is dropped if either side is longer than `max_length` tokens with its prompt: truncating only one side would bias the comparison.
-
-    Raises:
-        TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
     for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped, mask_cut=True):
@@ -160,13 +143,8 @@ def reward_rows(
     A conversation longer than `max_length` tokens is truncated on the left, because the response, which is judged, is at the end.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        preferences: judged pairs.
         max_length: longest conversation with its response, in tokens.
         margin: if above 0, rows also have a `margin`: |2p − 1| times this.
-
-    Raises:
-        TrainingError: nothing is left.
     """
     rows, dropped = [], Counter[str]()
     for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped, mask_cut=False):
@@ -192,13 +170,8 @@ def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int,
     Chosen is desirable with probability `p_chosen`, rejected with probability 1 − `p_chosen`. The same pairs are dropped as in `dpo_rows`.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        preferences: judged pairs.
         max_length: longest prompt plus completion, in tokens.
         seed: decides the order of the rows, which TRL keeps.
-
-    Raises:
-        TrainingError: nothing is left.
     """
     pairs, dropped = dpo_rows(tokenizer, preferences, max_length)
     rows = [
@@ -220,9 +193,6 @@ def _encode_pairs(tokenizer: Any, preferences: Sequence[Preference], dropped: Co
     """Yield each pair with its token ids. Count and drop pairs with identical sides.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        preferences: judged pairs.
-        dropped: counts what is dropped.
         mask_cut: leave the end-of-turn token out where a side was cut at a token limit.
     """
     for preference in preferences:

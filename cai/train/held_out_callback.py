@@ -24,9 +24,7 @@ class HeldOutCallback(TrainerCallback):  # type: ignore[misc]
         """Create the callback.
 
         Args:
-            trainer: the DPO or KTO trainer.
             rows: encoded held-out rows, not empty.
-            out: the training's folder.
             patience: measurements in a row without a lower loss after which training stops; None never stops.
             keep: whether to keep the weights of the best measurement.
         """

@@ -6,9 +6,8 @@ Departures from the papers and from TRL, which has neither soft labels nor weigh
 
 1. Labels are soft. The negative log-likelihood −log σ(x) of "chosen is better" becomes its expectation under the label,
    −(p·log σ(x) + (1−p)·log σ(−x)), with its minimum at σ(x) = p. At p = 1 it is the paper's loss; at p = ½ it pulls x to 0.
-2. Weights multiply an example's whole loss, and the sum is divided by the *number* of examples, not by the sum of the weights. So a
-   weight has the same effect in any batch: a batch of ten examples of weight 0.1 moves the model a tenth as much as ten of weight 1,
-   and a batch of weight 0 doesn't move it. The number is that of the whole optimizer step, over all accumulated micro-batches and
+2. Weights multiply an example's whole loss, and the sum is divided by the *number* of examples, not by the sum of the weights, so a
+   weight has the same effect in any batch. The number is that of the whole optimizer step, over all accumulated micro-batches and
    processes: 8 × 1 equals 1 × 8, also when the last micro-batch is short.
 3. In IPO log-ratios are per token. TRL does the same, on the advice of the paper's authors.
 """
@@ -70,8 +69,6 @@ def reward_loss(
         p_chosen_B: labels in [0, 1], (B,).
         weight_B: at least 0, (B,).
         center: coefficient of (chosen + rejected)², which keeps scores near 0 (arXiv 2312.09244, §2); 0 turns it off.
-        margin_B: see `soft_label_loss`.
-        count: see `weighted_mean`.
 
     Returns:
         A scalar.
@@ -120,7 +117,6 @@ def dpo_loss(
         rejected_logratio_B: the same for rejected, (B,).
         p_chosen_B: labels in [0, 1], (B,).
         beta: strength of the pull towards the reference, above 0; higher stays closer to it. The τ of `ipo`.
-        loss: which loss.
         label_smoothing: fraction of labels assumed to be flipped, in [0, ½), for which `robust` corrects; the others ignore it.
         chosen_tokens_B: length of chosen in tokens, (B,); needed by `ipo` and `sigmoid_norm`.
         rejected_tokens_B: the same for rejected.

@@ -82,15 +82,12 @@ def pair_attention(
     """Causal attention within each pair of a packed row. The second side attends to the prefix and to itself, not to the first side.
 
     Args:
-        module: the attention layer.
         query: (1, heads, T, d).
         key: (1, key-value heads, T, d).
         value: as `key`.
         attention_mask: ignored; `pair_lengths` determines the mask.
         dropout: dropout rate of the attention weights, in [0, 1).
         scaling: factor of the scores; None: 1/√d.
-        pair_lengths: layout of the row.
-        kwargs: other arguments from transformers.
 
     Raises:
         ValueError: the model needs an unsupported feature: a window shorter than a side, capped scores, attention sinks, a position bias.
@@ -129,7 +126,6 @@ def share_prompts(model: Any, wanted: str, longest: int) -> bool:
 
     Args:
         model: a decoder with a head, with or without PEFT, with SDPA attention.
-        wanted: the recipe's `share_prompt`.
         longest: longest side in tokens, prompt included.
 
     Returns:

@@ -39,11 +39,7 @@ class ProcessGroup:
             self._broadcast(stage)
 
     def on_rank_zero(self, work: Callable[[], None]) -> None:
-        """Do some work on rank 0 within a stage of all ranks, while the others wait.
-
-        Raises:
-            RankZeroFailed: on the other ranks, if rank 0 failed.
-        """
+        """Do some work on rank 0 within a stage of all ranks, while the others wait. If it fails, they raise `RankZeroFailed`."""
         if self.is_rank_zero:
             work()
             self.broadcast(_DONE)

@@ -29,10 +29,8 @@ def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: S
 
     Args:
         kind: `sft`, `reward` or `policy`.
-        config: the recipe's block.
         model: the base model, hashed by its weights, not its path.
         rows: token ids and labels.
-        seed: seed of the training.
         start: fingerprint of the adapter that it starts from, if any.
     """
     from cai.models.local.fingerprint import model_fingerprint
@@ -44,12 +42,7 @@ def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: S
 def train_and_save(
     trainer: Any, tokenizer: Any, out: Path, *, fingerprint: str, on_log: OnLog | None, dropped: dict[str, int]
 ) -> TrainResult:
-    """Train from the last complete checkpoint, or from the start, and save adapter, tokenizer and log. Call `finish` afterwards.
-
-    Raises:
-        TrainingError: nothing is trainable, the processes have no common process group, the loss isn't finite, or memory ran out.
-        StoreError: the disk is full.
-    """
+    """Train from the last complete checkpoint, or from the start, and save adapter, tokenizer and log. Call `finish` afterwards."""
     from transformers import PrinterCallback
 
     from cai.train.trainers import ProgressCallback

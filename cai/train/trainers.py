@@ -244,7 +244,6 @@ class SoftDPORun(CountsExamples, DPOTrainer):  # type: ignore[misc]
 
     Args:
         model: the policy, a PEFT model.
-        dpo: settings of the loss.
         starts_at_reference: whether the policy's first weights are the reference's. This is then checked at the first step.
         held_out: number of rows that are measured and not trained on; they are numbered after the dataset's.
     """

@@ -25,11 +25,7 @@ _FRAME_LINES = 6
 
 
 def chat_loop(model: str, against: str | None, system: str | None, max_tokens: int, temperature: float, seed: int) -> None:
-    """Read lines until the end of input, and show every model's answer to each while it is being written.
-
-    Raises:
-        ModelError: a model can't be loaded or fails.
-    """
+    """Read lines until the end of input, and show every model's answer to each while it is being written."""
     from rich.console import Console
 
     console = Console()

@@ -31,10 +31,6 @@ async def find_conflicts(session: Session, constitution: Constitution) -> tuple[
 
     Returns:
         All pairs, the likeliest conflict first, and the number of pairs that the model gave no answer about.
-
-    Raises:
-        ReplyError: the model gave no answer about any pair.
-        TemplateError: the template can't be read.
     """
     [template] = load_named_templates(("conflict",), session.workspace.root / session.recipe.templates)
     model = session.judge_model

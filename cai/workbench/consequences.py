@@ -112,15 +112,10 @@ async def compare_on_sample(
     """Compare two constitutions on a sample of prompts, or on the responses and pairs of a run.
 
     Args:
-        before: old constitution.
-        after: new constitution.
         session: open session; with `run`, it has the run's settings.
         sample: number of prompts, chosen by hash.
         prompts: file of prompts; None: the recipe's training prompts.
         run: run whose responses and pairs are used instead of new ones.
-
-    Raises:
-        CaiError: a file can't be read, or the model can't go on.
     """
     reach = Reach(before, after, session.recipe)
     if run is not None:
@@ -133,12 +128,7 @@ async def compare_on_sample(
 
 
 async def consequences(before: Constitution, after: Constitution, data: TrialData, session: Session) -> Consequences:
-    """Revise and label the texts that the edit can affect under both constitutions, and compare the results.
-
-    Raises:
-        DataError: one of the constitutions has no principle for any of the prompts.
-        ModelError: too many items failed, or the model can't go on.
-    """
+    """Revise and label the texts that the edit can affect under both constitutions, and compare the results."""
     text = diff_constitutions(before, after)
     calls = {"sample": calls_of(session)}
     covered, covered_pairs = _covered(data.responses, before, after), _covered(data.pairs, before, after)
@@ -214,10 +204,6 @@ def label_shift(
     """Measure the label changes; return None if no pair has both labels.
 
     Args:
-        cause: what changed.
-        before: label by pair.
-        after: label by pair.
-        seed: of the bootstrap.
         talks: conversation by pair; pairs of one are not independent.
     """
     ids = [i for i in before if i in after]

@@ -27,14 +27,9 @@ def write_guidelines(constitution: Constitution, folder: Path, out: Path | None,
     """Render a constitution as annotation guidelines.
 
     Args:
-        constitution: the constitution.
         folder: folder with its own examples, in `examples/ID.yaml`.
         out: file to write, `.html` or `.md`; None: render Markdown and write nothing.
         run: run to take the examples from instead.
-
-    Raises:
-        ConstitutionError: `out` has another ending, or the examples can't be read.
-        DataError: the run has no examples.
     """
     if out is not None and out.suffix.lower() not in (".md", ".html"):
         raise ConstitutionError(f"{out}: expected a name that ends in .md or .html")
@@ -54,9 +49,6 @@ def run_examples(run: RunDirectory, per_principle: int = PER_PRINCIPLE) -> list[
     """Return a run's examples for each principle about which its judge was most confident.
 
     A revision is used if all its rounds were under the same principle and it was not dropped. Revisions that were not judged come last.
-
-    Raises:
-        DataError: the run has neither traces nor judgements.
     """
     wanted = [run.data(name) for name in ("traces", "judgments")]
     if not any(path.is_file() for path in wanted):

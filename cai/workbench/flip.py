@@ -52,15 +52,8 @@ async def flip_rates(session: Session, constitution: Constitution, limit: int, *
     """Measure the flip rates of a session's model on the recipe's training prompts.
 
     Args:
-        session: an open session. Responses are sampled as `distill` samples them.
-        constitution: the principles. Those without a check need a judge.
         limit: maximum number of prompts per principle, chosen by hash.
         judge: decides where a principle has no check; None leaves those principles out.
-
-    Raises:
-        RecipeError: no principle can be measured.
-        DataError: the prompts can't be read.
-        ModelError: the model fails.
     """
     recipe = session.recipe
     principles = measurable(constitution, judge is not None)

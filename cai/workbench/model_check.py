@@ -46,11 +46,7 @@ class ModelCheck:
 
 
 async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
-    """Ask a model for everything that a run may want of it.
-
-    Raises:
-        ModelError: it isn't there, or can't answer even a plain question.
-    """
+    """Ask a model for everything that a run may want of it."""
     model = await session.open_model(spec)
     engine = model.engine
     plain = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))

@@ -56,15 +56,11 @@ async def propose(
     """Let a model propose principles, section by section. A near-duplicate is listed with the earlier proposal.
 
     Args:
-        document: the document.
-        model: model that proposes principles and writes their texts.
         templates: the two templates named in `TEMPLATES`.
         seed: seed for models without greedy decoding.
-        on_progress: called with the number of finished sections.
 
     Raises:
         ConstitutionError: no proposal is valid; the message lists the commonest reasons.
-        ModelError: the model can't go on.
     """
     failures: list[Failure] = []
 
@@ -136,11 +132,7 @@ async def _read_section(
 
 
 async def _word(passage: DocumentPassage, file: str, model: TextModel, template: Template, seed: int) -> Principle:
-    """Let the model word a principle; a request or question that doesn't hold up is drafted from the statement.
-
-    Raises:
-        ReplyError: there is no statement, or it doesn't hold up.
-    """
+    """Let the model word a principle; a request or question that doesn't hold up is drafted from the statement."""
     place = _where(file, passage.line, passage.end_line)
     asked = template.render({"passage": passage.quote})
     reply = await model.complete(asked.messages, WORDING, derive_seed(seed, "word", place, passage.quote), asked.prefill)

@@ -51,13 +51,7 @@ def load_sample(prompts: Path | None, session: Session, sample: int, rank: Calla
     """Return `sample` prompts of a file, or of the recipe's training prompts. A larger sample contains the smaller one.
 
     Args:
-        prompts: the file; None: the recipe's training prompts.
-        session: an open session.
-        sample: number of prompts.
         rank: prompts of a lower rank are chosen first; within a rank, a hash chooses.
-
-    Raises:
-        DataError: the prompts can't be read.
     """
     recipe = session.recipe
     sources = recipe.prompts.train if prompts is None else (PromptSource(path=str(prompts.resolve())),)
@@ -65,22 +59,14 @@ def load_sample(prompts: Path | None, session: Session, sample: int, rank: Calla
 
 
 async def sample_trial_data(prompts: Sequence[Prompt], session: Session) -> TrialData:
-    """Sample one response to revise and one pair to judge for every prompt, as the stages `respond` and `pairs` do.
-
-    Raises:
-        ModelError: too many items failed, or the model can't go on.
-    """
+    """Sample one response to revise and one pair to judge for every prompt, as the stages `respond` and `pairs` do."""
     responses = await session.each(prompts, session.respond, "responses")
     pairs = await session.each(prompts, session.sample_pair, "pairs", lambda p: f"{p.id}#0")
     return TrialData(tuple(responses), tuple(pairs))
 
 
 def trial_data_of_run(run: RunDirectory, sample: int, rank: Callable[[Prompt], int] = lambda prompt: 0) -> TrialData:
-    """Return the responses and pairs of `sample` prompts of a run, chosen as `load_sample` does.
-
-    Raises:
-        DataError: the run has no responses yet.
-    """
+    """Return the responses and pairs of `sample` prompts of a run, chosen as `load_sample` does."""
     if not run.data("responses").is_file():
         raise DataError(f"{run.data('responses')}: no such file; the run has not answered its prompts yet. Run its stage respond first.")
     responses = _sampled(list(read_records(run.data("responses"), Response)), lambda r: r.prompt, sample, rank)

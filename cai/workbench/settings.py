@@ -28,19 +28,11 @@ def settings(
 
     Args:
         model: its name, instead of the recipe's; with the defaults, None is the embedded one.
-        judge: likewise.
-        recipe: a recipe's file.
-        run: a run, whose settings are taken.
-        protocol: how to judge, instead of the recipe's.
-        calibration: a file that `cai judge calibrate` wrote, instead of the recipe's.
-        aggregate: how reward models' scores become one, instead of the recipe's.
         seed: with the defaults; runs and recipes have their own.
         name: with the defaults: what calls are filed under.
 
     Raises:
         DataError: a model or a recipe is named beside a run, whose texts come from its own; or the run has no recipe.
-        RecipeError: the recipe can't be read, or there is no such protocol.
-        ModelError: an adapter's configuration can't be read.
     """
     if run is not None:
         if model is not None or recipe is not None:
@@ -66,11 +58,7 @@ def run_of(model: str) -> RunDirectory | None:
 
 
 def with_probe(recipe: Recipe, path: Path | None) -> Recipe:
-    """Return the recipe with a probe, and its judge in the precision that the probe was fitted in; None changes nothing.
-
-    Raises:
-        DataError: the probe can't be read.
-    """
+    """Return the recipe with a probe, and its judge in the precision that the probe was fitted in; None changes nothing."""
     if path is None:
         return recipe
     precision = read_probe(path).facts.precision

@@ -58,11 +58,7 @@ Step = Answered | Revised | JudgedRevision
 
 
 def chosen(constitution: Constitution, ids: Sequence[str]) -> Constitution:
-    """Return a constitution with only the named principles; with all of them if `ids` is empty.
-
-    Raises:
-        ConstitutionError: a principle does not exist.
-    """
+    """Return a constitution with only the named principles; with all of them if `ids` is empty."""
     known = [p.id for p in constitution.principles]
     if unknown := [i for i in ids if i not in known]:
         raise ConstitutionError(f"constitution {constitution.id} has no principle {', '.join(unknown)}; it has: {' '.join(known)}")
@@ -75,16 +71,7 @@ async def steps(
     """Respond to one prompt, critique, revise and judge; yield each step when it is done. Earlier rounds come from the call store.
 
     Args:
-        text: text of the prompt.
-        constitution: constitution whose principles are used to critique, revise and judge.
-        session: open session.
         kind: kind of prompt, which decides the principles that apply; `other` uses all.
-        rounds: number of rounds of critique and revision.
-
-    Raises:
-        DataError: the prompt is empty.
-        ReplyError: the model gives no usable answer.
-        ConstitutionError: no principle applies to the prompt's kind.
     """
     prompt = as_prompt(text, kind)
     principles = principles_in_turn(prompt, constitution, session.recipe.seed, rounds)

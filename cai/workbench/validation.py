@@ -127,16 +127,7 @@ class LabelFile:
 
 
 async def validate_constitution(constitution: Constitution, pairs: LabelFile, session: Session) -> Validation:
-    """Test every principle on human-labelled pairs.
-
-    Args:
-        constitution: constitution whose principles are tested.
-        pairs: file of human-labelled pairs.
-        session: open session, whose judge is used.
-
-    Raises:
-        CaiError: the pairs can't be read, or the model can't go on.
-    """
+    """Test every principle on human-labelled pairs."""
     seed = session.recipe.seed
     loaded = load_pairs(pairs.path, pairs.format, pairs.kind, pairs.limit, seed)
     if loaded.failures:
@@ -156,12 +147,7 @@ def told_from_the_preferred_side(preference: Preference) -> ResponsePair:
 
 
 async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, session: Session) -> list[JudgedPair]:
-    """Judge each pair under every principle that applies. A pair with an unusable reply is a counted failure.
-
-    Raises:
-        DataError: no pair could be judged.
-        ModelError: too many items failed, or the model can't go on.
-    """
+    """Judge each pair under every principle that applies. A pair with an unusable reply is a counted failure."""
     protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
     config = session.recipe.feedback
     asking = ProtocolContext(session.judge_model, session.templates, config, session.recipe.seed, session.probe_for(config))

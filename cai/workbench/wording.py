@@ -27,10 +27,6 @@ async def draft_wording(session: Session, principle: Principle) -> Wording:
     """Draft critique request, revision request and judging questions from a principle's statement.
 
     A text is used only if lint finds nothing against it and it is about what the statement is about.
-
-    Raises:
-        ReplyError: the model gave no usable reply.
-        TemplateError: the template can't be read.
     """
     [template] = load_named_templates(("word_principle",), session.workspace.root / session.recipe.templates)
     asked = template.render({"passage": principle.statement})

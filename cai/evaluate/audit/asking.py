@@ -39,12 +39,6 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
     Args:
         session: provides templates, limits and the evaluation's sampling, so that the evaluation's responses are reused. Short probes get
             at most `SHORT_TOKENS`.
-        probes: the probes.
-        model: the audited model.
-        name: name of the model, for the progress display.
-
-    Raises:
-        ModelError: the model fails.
     """
     sampling = session.recipe.evaluate.sampling
     short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))

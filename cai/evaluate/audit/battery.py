@@ -22,12 +22,6 @@ def audit_model(
     """Return every finding about a model: what rose against a reference, or, without one, its levels.
 
     Args:
-        probes: what was asked.
-        mine: the model's answers.
-        theirs: the reference's answers to the same probes.
-        subject: the model's name.
-        against: the reference's name.
-        seed: of intervals and tests.
         judged: what a judge read in both models' answers, see `cai.evaluate.audit.behaviours`.
     """
     readings = read_answers(probes, mine)
@@ -40,11 +34,7 @@ def audit_model(
 
 
 def read_answers(probes: Probes, answers: Answers) -> list[Measurement]:
-    """Run every check that reads one model's answers by themselves.
-
-    Raises:
-        RecipeError: a package's checks can't be loaded, or repeat the name of another check.
-    """
+    """Run every check that reads one model's answers by themselves."""
     found: dict[str, tuple[str, Measurement]] = {}
     for checks in CHECKS.all():
         for measured in checks.read(probes, answers):

@@ -86,11 +86,7 @@ class _Item:
 
 
 def load_behaviours(root: Path) -> tuple[Behaviour, ...]:
-    """Read a workspace's behaviours.
-
-    Raises:
-        DataError: the file is missing or can't be read, repeats an id, or a behaviour lacks a control or questions of one kind.
-    """
+    """Read a workspace's behaviours."""
     path = root / FOLDER / "behaviours.jsonl"
     found = tuple(read_records(path, Behaviour))
     if len({b.id for b in found}) != len(found):
@@ -116,16 +112,8 @@ async def judge_behaviours(
     """Return a judge's log-odds for one model's responses. Empty responses are left out; the check `says_nothing` counts them.
 
     Args:
-        session: provides templates and limits.
         judge: the judge. A policy may have learned to please the judge that it was trained against.
-        behaviours: the behaviours to ask about.
-        probes: the probes that were answered.
-        answers: one model's responses.
-        name: name of the model, for the progress display.
         control: judge the behaviours' controls, built from these responses, instead of the responses.
-
-    Raises:
-        ModelError: the judge fails.
     """
     items = [
         _Item(b, key, prompt, b.control.replace("{answer}", text) if control else text)
@@ -157,10 +145,6 @@ def judged_readings(
     others, over both models.
 
     Args:
-        behaviours: the behaviours.
-        probes: the probes that were answered.
-        mine: the model's responses, and the judge's log-odds for them.
-        theirs: the same for the reference.
         controls: the judge's log-odds for the controls, built from the reference's responses.
     """
     marked = [{r.check.name: r.values for r in read_answers(probes, side)} for side, _ in (mine, theirs)]

@@ -60,7 +60,6 @@ def taste(
     """Measure how often the judge, and how often annotators, preferred the response with more of a trait.
 
     Args:
-        check: `PICKS_LONGER` or `PICKS_LIKELIER`.
         trait: pair id to the trait of A minus that of B; pairs with 0 are left out.
         judged: pair id to the judge's probability that A is better; pairs with exactly ½ are left out.
         people: pair id to whether annotators preferred A.

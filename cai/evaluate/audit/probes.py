@@ -74,13 +74,8 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
     """Read the probe sets of a workspace.
 
     Args:
-        root: folder of the workspace.
         limit: maximum number per file, chosen by hash, so that raising it only adds probes; None keeps all.
-        seed: seed of that hash.
         prompts: files for the refusal rates, in any format of `cai.data.prompts`, XSTest and OR-Bench included.
-
-    Raises:
-        DataError: a file is missing, can't be read, or repeats an id.
     """
     opinions = _read(root / FOLDER / "sycophancy.jsonl", OpinionProbe)
     facts = _read(root / FOLDER / "facts.jsonl", FactProbe)

@@ -38,8 +38,6 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
     Args:
         score: scores conversations with responses, higher being better: a reward model or an ensemble.
         answers: real responses. If all have the same score, that is the only finding.
-        subject: name of the reward model, e.g. `reward-0`.
-        seed: seed of the confidence intervals.
     """
     real = [r for r in answers if r.text.strip()]
     asked = dict.fromkeys((r.prompt.messages, text) for r in real for text in _versions(r.text))  # in one call: they share prefixes

@@ -45,17 +45,7 @@ AUDIT = "audit"
 
 
 def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = None) -> list[AuditFinding]:
-    """Audit what a run's files hold, asking no model but its reward models. What isn't there is left out.
-
-    Args:
-        run: its directory.
-        recipe: its recipe: the seed, and how the reward ensemble's members become one.
-        reporter: shows progress.
-
-    Raises:
-        DataError: a file can't be read.
-        ModelError: a reward model can't be loaded.
-    """
+    """Audit what a run's files hold, asking no model but its reward models. What isn't there is left out."""
     findings: list[AuditFinding] = []
     seed = recipe.seed
     samples = list(read_records(run.data("samples"), Sample)) if run.data("samples").exists() else []
@@ -82,14 +72,6 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Repor
     """Return each reward model by its folder's name, and, where there are several, `reward` for the ensemble of them all.
 
     What all members said of an answer is remembered, so that looking at each alone costs nothing more.
-
-    Args:
-        folders: what `train_reward` wrote, one per member.
-        config: how members' scores become one.
-        reporter: shows progress.
-
-    Raises:
-        ModelError: one can't be loaded.
     """
     from cai.train.reward.ensemble import load_ensemble
 
@@ -119,14 +101,9 @@ def audit_run(
     """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
 
     Args:
-        session: with the run's own settings.
-        run: a run, finished or not: what isn't there yet is left out.
         limit: probes per set; None asks them all, 0 none: then only the run's files and its reward models are audited.
         prompts: files to use for the refusal rates in place of the evaluation prompts.
         reader: a model that is also asked how the answers behave; the run's own judge may be what the policy learned to please.
-
-    Raises:
-        CaiError: a model, the probes or the constitution can't be read.
     """
     recipe, root, reporter = session.recipe, session.workspace.root, session.reporter
     trained = [name for name in MODELS[1:] if (run.model(name) / "adapter_config.json").exists()]

@@ -25,11 +25,7 @@ SAME_LOGITS = 1e-3
 
 
 def adapter_base(folder: Path) -> str:
-    """Return the base model that a LoRA adapter's folder names, in the form of `ModelSpec.path`.
-
-    Raises:
-        ModelError: the folder holds no readable adapter.
-    """
+    """Return the base model that a LoRA adapter's folder names, in the form of `ModelSpec.path`."""
     base = str(adapter_config(folder).get("base_model_name_or_path") or "")
     if not base:
         raise ModelError(f"{folder / 'adapter_config.json'}: doesn't say which model the adapter is for.\nFix: set base_model_name_or_path")
@@ -63,12 +59,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 def check_adapter(folder: Path, base: Path) -> None:
     """Refuse an adapter that can't be merged into its base model, by reading its small files only.
 
-    Args:
-        folder: the adapter.
-        base: folder of the base model.
-
-    Raises:
-        ModelError: it is not an adapter of the weights (but learned prompts, say), or it has another vocabulary than the base model.
+    It may not be one of the weights (but learned prompts, say), or have another vocabulary than the base model.
     """
     kind = str(adapter_config(folder).get("peft_type", ""))
     if kind in _PROMPT_ADAPTERS:
@@ -145,10 +136,6 @@ def merged(model: Any, adapter: str) -> Any:
 
     Args:
         model: a PEFT model in float32.
-        adapter: for messages.
-
-    Raises:
-        ModelError: this adapter can't be merged, or the merged model gives other logits.
     """
     import torch
 

@@ -1,18 +1,12 @@
 """Speed up a loaded model on a CPU: the same computation with faster operators, for inference only.
 
-Measured for a 135M model decoding 64 rows in bfloat16 on two cores, in milliseconds per step (best of several, on a busy machine):
+1. A cache written in place, and attention of one query by two batched matrix products.
+2. Linear layers whose weights are put into oneDNN's blocked layout once, not at every call.
+3. The gate's activation and the product with it fused into those layers.
+4. In float32, small weights transposed for MKL, and attention's rotation and the norms in one operator each.
 
-1. `transformers` with its dynamic cache                                                   331
-2. a cache written in place, and attention of one query by two batched matrix products     173
-3. linear layers whose weights are put into oneDNN's blocked layout once, not at every call 128
-4. the gate's activation and the product with it fused into those layers                   109
-
-In float32, on another machine, with 32 rows: 94 with step 4; 85 with small weights transposed for MKL, and attention's rotation and the
-norms in one operator each.
-
-Batches also run in a thread that does not share the cores with idle OpenMP threads (`release_threads`).
-
-Where an operator is not available (4-bit weights, a GPU, an older PyTorch) the model is left unchanged.
+Batches also run in a thread that does not share the cores with idle OpenMP threads (`release_threads`). Where an operator is not available
+(4-bit weights, a GPU, an older PyTorch) the model is left unchanged. What each gained is in docs/log.md.
 """
 
 import ctypes
@@ -190,9 +184,6 @@ class RotaryAttention(nn.Module):
         Args:
             hidden_states: `[B, Q, hidden]`.
             position_embeddings: cosines and sines, each `[B, Q, D]`, whose two halves are equal.
-            attention_mask: see `attend`.
-            past_key_values: the KV cache, or None.
-            kwargs: passed on to `attend`.
         """
         cos, sin = (part[:, :, None, : self.size // 2].contiguous() for part in position_embeddings)
         turn = torch.complex(cos, sin)
@@ -225,7 +216,6 @@ def attend(
     """Grouped-query attention without copying keys and values: the queries of one key-value head are multiplied together.
 
     Args:
-        module: the attention layer. Its training mode is ignored: there is no dropout.
         query: `[B, heads, Q, D]`.
         key: `[B, key-value heads, T, D]`.
         value: as `key`.

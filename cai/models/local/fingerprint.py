@@ -30,9 +30,6 @@ def model_fingerprint(spec: ModelSpec) -> str:
 
     File locations are not part of it, so a model that is moved or copied keeps its stored calls. A conversion is identified by its GGUF
     file; the embedded model need not be converted yet.
-
-    Raises:
-        ModelError: the model or adapter is missing or can't be read.
     """
     parts: list[Any] = [ARITHMETIC, resolved_precision(spec.precision)]
     if spec.path == EMBEDDED:

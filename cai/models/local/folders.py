@@ -19,12 +19,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def resolve_model_path(spec: ModelSpec) -> str:
-    """Return the folder of a spec's base model, after converting or downloading it if necessary.
-
-    Raises:
-        ModelError: not a local model, no such file, folder or Hub model, the Hub can't be reached, a named model was not fetched, or the
-            folder has no safetensors weights.
-    """
+    """Return the folder of a spec's base model, after converting or downloading it if necessary."""
     if spec.path == EMBEDDED:
         return str(embedded_model_dir())
     if spec.path in NAMED:

@@ -68,9 +68,6 @@ def complete(
     """Complete a batch of prompts.
 
     Args:
-        model: a causal language model.
-        rows: prompts and sampling settings.
-        stop_ids: tokens that end a turn.
         check: called at every step; an exception from it ends the batch.
         keep_stop: also return the token that ended the turn, for training on the samples.
         on_token: called with the row and each new token, except the one that ended the turn.
@@ -210,16 +207,10 @@ def hidden_states(
     Prompts are run as in `score`: what they share, once. Layers above the last one that is asked for are not run.
 
     Args:
-        model: a causal language model.
-        items: prompts and texts.
         layers: counted from 1.
-        check: called at every step; an exception from it ends the batch.
 
     Returns:
         Mean over each text's tokens, and state at its last token, each `[layers, B, hidden]` in float32.
-
-    Raises:
-        ModelError: the model has no list of layers.
     """
     with first_layers(model, max(layers)):
         return _pooled_states(model, items, layers, check)

@@ -52,11 +52,7 @@ def is_gguf(path: str) -> bool:
 
 
 def gguf_hash(path: str) -> str:
-    """Return the start of a GGUF file's SHA-256.
-
-    Raises:
-        ModelError: there is no such file, or it is not a whole GGUF file.
-    """
+    """Return the start of a GGUF file's SHA-256."""
     file = Path(path).expanduser()
     try:
         with file.open("rb") as f:
@@ -83,12 +79,7 @@ def is_conversion(folder: Path) -> bool:
 
 
 def gguf_folder(path: str) -> Path:
-    """Return the folder of a GGUF file's conversion to bfloat16, converting it first if it isn't there.
-
-    Raises:
-        ModelError: the file can't be read or converted.
-        StoreError: the cache folder can't be written.
-    """
+    """Return the folder of a GGUF file's conversion to bfloat16, converting it first if it isn't there."""
     return converted(Path(path).expanduser(), folder_of(gguf_hash(path)), "bfloat16")
 
 
@@ -99,14 +90,8 @@ def converted(file: Path, final: Path, dtype: Dtype, fix: str = "") -> Path:
     a progress bar in a terminal.
 
     Args:
-        file: the GGUF file.
-        final: the folder to make.
         dtype: of the weights in the folder.
         fix: what to do if the file can't be converted.
-
-    Raises:
-        ModelError: the file can't be read or converted.
-        StoreError: the folder can't be written.
     """
     if final.is_dir():
         return final

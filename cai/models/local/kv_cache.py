@@ -72,12 +72,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class KVCache:
-    """Keys and values of one batch, for all layers of a model.
-
-    Args:
-        model: the causal language model.
-        capacity: positions per row, for the prompt and the completion.
-    """
+    """Keys and values of one batch, for all layers of a model. `capacity`: positions per row, for the prompt and the completion."""
 
     def __init__(self, model: Any, capacity: int) -> None:
         self.model = model
@@ -150,7 +145,6 @@ class KVCache:
         """Return a cache with the given rows (repeats allowed), without leading positions that are padding in all of them.
 
         Args:
-            rows: indices of the rows to copy.
             room: positions to leave free.
             last: free each layer of this cache once it is copied, so that memory never holds two whole caches. This cache can't be used
                 afterwards.

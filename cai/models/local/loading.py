@@ -28,11 +28,7 @@ def count_layers(spec: ModelSpec) -> int:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token.
-
-    Raises:
-        ModelError: it can't be loaded, has no chat template, or has no switch for `spec.thinking`.
-    """
+    """Return the tokenizer: the adapter's if its folder has one, else the base model's. Padding defaults to the end token."""
     from transformers import AutoTokenizer
 
     folder = resolve_model_path(spec)
@@ -72,9 +68,6 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
     Args:
         spec: model and precision. `nf4` quantizes the linear layers and computes in bfloat16.
         trainable: keep the adapter separate and trainable, and set the model to training mode.
-
-    Raises:
-        ModelError: the weights can't be loaded, or the adapter does not fit this base model.
     """
     import torch
     from transformers import AutoModelForCausalLM

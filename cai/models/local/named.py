@@ -104,11 +104,7 @@ def name_of(folder: str) -> str | None:
 
 
 def conversion_of(path: str) -> Path | None:
-    """Return the folder that a named model or a GGUF file is, or will be, converted to; None for other paths.
-
-    Raises:
-        ModelError: the GGUF file can't be read.
-    """
+    """Return the folder that a named model or a GGUF file is, or will be, converted to; None for other paths."""
     if path in NAMED:
         return folder_of(NAMED[path].sha256)
     return folder_of(gguf_hash(path)) if is_gguf(path) else None
@@ -120,11 +116,6 @@ def fetch(name: str, source: Path | None = None, say: Callable[[str], None] = la
     Args:
         name: of `NAMED`.
         source: the model's file, if it is on this machine already.
-        say: is told of each step.
-
-    Raises:
-        ModelError: there is no such model, its file can't be had, or it is another file.
-        StoreError: the disk is full.
     """
     model = named(name)
     folder = folder_of(model.sha256)

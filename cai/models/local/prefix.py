@@ -1,10 +1,9 @@
 """Prefix sharing: run a set of prompts through the model, each shared prefix once.
 
-A judge answers many questions about one text, few-shot prompts share their examples, and all prompts share the system prompt. Prompts
-are grouped by shared prefix so that the fewest tokens are computed. Each group's prefix is run once, its keys and values are repeated
-for the group's rows, and only the remaining tokens are run per row. Prefixes are shared recursively: two responses to one prompt share
-that prompt, and all prompts share the system prompt. Rows of similar length run together, in sub-batches small enough for the
-processor's cache, so there is little padding.
+Prompts are grouped by shared prefix so that the fewest tokens are computed. Each group's prefix is run once, its keys and values are
+repeated for the group's rows, and only the remaining tokens are run per row. Prefixes are shared recursively: two responses to one prompt
+share that prompt, and all prompts share the system prompt. Rows of similar length run together, in sub-batches small enough for the
+processor's cache.
 
 The same rows in the same order always form the same sub-batches.
 """
@@ -84,7 +83,6 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
     """Run prompts, each shared prefix once.
 
     Args:
-        model: a causal language model.
         prompts: token ids, none empty.
         keep: number of last positions of each prompt to return logits for; 0 if only the KV cache is needed.
         room: positions to leave free in the KV cache; None returns no cache.

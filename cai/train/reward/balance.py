@@ -1,7 +1,7 @@
 """Length balancing: weights under which the longer and the shorter response win equally often in a reward model's training pairs.
 
-Where people mostly prefer the shorter response, length is the easiest feature to learn, and a policy trained on that reward learns to
-give empty responses. Singhal et al. 2023 (arXiv 2310.03716) study length bias and balancing in reward models, for longer responses.
+Length is the easiest feature to learn (Singhal et al. 2023, arXiv 2310.03716). Where people mostly prefer the shorter response, a policy
+trained on that reward learns to give empty ones.
 """
 
 from collections.abc import Sequence

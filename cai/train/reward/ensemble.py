@@ -172,8 +172,6 @@ def score_pairs(ensemble: RewardEnsemble, preferences: Sequence[Preference], hel
     """Return preferences with the scores of both sides, in order.
 
     Args:
-        ensemble: the reward models.
-        preferences: judged pairs.
         held_out: whether no member was trained on the prompts of these pairs.
     """
     scores = ensemble.score([(p.prompt.messages, text) for p in preferences for text in (p.chosen, p.rejected)])
@@ -285,25 +283,12 @@ def read_centre(folder: Path) -> float:
 
 
 def scorer_fingerprints(folders: Sequence[Path], base: ModelSpec) -> list[tuple[str, float]]:
-    """Return what determines the scores of reward models: each one's fingerprint and mean score. Logs and times in a folder don't.
-
-    Args:
-        folders: the members' folders.
-        base: the model that they were trained on.
-
-    Raises:
-        ModelError: a folder is missing or isn't an adapter of the base.
-    """
+    """Return what determines the scores of reward models: each one's fingerprint and mean score. Logs and times in a folder don't."""
     return [(model_fingerprint(replace(base, adapter=str(folder))), read_centre(folder)) for folder in folders]
 
 
 def write_centre(folder: Path, scores: Sequence[float]) -> None:
-    """Write a member's mean score.
-
-    Args:
-        folder: the member's folder.
-        scores: uncentred scores of responses, at least one.
-    """
+    """Write a member's mean score. `scores`: uncentred scores of responses, at least one."""
     write_text(folder / CENTRE, msgspec.json.encode(Centre(sum(scores) / len(scores), len(scores))).decode() + "\n")
 
 

@@ -77,7 +77,6 @@ def measure_scores(pairs: Iterable[ScoredPair], names: Sequence[str]) -> list[Re
     """Return the metrics of the ensemble and of each member, on all pairs and by label source, prompt kind and difference in length.
 
     Args:
-        pairs: scored held-out pairs.
         names: names of the members, in the order of their scores. A single member is measured once, under its own name.
     """
     sided = [p for p in pairs if p.p_chosen != 0.5]
@@ -114,9 +113,6 @@ def measure_margins(margins: Sequence[float], p_chosen: Sequence[float], cluster
         margins: chosen minus rejected scores.
         p_chosen: labels in [0, 1], none of them ½.
         clusters: the conversation of each pair, for the intervals; None: each pair is independent.
-
-    Raises:
-        TrainingError: there is no pair.
     """
     from scipy.special import expit
 

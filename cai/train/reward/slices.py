@@ -31,7 +31,6 @@ def slice_preferences(
     """Return each member's training data, in the given order.
 
     Args:
-        preferences: all training pairs.
         members: number of slices, at least 1.
         slices: see `RewardConfig.slices`. With `principle`, a label without a principle (such as an annotator's) goes to every member, and
             a label under several principles goes to every member that has one of them.

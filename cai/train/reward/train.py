@@ -73,21 +73,12 @@ def train_members(
     change the others, unless the slices depend on the number of members.
 
     Args:
-        config: the recipe's `reward` block.
-        model: see `train_reward`.
         preferences: all training pairs; each member is trained on its slice.
-        held_out: see `train_reward`; the same for all members.
         models: parent of the members' folders, which have the members' names.
-        seed: seed of the run.
-        on_log: called after each step.
         similarity: see `slice_preferences`.
 
     Returns:
         Results by member name, in order.
-
-    Raises:
-        TrainingError: the slices can't be made, or as in `train_reward`.
-        ModelError: the model can't be loaded.
     """
     centre_on = choose_centre_pairs(preferences)
     slices = slice_preferences(preferences, config.members, config.slices, seed, similarity)
@@ -210,11 +201,7 @@ def reward_trainer(config: RewardConfig, base: ModelSpec, tokenizer: Any, rows: 
 
 
 def measure_reward(ensemble: RewardEnsemble, preferences: Sequence[Preference]) -> HeldOutMetrics:
-    """Measure how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out.
-
-    Raises:
-        TrainingError: no pair favours a side.
-    """
+    """Measure how well reward models predict labels. Pairs labelled exactly ½ favour no side and are left out."""
     pairs = score_pairs(ensemble, [p for p in preferences if p.p_chosen != 0.5], held_out=True)
     return measure_margins([p.margin for p in pairs], [p.p_chosen for p in pairs], [p.cluster for p in pairs])
 

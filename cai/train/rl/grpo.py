@@ -69,22 +69,17 @@ def train_online(
     Resumes after a kill, with the monitor's observations, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        config: the recipe's `policy` block, with `method: grpo` or `rloo`.
-        model: the base model. Its own adapter, if any, is not used.
-        sft_adapter: the policy's start and its reference; None starts from a new adapter, with the base model as the reference.
+        config: with `method: grpo` or `rloo`; see `train_dpo`, also for `model` and `sft_adapter`.
         prompts: prompts to sample from; at least enough for one step.
         load_reward_function: returns the reward function. Called after all checks, because it may load models.
         reward_identity: identifies the reward function in the training's fingerprint.
-        out: folder for the adapter.
         seed: decides the order, the samples, and the initial weights of a new adapter.
         on_log: called after each step, with `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
         load_monitor: returns the over-optimisation monitor for a reward function; None turns it off.
-        warn: called with a warning for the user.
 
     Raises:
         TrainingError: too few prompts fit, groups don't fill the batch, the policy doesn't start at its reference, all completions have
             equal rewards for too long, or training diverges.
-        ModelError: the model or the adapter can't be loaded.
     """
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
@@ -129,14 +124,7 @@ def prompt_rows(
     """Return TRL's rows for the prompts that fit, and the number of dropped prompts by reason.
 
     Args:
-        tokenizer: the policy's.
-        prompts: conversations to continue.
-        config: limits.
-        needed: number of prompts that a step needs.
         told: for each prompt's id, the same conversation with more in it, for a teacher; it has to fit too, and becomes a column.
-
-    Raises:
-        TrainingError: fewer prompts are left than a step needs.
     """
     encoder, dropped = encoder_of(tokenizer), Counter[str]()
     rows = []

@@ -46,7 +46,6 @@ class LivePolicy:
         """Return a completion of each prompt. It includes the end token, if it has ended.
 
         Args:
-            prompts: token ids.
             max_tokens: longest completion, in tokens.
             temperature: sampling temperature, above 0.
             seeds: one per prompt.
@@ -69,7 +68,6 @@ class LivePolicy:
         """Return each completion's log-ratio of policy to reference, in nats. Its mean over samples of the policy estimates the KL.
 
         Args:
-            prompts: token ids.
             completions: sampled from the policy at temperature 1, with their end tokens; none is empty.
         """
         from trl.trainer.utils import use_adapter
@@ -105,13 +103,7 @@ class LivePolicy:
 
 
 def shared_limit_warning(tokenizer: Any, settings: OnlineConfig | PPOSpec, key: str) -> str:
-    """Return what to set where a policy thinks before every answer and has no limit of its own for that; empty for other policies.
-
-    Args:
-        tokenizer: the policy's.
-        settings: its limits.
-        key: where they stand under `policy` in a recipe.
-    """
+    """Return what to set where a policy thinks before every answer and has no limit of its own for that; empty for other policies."""
     if settings.thinking_tokens or not encoder_of(tokenizer).opened:
         return ""
     return (

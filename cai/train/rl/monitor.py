@@ -1,9 +1,9 @@
 """Over-optimisation monitor: observes proxy and gold reward, KL, length, refusals and repetition on held-out prompts during training.
 
 A policy is trained on a *proxy* reward. A *gold* reward model, trained on other data and never used for the policy's training, stands in
-for human preferences. As the policy moves away from its reference, the proxy reward keeps rising, while the gold reward rises, levels off
-and falls. Both are smooth functions of √KL (Gao, Schulman & Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line
-of `frontier.jsonl`. Later decisions depend only on this file, so a resumed training decides the same as an uninterrupted one.
+for human preferences. The proxy keeps rising, while gold rises, levels off and falls; both are smooth functions of √KL (Gao, Schulman &
+Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line of `frontier.jsonl`, and decisions depend only on this file,
+so a resumed training decides the same as an uninterrupted one.
 
 The rule. The last `patience` observations together are compared with every earlier stretch of `patience` observations, prompt by prompt.
 The policy is over-optimised if, since one of them, the proxy has risen and gold has fallen by at least `min_drop` half-widths of the
@@ -12,14 +12,13 @@ the last `patience` observations, compared with the first one. A collapsed obser
 is compared with. Then the verdict is `warn` or `stop`, as the recipe says.
 
 The interval holds over all comparisons of a training at once: each is a paired t interval at 1 − 5 % / number of comparisons (Bonferroni).
-A training whose gold reward is constant therefore ends with a false alarm in at most 5 % of cases, however often it is observed. The best
-observation so far would be no fair reference: it is the maximum of noise, and with it false alarms rose to 64 % at 40 observations
-(`python -m bench.monitor`).
+A training whose gold reward is constant therefore ends with a false alarm in at most 5 % of cases, however often it is observed. Why the
+best observation is no fair reference: docs/decisions/0010.
 
 Departures from the paper:
 
 1. Gold is another small model of human labels, not the source of the labels, so it can be over-optimised too. The checks for collapse
-   exist because of this: a gold model that had learned to prefer shorter responses gave its highest reward to empty ones.
+   exist because of this.
 2. Observations are few and noisy, so that a fall must be significant before it counts.
 """
 
@@ -105,9 +104,6 @@ class Monitor:
             step: optimizer steps so far; above the last observed step.
             kl: KL to the reference in nats per sequence, at least 0 up to sampling noise.
             responses: the policy's responses, one to each of `prompts`, in order, sampled at temperature 1.
-
-        Raises:
-            TrainingError: a score or the KL is not finite.
         """
         if len(responses) != len(self.prompts) or not responses:
             raise ValueError(f"{len(responses)} responses to {len(self.prompts)} prompts")
@@ -287,13 +283,7 @@ def best_folder(out: Path, step: int) -> Path:
 
 
 def keep_best(monitor: Monitor, out: Path, save: Callable[[Path], None]) -> None:
-    """Save the weights of the last observed step if it is the best so far. Earlier best weights also stay until the end.
-
-    Args:
-        monitor: the monitor, after `observe`.
-        out: the training's folder.
-        save: writes the adapter into a folder.
-    """
+    """Save the weights of the last observed step if it is the best so far. Earlier best weights also stay until the end."""
     step = monitor.points[-1].step
     if monitor.best_step == step:
         folder = best_folder(out, step)

@@ -109,24 +109,17 @@ def train_ppo(
     Resumes after a kill, and returns the result of a finished training, as `train_sft` does. A step is one round of sampling and updates.
 
     Args:
-        config: the recipe's `policy` block. `config.lora` has no effect with an SFT adapter.
-        model: the base model. Its own adapter, if any, is not used.
-        sft_adapter: the policy's start and its reference; None starts from a new adapter, with the base model as the reference.
+        config: see `train_dpo`, also for `model` and `sft_adapter`.
         members: folders of the reward models, at least one, trained on the same base model.
-        reward: settings of the aggregation of the members' scores.
         prompts: prompts to sample responses to; at least one that leaves room for a response in `config.max_length`.
-        out: folder for the adapter.
         seed: decides the order of prompts, responses, minibatches, and the initial weights of a new adapter.
         on_log: called after each step, with TRL's metric names for PPO and some more.
         gold: gold reward of the over-optimisation monitor (`cai.train.rl.monitor`): the folder of a reward model for the same base model,
             which becomes one more adapter on it, or a function that scores texts; None turns the monitor off. `config.watch` configures it.
-        monitor_prompts: held-out prompts of the monitor.
         warn: called once, with a warning, if the policy is over-optimised or collapses.
-        on_observation: called with each observation of the monitor.
 
     Raises:
         TrainingError: no prompt is left, the policy doesn't start at its reference, or training diverges.
-        ModelError: the model, the adapter or a reward model can't be loaded, or they have different base models.
     """
     from accelerate import PartialState
     from transformers import set_seed

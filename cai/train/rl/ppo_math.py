@@ -163,10 +163,7 @@ def learning_rate(base: float, step: int, total: int, warmup: int) -> float:
     """Return the learning rate of an optimizer step: linear warm-up, then linear decay to 0, as in the other trainings.
 
     Args:
-        base: highest learning rate.
         step: index of the optimizer step, from 0.
-        total: total number of optimizer steps.
-        warmup: number of warm-up steps.
 
     >>> [learning_rate(1.0, step, 4, 1) for step in range(4)]
     [0.0, 1.0, 0.6666666666666667, 0.33333333333333337]

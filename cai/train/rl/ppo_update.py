@@ -67,14 +67,7 @@ class Batch:
 
 
 def make_batch(episodes: Sequence[Episode], spec: PPOSpec, reward: RewardConfig, device: Any) -> Batch:
-    """Return the episodes with advantages, returns and metrics.
-
-    Args:
-        episodes: all episodes of the step, in order.
-        spec: the recipe's `ppo` block.
-        reward: settings of the aggregation of the members' scores.
-        device: device of the tensors.
-    """
+    """Return the episodes with advantages, returns and metrics. `episodes`: all episodes of the step, in order."""
     lengths = [len(e.response_ids) for e in episodes]
 
     def padded(name: str) -> Tensor:
@@ -127,16 +120,8 @@ def update(shared: SharedBase, optimizer: Any, batch: Batch, config: PolicyConfi
     """Train policy and value function on a batch; return metrics, averaged over minibatches.
 
     Args:
-        shared: the shared base.
-        optimizer: optimizer of `shared.trained()`.
         batch: from `make_batch`, the same in each process.
-        config: the recipe's `policy` block.
         step: number of this PPO step, from 1. Decides the minibatches, with `seed`.
-        seed: seed of the training.
-        world: this process's rank and the group's size.
-
-    Raises:
-        TrainingError: the gradient is not finite.
     """
     spec = config.ppo
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=shared.device))

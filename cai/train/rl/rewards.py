@@ -18,19 +18,7 @@ from cai.train.rl.terms import TERMS
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """The weighted sum of a recipe's terms.
-
-    Args:
-        terms: the recipe's.
-        ensemble: scores with the run's reward models; for terms that need it.
-        judge: scores under the constitution; for terms that need it.
-        constitution: for terms that need it.
-        probe: scores by the recipe's probe; for terms that need it.
-
-    Raises:
-        RecipeError: there is no term of some name, or it can't be loaded.
-        TrainingError: a term has nothing to score with.
-    """
+    """The weighted sum of a recipe's terms. Raises `TrainingError` if a term lacks what it scores with."""
 
     terms: tuple[RewardTerm, ...]
     ensemble: EnsembleScorer | None = None
@@ -73,12 +61,7 @@ class Rewards:
 def proxy_of(rewarding: RewardFunction, prompts: Sequence[Prompt]) -> Callable[[Items], Scores]:
     """Return a watch's proxy scorer. A response that can't be scored gets the mean of the others, so that it moves nothing.
 
-    Args:
-        rewarding: what the policy is trained on.
-        prompts: the watch's.
-
-    Raises:
-        TrainingError: when it is called, and can score no response.
+    The scorer raises `TrainingError` where it can score none.
     """
     by_messages: dict[tuple[Message, ...], Prompt] = {p.messages: p for p in prompts}
 

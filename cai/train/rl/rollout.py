@@ -1,8 +1,7 @@
 """PPO rollouts: sample responses from the current policy, and compute log-probabilities, values and scores on the shared base.
 
-Responses are sampled with `cai.models.local.generate` and the unmerged policy adapter. Each response has its own seed, from the prompt's
-id and the number of earlier passes over the prompts. So it depends neither on the batch nor on the number of processes, and a resumed
-training samples the same responses as an uninterrupted one.
+Each response has its own seed, from the prompt's id and the number of earlier passes over the prompts. So it depends neither on the batch
+nor on the number of processes, and a resumed training samples the same responses as an uninterrupted one.
 
 Import this module inside functions only: it loads torch.
 """
@@ -62,9 +61,7 @@ def tasks(prompts: Sequence[tuple[str, Sequence[int]]], seed: int, start: int, c
 
     Args:
         prompts: ids and token ids of the prompts.
-        seed: seed of the training.
         start: number of responses sampled in earlier steps.
-        count: number of responses to return.
     """
     todo = []
     order: list[int] = []
@@ -91,11 +88,9 @@ def sample(
 
     Args:
         shared: the shared base, in evaluation mode.
-        todo: responses to sample.
         stop_ids: tokens that end a turn; included at the end of a response.
         max_tokens: longest response, in tokens.
         temperature: divides the logits, above 0. There is no nucleus, because a token outside it would have probability 0.
-        at_once: responses per batch.
         budget: limits of reasoning and answer, in place of `max_tokens`.
     """
     responses: list[tuple[list[int], bool]] = []
@@ -124,11 +119,8 @@ def evaluate_responses(
 
     Args:
         shared: the shared base, in evaluation mode.
-        todo: the sampled tasks.
         responses: the return value of `sample`.
-        encoder: the tokenizer's encoder.
         temperature: temperature of sampling.
-        at_once: responses per forward pass.
     """
     episodes = []
     for start in range(0, len(todo), at_once):
@@ -156,8 +148,6 @@ def scored_ids(encoder: Encoder, ids: Sequence[int], ended: bool) -> list[int]:
     """Return what reward models see of a response: the answer's tokens, and the token that ends a turn.
 
     Args:
-        encoder: the tokenizer's encoder.
-        ids: the response's tokens.
         ended: whether the last of them is an end token.
     """
     said = list(ids[:-1] if ended else ids)
@@ -171,7 +161,6 @@ def response_positions(rows: Sequence[Sequence[int]], lengths: Sequence[int], de
     Args:
         rows: token ids of prompt and response.
         lengths: lengths of the responses, in tokens.
-        device: device of the indices.
     """
     row_N = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(list(lengths)))
     column_N = torch.cat([torch.arange(len(row) - n - 1, len(row) - 1) for row, n in zip(rows, lengths, strict=True)])
@@ -182,12 +171,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Any], longest: int) -> tupl
     """Return the id and token ids of each prompt, with the assistant's header, and the number of dropped prompts by reason.
 
     Args:
-        tokenizer: a tokenizer with a chat template.
-        prompts: `Prompt` records.
         longest: longest prompt in tokens; longer ones are dropped.
-
-    Raises:
-        TrainingError: no prompt is left.
     """
     encoded = [(p.id, encode_turn(tokenizer, p.messages, "")[0]) for p in prompts]
     kept = [(name, ids) for name, ids in encoded if len(ids) <= longest]

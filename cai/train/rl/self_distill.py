@@ -60,19 +60,12 @@ def train_self_distilled(
     Resumes after a kill, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        config: the recipe's `policy` block, with `method: distill`.
-        model: the base model. Its own adapter, if any, is not used.
+        model: see `train_dpo`.
         sft_adapter: the policy's start, and the teacher; None starts from a new adapter, with the base model as the teacher.
         prompts: prompts to answer; at least enough for one step.
         told: for each prompt's id, the same conversation with the principles in it.
-        out: folder for the adapter.
         seed: decides the order, the samples, and the initial weights of a new adapter.
         on_log: called after each step, with `loss` (nats per token), `completions/mean_length` and others.
-        warn: called with a warning for the user.
-
-    Raises:
-        TrainingError: too few prompts fit, or training diverges.
-        ModelError: the model or the adapter can't be loaded.
     """
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer

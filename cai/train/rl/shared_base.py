@@ -1,13 +1,10 @@
 """The shared base of PPO: one base model in memory, with policy, reference, value function and reward models as adapters and heads.
 
-As separate models these would be four or more models in memory. An adapter needs about a hundredth of the base's memory.
-
 1. `policy` starts as a copy of the SFT adapter, and is trained.
 2. `reference` is the SFT adapter, frozen; without an SFT adapter it is the base model without adapters.
 3. `value` is a separate adapter with a scalar head, and is trained. It starts as a copy of the first reward model, including its head
-   (Ziegler et al. 2019, Stiennon et al. 2020), because it mostly predicts that model's score. A head on the policy's hidden states would
-   be smaller, but then either the value loss would change the policy's weights, or the head could only use features for predicting the
-   next token.
+   (Ziegler et al. 2019, Stiennon et al. 2020), because it mostly predicts that model's score. Why not a head on the policy's hidden
+   states: docs/decisions/0009.
 4. `reward_0`, `reward_1`, … are reward models from `train_reward`: LoRA weights, whose names match the causal model's, and a `score` head.
 
 Trained weights are float32. Frozen adapters have the precision of the forward pass, which would round them to it anyway.
@@ -132,7 +129,6 @@ class SharedBase:
         """Return the scores of M reward models at the last token of each conversation, (M, B), on the CPU.
 
         Args:
-            rows: token ids of the conversations.
             names: names of the reward models; None takes `members`.
         """
         scores = []
@@ -195,10 +191,8 @@ def load_shared_base(
         sft_adapter: the policy's start and the reference; None starts from a new adapter, with the base model as the reference.
         members: folders of reward models, at least one.
         lora: shape of a new policy adapter, if there is no SFT adapter.
-        gradient_checkpointing: recompute activations in the backward pass, which saves memory.
 
     Raises:
-        ModelError: the model or an adapter can't be loaded, or an adapter is for another base model.
         TrainingError: there is no reward model, or the model changes its logits after the output layer.
     """
     from peft import PeftModel

@@ -89,10 +89,6 @@ def reward_function(
     """Return TRL's form of a reward function. It logs the mean of every term, and the ensemble's disagreement.
 
     Args:
-        rewards_of: scores the answers, without their reasoning.
-        prompts: the prompts of the training.
-        encoder: decodes the completions.
-        stops: tokens that end a turn.
         missing_eos_penalty: subtracted from the reward of a completion that doesn't end with one of them, or has no answer after its
             reasoning; None subtracts nothing.
     """

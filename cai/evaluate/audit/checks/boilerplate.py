@@ -3,8 +3,8 @@
 A phrase is a run of four words. Which phrases rose most against a reference is asked by log-odds with an informative Dirichlet prior
 (Monroe, Colaresi & Quinn 2008, eq. 16 and 22), over answers rather than words, so that one answer that repeats itself counts once.
 Departures: (1) counts are of answers that hold the phrase; (2) because the worst of thousands of phrases always looks bad, phrases are
-chosen on one half of the prompts and counted on the other, both ways round (cross-fitting), so the rise that is reported is of phrases
-picked without looking at the answers they are counted in. Prompts of one conversation and near-copies are in one half.
+chosen on one half of the prompts and counted on the other, both ways round (cross-fitting). Prompts of one conversation and near-copies
+are in one half.
 """
 
 import math
@@ -110,8 +110,6 @@ def took_over(before: Asked, after: Asked, half_of: Mapping[str, int]) -> tuple[
     """Read both models' answers to the same prompts for the phrases that rose most in the other half of the prompts.
 
     Args:
-        before: the reference's prompts and answers, by prompt id.
-        after: the model's.
         half_of: from `halves_of`.
     """
     ids = [i for i in before if i in after]

@@ -42,11 +42,7 @@ _STEPS = 30
 
 
 def lengths(answers: Mapping[str, tuple[str, str]]) -> Measurement:
-    """Read the lengths of one model's answers, in doublings of a word.
-
-    Args:
-        answers: prompt id to prompt and answer.
-    """
+    """Read the lengths of one model's answers, in doublings of a word. `answers`: prompt id to prompt and answer."""
     return Measurement(LONGER, {i: math.log2(1 + word_count(text)) for i, (_, text) in answers.items()}, dict(answers))
 
 
@@ -61,10 +57,8 @@ def length_controlled(name: str, model: str, outcomes: Mapping[str, float], word
 
     Args:
         name: of the win rate, e.g. `win_rate_by_judge`; the result is called `NAME:length_controlled`.
-        model: whose wins they are.
         outcomes: prompt id to 1 for a win, ½ for a tie, 0 for a loss, or a probability; not empty.
         words: prompt id to the words of the base model's answer and of the model's.
-        seed: of the bootstrap.
     """
     import numpy as np
 
