@@ -6,7 +6,7 @@ Used by `cai human import`, `cai judge bench --pairs`, human labels in a mixture
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cai.data.filters import pooled, preference_key, softened
@@ -14,8 +14,9 @@ from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import split_fraction
 from cai.labels.answers import Choices
-from cai.labels.files import OWN, STAGE, PairFile, nothing_usable, read_file, settle_answers
-from cai.labels.pooling import pool_rows
+from cai.labels.files import OWN, STAGE, nothing_usable, read_file, settle_answers
+from cai.labels.pooling import counted_once, pool_rows
+from cai.labels.readings import PairRow
 from cai.labels.vote_formats import COLUMNS, is_column
 from cai.recipe import HumanSource, Pooling, PromptSource
 from cai.records import Failure, HumanLabel, Preference, PromptKind
@@ -55,7 +56,7 @@ def load_pairs(
     """
     (file,) = files = [read_file(read_rows(path), path.name, str(path), format, kind, {})]
     settle_answers(files, None)
-    failures, preferences = _decide(_pool(files, pooling, smoothing))
+    failures, preferences = _decide(_pool(file.readings, pooling, smoothing))
     failures = [*file.failures, *failures]
     if not preferences:
         raise nothing_usable("pair", file, failures)
@@ -129,13 +130,14 @@ def load_human(
     """Load the human labels of a recipe, with each source's weight, temperature and noise applied.
 
     The files of a source are one source: their labels are pooled together, and then limited. Labels of the same two texts in several
-    sources are pooled too, by their number times the source's weight.
+    sources are pooled too, by their number times the source's weight. An annotator who answered a pair in several sources has one vote, as
+    `counted_once` says.
 
     Args:
         sources: the recipe's sources.
         root: workspace folder that relative paths start from.
         seed: the run's seed.
-        say: called with the columns of each source that are not used.
+        say: called with the columns of each source that are not used, and with the number of answers that another source replaces.
 
     Returns:
         The preferences and the unusable rows.
@@ -143,14 +145,15 @@ def load_human(
     Raises:
         DataError: a source can't be loaded; lists all of them.
     """
-    found: list[_Pooled] = []
+    found: list[_Source] = []
     failures: list[Failure] = []
     problems: list[str] = []
     for source in sources:
         try:
             files = [read_file(rows, name, where, "auto", source.kind, {}) for rows, name, where in _source_rows(source, root)]
             settle_answers(files, None)
-            pairs = _pool(files, source.pooling, source.smoothing)
+            readings = [reading for file in files for reading in file.readings]
+            pairs = _pool(readings, source.pooling, source.smoothing)
             if empty := [file for file in files if not file.readings]:
                 raise nothing_usable("pair", empty[0], empty[0].failures)
             if unused := sorted({name for file in files for name in file.unused}):
@@ -159,16 +162,11 @@ def load_human(
             problems.append(str(e))
             continue
         failures += [f for file in files for f in file.failures]
-        kept = limited([p.preference for p in pairs if p.preference.p_chosen != 0.5], source.limit, seed)
-        ids = {id(p) for p in kept}
-        found += [
-            _Pooled(p.where, softened(p.preference, source), p.votes)
-            for p in pairs
-            if p.preference.p_chosen == 0.5 or id(p.preference) in ids
-        ]
+        kept = {id(p) for p in limited([p.preference for p in pairs if p.preference.p_chosen != 0.5], source.limit, seed)}
+        found.append(_Source(source, readings, [p for p in pairs if p.preference.p_chosen == 0.5 or id(p.preference) in kept]))
     if problems:
         raise DataError("\n".join(problems))
-    undecided, preferences = _decide(_across(found))
+    undecided, preferences = _decide(_across(_each_once(found, say)))
     return tuple(preferences), (*failures, *undecided)
 
 
@@ -204,19 +202,57 @@ class _Pooled:
     votes: int
 
 
-def _pool(files: Sequence[PairFile], pooling: Pooling, smoothing: float) -> list[_Pooled]:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What was read of one source."""
+
+    config: HumanSource
+    readings: list[tuple[str, PairRow]]
+    pairs: list[_Pooled]
+    """Within its limit."""
+
+
+def _pool(readings: Sequence[tuple[str, PairRow]], pooling: Pooling, smoothing: float) -> list[_Pooled]:
     """Pool the labels of people by the texts of their pairs. Labels of others are left as they are."""
-    rows = [(where, one) for file in files for where, one in file.readings]
-    made = pool_rows([one for _, one in rows if one.by_person], pooling, smoothing)
+    made = pool_rows([one for _, one in readings if one.by_person], pooling, smoothing)
     by_key = {preference_key(p): (p, votes) for p, votes in made}
     found = []
-    for where, one in rows:
+    for where, one in readings:
         if not one.by_person:
             p = one.preference
             found.append(_Pooled(where, p if p.p_chosen >= 0.5 else p.swapped(), 1))
         elif mine := by_key.pop(preference_key(one.preference), None):
             found.append(_Pooled(where, *mine))
     return found
+
+
+def _each_once(sources: Sequence[_Source], say: Callable[[str], None]) -> list[_Pooled]:
+    """Return the pairs of all sources, softened, pooled again where answers are replaced by another source's."""
+    replaced = 0
+    if sum(any(one.annotator for _, one in source.readings) for source in sources) > 1:
+        sources, replaced = _without_replaced(sources)
+    if replaced:
+        say(
+            f"{replaced} human labels don't count: their annotator answered the same pair in another source, later or, without times, in "
+            "one that is listed later; or the pair was adjudicated there"
+        )
+    return [replace(p, preference=softened(p.preference, source.config)) for source in sources for p in source.pairs]
+
+
+def _without_replaced(sources: Sequence[_Source]) -> tuple[list[_Source], int]:
+    """Pool each source's answers again without those that another source replaces; return the sources, and how many these are."""
+    keys = [{preference_key(p.preference) for p in source.pairs} for source in sources]
+    within = [[r for r in source.readings if preference_key(r[1].preference) in mine] for source, mine in zip(sources, keys, strict=True)]
+    counts = counted_once([[one for _, one in readings if one.by_person] for readings in within])
+    found, replaced = [], 0
+    for number, (source, readings, mine) in enumerate(zip(sources, within, keys, strict=True)):
+        out = {id(one) for _, one in readings if one.by_person and not counts(number, one)}
+        if out:
+            left = _pool([r for r in source.readings if id(r[1]) not in out], source.config.pooling, source.config.smoothing)
+            source = replace(source, pairs=[p for p in left if preference_key(p.preference) in mine])
+        found.append(source)
+        replaced += len(out)
+    return found, replaced
 
 
 def _across(found: Sequence[_Pooled]) -> list[_Pooled]:

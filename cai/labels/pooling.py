@@ -1,12 +1,12 @@
 """Pools several annotators' labels of one pair into one soft preference (docs/decisions/0012).
 
-Each annotator counts once per pair, with the last answer; an answer without an annotator counts as another person's. A pair is one example,
-whatever its number of labels. Where the annotator `ADJUDICATOR` has answered, that answer alone counts.
+Each annotator counts once per pair, with the last answer, also across sources; an answer without an annotator counts as another person's. A
+pair is one example, whatever its number of labels. Where the annotator `ADJUDICATOR` has answered, that answer alone counts.
 """
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -123,6 +123,32 @@ def pool_rows(rows: Sequence[PairRow], method: Pooling, smoothing: float) -> lis
             preference = replace(preference, p_chosen=p) if p >= 0.5 else replace(preference, p_chosen=p).swapped()
         found.append((preference, len(mine)))
     return found
+
+
+def counted_once(sources: Sequence[Iterable[PairRow]]) -> Callable[[int, PairRow], bool]:
+    """Return a function that says whether a source's answer counts, given the source's number and the answer.
+
+    Of an annotator's answers to a pair in several sources, those of one source count: by time if both times can be parsed, else that of
+    the source listed last. Where `ADJUDICATOR` has answered in any source, that answer alone counts. Answers without an annotator all
+    count: each may be another person's.
+
+    Args:
+        sources: the answers of people in each source.
+    """
+    counted: dict[tuple[str, str], tuple[int, str]] = {}
+    for number, rows in enumerate(sources):
+        for row in rows:
+            who = preference_key(row.preference), row.annotator
+            if row.annotator and (who not in counted or is_later(row.time, counted[who][1])):
+                counted[who] = number, row.time
+
+    def counts(number: int, row: PairRow) -> bool:
+        key = preference_key(row.preference)
+        if row.annotator != ADJUDICATOR and (key, ADJUDICATOR) in counted:
+            return False
+        return not row.annotator or counted[key, row.annotator][0] == number
+
+    return counts
 
 
 def _counted(answers: dict[str, T]) -> dict[str, T]:

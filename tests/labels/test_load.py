@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from cai.errors import DataError
-from cai.labels.load import load_pairs
+from cai.labels.load import load_human, load_pairs
+from cai.recipe import HumanSource
 from cai.records import Message, Preference, Prompt, Provenance
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +144,52 @@ def test_a_limit_only_adds(tmp_path: Path) -> None:
     few, more = (load_pairs(path, limit=n, seed=3).preferences for n in (5, 15))
     assert len(few) == 5 and len(more) == 15 and set(few) < set(more)
     assert [int(p.prompt.messages[0].content[1:]) for p in more] == sorted(int(p.prompt.messages[0].content[1:]) for p in more)
+
+
+def answers(path: Path, *said: tuple[str, str, str], prompt: str = "q") -> HumanSource:
+    """Write a table of annotator, choice and time about one pair; return it as a source."""
+    sides = {"prompt": prompt, "response_a": "yes", "response_b": "no"}
+    write(path, *({**sides, "annotator": who, "choice": choice, "time": time} for who, choice, time in said))
+    return HumanSource(path=path.name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_yes"),
+    [
+        ("", "", 2 / 3),  # ann said B in the source that is listed first, and A in the second
+        ("2026-01-02", "2026-01-01", 1 / 3),
+        ("2026-01-01", "2026-01-02", 2 / 3),
+    ],
+)
+def test_an_annotator_of_several_sources_has_one_vote(tmp_path: Path, first: str, second: str, p_yes: float) -> None:
+    one = answers(tmp_path / "a.jsonl", ("ann", "B", first), ("bob", "A", ""))
+    other = answers(tmp_path / "b.jsonl", ("ann", "A", second), ("eve", "B", ""))
+    said: list[str] = []
+    (p,), failures = load_human([one, other], tmp_path, 0, said.append)
+    assert (p.p_chosen if p.chosen == "yes" else 1 - p.p_chosen) == pytest.approx(p_yes)
+    assert failures == () and "1 human labels don't count" in said[-1]
+    (p,), _ = load_human([answers(tmp_path / "c.jsonl", ("ann", "B", "")), answers(tmp_path / "d.jsonl", ("ann", "A", ""))], tmp_path, 0)
+    assert (p.chosen, p.p_chosen) == ("yes", 1.0)
+
+
+def test_a_decision_in_one_source_replaces_the_answers_in_another(tmp_path: Path) -> None:
+    sources = [answers(tmp_path / "a.jsonl", ("adjudication", "B", "")), answers(tmp_path / "b.jsonl", ("ann", "A", ""), ("", "A", ""))]
+    (p,), _ = load_human(sources, tmp_path, 0)
+    assert (p.chosen, p.p_chosen) == ("no", 1.0)
+
+
+def test_a_pair_beyond_a_sources_limit_replaces_nothing(tmp_path: Path) -> None:
+    one = answers(tmp_path / "a.jsonl", ("ann", "A", ""))
+    answers(tmp_path / "b.jsonl", ("ann", "B", ""), ("eve", "B", ""))
+    with (tmp_path / "b.jsonl").open("a") as file:
+        for i in range(20):
+            row = {"prompt": f"other {i}", "response_a": "yes", "response_b": "no", "annotator": "ann", "choice": "A"}
+            file.write(json.dumps(row) + "\n")
+    seeds = [seed for seed in range(20) if len(load_human([one, HumanSource(path="b.jsonl", limit=1)], tmp_path, seed)[0]) == 2]
+    assert len(seeds) > 10
+    for seed in seeds:  # b's one pair is another one
+        found, _ = load_human([one, HumanSource(path="b.jsonl", limit=1)], tmp_path, seed)
+        assert {p.prompt.messages[0].content: (p.chosen, p.p_chosen) for p in found}["q"] == ("yes", 1.0)
 
 
 @pytest.mark.parametrize(
