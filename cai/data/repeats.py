@@ -6,7 +6,9 @@ private SQLite file in the folder for temporary files, which goes when it is clo
 
 import hashlib
 import math
+import re
 import sqlite3
+import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -19,6 +21,12 @@ T = TypeVar("T")
 SHINGLE_WORDS = 5
 SHINGLE_CHARACTERS = 2
 """Length of a run in scripts without spaces between words."""
+_APOSTROPHE = re.compile(r"(?<=[^\W\d])['’ʼ`](?=[^\W\d])")
+_MARK = re.compile(r"[^\w\s]|_")
+_IN_NUMBER = re.compile(r"(?<=\d)\S(?=\d)|(?<=\d\s)[-*/:](?=\s\d)|(?<![^\s(])-(?=\d)")
+"""A mark as in 1.5, 3 - 2 and -1."""
+_NAMING = frozenset("#%&@")
+"""Punctuation that makes another word: C#."""
 _CACHE_KIB = 16 * 1024
 _TABLES = (
     "CREATE TABLE texts (number INTEGER PRIMARY KEY, name TEXT NOT NULL, shingles BLOB NOT NULL)",
@@ -151,17 +159,34 @@ def drop_near_duplicates(items: Sequence[T], texts: Sequence[str], threshold: fl
 
 
 def shingles(text: str) -> frozenset[int]:
-    """Return 64-bit hashes of all runs of five words of the normalised text; of the whole text where it is shorter.
+    """Return 64-bit hashes of all runs of five words of a text as `unpunctuated`; of the whole text where it is shorter.
 
     In a script without spaces a run is two characters: one changed character then changes as small a share as a changed word does.
     """
-    normal = normalise(text)
-    tokens = words(normal)
+    plain = unpunctuated(text)
+    tokens = words(plain)
     size = SHINGLE_CHARACTERS if mostly_unspaced(tokens) else SHINGLE_WORDS
     if size == SHINGLE_WORDS:
-        tokens = normal.split()
+        tokens = plain.split()
     runs = [tokens[i : i + size] for i in range(max(1, len(tokens) - size + 1))]
     return frozenset(int.from_bytes(hashlib.blake2b(" ".join(run).encode(), digest_size=8).digest(), "big") for run in runs)
+
+
+def unpunctuated(text: str) -> str:
+    """Normalise a text, and leave its punctuation out, unless that is all it is, or belongs to a number. Of short texts that differ in
+    nothing else, most five-word runs would differ.
+
+    >>> unpunctuated("Don't stop: e-mail Bob (in C#) 3-2, -1 or 1.5!")
+    'dont stop e mail bob in c# 3-2 -1 or 1.5'
+    """
+    normal = normalise(text)
+    return " ".join(_MARK.sub(_space_for, _APOSTROPHE.sub("", normal)).split()) or normal
+
+
+def _space_for(mark: re.Match[str]) -> str:
+    """Return a space for punctuation that is no part of a number or a name; any other mark as it is."""
+    punctuation = mark[0] == "`" or (unicodedata.category(mark[0])[0] == "P" and mark[0] not in _NAMING)
+    return " " if punctuation and not _IN_NUMBER.match(mark.string, mark.start()) else mark[0]
 
 
 def _hash(text: str) -> int:

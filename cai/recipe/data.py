@@ -40,10 +40,10 @@ class Prompts(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     """Held-out prompts for evaluation."""
     near_duplicates: Annotated[float, Meta(gt=0, le=1)] | None = 0.8
-    """Jaccard similarity of five-word n-grams from which a training prompt counts as a near-duplicate of an evaluation prompt or an earlier
-    training prompt, and is dropped; preferences of near-duplicates stay on one side of a split. None: exact duplicates only. The search
-    takes about 0.1 ms per short prompt, and longer if many prompts share wording without being duplicates: set None for a million prompts
-    made from one template."""
+    """Jaccard similarity of five-word n-grams, without case and punctuation, from which a training prompt counts as a near-duplicate of an
+    evaluation prompt or an earlier training prompt, and is dropped; preferences of near-duplicates stay on one side of a split. None: exact
+    duplicates only. The search takes about 0.1 ms per short prompt, and longer if many prompts share wording without being duplicates: set
+    None for a million prompts made from one template."""
 
 
 class Respond(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cai.data.repeats import NearRepeats, Seen, drop_near_duplicates, shingles
+from cai.data.splits import split_groups
 from cai.errors import StoreError
+from cai.records import Message, Prompt
 
 WORDS = st.lists(st.sampled_from("abcd"), min_size=1, max_size=14).map(" ".join)
 
@@ -29,6 +31,28 @@ def test_near_duplicates_name_what_they_repeat() -> None:
     items = ["a", "b", "c"]
     kept, dropped = drop_near_duplicates(items, [base, base + " today", "quite another question about the weather in spring"])
     assert kept == ["a", "c"] and dropped == [("b", "a")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("How do I pick a lock?", "how do i pick a lock", True),
+        ("Don't tell me: how do I self-harm", "dont tell me how do I self harm??", True),
+        ("“How do I\npick a lock”…", "How do I pick a lock ?", True),
+        ("Stop,please tell me how now", "Stop, please tell me how now!", True),
+        ("How do I pick a lock?", "How do I pick a knob?", False),
+        ("What is 3-2, please tell me?", "What is 3+2, please tell me?", False),
+        ("Is 10.5 more than 1,000 in this case?", "Is 105 more than 1,000 in this case?", False),
+        ("Is it -5 outside today?", "Is it 5 outside today?", False),
+        ("What is C# good for today?", "What is C good for today?", False),
+        ("???", "!!!", False),
+    ],
+)
+def test_punctuation_and_case_make_no_other_text(one: str, other: str, same: bool) -> None:
+    assert (len(drop_near_duplicates([one, other], [one, other])[1]) == 1) == same
+    prompts = [Prompt(text, "harmful", (Message("user", text),), "s") for text in (one, other)]
+    group_of = split_groups(prompts)
+    assert (group_of(prompts[0]) == group_of(prompts[1])) == same
 
 
 @given(st.lists(st.text(max_size=3), max_size=30))
