@@ -142,6 +142,29 @@ def test_a_loop_is_a_loop_in_any_script(unit: str) -> None:
     assert distinct_fraction([unit * 60] * 3) < 0.1
 
 
+@pytest.mark.parametrize("unit", ["😂", "👍🏽", "no,", "no.", "안녕하세요", "ha", "!", "。", "好。。", "مرحبا", "नमस्ते", "<|end|>"])
+def test_a_loop_without_spaces_is_a_loop(unit: str) -> None:
+    for text in (unit * 200, "Sure. " + unit * 200):
+        assert repeated_fraction(text) > 0.6 > LOOPING and word_count(text) >= 200, words(text)[:8]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("no,no,no,no,", 4),
+        ("Great😂😂 work", 4),
+        ("👨‍👩‍👧‍👦👍🏽❤️", 3),
+        ("죄송하지만도와드릴수없습니다", 14),
+        ("죄송합니다. 그 요청은 도와드릴 수 없습니다.", 6),
+        ("1,000,000 e-mails, e.g. from well-known shops…", 6),
+        ("Before\n" + "-" * 80 + "\n|" + "---|" * 20 + "\nafter", 4),
+    ],
+)
+def test_what_is_too_long_for_one_word_is_several(text: str, count: int) -> None:
+    assert word_count(text) == count, words(text)
+    assert repeated_fraction(text) < 0.5
+
+
 def test_ordinary_chinese_does_not_loop() -> None:
     assert repeated_fraction("长城是中国古代的伟大建筑，修建了很多个世纪，今天仍然吸引着来自世界各地的游客。") == 0.0
 
