@@ -69,7 +69,7 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--pandalm", type=Path, default=None)
     options = parser.parse_args()
-    for skill in (0.7, 0.85):
+    for skill in (0.55, 0.7, 0.85):
         for of in ("raters", "pairs"):
             for share in (0.0, 0.2, 0.4):
                 flips = (share, 0.0) if of == "raters" else (0.0, share)

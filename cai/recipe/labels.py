@@ -67,7 +67,8 @@ class HumanSource(SourceMix, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Split of a Hub dataset."""
     pooling: Pooling = "votes"
     """How several annotators' labels of one pair become one probability. `votes`: their mean. `dawid-skene`: weighted by each annotator's
-    estimated reliability, which needs annotators who labelled the same pairs."""
+    estimated reliability, which needs annotators who labelled the same pairs and agree more than by chance: where alpha is near 0, it is
+    surer than it should be, and `votes` with `smoothing` 2 is better."""
     smoothing: Annotated[float, Meta(ge=0)] = 0.0
     """Pseudo-votes added to each side, with `votes`. With 1, two annotators who agree give 3/4 instead of 1."""
     kind: PromptKind | None = None

@@ -164,6 +164,13 @@ def test_dawid_skene_foretells_a_hidden_annotator_as_well_as_votes() -> None:
     assert loss(dawid_skene(answers).p_first) < min(loss(shares(answers, s)) for s in (0.25, 0.5, 1.0))
 
 
+def test_dawid_skene_of_raters_near_a_coin_is_as_bad_as_its_module_says() -> None:
+    drawn = [simulated(seed, 200, [0.55] * 3, 3) for seed in range(12)]
+    loss = sum(log_loss(dawid_skene(answers).p_first, truth) for answers, truth in drawn) / 12
+    votes = {s: sum(log_loss(shares(answers, s), truth) for answers, truth in drawn) / 12 for s in (1.0, 2.0)}
+    assert votes[2.0] < math.log(2) + 0.01 and loss < votes[1.0] + 0.02 and loss < math.log(2) + 0.04
+
+
 def test_dawid_skene_takes_no_side() -> None:
     answers, _ = simulated(0, 100, [0.8] * 6, 3)
     one = dawid_skene(answers)
