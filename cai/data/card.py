@@ -44,7 +44,7 @@ def dataset_card(data: RunData, exported: Exported, name: str, model: str = "", 
         _labels(data, preferences),
         _judge(preferences, judge),
         _principles(data, preferences),
-        _limits(preferences, judge),
+        _limits(data, preferences, judge),
     ]
     return "\n\n".join(s for s in sections if s) + "\n"
 
@@ -147,7 +147,7 @@ def _principles(data: RunData, preferences: Sequence[Preference]) -> str:
     return "## Principles\n\n" + _table(("principle", "preferences" if preferences else "examples", "statement"), rows)
 
 
-def _limits(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
+def _limits(data: RunData, preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
     limits = [
         "Prompts, rejected and initial responses may be harmful or offensive. They are included so that models learn to avoid them.",
         "Responses were written by a model and may be wrong. A judge's preference under a principle doesn't mean that a response is true.",
@@ -158,6 +158,12 @@ def _limits(preferences: Sequence[Preference], judge: JudgeCard | None) -> str:
         limits.append("`contrast` labels follow from how the pair was made; no judge or annotator checked them.")
     if judge and judge.measured and not judge.beats_baselines:
         limits.append("The judge was not shown to be better than a trivial rule on human labels: don't train on the AI labels alone.")
+    cut = sum(p.chosen_truncated + p.rejected_truncated for p in preferences), sum(e.truncated for e in data.sft)
+    if any(cut):
+        limits.append(
+            f"{cut[0]} of {2 * len(preferences)} responses of preferences and {cut[1]} of {len(data.sft)} SFT completions were cut off at "
+            "the token limit, which the columns `…truncated` say: don't train a model to end its turn there."
+        )
     longer = length_stats(preferences).chosen_longer_fraction
     if preferences and abs(longer - 0.5) > 0.1:
         side = "longer" if longer > 0.5 else "shorter"

@@ -17,12 +17,14 @@ from cai.data.conversations import RowFault, render_transcript
 from cai.data.filters import sides_by_hash, texts_key
 from cai.data.splits import split_groups
 from cai.errors import DataError
-from cai.records import Constitution, Failure, Message, Preference, Prompt, RevisionTrace, SFTExample
+from cai.records import Constitution, Failure, Message, Preference, Prompt, ResponsePair, RevisionTrace, SFTExample
 
 ExportFormat = Literal["trl", "hh", "cai-conversation", "ultrafeedback", "label-studio"]
 Rows = list[dict[str, Any]]
-Column = Literal["text", "number", "integer", "message", "messages", "texts"]
+Column = Literal["text", "number", "integer", "flag", "message", "messages", "texts"]
 STAGE = "export"
+_CUT: dict[str, Column] = {"chosen_truncated": "flag", "rejected_truncated": "flag"}
+"""Whether a response was cut off at the token limit."""
 _PREFERENCE: dict[str, Column] = {
     "id": "text",
     "prompt": "messages",
@@ -34,6 +36,7 @@ _PREFERENCE: dict[str, Column] = {
     "kind": "text",
     "category": "text",
     "principle_ids": "texts",
+    **_CUT,
 }
 _SFT: dict[str, Column] = {
     "prompt": "messages",
@@ -41,8 +44,9 @@ _SFT: dict[str, Column] = {
     "source": "text",
     "kind": "text",
     "principle_ids": "texts",
+    "truncated": "flag",
 }
-_HH: dict[str, Column] = {"chosen": "text", "rejected": "text"}
+_HH: dict[str, Column] = {"chosen": "text", "rejected": "text", **_CUT}
 _CAI_CONVERSATION: dict[str, Column] = {
     "index": "integer",
     "prompt": "text",
@@ -55,6 +59,8 @@ _CAI_CONVERSATION: dict[str, Column] = {
     "messages": "messages",
     "chosen": "messages",
     "rejected": "messages",
+    "truncated": "flag",
+    **_CUT,
 }
 _ULTRAFEEDBACK: dict[str, Column] = {
     "prompt": "text",
@@ -64,13 +70,14 @@ _ULTRAFEEDBACK: dict[str, Column] = {
     "messages": "messages",
     "score_chosen": "number",
     "score_rejected": "number",
+    **_CUT,
 }
 LAYOUT: dict[ExportFormat, dict[str, dict[str, Column]]] = {
     "trl": {
         "preferences/train": _PREFERENCE,
         "preferences/test": _PREFERENCE,
         "sft/train": _SFT,
-        "sft-messages/train": {"messages": "messages"},
+        "sft-messages/train": {"messages": "messages", "truncated": "flag"},
     },
     "hh": {"train": _HH, "test": _HH},
     "cai-conversation": dict.fromkeys(("train_sft", "train_prefs", "test_sft", "test_prefs"), _CAI_CONVERSATION),
@@ -112,7 +119,7 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
         raise DataError(f"unknown export format {format!r}; expected {', '.join(get_args(ExportFormat))}")
     failures: list[Failure] = []
     if format == "label-studio":
-        tasks = label_tasks((p.prompt, p.chosen, p.rejected) for p in (*data.train, *data.held_out))
+        tasks = label_tasks(p.pair for p in (*data.train, *data.held_out))
         if not tasks:
             raise DataError("nothing to export as label-studio: the run has no preferences yet")
         return write_tasks(tasks, folder / "tasks.json")
@@ -150,10 +157,11 @@ def _trl(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
                 "source": e.source,
                 "kind": e.prompt.kind,
                 "principle_ids": list(e.principle_ids),
+                "truncated": e.truncated,
             }
             for e in data.sft
         ],
-        "sft-messages/train": [{"messages": _conversation(e.prompt, e.completion)} for e in data.sft],
+        "sft-messages/train": [{"messages": _conversation(e.prompt, e.completion), "truncated": e.truncated} for e in data.sft],
     }
 
 
@@ -169,6 +177,7 @@ def _trl_preference(p: Preference) -> dict[str, Any]:
         "kind": p.prompt.kind,
         "category": p.prompt.category,
         "principle_ids": list(p.principle_ids),
+        **_cut(p),
     }
 
 
@@ -180,7 +189,7 @@ def _hh(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
             except RowFault as e:
                 failures.append(Failure(STAGE, p.id, e.reason, e.detail))
             else:
-                yield {"chosen": sides[0], "rejected": sides[1]}
+                yield {"chosen": sides[0], "rejected": sides[1], **_cut(p)}
 
     return {"train": list(rows(data.train)), "test": list(rows(data.held_out))}
 
@@ -218,10 +227,11 @@ def _cai_row(trace: RevisionTrace, constitution: Constitution | None) -> dict[st
     except KeyError as e:
         raise RowFault("unknown_principle", f"the constitution has no principle {e.args[0]!r}") from e
     asked = trace.prompt.messages[-1].content
-    chosen = rejected = None
+    pair, cut, chosen, rejected = trace.pair, dict[str, Any](dict.fromkeys(_CUT)), None, None
     if trace.p_revised is not None and trace.p_revised != 0.5 and trace.final != trace.response:
-        better, worse = (trace.final, trace.response) if trace.p_revised > 0.5 else (trace.response, trace.final)
-        chosen, rejected = _conversation(trace.prompt, better), _conversation(trace.prompt, worse)
+        better = pair.swapped() if trace.p_revised > 0.5 else pair
+        chosen, rejected = _conversation(trace.prompt, better.response_a), _conversation(trace.prompt, better.response_b)
+        cut = dict(zip(_CUT, (better.truncated_a, better.truncated_b), strict=True))
     return {
         "prompt": asked,
         "init_prompt": {"content": asked, "role": "user"},
@@ -233,6 +243,8 @@ def _cai_row(trace: RevisionTrace, constitution: Constitution | None) -> dict[st
         "messages": _conversation(trace.prompt, trace.final),
         "chosen": chosen,
         "rejected": rejected,
+        "truncated": pair.truncated_b,
+        **cut,
     }
 
 
@@ -247,6 +259,7 @@ def _ultrafeedback(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
             "messages": chosen,
             "score_chosen": 10.0 * p.p_chosen,
             "score_rejected": 10.0 * (1.0 - p.p_chosen),
+            **_cut(p),
         }
 
     return {
@@ -255,20 +268,23 @@ def _ultrafeedback(data: "RunData", failures: list[Failure]) -> dict[str, Rows]:
     }
 
 
-def label_tasks(pairs: Iterable[tuple[Prompt, str, str]]) -> Rows:
+def label_tasks(pairs: Iterable[ResponsePair]) -> Rows:
     """Return one Label Studio task per pair of texts, without labels. A hash decides which response is A."""
     tasks: dict[str, dict[str, Any]] = {}
-    for prompt, one, other in pairs:
-        key = texts_key(prompt, one, other)
+    for pair in pairs:
+        key = texts_key(pair.prompt, pair.response_a, pair.response_b)
         if key not in tasks:
-            first, second = sides_by_hash(prompt, one, other)
+            first, second = sides_by_hash(pair.prompt, pair.response_a, pair.response_b)
+            shown = pair if first == pair.response_a else pair.swapped()
             tasks[key] = {
                 "data": {
-                    "prompt": "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in prompt.messages),
-                    "messages": _dicts(prompt.messages),
+                    "prompt": "\n\n".join(f"{m.role.capitalize()}: {m.content}" for m in pair.prompt.messages),
+                    "messages": _dicts(pair.prompt.messages),
                     "response_a": first,
                     "response_b": second,
-                    "kind": prompt.kind,
+                    "kind": pair.prompt.kind,
+                    "truncated_a": shown.truncated_a,
+                    "truncated_b": shown.truncated_b,
                 }
             }
     return list(tasks.values())
@@ -281,6 +297,10 @@ def _directed(preferences: Iterable[Preference], failures: list[Failure]) -> Ite
             failures.append(Failure(STAGE, p.id, "tie", "p_chosen is 0.5: neither response can be called chosen"))
         else:
             yield p if p.p_chosen > 0.5 else p.swapped()
+
+
+def _cut(p: Preference) -> dict[str, bool]:
+    return {"chosen_truncated": p.chosen_truncated, "rejected_truncated": p.rejected_truncated}
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -308,6 +328,7 @@ def _write_parquet(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
         "text": pa.string(),
         "number": pa.float64(),
         "integer": pa.int64(),
+        "flag": pa.bool_(),
         "message": message,
         "messages": pa.list_(message),
         "texts": pa.list_(pa.string()),

@@ -19,7 +19,7 @@ from cai.labels.people import described, load_people
 from cai.labels.pooling import consensus, pair_key
 from cai.labels.queue import Queued, choose_pairs
 from cai.recipe import Pooling, load_recipe
-from cai.records import EvalResult, Failure, HumanLabel, Judgment, Preference, Prompt, PromptKind, ResponsePair, ScoredPair
+from cai.records import EvalResult, Failure, HumanLabel, Judgment, Preference, PromptKind, ResponsePair, ScoredPair
 
 OutFormat = Literal["label-studio", "preferences"]
 QueueBy = Literal["uncertainty", "disagreement", "conflict"]
@@ -145,10 +145,10 @@ def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoo
     return len(tasks), tuple(map(str, written))
 
 
-def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
+def _pairs_of(what: str) -> list[ResponsePair]:
     if Path(what).is_file():
         labels, _, _ = read_label_files([Path(what)])
-        return [(label.pair.prompt, label.pair.response_a, label.pair.response_b) for label in labels]
+        return [label.pair for label in labels]
     try:
         run = find_run(what)
     except (DataError, RecipeError) as e:
@@ -156,7 +156,7 @@ def _pairs_of(what: str) -> list[tuple[Prompt, str, str]]:
     paths = [run.data(name) for name in PREFERENCES if run.data(name).exists()]
     if not paths:
         raise DataError(f"{what}: the run has no preferences yet. `cai run RECIPE` makes them.")
-    return [(p.prompt, p.chosen, p.rejected) for path in paths for p in read_records(path, Preference)]
+    return [p.pair for path in paths for p in read_records(path, Preference)]
 
 
 def measure_people(labels: Sequence[HumanLabel], gold: Path | None, seed: int) -> list[EvalResult]:
@@ -213,7 +213,7 @@ def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | 
     if out is not None and out.suffix == ".jsonl":
         write_records(out, chosen)
     elif out is not None:
-        write_tasks(label_tasks((c.pair.prompt, c.pair.response_a, c.pair.response_b) for c in chosen), out)
+        write_tasks(label_tasks(c.pair for c in chosen), out)
     return chosen
 
 
@@ -241,7 +241,7 @@ def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queue
     preferences = [p for name in PREFERENCES if run.data(name).exists() for p in read_records(run.data(name), Preference)]
     return [
         Queued(
-            ResponsePair(p.prompt, p.chosen, p.rejected, p.source, p.provenance, None, p.chosen_truncated, p.rejected_truncated),
+            p.pair,
             by_id[p.id].disagreement,
             f"the members' margins have a standard deviation of {by_id[p.id].disagreement:.3f}",
         )

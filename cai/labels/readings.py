@@ -10,7 +10,7 @@ from cai.data.conversations import RowFault, as_prompt, is_transcript, messages_
 from cai.data.filters import conversation_key, normalise, sides_by_hash
 from cai.ids import content_hash
 from cai.labels.answers import Choices
-from cai.records import PROMPT_KINDS, HumanLabel, Message, Preference, Prompt, PromptKind, Provenance, ResponsePair
+from cai.records import PROMPT_KINDS, HumanLabel, Message, Preference, Prompt, PromptKind, Provenance
 
 Side = tuple[tuple[Message, ...], str]
 """A prompt and its response."""
@@ -87,7 +87,7 @@ class PairRow:
     def label(self) -> HumanLabel:
         """The label with its responses as shown, or in hashed order if the row only says which one was chosen."""
         p = self.preference
-        pair = ResponsePair(p.prompt, p.chosen, p.rejected, "human", BY_PEOPLE)
+        pair = replace(p.pair, source="human", provenance=BY_PEOPLE)
         label = HumanLabel(pair, self.annotator, p.p_chosen, p.source, self.time, self.attributes, self.note, self.both_bad)
         if self.as_shown or sides_by_hash(p.prompt, p.chosen, p.rejected) == (p.chosen, p.rejected):
             return label
@@ -126,7 +126,7 @@ def reading(
         first: prompt and response of the first side.
         second: prompt and response of the second side.
         p_first: probability that the first response is better, or the answer that says it.
-        row: columns with kind, category, weight, source and principle ids.
+        row: columns with kind, category, weight, source and principle ids, and which responses were cut off.
         source: source of the label if the row has none.
         kind: kind of the prompt if the row has none.
         as_shown: whether the responses are in the order that the annotator saw.
@@ -156,9 +156,15 @@ def reading(
         source=said_by if isinstance(said_by, str) and _is_own_source(said_by) else source,
         principle_ids=tuple(i for i in ids if isinstance(i, str)) if isinstance(ids := row.get("principle_ids"), list | tuple) else (),
         provenance=BY_PEOPLE,
+        chosen_truncated=_flag(row, "chosen_truncated", "truncated_a"),
+        rejected_truncated=_flag(row, "rejected_truncated", "truncated_b"),
     )
     found = checked(with_person(preference, row if who is None else who, as_shown))
     return replace(found, said=p_first) if isinstance(p_first, Said) else found
+
+
+def _flag(row: Mapping[str, Any], *names: str) -> bool:
+    return any(str(row.get(name)).lower() == "true" for name in names)
 
 
 def checked(found: PairRow) -> PairRow:

@@ -52,8 +52,8 @@ _NUMBERED = re.compile(r"(?:annotator|rater|vote|choice)[ _-]?[0-9]+")
 _COLUMNS = frozenset(
     (
         *(name for pair in RESPONSES for name in pair), *CHOICES, *SEVERAL, *PROMPTS, *SYSTEM, *WHO, "p_a", "kind", "category", "weight",
-        "source",
-        "principle_ids", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected", "subset", "text_correct", "text_incorrect",
+        "source", "principle_ids", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected", "subset", "text_correct",
+        "text_incorrect", "chosen_truncated", "rejected_truncated", "truncated_a", "truncated_b",
     )
 )  # fmt: skip
 COLUMNS = ", ".join(sorted(_COLUMNS)) + f", and what opens with {', '.join(ATTRIBUTE_PREFIXES)}"

@@ -114,6 +114,12 @@ class Preference:
         """Content hash of the prompt's id and both texts, in order."""
         return content_hash((self.prompt.id, self.chosen, self.rejected))
 
+    @property
+    def pair(self) -> ResponsePair:
+        """The two responses without the label; A is `chosen`."""
+        cut = (self.chosen_truncated, self.rejected_truncated)
+        return ResponsePair(self.prompt, self.chosen, self.rejected, self.source, self.provenance, None, *cut)
+
     def swapped(self) -> "Preference":
         """The same label with chosen and rejected exchanged. Swapping twice gives the original."""
         return replace(

@@ -9,17 +9,19 @@ import httpx2
 import pytest
 import yaml
 
-from cai.core.jsonl import write_text
+from cai.core.jsonl import read_records, write_text
 from cai.core.manifest import JudgeCard
 from cai.data.card import dataset_card
 from cai.data.export import LABEL_STUDIO_CONFIG, LAYOUT, ExportFormat, RunData, export, written_names
 from cai.data.filters import prompt_key
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
+from cai.labels.annotating import import_labels
 from cai.labels.load import load_pairs
 from cai.records import (
     Constitution,
     Critique,
+    HumanLabel,
     Message,
     Preference,
     Principle,
@@ -82,6 +84,49 @@ def test_exported_preferences_come_back_the_same(tmp_path: Path, format: ExportF
     if format == "trl":
         kept = [(p.p_chosen, p.weight, p.source, p.prompt.kind, p.prompt.category, p.principle_ids) for p in loaded.preferences]
         assert kept == [(p.p_chosen, p.weight, p.source, p.prompt.kind, p.prompt.category, p.principle_ids) for p in wanted]
+
+
+CUT = RunData(
+    [replace(PREFERENCES[0], rejected_truncated=True), replace(PREFERENCES[2], chosen_truncated=True)],
+    [replace(HELD_OUT[0], rejected_truncated=True)],
+    [replace(DATA.sft[0], truncated=True)],
+    [replace(trace("t1", 0.9), response_truncated=True), replace(trace("t3", None), response_truncated=True)],
+    CONSTITUTION,
+)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize(("format", "table"), [("trl", "preferences/train"), ("hh", "train"), ("ultrafeedback", "train_prefs")])
+def test_what_was_cut_off_is_exported_and_read_back(tmp_path: Path, format: ExportFormat, table: str, suffix: str) -> None:
+    exported = export(CUT, format, tmp_path)
+    loaded = load_pairs(tmp_path / f"{table}{suffix}")
+    assert [(p.chosen_truncated, p.rejected_truncated) for p in loaded.preferences] == [(False, True), (False, True)]
+    assert not set(loaded.unused) & {"chosen_truncated", "rejected_truncated"}
+    if format == "trl":
+        assert [jsonl(tmp_path / f"{name}.jsonl")[0]["truncated"] for name in ("sft/train", "sft-messages/train")] == [True, True]
+    assert "3 of 6 responses of preferences and 1 of 1 SFT completions were cut off" in dataset_card(CUT, exported, "n")
+
+
+def test_a_trace_says_which_of_its_texts_were_cut_off(tmp_path: Path) -> None:
+    export(CUT, "cai-conversation", tmp_path)
+    rows = [(r["truncated"], r["chosen_truncated"], r["rejected_truncated"]) for r in jsonl(tmp_path / "train_sft.jsonl")]
+    assert rows == [(False, False, True), (False, None, None)]
+
+
+def test_a_task_says_which_response_was_cut_off_and_its_label_too(tmp_path: Path) -> None:
+    export(CUT, "label-studio", tmp_path)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    cut = {t["data"][f"response_{side}"] for t in tasks for side in "ab" if t["data"][f"truncated_{side}"]}
+    assert cut == {"Bad: no.", "worse", "y"}
+    for task in tasks:
+        task["annotations"] = [{"completed_by": "ann", "result": [{"type": "pairwise", "value": {"selected": "left"}}]}]
+    (tmp_path / "labelled.json").write_text(json.dumps(tasks))
+    out = tmp_path / "labels.jsonl"
+    import_labels([tmp_path / "labelled.json"], out, "auto", None, {})
+    import_labels([out], tmp_path / "again.jsonl", "auto", None, {})
+    for label in read_records(tmp_path / "again.jsonl", HumanLabel):
+        pair = label.pair
+        assert (pair.truncated_a, pair.truncated_b) == (pair.response_a in cut, pair.response_b in cut)
 
 
 @pytest.mark.parametrize("format", [f for f in LAYOUT if f != "label-studio"])

@@ -13,7 +13,7 @@ from cai.data.rows import Row
 from cai.errors import DataError
 from cai.labels.load import load_human, load_pairs
 from cai.recipe import HumanSource
-from cai.records import HumanLabel, Message, Prompt
+from cai.records import HumanLabel, Message, Prompt, Provenance, ResponsePair
 from tests.labels.loading import load_labels
 
 ASK, A, B = "Is it so?", "Yes, it is.", "No."
@@ -241,7 +241,8 @@ def test_tasks_offer_a_tie_and_their_answers_come_back(tmp_path: Path) -> None:
     import xml.etree.ElementTree as ET
 
     prompt = Prompt("p", "helpful", (Message("user", ASK),), "s")
-    tasks = label_tasks([(prompt, A, B), (prompt, B, A)])
+    pair = ResponsePair(prompt, A, B, "sampled", Provenance("m"))
+    tasks = label_tasks([pair, pair.swapped()])
     assert len(tasks) == 1
     write_tasks(tasks, tmp_path / "tasks.json")
     config = ET.fromstring((tmp_path / "labeling_config.xml").read_text())  # noqa: S314 - our own file
