@@ -31,13 +31,15 @@ from cai.labels.pooling import pair_key
 from cai.models.base import NO_STATES
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
-from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt
+from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt, PromptKind
 from cai.session import Session
 
 
-def labelled_pairs_of(path: Path, pair_format: str, limit: int | None, session: Session) -> list[Preference]:
+def labelled_pairs_of(
+    path: Path, pair_format: str, limit: int | None, session: Session, kind: PromptKind | None = None
+) -> list[Preference]:
     """Read human-labelled pairs, without those that the session's probe was fitted on, and warn about unusable rows."""
-    loaded = load_pairs(path, pair_format)
+    loaded = load_pairs(path, pair_format, kind)
     if loaded.failures:
         first = loaded.failures[0]
         session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")

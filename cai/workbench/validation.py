@@ -13,12 +13,12 @@ from pathlib import Path
 from cai.core.flow import together
 from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
+from cai.evaluate.commands import labelled_pairs_of
 from cai.ids import split_fraction
 from cai.judge.bench import correctness
 from cai.judge.fitting import log_loss
 from cai.judge.protocol import Opinion, ProtocolContext, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS
-from cai.labels.load import load_pairs
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.session import Session
@@ -127,17 +127,12 @@ class LabelFile:
 
 
 async def validate_constitution(constitution: Constitution, pairs: LabelFile, session: Session) -> Validation:
-    """Test every principle on human-labelled pairs."""
-    seed = session.recipe.seed
-    loaded = load_pairs(pairs.path, pairs.format, pairs.kind, pairs.limit, seed)
-    if loaded.failures:
-        first = loaded.failures[0]
-        session.reporter.warn(f"{pairs.path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
-    decided = [told_from_the_preferred_side(p) for p in loaded.preferences if p.p_chosen != 0.5]
+    """Test every principle on human-labelled pairs, without those that the session's probe was fitted on."""
+    labelled = labelled_pairs_of(pairs.path, pairs.format, pairs.limit, session, pairs.kind)
+    decided = [told_from_the_preferred_side(p) for p in labelled if p.p_chosen != 0.5]
     judged = await ask_all(decided, constitution, session)
-    validation = measure(judged, constitution, session.recipe.feedback, seed)
-    skipped = len(loaded.preferences) - len(decided)
-    return replace(validation, skipped=skipped, calls=calls_of(session), failures=tuple(session.failures))
+    validation = measure(judged, constitution, session.recipe.feedback, session.recipe.seed)
+    return replace(validation, skipped=len(labelled) - len(decided), calls=calls_of(session), failures=tuple(session.failures))
 
 
 def told_from_the_preferred_side(preference: Preference) -> ResponsePair:

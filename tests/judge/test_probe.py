@@ -30,6 +30,7 @@ from cai.recipe import FeedbackConfig, Recipe
 from cai.records import EvalResult, Message, Prompt
 from cai.session import Session
 from cai.workbench.settings import settings, with_float32, with_probe
+from cai.workbench.validation import LabelFile, validate_constitution
 from tests.judge.judging import CONSTITUTION, TEMPLATES, judge_with, made_probe, pair
 from tests.sessions import ScriptedSession
 
@@ -293,6 +294,9 @@ def test_a_probe_is_benched_on_pairs_that_it_was_not_fitted_on(
     (found,) = bench.protocols
     assert (found.name, found.n, found.failures, found.position_bias) == ("probe", 20, 0, None)
     assert found.accuracy > 0.9 and found.mass is None
+    opened = Session(recipe=with_probe(settings(model=str(tiny_model_dir), protocol="probe"), path), workspace=workspace, reporter=Told())
+    validation = opened.run(lambda o: validate_constitution(CONSTITUTION, LabelFile(tmp_path / "all.jsonl"), o), "validate")
+    assert (validation.pairs, validation.pooled.n) == (20, 20) and "47 pairs are left out" in said[-1]
     with pytest.raises(DataError, match="the probe was fitted on all of these pairs"):
         labelled_pairs_of(write(tmp_path / "seen.jsonl", labelled(range(44))), "auto", None, session)
 
