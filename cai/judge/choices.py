@@ -1,8 +1,9 @@
 """Read which of two choices a judge would write, and how much probability the choices hold together.
 
-A choice can be written in two forms: "A" and " A" are different tokens. Which one a model writes depends on what stands before it: after
-"Answer:", SmolLM2-135M gives the letters with a space 0.82 of the probability, and those without one 0.0005. The log-odds of words that a
-model would not write tell little, so where the first form holds little, the other one is asked too, and both are added.
+A choice can be written in several forms: "A" and " A" are different tokens, and some models write "(A" or "**A**". Which one a model writes
+depends on what stands before it: after "Answer:", SmolLM2-135M gives the letters with a space 0.82 of the probability, and those without
+one 0.0005. The log-odds of words that a model would not write tell little, so where the first form holds little, the others are asked too,
+one after another until they hold enough, and all are added.
 """
 
 import math
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 
 from cai.judge.protocol import difference
 from cai.models.base import TextModel
+from cai.models.templates import OPENINGS
 from cai.records import Message
 
 SMALL_MASS = 0.25
-"""Probability below which the choices are asked in their other form too, and below which a judge's labels are warned about."""
+"""Probability below which the choices are asked in another form too, and below which a judge's labels are warned about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,18 @@ async def read_choices(
         ReplyError: both options have probability 0, or the reply is unusable.
         NoLogprobsError: the server gives no log-probabilities.
     """
-    forms = [tuple(f" {option}" for option in options), options] if spaced else [options, tuple(f" {option}" for option in options)]
-    reply = await model.choices(messages, forms[0], prefill)
+    leads = (" ", "") if spaced else ("", " ")
+    reply = await model.choices(messages, _written(options, leads[0]), prefill)
     logprobs = list(reply.logprobs)
-    if _mass(logprobs) < SMALL_MASS and not reply.every_form:
-        other = await model.choices(messages, forms[1], prefill)
-        logprobs = [_sum(pair) for pair in zip(logprobs, other.logprobs, strict=True)]
+    if not reply.every_form and _mass(logprobs) < SMALL_MASS:
+        other = await model.choices(messages, _written(options, leads[1]), prefill)
+        lead = leads[_mass(other.logprobs) > _mass(logprobs)]
+        logprobs = _added(logprobs, other.logprobs)
+        for opening in () if prefill.endswith(OPENINGS) else OPENINGS:
+            if _mass(logprobs) >= SMALL_MASS:
+                break
+            other = await model.choices(messages, _written(options, lead + opening), prefill)
+            logprobs = _added(logprobs, other.logprobs)
     mass = min(1.0, _mass(logprobs))
     model.choice_mass.add(mass)
     return Reading(difference(logprobs), mass)
@@ -78,6 +86,14 @@ def mass_warning(mass: float | None, who: str) -> str:
 
 def _mass(logprobs: Sequence[float]) -> float:
     return math.fsum(math.exp(x) for x in logprobs)
+
+
+def _written(options: tuple[str, str], opening: str) -> tuple[str, ...]:
+    return tuple(opening + option for option in options)
+
+
+def _added(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [_sum(pair) for pair in zip(some, others, strict=True)]
 
 
 def _sum(logprobs: Sequence[float]) -> float:

@@ -63,6 +63,8 @@ Value = str | Sequence[Message]
 YES_NO_QUESTIONS = ("judge_pointwise", "conflict")
 YES_NO = ("Yes", "No")
 """The answers to a judge's question, unless its template has `[[choices]]`."""
+OPENINGS = ("(", "**", "**(", '"')
+"""What some models write before a choice: "(A", "**A**"."""
 _HEADER = re.compile(r"\[\[(?:(system|user|assistant|prefill|choices)|turns (\w+))\]\]$")
 _FIELD = re.compile(r"\{\{ (\w+) \}\}")
 _LABEL = re.compile(r"^[ \t]*((?:[^\W\d_][\w'-]*)(?:[ \t]+[\w'-]+){0,5}[ \t]*[:：]|\([A-Z]\))", re.MULTILINE)

@@ -17,18 +17,20 @@ from tests.sessions import ScriptedSession, prompts
 ASK = (Message("user", "A or B?"),)
 
 
-def read(probabilities: dict[str, float], *, spaced: bool = False, every_form: bool = False) -> tuple[Reading, list[tuple[str, ...]]]:
+def read(
+    probabilities: dict[str, float], *, spaced: bool = False, every_form: bool = False, prefill: str = ""
+) -> tuple[Reading, list[tuple[str, ...]]]:
     """Return the reading of a judge that writes these words next, and the choices that it was asked."""
     asked: list[tuple[str, ...]] = []
 
     def script(request: Request) -> Reply:
         assert isinstance(request, ChoicesRequest)
         asked.append(request.choices)
-        return ChoiceLogprobs(tuple(math.log(probabilities[choice]) for choice in request.choices), 1, every_form)
+        return ChoiceLogprobs(tuple(math.log(probabilities.get(choice, 1e-6)) for choice in request.choices), 1, every_form)
 
     with CallStore(None) as store:
         model = TextModel(ScriptedEngine(script), store, "test")
-        return asyncio.run(read_choices(model, ASK, ("A", "B"), spaced=spaced)), asked
+        return asyncio.run(read_choices(model, ASK, ("A", "B"), prefill, spaced=spaced)), asked
 
 
 def test_the_form_that_holds_the_probability_decides() -> None:
@@ -43,6 +45,20 @@ def test_one_call_is_enough_where_the_first_form_holds_it() -> None:
     assert asked == [("A", "B")]
     assert (reading.log_odds, reading.mass) == (pytest.approx(math.log(2)), pytest.approx(0.9))
     assert read({" A": 0.6, " B": 0.3}, spaced=True)[1] == [(" A", " B")]
+
+
+@pytest.mark.parametrize(
+    ("form", "calls"), [("({}", 3), ("**{}", 4), ("**({}", 5), ('"{}', 6), (" ({}", 3), (" **{}", 4)], ids=lambda x: str(x)
+)
+def test_a_form_with_an_opening_is_found_and_no_more_are_asked(form: str, calls: int) -> None:
+    space = " " * form.startswith(" ")
+    reading, asked = read({f"{space}A": 0.001, f"{space}B": 0.0005, form.format("A"): 0.2, form.format("B"): 0.7})
+    assert len(asked) == calls and asked[-1] == (form.format("A"), form.format("B"))
+    assert reading.log_odds == pytest.approx(math.log(0.2 / 0.7), abs=0.01) and reading.mass == pytest.approx(0.9, abs=0.01)
+
+
+def test_no_opening_is_asked_after_one() -> None:
+    assert read({"A": 0.01, "B": 0.02}, prefill="The answer is: (")[1] == [("A", "B"), (" A", " B")]
 
 
 def test_a_reply_that_counts_every_form_is_not_asked_again() -> None:

@@ -43,7 +43,7 @@ from cai.models.server.capabilities import Capabilities, learned_from, of_owner,
 from cai.models.server.client import ServerClient
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
-from cai.models.templates import alternating, without_system
+from cai.models.templates import OPENINGS, alternating, without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
@@ -250,10 +250,11 @@ class ServerEngine:
         return ChoiceLogprobs(tuple(least if value is None else value for value in found), prompt_tokens, every_form=True)
 
     def _listed(self, choice: str, choices: Sequence[str], likely: dict[str, float]) -> float | None:
-        """Return a choice's log-probability, summed over its forms with and without a space before it; None if no form is listed."""
-        ways = [choice, *(form for form in (choice.strip(), f" {choice.strip()}") if form not in choices)]
-        forms = [self._checked(likely[form]) for form in ways if form in likely]
-        return forms[0] if len(forms) == 1 else math.log(sum(map(math.exp, forms))) if forms else None
+        """Return a choice's log-probability, summed over the forms that are one token (" A", "(A"); None if no form is listed."""
+        forms = [f"{lead}{opening}{choice.strip()}" for opening in ("", *OPENINGS) for lead in ("", " ")]
+        ways = [choice, *(form for form in forms if form not in choices)]
+        found = [self._checked(likely[form]) for form in ways if form in likely]
+        return found[0] if len(found) == 1 else math.log(sum(map(math.exp, found))) if found else None
 
     async def _score(self, request: ScoreRequest) -> TextLogprob:
         if not self._tokenizes:

@@ -76,9 +76,9 @@ def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
 
 
 def test_a_choice_is_summed_over_its_ways_to_be_written() -> None:
-    reply = ask_one(hosted(("Yes", math.log(0.2)), (" Yes", math.log(0.3)), ("No", math.log(0.1))), CHOICES)
+    reply = ask_one(hosted(("Yes", math.log(0.2)), (" Yes", math.log(0.3)), ("No", math.log(0.1)), ("**No", math.log(0.2))), CHOICES)
     assert isinstance(reply, ChoiceLogprobs)
-    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.5, 0.1])
+    assert [math.exp(x) for x in reply.logprobs] == pytest.approx([0.5, 0.3])
 
 
 def test_the_exact_token_wins_over_the_one_with_a_space() -> None:
