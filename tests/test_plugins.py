@@ -82,8 +82,8 @@ def test_a_recipe_that_names_plugins_is_planned(kit: Path, workspace: Path) -> N
     assert calls["feedback"] == 2 * (12 + 12 + 8)
     without = cai_with(workspace, workspace, "plan", "runs/kit.yaml")
     assert without.returncode == 2
-    assert "kit.yaml:8: feedback.protocol: 'pointwise-breaks' is not one of ['check', 'likelihood', 'pairwise'" in without.stderr
-    assert "kit.yaml:9: policy.online.rewards[0].term: 'no-question' is not one of" in without.stderr
+    assert "kit.yaml:8: feedback.protocol: 'pointwise-breaks' is none of check, likelihood, pairwise" in without.stderr
+    assert "kit.yaml:9: policy.online.rewards[0].term: 'no-question' is none of" in without.stderr
 
 
 def test_a_plugin_method_trains_the_policy(kit: Path, workspace: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cai.core.plugins import did_you_mean
+from cai.core.schema_words import in_words, unknown_keys
 from cai.core.workspace import no_such_file
 from cai.errors import CaiError
 
@@ -59,17 +59,12 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
         while e.context:  # anyOf: show the branch that came closest
             e = max(e.context, key=lambda c: len(c.absolute_path))
         path = tuple(e.absolute_path)
-        message = e.message if len(e.message) <= 300 else f"{e.message[:200]} ... {e.message[-80:]}"
-        if e.validator == "pattern" and "description" in e.schema:
-            message = f"{str(e.instance)[:80]!r} is not {e.schema['description']}"
-        if e.validator == "enum":
-            message += did_you_mean(str(e.instance)[:80], [str(value) for value in e.validator_value])
+        message = in_words(e)
         if e.validator == "additionalProperties":
             known = sorted(e.schema.get("properties", {}))
             extra = [k for k in e.instance if k not in known]
             path += (str(extra[0]),)
-            message = f"unknown key{'s' if len(extra) > 1 else ''} {', '.join(map(repr, extra))}; known: {', '.join(known)}"
-            message += did_you_mean(str(extra[0]), known)
+            message = unknown_keys(extra, known)
         found.append((source.lines.get(path, 0), f"{source.where(path)}: {message}"))
     return [text for _, text in sorted(found)]
 

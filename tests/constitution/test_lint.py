@@ -211,7 +211,7 @@ def test_file_with_schema_faults_is_linted_as_far_as_it_can_be_read(tmp_path):
         (18, "leftover", "be-brief"),
     ]
     assert all(f.where == f"{path}:{f.line}" and f.path == str(path) for f in found)
-    assert found[2].message == "principles[1]: 'statement' is a required property"
+    assert found[2].message == "principles[1]: 'statement' is missing"
 
 
 @pytest.mark.parametrize(("text", "line"), [("id: [", 1), ("id: c\nname: *x\n", 2), ("", 1), ("id: c\nid: d\n", 2)])
