@@ -5,14 +5,14 @@ was asked for, the edit is refused. Texts that a model drafted are marked with a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cai.constitution.importers import BlockDumper, InOneLine
+from cai.constitution.importers import BlockDumper, InOneLine, OneLineMapping
 from cai.constitution.load import entries
 from cai.core.yaml_source import YamlSource, parse_yaml
 from cai.errors import ConstitutionError
@@ -23,8 +23,10 @@ DRAFTED = "# drafted from the statement by "
 """Start of the comment above a text that a model drafted. It ends with a hash of the statement, in brackets."""
 _OF_STATEMENT = re.compile(r"\[([0-9a-f]{8})\]$")
 _COMMENT = re.compile(r"\s+#[^'\"]*$")
-_ORDER = ("id", "statement", *DEFAULT_WORDING, "applies_to", "weight")
+_ORDER = ("id", "statement", "openings", *DEFAULT_WORDING, "applies_to", "weight", "check", "examples")
 _BY_HAND = "edit it as text"
+_SHORT = 90
+"""Number of characters up to which a list or mapping is written in one line."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def set_fields(text: str, index: int, values: Mapping[str, Any], drafted_by: str
         ConstitutionError: the text can't be parsed, or this principle can only be edited as text.
     """
     source = _parsed(text)
+    _item(source, text, index)
+    now = entries(source)[index]
+    values = {name: value for name, value in values.items() if drafted_by or not _same(now.get(name), value)}
     for name, value in values.items():
         text = _set(text, index, name, value, drafted_by)
     wanted = [dict(e) if isinstance(e, dict) else e for e in entries(source)]
@@ -120,7 +125,8 @@ def _set(text: str, index: int, name: str, value: Any, drafted_by: str) -> str:
     source = _parsed(text)
     item = _item(source, text, index)
     lines = text.splitlines(keepends=True)
-    new = [] if value is None else _yaml({name: value}, item.indent)
+    old = lines[slice(*item.keys[name])] if name in item.keys else []
+    new = [] if value is None else _yaml({name: value}, item.indent, old)
     if drafted_by and new:
         new.insert(0, f"{' ' * item.indent}{DRAFTED}{drafted_by} [{_mark_of(entries(source)[index])}]\n")
     if name in item.keys:
@@ -128,6 +134,8 @@ def _set(text: str, index: int, name: str, value: Any, drafted_by: str) -> str:
         comment = _COMMENT.search(lines[start]) if end == start + 1 else None
         if comment and len(new) == 1:  # a comment on the same line stays
             new = [new[0].rstrip("\n") + comment[0].rstrip("\n") + "\n"]
+        elif isinstance(value, dict | list):
+            new = _with_comments(new, old)
         if start == item.start:
             if value is None or drafted_by:
                 raise ConstitutionError(f"{name} is the principle's first key: {_BY_HAND}")
@@ -143,10 +151,68 @@ def _set(text: str, index: int, name: str, value: Any, drafted_by: str) -> str:
     return "".join(lines)
 
 
-def _yaml(values: dict[str, Any], indent: int) -> list[str]:
-    values = {name: InOneLine(value) if isinstance(value, list) else value for name, value in values.items()}
+def _same(now: Any, value: Any) -> bool:
+    """Return whether a field has this value already. Texts are compared without the white space around them, 1 and true are different."""
+    if isinstance(now, str) and isinstance(value, str):
+        return now.strip() == value.strip()
+    return now == value and repr(now) == repr(value)
+
+
+_LIKENESS: tuple[Callable[[str], str | None], ...] = (
+    lambda line: line,
+    lambda line: line.lstrip("- ").partition(":")[0] if ":" in line else None,
+    lambda line: "-" if line.startswith("-") else None,
+)
+"""How a line is found again, surest first: by its text, by its key, by being an item."""
+
+
+def _with_comments(new: list[str], old: list[str]) -> list[str]:
+    """Return the new lines of a field with the comments of its old ones, each at the line with the same text, else key, else place."""
+    commented: list[tuple[str, list[str], str]] = []
+    above: list[str] = []
+    for line in old:
+        if line.strip() and not line.lstrip().startswith("#"):
+            found = _COMMENT.search(line.rstrip("\n"))
+            commented.append((line[: found.start() if found else None].strip(), above, found[0] if found else ""))
+            above = []
+        elif line.strip():
+            above.append(line)
+    kept: dict[int, tuple[str, list[str], str]] = {}
+    for key in _LIKENESS:
+        for one in list(commented):
+            place = next((i for i, line in enumerate(new) if i not in kept and key(line.strip()) == key(one[0]) is not None), None)
+            if place is not None:
+                kept[place] = one
+                commented.remove(one)
+    made = []
+    for i, line in enumerate(new):
+        _, before, behind = kept.get(i, ("", [], ""))
+        made += [*before, line.rstrip("\n") + behind + "\n"]
+    return made + above
+
+
+def _yaml(values: dict[str, Any], indent: int, old: list[str] | None = None) -> list[str]:
+    values = {name: _short(value, old or [], name) for name, value in values.items()}
     dumped = yaml.dump(values, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=112 - indent)
     return [f"{' ' * indent}{line}" for line in dumped.splitlines(keepends=True)]
+
+
+def _short(value: Any, old: list[str], name: str = "") -> Any:
+    """Return a value whose short lists and mappings are written in one line, but for those that `old`, the lines before, had in several."""
+    free = len(old) < 2
+    if isinstance(value, dict):
+        inner = {key: _short(v, old, key) for key, v in value.items()}
+        return OneLineMapping(inner) if free and _is_short(inner.values(), str(inner)) else inner
+    if isinstance(value, list):
+        items = [_short(v, old) for v in value]
+        as_before = free or any(re.match(rf"[\s-]*{re.escape(name)}: *\[", line) for line in old)
+        return InOneLine(items) if as_before and _is_short(items, str(items)) else items
+    return value
+
+
+def _is_short(values: Iterable[Any], written: str) -> bool:
+    nested = any(isinstance(v, dict) or (isinstance(v, list) and not isinstance(v, InOneLine)) for v in values)
+    return len(written) <= _SHORT and not nested
 
 
 def _with_dash(lines: list[str], indent: int) -> list[str]:

@@ -128,6 +128,10 @@ class InOneLine(list[Any]):
     """A list that is written in flow style: [a, b]."""
 
 
+class OneLineMapping(dict[str, Any]):
+    """A mapping that is written in flow style: {a: b}."""
+
+
 class BlockDumper(yaml.SafeDumper):
     """Writes block style with indented lists, long texts folded, and texts with unusual characters in double quotes."""
 
@@ -147,6 +151,7 @@ def _write_text(dumper: BlockDumper, text: str) -> yaml.Node:
 
 
 BlockDumper.add_representer(str, _write_text)
+BlockDumper.add_representer(OneLineMapping, lambda dumper, items: dumper.represent_mapping("tag:yaml.org,2002:map", items, flow_style=True))
 BlockDumper.add_representer(InOneLine, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True))
 
 

@@ -6,7 +6,7 @@ the core schema of YAML 1.2, not PyYAML's 1.1: `2e-4` is a number; `yes`, `No`, 
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,7 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
     from jsonschema import Draft202012Validator
 
     found = []
-    for e in Draft202012Validator(schema).iter_errors(source.data):
-        while e.context:  # anyOf: show the branch that came closest
-            e = max(e.context, key=lambda c: len(c.absolute_path))
+    for e in (one for error in Draft202012Validator(schema).iter_errors(source.data) for one in _within(error)):
         path = tuple(e.absolute_path)
         message = in_words(e)
         if e.validator == "additionalProperties":
@@ -67,6 +65,20 @@ def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
             message = unknown_keys(extra, known)
         found.append((source.lines.get(path, 0), f"{source.where(path)}: {message}"))
     return [text for _, text in sorted(found)]
+
+
+def _within(error: Any) -> Iterator[Any]:
+    """Yield the errors behind one that says only that no alternative (`anyOf`, `oneOf`) holds: those of the closest alternative."""
+    branches: dict[Any, list[Any]] = {}
+    for e in error.context or ():
+        branches.setdefault(e.schema_path[0], []).append(e)
+    if not branches:
+        yield error
+        return
+    deepest = {name: max(len(e.absolute_path) for e in branch) for name, branch in branches.items()}
+    other_type = {name: any(e.validator == "type" and not e.path for e in branch) for name, branch in branches.items()}
+    for e in branches[min(branches, key=lambda name: (other_type[name], -deepest[name]))]:
+        yield from _within(e)
 
 
 def load_yaml(path: Path, error: type[CaiError], folder: str = "") -> YamlSource:

@@ -13,11 +13,12 @@ from cai.constitution.show import LABELLED_KINDS
 from cai.errors import ConstitutionError
 from cai.records import DEFAULT_WORDING
 from cai.studio.drafts import Edited
+from cai.studio.principle_form import CheckRow, ExampleTexts, check_of, check_rules, examples_of
 from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import as_json, fragment, known, page, studio_of, taking
 
 BASE = "/constitutions/{name}"
-Field = Literal["id", "statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "applies_to"]
+Field = Literal["id", "statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "applies_to", "weight"]
 Kind = Literal["harmful", "borderline", "helpful"]
 
 
@@ -39,7 +40,9 @@ class Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: str
     index: Annotated[int, msgspec.Meta(ge=0)]
-    values: dict[Field, Annotated[str, msgspec.Meta(max_length=4000)] | list[Kind] | None]
+    values: dict[Field, Annotated[str, msgspec.Meta(max_length=4000)] | int | float | list[Kind] | None] = {}
+    check: list[CheckRow] | msgspec.UnsetType = msgspec.UNSET
+    examples: ExampleTexts | msgspec.UnsetType = msgspec.UNSET
 
 
 class Arrangement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +76,7 @@ def editor(request: Request) -> Response:
     """Show the editor page. The page loads the text as JSON, so that every character is preserved."""
     studio = studio_of(request)
     answered = [name for name in run_names(studio) if run_of(studio, name).data("responses").is_file()]
-    return page("constitution", name=name_of(request), runs=answered, defaults=DEFAULT_WORDING, kinds=LABELLED_KINDS)
+    return page("constitution", name=name_of(request), runs=answered, defaults=DEFAULT_WORDING, kinds=LABELLED_KINDS, rules=check_rules())
 
 
 def create(request: Request, body: New) -> Response:
@@ -104,11 +107,15 @@ def discard(request: Request, body: Version) -> Response:
 
 def principle(request: Request, body: Fields) -> Response:
     """Set fields of one principle in the text, and store it as a draft."""
-    values: dict[str, object] = {name: value or None for name, value in body.values.items()}
+    values: dict[str, object] = {name: None if value in ("", []) else value for name, value in body.values.items()}
     if values.get("id", "-") is None or values.get("statement", "-") is None:
         raise ConstitutionError("a principle needs an id and a statement")
     if isinstance(kinds := values.get("applies_to"), list) and set(kinds) == set(LABELLED_KINDS):
         values["applies_to"] = None
+    if body.check is not msgspec.UNSET:
+        values["check"] = check_of(body.check)
+    if body.examples is not msgspec.UNSET:
+        values["examples"] = examples_of(body.examples)
     return _shown(studio_of(request).drafts.edit(name_of(request), body.version, lambda text: set_fields(text, body.index, values)))
 
 

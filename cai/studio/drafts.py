@@ -14,17 +14,16 @@ from pathlib import Path
 
 import msgspec
 
-from cai.constitution.editing import drafted_fields
 from cai.constitution.importers import dump_yaml
 from cai.constitution.lint import LintFinding, lint_text
-from cai.constitution.load import entries, parse_constitution
-from cai.constitution.show import LABELLED_KINDS
+from cai.constitution.load import parse_constitution
 from cai.core.jsonl import disk_error, write_text
 from cai.core.workspace import Workspace, is_text
-from cai.core.yaml_source import YamlSource, parse_yaml
+from cai.core.yaml_source import parse_yaml
 from cai.errors import ConstitutionError, DataError, StoreError
 from cai.ids import content_hash
-from cai.records import DEFAULT_WORDING, Constitution, Principle
+from cai.records import Constitution, Principle
+from cai.studio.principle_form import PrincipleForm, principle_forms
 
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 MOST_VERSIONS = 30
@@ -41,21 +40,6 @@ class _Kept(msgspec.Struct, frozen=True):
     text: str
     base: str
     """Hash of the file's text when the draft was created."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrincipleForm:
-    """What the form shows of a principle, as written in the text."""
-
-    id: str
-    line: int
-    statement: str
-    wording: dict[str, str]
-    """Requests and questions of its own, by field."""
-    drafted: tuple[str, ...]
-    """Fields of them that a model drafted."""
-    applies_to: tuple[str, ...]
-    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,27 +240,9 @@ def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[Pr
         source = parse_yaml(text.encode(), where, ConstitutionError)
     except ConstitutionError as e:
         return tuple(findings), (), str(e)
-    form = _form(source, text, findings)
+    form = principle_forms(source, text, findings)
     try:
         parse_constitution(text, where)
     except ConstitutionError as e:
         return tuple(findings), form, str(e)
     return tuple(findings), form, ""
-
-
-def _form(source: YamlSource, text: str, findings: list[LintFinding]) -> tuple[PrincipleForm, ...]:
-    """Return the form of each principle; empty unless all are mappings. A finding belongs to the principle whose lines it is on."""
-    rows = entries(source)
-    if not all(isinstance(row, dict) for row in rows):
-        return ()
-    starts = [source.lines[("principles", n)] for n in range(len(rows))]
-    ends = [*starts[1:], len(text) + 1][: len(starts)]
-    forms = []
-    for row, drafted, start, end in zip(rows, drafted_fields(source, text), starts, ends, strict=True):
-        said = {name: str(row.get(name) or "").strip() for name in ("id", "statement", *DEFAULT_WORDING)}
-        kinds = row.get("applies_to", ())
-        problems = tuple(f"{f.severity}: {f.message}" for f in findings if f.line is not None and start <= f.line < end)
-        wording = {name: said[name] for name in DEFAULT_WORDING if said[name]}
-        known = tuple(k for k in LABELLED_KINDS if not isinstance(kinds, list) or k in kinds)
-        forms.append(PrincipleForm(said["id"], start, said["statement"], wording, drafted, known, problems))
-    return tuple(forms)

@@ -116,6 +116,7 @@ SCRIPTS = (
     "constitution.js",
     "yaml.js",
     "form.js",
+    "rules.js",
     "home.js",
     "trials.js",
     "label.js",

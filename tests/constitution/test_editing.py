@@ -110,3 +110,53 @@ def test_every_principle_of_the_shipped_constitutions_can_be_edited_and_put_back
         now = parse_constitution(changed, path).principles[i]
         assert (now.statement, now.critique, now.weight) == (f"{p.statement} And more: # yes.", "Say it.", 3)
         assert parse_constitution(move_principle(text, i, 0), path).principles[0] == p
+
+
+CHECKED = """\
+id: mine
+name: Mine
+description: For tests.
+principles:
+  - id: short
+    statement: Be short.
+    weight: 2 # twice
+    # three words
+    check: { max_words: 3 } # or four
+    examples:
+      # said by Ana
+      good:
+        # the shortest
+        - Yes.
+        - No. # also short
+      bad: [This is far too long.]
+  - id: kind
+    statement: Be kind.
+    check:
+      # for the shop
+      - kinds: [helpful]
+        max_words: 30 # a screen
+      - kinds: [harmful]
+        # never
+        refuses: true
+"""
+
+
+def test_rules_and_examples_are_edited_and_keep_their_comments() -> None:
+    lines = set_fields(CHECKED, 0, {"check": {"max_words": 5}, "weight": 0.5})
+    assert lines == CHECKED.replace("{ max_words: 3 } #", "{max_words: 5} #").replace("weight: 2 #", "weight: 0.5 #")
+    blocks = [{"kinds": ["helpful"], "max_words": 40, "no_lists": True}, {"kinds": ["harmful"], "refuses": True}]
+    changed = set_fields(CHECKED, 1, {"check": blocks})
+    assert principles(changed)[1]["check"] == blocks
+    for comment in ("# for the shop\n", "# a screen\n", "        # never\n        refuses: true"):
+        assert changed.count(comment) == 1, changed
+    examples = {"good": ["Yes.", "Nope.", "A colon: here.\nTwo lines."], "bad": ["This is far too long."]}
+    changed = set_fields(CHECKED, 0, {"examples": examples})
+    assert principles(changed)[0]["examples"] == examples
+    assert changed.count("#") == CHECKED.count("#") and "# said by Ana\n      good:" in changed
+
+
+def test_what_is_the_same_already_is_left_as_it_is_written() -> None:
+    same = {"check": {"max_words": 3}, "weight": 2, "statement": " Be short.\n", "examples": principles(CHECKED)[0]["examples"]}
+    assert set_fields(CHECKED, 0, same) == CHECKED
+    assert set_fields(CHECKED, 0, {"check": None, "examples": None}).count("#") == 5
+    assert "examples: {good: [Fine.]}\n  - id: kind" not in set_fields(CHECKED, 1, {"examples": {"good": ["Fine."]}})

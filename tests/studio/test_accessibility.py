@@ -94,6 +94,7 @@ def test_the_studios_pages_break_no_rule(tab: Any, served: Served, scheme: str) 
     for action, path, part in (
         ("#tab-text", "/constitutions/mine", "#paper div"),
         (".words-of summary >> nth=0", "/constitutions/mine", ".words-of textarea >> nth=0"),
+        (".checks-of summary >> nth=0", "/constitutions/mine", ".rule-row"),
         ("#plan", "/runs", "#planned table"),
     ):
         tab.goto(path)

@@ -236,12 +236,30 @@ def test_a_fault_is_said_at_its_principle(served: Served, mine: str) -> None:
     now = served.client.get(f"{mine}/text").json()
     now = served.post(f"{mine}/principle", version=now["version"], index=1, values={"id": "Not an id"})
     assert now["form"][0]["problems"] == [] and not now["is_loadable"]
-    assert "lowercase kebab case" in now["form"][1]["problems"][0]
+    assert "lowercase kebab case" in now["form"][1]["problems"][0]["text"]
     said = served.post(f"{mine}/principle", 400, version=now["version"], index=1, values={"statement": ""})
     assert "needs an id and a statement" in said["error"]
     served.post(f"{mine}/principle", 400, version=now["version"], index=9, values={"statement": "x"})
-    served.post(f"{mine}/principle", 400, version=now["version"], index=0, values={"weight": "x"})
+    served.post(f"{mine}/principle", 400, version=now["version"], index=0, values={"source": "x"})
     served.post(f"{mine}/principle", 409, version="other", index=0, values={"statement": "x"})
+
+
+@pytest.mark.enable_socket
+def test_what_is_wrong_is_said_at_its_field_in_words(served: Served, mine: str) -> None:
+    version = served.client.get(f"{mine}/text").json()["version"]
+    rows = [{"rule": "max_words", "value": "few"}, {"rule": "max_wrods", "value": 3}, {"rule": "contains_any", "value": ["x", ""]}]
+    now = served.post(f"{mine}/principle", version=version, index=1, values={"weight": -1, "compare": "x" * 4000}, check=rows)
+    said = [(p["field"], p["text"]) for p in now["form"][1]["problems"]]
+    assert now["form"][1]["check"] == [{**row, "kinds": []} for row in rows] and now["form"][1]["weight"] == -1
+    assert ("weight", "must be a number above 0 and at most 1000; found -1") in said
+    assert ("check", "max_words: must be a whole number, at least 1; found 'few'") in said
+    assert ("check", "unknown rule 'max_wrods'. Did you mean 'max_words'?") in said
+    assert ("check", "contains_any 2: must not be empty") in said
+    now = served.post(f"{mine}/principle", version=now["version"], index=1, values={"weight": "", "compare": None}, check=[])
+    assert now["text"] == MINE
+    now = served.post(f"{mine}/principle", version=now["version"], index=1, examples={"good": [" "], "bad": ["So long an answer."]})
+    assert now["form"][1]["examples"] == {"good": [], "bad": ["So long an answer."]} and "good" not in now["text"]
+    served.post(f"{mine}/principle", 400, version=now["version"], index=1, check=[{"rule": "max_words"}])
 
 
 @pytest.mark.enable_socket

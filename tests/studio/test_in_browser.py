@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records, write_records
 from cai.models.base import Completion
-from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
+from cai.records import Examples, HumanLabel, Message, Preference, Prompt, Provenance, ResponseCheck, ResponsePair
 from cai.studio.labelling import GOLD
 from tests.browser import needs_browser
 from tests.models.serving import servers
@@ -52,6 +53,54 @@ def test_a_constitution_is_written_saved_and_taken_back(tab: Any, served: Served
     assert "no-jargon" in tab.locator("#text").input_value()
 
 
+def test_rules_weight_and_examples_are_edited_in_the_form(tab: Any, served: Served) -> None:
+    file = served.workspace.root / "constitution" / "mine.yaml"
+    file.write_text(MINE.replace("weight: 3", "weight: 3 # thrice").replace("    check:", "    # to be read at a glance\n    check:"))
+    tab.goto("/constitutions/mine")
+    box = tab.locator(".principle-form").first
+    stored = "#state:text('draft stored')"
+    assert box.locator("[data-name=weight]").input_value() == "3"
+    box.locator("[data-name=weight]").fill("0")
+    box.locator(".found[data-of=weight] >> text=give it a weight above 0").wait_for()
+    assert tab.locator("#save").is_disabled()
+    box.locator("[data-name=weight]").fill("1.5")
+    box.locator(".found li").wait_for(state="detached")
+    box.locator(".checks-of summary").click()
+    assert box.locator(".rule").input_value() == "max_words" and box.locator(".rule-value").input_value() == "3"
+    box.locator(".rule-value").fill("few")
+    box.locator(".found[data-of=check] >> text=At most … words: must be a whole number, at least 1; found 'few'").wait_for()
+    box.locator(".rule-value").fill("12")
+    box.locator(".add-rule").click()
+    box.locator(".rule").last.select_option("ends_with")
+    box.locator(".rule-value").last.press_sequentially("now.\nlater.")
+    box.locator(".for-kinds").last.select_option("helpful")
+    box.locator(".add-good").click()
+    box.locator(".good textarea").fill("Do it now.")
+    box.locator(".add-bad").click()
+    box.locator(".bad textarea").fill("Do it.")
+    box.locator(".checks-of summary:has-text('2 rules; 2 examples')").wait_for()
+    box.locator(".found li").wait_for(state="detached")
+    tab.keyboard.press("Control+s")
+    tab.wait_for_selector("#state:text-is('saved')")
+    text = file.read_text()
+    assert "weight: 1.5 # thrice\n    # to be read at a glance\n    check:" in text
+    found = load_constitution(file).principles[0]
+    assert found.check == (ResponseCheck(max_words=12), ResponseCheck(("helpful",), ends_with=("now.", "later.")))
+    assert found.examples == Examples(("Do it now.",), ("Do it.",))
+    tab.click("#tab-text")
+    tab.locator("#text").fill(text.replace("max_words: 12", "max_wrods: 9"))
+    tab.click("#tab-form")
+    box.locator(".found[data-of=check] >> text=unknown rule 'max_wrods'. Did you mean 'max_words'?").wait_for()
+    assert box.locator(".rule").first.input_value() == "max_wrods"
+    box.locator(".rule").first.select_option("max_words")
+    tab.wait_for_selector(stored)
+    box.locator("button[title='Remove this rule']").last.click()
+    box.locator(".checks-of summary:has-text('1 rule;')").wait_for()
+    tab.click("#save")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert load_constitution(file).principles[0].check == (ResponseCheck(max_words=9),)
+
+
 def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     reply = "Name the source.\nCritique: Point out every claim in your last response that names no source."
     script(monkeypatch, lambda request: Completion(reply, False, 1, 1))
@@ -59,7 +108,7 @@ def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any
     file.write_text(MINE.replace("Be kind.", "Name the source of every claim."))
     tab.goto("/constitutions/mine")
     second = tab.locator(".principle-form").nth(1)
-    second.locator("summary").click()
+    second.locator(".words-of summary").click()
     second.locator("text=Draft from the statement").click()
     second.locator(".drafted:visible").wait_for()
     assert second.locator("[data-name=critique]").input_value().startswith("Point out every claim")

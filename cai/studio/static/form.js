@@ -1,34 +1,33 @@
 // The form: one block per principle, its statement first. Every edit changes the YAML text on the server, which keeps comments and layout.
 import { ask, get, tell } from "/static/app.js";
 import { change, reload } from "/static/constitution.js";
+import { exampleRows, make, nameOf, ruleRows } from "/static/rules.js";
 
 const PAUSE = 600, LOOK_EVERY = 700;
 const list = get("principles"), form = get("form");
 const { base } = get("editor").dataset;
 const defaults = JSON.parse(form.dataset.defaults), kinds = form.dataset.kinds.split(" ");
+const rules = JSON.parse(form.dataset.rules), lists = new WeakMap(); // of a block: its rules and examples
 const LABELS = {
   critique: "Critique request", revision: "Revision request",
   ask_positive: "Question: Yes is good", ask_negative: "Question: Yes is bad", compare: "Question about two responses",
 };
 let shown = [], timer = 0, pending = null, dragged = -1, drafting = "";
 
-function make(tag, props = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), props);
-  made.append(...children);
-  return made;
-}
-
 // One field is pending at a time: typing into another sends the first.
 function flush() {
   clearTimeout(timer);
   const now = pending;
   pending = null;
-  return now && change("principle", { index: now.index, values: { [now.name]: now.value } }).then((stored) => stored || blame(now.index));
+  const named = now && { [now.name]: now.value };
+  const body = now && (["check", "examples"].includes(now.name) ? named : { values: named });
+  return now && change("principle", { index: now.index, ...body }).then((stored) => stored || blame(now.index));
 }
 // What the server refused is said at its principle, not over the page.
 function blame(index) {
   const text = get("told").textContent;
-  list.children[index]?.querySelector(".found").replaceChildren(make("li", { textContent: text, className: "error" }));
+  list.children[index]?.querySelector(".found[data-of='']").replaceChildren(make("li", { textContent: text, className: "error" }));
+  for (const part of Object.values(lists.get(list.children[index]) || {})) part.refused();
   if (list.children[index]) tell("");
   return false;
 }
@@ -47,9 +46,15 @@ function field(index, name, label, rows) {
   else area.type = "text";
   area.dataset.name = name;
   area.placeholder = defaults[name] || "";
-  area.addEventListener("input", () => typed(index, name, area.value));
+  area.addEventListener("input", () => typed(index, name, name === "weight" ? numeral(area.value) : area.value));
   const mark = make("span", { className: "tag drafted", hidden: true, textContent: "drafted by a model" });
-  return make("label", { className: "field" }, make("span", {}, `${label} `, mark), area);
+  return make("div", { className: `field-of ${name}` }, make("label", { className: "field" }, make("span", {}, `${label} `, mark), area), name === "weight" ? "" : says(name));
+}
+const numeral = (text) => (/^\s*[+-]?(\d+\.?\d*|\.\d+)\s*$/.test(text) ? Number(text) : text.trim()); // else the server says what is wrong
+function says(name) {
+  const found = make("ul", { className: "found" });
+  found.dataset.of = name;
+  return found;
 }
 
 function block(index, count) {
@@ -91,11 +96,19 @@ function block(index, count) {
   const words = make("details", { className: "more words-of" }, make("summary"));
   words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
   words.append(act("Draft from the statement", "Let the model write these texts; what stands here is replaced", () => draft(index)));
+  const changed = (name) => (value, now) => (typed(index, name, value), now && flush());
+  const parts = { check: ruleRows(rules, kinds, changed("check")), examples: exampleRows(changed("examples")) };
+  lists.set(box, parts);
+  const weight = field(index, "weight", "Weight", 0), checks = make("details", { className: "more checks-of" }, make("summary"));
+  Object.assign(weight.querySelector("input"), { inputMode: "decimal", placeholder: "1", title: "How often it is drawn, compared with the others" });
+  checks.append(
+    make("p", { className: "hint", textContent: "Rules decide without a model whether a response follows the principle; all must hold. They are tested on the examples." }),
+    parts.check.element, says("check"), parts.examples.element, says("examples"));
   box.append(
     field(index, "statement", "Statement: what a response should do", 3),
     make("div", { className: "actions" }, handle, name, more, act("↑", "Move up", () => move(index - 1), index === 0),
       act("↓", "Move down", () => move(index + 1), index === count - 1), remove),
-    kindBoxes, words, make("ul", { className: "found" }),
+    make("div", { className: "actions" }, kindBoxes, weight), says("weight"), says("applies_to"), words, checks, says(""),
   );
   return box;
 }
@@ -103,7 +116,7 @@ function block(index, count) {
 function fill(box, principle) {
   box.querySelector(".about").href = `${base}/principles/${encodeURIComponent(principle.id)}`;
   box.querySelector(".about").title = `Adherence, prompts, examples and changes of ${principle.id}`;
-  const values = { id: principle.id, statement: principle.statement, ...principle.wording };
+  const values = { id: principle.id, statement: principle.statement, weight: String(principle.weight ?? ""), ...principle.wording };
   for (const control of box.querySelectorAll("[data-name]")) {
     const value = values[control.dataset.name] || "", mark = control.parentElement.querySelector(".drafted");
     if (control !== document.activeElement && control.value !== value) control.value = value;
@@ -111,13 +124,26 @@ function fill(box, principle) {
   }
   for (const check of box.querySelectorAll(".kinds input")) check.checked = principle.applies_to.includes(check.value);
   const own = Object.keys(principle.wording).length, drafted = principle.drafted.length;
-  box.querySelector("summary").textContent =
+  lists.get(box).check.fill(principle.check);
+  lists.get(box).examples.fill(principle.examples);
+  const { good, bad } = principle.examples, count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+  box.querySelector(".checks-of summary").textContent =
+    `Check by rule: ${principle.check.length ? count(principle.check.length, "rule") : "none"}; ${count(good.length + bad.length, "example")}`;
+  box.querySelector(".words-of summary").textContent =
     `Requests and questions: ${own ? `${own} of its own` : "the default ones, which quote the statement"}${drafted ? `, ${drafted} drafted` : ""}`;
-  box.querySelector(".found").replaceChildren(...principle.problems.map((text) => make("li", { textContent: text, className: text.split(":")[0] })));
+  for (const said of box.querySelectorAll(".found")) {
+    const mine = principle.problems.filter(({ field }) => (box.querySelector(`.found[data-of="${CSS.escape(field)}"]`) ? field : "") === said.dataset.of);
+    said.replaceChildren(...mine.map(({ severity, text }) => make("li", { textContent: text.replace(/^\w+(?=: )/, nameOf), className: severity })));
+  }
+  for (const part of box.querySelectorAll("details")) {
+    const faults = part.querySelectorAll(".found li").length;
+    if (faults > Number(part.dataset.faults || 0)) part.open = true;
+    part.dataset.faults = faults;
+  }
 }
 
 document.addEventListener("edited", ({ detail }) => {
-  const open = new Set([...list.querySelectorAll(".words-of[open]")].map((d) => d.closest("article").dataset.id));
+  const open = new Set([...list.querySelectorAll("details[open]")].map((d) => `${d.className} ${d.closest("article").dataset.id}`));
   const ids = detail.form.map((p) => p.id);
   const renamed = ids.length === shown.length && ids.filter((id, i) => id !== shown[i]).length < 2; // the blocks stay, and with them what is being typed
   if (!renamed || list.childElementCount !== ids.length) list.replaceChildren(...ids.map((_, i) => block(i, ids.length)));
@@ -125,7 +151,7 @@ document.addEventListener("edited", ({ detail }) => {
   detail.form.forEach((principle, i) => {
     const box = list.children[i];
     box.dataset.id = principle.id;
-    if (open.has(principle.id)) box.querySelector(".words-of").open = true;
+    for (const d of box.querySelectorAll("details")) if (open.has(`${d.className} ${principle.id}`)) d.open = true;
     fill(box, principle);
   });
   get("add").disabled = !detail.form.length;
