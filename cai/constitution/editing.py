@@ -24,6 +24,8 @@ DRAFTED = "# drafted from the statement by "
 _OF_STATEMENT = re.compile(r"\[([0-9a-f]{8})\]$")
 _COMMENT = re.compile(r"\s+#[^'\"]*$")
 _ORDER = ("id", "statement", "openings", *DEFAULT_WORDING, "applies_to", "weight", "check", "examples")
+UNWRITTEN = "…"
+"""Statement of a principle that is still to be written, in any language."""
 _BY_HAND = "edit it as text"
 _SHORT = 90
 """Number of characters up to which a list or mapping is written in one line."""

@@ -33,6 +33,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
+from cai.constitution.editing import UNWRITTEN
 from cai.constitution.load import entries, read_fields, source_problems
 from cai.constitution.outdated import outdated
 from cai.constitution.show import LABELLED_KINDS, draw_shares
@@ -250,6 +251,8 @@ def _texts(i: int, p: Principle) -> Iterator[_Draft]:
     """Check single texts with the rules that work in any language."""
     for field in TEXTS:
         text: str = getattr(p, field)
+        if text == UNWRITTEN:
+            yield _Draft("error", "leftover", f"{p.id}: the {field} is still to be written", i, field)
         for pattern, what in _LEFTOVERS:
             if match := pattern.search(text):
                 yield _Draft("error", "leftover", f"{p.id}: {field} has {what} left in it: {match[0]!r}", i, field)

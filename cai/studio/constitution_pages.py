@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cai.constitution.editing import add_principle, move_principle, remove_principle, set_fields
+from cai.constitution.editing import UNWRITTEN, add_principle, move_principle, remove_principle, set_fields
 from cai.constitution.show import LABELLED_KINDS
 from cai.errors import ConstitutionError
-from cai.records import DEFAULT_WORDING
+from cai.records import WORDINGS
 from cai.studio.drafts import Edited
 from cai.studio.principle_form import CheckRow, ExampleTexts, check_of, check_rules, examples_of
 from cai.studio.run_pages import run_names, run_of
@@ -76,7 +76,15 @@ def editor(request: Request) -> Response:
     """Show the editor page. The page loads the text as JSON, so that every character is preserved."""
     studio = studio_of(request)
     answered = [name for name in run_names(studio) if run_of(studio, name).data("responses").is_file()]
-    return page("constitution", name=name_of(request), runs=answered, defaults=DEFAULT_WORDING, kinds=LABELLED_KINDS, rules=check_rules())
+    return page(
+        "constitution",
+        name=name_of(request),
+        runs=answered,
+        defaults=WORDINGS,
+        unwritten=UNWRITTEN,
+        kinds=LABELLED_KINDS,
+        rules=check_rules(),
+    )
 
 
 def create(request: Request, body: New) -> Response:
@@ -126,7 +134,7 @@ def arrange(request: Request, body: Arrangement) -> Response:
         ids = {form.id for form in studio_of(request).drafts.open(name_of(request)).form}
         if body.action == "add":
             new = next(i for n in range(1, len(ids) + 2) if (i := f"principle-{n}") not in ids)
-            return add_principle(text, new, "Say here what a response should do.")
+            return add_principle(text, new, UNWRITTEN)
         return remove_principle(text, body.index) if body.action == "remove" else move_principle(text, body.index, body.to)
 
     return _shown(studio_of(request).drafts.edit(name_of(request), body.version, change))
@@ -154,6 +162,7 @@ def _shown(edited: Edited) -> Response:
             "is_loadable": not edited.fault,
             "principles": [form.id for form in edited.form],
             "form": edited.form,
+            "language": edited.language,
             "lines": {str(f.line): f.severity for f in reversed(edited.findings) if f.line},
             "html": fragment("findings", edited=edited),
         }

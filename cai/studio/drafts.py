@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cai.constitution.editing import UNWRITTEN
 from cai.constitution.importers import dump_yaml
 from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import parse_constitution
@@ -69,6 +70,8 @@ class Edited:
     """Empty if the text can't be parsed."""
     fault: str
     """Error that prevents loading the text; empty if it can be loaded."""
+    language: str
+    """Language of the default requests and questions, as the text states it."""
 
 
 class Drafts:
@@ -94,7 +97,7 @@ class Drafts:
         with self._one_at_a_time:
             if (self._folder / f"{name}.yaml").exists():
                 raise DataError(f"constitution/{name}.yaml exists already")
-            first = Principle("principle-1", "Say here what a response should do.")
+            first = Principle("principle-1", UNWRITTEN)
             made = Constitution(name, name.replace("-", " ").capitalize(), "Say here what this constitution is for.", (first,))
             write_text(self._folder / f"{name}.yaml", dump_yaml(made))
 
@@ -233,16 +236,17 @@ def _version(saved: str, kept: _Kept | None) -> str:
 
 
 @lru_cache(maxsize=64)
-def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrincipleForm, ...], str]:
-    """Return the lint findings, the form, and the load error (empty if there is none). Results are cached."""
+def _examined(text: str, where: Path) -> tuple[tuple[LintFinding, ...], tuple[PrincipleForm, ...], str, str]:
+    """Return the lint findings, the form, the load error (empty if there is none) and the language. Results are cached."""
     findings = sorted(lint_text(text, where), key=lambda f: (f.line or 0, f.severity))
     try:
         source = parse_yaml(text.encode(), where, ConstitutionError)
     except ConstitutionError as e:
-        return tuple(findings), (), str(e)
+        return tuple(findings), (), str(e), ""
     form = principle_forms(source, text, findings)
+    language = str(source.data.get("language", "en")) if isinstance(source.data, dict) else ""
     try:
         parse_constitution(text, where)
     except ConstitutionError as e:
-        return tuple(findings), form, str(e)
-    return tuple(findings), form, ""
+        return tuple(findings), form, str(e), language
+    return tuple(findings), form, "", language

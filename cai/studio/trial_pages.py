@@ -34,9 +34,9 @@ class ComparisonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class WordingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Request to draft the requests and questions of one principle."""
+    """Request to draft the requests and questions of one principle, or of all that have only a statement."""
 
-    index: Annotated[int, msgspec.Meta(ge=0)]
+    index: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 def try_prompt(request: Request, body: Preview) -> Response:
@@ -55,7 +55,7 @@ def compare(request: Request, body: ComparisonRequest) -> Response:
 
 
 def word(request: Request, body: WordingRequest) -> Response:
-    """Start a job that drafts a principle's requests and questions from its statement."""
+    """Start a job that drafts requests and questions from statements."""
     studio, name = studio_of(request), name_of(request)
     return _shown(studio.jobs.start("worded", wording(studio.drafts, name, body.index, studio.workspace, studio.asking)))
 

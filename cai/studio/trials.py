@@ -2,21 +2,23 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from cai.constitution.editing import set_fields
+from cai.constitution.editing import UNWRITTEN, set_fields
+from cai.constitution.proposals import WORDED
 from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
 from cai.core.workspace import RunDirectory, Workspace
-from cai.errors import ConstitutionError, DataError
-from cai.records import Constitution, PromptKind
+from cai.errors import ConstitutionError, DataError, ReplyError
+from cai.records import Constitution, Principle, PromptKind
 from cai.session import Session
 from cai.studio.drafts import Drafts
 from cai.studio.jobs import Job
 from cai.workbench.consequences import compare_on_sample
 from cai.workbench.settings import settings
 from cai.workbench.trial import chosen, steps
-from cai.workbench.wording import draft_wording
+from cai.workbench.wording import Wording, draft_wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,36 +101,49 @@ def constitution_of(run: RunDirectory) -> Constitution:
     return Constitution(card.id, card.name, "", card.principles)
 
 
-def wording(drafts: Drafts, name: str, index: int, workspace: Workspace, asking: TrialRequest) -> Callable[[Job], Awaitable[None]]:
-    """Return a job that drafts a principle's requests and questions from its statement, and writes them into the draft of the text.
+def wording(drafts: Drafts, name: str, index: int | None, workspace: Workspace, asking: TrialRequest) -> Callable[[Job], Awaitable[None]]:
+    """Return a job that drafts requests and questions from statements, and writes them into the draft of the text.
+
+    Texts that a person wrote stay. Each principle is written as soon as it is drafted; one that the model fails at is left as it is.
 
     Args:
         drafts: the constitutions.
         name: the constitution.
-        index: number of the principle in it.
+        index: number of the principle in it; None: all that have only a statement.
         workspace: workspace with the call store and the templates.
         asking: model and settings.
 
     Raises:
-        ConstitutionError: the text is not a valid constitution, or has no such principle.
+        ConstitutionError: the text is not a valid constitution, or has nothing to draft.
     """
     _, draft = drafts.versions(name)
-    if index >= len(draft.principles):
+    if index is not None and index >= len(draft.principles):
         raise ConstitutionError(f"{name} has no principle {index + 1}")
-    principle = draft.principles[index]
+    todo = [p for p in draft.principles if not p.own_wording] if index is None else [draft.principles[index]]
+    todo = [p for p in todo if p.statement != UNWRITTEN]
+    if not todo:
+        raise ConstitutionError(
+            "Write the statement first." if index is not None else "Every principle has requests or questions of its own."
+        )
 
     async def work(job: Job) -> None:
-        job.note = "asking the model"
         async with asking.session(workspace, job) as session:
-            found = await draft_wording(session, principle)
-
-        def put(text: str) -> str:
-            where = next((i for i, form in enumerate(drafts.open(name).form) if form.id == principle.id), None)
-            if where is None or drafts.open(name).form[where].statement != principle.statement:
-                raise ConstitutionError(f"{principle.id} was changed while the model wrote. Draft it again.")
-            return set_fields(text, where, found.texts, found.model)
-
-        drafts.edit(name, drafts.open(name).version, put)
-        job.parts.append(found)
+            for number, principle in enumerate(todo, 1):
+                job.note = f"drafting for {principle.id} ({number} of {len(todo)})"
+                try:
+                    found = await draft_wording(session, principle)
+                except ReplyError:
+                    found = Wording(principle.id, {}, WORDED, session.model.engine.name)
+                drafts.edit(name, drafts.open(name).version, partial(_put, drafts, name, principle, found))
+                job.parts.append(found)
 
     return work
+
+
+def _put(drafts: Drafts, name: str, principle: Principle, found: Wording, text: str) -> str:
+    """Return the text with what was drafted for a principle, in place of nothing or of an earlier draft."""
+    where, form = next(((i, f) for i, f in enumerate(drafts.open(name).form) if f.id == principle.id), (0, None))
+    if form is None or form.statement != principle.statement:
+        raise ConstitutionError(f"{principle.id} was changed while the model wrote. Draft it again.")
+    new = {field: said for field, said in found.texts.items() if field not in form.wording or field in form.drafted}
+    return set_fields(text, where, new, found.model) if new else text

@@ -6,14 +6,16 @@ import re
 import signal
 import threading
 import time
+from html import unescape
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from cai.constitution.editing import UNWRITTEN
 from cai.core.workspace import Workspace
 from cai.errors import ConstitutionError, RecipeError
-from cai.models.base import Completion
+from cai.models.base import Completion, Request
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.serving import serve
 from tests.studio.serving import Served
@@ -313,13 +315,53 @@ def test_a_model_drafts_the_wording_of_a_principle(served: Served, mine: str, mo
     while not job["over"]:
         time.sleep(0.05)
         job = served.client.get(f"/jobs/{job['id']}").json()
-    assert job["state"] == "done" and "drafted 4 of 5 texts; nothing usable for compare" in job["html"]
+    assert (
+        job["state"] == "done"
+        and "drafted 4 of 5 texts; nothing usable for the question about two responses, which stays as it was" in job["html"]
+    )
     [sources, _] = served.client.get(f"{mine}/text").json()["form"]
     assert set(sources["drafted"]) == set(sources["wording"]) == {"critique", "revision", "ask_positive", "ask_negative"}
     now = served.client.get(f"{mine}/text").json()
     edited = {"critique": "Point out each claim in your last response without a source."}
     now = served.post(f"{mine}/principle", version=now["version"], index=0, values=edited)
     assert "critique" not in now["form"][0]["drafted"], "a person's text is not marked as drafted"
+
+
+@pytest.mark.enable_socket
+def test_what_is_missing_is_drafted_and_what_a_person_wrote_stays(served: Served, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reply(request: Request) -> Completion:
+        about = "brevity" if "Be short" in request.messages[-1].content else "source"
+        words = {"brevity": "Point out what is not short in your last response.", "source": "Point out each claim without a source."}
+        return Completion(f"x\nCritique: {words[about]}\nRevision: Rewrite your last response so that it is short.", False, 1, 1)
+
+    def word(**body: object) -> str:
+        job = served.post(f"{mine}/word", **body)
+        while not job["over"]:
+            time.sleep(0.05)
+            job = served.client.get(f"/jobs/{job['id']}").json()
+        assert job["state"] == "done", job["html"]
+        return str(job["html"])
+
+    script(monkeypatch, reply)
+    now = served.client.get(f"{mine}/text").json()
+    now = served.post(f"{mine}/arrange", version=now["version"], action="add")
+    assert now["form"][2]["statement"] == UNWRITTEN and "still to be written" in now["form"][2]["problems"][0]["text"]
+    own = "Ask yourself what each claim rests on, and say it."
+    served.post(f"{mine}/principle", version=now["version"], index=0, values={"critique": own})
+    assert word().count("drafted ") == 1, "of three, one has a text of its own, and one no statement yet"
+    form = served.client.get(f"{mine}/text").json()["form"]
+    assert form[1]["drafted"] == ["critique", "revision"] and form[0]["wording"] == {"critique": own} and not form[2]["wording"]
+    word(index=0)
+    assert served.client.get(f"{mine}/text").json()["form"][0]["wording"]["critique"] == own
+    assert "Write the statement first" in served.post(f"{mine}/word", 400, index=2)["error"]
+
+
+@pytest.mark.enable_socket
+def test_what_is_left_out_is_in_the_constitutions_language(served: Served, mine: str) -> None:
+    now = served.client.get(f"{mine}/text").json()
+    assert now["language"] == "en"
+    assert served.post(f"{mine}/draft", version=now["version"], text=f"language: de\n{MINE}")["language"] == "de"
+    assert "Folgt die Antwort dem Grundsatz?" in unescape(served.client.get(mine).text)
 
 
 @pytest.mark.enable_socket

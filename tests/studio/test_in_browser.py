@@ -127,6 +127,15 @@ def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any
     assert tab.evaluate("document.activeElement.closest('.principle-form').dataset.id") == "kind", "the keyboard stays with it"
     tab.locator(".principle-form").last.locator("text=Draft from the statement").click()
     tab.locator("#wording:has-text('drafted')").wait_for()
+    tab.click("#add")
+    tab.locator(".principle-form >> nth=2").wait_for()
+    tab.locator("#bare:has-text('only a statement')").wait_for()
+    assert tab.locator(".principle-form").count() == 3 and tab.locator("[data-name=statement]").last.input_value() == ""
+    tab.locator("[data-name=statement]").last.fill("Name the source of each number.")
+    tab.locator(".principle-form").last.locator(".found li.error").wait_for(state="detached")
+    tab.click("#bare button")
+    tab.locator("#bare + #wording:has-text('drafted')").wait_for()
+    tab.locator(".principle-form >> nth=2 >> .words-of summary:has-text('drafted')").wait_for()
 
 
 def test_a_fault_is_shown_at_its_line_and_can_not_be_saved(tab: Any, served: Served) -> None:

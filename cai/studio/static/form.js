@@ -12,6 +12,7 @@ const LABELS = {
   critique: "Critique request", revision: "Revision request",
   ask_positive: "Question: Yes is good", ask_negative: "Question: Yes is bad", compare: "Question about two responses",
 };
+const PLACEHOLDERS = { statement: "What a response should do, in one or two sentences", weight: "1" };
 let shown = [], timer = 0, pending = null, dragged = -1, drafting = "";
 
 // One field is pending at a time: typing into another sends the first.
@@ -45,7 +46,6 @@ function field(index, name, label, rows) {
   if (rows) area.rows = rows;
   else area.type = "text";
   area.dataset.name = name;
-  area.placeholder = defaults[name] || "";
   area.addEventListener("input", () => typed(index, name, name === "weight" ? numeral(area.value) : area.value));
   const mark = make("span", { className: "tag drafted", hidden: true, textContent: "drafted by a model" });
   return make("div", { className: `field-of ${name}` }, make("label", { className: "field" }, make("span", {}, `${label} `, mark), area), name === "weight" ? "" : says(name));
@@ -95,12 +95,12 @@ function block(index, count) {
   }
   const words = make("details", { className: "more words-of" }, make("summary"));
   words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
-  words.append(act("Draft from the statement", "Let the model write these texts; what stands here is replaced", () => draft(index)));
+  words.append(act("Draft from the statement", "Let the model write these texts; what a person wrote stays", () => draft(index)));
   const changed = (name) => (value, now) => (typed(index, name, value), now && flush());
   const parts = { check: ruleRows(rules, kinds, changed("check")), examples: exampleRows(changed("examples")) };
   lists.set(box, parts);
   const weight = field(index, "weight", "Weight", 0), checks = make("details", { className: "more checks-of" }, make("summary"));
-  Object.assign(weight.querySelector("input"), { inputMode: "decimal", placeholder: "1", title: "How often it is drawn, compared with the others" });
+  Object.assign(weight.querySelector("input"), { inputMode: "decimal", title: "How often it is drawn, compared with the others" });
   checks.append(
     make("p", { className: "hint", textContent: "Rules decide without a model whether a response follows the principle; all must hold. They are tested on the examples." }),
     parts.check.element, says("check"), parts.examples.element, says("examples"));
@@ -113,12 +113,14 @@ function block(index, count) {
   return box;
 }
 
-function fill(box, principle) {
+function fill(box, principle, wordings) {
   box.querySelector(".about").href = `${base}/principles/${encodeURIComponent(principle.id)}`;
   box.querySelector(".about").title = `Adherence, prompts, examples and changes of ${principle.id}`;
-  const values = { id: principle.id, statement: principle.statement, weight: String(principle.weight ?? ""), ...principle.wording };
+  const statement = principle.statement === form.dataset.unwritten ? "" : principle.statement;
+  const values = { id: principle.id, statement, weight: String(principle.weight ?? ""), ...principle.wording };
   for (const control of box.querySelectorAll("[data-name]")) {
     const value = values[control.dataset.name] || "", mark = control.parentElement.querySelector(".drafted");
+    control.placeholder = wordings[control.dataset.name] || PLACEHOLDERS[control.dataset.name] || "";
     if (control !== document.activeElement && control.value !== value) control.value = value;
     mark.hidden = !principle.drafted.includes(control.dataset.name);
   }
@@ -152,8 +154,13 @@ document.addEventListener("edited", ({ detail }) => {
     const box = list.children[i];
     box.dataset.id = principle.id;
     for (const d of box.querySelectorAll("details")) if (open.has(`${d.className} ${principle.id}`)) d.open = true;
-    fill(box, principle);
+    fill(box, principle, defaults[detail.language] || {}); // of another language: none
   });
+  const bare = detail.form.filter((p) => !Object.keys(p.wording).length && p.statement !== form.dataset.unwritten).length;
+  get("bare").hidden = !bare;
+  get("bare").firstElementChild.textContent =
+    `${bare === 1 ? "One principle has" : `${bare} principles have`} only a statement. That is enough: the default requests and questions quote it. ` +
+    "A model can draft more specific ones, to be read before you save.";
   get("add").disabled = !detail.form.length;
   if (!detail.form.length) list.textContent = "The text can't be read as YAML, so there is no form for it. Correct it under YAML.";
 });
@@ -167,14 +174,18 @@ get("add").addEventListener("click", async () => {
 });
 
 const panel = get("wording"); // it moves into the principle's block, and out of the page when the blocks are made anew
-async function draft(index) {
-  list.children[index].append(panel);
+async function draft(index = null) {
+  if (index === null) get("bare").after(panel);
+  else list.children[index].append(panel);
   try {
     let job = await ask(`${base}/word`, { index });
-    for (;;) {
+    for (let parts = 0; ; ) {
       drafting = job.id;
       panel.innerHTML = job.html; // rendered and escaped by the server; the page's policy runs no script in it
       if (job.over) break;
+      const written = panel.querySelectorAll(".worded").length;
+      if (written > parts) await reload();
+      parts = written;
       await new Promise((ready) => setTimeout(ready, LOOK_EVERY));
       job = await ask(`/jobs/${job.id}`);
     }
@@ -183,6 +194,7 @@ async function draft(index) {
     tell(error.message);
   }
 }
+get("bare").querySelector("button").addEventListener("click", async () => (await flush(), draft()));
 panel.addEventListener("click", (event) => {
   if (event.target.closest(".stop")) ask(`/jobs/${drafting}/stop`, {}).catch((error) => tell(error.message));
 });
