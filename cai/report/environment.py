@@ -6,7 +6,7 @@ from jinja2 import DictLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from cai.core.manifest import counts_in_words
-from cai.report.formatting import duration, number, percent, plural, signed, visible
+from cai.report.formatting import duration, number, percent, plural, signed, visible, word_changes
 
 CLIP_CHARACTERS = 700
 CLIP_LINES = 12
@@ -25,6 +25,7 @@ def html_environment(*packages: str) -> SandboxedEnvironment:
     )
     formats = (percent, number, duration, plural, signed, counts_in_words)
     environment.filters |= {f.__name__: f for f in formats}
+    environment.globals["word_changes"] = word_changes
     environment.tests |= {"long": is_long}
     return environment
 

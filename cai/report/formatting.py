@@ -3,12 +3,18 @@
 import math
 import re
 
+from cai.constitution.diff import WordOp, word_diff
 from cai.records import EvalResult
 
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 """Control characters that HTML can't contain, that reorder the surrounding text, or that hide text."""
+
+LEAST_KEPT = 0.25
+"""Share of the longer text that both texts must have in common for their differences to be marked."""
+MOST_COMPARED = 3000
+"""Number of characters up to which two texts are compared word by word; the time grows with its square."""
 
 
 def visible(text: str) -> str:
@@ -128,3 +134,12 @@ def _name_character(match: re.Match[str]) -> str:
     if code < 0x20:
         return chr(0x2400 + code)
     return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+def word_changes(before: str, after: str) -> list[tuple[WordOp, str]]:
+    """Return a word diff of two texts; empty if they are too long to compare, or have too little in common for a diff to be read."""
+    if max(len(before), len(after)) > MOST_COMPARED:
+        return []
+    runs = word_diff(before, after)
+    kept = sum(len(text) for op, text in runs if op == "same" and text.strip())
+    return runs if kept >= LEAST_KEPT * max(len(before), len(after), 1) else []

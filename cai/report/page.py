@@ -55,7 +55,6 @@ def render_report(data: ReportData) -> str:
         results=sections.result_rows(data.evaluation or ()),
         samples=sections.sample_views(data),
         trails=trails,
-        word_changes=sections.word_changes,
         trail_principles=trail_principles,
         principles=sections.principle_lookup(data),
         uses=sections.use_rows(data.principles),

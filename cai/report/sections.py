@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cai.constitution.diff import WordOp, word_diff
 from cai.core.manifest import STAGE_NAMES, counts_in_words
 from cai.core.status import OPTIONAL_STAGES
 from cai.core.text.refusals import is_refusal
@@ -19,10 +18,6 @@ from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportDat
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
 
-LEAST_KEPT = 0.25
-"""Share of the longer text that both texts must have in common for their differences to be marked."""
-MOST_COMPARED = 3000
-"""Number of characters up to which two texts are compared word by word; the time grows with its square."""
 FEW = 10
 """Number of prompts below which a group's result is in the tables only."""
 NAMES = {
@@ -309,15 +304,6 @@ def trail_views(data: ReportData) -> tuple[list[TrailView], list[str]]:
         classes = " ".join(f"tp{ids.index(i)}" for i in own_ids)
         views.append(TrailView(t, classes, _last_user_message(t.trace.prompt.messages), own_ids))
     return views, ids
-
-
-def word_changes(before: str, after: str) -> list[tuple[WordOp, str]]:
-    """Return a word diff of two texts; empty if they are too long to compare, or have too little in common for a diff to be read."""
-    if max(len(before), len(after)) > MOST_COMPARED:
-        return []
-    runs = word_diff(before, after)
-    kept = sum(len(text) for op, text in runs if op == "same" and text.strip())
-    return runs if kept >= LEAST_KEPT * max(len(before), len(after), 1) else []
 
 
 def principle_lookup(data: ReportData) -> dict[str, Principle]:

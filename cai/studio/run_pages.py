@@ -18,7 +18,7 @@ from cai.pipeline.plan import plan_recipe
 from cai.report.collect import read_curves
 from cai.report.comparison import compare_runs
 from cai.report.page import POLICY, render_comparison
-from cai.report.sections import curve_plots, word_changes
+from cai.report.sections import curve_plots
 from cai.studio.browsing import PER_PAGE, Order, Query, What, browse, views_of
 from cai.studio.running import RunRequest
 from cai.studio.web import Nothing, Studio, as_json, fragment, known, page, studio_of, taking, visitor_of
@@ -138,7 +138,6 @@ def texts(request: Request) -> Response:
         "first": number * PER_PAGE,
         "earlier": Markup(urlencode(given | {"page": number - 1})),
         "later": Markup(urlencode(given | {"page": number + 1})),
-        "word_changes": word_changes,
     }
     return page("run_texts", **values)
 

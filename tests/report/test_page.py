@@ -9,11 +9,11 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.data.balance import source_balance
-from cai.records import Critique, Message, Preference, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round
+from cai.records import Critique, Message, Preference, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round, Sample
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import collect_report
+from cai.report.formatting import word_changes
 from cai.report.page import POLICY, render_report
-from cai.report.sections import word_changes
 from tests.report.run_directory import BY, findings, prompt, write_run
 
 SECTIONS = (
@@ -288,6 +288,17 @@ def test_a_revision_shows_what_changed(tmp_path: Path) -> None:
     write_records(run / "data" / "traces.jsonl", [RevisionTrace(prompt(1), "Close the door, it is cold.", rounds, None, 0.7, BY)])
     page = render_report(collect_report(run))
     assert "What changed from the first response" in page and "<del>Close</del><ins>Please close</ins>" in page
+
+
+def test_answers_before_and_after_show_what_changed(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    texts = {"base": "Close the door, it is cold.", "sft": "Shut it.", "policy": "Please close the door, it is cold."}
+    samples = [Sample(prompt(1), texts, {}), Sample(prompt(2), dict.fromkeys(texts, "Yes."), {}), Sample(prompt(3), {"base": "No."}, {})]
+    write_records(run / "data" / "samples.jsonl", samples)
+    page = render_report(collect_report(run))
+    part = page[page.index('id="samples"') : page.index('id="trails"')]
+    assert part.count("What changed from base to policy, word by word") == 1 and "<del>Close</del><ins>Please close</ins>" in part
+    assert part.count("The two are the same, word for word.") == 1
 
 
 def test_texts_without_much_in_common_or_too_long_are_not_marked_word_by_word() -> None:

@@ -224,6 +224,9 @@ def test_texts_are_searched_and_followed_to_their_prompt(tab: Any, served: Serve
     tab.select_option("[name=order]", "worst")
     tab.click("button:text-is('Show')")
     assert re.search(r"breaks it", tab.locator(".sample").first.inner_text())
+    changed = tab.locator(".sample:has-text('A b c d.')")
+    changed.locator("summary:has-text('What changed')").click()
+    assert changed.locator("ins").inner_text().strip() == "c"
     tab.fill("[name=search]", "two three")
     tab.keyboard.press("Enter")
     tab.wait_for_url("**search=two+three**")
