@@ -19,11 +19,11 @@ from typing import Literal
 
 import msgspec
 
-from cai.core.jsonl import append_record, disk_error, read_records
+from cai.core.jsonl import append_record, disk_error, read_records, write_text
 from cai.core.workspace import Workspace, is_text
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
-from cai.labels.pooling import pair_key
+from cai.labels.pooling import ADJUDICATOR, pair_key
 from cai.labels.to_label import ToLabel, load_to_label
 from cai.records import HumanLabel, ResponsePair
 
@@ -170,15 +170,21 @@ class Labelling:
         return True
 
     def undo(self, queue: Queue, rater: str, key: str) -> None:
-        """Remove a rater's last answer.
+        """Remove a rater's last answer, or any decision of the adjudicator.
 
         Raises:
-            NotLastError: the last answer is for another pair.
+            NotLastError: the last answer is for another pair, or there is no such decision.
             StoreError: the file can't be written.
         """
         path = self.file(queue, rater)
         with _locked(path) as descriptor:
             lines = path.read_bytes().split(b"\n")[:-1]  # after the last line break there is at most an incomplete line
+            if rater == ADJUDICATOR:
+                kept = [line for line in lines if pair_key(msgspec.json.decode(line, type=HumanLabel)) != key]
+                if len(kept) == len(lines):
+                    raise NotLastError("This decision was undone in another tab. Reload the page.")
+                write_text(path, b"".join(line + b"\n" for line in kept).decode())
+                return
             last = msgspec.json.decode(lines[-1], type=HumanLabel) if lines else None
             if last is None or pair_key(last) != key:
                 raise NotLastError("This is not your last answer: there is a newer one from another tab. Reload the page.")
@@ -234,9 +240,13 @@ def _locked(path: Path) -> Iterator[int]:
     """Lock a label file exclusively, and yield its file descriptor. Raises `StoreError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield handle.fileno()
+        while True:
+            with path.open("ab") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
+                    continue  # it was replaced while this waited for the lock
+                yield handle.fileno()
+                return
     except CaiError:
         raise  # raised by the block; a `StoreError` is also an `OSError`
     except OSError as e:

@@ -144,6 +144,18 @@ def test_undo_takes_back_the_last_answer_only(labelling: Labelling, queue: Queue
     assert labelling.file(queue, "ann").read_bytes() == b""
 
 
+def test_any_decision_of_the_adjudicator_can_be_undone(labelling: Labelling, queue: Queue) -> None:
+    keys = [labelling.turn(queue, ADJUDICATOR).key]
+    for choice in ("a", "b", "tie"):
+        labelling.answer(queue, ADJUDICATOR, keys[-1], choice)
+        keys.append(labelling.turn(queue, ADJUDICATOR).key)
+    labelling.undo(queue, ADJUDICATOR, keys[0])
+    assert list(labelling.done(queue, ADJUDICATOR)) == keys[1:3]
+    with pytest.raises(NotLastError, match="undone in another tab"):
+        labelling.undo(queue, ADJUDICATOR, keys[0])
+    assert labelling.answer(queue, ADJUDICATOR, keys[0], "b") and list(labelling.done(queue, ADJUDICATOR)) == [*keys[1:3], keys[0]]
+
+
 def test_a_torn_last_line_costs_that_line_only(labelling: Labelling, queue: Queue) -> None:
     for _ in range(3):
         labelling.answer(queue, "ann", labelling.turn(queue, "ann").key, "a")

@@ -72,8 +72,8 @@ def add_run(workspace: Workspace, name: str, short: Principle = SHORT, constitut
     answers = {
         "x": ("One two three four.", "Yes."),
         "y": ("Yes.", "One two three four."),
-        "z": ("No.", "One two."),
-        "w": ("A b d.", "A b c d."),
+        "z": ("One of two.", "One two."),
+        "w": ("A b.", "A b c d."),
     }
     scores = {"x": 0.1, "y": 0.5, "z": 0.9, "w": 0.2}
     records = {
