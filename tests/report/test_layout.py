@@ -2,16 +2,18 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cai.report.collect import collect_report
 from cai.report.page import render_report
-from tests.browser import needs_browser, title_after_load
+from tests.browser import needs_browser, open_browser, title_after_load
 from tests.report.run_directory import write_run
 
-pytestmark = needs_browser
+pytestmark = [*needs_browser, pytest.mark.enable_socket]
 
 LOOK = """<script>addEventListener("load", () => {
   const cut = [], of = (e) => getComputedStyle(e).overflowX;
@@ -27,6 +29,12 @@ LOOK = """<script>addEventListener("load", () => {
   }
   document.title = JSON.stringify([innerWidth, cut]);
 });</script></head>"""
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
 
 
 def cut_off(html: str, width: int, folder: Path, paper: bool = False) -> tuple[int, list[str]]:
@@ -48,3 +56,15 @@ def test_nothing_is_cut_off_on_a_screen(tmp_path: Path, width: int) -> None:
 def test_nothing_is_cut_off_on_paper(tmp_path: Path) -> None:
     html = render_report(collect_report(write_run(tmp_path / "run", "A fairly long answer. " * 60)))
     assert cut_off(html, 700, tmp_path, paper=True) == (700, [])
+
+
+def test_the_contents_mark_the_section_that_is_read(tmp_path: Path, browser: Any) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(render_report(collect_report(write_run(tmp_path / "run"))))
+    tab = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    tab.goto(file.as_uri())
+    marked = "[...document.querySelectorAll('nav a')].filter((a) => getComputedStyle(a).fontWeight === '650').map((a) => a.hash)"
+    for link in tab.locator("nav a:not([href='#next'])").all():
+        link.click()
+        tab.wait_for_function(f"({marked}).join() === '{link.get_attribute('href')}'")
+    tab.close()
