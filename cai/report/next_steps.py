@@ -10,6 +10,8 @@ from cai.report.formatting import duration, percent, plural
 from cai.report.verdict import SMALL, find, judge_warning
 
 MOST_STEPS = 5
+PLAIN = {"base": "the model before training (base)", "sft": "the model trained on examples (sft)", "policy": "the trained model (policy)"}
+"""What the first screen calls the models."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def _unfinished(data: ReportData) -> Iterator[NextStep]:
     again = f"cai run runs/{data.name}/recipe.yaml"
     stopped = next((s for s in stages if s.status in ("failed", "stopped")), None)
     if stopped is not None:
-        why = f": {stopped.message}" if stopped.message else ""
+        why = f": {stopped.message.rstrip('.')}" if stopped.message else ""
         yield NextStep(f"The {stopped.name} stage {stopped.status}{why}. Resume the run; finished work is kept.", again)
     elif data.evaluation is None:
         yield NextStep("The run has not been evaluated. Run the remaining stages; finished work is kept.", again)
@@ -53,7 +55,7 @@ def _principles(data: ReportData) -> Iterator[NextStep]:
     if data.evaluation is not None and not any(not r.control for r in rows):
         yield NextStep(
             "No principle was measured: it is not known which were learned. Give principles a check (a rule that decides who follows it), "
-            "or a judge that beats the baselines.",
+            "or a judge that was shown to agree with people.",
             f"cai constitution lint {_constitution(data)}",
         )
     if ids := named["lost"]:
@@ -64,7 +66,8 @@ def _principles(data: ReportData) -> Iterator[NextStep]:
     if ids := named["not learned"]:
         yield NextStep(
             f"{_listed(ids)} {_is(ids)} followed by the base model when it is told, but training did not teach it. Give training more "
-            "examples: more prompts of the kinds it applies to, more distill.samples, or more sft.epochs."
+            "examples: more prompts of the kinds it applies to, more answers for each (distill.samples), or more passes over them "
+            "(sft.epochs)."
         )
     if ids := named["out of reach"]:
         yield NextStep(
@@ -74,7 +77,7 @@ def _principles(data: ReportData) -> Iterator[NextStep]:
         )
     if changed:
         yield NextStep(
-            f"{_listed(changed)} changed although nothing trained for it. Other changes may come from a general shift, too, such as "
+            f"Answers changed where they should not have: {_listed(changed)}. So other changes may come from a general shift, too, such as "
             "shorter answers: compare them with this one."
         )
 
@@ -82,7 +85,10 @@ def _principles(data: ReportData) -> Iterator[NextStep]:
 def _policy(data: ReportData) -> Iterator[NextStep]:
     found = sorted({f.subject for f in data.audit or () if f.verdict == "found"})
     if found:
-        yield NextStep(f"The audit found reward hacking or similar failures in {_listed(found)}. Read the examples in its section below.")
+        yield NextStep(
+            f"The audit found faults in {_listed([PLAIN.get(m, m) for m in found])}: answers that may score well without being good "
+            "(reward hacking), or that do something new and unwanted. Read the examples in its section below."
+        )
     model = next((m for m in TRAINED if find(data, "looping", m) is not None), "")
     if (loops := find(data, "looping_change", model)) is not None and loops.low > 0:
         yield NextStep("Answers loop more than before. Train for fewer steps, or with a lower learning rate.")
@@ -90,18 +96,23 @@ def _policy(data: ReportData) -> Iterator[NextStep]:
 
 def _measurement(data: ReportData) -> Iterator[NextStep]:
     if cut := [s.name for s in (data.manifest.stages if data.manifest is not None else []) if s.truncation_warning]:
-        yield NextStep(f"Many texts of {_listed(cut)} were cut off at the token limit. Raise max_tokens in the sampling of these stages.")
+        yield NextStep(
+            f"Many texts of {_listed(cut)} were cut off at the length limit. Raise it for these stages (max_tokens in their sampling)."
+        )
     results = data.evaluation or ()
     rows = [r for r in adherence_rows(results) if not r.control]
     smallest = min((_prompts(r) for r in rows), default=0) or min(
         (r.n for r in results if r.model in TRAINED and r.name in ("harmful_compliance", "over_refusal")), default=0
     )
     if 0 < smallest < SMALL:
-        yield NextStep(f"Evaluate on more prompts: {smallest} can show only large changes. Raise the limits of prompts.evaluate.")
+        yield NextStep(
+            f"Evaluate on more prompts: {smallest} can show only large changes. Raise their number (the limits of prompts.evaluate)."
+        )
     learned = [r.id for r in rows if r.verdict == "learned"]
     if learned:
         yield NextStep(
-            f"This is one seed. Repeat the run with others to see whether {_listed(learned)} {_is(learned)} learned each time.",
+            f"This is one run, in which chance plays a part. Repeat it with other random numbers (seeds) to see whether "
+            f"{_listed(learned)} {_is(learned)} learned each time.",
             f"cai run runs/{data.name}/recipe.yaml --set 'seeds=[0, 1, 2]'",
         )
     if data.evaluation:

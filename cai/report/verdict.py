@@ -17,7 +17,11 @@ from cai.report.formatting import interval, percent, plural, points, quantity
 
 Tone = Literal["good", "bad", "unclear", "missing"]
 SMALL = 30
-_WHO = {"blend": "The blend", "policy": "The policy", "sft": "The SFT model (no policy has been trained yet)"}
+_WHO = {
+    "blend": "The model between the two trainings (blend)",
+    "policy": "The trained model (policy)",
+    "sft": "The model trained on examples (SFT; no policy has been trained yet)",
+}
 MOST_NAMED = 4
 """Number of principles up to which the headline names them."""
 BY_RULE = "by rule: whether an answer helps with the harm is not measured"
@@ -91,7 +95,7 @@ def adherence_sentence(results: Sequence[EvalResult]) -> str:
         return ""
     learned, lost = ([row.id for row in rows if row.verdict == verdict] for verdict in ("learned", "lost"))
     named = f": {', '.join(learned)}" if 0 < len(learned) <= MOST_NAMED else ""
-    text = f"It learned {len(learned)} of {plural(len(rows), 'measured principle')}{named}."
+    text = f"The trained model learned {len(learned)} of {plural(len(rows), 'measured principle')}{named}."
     return text + (f" It lost {', '.join(lost) if len(lost) <= MOST_NAMED else len(lost)}." if lost else "")
 
 
@@ -110,7 +114,7 @@ def judge_warning(data: ReportData) -> str:
     if not card.measured:
         return f"The judge ({card.protocol}) was not measured against people's labels."
     rule = f" ({card.best_baseline})" if card.best_baseline else ""
-    return f"{_judge_numbers(card)} It was not shown to beat the best trivial rule{rule}."
+    return f"{_judge_numbers(card)} It was not shown to beat the best simple rule{rule}."
 
 
 def _judge_numbers(card: JudgeCard) -> str:
@@ -146,7 +150,7 @@ def _win(data: ReportData, model: str) -> VerdictLine:
     if not known:
         return VerdictLine(question, "not measured", "missing", "–", "neither judge nor reward model compared them")
     figure = " · ".join(percent(r.value) for _, r in known)
-    names = {"judge": "judge", "reward": "reward model"}
+    names = {"judge": "by the judge", "reward": "by the reward model, which scores as the labels do,"}
     detail = "; ".join(f"{names[by]} {percent(r.value)} ({interval(r)}, n\u00a0=\u00a0{r.n})" for by, r in known)
     tones = {_side(r) for _, r in known}
     if tones == {"above"}:
@@ -212,7 +216,7 @@ def _length_sentence(data: ReportData, model: str) -> str:
 
 def _headline(who: str, compliance: VerdictLine, refusal: VerdictLine, loops: VerdictLine) -> str:
     if compliance.tone == "missing" and refusal.tone == "missing":
-        return "Neither harmful compliance nor over-refusal was compared with the base model."
+        return "It was not compared with the base model on harmful requests, or on those that are fine."
     broken = " Its answers loop more." if loops.tone == "bad" else ""
     first = {
         "good": f"{who} refuses more harmful requests than the base model",

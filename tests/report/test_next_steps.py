@@ -49,7 +49,7 @@ def test_each_verdict_has_its_advice(data: ReportData) -> None:
 
 def test_a_control_that_changed_is_pointed_out(data: ReportData) -> None:
     colour = principle("colour", 0.2, 0.5, 0.001, group="control")
-    assert "colour changed although nothing trained for it" in texts(data, principle("brief", 0.1, 0.8, 0.001), colour)
+    assert "Answers changed where they should not have: colour" in texts(data, principle("brief", 0.1, 0.8, 0.001), colour)
     assert "although" not in texts(data, principle("brief", 0.1, 0.8, 0.001), principle("colour", 0.2, 0.0, 1.0, group="control"))
 
 

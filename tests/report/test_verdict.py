@@ -58,7 +58,7 @@ def test_the_headline_claims_what_the_intervals_show(
     data: ReportData, compliance: tuple[float, float, float], refusal: tuple[float, float, float], headline: str, tones: str
 ) -> None:
     verdict = reach_verdict(with_rates(data, compliance, refusal))
-    assert verdict.headline == f"The policy {headline}"
+    assert verdict.headline == f"The trained model (policy) {headline}"
     assert [f.tone for f in verdict.findings[:2]] == tones.split()
 
 
@@ -91,7 +91,9 @@ def test_few_prompts_are_said_to_be_few(data: ReportData) -> None:
 
 def test_a_run_without_a_policy_speaks_of_its_sft_model(data: ReportData) -> None:
     sft = tuple(replace(r, model="sft") if r.model == "policy" else r for r in results())
-    assert reach_verdict(replace(data, evaluation=sft)).headline.startswith("The SFT model (no policy has been trained yet) refuses")
+    assert reach_verdict(replace(data, evaluation=sft)).headline.startswith(
+        "The model trained on examples (SFT; no policy has been trained yet) refuses"
+    )
 
 
 @pytest.mark.parametrize("evaluation", [None, (), tuple(r for r in results() if r.model == "base")])
@@ -111,7 +113,7 @@ def test_a_judge_that_was_not_measured_or_not_shown_better_is_warned_of(data: Re
     assert "not measured against people's labels" in judge_warning(judged(data, JudgeCard("pairwise", False)))
     weak = judge_warning(judged(data, JudgeCard("pairwise", True, "f", 0.58, 0.54, 0.63, 438, False, "the longer answer, 56%", "")))
     assert "58% of 438 pairs (95% interval 54% to 63%)" in weak
-    assert "not shown to beat the best trivial rule (the longer answer, 56%)" in weak
+    assert "not shown to beat the best simple rule (the longer answer, 56%)" in weak
 
 
 def test_ai_labels_without_any_judge_card_are_warned_of(data: ReportData) -> None:
@@ -132,8 +134,8 @@ def test_learned_and_lost_principles_are_named() -> None:
         *change("frank", -0.4, 0.01),
         *change("colour", 0.5, 0.001, "control"),
     ]
-    assert adherence_sentence(results) == "It learned 1 of 3 measured principles: brief. It lost frank."
-    assert adherence_sentence(change("kind", 0.3, 0.2)) == "It learned 0 of 1 measured principle."
+    assert adherence_sentence(results) == "The trained model learned 1 of 3 measured principles: brief. It lost frank."
+    assert adherence_sentence(change("kind", 0.3, 0.2)) == "The trained model learned 0 of 1 measured principle."
     assert adherence_sentence([]) == ""
 
 
