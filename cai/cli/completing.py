@@ -1,4 +1,4 @@
-"""Shell completion of recipes, runs, constitutions, stages and recipe keys. A completion that fails offers nothing."""
+"""Shell completion of recipes, runs, constitutions, models, stages and recipe keys. A completion that fails offers nothing."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,6 +31,15 @@ def _runs() -> list[str]:
     return sorted(f.parent.name for f in (find_workspace(Path.cwd()).root / "runs").glob("*/recipe.yaml"))
 
 
+def _models() -> list[str]:
+    """Return the embedded model, and the models that the workspace's runs have trained."""
+    from cai.core.workspace import find_workspace
+
+    here = Path.cwd()
+    found = sorted(f.parent for f in (find_workspace(here).root / "runs").glob("*/models/*/*config.json"))
+    return list(dict.fromkeys(["embedded", *(str(f.relative_to(here) if f.is_relative_to(here) else f) for f in found)]))
+
+
 def _keys() -> list[str]:
     from cai.recipe import recipe_keys
 
@@ -47,6 +56,7 @@ def _stages() -> list[str]:
 
 recipes = _completion(lambda: _files("runs"))
 constitutions = _completion(lambda: _files("constitution"))
+models = _completion(_models)
 run_names = _completion(_runs)
 recipe_keys = _completion(_keys)
 stages = _completion(_stages)

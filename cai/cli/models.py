@@ -6,6 +6,7 @@ from typing import Annotated, cast, get_args
 import typer
 from msgspec.structs import replace
 
+from cai.cli import completing
 from cai.cli.app import Json, app, feedback_config, open_session, print_json, show_results
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
@@ -14,9 +15,14 @@ models = typer.Typer(name="models", help="Small models with a name, and what a s
 app.add_typer(models)
 ModelName = Annotated[
     str,
-    typer.Argument(help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL", metavar="MODEL", show_default=False),
+    typer.Argument(
+        help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL",
+        metavar="MODEL",
+        show_default=False,
+        autocompletion=completing.models,
+    ),
 ]
-Against = Annotated[str | None, typer.Option(help="A second model to compare with", metavar="MODEL")]
+Against = Annotated[str | None, typer.Option(help="A second model to compare with", metavar="MODEL", autocompletion=completing.models)]
 JudgeName = Annotated[
     str,
     typer.Option("--judge", "--model", help="The judge: embedded, a folder, a Hub id or a server's URL#MODEL", metavar="MODEL"),
@@ -247,6 +253,7 @@ def evaluate(
             help="embedded, a folder, a Hub id, an adapter's folder or a server's URL#MODEL; several with --arena",
             metavar="MODEL...",
             show_default=False,
+            autocompletion=completing.models,
         ),
     ],
     against: Against = None,
