@@ -251,6 +251,16 @@ def test_runs_are_compared(tab: Any, served: Served) -> None:
     assert "r1" in tab.locator("h1").inner_text()
 
 
+def test_the_form_is_built_when_its_script_comes_late(tab: Any, served: Served) -> None:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    held: list[Any] = []
+    tab.route("**/static/rules.js", lambda route: held.append(route))
+    tab.goto("/constitutions/mine", wait_until="commit")
+    tab.wait_for_selector("#state:text-is('saved')")
+    held[0].continue_()
+    tab.wait_for_selector(".principle-form >> nth=1")
+
+
 def test_another_tabs_edit_is_not_overwritten(tab: Any, served: Served, tmp_path: Path) -> None:
     (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
     tab.goto("/constitutions/mine")

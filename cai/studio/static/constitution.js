@@ -5,7 +5,8 @@ import { painted } from "/static/yaml.js";
 const PAUSE = 350;
 const area = get("text"), paper = get("paper"), found = get("found"), state = get("state");
 const { base, name } = get("editor").dataset;
-let version = "", kept = "", timer = 0, marks = {}, sending = Promise.resolve();
+let version = "", kept = "", timer = 0, marks = {}, sending = Promise.resolve(), latest = null;
+const watching = [];
 
 function show(answer, replaceText) {
   version = answer.version;
@@ -17,8 +18,15 @@ function show(answer, replaceText) {
   get("save").disabled = !(answer.is_draft && answer.is_loadable);
   get("discard").disabled = !answer.is_draft;
   state.textContent = area.value !== kept ? "typing…" : answer.is_draft ? "draft stored, not saved" : "saved";
-  document.dispatchEvent(new CustomEvent("edited", { detail: answer }));
+  latest = answer;
+  for (const work of watching) work(answer);
   paint();
+}
+
+// Calls back with each state of the text; at once if there is one, because another script may be loaded after the first.
+export function onEdited(work) {
+  watching.push(work);
+  if (latest) work(latest);
 }
 
 // The textarea's own text is transparent: what is seen is this copy, which wraps at the same places.

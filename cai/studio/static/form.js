@@ -1,6 +1,6 @@
 // The form: one block per principle, its statement first. Every edit changes the YAML text on the server, which keeps comments and layout.
 import { ask, get, tell } from "/static/app.js";
-import { change, reload } from "/static/constitution.js";
+import { change, onEdited, reload } from "/static/constitution.js";
 import { exampleRows, make, nameOf, ruleRows } from "/static/rules.js";
 
 const PAUSE = 600, LOOK_EVERY = 700;
@@ -144,7 +144,7 @@ function fill(box, principle, wordings) {
   }
 }
 
-document.addEventListener("edited", ({ detail }) => {
+onEdited((detail) => {
   const open = new Set([...list.querySelectorAll("details[open]")].map((d) => `${d.className} ${d.closest("article").dataset.id}`));
   const ids = detail.form.map((p) => p.id);
   const renamed = ids.length === shown.length && ids.filter((id, i) => id !== shown[i]).length < 2; // the blocks stay, and with them what is being typed

@@ -1,5 +1,6 @@
 // Preview and comparison: start a job, poll it until it ends, stop it.
 import { ask, get, tell } from "/static/app.js";
+import { onEdited } from "/static/constitution.js";
 
 const LOOK_EVERY = 700;
 const { base } = get("editor").dataset;
@@ -51,7 +52,7 @@ wire(get("compare"), "compare", (form) => ({ run: form.get("run"), sample: Numbe
 
 // Update the list of principles when the text changes.
 const select = document.querySelector('#try select[name="principle"]');
-document.addEventListener("edited", ({ detail }) => {
+onEdited((detail) => {
   const chosen = select.value, first = select.options[0];
   select.replaceChildren(first, ...detail.principles.map((id) => new Option(id, id)));
   if (detail.principles.includes(chosen)) select.value = chosen;
