@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cai.evaluate.adherence_table import AdherenceReport
 
 SHOWN_CONFLICTS = 10
+ROOM_FOR_ALL = 90
+"""Characters of a line from which the table of adherence has all five models."""
 
 
 @constitution.command()
@@ -215,22 +217,26 @@ def adherence(
     if json:
         print_json(report)
         return
-    Console().print(_adherence_table(report))
+    console = Console()
+    console.print(_adherence_table(report, console.width))
 
 
-def _adherence_table(report: "AdherenceReport") -> "Table":
+def _adherence_table(report: "AdherenceReport", width: int) -> "Table":
     from cai.core.console import plain, plain_table
 
     rows = (*report.principles, *report.controls)
     models = [m for m in ("base", "told", "sft", "policy", "blend") if any(getattr(r, m) is not None for r in rows)]
+    if "blend" in models and width < ROOM_FOR_ALL:
+        models.remove("sft")
     table = plain_table("principle", *models, "n", "change", "verdict", right=(*models, "n", "change"))
-    for r in rows:
+    for number, r in enumerate(rows):
+        if number == len(report.principles):
+            table.add_row(plain("controls:"))
         rates = ["" if (rate := getattr(r, m)) is None else f"{rate:.0%}" for m in models]
         interval = "" if r.low is None or r.high is None else f" [{100 * r.low:+.0f}, {100 * r.high:+.0f}]"
         change = "" if r.change is None else f"{100 * r.change:+.0f}{interval}"
-        control = r in report.controls
-        verdict = "" if control or r.verdict is None else r.verdict.replace("_", " ")
-        table.add_row(plain(f"{r.id} (control)" if control else r.id), *rates, str(r.n), change, verdict)
+        verdict = "" if number >= len(report.principles) or r.verdict is None else r.verdict.replace("_", " ")
+        table.add_row(plain(r.id), *rates, str(r.n), change, verdict)
     return table
 
 
