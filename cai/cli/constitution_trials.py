@@ -1,4 +1,4 @@
-"""Commands that ask a model about a constitution: conflicts, try, validate, flip, adherence, draft."""
+"""Commands that ask a model about a constitution: stress, try, validate, flip, adherence, draft."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,36 +15,67 @@ if TYPE_CHECKING:
 
     from cai.evaluate.adherence_table import AdherenceReport
 
-SHOWN_CONFLICTS = 10
+SHOWN_COLLISIONS = 10
 ROOM_FOR_ALL = 90
 """Characters of a line from which the table of adherence has all five models."""
 
 
 @constitution.command()
-def conflicts(file: File, model: Model = None, judge: JudgeName = None, recipe: RecipeFile = None, json: Json = False) -> None:
-    """Ask a model which principles contradict each other. Its answers are a list to read, not a verdict."""
+def stress(
+    file: File,
+    model: Model = None,
+    judge: JudgeName = None,
+    recipe: RecipeFile = None,
+    n: Annotated[int, typer.Option("-n", help="Show this many pairs, the likeliest first, each with a request", min=0)] = (
+        SHOWN_COLLISIONS
+    ),
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Show where principles collide: the pairs that a model finds most contradictory, each with a request on which they do.
+
+    The requests and the probabilities are a model's. They are there to be read; they are not a verdict.
+    """
     from rich.console import Console
+    from rich.padding import Padding
 
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
-    from cai.workbench.conflicts import find_conflicts
-    from cai.workbench.settings import settings
+    from cai.core.flow import in_words
+    from cai.workbench.settings import in_language_of, settings
+    from cai.workbench.stress import find_collisions
 
     loaded = load_constitution(file)
-    used = settings(model=model, judge=judge, recipe=recipe, name="conflicts")
-    found, unanswered = open_session(used, file.parent).run(lambda session: find_conflicts(session, loaded), "conflicts")
+    used = settings(model=model, judge=judge, recipe=recipe, seed=seed, name="stress")
+    used = used if recipe is not None else in_language_of(used, file)
+    found = open_session(used, file.parent).run(lambda session: find_collisions(session, loaded, n), "stress")
     if json:
-        print_json({"conflicts": found, "unanswered": unanswered})
+        print_json(found)
         return
     table = plain_table("principle", "and", "for", "contradict", right=("contradict",))
-    for c in found[:SHOWN_CONFLICTS]:
+    for c in found.conflicts[:n]:
         table.add_row(plain(c.first), plain(c.second), ", ".join(c.kinds), f"{c.p:.0%}")
     console = Console()
     console.print(table)
-    likely = sum(c.p > 0.5 for c in found)
+    if written := [c for c in found.conflicts if c.request is not None]:
+        console.print(plain("Requests on which they would collide, as the model writes them. Read them: they are not a verdict.", "bold"))
+    for c in written:
+        console.print(plain(f"{c.first} and {c.second}"), Padding(plain(c.request or ""), (0, 0, 0, 2)), sep="\n")
+    likely = sum(c.p > 0.5 for c in found.conflicts)
+    failed = f" {len(found.failures)} requests can't be used: {in_words(found.failures)}." if found.failures else ""
     console.print(
-        plain(f"{len(found)} pairs asked about, {likely} of them likely to contradict each other, {unanswered} without an answer.")
+        plain(
+            f"{len(found.conflicts)} pairs asked about, {likely} of them likely to contradict each other, "
+            f"{found.unanswered} without an answer.{failed}"
+        )
     )
+
+
+@constitution.command(hidden=True)
+def conflicts(file: File, model: Model = None, judge: JudgeName = None, recipe: RecipeFile = None, json: Json = False) -> None:
+    """The earlier name of `cai constitution stress`."""
+    typer.echo("cai constitution conflicts is now called cai constitution stress; use that name.", err=True)
+    stress(file, model, judge, recipe, SHOWN_COLLISIONS, 0, json)
 
 
 @constitution.command("try")

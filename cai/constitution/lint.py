@@ -155,7 +155,7 @@ def lint_scope(constitution: Constitution) -> str:
     return (
         f"Checked: {len(principles)} principles: schema, wording of requests and questions, which kinds of prompt they reach, "
         f"{shared} pairs for duplicates and contradictions in their words, {checks} check{'' if checks == 1 else 's'} on their examples."
-        f"{language} Contradictions that are not in the words need a reader, or a model: cai constitution conflicts."
+        f"{language} Contradictions that are not in the words need a reader, or a model: cai constitution stress."
     )
 
 

@@ -66,6 +66,11 @@ def _read(source: YamlSource) -> Constitution:
     return constitution
 
 
+def language_of(path: Path) -> str:
+    """Return the language (ISO 639-1) of a valid constitution's file; `en` where it names none. Raises as `load_constitution` does."""
+    return str(load_yaml(path, ConstitutionError, "constitution").data.get("language", "en"))
+
+
 def worded(data: dict[str, Any]) -> dict[str, Any]:
     """Return a constitution's data with the default requests and questions of its language in every principle that leaves them out."""
     defaults = WORDINGS[data.get("language", "en")]

@@ -48,6 +48,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "propose_principles": (frozenset({"section"}), frozenset({"heading"})),
     "word_principle": (frozenset({"passage"}), frozenset()),
     "conflict": (frozenset({"first", "second"}), frozenset()),
+    "collision": (frozenset({"first", "second"}), frozenset()),
 }
 """Required and optional fields of each template."""
 CONVERSATIONS = frozenset({"conversation", "earlier"})

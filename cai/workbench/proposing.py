@@ -20,10 +20,11 @@ from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, vec
 from cai.core.flow import run_items, together
 from cai.errors import ConstitutionError, ReplyError
 from cai.ids import derive_seed
-from cai.models.base import Completion, Sampling, TextModel
+from cai.models.base import Sampling, TextModel
 from cai.models.templates import Template, load_named_templates
 from cai.records import Failure, Principle
 from cai.session import Session
+from cai.workbench.replies import split_labelled, unquoted, whole_lines
 
 TEMPLATES = ("propose_principles", "word_principle")
 LABELS = {
@@ -141,7 +142,7 @@ async def _word(passage: DocumentPassage, file: str, model: TextModel, template:
         raise ReplyError("unparsed", f"not one line 'Principle:': {reply.text[:200]!r}")
     if not claim(statement).content & claim(passage.quote).content:
         raise ReplyError("the statement is about something else", statement[:200])
-    principle = drafted(_id(statement), statement)
+    principle = drafted(id_of(statement), statement)
     if (fault := fault_of(principle)) is not None:
         raise ReplyError("the statement doesn't hold up", fault)
     principle, kept = worded(principle, texts)
@@ -160,10 +161,10 @@ def read_quotes(text: str) -> list[str]:
     Raises:
         ReplyError: it has no label.
     """
-    _, *quotes = re.split(r"^ *Quote:", text, flags=re.MULTILINE)
+    quotes = split_labelled(text, "Quote:")
     if not quotes:
         raise ReplyError("unparsed", f"no line 'Quote:': {text[:200]!r}")
-    return [q.strip() for q in quotes if q.strip(" .\n").lower() not in ("", "none")]
+    return [q for q in quotes if q.strip(" .\n").lower() not in ("", "none")]
 
 
 def read_wording(text: str) -> dict[str, str]:
@@ -174,45 +175,34 @@ def read_wording(text: str) -> dict[str, str]:
     """
     lines = re.findall(rf"^ *({'|'.join(LABELS)}): *(\S.*)$", text, re.MULTILINE)
     counts = Counter(label for label, _ in lines)
-    return {LABELS[label]: _unquoted(said) for label, said in lines if counts[label] == 1}
-
-
-def _unquoted(text: str) -> str:
-    """Remove quotation marks that enclose the whole text.
-
-    >>> _unquoted('"Be brief."'), _unquoted('"A" and "B"')
-    ('Be brief.', '"A" and "B"')
-    """
-    found = re.fullmatch(r"\s*[\"“]([^\"“”]*)[\"”]\s*", text)
-    return (found[1] if found else text).strip()
-
-
-def whole_lines(reply: Completion, prefill: str) -> str:
-    """Return a reply with its prefill; without the last line if the reply was cut off."""
-    text = f"{prefill} {reply.text}" if prefill else reply.text
-    return text.rpartition("\n")[0] if reply.truncated else text
+    return {LABELS[label]: unquoted(said) for label, said in lines if counts[label] == 1}
 
 
 def _without_repeats(found: Sequence[_Found], file: str) -> Iterator[tuple[_Found, tuple[str, ...]]]:
     """Yield the proposals without near-duplicates, each with the passages of its near-duplicates."""
-    alike = vectors([f.principle.statement for f in found])
-    claims = [claim(f.principle.statement) for f in found]
-    kept: dict[int, list[str]] = {}
-    for i, f in enumerate(found):
+    for i, repeats in group_alike([f.principle.statement for f in found]).items():
+        yield found[i], tuple(f"{_place(found[j], file)}: {found[j].passage.quote}" for j in repeats)
+
+
+def group_alike(statements: Sequence[str]) -> dict[int, list[int]]:
+    """Return the place of each statement that isn't a near-duplicate of an earlier one, with the places of its near-duplicates."""
+    alike = vectors(statements)
+    claims = [claim(s) for s in statements]
+    kept: dict[int, list[int]] = {}
+    for i in range(len(statements)):
         same = [j for j in kept if cosine(alike[i], alike[j]) >= STATEMENT_ALIKE and not opposed(claims[i], claims[j])]
         if same:
-            kept[max(same, key=lambda j: cosine(alike[i], alike[j]))].append(f"{_place(f, file)}: {f.passage.quote}")
+            kept[max(same, key=lambda j: cosine(alike[i], alike[j]))].append(i)
         else:
             kept[i] = []
-    for i, also in kept.items():
-        yield found[i], tuple(also)
+    return kept
 
 
 def _said(reason: str, detail: str) -> str:
     return f"{reason}: {detail}" if detail else reason
 
 
-def _id(statement: str) -> str:
+def id_of(statement: str) -> str:
     """Return an id made from the first content words of a statement."""
     carrying = [w.replace("'", "") for w in words(statement) if w not in _SAYS_LITTLE]
     return kebab(" ".join(carrying[:4])) or "principle"

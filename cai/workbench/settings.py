@@ -5,7 +5,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from cai.core.workspace import RunDirectory
+from cai.constitution.load import language_of
+from cai.core.workspace import TEMPLATES, RunDirectory, Workspace, find_workspace
 from cai.errors import DataError
 from cai.judge.probe import read_probe
 from cai.recipe import Aggregate, ModelSpec, Precision, PromptSource, Recipe, load_recipe
@@ -48,6 +49,21 @@ def settings(
     if calibration is not None:
         found = replace(found, feedback=replace(found.feedback, calibration=str(calibration.resolve())))
     return with_protocol(with_models(found, model, judge), protocol)
+
+
+def in_language_of(recipe: Recipe, constitution: Path) -> Recipe:
+    """Return the recipe with its workspace's templates in the language of a constitution's file, where there are some.
+
+    For commands that were given no recipe: a recipe says what templates to use. Raises `ConstitutionError`, and `RecipeError` outside a
+    workspace.
+    """
+    return in_language(recipe, language_of(constitution), find_workspace(constitution.parent))
+
+
+def in_language(recipe: Recipe, language: str, workspace: Workspace) -> Recipe:
+    """Return the recipe with a workspace's templates in a language (ISO 639-1), where there are some."""
+    folder = TEMPLATES / language
+    return replace(recipe, templates=str(folder)) if (workspace.root / folder).is_dir() else recipe
 
 
 def run_of(model: str) -> RunDirectory | None:

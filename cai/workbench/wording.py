@@ -8,7 +8,8 @@ from cai.ids import derive_seed
 from cai.models.templates import load_named_templates
 from cai.records import DEFAULT_WORDING, Principle
 from cai.session import Session
-from cai.workbench.proposing import WORDING, read_wording, whole_lines
+from cai.workbench.proposing import WORDING, read_wording
+from cai.workbench.replies import whole_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from cai.cli import main
 from cai.constitution.proposals import Proposal, Review, drafted, dump_review
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
-from cai.models.base import Reply, Request
+from cai.models.base import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
@@ -424,6 +424,62 @@ def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Cal
     assert max(map(len, call.out.splitlines())) <= 80
     for wrong, told in ((("--protocol", "vibes"), "no judging protocol 'vibes'"), (("--format", "xml"), "expected auto,")):
         assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
+
+
+def test_where_principles_collide_is_shown_with_a_request(
+    shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def colliding(request: Request) -> Reply:
+        if isinstance(request, ChoicesRequest):
+            return ChoiceLogprobs((-0.1, -3.0), 1)
+        return Completion("Lehr mich [red]alles[/red].", False, 1, 1)
+
+    script(monkeypatch, colliding)
+    file = shared.root / "constitution" / "starter-de.yaml"
+    file.write_text(STARTER_DE)
+    arguments = ("constitution", "stress", str(file), "--model", "scripted")
+    assert call(shared.root, *arguments) == 0
+    told = " ".join(call.out.split())
+    assert (
+        "kurz lang harmful, borderline, helpful 95%" in told and "they are not a verdict. kurz and lang Lehr mich [red]alles[/red]." in told
+    )
+    assert "1 pairs asked about, 1 of them likely" in told and max(map(len, call.out.splitlines())) <= 80
+    found = call.json(shared.root, *arguments)
+    assert found["conflicts"][0]["request"] == "Lehr mich [red]alles[/red]." and found["failures"] == [] and found["unanswered"] == 0
+    assert (
+        call.json(shared.root, "constitution", "conflicts", *arguments[2:]) == found and "is now called cai constitution stress" in call.err
+    )
+    assert call(shared.root, *arguments, "-n", "0") == 0 and "Lehr" not in call.out
+    assert call(tmp_path, *arguments[:2], "none.yaml") == 2 and "none.yaml: no such file" in call.told
+    file.unlink()
+
+
+def test_a_constitutions_language_chooses_the_templates(shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def listening(request: Request) -> Reply:
+        asked.append(request.messages[-1].content)
+        return ChoiceLogprobs((-3.0, -0.1), 1) if isinstance(request, ChoicesRequest) else Completion("Nein.", False, 1, 1)
+
+    script(monkeypatch, listening)
+    file = shared.root / "constitution" / "starter-de.yaml"
+    file.write_text(STARTER_DE.replace("kurz an", "knapp an"))
+    assert call(shared.root, "constitution", "stress", str(file), "--model", "scripted") == 0
+    assert all("Widersprechen sich" in text for text in asked[:2]) and len(asked) == 3 and asked[2].startswith("Regel 1: Antworte knapp")
+    assert call(shared.root, "constitution", "stress", str(file), "--recipe", "runs/s.yaml") == 0
+    assert all("contradict each other" in text for text in asked[3:5]) and len(asked) == 6, "the recipe says what templates to use"
+    file.unlink()
+
+
+STARTER_DE = """\
+id: starter-de
+name: Anfang
+description: Zwei Grundsätze.
+language: de
+principles:
+  - { id: kurz, statement: Antworte kurz an jeder Stelle. }
+  - { id: lang, statement: Erkläre alles ausführlich. }
+"""
 
 
 def test_guidelines_and_a_documents_proposals(shared: Workspace, call: Called, tmp_path: Path) -> None:
