@@ -1,11 +1,11 @@
-"""Commands that ask a model about a constitution: stress, try, validate, flip, adherence, draft."""
+"""Commands that ask a model about a constitution: stress, try, validate, learn, flip, adherence, draft."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli.app import Json, open_session, print_json
+from cai.cli.app import Json, one_of, open_session, print_json
 from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, constitution
 from cai.cli.models import PairFormat, PairLimit
 from cai.records import PromptKind
@@ -153,6 +153,63 @@ def validate(
         print_json(found)
     else:
         Console().print(*show_validation(found), sep="\n")
+
+
+@constitution.command()
+def learn(
+    pairs: Annotated[Path, typer.Option(help="Human-labelled pairs, as for judge bench", show_default=False)],
+    model: Model = None,
+    n: Annotated[int, typer.Option("-n", help="Write at most this many principles", min=1)] = 5,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="YAML file to write; nothing is written if not given", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Use this many pairs, chosen by hash: half to learn from, half to measure on", min=2)] = 200,
+    judge: JudgeName = None,
+    recipe: RecipeFile = None,
+    protocol: Protocol = None,
+    format: PairFormat = "auto",
+    language: Annotated[str, typer.Option(help="Language of the pairs, for templates and questions: en, de, es, zh")] = "en",
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Learn principles from human-labelled pairs: a model says what rule explains each choice, and the rules are measured on other pairs.
+
+    Rules that agree with people more than the trivial rules do are written as a draft of a constitution, for a person to read and edit.
+    """
+    from rich.console import Console
+
+    from cai.constitution.importers import dump_yaml
+    from cai.core.jsonl import refuse_overwriting, write_text
+    from cai.core.workspace import find_workspace
+    from cai.errors import DataError
+    from cai.records import WORDINGS
+    from cai.workbench.learning import learn as learn_from
+    from cai.workbench.settings import in_language, settings
+    from cai.workbench.terminal import show_learned
+    from cai.workbench.validation import LabelFile
+
+    one_of("--language", language, *WORDINGS)
+    refuse_overwriting([out], [pairs])
+    if out is not None and out.exists():
+        raise DataError(f"{out}: already exists; nothing was changed. People edit a draft, so none is written over: name a new file.")
+    used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="learn")
+    used = used if recipe is not None else in_language(used, language, find_workspace(Path.cwd()))
+    labelled = LabelFile(pairs, format, None, limit)
+    found = open_session(used, Path.cwd()).run(lambda session: learn_from(labelled, session, n, language), "learn")
+    draft = None if found.constitution is None else dump_yaml(found.constitution, language, found.comments)
+    if out is not None and draft is not None:
+        write_text(out, draft)
+    if json:
+        print_json({"out": None if draft is None or out is None else str(out), "result": found})
+        return
+    Console().print(*show_learned(found), sep="\n")
+    if found.constitution is None:
+        return
+    count = len(found.constitution.principles)
+    if out is None:
+        typer.echo(f"Write the best {count} with -o FILE: the calls are kept, so it takes no others.")
+    else:
+        typer.echo(f"{out}: {count} principles, learned. Read and edit each, then check the file with: cai constitution lint {out}")
 
 
 @constitution.command()

@@ -25,9 +25,10 @@ import msgspec
 import yaml
 
 from cai.constitution.load import constitution_schema
+from cai.core.console import printable
 from cai.core.yaml_source import YamlSource, schema_problems
 from cai.errors import ConstitutionError
-from cai.records import Constitution, Examples, Principle, ResponseCheck
+from cai.records import WORDINGS, Constitution, Examples, Principle, ResponseCheck
 
 EDITOR_LINE = "# yaml-language-server: $schema=schema.json\n"
 MAX_BYTES = 8 * 1024 * 1024
@@ -84,12 +85,23 @@ def problems_of(constitution: Constitution, path: Path) -> list[str]:
     return schema_problems(YamlSource(path, data, {(): 1}), constitution_schema())
 
 
-def dump_yaml(constitution: Constitution) -> str:
+def dump_yaml(constitution: Constitution, language: str = "en", comments: Sequence[str] = ()) -> str:
     """Return a constitution as YAML with a schema comment for editors, long texts folded and defaults left out.
 
     Loading the result gives an equal constitution, if no text begins or ends with white space.
+
+    Args:
+        constitution: the constitution.
+        language: whose default requests and questions are left out (ISO 639-1).
+        comments: a line to stand above each principle; none where there are none.
     """
-    return EDITOR_LINE + dump_blocks(_mapping(constitution), "principles")
+    whole, wording = _mapping(constitution), WORDINGS[language]
+    if language != "en":
+        rows = [{name: value for name, value in row.items() if wording.get(name) != value} for row in whole.pop("principles")]
+        whole |= {"language": language, "principles": rows}
+    head, *blocks = re.split(r"(?m)^(?=  - )", dump_blocks(whole, "principles"))
+    above = [f"  # {printable(' '.join(comment.split()))}\n" for comment in comments] or [""] * len(blocks)
+    return EDITOR_LINE + head + "".join(line + block for line, block in zip(above, blocks, strict=True))
 
 
 def _mapping(constitution: Constitution) -> dict[str, Any]:

@@ -49,6 +49,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "word_principle": (frozenset({"passage"}), frozenset()),
     "conflict": (frozenset({"first", "second"}), frozenset()),
     "collision": (frozenset({"first", "second"}), frozenset()),
+    "learn_rule": (frozenset({"conversation", "preferred", "other"}), frozenset()),
 }
 """Required and optional fields of each template."""
 CONVERSATIONS = frozenset({"conversation", "earlier"})

@@ -7,6 +7,7 @@ from cai.constitution.diff import ConstitutionDiff, FieldChange, PrincipleChange
 from cai.core.console import plain, plain_table
 from cai.core.flow import in_words
 from cai.workbench.consequences import Consequences, LabelShift, RevisionChange
+from cai.workbench.learning import LEVEL, Learned
 from cai.workbench.sample import Calls
 from cai.workbench.trial import Answered, Revised, Step
 from cai.workbench.validation import Validation
@@ -122,6 +123,37 @@ def show_validation(found: Validation) -> Iterator["RenderableType"]:
         yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
     if found.failures:
         yield plain(f"{len(found.failures)} pairs failed: {in_words(found.failures)}", "yellow")
+    yield plain(f"calls: {_calls(found.calls)}")
+
+
+def show_learned(found: Learned) -> Iterator["RenderableType"]:
+    """Yield the rules that were learned from pairs, how each agrees with people on other pairs, and whether any beats the trivial rules."""
+    measured = [c for c in found.candidates if c.p is not None]
+    numbers = ("gave it", "agrees, 95 %", "gain", "p")
+    table = plain_table("", "rule", *numbers, right=numbers, title=f"{found.held_out} held-out pairs, judged by {found.protocol}")
+    for c in measured:
+        agrees = f"{c.agreement:.0%} {_span(c.low or 0.0, c.high or 0.0)}"
+        table.add_row("✓" if c.chosen else "", plain(c.statement), str(c.gave), agrees, f"{100 * (c.gain or 0.0):+.0f}", f"{c.p:.2g}")
+    yield table
+    rules = ", ".join(f"{b.name} {b.agreement:.0%}" for b in found.baselines)
+    yield plain(
+        f"gave it: of the {found.shown} pairs that {found.model} was shown. gain: points above the best trivial rule ({rules}). "
+        f"p: one-sided, corrected for {len(measured)} rules (Holm)."
+    )
+    if left := len(found.candidates) - len(measured):
+        yield plain(f"{left} more rules, of fewer pairs, were not measured (--json lists them).")
+    if found.skipped:
+        yield plain(f"{found.skipped} pairs left out: people didn't decide them", "yellow")
+    if found.failures:
+        yield plain(f"{len(found.failures)} pairs failed: {in_words(found.failures)}", "yellow")
+    if found.beating:
+        yield plain(f"{found.beating} of {len(measured)} rules agree with people more than the best trivial rule does.", "green")
+    else:
+        yield plain(
+            f"No rule is shown to agree with people more than the best trivial rule does (p < {LEVEL:g}), so nothing is written. A larger "
+            "model may find and judge better rules (--model, --judge), and more pairs tell rules apart better (--limit).",
+            "yellow",
+        )
     yield plain(f"calls: {_calls(found.calls)}")
 
 

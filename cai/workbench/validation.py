@@ -128,11 +128,17 @@ class LabelFile:
 
 async def validate_constitution(constitution: Constitution, pairs: LabelFile, session: Session) -> Validation:
     """Test every principle on human-labelled pairs, without those that the session's probe was fitted on."""
-    labelled = labelled_pairs_of(pairs.path, pairs.format, pairs.limit, session, pairs.kind)
-    decided = [told_from_the_preferred_side(p) for p in labelled if p.p_chosen != 0.5]
+    decided, skipped = decided_pairs(pairs, session)
     judged = await ask_all(decided, constitution, session)
     validation = measure(judged, constitution, session.recipe.feedback, session.recipe.seed)
-    return replace(validation, skipped=len(labelled) - len(decided), calls=calls_of(session), failures=tuple(session.failures))
+    return replace(validation, skipped=skipped, calls=calls_of(session), failures=tuple(session.failures))
+
+
+def decided_pairs(pairs: LabelFile, session: Session) -> tuple[list[ResponsePair], int]:
+    """Return human-labelled pairs, each with the preferred response as A, and the number of pairs that people left undecided."""
+    labelled = labelled_pairs_of(pairs.path, pairs.format, pairs.limit, session, pairs.kind)
+    decided = [told_from_the_preferred_side(p) for p in labelled if p.p_chosen != 0.5]
+    return decided, len(labelled) - len(decided)
 
 
 def told_from_the_preferred_side(preference: Preference) -> ResponsePair:

@@ -15,6 +15,7 @@ from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
+from tests.workbench.test_learning import POLITE, TERSE, labelled, people
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
@@ -424,6 +425,35 @@ def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Cal
     assert max(map(len, call.out.splitlines())) <= 80
     for wrong, told in ((("--protocol", "vibes"), "no judging protocol 'vibes'"), (("--format", "xml"), "expected auto,")):
         assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
+
+
+def test_principles_are_learned_from_pairs_into_a_draft(
+    shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pairs, draft = labelled(tmp_path).path, tmp_path / "draft.yaml"
+    arguments = ("constitution", "learn", "--pairs", str(pairs), "--model", "scripted")
+    script(monkeypatch, people(lambda i: TERSE))
+    assert call(shared.root, *arguments, "-o", str(draft)) == 0 and not draft.exists()
+    told = " ".join(call.out.split())
+    assert "nothing is written" in told and "A larger model may find" in told and TERSE[:20] in told
+    assert max(map(len, call.out.splitlines())) <= 80
+    script(monkeypatch, people(lambda i: POLITE))
+    assert call(shared.root, *arguments, "--seed", "1") == 0 and "Write the best 1 with -o FILE" in call.out
+    found = call.json(shared.root, *arguments, "--seed", "1", "-o", str(draft))
+    assert found["out"] == str(draft) and found["result"]["candidates"][0]["chosen"] and found["result"]["calls"]["made"] == 0
+    assert call(shared.root, "constitution", "lint", str(draft)) == 0
+    before = draft.read_text()
+    assert (
+        call(shared.root, *arguments, "--seed", "1", "-o", str(draft)) == 2
+        and "already exists" in call.told
+        and draft.read_text() == before
+    )
+    for wrong, why in (
+        (("--language", "fr"), "expected en or de"),
+        (("--protocol", "vibes"), "no judging protocol"),
+        (("-o", str(pairs)), "input"),
+    ):
+        assert call(shared.root, *arguments, *wrong) == 2 and why in call.told
 
 
 def test_where_principles_collide_is_shown_with_a_request(
