@@ -60,7 +60,7 @@ def _commands() -> list[str]:
     """Markdown of every command that isn't hidden: what it does, how it is called, its arguments and options."""
     import typer.main
 
-    from cai.cli import app, audits, constitution_trials, constitutions, human, models, runs, studio  # noqa: F401 - importing registers their commands
+    from cai.cli import app, audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
 
     lines: list[str] = []
 

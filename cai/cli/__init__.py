@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from cai.cli import audits, constitution_trials, constitutions, human, models, runs, studio  # noqa: F401 - importing registers their commands
+from cai.cli import audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
 from cai.cli.app import app
 from cai.errors import CaiError, DataError
 

@@ -33,6 +33,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(text.translate(_JSON_ESCAPES) + "\n")
 
 
+def print_rows(rows: "Sequence[Any]") -> None:
+    """Print rows to standard output as JSONL."""
+    import msgspec
+
+    for row in rows:
+        sys.stdout.write(msgspec.json.encode(row).decode().translate(_JSON_ESCAPES) + "\n")
+
+
 def open_session(recipe: "Recipe", near: Path) -> "Session":
     """Return a session in the workspace of a path, with progress on standard error. Raises `RecipeError` outside a workspace."""
     from rich.console import Console

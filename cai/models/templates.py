@@ -50,6 +50,9 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "conflict": (frozenset({"first", "second"}), frozenset()),
     "collision": (frozenset({"first", "second"}), frozenset()),
     "learn_rule": (frozenset({"conversation", "preferred", "other"}), frozenset()),
+    "write_harmful": (frozenset({"statement"}), frozenset()),
+    "write_borderline": (frozenset({"statement"}), frozenset()),
+    "write_helpful": (frozenset({"statement"}), frozenset()),
 }
 """Required and optional fields of each template."""
 CONVERSATIONS = frozenset({"conversation", "earlier"})

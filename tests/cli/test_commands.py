@@ -16,6 +16,7 @@ from cai.judge.calibration import Calibration, write_calibration
 from cai.models.base import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from tests.workbench.test_learning import POLITE, TERSE, labelled, people
+from tests.workbench.test_prompt_writing import five, replying
 from tests.workspaces import DATA_STAGES, RECIPE, cai, make_workspace, rows, run_data, script
 
 CONSTITUTION = "constitution/general.yaml"
@@ -83,6 +84,7 @@ def test_help_names_every_command_of_the_contract(tmp_path: Path, call: Called) 
         "chat",
         "export",
         "human",
+        "prompts",
         "studio",
     ):
         assert re.search(rf"\b{command}\b", call.out), command
@@ -425,6 +427,34 @@ def test_principles_are_validated_on_labelled_pairs(shared: Workspace, call: Cal
     assert max(map(len, call.out.splitlines())) <= 80
     for wrong, told in ((("--protocol", "vibes"), "no judging protocol 'vibes'"), (("--format", "xml"), "expected auto,")):
         assert call(shared.root, *arguments, *wrong) == 2 and told in call.told
+
+
+def test_prompts_are_written_for_a_constitution_and_a_run_reads_them(call: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    (evaluated, *_) = rows(workspace.root / "prompts" / "eval_helpful.jsonl")
+    script(monkeypatch, replying(lambda about, seed: f" {evaluated['messages'][0]['content']}\nRequest:{five(about, seed)}"))
+    file = workspace.root / "constitution" / "mine.yaml"
+    file.write_text(STARTER_DE.replace("language: de\n", ""))
+    out = workspace.root / "prompts" / "made.jsonl"
+    arguments = ("prompts", "generate", str(file), "-n", "4", "--kind", "helpful", "--model", "scripted")
+    assert call(workspace.root, *arguments, "-o", str(out)) == 0
+    told = " ".join(call.out.split())
+    assert "8 prompts for 2 of 2 principles" in told and "near-copy of prompts/eval_helpful.jsonl × 2" in told
+    made = rows(out)
+    assert [list(row) for row in made] == [["id", "kind", "category", "messages"]] * 8
+    assert {(row["kind"], row["category"]) for row in made} == {("helpful", "kurz"), ("helpful", "lang")}
+    (workspace.root / "runs" / "made.yaml").write_text(
+        "model: { path: scripted }\nconstitution: constitution/mine.yaml\nprompts: { train: [{ path: prompts/made.jsonl }] }\n"
+    )
+    run = call.json(workspace.root, "run", "runs/made.yaml", "--only", "respond")
+    assert run["stages"][0]["counts"]["prompts"] == 8, run["stages"][0]["counts"]
+    assert call(workspace.root, *arguments, "-o", str(out)) == 2 and "would be overwritten" in call.told and rows(out) == made
+    out.unlink()
+    assert call(workspace.root, *arguments) == 0
+    assert [json.loads(line) for line in call.out.splitlines()] == made and "8 prompts for 2 of 2 principles" in call.err
+    found = call.json(workspace.root, *arguments)
+    assert found["prompts"] == made and found["coverage"][0] == {"principle": "kurz", "kind": "helpful", "wanted": 4, "written": 4}
+    assert call(workspace.root, *arguments[:-2], "--kind", "other") == 2 and "expected harmful or borderline or helpful" in call.told
 
 
 def test_principles_are_learned_from_pairs_into_a_draft(

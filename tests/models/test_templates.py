@@ -30,7 +30,7 @@ def written(tmp_path, name, text):
 
 
 def test_every_shipped_template_loads_and_renders():
-    assert len(fields(Templates)) == 12 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 17
+    assert len(fields(Templates)) == 12 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 20
     for name, template in zip(FIELDS, load_named_templates(list(FIELDS), SHIPPED), strict=True):
         rendered = template.render(values(name))
         assert rendered.messages[-1].role == "user"
@@ -41,7 +41,7 @@ def test_every_shipped_template_loads_and_renders():
 def test_a_translation_asks_the_same_in_its_own_words(language):
     names = [path.stem for path in sorted((SHIPPED / language).glob("*.txt"))]
     english, translated = load_templates(SHIPPED), load_templates(SHIPPED / language)
-    assert len(names) == 13
+    assert len(names) == 16
     for theirs, ours in zip(load_named_templates(names, SHIPPED / language), load_named_templates(names, SHIPPED), strict=True):
         name = ours.name
         assert theirs.path.parent.name == language and theirs.hash != ours.hash
