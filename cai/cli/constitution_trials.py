@@ -200,7 +200,9 @@ def learn(
     if out is not None and draft is not None:
         write_text(out, draft)
     if json:
-        print_json({"out": None if draft is None or out is None else str(out), "result": found})
+        import msgspec
+
+        print_json({"out": None if draft is None or out is None else str(out), **msgspec.to_builtins(found)})
         return
     Console().print(*show_learned(found), sep="\n")
     if found.constitution is None:

@@ -67,13 +67,10 @@ class Candidate:
     """Agreement minus that of the best trivial rule, on the same pairs."""
     p: float | None = None
     """One-sided p-value of the gain over conversations, after Holm's correction over all measured candidates."""
+    beats_baselines: bool = False
+    """Whether it agrees with people more than the best trivial rule does, beyond chance: p < `LEVEL`."""
     chosen: bool = False
     """Whether it is in the draft."""
-
-    @property
-    def beats(self) -> bool:
-        """Whether it agrees with people more than the best trivial rule does, beyond chance."""
-        return self.p is not None and self.p < LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +140,7 @@ async def learn(pairs: LabelFile, session: Session, most: int, language: str = "
     )
     judged = await ask_all(held_out, whole, session)
     measured, baselines = _measured(candidates[:MEASURED], judged, whole, session)
-    beating = [c for c in measured if c.beats]
+    beating = [c for c in measured if c.beats_baselines]
     measured = [replace(c, chosen=c in beating[:most]) for c in measured]
     learned = Learned(
         len(decided),
@@ -216,7 +213,9 @@ def _measured(
     adjusted = holm([sign_flip(_by_conversation(gains[c.id], judged), seed) for c in candidates])
     results = {r.principle_id: r for r in validation.principles}
     found = [
-        replace(c, n=r.n, agreement=r.agreement, low=r.low, high=r.high, gain=sum(gains[c.id]) / len(judged), p=p)
+        replace(
+            c, n=r.n, agreement=r.agreement, low=r.low, high=r.high, gain=sum(gains[c.id]) / len(judged), p=p, beats_baselines=p < LEVEL
+        )
         for c, p in zip(candidates, adjusted, strict=True)
         if (r := results.get(c.id))
     ]

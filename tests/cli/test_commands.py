@@ -470,7 +470,7 @@ def test_principles_are_learned_from_pairs_into_a_draft(
     script(monkeypatch, people(lambda i: POLITE))
     assert call(shared.root, *arguments, "--seed", "1") == 0 and "Write the best 1 with -o FILE" in call.out
     found = call.json(shared.root, *arguments, "--seed", "1", "-o", str(draft))
-    assert found["out"] == str(draft) and found["result"]["candidates"][0]["chosen"] and found["result"]["calls"]["made"] == 0
+    assert found["out"] == str(draft) and found["candidates"][0]["chosen"] and found["calls"]["made"] == 0
     assert call(shared.root, "constitution", "lint", str(draft)) == 0
     before = draft.read_text()
     assert (

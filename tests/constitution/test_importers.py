@@ -1,6 +1,7 @@
 """Foreign files in, clean principles out; and YAML that reads back as the same constitution."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from hypothesis import strategies as st
 
 from cai.constitution.importers import dump_yaml, import_constitution
 from cai.constitution.lint import lint
-from cai.constitution.load import load_constitution
+from cai.constitution.load import language_of, load_constitution
 from cai.errors import ConstitutionError
-from cai.records import Constitution, Principle
+from cai.records import WORDINGS, Constitution, Principle
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -174,3 +175,16 @@ def test_any_constitution_round_trips_exactly(tmp_path, constitution):
     path = tmp_path / "c.yaml"
     path.write_bytes(dump_yaml(constitution).encode())
     assert load_constitution(path) == constitution
+
+
+def test_a_draft_in_another_language_with_comments_loads_as_it_is(tmp_path):
+    one, two = (Principle(name, f"Antworte {name}.", **WORDINGS["de"]) for name in ("kurz", "klar"))
+    constitution = Constitution("c", "C", "D", (one, replace(two, critique="Was ist unklar?", source="learned")))
+    text = dump_yaml(constitution, "de", ("agrees in 60%", "agrees in\n55% \x1b[2J"))
+    assert "language: de\n" in text and text.count("critique:") == 1 and "ask_positive" not in text
+    assert "  # agrees in 60%\n  - id: kurz\n" in text and "  # agrees in 55% \\x1b[2J\n  - id: klar\n" in text
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert load_constitution(path) == constitution and language_of(path) == "de"
+    path.write_text(dump_yaml(constitution))
+    assert load_constitution(path) == constitution and language_of(path) == "en"

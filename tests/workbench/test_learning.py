@@ -57,9 +57,9 @@ def test_the_rule_that_explains_other_choices_too_is_learned(tmp_path: Path) -> 
     found = learned(labelled(tmp_path), people(lambda i: POLITE if i % 3 else TERSE))
     assert (found.pairs, found.shown, found.held_out, found.skipped) == (60, 30, 30, 0)
     polite, terse = found.candidates
-    assert (polite.statement, polite.agreement, polite.n, polite.chosen) == (POLITE, 1.0, 30, True) and polite.beats
+    assert (polite.statement, polite.agreement, polite.n, polite.chosen) == (POLITE, 1.0, 30, True) and polite.beats_baselines
     assert polite.gave + terse.gave == 30 and polite.low is not None and 0.8 < polite.low < 1
-    assert not terse.beats and not terse.chosen and found.beating == 1
+    assert not terse.beats_baselines and not terse.chosen and found.beating == 1
     best = max(b.agreement for b in found.baselines)
     assert polite.gain == pytest.approx(1 - best) and {b.name for b in found.baselines} == {"longer", "shorter"}
     assert found.constitution is not None and [p.statement for p in found.constitution.principles] == [POLITE]
