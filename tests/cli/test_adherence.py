@@ -51,7 +51,8 @@ def test_a_runs_adherence_is_printed_as_the_contract_has_it(tmp_path: Path, call
     assert kind["by"] == "judge" and kind["verdict"] is None and kind["told"] is None
     assert [c["id"] for c in found["controls"]] == ["colour"] and found["cost"] == {"response_words": {"base": 90.0, "policy": 40.0}}
     assert call(workspace.root, "constitution", "adherence", "a") == 0
-    assert "brief" in call.out and "+70 [+60, +80]" in call.out and "blend" not in call.out and call.out.index("controls:") < call.out.index("colour")
+    assert "brief" in call.out and "+70 [+60, +80]" in call.out and "blend" not in call.out
+    assert call.out.index("controls:") < call.out.index("colour")
 
 
 def test_seeds_are_averaged_and_a_verdict_needs_all_of_them(tmp_path: Path, call: Called) -> None:  # noqa: F811
