@@ -175,7 +175,7 @@ def test_every_file_declares_what_its_name_says(group: str) -> None:
 
 
 def test_what_cai_brings() -> None:
-    assert own_names(PROTOCOL) == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe")
+    assert own_names(PROTOCOL) == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe", "rubric")
     assert own_names(REWARD_TERM) == ("check", "constitution", "length", "model", "probe", "refusal")
     assert own_names(POLICY_METHOD) == ("distill", "dpo", "grpo", "kto", "online-dpo", "ppo", "rloo")
     assert own_names(AUDIT_CHECK) == ("boilerplate", "confidence", "degeneration", "formatting", "refusing", "sycophancy", "verbosity")

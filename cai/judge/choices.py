@@ -1,4 +1,4 @@
-"""Read which of two choices a judge would write, and how much probability the choices hold together.
+"""Read which of two or more choices a judge would write, and how much probability the choices hold together.
 
 A choice can be written in several forms: "A" and " A" are different tokens, and some models write "(A" or "**A**". Which one a model writes
 depends on what stands before it: after "Answer:", SmolLM2-135M gives the letters with a space 0.82 of the probability, and those without
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai.errors import ReplyError
 from cai.judge.protocol import difference
 from cai.models.base import TextModel
 from cai.models.templates import OPENINGS
@@ -29,6 +30,16 @@ class Reading:
     """Probability of both together, in [0, 1]; None if it was not measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A judge's choice among several options."""
+
+    probabilities: tuple[float, ...]
+    """Of each option, in their order; they add up to 1."""
+    mass: float | None
+    """Probability of all together, in [0, 1]; None if it was not measured."""
+
+
 async def read_choices(
     model: TextModel, messages: Sequence[Message], options: tuple[str, str], prefill: str = "", *, spaced: bool = False
 ) -> Reading:
@@ -45,6 +56,29 @@ async def read_choices(
         ReplyError: both options have probability 0, or the reply is unusable.
         NoLogprobsError: the server gives no log-probabilities.
     """
+    logprobs, mass = await _read(model, messages, options, prefill, spaced)
+    return Reading(difference(logprobs), mass)
+
+
+async def read_distribution(model: TextModel, messages: Sequence[Message], options: Sequence[str], prefill: str = "") -> Distribution:
+    """Return the probabilities with which the model would write each of several options next. Arguments as in `read_choices`.
+
+    Raises:
+        ReplyError: all options have probability 0, or the reply is unusable.
+        NoLogprobsError: the server gives no log-probabilities.
+    """
+    logprobs, mass = await _read(model, messages, tuple(options), prefill, False)
+    most = max(logprobs)
+    if not math.isfinite(most):
+        raise ReplyError("no_probability", "the model gave no probability to any choice")
+    parts = [math.exp(x - most) for x in logprobs]
+    return Distribution(tuple(part / math.fsum(parts) for part in parts), mass)
+
+
+async def _read(
+    model: TextModel, messages: Sequence[Message], options: tuple[str, ...], prefill: str, spaced: bool
+) -> tuple[list[float], float]:
+    """Return the log-probabilities of some options, and their probability together."""
     leads = (" ", "") if spaced else ("", " ")
     reply = await model.choices(messages, _written(options, leads[0]), prefill)
     logprobs = list(reply.logprobs)
@@ -59,10 +93,10 @@ async def read_choices(
             logprobs = _added(logprobs, other.logprobs)
     mass = min(1.0, _mass(logprobs))
     model.choice_mass.add(mass)
-    return Reading(difference(logprobs), mass)
+    return logprobs, mass
 
 
-def mean_mass(readings: Sequence[Reading]) -> float | None:
+def mean_mass(readings: Sequence[Reading | Distribution]) -> float | None:
     """Return the mean probability that some readings' options hold; None if none was measured."""
     known = [r.mass for r in readings if r.mass is not None]
     return math.fsum(known) / len(known) if known else None
@@ -88,7 +122,7 @@ def _mass(logprobs: Sequence[float]) -> float:
     return math.fsum(math.exp(x) for x in logprobs)
 
 
-def _written(options: tuple[str, str], opening: str) -> tuple[str, ...]:
+def _written(options: tuple[str, ...], opening: str) -> tuple[str, ...]:
     return tuple(opening + option for option in options)
 
 

@@ -41,6 +41,8 @@ class PairTokens:
     """About both responses, with its template."""
     statement: float
     """The principle as a system prompt, with its template."""
+    grading: float
+    """About one response's grade, with its template."""
 
 
 @dataclass(frozen=True, slots=True)

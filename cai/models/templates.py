@@ -39,6 +39,7 @@ FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "judge_pairwise": (frozenset({"conversation", "first", "second", "statement", "question"}), frozenset()),
     "judge_pairwise_cot": (frozenset({"conversation", "first", "second", "statement", "question"}), frozenset()),
     "judge_pointwise": (frozenset({"conversation", "response", "statement", "question"}), frozenset()),
+    "judge_rubric": (frozenset({"conversation", "response", "statement"}), frozenset()),
     "likelihood_good": (frozenset({"conversation", "statement"}), frozenset()),
     "likelihood_bad": (frozenset({"conversation", "statement"}), frozenset()),
     "contrast_under": (frozenset({"conversation", "statement"}), frozenset()),
@@ -178,6 +179,7 @@ class Templates:
     judge_pairwise: Template
     judge_pairwise_cot: Template
     judge_pointwise: Template
+    judge_rubric: Template
     likelihood_good: Template
     likelihood_bad: Template
     contrast_under: Template

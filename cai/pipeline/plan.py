@@ -132,11 +132,12 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     question = fmean(wording(templates.judge_pointwise, question=a, statement="statement") for a in ("ask_positive", "ask_negative"))
     comparison = wording(templates.judge_pairwise, question="compare", statement="statement")
     statement = wording(templates.likelihood_good, statement="statement")
+    grading = wording(templates.judge_rubric, statement="statement")
     critique = TURN_TOKENS + wording(templates.critique, critique_request="critique", statement="statement")
     revise = wording(templates.revise, revision_request="revision", statement="statement")
     applying = round(sum(n * len(constitution.for_kind(kind)) for kind, n in kinds.items()) / max(1, count))
     asked = applying if recipe.feedback.principles == "ensemble" else min(recipe.feedback.per_label, applying)
-    c = Costs(recipe, rates_of, PairTokens(0, 0, question, comparison, statement), asked)
+    c = Costs(recipe, rates_of, PairTokens(0, 0, question, comparison, statement, grading), asked)
     model, judge, adapted = recipe.model, recipe.judge, adapted_spec(recipe)
     answer, revised, sampled, shown_answer = (
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)

@@ -19,8 +19,9 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     protocol: ProtocolName = "pointwise-contrast"
     """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
     thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `likelihood`: the likelihood of each response given the principle. `probe`: a linear probe on the judge's hidden states, fitted to human
-    labels. `check`: the principles' own rules. Installed packages can add others."""
+    `rubric`: a grade of each response from 1 to 5, by stated levels. `likelihood`: the likelihood of each response given the principle.
+    `probe`: a linear probe on the judge's hidden states, fitted to human labels. `check`: the principles' own rules. Installed packages can
+    add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"

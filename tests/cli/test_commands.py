@@ -247,7 +247,7 @@ def test_export_refuses_what_it_does_not_know(shared: Workspace, call: Called, t
 def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> None:
     arguments = ("judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--model", "scripted", "--limit", "10", "--principles", "sample")
     found = call.json(shared.root, *arguments)
-    assert [p["name"] for p in found["protocols"]] == ["likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast"]
+    assert [p["name"] for p in found["protocols"]] == "likelihood pairwise pairwise-cot pointwise pointwise-contrast rubric".split()
     for protocol in found["protocols"]:
         assert {"name", "accuracy", "low", "high", "n", "position_bias", "failures"} <= protocol.keys()
         assert protocol["n"] + protocol["failures"] == 10

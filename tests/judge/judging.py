@@ -38,6 +38,14 @@ def log_odds_reply(first_over_second):
     return ChoiceLogprobs((math.log(p) - 0.1, math.log1p(-p) - 0.1), 10)
 
 
+def graded(*probabilities):
+    """Probabilities of the grades 1 to 5, of which the model would write other words in one case of ten."""
+    return ChoiceLogprobs(tuple(math.log(0.9 * max(p, 1e-12)) for p in probabilities), 10)
+
+
+GOOD_GRADES, OTHER_GRADES = (0.0, 0.0, 0.0, 0.2, 0.8), (0.5, 0.0, 0.0, 0.5, 0.0)
+
+
 def shown_first(content):
     """The text between (A) and (B)."""
     return content[content.index("(A)") : content.index("(B)")]
@@ -52,6 +60,8 @@ def prefers_text(request):
     if isinstance(request, ChoicesRequest):
         if [choice.strip() for choice in request.choices] == ["A", "B"]:
             return log_odds_reply((2.0 if "GOOD" in shown_first(content) else -2.0) + 0.7)
+        if len(request.choices) == 5:
+            return graded(*(GOOD_GRADES if "GOOD" in content else OTHER_GRADES))
         yes = 2.0 if ("GOOD" in content) != ("UN" in content) else -2.0
         return log_odds_reply(yes + 3.0)
     told_good = "good assistant" in request.messages[0].content
@@ -64,7 +74,7 @@ def always_first(request):
     if isinstance(request, CompleteRequest):
         return Completion("I like the first one. Answer: A", False, 10, 5)
     if isinstance(request, ChoicesRequest):
-        return log_odds_reply(4.0)
+        return log_odds_reply(4.0) if len(request.choices) == 2 else graded(0.6, 0.1, 0.1, 0.1, 0.1)
     return TextLogprob(-12.0, len(request.text.split()), 10)
 
 

@@ -9,7 +9,7 @@ from cai.models.base import ChoicesRequest, Completion, ScoreRequest
 from cai.records import Judgment, Message, Preference, Prompt, Provenance
 from tests.judge.judging import always_first, judge_with, log_odds_reply, prefers_text
 
-ALL = ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood")
+ALL = ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood", "rubric")
 
 
 def preference(number, chosen="GOOD answer", rejected="Another answer that is longer", p_chosen=1.0):

@@ -20,7 +20,7 @@ two_option = pytest.mark.parametrize("protocol", ["pairwise", "pairwise-cot"])
 
 
 def test_every_protocol_of_the_recipe_is_there():
-    assert PROTOCOLS.names() == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe")
+    assert PROTOCOLS.names() == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe", "rubric")
     assert tuple(protocol.name for protocol in PROTOCOLS.all()) == PROTOCOLS.names()
 
 
@@ -75,7 +75,7 @@ def test_position_bias_is_seen_in_the_two_orders(protocol):
     assert judgment.p_a_second == pytest.approx(1 / (1 + math.exp(4)), abs=1e-9)
 
 
-@pytest.mark.parametrize("protocol", ["pointwise", "pointwise-contrast", "likelihood"])
+@pytest.mark.parametrize("protocol", ["pointwise", "pointwise-contrast", "likelihood", "rubric"])
 def test_protocols_that_show_one_response_have_no_order(protocol):
     judgment = judged(prefers_text, protocol, pair())[0]
     assert judgment.p_a_first is None and judgment.p_a_second is None
@@ -83,7 +83,7 @@ def test_protocols_that_show_one_response_have_no_order(protocol):
 
 @pytest.mark.parametrize(
     ("protocol", "log_odds"),
-    [("pairwise", 2.0), ("pointwise", 4.0), ("pointwise-contrast", 4.0), ("likelihood", 2.0)],
+    [("pairwise", 2.0), ("pointwise", 4.0), ("pointwise-contrast", 4.0), ("likelihood", 2.0), ("rubric", math.log(19))],
 )
 def test_log_odds_derived_by_hand(protocol, log_odds):
     judgment = judged(prefers_text, protocol, pair("GOOD answer here.", "Another answer here."))[0]
@@ -223,7 +223,7 @@ def test_the_judgment_says_where_it_came_from(protocol):
 def test_the_number_of_calls_is_what_a_plan_counts_on(protocol):
     judge = judge_with(prefers_text, protocol)
     asyncio.run(judge(pair("GOOD answer here.", "Another answer.")))
-    expected = {"pairwise": 2, "pairwise-cot": 4, "pointwise": 2, "pointwise-contrast": 4, "likelihood": 4}[protocol]
+    expected = {"pairwise": 2, "pairwise-cot": 4, "pointwise": 2, "pointwise-contrast": 4, "likelihood": 4, "rubric": 2}[protocol]
     assert judge.model.usage.made == expected * len(CONSTITUTION.principles)
 
 

@@ -30,7 +30,7 @@ def written(tmp_path, name, text):
 
 
 def test_every_shipped_template_loads_and_renders():
-    assert len(fields(Templates)) == 12 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 20
+    assert len(fields(Templates)) == 13 and len(FIELDS) == len(list(SHIPPED.glob("*.txt"))) == 21
     for name, template in zip(FIELDS, load_named_templates(list(FIELDS), SHIPPED), strict=True):
         rendered = template.render(values(name))
         assert rendered.messages[-1].role == "user"
@@ -41,7 +41,7 @@ def test_every_shipped_template_loads_and_renders():
 def test_a_translation_asks_the_same_in_its_own_words(language):
     names = [path.stem for path in sorted((SHIPPED / language).glob("*.txt"))]
     english, translated = load_templates(SHIPPED), load_templates(SHIPPED / language)
-    assert len(names) == 16
+    assert len(names) == 17
     for theirs, ours in zip(load_named_templates(names, SHIPPED / language), load_named_templates(names, SHIPPED), strict=True):
         name = ours.name
         assert theirs.path.parent.name == language and theirs.hash != ours.hash
@@ -73,16 +73,20 @@ def test_a_template_without_the_statement_is_refused_and_says_what_to_do(tmp_pat
         load_templates(tmp_path / "t")
 
 
-@pytest.mark.parametrize("name", ["judge_pairwise", "judge_pairwise_cot", "judge_pointwise"])
+@pytest.mark.parametrize("name", ["judge_pairwise", "judge_pairwise_cot", "judge_pointwise", "judge_rubric"])
 def test_judging_templates_put_the_shared_text_first_and_the_question_last(name):
     template = getattr(load_templates(SHIPPED), name)
-    one = template.render(values(name, question="Is it kind?", statement="Be kind.")).messages[-1].content
-    two = template.render(values(name, question="Is it true?", statement="Be true.")).messages[-1].content
+
+    def asked(**about):
+        return values(name, **{f: text for f, text in about.items() if f in FIELDS[name][0]})
+
+    one = template.render(asked(question="Is it kind?", statement="Be kind.")).messages[-1].content
+    two = template.render(asked(question="Is it true?", statement="Be true.")).messages[-1].content
     shared = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     for f in FIELDS[name][0] - {"question", "statement", "conversation"}:
         assert one.index(f"<{f}>") < shared
     assert one.index("How do tides work?") < shared
-    assert template.render(values(name)).messages[:-1] == template.render(values(name, question="?", statement="")).messages[:-1]
+    assert template.render(values(name)).messages[:-1] == template.render(asked(question="?", statement="")).messages[:-1]
     words = len(re.sub(r"\{\{ \w+ \}\}", "", "".join(s.text for s in template.sections)).split())
     assert words <= 60
 
@@ -188,6 +192,7 @@ def test_no_text_adds_a_section_line(text):
         ("judge_pairwise", "second"),
         ("judge_pointwise", "response"),
         ("judge_pairwise_cot", "first"),
+        ("judge_rubric", "response"),
     ):
         template = getattr(templates, name)
         labels = (*template.labels, "Human:", "Assistant:", "System:")

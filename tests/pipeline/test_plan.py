@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 SHAPE = EMBEDDED_SHAPE
 PLANNED = Path(__file__).with_name("planned.yaml")
 SIXTY, FORTY, HUNDRED = Tokens(60, 60), Tokens(40, 40), Tokens(100, 100)
-WORDS = PairTokens(0, 0, question=30, comparison=40, statement=35)
+WORDS = PairTokens(0, 0, question=30, comparison=40, statement=35, grading=45)
 READ, TRAIN = READ_PART * RATES.flops, TRAIN_PART * RATES.flops
 
 
@@ -126,6 +126,7 @@ def test_a_text_runs_once_for_all_questions_about_it_and_a_server_is_billed_for_
         ("pointwise", 2 * 3, 50 + 40 + 30),
         ("pointwise-contrast", 4 * 3, 50 + 40 + 30),
         ("pairwise", 2 * 3, 50 + 2 * 40 + 40),
+        ("rubric", 2 * 3, 50 + 40 + 45),
         ("likelihood", 4 * 3, 35 + 50 + 40),
         ("probe", 2, 50 + 40),
     ],

@@ -179,7 +179,7 @@ def edit(**changes):
 
 
 def test_an_edited_statement_alone_moves_revisions_and_labels_of_every_protocol():
-    for protocol in ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood"):
+    for protocol in ("pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "likelihood", "rubric"):
         found = compared(CONSTITUTION, edit(statement="Be NEW."), ScriptedSession(hashed, protocol=protocol))
         assert found.labels.n == N and found.labels.changed > N // 2, protocol
         assert len(found.revision_changes) == found.revisions > 0

@@ -44,7 +44,7 @@ def states(findings: tuple[Finding, ...]) -> dict[str, str]:
 def test_a_vllm_server_serves_every_protocol() -> None:
     found = checked(FakeVllm())
     assert found.kind == "vLLM"
-    assert set(states(found.protocols)) == {"likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe"}
+    assert set(states(found.protocols)) == {"likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe", "rubric"}
     assert states(found.protocols)["probe"] == "no"
     assert "only a model on this machine does" in next(f.why for f in found.protocols if f.what == "probe")
     assert states(found.protocols)["likelihood"] == "yes"
