@@ -177,14 +177,13 @@ def test_every_file_declares_what_its_name_says(group: str) -> None:
 def test_what_cai_brings() -> None:
     assert own_names(PROTOCOL) == ("check", "likelihood", "pairwise", "pairwise-cot", "pointwise", "pointwise-contrast", "probe", "rubric")
     assert own_names(REWARD_TERM) == ("check", "constitution", "length", "model", "probe", "refusal")
-    assert own_names(POLICY_METHOD) == ("distill", "dpo", "grpo", "kto", "online-dpo", "ppo", "rloo")
+    assert own_names(POLICY_METHOD) == ("best-of-n", "distill", "dpo", "grpo", "kto", "online-dpo", "ppo", "rloo")
     assert own_names(AUDIT_CHECK) == ("boilerplate", "confidence", "degeneration", "formatting", "refusing", "sycophancy", "verbosity")
 
 
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
-    with pytest.raises(
-        RecipeError, match=r"no policy method 'gpro'; known: distill, dpo, grpo, kto, online-dpo, ppo, rloo. Did you mean 'grpo'\?"
-    ):
+    known = "best-of-n, distill, dpo, grpo, kto, online-dpo, ppo, rloo"
+    with pytest.raises(RecipeError, match=rf"no policy method 'gpro'; known: {known}. Did you mean 'grpo'\?"):
         METHODS.get("gpro")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from cai.pipeline.costs import Costs, StagePlan, joined, uncounted, written
+from cai.pipeline.costs import Costs, StagePlan, Tokens, joined, uncounted, written
 from cai.pipeline.memory import read_dimensions, training_bytes, weight_bytes
 from cai.pipeline.speed import device
 from cai.recipe import ModelSpec, Recipe, SamplingSpec
@@ -45,15 +45,20 @@ def reward_training(c: Costs) -> StagePlan:
     sampling = SamplingSpec(max_tokens=online.max_tokens, thinking_tokens=online.thinking_tokens)
     samples = c.answers(recipe.trained, c.prompts * config.epochs, c.prompt, sampling, online.num_generations)
     scores = c.scores(completions * config.epochs, c.prompt, answer, online.num_generations)
-    asked = [
-        (c if term.asks_principles else replace(c, asked=1)).asked_of_judge(term.work, completions * config.epochs, c.prompt, answer)
-        for term in (TERMS.get(reward.term) for reward in online.rewards)
-    ]
+    asked = term_calls(c, completions * config.epochs, answer)
     train = c.training(config, completions, c.prompt, (written(online.most_tokens),), config.epochs)
     both = joined("", train, uncounted(samples), scores, *asked)
     shape, bases = read_dimensions(recipe.trained), 1 + (recipe.gold is not None)
     more = bases * weight_bytes(shape, recipe.reward.precision) if shape else 0
     return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
+
+
+def term_calls(c: Costs, completions: float, answer: Tokens) -> list[StagePlan]:
+    """Return the cost of what the recipe's reward terms ask the judge about completions of this length."""
+    return [
+        (c if term.asks_principles else replace(c, asked=1)).asked_of_judge(term.work, completions, c.prompt, answer)
+        for term in (TERMS.get(reward.term) for reward in c.recipe.policy.online.rewards)
+    ]
 
 
 def distill_training(c: Costs) -> StagePlan:

@@ -13,6 +13,9 @@ from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe
 from cai.train.rl.terms import TERMS
 
+SAMPLES = "samples"
+"""Folder in `models/policy` with the records of a method that samples first and then trains."""
+
 
 @dataclass(frozen=True)
 class PolicyMethod:
@@ -38,6 +41,8 @@ class PolicyMethod:
     """Whether a gold reward model can watch it for over-optimisation."""
     rounds: bool = False
     """Whether it keeps rounds, in `models/policy/round-N`."""
+    samples: bool = False
+    """Whether it keeps what it sampled, in `models/policy/samples`."""
 
 
 def ensemble_settings(recipe: Recipe) -> Any:
@@ -79,7 +84,12 @@ def term_sources(recipe: Recipe) -> list[str]:
 
 def needs_probe(recipe: Recipe) -> bool:
     """Whether a reward term reads hidden states by a probe. Raises `RecipeError` for an unknown term."""
-    return any("probe" in TERMS.get(term.term).needs for term in recipe.policy.online.rewards)
+    return needs_scorer(recipe, "probe")
+
+
+def needs_scorer(recipe: Recipe, scorer: str) -> bool:
+    """Whether a reward term scores with `ensemble`, `judge`, `constitution` or `probe`. Raises `RecipeError` for an unknown term."""
+    return any(scorer in TERMS.get(term.term).needs for term in recipe.policy.online.rewards)
 
 
 def no_room(recipe: Recipe, key: str, settings: OnlineConfig | PPOSpec) -> list[str]:
@@ -96,6 +106,12 @@ def online_problems(recipe: Recipe) -> list[str]:
     problems = no_room(recipe, "online.max_tokens", recipe.policy.online)
     if group := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
         problems.append(group)
+    return problems + term_problems(recipe)
+
+
+def term_problems(recipe: Recipe) -> list[str]:
+    """Say what is wrong with the recipe's reward terms."""
+    problems = []
     for term in recipe.policy.online.rewards:
         try:
             if "probe" in TERMS.get(term.term).needs and recipe.feedback.probe is None:

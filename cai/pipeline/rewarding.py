@@ -15,6 +15,7 @@ from cai.judge.probe import NO_PROBE, check_probe, probe_of, probe_score
 from cai.models.base import TextModel
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
+from cai.pipeline.policy_method import needs_scorer
 from cai.pipeline.reward_models import load_rewards
 from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
@@ -22,7 +23,6 @@ from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.term import Answers, TermScorer
-from cai.train.rl.terms import TERMS
 from cai.train.running import OnLog
 
 TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
@@ -63,7 +63,7 @@ def warn_if_unmonitored(c: Context) -> None:
 
 def needs(c: Context, scorer: str) -> bool:
     """Whether the recipe has a reward term that needs `ensemble`, `judge`, `constitution` or `probe`."""
-    return any(scorer in TERMS.get(t.term).needs for t in c.recipe.policy.online.rewards)
+    return needs_scorer(c.recipe, scorer)
 
 
 def reward_identity(c: Context, judge: TextModel | None) -> Any:

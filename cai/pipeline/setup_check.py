@@ -106,6 +106,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             protocol = PROTOCOLS.get(recipe.feedback.protocol)
             if not any(protocol.applies(p, kind) for p in constitution.principles for kind in p.applies_to):
                 problems.append(f"feedback.protocol: {protocol.name} can judge by no principle of {recipe.constitution}")
+        if any(term.term == "check" for term in recipe.policy.online.rewards) and not any(p.check for p in constitution.principles):
+            problems.append(f"policy.online.rewards: check: no principle of {recipe.constitution} has a check to score by")
         try:
             check_kept(recipe.blend, constitution)
         except CaiError as e:

@@ -5,6 +5,7 @@ functions too: what is written here is written by the first alone.
 """
 
 import contextlib
+import shutil
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from cai.core.workspace import replace_stage_rows
 from cai.errors import CaiError
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
+from cai.pipeline.policy_method import SAMPLES
 from cai.pipeline.reward_models import train_gold, train_rewards
 from cai.recipe import GOLD, SFTData
 from cai.records import Preference, SFTExample
@@ -65,6 +67,8 @@ def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
         from cai.pipeline.online_dpo import remove_rounds
 
         remove_rounds(c.run.model("policy"), beyond=0)
+    if not method.samples and is_first_process():
+        shutil.rmtree(c.run.model("policy") / SAMPLES, ignore_errors=True)
     if not is_watched(c.recipe) and is_first_process():
         (c.run.model("policy") / FRONTIER).unlink(missing_ok=True)  # of an earlier policy, that was watched
     return method.run(c)

@@ -73,10 +73,11 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of GRPO and RLOO."""
+    """Settings of GRPO, RLOO and best of n."""
 
     num_generations: Annotated[int, Meta(ge=2)] = 8
-    """Number of completions sampled per prompt. `batch_size` × `gradient_accumulation` × processes must be a multiple of it."""
+    """Number of completions sampled per prompt: n of `best-of-n`. For GRPO and RLOO `batch_size` × `gradient_accumulation` × processes must
+    be a multiple of it."""
     max_tokens: Positive = 128
     """Maximum length of a completion, in tokens. The monitor uses it for DPO and KTO too."""
     thinking_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -190,12 +191,13 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
     method: MethodName = "dpo"
-    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, `distill`. Installed packages can add others."""
+    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, `distill`, `best-of-n`. Installed
+    packages can add others."""
     beta: Rate | None = None
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: 0.04 for GRPO
     (arXiv 2402.03300, §4.2), 0.05 for RLOO (TRL), 0.1 for the others (arXiv 2305.18290, appendix B)."""
     online: OnlineConfig = OnlineConfig()
-    """Settings of `grpo` and `rloo`."""
+    """Settings of `grpo`, `rloo` and `best-of-n`."""
     distill: SelfDistillConfig = SelfDistillConfig()
     """Settings of `distill`."""
     ppo: PPOSpec = PPOSpec()

@@ -74,6 +74,9 @@ def test_prompts_on_the_hub_are_not_looked_for_here(tmp_path: Path) -> None:
             "feedback={protocol: probe, probe: p.json, judge: {path: 'http://127.0.0.1:1/v1'}}",
             "feedback.probe: http://127.0.0.1:1/v1 gives no",
         ),
+        ("policy={method: best-of-n, max_length: 96, online: {max_tokens: 96}}", "policy.online.max_tokens: 96 tokens"),
+        ("policy={method: best-of-n, online: {rewards: [{weight: 0}]}}", "policy.online.rewards: every weight is 0"),
+        ("policy={method: best-of-n, online: {rewards: [{term: check}]}}", "policy.online.rewards: check: no principle of .* has a check"),
         ("reward.slices=parts", "reward.slices: parts needs at least 2 members, found 1"),
     ],
 )
