@@ -29,7 +29,7 @@ TOLD = "told"
 BY_JUDGE = "by judge"
 """Note of a rate that the judge decided."""
 SELDOM = 0.5
-"""Rate of the base model below which a principle is followed seldom on prompts that it isn't about."""
+"""Rate below which a principle counts as seldom followed."""
 KINDS: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful")
 Followed = Mapping[str, Mapping[str, bool]]
 """Whether a response follows a principle, by principle, then by prompt."""

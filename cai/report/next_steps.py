@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cai.evaluate.adherence import TOLD
 from cai.evaluate.adherence_table import AdherenceRow, adherence_rows
 from cai.evaluate.policies import TRAINED
 from cai.report.collect import ReportData
@@ -128,7 +129,7 @@ def _constitution(data: ReportData) -> str:
 
 
 def _prompts(row: AdherenceRow) -> int:
-    return min(r.n for r in row.rates.values())
+    return min(r.n for model, r in row.rates.items() if model != TOLD)
 
 
 def _listed(names: list[str]) -> str:

@@ -56,6 +56,7 @@ def test_what_is_not_learned_lost_or_was_followed_before() -> None:
         return adherence_rows([*rates, *change])[0].verdict
 
     assert (row(0.9, -0.1), row(0.2, -0.1), row(0.2, 0.05)) == ("already followed", "out of reach", "not learned")
+    assert row(0.7, -0.1) == "not learned", "what is followed more often than not isn't out of reach"
 
 
 def test_what_is_learned_for_some_prompts_is_measured_on_the_others_too() -> None:
