@@ -22,14 +22,15 @@ import httpx2
 import msgspec
 from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncOpenAI, AsyncStream
 from openai.types import Completion as TextCompletion
-from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.chat import ChatCompletion
 
 from cai.core.jsonl import NOT_JSON
 from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
 from cai.models.server.address import check_url, read_key, root_of
+from cai.models.server.replies import first_choice
 from cai.models.server.served import NotServedError, Served, identify
-from cai.models.server.transport import MAX_REPLY_BYTES, RETRIED, SECRET_CHARACTERS, BoundedClient
+from cai.models.server.transport import RETRIED, SECRET_CHARACTERS, BoundedClient, KeyFilter
 from cai.recipe import ModelSpec
 
 T = TypeVar("T")
@@ -116,44 +117,45 @@ class ServerClient:
             NotServedError: 404 or 405.
             ModelError: the server can't be reached, refuses the key, fails on everything, or has come back as another model.
         """
-        return await self._ask("/chat/completions", body, lambda response: read(ChatCompletion.construct(**response.json())))
+        return await self._ask("/chat/completions", body, lambda response: read(ChatCompletion.construct(**first_choice(response.json()))))
 
     async def stream(self, body: dict[str, Any], on_text: OnText, read: Callable[[ChatCompletion], T]) -> T:
         """Ask `/chat/completions` for a reply in pieces, once; `on_text` receives each piece. Raises as `chat` does."""
         said: dict[str, str] = {"content": "", "reasoning_content": ""}
+        shown = {field: KeyFilter(self._key, on_text) for field in said}
         ended = None
         async with self._places:
             try:
                 events = await self._client.post(
                     "/chat/completions",
-                    cast_to=ChatCompletionChunk,
+                    cast_to=object,  # as it came: the client would make an object of each of a million choices
                     body={**body, "stream": True},
                     options={"timeout": self._spec.timeout_seconds},  # between two pieces
                     stream=True,
-                    stream_cls=AsyncStream[ChatCompletionChunk],
+                    stream_cls=AsyncStream[Any],
                 )
                 async for event in events:
-                    for choice in (event.choices or ())[:1]:
+                    for choice in (event.get("choices") or ())[:1]:
                         for field in said:
-                            piece = getattr(choice.delta, field, None) or ""
+                            piece = (choice.get("delta") or {}).get(field) or ""
                             said[field] += piece
-                            if len(said[field]) > MAX_REPLY_BYTES:
-                                raise ValueError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB")
-                            on_text(self._masked(piece))
-                        ended = choice.finish_reason or ended
+                            shown[field].add(piece)
+                        ended = choice.get("finish_reason") or ended
+                for text in shown.values():
+                    text.end()
             except (APIError, httpx2.HTTPError) as e:
-                raise self._error(e if isinstance(e, APIError) else APIConnectionError(message=str(e), request=e.request), False) from None
+                raise self._error(e if isinstance(e, APIError) else _lost(e), False) from None
             except _UNREADABLE as e:
                 raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
         try:
-            message = {field: self._masked(text) for field, text in said.items()}
+            message = {field: self._masked(whole) for field, whole in said.items()}
             return read(ChatCompletion.construct(choices=[{"finish_reason": ended, "message": message}]))
         except _UNREADABLE as e:
             raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
 
     async def text(self, body: dict[str, Any], read: Callable[[TextCompletion], T]) -> T:
         """Ask `/completions`; as `chat`."""
-        return await self._ask("/completions", body, lambda response: read(TextCompletion.construct(**response.json())))
+        return await self._ask("/completions", body, lambda response: read(TextCompletion.construct(**first_choice(response.json()))))
 
     async def post_root(self, path: str, body: dict[str, Any], shape: type[T]) -> T:
         """Ask what vLLM has beside the protocol, at the server's root without `/v1`; as `chat`, with the reply read as `shape`."""
@@ -307,6 +309,13 @@ def _problem(error: Exception) -> str:
     """Say what is wrong with a reply: in our words where we looked, else that it isn't the protocol's."""
     worded = isinstance(error, ValueError | msgspec.DecodeError) and not isinstance(error, UnicodeDecodeError)
     return str(error) if worded else f"not a reply of the OpenAI protocol ({type(error).__name__})"
+
+
+def _lost(error: httpx2.HTTPError) -> APIConnectionError:
+    """Return the client's error for a reply that broke off in the middle of its pieces."""
+    wrapped = APIConnectionError(message=str(error), request=error.request)
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _message(error: APIStatusError) -> str:

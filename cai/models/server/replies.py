@@ -19,6 +19,7 @@ _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit")
 _FILTERED = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "refusal")
 _FAILED = ("abort", "cancelled", "canceled", "error", "insufficient_system_resource", "malformed_function_call")
+_MOST_TOP = 100
 _SPARE_TOKENS = 16
 """Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
 _MOST_TOKENS = 2**31
@@ -26,6 +27,26 @@ _MOST_CHARACTERS = 512
 """Of one token. The longest tokens of known vocabularies have some 250, of white space."""
 _IMPOSSIBLE = -1e5
 """Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
+
+
+_READ_OF_MESSAGE = ("content", "refusal", "reasoning", "reasoning_content", "thinking")
+
+
+def first_choice(body: dict[str, Any]) -> dict[str, Any]:
+    """Return what is read of a reply: its counts, and its first choice with at most one token's alternatives.
+
+    The client's types make an object of everything else, which for a reply of a million empty choices takes gigabytes and minutes.
+    """
+    choice = dict(body["choices"][0])
+    choice["message"] = _only(choice.get("message"), _READ_OF_MESSAGE)
+    if isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(content := logprobs.get("content"), list):
+        first = [{**token, "top_logprobs": (token.get("top_logprobs") or [])[:_MOST_TOP]} for token in content[:1]]
+        choice["logprobs"] = {"content": first}
+    return {"choices": [choice], "usage": _only(body.get("usage"), ("prompt_tokens", "completion_tokens"))}
+
+
+def _only(value: Any, keys: Sequence[str]) -> Any:
+    return {key: value.get(key) for key in keys} if isinstance(value, dict) else value
 
 
 def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", opened: str = "") -> Completion:

@@ -8,6 +8,7 @@ import email.utils
 import math
 import re
 import zlib
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,8 @@ from cai.recipe import ModelSpec
 MAX_REPLY_BYTES = 32 * 1024 * 1024
 MAX_HELD_BYTES = 256 * 1024 * 1024
 """Of all replies that are being read at one time."""
+MAX_PARTS = 1_000_000
+"""Commas of a reply: there are as many values in it, and each takes up to a kibibyte once it is read."""
 SECRET_CHARACTERS = 8
 """Shorter keys are placeholders ("EMPTY", "none"), which a model may well say."""
 RETRIED = {408, 409, 429}
@@ -86,7 +89,7 @@ class BoundedClient(httpx2.AsyncClient):
         """
         async with self.sending:
             if options.get("stream"):  # the caller reads the pieces as they come
-                return await super().send(request, **options)
+                return await self._bounded(await super().send(request, **options), request)
             reply = asyncio.create_task(self._exchange(request, options))
             reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
             try:
@@ -104,7 +107,7 @@ class BoundedClient(httpx2.AsyncClient):
                 raise
         self.lost = self.lost or response.status_code in _GONE
         seconds = response.headers.get("retry-after", "")
-        if (response.status_code in RETRIED or response.status_code >= 500) and seconds.isdecimal() and int(seconds) > NOTICE_SECONDS:
+        if (response.status_code in RETRIED or response.status_code >= 500) and seconds.isdecimal() and float(seconds) > NOTICE_SECONDS:
             where = f"{request.url.host} answered {response.status_code} and asks to wait (Retry-After: {seconds[:9]} s)"
             tell_waiting("server", f"{where}. Requests are sent again; to send fewer at once, lower model.concurrency.")
         return response
@@ -120,6 +123,15 @@ class BoundedClient(httpx2.AsyncClient):
             if (await asyncio.wait({reply}, timeout=step))[0]:
                 return
 
+    async def _bounded(self, response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+        """Return a response whose pieces end, and come unpacked."""
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", ""):
+            await response.aclose()
+            raise httpx2.DecodingError(f"packed as {encoding[:40]!r}, which was not asked for", request=request)
+        response.stream = _BoundedStream(response.stream, request)  # type: ignore[arg-type]  # an asynchronous one
+        return response
+
     async def _exchange(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         return await self._read(await super().send(request, **{**options, "stream": True}), request)
 
@@ -127,7 +139,7 @@ class BoundedClient(httpx2.AsyncClient):
         """Return a response with its content, unpacked, and without the key. Raises `EndlessError` before it fills the memory."""
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         unpacked = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib
-        pieces, size = [], 0
+        pieces, size, parts = [], 0, 0
         try:
             if unpacked is not None and encoding not in ("gzip", "x-gzip", "deflate"):
                 raise httpx2.DecodingError(f"packed as {encoding[:40]!r}, which was not asked for", request=request)
@@ -135,7 +147,8 @@ class BoundedClient(httpx2.AsyncClient):
                 piece = raw if unpacked is None else unpacked.decompress(raw, MAX_REPLY_BYTES + 1)
                 pieces.append(piece)
                 added = max(len(piece), len(raw))
-                size, self._held = size + added, self._held + added
+                size, self._held, parts = size + added, self._held + added, parts + piece.count(b",")
+                _refuse_many(parts, request)
                 if size > MAX_REPLY_BYTES or self._held > MAX_HELD_BYTES:
                     most = MAX_REPLY_BYTES if size > MAX_REPLY_BYTES else MAX_HELD_BYTES
                     what = "longer than" if size > MAX_REPLY_BYTES else "all replies in flight are together longer than"
@@ -157,6 +170,68 @@ class BoundedClient(httpx2.AsyncClient):
             if b"\\u00" in content or b"/" in self._key or b'"' in self._key or b"\\" in self._key:
                 content = _spelled(self._key).sub(b"***", content)
         return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+
+
+def _refuse_many(parts: int, request: httpx2.Request) -> None:
+    if parts > MAX_PARTS:
+        raise EndlessError(f"of more than {MAX_PARTS:,} values", request=request)
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    """The pieces of a reply, up to `MAX_REPLY_BYTES` and `MAX_PARTS`."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, request: httpx2.Request) -> None:
+        self._stream = stream
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = parts = 0
+        async for piece in self._stream:
+            size, parts = size + len(piece), parts + piece.count(b",")
+            _refuse_many(parts, self._request)
+            if size > MAX_REPLY_BYTES:
+                raise EndlessError(f"longer than {MAX_REPLY_BYTES // 2**20} MiB", request=self._request)
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class KeyFilter:
+    """Passes a text on piece by piece, without a key that may come in several of them.
+
+    Args:
+        key: the key; None or a short one is let through.
+        show: receives the pieces.
+
+    >>> shown: list[str] = []
+    >>> text = KeyFilter("sk-secret", shown.append)
+    >>> for piece in ("my key is sk-", "sec", "ret, s"): text.add(piece)
+    >>> text.end()
+    >>> shown
+    ['my key is ', '***, ', 's']
+    """
+
+    def __init__(self, key: str | None, show: Callable[[str], None]) -> None:
+        self._key = key if key is not None and len(key) >= SECRET_CHARACTERS else None
+        self._show = show
+        self._held = ""
+
+    def add(self, piece: str) -> None:
+        """Take the next piece. What may be a key's beginning waits for the next one."""
+        text = self._held + piece
+        self._held = ""
+        if self._key is not None:
+            text = text.replace(self._key, "***")
+            begun = next((n for n in range(min(len(self._key) - 1, len(text)), 0, -1) if text.endswith(self._key[:n])), 0)
+            text, self._held = text[: len(text) - begun], text[len(text) - begun :]
+        if text:
+            self._show(text)
+
+    def end(self) -> None:
+        """Pass on what waits: no more comes, so it was no key."""
+        if self._held:
+            self._show(self._held)
 
 
 @lru_cache(maxsize=8)

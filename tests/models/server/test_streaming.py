@@ -1,8 +1,10 @@
 """Replies that come in pieces."""
 
 import asyncio
+import gzip
 import json
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -11,6 +13,7 @@ import pytest
 from cai.errors import ModelError, ReplyError
 from cai.models.base import CompleteRequest, Completion
 from cai.models.server.engine import ServerEngine
+from cai.models.server.transport import MAX_PARTS, MAX_REPLY_BYTES
 from cai.recipe import ModelSpec
 from tests.models.fake_vllm import FakeVllm
 from tests.models.server.asking import COMPLETE, URL, always_chat
@@ -49,7 +52,10 @@ def test_a_key_that_a_server_echoes_is_cut_out_of_a_streamed_reply(monkeypatch: 
     reply, pieces = stream(
         always_chat(lambda: events({"reasoning_content": "sk-verysecret"}, {"content": "sk-very"}, {"content": "secret!"}))
     )
-    assert (reply.text, reply.reasoning, pieces[0]) == ("***!", "***", "***"), "what is kept has no part of it, however it is cut"
+    assert (reply.text, reply.reasoning) == ("***!", "***"), "what is kept has no part of it, however it is cut"
+    assert pieces == ["***", "***!"], "and neither is shown"
+    spelled = always_chat(lambda: events(*({"content": letter} for letter in "my sk-verysecret, sk-very")))
+    assert "".join(stream(spelled)[1]) == "my ***, sk-very"
 
 
 def test_streamed_reasoning_is_set_apart() -> None:
@@ -73,3 +79,30 @@ def test_streamed_reasoning_is_set_apart() -> None:
 def test_a_stream_that_fails_says_why(response: Callable[[], httpx2.Response], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         stream(always_chat(response))
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        ({"content-encoding": "gzip, gzip"}, gzip.compress(gzip.compress(b" " * 100_000_000))),
+        ({"content-encoding": "br"}, b"x"),
+        ({}, b"data: " + b" " * (MAX_REPLY_BYTES + 1)),
+        ({}, b'data: {"choices": [' + b"{}," * MAX_PARTS + b"{}]}\n\n"),
+        ({}, b'data: {"choices": [' + b"{}," * (MAX_PARTS - 1) + b"{}]}\n\ndata: [DONE]\n\n"),
+    ],
+    ids=["packed twice", "packed", "one line without end", "too many choices", "many choices"],
+)
+def test_a_stream_cannot_fill_the_memory(headers: dict[str, str], content: bytes) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 1 << 16):
+            yield content[start : start + (1 << 16)]
+
+    server = always_chat(lambda: httpx2.Response(200, headers={"content-type": "text/event-stream", **headers}, content=pieces()))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ReplyError, match=r"malformed_reply|empty_reply"):
+            stream(server)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
