@@ -103,12 +103,13 @@ def import_(
     from cai.constitution.importers import dump_yaml, import_constitution
     from cai.constitution.proposals import Review, dump_review, load_review
     from cai.constitution.proposals import accept as accepted
-    from cai.core.jsonl import refuse_overwriting, write_text
+    from cai.core.jsonl import write_text
     from cai.errors import ConstitutionError
     from cai.workbench.proposing import propose_in
     from cai.workbench.settings import settings
 
-    refuse_overwriting([out], files)
+    if out is not None and out.exists():  # a person's file: a constitution is edited, a review marked
+        raise ConstitutionError(f"{out}: is there already. Choose another --out, or move it away.")
     kind = files[0].suffix.lower() if len(files) == 1 else ""
     if model is not None and kind not in SUFFIXES:
         raise ConstitutionError("--model needs one document (.md, .txt); other files are imported without a model")

@@ -27,6 +27,7 @@ blockquote.better{border-color:#1d7a46}blockquote.worse{border-color:#b3261e}
 @media(prefers-color-scheme:dark){body{color:#e6e6ea;background:#17171a}blockquote{background:#232328}h2{border-color:#444}}
 @media print{h3,blockquote{break-inside:avoid;break-after:avoid-page}}
 """
+TITLE = "guidelines for raters"
 KINDS: Mapping[PromptKind, str] = {
     "harmful": "asks for something that should not be given",
     "borderline": "sounds harmful but is fine",
@@ -82,9 +83,20 @@ def examples_path(constitution: Constitution, folder: Path) -> Path:
     return folder / "examples" / f"{constitution.id}.yaml"
 
 
+def check_guidelines(path: Path) -> None:
+    """Raise `ConstitutionError` if a file doesn't hold guidelines as they are written here."""
+    try:
+        with path.open("rb") as f:
+            found = TITLE.encode() in f.read(1 << 16)
+    except OSError as e:
+        raise ConstitutionError(f"{path}: can't be read ({e.strerror})") from e
+    if not found:
+        raise ConstitutionError(f"{path}: has no {TITLE!r} in its title")
+
+
 def guideline_blocks(constitution: Constitution, examples: Sequence[Example]) -> Iterator[Block]:
     """Yield the blocks of the guidelines. Examples of unknown principles are left out."""
-    yield Block("1", f"{constitution.name}: guidelines for raters")
+    yield Block("1", f"{constitution.name}: {TITLE}")
     yield Block("text", constitution.description)
     yield Block("2", "How to rate a pair")
     yield from (Block("item", text) for text in HOW_TO)

@@ -155,19 +155,29 @@ def refuse_overwriting(outs: Iterable[Path | None], inputs: Iterable[Path]) -> N
             continue
         around = {p.resolve() for p in (out, *out.absolute().parents)}
         if any(out.samefile(path) or (path.is_dir() and path.resolve() in around) for path in sources):
-            raise DataError(f"{out}: is an input file and would be overwritten. Choose another output file.")
+            raise DataError(f"{out}: is an input file and would be overwritten. Choose another output, or move it away.")
 
 
-def refuse_replacing(path: Path, record_type: Any) -> None:
-    """Refuse to replace or remove a file of a name that was not given, unless it holds records of one type.
+def refuse_replacing(path: Path | None, read: Callable[[Path], object]) -> None:
+    """Refuse to replace or remove a file that an earlier call of the same command can't have written.
+
+    Args:
+        path: a file that will be written or removed; None, or no file: nothing to refuse.
+        read: reads such a file, and raises `CaiError` if it is another.
 
     Raises:
-        DataError: it holds something else.
+        DataError: it is another.
     """
     try:
-        next(iter(read_records(path, record_type)), None) if path.exists() else None
-    except DataError as e:
+        if path is not None and path.exists():
+            read(path)
+    except CaiError as e:
         raise DataError(f"{path}: would be replaced, and is not a file of `cai`. Move it away, or choose another output name.") from e
+
+
+def first_record(record_type: type[T]) -> Callable[[Path], T | None]:
+    """Return a function that reads the first record of a JSONL file, for `refuse_replacing`."""
+    return lambda path: next(iter(read_records(path, record_type)), None)
 
 
 @contextlib.contextmanager

@@ -352,12 +352,12 @@ def write_tasks(tasks: Rows, path: Path) -> "Exported":
     return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
 
 
-def refuse_foreign_tasks(folder: Path, *files: Path) -> None:
-    """Refuse to write tasks over files that `write_tasks` didn't write, by the labelling configuration beside them. Raises `DataError`."""
-    config = folder / TASK_FILES[1]
-    ours = config.is_file() and config.read_bytes() == LABEL_STUDIO_CONFIG.encode()
-    if not ours and (taken := [path for path in files if path.exists()]):
-        raise DataError(f"{taken[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
+def refuse_foreign_tasks(*files: Path) -> None:
+    """Refuse to write tasks or their configuration over files that `write_tasks` didn't write. Raises `DataError`."""
+    for path in files:
+        begins = LABEL_STUDIO_CONFIG.encode() if path.name == TASK_FILES[1] else b'[\n {\n  "data": {\n   "prompt": '
+        if path.exists() and not (path.is_file() and path.read_bytes()[: len(begins)] == begins):
+            raise DataError(f"{path}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
 
 
 def _remove(path: Path) -> None:

@@ -77,8 +77,11 @@ def export_run(
     data = read_run_data(run, manifest)
     folder = out or run.path / "export" / format
     card = folder / "README.md"
-    if out is not None and not is_card(card):
-        in_the_way = [path for path in (card, *map(folder.joinpath, written_names(format))) if path.exists()]
+    if not is_card(card):
+        tables = (
+            map(folder.joinpath, written_names(format)) if out is not None else ()
+        )  # in the run's folder, of an export that was stopped
+        in_the_way = [path for path in (card, *tables) if path.exists()]
         if in_the_way:
             raise DataError(f"{in_the_way[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
     exported = export(data, cast(ExportFormat, format), folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from cai.core.jsonl import refuse_overwriting
+from cai.core.jsonl import refuse_overwriting, refuse_replacing
 from cai.core.manifest import JudgeCard
 from cai.errors import DataError, ModelError, RecipeError
 from cai.evaluate.adherence import measure_adherence
@@ -19,11 +19,11 @@ from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import JudgeBench, chosen_protocols, judge_bench
 from cai.judge.calibrating import agreement, ask_judge, check_labels, decided, fit
-from cai.judge.calibration import Calibration, write_calibration
+from cai.judge.calibration import Calibration, read_calibration, write_calibration
 from cai.judge.card import card_of
 from cai.judge.fitted import FittedToLabels, unseen, unseen_by
 from cai.judge.fitting import check_enough
-from cai.judge.probe import Probe, probe_of, weights_path, write_probe
+from cai.judge.probe import Probe, probe_of, read_probe, weights_path, write_probe
 from cai.judge.probing import as_probe, fit_probe, read_states
 from cai.labels.annotating import read_label_files
 from cai.labels.load import limited, load_pairs
@@ -74,6 +74,7 @@ def calibrate_judge(
         limit: maximum number of pairs, chosen by hash.
     """
     refuse_overwriting([out], files)
+    refuse_replacing(out, read_calibration)
     seed, config = session.recipe.seed, session.recipe.feedback
     probe = probe_of(config, session.workspace.root)
     people = _labels_to_fit(session, files, format, limit, [probe] if probe is not None else [])
@@ -96,6 +97,7 @@ def fit_judge_probe(session: Session, files: Sequence[Path], out: Path, *, forma
         limit: maximum number of pairs, chosen by hash.
     """
     refuse_overwriting([out, weights_path(out)], files)
+    refuse_replacing(out if out.exists() else weights_path(out), lambda path: read_probe(out))
     spec = session.recipe.judge
     if spec.is_server:
         raise ModelError(NO_STATES.format(name=spec.path))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cai.core.jsonl import read_records, refuse_overwriting, refuse_replacing, write_records
+from cai.core.jsonl import first_record, read_records, refuse_overwriting, refuse_replacing, write_records
 from cai.core.workspace import PAIR_FILES, RunDirectory, find_run
 from cai.data.export import TASK_FILES, label_tasks, refuse_foreign_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
@@ -74,7 +74,8 @@ def import_labels(
     """
     rejects = out.with_name(out.name.removesuffix(".jsonl") + ".rejected.jsonl")
     refuse_overwriting([out, rejects], [*files, *([people] if people else [])])
-    refuse_replacing(rejects, Failure)
+    refuse_replacing(out, first_record(HumanLabel))
+    refuse_replacing(rejects, first_record(Failure))
     labels, failures, loaded = read_label_files(files, format, kind, columns, choices)
     undescribed: tuple[str, ...] = ()
     if people is not None:
@@ -133,11 +134,12 @@ def export_human(what: str, out: Path, format: OutFormat, pooling: Pooling, smoo
     """
     if format == "preferences":
         refuse_overwriting([out], [Path(what)])
+        refuse_replacing(out, first_record(Preference))
         pairs = load_pairs(Path(what), pooling=pooling, smoothing=smoothing).preferences
         return write_records(out, pairs), (str(out),)
     written = [out / name for name in TASK_FILES]
     refuse_overwriting(written, [Path(what)])
-    refuse_foreign_tasks(out, *written)
+    refuse_foreign_tasks(*written)
     tasks = label_tasks(_pairs_of(what))
     if not tasks:
         raise DataError(f"{what}: no pair to make a task of")
@@ -203,8 +205,10 @@ def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | 
     files = [*labels, *(path for source in local_sources(recipe.preferences.human) for path in source_files(source, root))]
     config = None if out is None or out.suffix == ".jsonl" else out.with_name(TASK_FILES[1])
     refuse_overwriting([out, config], [*files, run.path / "recipe.yaml", run.path / "data"])
-    if config is not None:
-        refuse_foreign_tasks(config.parent, config)
+    if out is not None and config is not None:
+        refuse_foreign_tasks(out, config)
+    else:
+        refuse_replacing(out, first_record(Queued))
     people = consensus(read_label_files(files)[0]) if files else {}
     candidates = {"uncertainty": _uncertain, "disagreement": _disputed, "conflict": _conflicting}[by](run, people)
     chosen = choose_pairs(candidates, n, frozenset() if by == "conflict" else frozenset(people))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from cai.constitution.load import load_constitution
 from cai.core.console import Reporter, printable
 from cai.core.flow import collecting_rarely
 from cai.core.interrupt import run_interruptible
-from cai.core.jsonl import remove_unfinished, write_text
+from cai.core.jsonl import refuse_overwriting, remove_unfinished, write_text
 from cai.core.manifest import (
     Manifest,
     StageEntry,
@@ -108,8 +109,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "Run the earlier stages first: leave out --only/--from."
         )
     recipe, root = context.recipe, context.root
-    patterns = [*stage.sources(recipe), *(local_prompts(recipe, root) if stage.uses_prompts else ())]
-    sources = {printable(os.path.relpath(file, root)): file_hash(file) for pattern in patterns for file in source_files(pattern, root)}
+    sources = {printable(os.path.relpath(file, root)): file_hash(file) for file in input_files([stage], recipe, root)}
     return content_hash(
         {
             "stage": stage.name,
@@ -123,6 +123,12 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "templates": context.templates.hash if stage.uses_templates else "",
         }
     )
+
+
+def input_files(stages: Sequence[Stage], recipe: Recipe, root: Path) -> list[Path]:
+    """Return the files of the workspace that stages read. Raises `DataError` if one is missing."""
+    patterns = [p for s in stages for p in (*s.sources(recipe), *(local_prompts(recipe, root) if s.uses_prompts else ()))]
+    return [file for pattern in patterns for file in source_files(pattern, root)]
 
 
 def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirectory) -> bool:
@@ -204,6 +210,7 @@ def _run_stages(
 ) -> RunSummary:
     run = workspace.run(recipe.name)
     constitution, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
+    refuse_overwriting((run.path / path for s in stages for path in s.writes(recipe)), input_files(chosen, recipe, workspace.root))
     with (
         run.locked(),
         Session(recipe=recipe, workspace=workspace, reporter=reporter) as session,

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.constitution.guidelines import Example, as_html, as_markdown, examples_path, guideline_blocks, load_examples
-from cai.core.jsonl import read_records, write_text
+from cai.constitution.guidelines import Example, as_html, as_markdown, check_guidelines, examples_path, guideline_blocks, load_examples
+from cai.core.jsonl import read_records, refuse_replacing, write_text
 from cai.core.workspace import RunDirectory
 from cai.errors import ConstitutionError, DataError
 from cai.records import Constitution, Judgment, Message, ResponsePair, RevisionTrace
@@ -33,6 +33,7 @@ def write_guidelines(constitution: Constitution, folder: Path, out: Path | None,
     """
     if out is not None and out.suffix.lower() not in (".md", ".html"):
         raise ConstitutionError(f"{out}: expected a name that ends in .md or .html")
+    refuse_replacing(out, check_guidelines)
     own = examples_path(constitution, folder)
     examples = run_examples(run) if run is not None else load_examples(own) if own.is_file() else ()
     ids = {p.id for p in constitution.principles}

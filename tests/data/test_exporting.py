@@ -56,3 +56,19 @@ def test_a_folder_with_files_of_others_is_left_alone_and_an_old_export_is_replac
     for _ in range(2):
         found = export_run(workspace.run("s"), "hh", out, None, private=True)
         assert str(out / "notes.txt") not in found.files and str(out / "README.md") in found.files
+
+
+@pytest.mark.attack
+def test_a_card_of_others_in_the_runs_own_folder_is_left_alone_too(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run_data(workspace)
+    card = workspace.run("s").path / "export" / "hh" / "README.md"
+    card.parent.mkdir(parents=True)
+    (card.parent / "train.jsonl").write_text("")  # of an export that was stopped before it wrote its card
+    card.write_text("my own")
+    with pytest.raises(DataError, match="is not of an export"):
+        export_run(workspace.run("s"), "hh", None, None, private=True)
+    assert card.read_text() == "my own"
+    card.unlink()
+    export_run(workspace.run("s"), "hh", None, None, private=True)
+    assert card.exists()

@@ -108,6 +108,30 @@ def test_tasks_replace_only_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
+def test_labels_preferences_and_queues_replace_only_their_own(tmp_path: Path) -> None:
+    source, run = tmp_path / "in.jsonl", run_with(tmp_path, (1.0, 3.0), (2.0, 2.0))
+    write_records(source, [label(1)])
+    writes = {
+        "labels.jsonl": lambda out: imported(source, out),
+        "preferences.jsonl": lambda out: export_human(str(source), out, "preferences", "votes", 0.0),
+        "queue.jsonl": lambda out: label_queue(run, tmp_path, "disagreement", 10, out, ()),
+        "queue.json": lambda out: label_queue(run, tmp_path, "disagreement", 10, out, ()),
+    }
+    for name, write in writes.items():
+        out = tmp_path / name
+        for mine in ('{"my": "notes"}\n', "my own\n"):
+            out.write_text(mine)
+            with pytest.raises(DataError, match=f"{name}: (would be replaced|is not of an export)"):
+                write(out)
+            assert out.read_text() == mine
+        out.unlink()
+        write(out)
+        before = out.read_bytes()
+        write(out)
+        assert out.read_bytes() == before
+
+
+@pytest.mark.attack
 def test_a_queue_never_replaces_what_it_was_chosen_from(tmp_path: Path) -> None:
     run = run_with(tmp_path, (1.0, 3.0), (2.0, 2.0))
     for name in ("preferences", "reward_scores"):
