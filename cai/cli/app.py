@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cai.core.console import DIRECTIONS, printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *DIRECTIONS)}
 """Escapes for control characters that JSON allows in strings and that some terminals interpret."""
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -39,6 +41,11 @@ def print_rows(rows: "Sequence[Any]") -> None:
 
     for row in rows:
         sys.stdout.write(msgspec.json.encode(row).decode().translate(_JSON_ESCAPES) + "\n")
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print a text, with its control characters escaped: it may hold a file's name, or words of a file or a model."""
+    typer.echo(printable(str(text)), err=err)
 
 
 def open_session(recipe: "Recipe", near: Path) -> "Session":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli.app import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json, say
 from cai.cli.runs import RunName
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def audit(
         print_json({"findings": findings})
         return
     show(findings, Console())
-    typer.echo(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
+    say(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 
 def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cai.cli.app import Json, one_of, open_session, print_json
+from cai.cli.app import Json, one_of, open_session, print_json, say
 from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, constitution
 from cai.cli.models import PairFormat, PairLimit
 from cai.records import PromptKind
@@ -362,6 +362,6 @@ def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, rec
         return
     for one in found:
         without = f"; nothing usable for {', '.join(one.left_out)}" if one.left_out else ""
-        typer.echo(f"{one.principle_id}: drafted {', '.join(one.texts) or 'nothing'}{without}")
+        say(f"{one.principle_id}: drafted {', '.join(one.texts) or 'nothing'}{without}")
     if not todo:
-        typer.echo("Every principle has requests or questions of its own. Name those to draft again with --principle ID.")
+        say("Every principle has requests or questions of its own. Name those to draft again with --principle ID.")

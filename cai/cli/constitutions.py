@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, app, open_session, print_json
+from cai.cli.app import Json, app, open_session, print_json, say
 from cai.records import Constitution
 
 constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
@@ -103,6 +103,7 @@ def import_(
     from cai.constitution.importers import dump_yaml, import_constitution
     from cai.constitution.proposals import Review, dump_review, load_review
     from cai.constitution.proposals import accept as accepted
+    from cai.core.console import printable
     from cai.core.jsonl import write_text
     from cai.errors import ConstitutionError
     from cai.workbench.proposing import propose_in
@@ -129,12 +130,12 @@ def import_(
     if json:
         print_json(imported)
     elif out is None:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     elif isinstance(imported, Review):
-        typer.echo(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} dropped, with the reasons.")
-        typer.echo(f"Mark the proposals that you accept, then run: cai constitution import {out} -o constitution/{imported.id}.yaml")
+        say(f"{out}: {len(imported.proposals)} proposals, none accepted yet; {len(imported.left_out)} dropped, with the reasons.")
+        say(f"Mark the proposals that you accept, then run: cai constitution import {out} -o constitution/{imported.id}.yaml")
     else:
-        typer.echo(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")
+        say(f"{out}: {len(imported.principles)} principles. Check it with: cai constitution lint {out}")
 
 
 @constitution.command()
@@ -210,4 +211,4 @@ def guidelines(
         sys.stdout.write(printable(made.text) if sys.stdout.isatty() else made.text)
     else:
         missing = f"; without one: {', '.join(made.without_example)}" if made.without_example else ""
-        typer.echo(f"{out}: {made.principles} principles, {made.examples} examples{missing}")
+        say(f"{out}: {made.principles} principles, {made.examples} examples{missing}")

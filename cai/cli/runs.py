@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, app, print_json
+from cai.cli.app import Json, app, print_json, say
 
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace
@@ -42,7 +42,7 @@ def init(directory: Annotated[Path, typer.Argument(help="The new workspace", sho
     if json:
         print_json([str(p) for p in made])
         return
-    typer.echo(f"{directory}: {len(made)} files. Next:\n  cd {shlex.quote(str(directory))}\n  cai run runs/quickstart.yaml")
+    say(f"{directory}: {len(made)} files. Next:\n  cd {shlex.quote(str(directory))}\n  cai run runs/quickstart.yaml")
 
 
 @app.command()
@@ -76,8 +76,8 @@ def run(
         print_json(summary)
     elif summary.report:
         for line in adherence_lines(workspace.run(loaded.name)):
-            typer.echo(line)
-        typer.echo(f"report: {summary.report}")
+            say(line)
+        say(f"report: {summary.report}")
 
 
 @app.command(hidden=True)
@@ -100,7 +100,7 @@ def label(run_name: RunName, json: Json = False) -> None:
     if json:
         print_json(summary)
     else:
-        typer.echo(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
+        say(f"labels: {directory.data('judgments')}\npreferences: {directory.data('preferences')}")
 
 
 def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None, json: bool) -> None:
@@ -129,7 +129,7 @@ def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start:
         row = (f"{s.mean:.3f}", over_seeds, f"{s.std:.3f}", f"{s.prompts_low:.3f} – {s.prompts_high:.3f}", str(s.n))
         table.add_row(plain(s.name), plain(s.model), *row)
     Console().print(table)
-    typer.echo(f"spread over seeds: {path}\nreports: {' '.join(s.report for s in summaries if s.report)}")
+    say(f"spread over seeds: {path}\nreports: {' '.join(s.report for s in summaries if s.report)}")
 
 
 def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None = None) -> "RunSummary":
@@ -261,7 +261,7 @@ def report(
     if json:
         print_json({"report": str(directory.report)})
     else:
-        typer.echo(f"report: {directory.report}")
+        say(f"report: {directory.report}")
 
 
 def _compare(names: list[str], json: bool) -> None:
@@ -278,7 +278,7 @@ def _compare(names: list[str], json: bool) -> None:
     if json:
         print_json({"report": str(page), "comparison": found})
     else:
-        typer.echo(f"{headline(found)}\ncomparison: {page}")
+        say(f"{headline(found)}\ncomparison: {page}")
 
 
 @app.command()
@@ -291,12 +291,11 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a run's preferences and SFT data in the formats of other tools, with a dataset card."""
-    from cai.core.console import printable
     from cai.core.workspace import find_run
     from cai.data.exporting import export_run
 
     def agree(preview: str) -> bool:
-        typer.echo(printable(preview), err=True)
+        say(preview, err=True)
         return not sys.stdin.isatty() or typer.confirm("Upload them?", err=True)
 
     result = export_run(find_run(run_name), format, out, push_to_hub, private=not public, agree=agree)
@@ -304,6 +303,6 @@ def export(
         print_json(result)
         return
     for path in result.files:
-        typer.echo(path)
+        say(path)
     if result.url:
-        typer.echo(f"pushed: {result.url}")
+        say(f"pushed: {result.url}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cai.cli.app import app
+from cai.cli.app import app, say
 from cai.studio.serving import DEFAULT_PORT, HOST
 
 studio = typer.Typer(name="studio", invoke_without_command=True)
@@ -31,7 +31,7 @@ def start(
     from cai.studio.serving import serve
 
     def ready(address: str) -> None:
-        typer.echo(f"Open {address}\nStop with Ctrl-C.")
+        say(f"Open {address}\nStop with Ctrl-C.")
 
     tls = {"certificate": certificate, "private_key": private_key}
     serve(port, Path.cwd(), ready, queues=pairs or (), model=model, recipe=recipe, host=host, url=url, **tls)
@@ -55,7 +55,7 @@ def invite(
 
     links = open_links(Path.cwd())
     known = links.address() if port is None and url is None else None
-    typer.echo(f"{known or origins(port or DEFAULT_PORT, url=url)[-1]}/enter?token={links.token(name, role, days)}")
+    say(f"{known or origins(port or DEFAULT_PORT, url=url)[-1]}/enter?token={links.token(name, role, days)}")
 
 
 @studio.command()
@@ -64,4 +64,4 @@ def revoke(name: Annotated[str, typer.Argument(help="Name that the links were ma
     from cai.studio.serving import open_links
 
     open_links(Path.cwd()).revoke(name)
-    typer.echo(f"All links that were made for {name} so far have ended. Another spelling is another name.")
+    say(f"All links that were made for {name} so far have ended. Another spelling is another name.")

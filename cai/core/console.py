@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
-_CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
+DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+"""Marks that turn the writing direction, and separators of lines."""
+_CONTROLS |= {code: f"\\u{code:04x}" for code in (*DIRECTIONS, *range(0xD800, 0xE000))}
 
 
 def printable(text: str) -> str:
@@ -167,7 +169,7 @@ class RichReporter(Reporter):
     @contextlib.contextmanager
     def loading(self, model: str) -> Iterator[None]:
         """Show that a model is being loaded. The time it takes doesn't count in the rate of calls."""
-        self._loading, started = f"loading {Path(model).name}", time.monotonic()
+        self._loading, started = printable(f"loading {Path(model).name}"), time.monotonic()
         if self._bar is not None:
             self._show()
         elif not self.console.is_terminal:

@@ -238,11 +238,16 @@ def append_record(path: Path, record: Any) -> None:
     line = msgspec.json.encode(record) + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as f:
+        with open(path, "ab+", opener=no_link) as f:
             _cut_torn_tail(f)
             f.write(line)
     except OSError as e:
         raise disk_error(e, path) from e
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file that is changed in place, for `open(…, opener=no_link)`: not through a link, which would change another file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _cut_torn_tail(f: BinaryIO) -> None:
@@ -265,6 +270,8 @@ def disk_error(e: OSError, path: Path) -> StoreError:
         return StoreError(f"{path}: the disk is full. Free some space and run the same command again: finished calls are kept.")
     if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return StoreError(f"{path}: not writable ({e.strerror}). Give the folder write permission, or use another workspace.")
+    if e.errno == errno.ELOOP:
+        return StoreError(f"{path}: is a link, and what it names would be changed. Remove the link, or put the file itself in its place.")
     if e.errno == errno.EFBIG:
         return StoreError(
             f"{path}: exceeds the file size limit. Raise the limit (ulimit -f) and run the same command again: finished calls are kept."

@@ -1,6 +1,7 @@
 """Paths in a workspace (constitution/, prompts/, runs/) and in a run directory, and the lock on a run directory."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from cai.core.jsonl import disk_error, read_records, write_records
+from cai.core.jsonl import disk_error, no_link, read_records, write_records
 from cai.core.plugins import did_you_mean
 from cai.errors import DataError, RecipeError, StoreError
 
@@ -125,11 +126,12 @@ class RunDirectory:
             and (other := next((f for f in self.path.rglob("*") if f.is_file()), None)) is not None
         ):
             raise StoreError(f"{self.path}: is no run's folder: it has {other.relative_to(self.path)}. Choose another --name.")
+        self._refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / ".lock").open("a+")
+            handle = open(self.path / ".lock", "a+", opener=no_link)  # noqa: SIM115 - Path.open takes no opener; closed below
         except OSError as e:
-            raise disk_error(e, self.path) from e
+            raise disk_error(e, self.path / ".lock" if e.errno == errno.ELOOP else self.path) from e
         with handle:
             try:
                 acquired = _flock(handle)
@@ -147,6 +149,16 @@ class RunDirectory:
                     "another directory with --name."
                 )
             yield
+
+    def _refuse_links(self) -> None:
+        """Raise `StoreError` if a link in the folder leaves `runs/`: a run writes through it. `runs/` and the folder may be links."""
+        inside = (self.path.resolve(), self.path.parent.resolve())
+        for link in self.path.rglob("*"):
+            if link.is_symlink() and not any(link.resolve().is_relative_to(folder) for folder in inside):
+                raise StoreError(
+                    f"{link}: is a link to {link.resolve()}, outside of {self.path.parent}, and the run would write there. Put what it "
+                    "names in its place, or remove it."
+                )
 
 
 def _flock(handle: TextIO) -> bool:

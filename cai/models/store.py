@@ -83,6 +83,9 @@ class CallStore:
                 f"{self.path}: call store of version {version}; this cai reads version {SCHEMA_VERSION}. "
                 "Use the cai that made it, or move the file away."
             )
+        tables = {str(name) for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "calls" not in tables:
+            raise StoreError(f"{self.path}: is no call store, but a database of another program ({min(tables)[:40]!r}). Move it away.")
         self._write_ahead()
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
@@ -131,7 +134,9 @@ class CallStore:
             return True
         try:
             if self._claims is None:
-                self._claims = os.open(self.path.with_name(self.path.name + "-claims"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._claims = os.open(
+                    self.path.with_name(self.path.name + "-claims"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+                )
         except OSError:
             return True
         try:

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
-from cai.core.jsonl import append_record, read_records, write_text
+from cai.core.jsonl import append_record, no_link, read_records, write_text
 from cai.core.workspace import Workspace
 from cai.errors import DataError, StoreError
 from cai.labels.pooling import ADJUDICATOR
@@ -123,7 +123,7 @@ def _key(folder: Path) -> bytes:
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / ".gitignore").open("w", encoding="utf-8") as ignored:
+            with open(folder / ".gitignore", "w", encoding="utf-8", opener=no_link) as ignored:
                 fcntl.flock(ignored, fcntl.LOCK_EX)  # two processes must not each make a key
                 ignored.write("*\n")
                 if not path.exists():

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from cai.core.jsonl import append_record, disk_error, read_records, write_text
+from cai.core.jsonl import append_record, disk_error, no_link, read_records, write_text
 from cai.core.workspace import Workspace, is_text
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
@@ -241,7 +241,7 @@ def _locked(path: Path) -> Iterator[int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            with path.open("ab") as handle:
+            with open(path, "ab", opener=no_link) as handle:
                 fcntl.flock(handle, fcntl.LOCK_EX)
                 if not path.exists() or path.stat().st_ino != os.fstat(handle.fileno()).st_ino:
                     continue  # it was replaced while this waited for the lock

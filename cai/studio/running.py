@@ -158,7 +158,8 @@ class Runs:
         environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "110"}
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("wb") as out:
+            log.unlink(missing_ok=True)  # it may be a link
+            with log.open("xb") as out:
                 self._started[name] = subprocess.Popen(
                     command,
                     cwd=self._workspace.root,

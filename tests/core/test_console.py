@@ -5,11 +5,15 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
+from cai.cli import app
 from cai.core.console import Reporter, RichReporter, panel, plain, plain_table, printable
+from tests.workspaces import ROOT
 
 
 def on(terminal: bool, width: int = 80) -> tuple[io.StringIO, Console]:
@@ -139,3 +143,24 @@ def test_a_log_names_the_model_that_is_loaded() -> None:
     with reporter.stage("respond"), reporter.loading("embedded"):
         pass
     assert out.getvalue() == "  respond: loading embedded\n"
+
+
+@pytest.mark.attack
+def test_commands_print_names_of_files_without_their_controls(tmp_path: Path) -> None:
+    out = tmp_path / "g\x1b[31m\u200f.md"
+    done = CliRunner().invoke(app, ["constitution", "guidelines", str(ROOT / "constitution" / "general.yaml"), "-o", str(out)], color=True)
+    assert done.exit_code == 0 and "\\x1b[31m\\u200f.md" in done.output and "\x1b" not in done.output
+
+
+@pytest.mark.attack
+def test_a_model_that_is_loading_is_named_without_controls() -> None:
+    out, console = on(terminal=True)
+    reporter = RichReporter(console)
+    with reporter.stage("respond"), reporter.loading("models/x\x1b]0;title\x07"):
+        pass
+    assert "\x1b]0" not in out.getvalue() and "\\x1b]0;title" in out.getvalue()
+
+
+def test_commands_print_through_one_function() -> None:
+    found = {p.name: p.read_text().count("typer.echo(") for p in (ROOT / "cai" / "cli").glob("*.py")}
+    assert {name: n for name, n in found.items() if n} == {"app.py": 2}

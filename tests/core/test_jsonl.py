@@ -247,3 +247,13 @@ def test_a_new_file_has_what_the_umask_leaves_and_a_replaced_one_keeps_its_mode(
         os.umask(before)
     assert (tmp_path / "new").stat().st_mode & 0o777 == (tmp_path / "folder" / "weights").stat().st_mode & 0o777 == new
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "new", "old"]
+
+
+@pytest.mark.attack
+def test_a_log_is_not_appended_to_through_a_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("my own")
+    (tmp_path / "failures.jsonl").symlink_to(mine)
+    with pytest.raises(StoreError, match=r"failures\.jsonl: is a link"):
+        append_record(tmp_path / "failures.jsonl", Failure("s", "i", "r", "d"))
+    assert mine.read_text() == "my own"

@@ -125,3 +125,41 @@ def test_a_linked_runs_folder_belongs_to_the_workspace_that_names_it(tmp_path: P
 def test_a_run_is_never_named_like_the_call_store_or_a_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(RecipeError, match="run name"):
         Workspace(tmp_path).run(name)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "progress.json", "data", "models/sft/adapter_model.safetensors"])
+def test_a_run_writes_through_no_link_out_of_its_folder(tmp_path: Path, name: str) -> None:
+    run, mine = RunDirectory(tmp_path / "w" / "runs" / "s"), tmp_path / "mine"
+    mine.write_text("my own")
+    link = run.path / name
+    link.parent.mkdir(parents=True)
+    run.manifest.write_text("{}")
+    for target in (mine, tmp_path / "not-there"):
+        link.symlink_to(target)
+        with pytest.raises(StoreError, match=f"{name}: is a link to .*, outside of"), run.locked():
+            pass
+        link.unlink()
+    assert mine.read_text() == "my own" and not (tmp_path / "not-there").exists()
+    inside = tmp_path / "w" / "runs" / "other"
+    inside.mkdir()
+    if name == ".lock":  # changed in place: through no link at all
+        (inside / "mine").write_text("my own")
+        link.symlink_to(inside / "mine")
+        with pytest.raises(StoreError, match=r"\.lock: is a link, and what it names would be changed"), run.locked():
+            pass
+        assert (inside / "mine").read_text() == "my own"
+    else:  # another run's model, to start from
+        link.symlink_to(inside)
+        with run.locked():
+            pass
+
+
+@pytest.mark.attack
+def test_a_run_goes_on_where_its_folder_or_runs_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "s" / "data").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "t").symlink_to(tmp_path / "disk" / "s")
+    for name in ("s", "t"):
+        with RunDirectory(tmp_path / "runs" / name).locked():
+            pass

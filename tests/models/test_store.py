@@ -565,3 +565,15 @@ def test_several_processes_and_checkpoints_are_no_accident(path: Path) -> None:
             asyncio.run(put(one, 100 + i))
     with CallStore(path) as store:
         assert len(store) == 40
+
+
+@pytest.mark.attack
+def test_a_database_of_another_program_is_left_as_it_is(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE moz_places (id INTEGER)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"is no call store, but a database of another program \('moz_places'\)"):
+        CallStore(path)
+    assert path.read_bytes() == before and not Path(f"{path}-wal").exists()

@@ -64,7 +64,9 @@ def test_a_wait_that_makes_no_sense_is_the_usual_one(illegible: str, waits: list
 
 @pytest.mark.parametrize("wait", ["9999", pytest.param("9" * 5000, marks=pytest.mark.attack, id="more digits than Python reads")])
 def test_a_server_that_asks_for_a_very_long_wait_stops_the_run_and_the_wait_is_told(waits: list[float], wait: str) -> None:
-    with pytest.raises(ModelError, match=r"limits how fast it is asked, and asks to wait \(Retry-After: 9{4,40}…?\)\. Lower model\.concurr"):
+    with pytest.raises(
+        ModelError, match=r"limits how fast it is asked, and asks to wait \(Retry-After: 9{4,40}…?\)\. Lower model\.concurr"
+    ):
         ask_one(always_chat(lambda: httpx2.Response(429, headers={"Retry-After": wait})), COMPLETE)
     assert waits == []
 
