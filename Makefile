@@ -41,9 +41,9 @@ attack: install  # hostile files and servers, accidents and kills; `make attack 
 
 audit: install  # needs the network: known holes and licences of the installed dependencies, and the list of them (SBOM)
 	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit pip-licenses cyclonedx-bom; }
-	$(BIN)/pip freeze --exclude-editable > $(VENV)-audit/installed.txt
-	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r $(VENV)-audit/installed.txt
-	$(VENV)-audit/bin/pip-licenses --python=$(BIN)/python --order=license --partial-match --fail-on='AGPL;GPL v2;GPL v3;GPLv2;GPLv3;SSPL'
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --vulnerability-service osv --no-deps --disable-pip -r $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-licenses --python=$(BIN)/python --order=license --partial-match --fail-on='GPL;General Public License;SSPL;UNKNOWN' --ignore-packages axe-playwright-python
 	mkdir -p dist && $(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-file dist/sbom.cdx.json
 
 bench: install

@@ -124,7 +124,6 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "", ta
 
     The bootstrap draws the conversations in `talks`; without it, each pair is one.
     """
-    import krippendorff
     import numpy as np
 
     keys = [key for key, mine in answers.items() if len(mine) > 1]
@@ -132,14 +131,18 @@ def alpha(name: str, model: str, answers: Answers, seed: int, note: str = "", ta
     values = sorted({v for item in items for v in item})
     if len(values) < 2:
         return None
-    counts = np.array([[item.count(v) for v in values] for item in items])
+    counts, value = np.array([[item.count(v) for v in values] for item in items]), np.array(values)
+
+    def squares(rows: Any) -> Any:
+        """Sum the squared differences between all pairs of answers of each row."""
+        return rows.sum(axis=-1) * (rows @ value**2) - (rows @ value) ** 2
 
     def measured(rows: Any) -> float:
-        used = rows.sum(axis=0) > 0
-        if used.sum() < 2:
+        answered, everything = rows.sum(axis=1), rows.sum(axis=0)
+        if (everything > 0).sum() < 2:
             return float("nan")
-        domain = [v for v, there in zip(values, used, strict=True) if there]
-        return float(krippendorff.alpha(value_counts=rows[:, used], value_domain=domain, level_of_measurement="interval"))
+        within = (squares(rows) / (answered - 1)).sum()
+        return float(1 - within * (everything.sum() - 1) / squares(everything))
 
     generator = np.random.default_rng(seed)
     clusters = [talks[key] if talks else key for key in keys]
