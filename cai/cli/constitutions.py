@@ -110,7 +110,7 @@ def import_(
     from cai.workbench.settings import settings
 
     if out is not None and out.exists():  # a person's file: a constitution is edited, a review marked
-        raise ConstitutionError(f"{out}: is there already. Choose another --out, or move it away.")
+        raise ConstitutionError(f"{out}: is there already and would be overwritten. Choose another --out, or move it away.")
     kind = files[0].suffix.lower() if len(files) == 1 else ""
     if model is not None and kind not in SUFFIXES:
         raise ConstitutionError("--model needs one document (.md, .txt); other files are imported without a model")
