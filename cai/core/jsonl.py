@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gzip
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,8 @@ from cai.errors import CaiError, DataError, StoreError
 
 T = TypeVar("T")
 MAX_LINE_BYTES = 32 * 1024 * 1024
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Name of a file that `atomic_file` is writing."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Exceptions that `msgspec` raises for bytes that are not the expected JSON."""
 
@@ -215,10 +218,11 @@ def count_records(path: Path) -> int:
     return sum(1 for _ in read_lines(path))
 
 
-def remove_unfinished(path: Path) -> None:
-    """Delete the temporary files that a killed process left next to `path`. Call it only if no process is writing `path`."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in a folder. Call it only if no other process is writing there."""
+    for left in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

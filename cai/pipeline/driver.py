@@ -216,6 +216,7 @@ def _run_stages(
         Session(recipe=recipe, workspace=workspace, reporter=reporter) as session,
         Tracking(recipe, run.path, reporter.warn) as tracking,
     ):
+        remove_unfinished(run.path)  # safe, because the run is locked
         manifest = read_manifest(run.manifest) or Manifest(recipe.name)
         manifest = replace(
             manifest,
@@ -250,9 +251,6 @@ def _run_stage(stage: Stage, context: Context, number: int) -> StageSummary:
     context.begin(stage.name, wanted, content_hash((stage.settings(context.recipe), context.recipe.seed)))
     context.manifest.put(entry)
     write_manifest(context.run.manifest, context.manifest)
-    for path in stage.writes(context.recipe):
-        if path.endswith(".jsonl"):
-            remove_unfinished(context.run.path / path)  # safe, because the run is locked
     started = time.monotonic()
     reset_device_peak()
 

@@ -221,10 +221,11 @@ def test_a_writer_shows_its_file_when_all_is_written_and_leaves_nothing_of_a_fai
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in (".traces.jsonl.abc", ".traces.jsonl.def", ".other.jsonl.abc", "traces.jsonl"):
+    (tmp_path / "deep").mkdir()
+    for name in (".traces.jsonl.0123abcd", "deep/.manifest.json.89efabcd", ".lock", ".gitignore", ".my.notes", "traces.jsonl"):
         (tmp_path / name).touch()
-    remove_unfinished(tmp_path / "traces.jsonl")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".other.jsonl.abc", "traces.jsonl"]
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [".gitignore", ".lock", ".my.notes", "traces.jsonl"]
 
 
 @pytest.mark.attack

@@ -467,3 +467,17 @@ def test_prompt_files_whose_names_are_not_text_are_read_under_an_escaped_name(tm
     run = workspace.run("s")
     assert {r"prompts/odd\udcff.jsonl", r"prompts/odd\x1b[31m.jsonl"} <= {row["source"] for row in rows(run.data("prompts"))}
     assert sum(row["item_id"].endswith((r"odd\udcff.jsonl:2", r"odd\x1b[31m.jsonl:2")) for row in rows(run.failures)) == 2
+
+
+@pytest.mark.attack
+def test_what_a_killed_write_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = workspace.run("s")
+    (run.path / "data").mkdir(parents=True)
+    left = [run.path / f".{name}.0123abcd" for name in ("manifest.json", "recipe.yaml", "failures.jsonl", "metrics.jsonl")]
+    left += [run.path / "data" / ".responses.jsonl.0123abcd", run.path / "models" / "policy" / "round-1" / ".pairs.jsonl.0123abcd"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    run_data(workspace, only=["respond"])
+    assert run.data("responses").exists() and not any(path.exists() for path in left)
