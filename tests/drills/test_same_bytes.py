@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -9,14 +10,15 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from cai.core.manifest import STAGE_NAMES
 from cai.core.workspace import RunDirectory, Workspace
-from tests.workspaces import cai, make_workspace, start_cai
+from tests.drills.forked import Forked
+from tests.workspaces import make_workspace
 
 TRAINING = "precision: float32, batch_size: 2, max_length: 400, save_steps: 1, lora: { layers: 2, dropout: 0.1 }"
 SHORT = "sampling: { max_tokens: 24 }"
@@ -111,62 +113,75 @@ def state_of(workspace: Workspace) -> tuple[frozenset[str], int]:
     return frozenset(map(str, workspace.run("s").path.rglob("*"))), log.stat().st_size if log.exists() else 0
 
 
-def kill_in(workspace: Workspace, stage: str, changes: int, seed: str, command: tuple[str, ...]) -> str | None:
+def kill_in(forked: Forked, workspace: Workspace, stage: str, changes: int, command: tuple[str, ...]) -> str | None:
     """Run, and kill once a stage has changed that much on the disk, or a later one has begun.
 
     Returns:
         The stage that was killed; None if the run ended before.
     """
     run = workspace.run("s")
-    stale = run.manifest.stat().st_mtime_ns if run.manifest.exists() else 0
-    process = start_cai(workspace.root, *command, environment={"PYTHONHASHSEED": seed})
+    written = run.manifest.stat().st_mtime_ns if run.manifest.exists() else 0
+    pid = forked.start(workspace.root, *command)
     deadline, seen, before, running = time.monotonic() + 1800, 0, None, ""
-    while process.poll() is None and seen < changes:
+    while not forked.ended() and seen < changes:
         assert time.monotonic() < deadline
-        time.sleep(0.002 if running else 0.02)
-        if not run.manifest.exists() or run.manifest.stat().st_mtime_ns == stale:
-            continue
-        running = stage_of(run)
+        time.sleep(0.01)
+        if run.manifest.exists() and (now := run.manifest.stat().st_mtime_ns) != written:
+            written, running = now, stage_of(run)
         if running and STAGE_NAMES.index(running) > STAGE_NAMES.index(stage):
             break
-        if running == stage and (now := state_of(workspace)) != before:
-            seen, before = seen + 1, now
-    process.kill()
-    _, err = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), err
-    return None if process.returncode == 0 else stage_of(run) or "between two"
+        if running == stage and (state := state_of(workspace)) != before:
+            seen, before = seen + 1, state
+    if not forked.ended():
+        os.kill(pid, signal.SIGKILL)
+    code = forked.wait()
+    assert code in (0, -signal.SIGKILL), forked.errors
+    return None if code == 0 else stage_of(run) or "between two"
+
+
+def run_to_end(forked: Forked, workspace: Workspace, command: tuple[str, ...]) -> None:
+    forked.start(workspace.root, *command)
+    assert forked.wait() == 0, forked.errors
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, ending_model_dir: Path) -> Path:
+def forked() -> Iterator[Sequence[Forked]]:
+    """Where runs come from; each has another hash seed."""
+    processes = [Forked(seed) for seed in ("1", "2", "3")]
+    yield processes
+    for process in processes:
+        process.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, ending_model_dir: Path, forked: Sequence[Forked]) -> Path:
     """A workspace with all that a policy is trained on."""
     workspace = workspace_at(tmp_path_factory.mktemp("prepared") / "w", ending_model_dir, "dpo")
-    done = cai(workspace.root, *RUN, *BEFORE_POLICY, timeout=1800)
-    assert done.returncode == 0, done.stderr
+    run_to_end(forked[0], workspace, (*RUN, *BEFORE_POLICY))
     return workspace.root
 
 
-def same_bytes(one: Workspace, other: Workspace, killed: Workspace, command: tuple[str, ...], stages: Sequence[str]) -> Counter[str]:
+def same_bytes(
+    forked: Sequence[Forked], one: Workspace, other: Workspace, killed: Workspace, command: tuple[str, ...], stages: Sequence[str]
+) -> Counter[str]:
     """Run two to the end, and kill the third in stage after stage before it ends too; return how often each stage was killed.
 
     Nothing may be lost or asked again, and all three have the same files and calls.
     """
-    for seed, workspace in (("1", one), ("2", other)):
-        done = cai(workspace.root, *command, environment={"PYTHONHASHSEED": seed}, timeout=1800)
-        assert done.returncode == 0, done.stderr
+    run_to_end(forked[0], one, command)
+    run_to_end(forked[1], other, command)
     draw, hit = random.Random(one.root.parent.name), Counter[str]()
     lost = repeated = 0
     for number, stage in enumerate(stages):
         before = calls(killed)
-        found = kill_in(killed, stage, draw.randint(1, 8), str(number + 3), command)
+        found = kill_in(forked[number % 3], killed, stage, draw.randint(1, 8), command)
         if found is None:
             break
         hit[found] += 1
         now = calls(killed)
         lost += len(before.keys() - now)
         repeated += sum(now.get(key, row) != row for key, row in before.items())
-    done = cai(killed.root, *command, environment={"PYTHONHASHSEED": "99"}, timeout=1800)
-    assert done.returncode == 0, done.stderr
+    run_to_end(forked[2], killed, command)
     wanted, others = files(one.run("s")), [files(w.run("s")) for w in (other, killed)]
     differ = {name for found in others for name in wanted | found if wanted.get(name) != found.get(name)}
     print(f"{hit.total()} kills: {dict(hit)}; {len(calls(one))} calls, {lost} lost, {repeated} asked again; ", end="")
@@ -178,9 +193,11 @@ def same_bytes(one: Workspace, other: Workspace, killed: Workspace, command: tup
 
 @pytest.mark.attack
 @pytest.mark.slow
-def test_two_calm_runs_and_one_killed_in_every_stage_have_the_same_bytes_and_calls(tmp_path: Path, ending_model_dir: Path) -> None:
+def test_two_calm_runs_and_one_killed_in_every_stage_have_the_same_bytes_and_calls(
+    tmp_path: Path, ending_model_dir: Path, forked: Sequence[Forked]
+) -> None:
     one, other, killed = (workspace_at(tmp_path / name / "w", ending_model_dir, "dpo") for name in ("one", "other", "killed"))
-    hit = same_bytes(one, other, killed, RUN, EVERY_STAGE)
+    hit = same_bytes(forked, one, other, killed, RUN, EVERY_STAGE)
     assert hit.total() >= len(EVERY_STAGE) - 1 and len(hit) >= 9, hit
     counts = {s["name"]: s["counts"] for s in json.loads(one.run("s").manifest.read_text())["stages"]}
     assert min(counts["critique"]["sft_examples"], counts["distill"]["kept"], counts["preferences"]["train"]) > 0, counts
@@ -192,11 +209,11 @@ def test_two_calm_runs_and_one_killed_in_every_stage_have_the_same_bytes_and_cal
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [name for name in METHODS if name != "dpo"])
 def test_two_calm_policies_and_a_killed_one_have_the_same_bytes_and_calls(
-    tmp_path: Path, ending_model_dir: Path, prepared: Path, policy: str
+    tmp_path: Path, ending_model_dir: Path, prepared: Path, forked: Sequence[Forked], policy: str
 ) -> None:
     workspaces = [Workspace(Path(shutil.copytree(prepared, tmp_path / name / "w"))) for name in ("one", "other", "killed")]
     for workspace in workspaces:
         (workspace.root / "runs" / "s.yaml").write_text(recipe_of(ending_model_dir, policy))
     one, other, killed = workspaces
-    hit = same_bytes(one, other, killed, (*RUN, "--only", "policy"), ["policy"] * POLICY_KILLS)
+    hit = same_bytes(forked, one, other, killed, (*RUN, "--only", "policy"), ["policy"] * POLICY_KILLS)
     assert set(hit) == {"policy"} and hit.total() >= POLICY_KILLS // 2, hit
