@@ -74,7 +74,7 @@ def stress(
 @constitution.command(hidden=True)
 def conflicts(file: File, model: Model = None, judge: JudgeName = None, recipe: RecipeFile = None, json: Json = False) -> None:
     """The earlier name of `cai constitution stress`."""
-    typer.echo("cai constitution conflicts is now called cai constitution stress; use that name.", err=True)
+    say("cai constitution conflicts is now called cai constitution stress; use that name.", err=True)
     stress(file, model, judge, recipe, SHOWN_COLLISIONS, 0, json)
 
 
@@ -209,9 +209,9 @@ def learn(
         return
     count = len(found.constitution.principles)
     if out is None:
-        typer.echo(f"Write the best {count} with -o FILE: the calls are kept, so it takes no others.")
+        say(f"Write the best {count} with -o FILE: the calls are kept, so it takes no others.")
     else:
-        typer.echo(f"{out}: {count} principles, learned. Read and edit each, then check the file with: cai constitution lint {out}")
+        say(f"{out}: {count} principles, learned. Read and edit each, then check the file with: cai constitution lint {out}")
 
 
 @constitution.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli.app import Json, app, one_of, open_session, print_json, print_rows
+from cai.cli.app import Json, app, one_of, open_session, print_json, print_rows, say
 from cai.cli.constitutions import File, Model, OnlyPrinciples, RecipeFile
 
 prompts = typer.Typer(name="prompts", help="Write prompts for a constitution.", no_args_is_help=True)
@@ -75,4 +75,5 @@ def generate(
         said.append(f"{len(found.failures)} replies can't be used: {in_words(found.failures)}")
     if out is not None:
         said.append(f"Read them before you train on them: `prompts: {{ train: [{{ path: {out} }}] }}` in a recipe.")
-    typer.echo("\n".join(said), err=out is None)
+    for line in said:
+        say(line, err=out is None)

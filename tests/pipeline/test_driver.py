@@ -386,7 +386,7 @@ PLAIN = Recipe(name="plain")
 
 
 def test_stages_are_chosen_by_name() -> None:
-    assert [s.name for s in choose_stages(STAGES, PLAIN, (), None)] == [s.name for s in STAGES if s.name != "distill"]
+    assert [s.name for s in choose_stages(STAGES, PLAIN, (), None)] == [s.name for s in STAGES if s.name not in ("distill", "blend")]
     assert [s.name for s in choose_stages(STAGES, PLAIN, ("critique", "respond"), None)] == ["respond", "critique"]
     assert [s.name for s in choose_stages(STAGES, PLAIN, (), "policy")] == ["policy", "evaluate", "report"]
     assert [s.name for s in choose_stages(STAGES, PLAIN, ("respond", "evaluate"), "sft")] == ["evaluate"]
