@@ -1,6 +1,7 @@
 """The stage `blend` on a tiny real model: which share it chooses, from which prompts, and what the run then measures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def test_a_run_chooses_a_blend_on_prompts_of_its_own_and_measures_it_last(tmp_pa
     assert "Blend of SFT model and policy" in page and "cai chat runs/s/models/blend" in page
     assert not (run.unfinished / "blend-0.5").exists()
     assert all(s.reused for s in run_with(workspace, "{answer: 0.5}").stages if s.name != "report")
+
+    before = file_hash(run.model("blend"))
+    shutil.rmtree(run.model("blend"))  # as if the stage had been killed before its end
+    resumed = {s.name: s for s in run_with(workspace, "{answer: 0.5}").stages}
+    assert not resumed["blend"].reused and resumed["blend"].calls_made == 0 and resumed["evaluate"].reused
+    assert file_hash(run.model("blend")) == before
 
 
 def test_where_no_blend_keeps_what_it_must_the_policy_stays_as_it_was_trained(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -28,7 +28,7 @@ from statistics import fmean
 import msgspec
 from msgspec import structs
 
-from cai.core.flow import run_items, together
+from cai.core.flow import together
 from cai.core.jsonl import append_record, read_records, write_records, write_text
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.core.text.repetition import LOOPING, repeated_fraction
@@ -185,16 +185,7 @@ async def sample_all(c: Context) -> list[SampledPrompt]:
     async def work(prompt: Prompt) -> SampledPrompt:
         return await sample_prompt(prompt, writer, c.recipe.policy.online)
 
-    flow = run_items(
-        prompts,
-        work,
-        window=c.recipe.window,
-        max_failure_fraction=c.recipe.max_failure_fraction,
-        stage=c.stage,
-        failures=c.failures,
-        on_progress=lambda done: c.reporter.progress(done, len(prompts), "prompts sampled"),
-    )
-    return [one async for one in flow]
+    return await c.session.each(prompts, work, "prompts sampled")
 
 
 async def sample_prompt(prompt: Prompt, writer: Writer, online: OnlineConfig) -> SampledPrompt:
