@@ -1,11 +1,12 @@
 """Tokens per second of completions: the local engine, `generate` on whole batches, and `generate` one prompt at a time.
 
-    python -m bench.generation [--sequences 32,64,96] [--tokens 96] [--repeats 3] [--loop-prompts 4] [--quick]
+    python -m bench.generation [--model embedded] [--sequences 32,64,96] [--tokens 96] [--repeats 3] [--loop-prompts 4] [--quick]
     python -m tests.vllm_server --no-adapter --dtype auto python -m bench.generation [...]      # and vLLM's CPU build
 
-All use the embedded model in the precision that suits this machine, the same real prompts (prompts/*.jsonl), temperature 1 and the same
+All use one model in the precision that suits this machine, the same real prompts (prompts/*.jsonl), temperature 1 and the same
 token limit, in one process, taking turns; a ratio is of two runs that followed each other. Tokens after the end of a turn are not
-counted. With a vLLM's address in $CAI_TEST_SERVER, it answers the same requests in its turn, all at once, and is idle in the others'.
+counted. With a server's address in $CAI_TEST_SERVER (vLLM, llama.cpp), it answers the same requests in its turn, all at once, and is
+idle in the others'.
 """
 
 import argparse
@@ -18,18 +19,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from bench.table import Row, row
 from cai.core.jsonl import read_records
 from cai.models.base import CompleteRequest, Completion, Engine, Sampling
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.local.precision import resolved_precision
+from cai.models.naming import spec_from_name
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 
 ROOT = Path(__file__).parent.parent
-BATCHED, SINGLE, VLLM = "generate, whole batches", "generate, one by one", "vLLM"
+BATCHED, SINGLE, SERVER = "generate, whole batches", "generate, one by one", "server"
 Rates = dict[str, float]
 """Tokens per second of one repeat: `engine`, and everything that it is measured against."""
 
@@ -55,7 +59,7 @@ def with_engine(engine: LocalEngine, prompts: Sequence[tuple[Message, ...]], tok
 
 
 def with_server(url: str, prompts: Sequence[tuple[Message, ...]], tokens: int, seed: int) -> int:
-    """Return how many tokens a vLLM made; it counts the one that ends a turn, which isn't counted here. Connecting takes its time too."""
+    """Return how many tokens a server made; it counts the one that ends a turn, which isn't counted here. Connecting takes its time too."""
 
     async def run() -> int:
         engine = await ServerEngine.connect(ModelSpec(path=url, concurrency=len(prompts)))
@@ -98,9 +102,9 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def measure(sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) -> Iterator[tuple[int, list[Rates]]]:
+def measure(spec: ModelSpec, sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) -> Iterator[tuple[int, list[Rates]]]:
     """Yield each number of sequences with the rates of each repeat."""
-    spec = ModelSpec(batch_size=max(sizes))
+    spec = msgspec.structs.replace(spec, batch_size=max(sizes))
     engine, plain, tokenizer = LocalEngine.load(spec), load_causal_lm(spec), load_tokenizer(spec)
     work: dict[str, Callable[[list[tuple[Message, ...]], int], int]] = {
         "engine": lambda prompts, repeat: with_engine(engine, prompts, tokens, repeat),
@@ -111,7 +115,7 @@ def measure(sizes: Sequence[int], tokens: int, repeats: int, loop_prompts: int) 
     with_generate(plain, tokenizer, real_prompts(8), 4, 8)
     if url := os.environ.get("CAI_TEST_SERVER"):
         with_server(url, real_prompts(8), 4, 0)
-        work[VLLM] = lambda prompts, repeat: with_server(url, prompts, tokens, repeat)
+        work[SERVER] = lambda prompts, repeat: with_server(url, prompts, tokens, repeat)
     for size in sizes:
         prompts = real_prompts(size)
         yield size, [{name: rate(partial(make, prompts, repeat)) for name, make in work.items()} for repeat in range(1, repeats + 1)]
@@ -128,7 +132,7 @@ def rows(quick: bool) -> list[Row]:
     sizes, tokens, repeats, loop = ((16,), 16, 2, 1) if quick else ((32, 96), 96, 3, 4)
     return [
         row("generation", f"tokens/s, {size} sequences of {tokens} tokens", against, values)
-        for size, found in measure(sizes, tokens, repeats, loop)
+        for size, found in measure(ModelSpec(), sizes, tokens, repeats, loop)
         for against, values in ratios(found).items()
     ]
 
@@ -136,6 +140,7 @@ def rows(quick: bool) -> list[Row]:
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--sequences", default="32,64,96")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
@@ -145,8 +150,10 @@ def main() -> None:
     if a.quick:
         a.sequences, a.tokens, a.repeats, a.loop_prompts = "16", 16, 2, 2
     sizes = [int(n) for n in a.sequences.split(",")]
-    print(f"median tokens/s (min to max) of {a.repeats} runs, {a.tokens} new tokens at most, {resolved_precision(ModelSpec().precision)}\n")
-    for i, (size, found) in enumerate(measure(sizes, a.tokens, a.repeats, a.loop_prompts)):
+    spec = spec_from_name(a.model)
+    how = f"{a.tokens} new tokens at most, {resolved_precision(spec.precision)}"
+    print(f"{a.model}: median tokens/s (min to max) of {a.repeats} runs, {how}\n")
+    for i, (size, found) in enumerate(measure(spec, sizes, a.tokens, a.repeats, a.loop_prompts)):
         if i == 0:
             heads = ["sequences", *found[0], *(f"engine / {name}" for name in ratios(found))]
             print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
