@@ -7,7 +7,8 @@ Departures from the paper:
    dropped 4 of 48 revisions by a 135M model; with a request for a revision in a new turn, they dropped 16 of 30.
 3. Requests are zero-shot chat turns, without few-shot examples.
 4. A revision is not assumed to be better: it must pass named rules and, if there is one, a judge. A trace with a revision that fails is
-   left out as a whole.
+   left out as a whole. Where the revision changed nothing, or breaks a check that the text before it followed, that text is trained on:
+   left out, the data would lose just those responses that needed no revision, such as refusals of harmful prompts.
 5. A sampled response to a helpful prompt, which is trained on as it is, must not be a refusal.
 
 As in the paper, the SFT data are the revisions of every round, and sampled responses to helpful prompts (§3.1, §3.2).
@@ -81,7 +82,8 @@ async def critique_and_revise(
     """Critique and revise a response `config.rounds` times, each round under another principle.
 
     Prompts whose kind isn't in `config.kinds` get no rounds: the initial response is kept. The rounds stop at the first revision that
-    breaks a rule; the trace names the rule.
+    breaks a rule; the trace names the rule. A revision that breaks its principle's check where the text before it followed the check is
+    `worse_by_check`.
 
     Args:
         constitution: principles are drawn from those that apply to the prompt's kind, and repeat if there are more rounds than principles.
@@ -99,16 +101,18 @@ async def critique_and_revise(
         broken = drop_rule(revision.text, critique.text, response.text, prompt.kind, config.drop_refusals)
         dropped = broken or ("truncated" if too_short else None)
         if dropped is None and follows(principle, prompt.kind, revision.text) is False:
-            dropped = "breaks_check"
+            dropped = "worse_by_check" if follows(principle, prompt.kind, text) else "breaks_check"
         if dropped is not None:
             break
         text = revision.text
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
-    if not wanted and config.drop_refusals and prompt.kind in ("borderline", "helpful") and is_refusal(response.text):
-        dropped = "over_refusal"
-    if dropped is None and config.min_share and (share := check_share(constitution, prompt.kind, text)) is not None:
-        dropped = "breaks_check" if share < config.min_share else None
+    if dropped in (None, "unchanged", "worse_by_check"):
+        unrevised = dropped == "unchanged" or text == response.text
+        if unrevised and config.drop_refusals and prompt.kind in ("borderline", "helpful") and is_refusal(text):
+            dropped = "over_refusal"
+        elif config.min_share and (share := check_share(constitution, prompt.kind, text)) is not None and share < config.min_share:
+            dropped = "breaks_check"
     provenance = Provenance(
         writer.model.fingerprint,
         tuple(dict.fromkeys(r.critique.principle_id for r in rounds)),
@@ -137,16 +141,17 @@ def principles_in_turn(prompt: Prompt, constitution: Constitution, run_seed: int
 def sft_examples(trace: RevisionTrace, config: CritiqueConfig) -> list[SFTExample]:
     """Return the SFT examples of a trace: none if it was dropped, else all revisions or the final one (`config.train_on`).
 
-    A revision that is the same as the one before is not repeated.
+    A revision that is the same as the one before is not repeated. Where the revision changed nothing or was worse by check, the text
+    before it stands: without it, the data would lose just those responses that needed no revision.
     `principle_ids` are those of all critiques up to the revision. Without rounds, the example is the response itself.
     """
-    if trace.dropped is not None:
+    if trace.dropped is not None and not trace.stands:
         return []
-    if not trace.rounds:
+    revisions = [r.revision for r in (trace.rounds if trace.dropped is None else trace.rounds[:-1])]
+    if not revisions or trace.dropped == "unchanged":
         said, cut = trace.response, trace.response_truncated
         return [SFTExample(trace.prompt, said, (), "response", trace.provenance, cut, reasoning=trace.response_reasoning)]
-    ids = [r.revision.principle_id for r in trace.rounds]
-    revisions = [r.revision for r in trace.rounds]
+    ids = [revision.principle_id for revision in revisions]
     texts = [trace.response, *(revision.text for revision in revisions)]
     steps = [i for i in range(len(ids)) if not unchanged(texts[i + 1], texts[i])] if config.train_on == "every" else [len(ids) - 1]
     return [

@@ -8,7 +8,8 @@
     refused_request    the model refused to revise
     over_refusal       it refuses a prompt that isn't harmful, and the response didn't
     breaks_check       it breaks the check of the principle that it was revised under, or too many checks (`min_share`)
-    unchanged          it equals the response, or nearly so
+    worse_by_check     it breaks that check, and the text before it didn't: that text is kept
+    unchanged          it equals the response, or nearly so: the response is kept
 
 A heading such as "Here is the revised response:" is removed first, and the text after it is kept.
 """

@@ -81,11 +81,11 @@ async def critique_stage(c: Context) -> dict[str, int]:
             for example in sft_examples(trace, config):
                 write_example(_imitated(c, example))
                 counts["sft_examples"] += 1
-            if trace.rounds and trace.dropped in (None, "worse_by_judge"):
+            if trace.rounds and trace.dropped in (None, "worse_by_judge", "worse_by_check"):
                 write_pair(trace.pair)
                 counts["revision_pairs"] += 1
             if trace.dropped:
-                dropped[f"dropped_{trace.dropped}"] += 1
+                dropped[f"{'unrevised' if trace.stands else 'dropped'}_{trace.dropped}"] += 1
     return {name: counts[name] for name in ("traces", "sft_examples", "revision_pairs", TEXTS, TRUNCATED)} | dict(sorted(dropped.items()))
 
 

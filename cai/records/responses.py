@@ -49,7 +49,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class RevisionTrace:
-    """A response with all its critiques and revisions. `dropped` names the rule that excludes it from the training data, if any."""
+    """A response with all its critiques and revisions. `dropped` names the rule that its last revision broke, if any."""
 
     prompt: Prompt
     response: str
@@ -73,6 +73,11 @@ class RevisionTrace:
             for r in self.rounds
         ]
         return content_hash((self.prompt.id, self.response, texts))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the last revision is left out and the text before it trained on: it changed nothing, or was worse by a check."""
+        return self.dropped in ("unchanged", "worse_by_check")
 
     @property
     def final(self) -> str:

@@ -140,7 +140,7 @@ class ReportData:
     distilled_count: int
     traces: int
     dropped: tuple[tuple[str, int], ...]
-    """Rules that dropped traces from the training data, with the number of traces each dropped."""
+    """Rules that left traces out of the training data, with the number of traces for each."""
     pairs: tuple[tuple[str, int], ...] | None
     """Number of response pairs by source."""
     principles: tuple[PrincipleUse, ...]
@@ -266,7 +266,7 @@ def _read_traces(reader: _Reader) -> tuple[int, Counter[str], Counter[str], list
     for trace in reader.stream("data/traces.jsonl", RevisionTrace):
         count += 1
         critiques.update(r.critique.principle_id for r in trace.rounds)
-        if trace.dropped is not None:
+        if trace.dropped is not None and not trace.stands:
             dropped[trace.dropped] += 1
         group = kept[trace.rounds[0].critique.principle_id if trace.rounds else ""]
         if len(group) < TRACES_SHOWN:

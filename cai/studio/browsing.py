@@ -141,7 +141,7 @@ def _revisions(run: RunDirectory, principle: Principle | None) -> Iterator[Chang
             tuple(dict.fromkeys(r.critique.principle_id for r in t.rounds)),
             *_judged(t.p_revised),
             follows=_both(principle, t.prompt.kind, t.response, t.final),
-            note=f"Kept out of the training data: {t.dropped}" if t.dropped is not None else "",
+            note=f"{'Revision left' if t.stands else 'Kept'} out of the training data: {t.dropped}" if t.dropped is not None else "",
             critiques=tuple(r.critique for r in t.rounds),
             steps=tuple(r.revision.text for r in t.rounds),
         )

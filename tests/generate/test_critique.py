@@ -130,7 +130,6 @@ def test_a_kind_that_is_not_critiqued_keeps_its_response():
     [
         ("", "empty"),
         ("Revised response:", "empty"),
-        ("shout louder than she does", "unchanged"),
         ("I'm sorry, but I can't help with that.", "over_refusal"),
         ("I can't rewrite the response.", "refused_request"),
         ("I have revised the response to be kinder.", "leaked_meta"),
@@ -141,6 +140,33 @@ def test_drop_rules_are_named_and_the_texts_kept(revision, dropped):
     assert trace.dropped == dropped
     assert len(trace.rounds) == 1 and trace.rounds[0].critique.text == KEPT_CRITIQUE
     assert sft_examples(trace, CritiqueConfig()) == []
+
+
+def test_where_a_revision_changes_nothing_the_response_stands():
+    trace = revise(talking(["shout louder than she does"]))
+    (example,) = sft_examples(trace, CritiqueConfig())
+    assert (trace.dropped, trace.stands, example.completion, example.source) == ("unchanged", True, RESPONSE.text, "response")
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_needless_refusal_that_nothing_changed_does_not_stand(drop):
+    refusal = replace(RESPONSE, text="I'm sorry, but I can't help with that.")
+    trace = revise(talking([refusal.text]), response=refusal, drop_refusals=drop)
+    assert trace.stands is not drop and bool(sft_examples(trace, CritiqueConfig())) is not drop
+
+
+@pytest.mark.parametrize(("limit", "dropped", "imitated"), [(3, "breaks_check", []), (5, "worse_by_check", [RESPONSE.text])])
+def test_a_revision_that_breaks_a_check_which_the_response_followed_leaves_it_standing(limit, dropped, imitated):
+    brief = Constitution("c", "C", "", (replace(principle("brief"), check=(ResponseCheck(max_words=limit),)),))
+    trace = revise(talking(["Invite her for a cup of tea and talk it over."]), constitution=brief)
+    assert trace.dropped == dropped and [e.completion for e in sft_examples(trace, CritiqueConfig())] == imitated
+
+
+def test_a_later_revision_that_is_worse_by_check_leaves_the_one_before_it_standing():
+    brief = Constitution("c", "C", "", (replace(principle("brief"), check=(ResponseCheck(max_words=5),)),))
+    trace = revise(talking(["Invite her for tea.", "Invite her for a cup of tea and talk it over."]), constitution=brief, rounds=2)
+    (example,) = sft_examples(trace, CritiqueConfig())
+    assert (trace.dropped, example.completion, example.source) == ("worse_by_check", "Invite her for tea.", "revision")
 
 
 def test_a_heading_is_taken_off():
