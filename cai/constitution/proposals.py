@@ -13,13 +13,15 @@ import msgspec
 
 from cai.constitution.importers import dump_blocks, principle_row, problems_of
 from cai.constitution.lint import lint
-from cai.constitution.wording import claim
+from cai.constitution.wording import claim, is_negated, sentences
 from cai.core.yaml_source import load_yaml
 from cai.errors import ConstitutionError
 from cai.records import Constitution, Principle
 
 WORDED = ("critique", "revision", "ask_positive", "ask_negative", "compare")
 """What a principle has beside its statement."""
+REPEATED = 0.75
+"""Share of a question's content words from which it repeats the statement."""
 
 
 class Proposal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,8 +143,17 @@ def worded(principle: Principle, texts: dict[str, str]) -> tuple[Principle, tupl
 
 
 def holds_up(principle: Principle, field: str) -> bool:
-    """Whether lint finds nothing against a principle with this text in it, and the text is about what the statement is about."""
-    return fault_of(principle) is None and bool(claim(getattr(principle, field)).content & claim(principle.statement).content)
+    """Whether lint finds nothing against a principle with this text in it, and the text is about what the statement is about.
+
+    `ask_positive` must be negated as the statement is, and `ask_negative` the other way round if it repeats the statement's words. Small
+    models ask about "words that a reader would not understand" where the statement has "words that a reader understands".
+    """
+    text: str = getattr(principle, field)
+    mine, stated = claim(text).content, claim(principle.statement).content
+    repeats = field == "ask_positive" or (field == "ask_negative" and len(mine & stated) >= REPEATED * len(mine))
+    if repeats and (is_negated(text) == (field == "ask_positive")) not in map(is_negated, sentences(principle.statement)):
+        return False
+    return fault_of(principle) is None and bool(mine & stated)
 
 
 def fault_of(principle: Principle) -> str | None:

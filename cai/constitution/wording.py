@@ -154,18 +154,33 @@ class Claim:
         return shared > 0 and shared == min(len(self.content), len(other.content)) and shared >= 0.8 * len(self.content | other.content)
 
 
+def is_negated(sentence: str) -> bool:
+    """Return whether the number of different negations and avoidances is odd.
+
+    >>> is_negated("Use words that a person without training understands."), is_negated("No steps, no amounts.")
+    (True, True)
+    >>> is_negated("Does it use words that a person without training would not understand?")
+    False
+    """
+    return len({w for w in _folded(sentence) if w in _NEGATORS or w in _AVOIDER_WORDS}) % 2 == 1
+
+
+def _folded(sentence: str) -> list[str]:
+    """Return the words of a sentence, with "avoid" for every phrase that means it."""
+    padded = f" {' '.join(words(sentence))} "
+    for phrase in _AVOIDERS:
+        padded = padded.replace(f" {phrase} ", " avoid ")
+    return padded.split()
+
+
 def claim(sentence: str) -> Claim:
     """Parse one English sentence or question as a claim.
 
     Each kind of negation counts once, even if repeated ("no ingredients, no steps"). Two kinds cancel ("do not leave out"). Both sides of
     an antonym pair in one sentence ("too long or too short") cancel too, except that "refuse to answer" counts as refusing.
     """
-    text = " ".join(words(sentence))
     sign = 1
-    padded = f" {text} "
-    for phrase in _AVOIDERS:
-        padded = padded.replace(f" {phrase} ", " avoid ")
-    found = padded.split()
+    found = _folded(sentence)
     begins = next((i for i, w in enumerate(found) if w in _SUBORDINATORS), len(found))
     if any(w in _NEGATORS for w in (found[:begins] if begins else found)):  # "where none are known" negates nothing before it
         sign = -sign

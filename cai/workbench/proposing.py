@@ -145,7 +145,7 @@ async def _word(passage: DocumentPassage, file: str, model: TextModel, template:
     principle = drafted(id_of(statement), statement)
     if (fault := fault_of(principle)) is not None:
         raise ReplyError("the statement doesn't hold up", fault)
-    principle, kept = worded(principle, texts)
+    principle, kept = worded(principle, without_examples(texts, statement, template))
     said = {f"written by {model.engine.name[-100:]}: ": kept, "drafted from the statement: ": [f for f in WORDED if f not in kept]}
     notes = "; ".join(by + ", ".join(names) for by, names in said.items() if names)
     short = passage.quote if len(passage.quote) <= _QUOTE_CHARACTERS else passage.quote[: _QUOTE_CHARACTERS - 1] + "…"
@@ -176,6 +176,17 @@ def read_wording(text: str) -> dict[str, str]:
     lines = re.findall(rf"^ *({'|'.join(LABELS)}): *(\S.*)$", text, re.MULTILINE)
     counts = Counter(label for label, _ in lines)
     return {LABELS[label]: unquoted(said) for label, said in lines if counts[label] == 1}
+
+
+def without_examples(texts: dict[str, str], statement: str, template: Template) -> dict[str, str]:
+    """Return the texts that aren't the template's examples, nor about what only the examples are about.
+
+    Small models write of "a newcomer" in principles that have none, because an example is about one.
+    """
+    rules = [line for part in template.sections if part.role == "assistant" for line in part.text.splitlines()[:1]]
+    foreign = {word for rule in rules for word in claim(rule).content} - claim(statement).content
+    copied = {text for text in texts.values() if any(text in section.text for section in template.sections)}
+    return {field: text for field, text in texts.items() if text not in copied and not claim(text).content & foreign}
 
 
 def _without_repeats(found: Sequence[_Found], file: str) -> Iterator[tuple[_Found, tuple[str, ...]]]:

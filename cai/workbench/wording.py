@@ -8,7 +8,7 @@ from cai.ids import derive_seed
 from cai.models.templates import load_named_templates
 from cai.records import DEFAULT_WORDING, Principle
 from cai.session import Session
-from cai.workbench.proposing import WORDING, read_wording
+from cai.workbench.proposing import WORDING, read_wording, without_examples
 from cai.workbench.replies import whole_lines
 
 
@@ -27,18 +27,17 @@ class Wording:
 async def draft_wording(session: Session, principle: Principle) -> Wording:
     """Draft critique request, revision request and judging questions from a principle's statement.
 
-    A text is used only if lint finds nothing against it and it is about what the statement is about.
+    A text is used only if lint finds nothing against it and it is about what the statement is about, not what the template's examples are.
     """
     [template] = load_named_templates(("word_principle",), session.workspace.root / session.recipe.templates)
     asked = template.render({"passage": principle.statement})
     seed = derive_seed(session.recipe.seed, "word", principle.statement)
     reply = await session.model.complete(asked.messages, WORDING, seed, asked.prefill)
     texts = read_wording(whole_lines(reply, asked.prefill))
-    texts = {field: text for field, text in texts.items() if not any(text in section.text for section in template.sections)}  # its examples
     if not texts:
         raise ReplyError("unparsed", f"no line such as 'Critique:': {reply.text[:200]!r}")
     bare = Principle(principle.id, principle.statement, applies_to=principle.applies_to)
-    drafted, kept = worded(bare, texts)
+    drafted, kept = worded(bare, without_examples(texts, principle.statement, template))
     return Wording(
         principle.id,
         {name: text for name in kept if (text := getattr(drafted, name)) != DEFAULT_WORDING[name]},

@@ -114,3 +114,18 @@ def test_holding_up() -> None:
     assert holds_up(p, "ask_positive")
     assert not holds_up(replace(p, ask_negative=p.ask_positive), "ask_negative")
     assert not holds_up(replace(p, critique="Say what is blue."), "critique")
+
+
+def test_a_question_is_negated_as_the_statement_is() -> None:
+    plain, never = drafted("plain", "Use words that a reader understands."), drafted("never", "Never invent a book.")
+    for p, field, question, fits in (
+        (plain, "ask_positive", "Does the response use words that a reader understands?", True),
+        (plain, "ask_positive", "Does the response use words that a reader would not understand?", False),
+        (plain, "ask_negative", "Does the response use words that a reader would not understand?", True),
+        (plain, "ask_negative", "Does the response use words that a reader understands?", False),
+        (plain, "ask_negative", "Does the response hide behind the jargon of a trade that a reader can't follow?", True),
+        (never, "ask_positive", "Is the response free of invented books?", True),
+        (never, "ask_positive", "Does the response invent a book?", False),
+        (never, "ask_negative", "Does the response invent a book?", True),
+    ):
+        assert holds_up(replace(p, **{field: question}), field) is fits, question  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from cai.models.base import CompleteRequest, Completion, Reply, Request, TextMod
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.models.templates import load_named_templates
-from cai.workbench.proposing import TEMPLATES, propose, read_quotes, read_wording
+from cai.workbench.proposing import TEMPLATES, propose, read_quotes, read_wording, without_examples
 from tests.workspaces import ROOT
 
 DOCUMENT = """\
@@ -142,3 +142,15 @@ def test_replies_are_read_by_their_labels_alone() -> None:
     with pytest.raises(ReplyError, match="no line 'Quote:'"):
         read_quotes("The assistant is kind.")
     assert read_wording("Critique: A.\nFollows: “Is it?”\nother: x\nCompare:") == {"critique": "A.", "ask_positive": "Is it?"}
+
+
+def test_a_text_about_the_templates_examples_is_dropped() -> None:
+    template = load_named_templates(TEMPLATES, ROOT / "prompts" / "templates")[1]
+    kept = {"revision": "Rewrite your last response so that each number has its origin."}
+    said = {
+        "critique": "Name each number in your last response that a newcomer would not know.",
+        "compare": "Which response is easier to understand for a newcomer?",
+    }
+    assert without_examples({**kept, **said}, "Say where each number comes from.", template) == kept
+    about = {"critique": said["critique"]}
+    assert without_examples(about, "Explain each number to a newcomer.", template) == about
