@@ -23,7 +23,7 @@ DRAFTED = "# drafted from the statement by "
 """Start of the comment above a text that a model drafted. It ends with a hash of the statement, in brackets."""
 _OF_STATEMENT = re.compile(r"\[([0-9a-f]{8})\]$")
 _COMMENT = re.compile(r"\s+#[^'\"]*$")
-_ORDER = ("id", "statement", "openings", *DEFAULT_WORDING, "applies_to", "weight", "check", "examples")
+_ORDER = ("id", "statement", "openings", *DEFAULT_WORDING, "applies_to", "weight", "source", "check", "examples")
 UNWRITTEN = "…"
 """Statement of a principle that is still to be written, in any language."""
 _BY_HAND = "edit it as text"

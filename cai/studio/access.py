@@ -28,7 +28,7 @@ KEY_BYTES = 32
 LABEL = {"GET /", "GET /static/{name}", "GET /label", "GET /label/begin", "GET /label/{queue}"}
 LABEL |= {f"POST /label/{{queue}}/{change}" for change in ("next", "answer", "undo")}
 """Requests that every role may make: method and path of the route."""
-_DRAFT_CHANGES = ("draft", "principle", "arrange", "restore", "save", "discard", "preview", "compare", "word")
+_DRAFT_CHANGES = ("draft", "principle", "arrange", "restore", "save", "discard", "preview", "compare", "word", "worded")
 EDIT = {"POST /constitutions", "POST /jobs/{id}/stop", *(f"POST /constitutions/{{name}}/{change}" for change in _DRAFT_CHANGES)}
 """Changes that `edit` may make, too. It may also make every GET request."""
 

@@ -18,8 +18,9 @@ from cai.studio.run_pages import run_names, run_of
 from cai.studio.web import as_json, fragment, known, page, studio_of, taking
 
 BASE = "/constitutions/{name}"
-Field = Literal["id", "statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "applies_to", "weight"]
+Field = Literal["id", "statement", "critique", "revision", "ask_positive", "ask_negative", "compare", "applies_to", "weight", "source"]
 Kind = Literal["harmful", "borderline", "helpful"]
+Words = Annotated[str, msgspec.Meta(max_length=4000)]
 
 
 class Text(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,9 +41,10 @@ class Fields(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: str
     index: Annotated[int, msgspec.Meta(ge=0)]
-    values: dict[Field, Annotated[str, msgspec.Meta(max_length=4000)] | int | float | list[Kind] | None] = {}
+    values: dict[Field, Words | int | float | list[Kind] | None] = {}
     check: list[CheckRow] | msgspec.UnsetType = msgspec.UNSET
     examples: ExampleTexts | msgspec.UnsetType = msgspec.UNSET
+    openings: list[Words] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Arrangement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +86,7 @@ def editor(request: Request) -> Response:
         unwritten=UNWRITTEN,
         kinds=LABELLED_KINDS,
         rules=check_rules(),
+        drafts_alone=not studio.asking.is_embedded,
     )
 
 
@@ -95,22 +98,22 @@ def create(request: Request, body: New) -> Response:
 
 def text(request: Request) -> Response:
     """Return the current text and its lint findings."""
-    return _shown(studio_of(request).drafts.open(name_of(request)))
+    return shown(studio_of(request).drafts.open(name_of(request)))
 
 
 def write(request: Request, body: Text) -> Response:
     """Store the text as a draft."""
-    return _shown(studio_of(request).drafts.write(name_of(request), body.text, body.version))
+    return shown(studio_of(request).drafts.write(name_of(request), body.text, body.version))
 
 
 def save(request: Request, body: Version) -> Response:
     """Save the draft to the file."""
-    return _shown(studio_of(request).drafts.save(name_of(request), body.version))
+    return shown(studio_of(request).drafts.save(name_of(request), body.version))
 
 
 def discard(request: Request, body: Version) -> Response:
     """Discard the draft and return to the saved file."""
-    return _shown(studio_of(request).drafts.discard(name_of(request), body.version))
+    return shown(studio_of(request).drafts.discard(name_of(request), body.version))
 
 
 def principle(request: Request, body: Fields) -> Response:
@@ -124,7 +127,9 @@ def principle(request: Request, body: Fields) -> Response:
         values["check"] = check_of(body.check)
     if body.examples is not msgspec.UNSET:
         values["examples"] = examples_of(body.examples)
-    return _shown(studio_of(request).drafts.edit(name_of(request), body.version, lambda text: set_fields(text, body.index, values)))
+    if body.openings is not msgspec.UNSET:
+        values["openings"] = body.openings or None
+    return shown(studio_of(request).drafts.edit(name_of(request), body.version, lambda text: set_fields(text, body.index, values)))
 
 
 def arrange(request: Request, body: Arrangement) -> Response:
@@ -137,7 +142,7 @@ def arrange(request: Request, body: Arrangement) -> Response:
             return add_principle(text, new, UNWRITTEN)
         return remove_principle(text, body.index) if body.action == "remove" else move_principle(text, body.index, body.to)
 
-    return _shown(studio_of(request).drafts.edit(name_of(request), body.version, change))
+    return shown(studio_of(request).drafts.edit(name_of(request), body.version, change))
 
 
 def history(request: Request) -> Response:
@@ -150,10 +155,11 @@ def history(request: Request) -> Response:
 
 def restore(request: Request, body: Restored) -> Response:
     """Make an earlier text the draft."""
-    return _shown(studio_of(request).drafts.restore(name_of(request), body.version, body.key))
+    return shown(studio_of(request).drafts.restore(name_of(request), body.version, body.key))
 
 
-def _shown(edited: Edited) -> Response:
+def shown(edited: Edited) -> Response:
+    """Return the state of the editor as JSON."""
     return as_json(
         {
             "text": edited.text,

@@ -60,6 +60,8 @@ class PrincipleForm:
     """None if it is left out."""
     check: tuple[CheckRow, ...]
     examples: ExampleTexts
+    openings: tuple[str, ...]
+    source: str
     problems: tuple[FormProblem, ...]
 
 
@@ -72,15 +74,30 @@ def principle_forms(source: YamlSource, text: str, findings: Sequence[LintFindin
     ends = [*starts[1:], len(text) + 1][: len(starts)]
     forms = []
     for n, (row, drafted, start, end) in enumerate(zip(rows, drafted_fields(source, text), starts, ends, strict=True)):
-        said = {name: str(row.get(name) or "").strip() for name in ("id", "statement", *DEFAULT_WORDING)}
+        said = {name: str(row.get(name) or "").strip() for name in ("id", "statement", "source", *DEFAULT_WORDING)}
         kinds = row.get("applies_to", ())
         keys = {source.lines[("principles", n, key)]: key for key in row}
         problems = tuple(_problem(f, said["id"], keys) for f in findings if f.line is not None and start <= f.line < end)
         wording = {name: said[name] for name in DEFAULT_WORDING if said[name]}
         known = tuple(k for k in LABELLED_KINDS if not isinstance(kinds, list) or k in kinds)
         check, examples = tuple(_rows(row.get("check"))), _examples(row.get("examples"))
+        openings = tuple(str(text).strip() for text in given) if isinstance(given := row.get("openings"), list) else ()
+        weight = row.get("weight")
         forms.append(
-            PrincipleForm(said["id"], start, said["statement"], wording, drafted, known, row.get("weight"), check, examples, problems)
+            PrincipleForm(
+                said["id"],
+                start,
+                said["statement"],
+                wording,
+                drafted,
+                known,
+                weight,
+                check,
+                examples,
+                openings,
+                said["source"],
+                problems,
+            )
         )
     return tuple(forms)
 

@@ -63,7 +63,9 @@ def serve(
         raise RecipeError("TLS needs both --certificate and --private-key")
     origins(port, host, certificate is not None, url)
     workspace = find_workspace(folder)
-    studio = studio_for(workspace, queues, TrialRequest(model, recipe))
+    asking = TrialRequest(model, recipe)
+    asking.settings  # noqa: B018 - a recipe that can't be read is told now, not at the first trial
+    studio = studio_for(workspace, queues, asking)
     for queue in studio.labelling.queues().values():
         if queue.path in queues:
             studio.labelling.to_label(queue)

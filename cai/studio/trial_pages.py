@@ -10,12 +10,13 @@ from starlette.routing import Route
 
 from cai.constitution.diff import word_diff
 from cai.records import PromptKind
-from cai.studio.constitution_pages import BASE, name_of
+from cai.studio.constitution_pages import BASE, name_of, shown
 from cai.studio.jobs import Job
 from cai.studio.run_pages import run_of
-from cai.studio.trials import comparison, preview, wording
+from cai.studio.trials import comparison, preview, with_wording, wording
 from cai.studio.web import Nothing, as_json, fragment, studio_of, taking
 from cai.workbench.trial import Answered, JudgedRevision, Revised
+from cai.workbench.wording import Wording
 
 
 class Preview(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +40,14 @@ class WordingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     index: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
+class WordedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Request to write what a job drafted for one principle into the text."""
+
+    version: str
+    job: str
+    part: Annotated[int, msgspec.Meta(ge=0)]
+
+
 def try_prompt(request: Request, body: Preview) -> Response:
     """Start a job that critiques and revises the response to one prompt under the draft."""
     studio = studio_of(request)
@@ -60,20 +69,31 @@ def word(request: Request, body: WordingRequest) -> Response:
     return _shown(studio.jobs.start("worded", wording(studio.drafts, name, body.index, studio.workspace, studio.asking)))
 
 
+def worded(request: Request, body: WordedRequest) -> Response:
+    """Write what a job drafted for one principle into the text, and store it as a draft.
+
+    The page asks for it, not the job: its edits follow each other, and none is based on a version that it has not seen.
+    """
+    drafts, name, parts = studio_of(request).drafts, name_of(request), _job(request, body.job).parts
+    if body.part >= len(parts) or not isinstance(found := parts[body.part], Wording):
+        raise HTTPException(404, "This job has not drafted that.")
+    return shown(drafts.edit(name, body.version, lambda text: with_wording(text, drafts.open(name).form, found)))
+
+
 def job(request: Request) -> Response:
     """Return a job's progress and results."""
-    return _shown(_job(request))
+    return _shown(_job(request, request.path_params["id"]))
 
 
 def stop(request: Request, body: Nothing) -> Response:
     """Stop a job."""
-    found = _job(request)
+    found = _job(request, request.path_params["id"])
     found.stop()
     return _shown(found)
 
 
-def _job(request: Request) -> Job:
-    found = studio_of(request).jobs.get(request.path_params["id"])
+def _job(request: Request, key: str) -> Job:
+    found = studio_of(request).jobs.get(key)
     if found is None:
         raise HTTPException(404, "This job no longer exists. Start it again; finished calls are reused.")
     return found
@@ -91,6 +111,7 @@ ROUTES = [
     Route(f"{BASE}/preview", taking(Preview, try_prompt), methods=["POST"]),
     Route(f"{BASE}/compare", taking(ComparisonRequest, compare), methods=["POST"]),
     Route(f"{BASE}/word", taking(WordingRequest, word), methods=["POST"]),
+    Route(f"{BASE}/worded", taking(WordedRequest, worded), methods=["POST"]),
     Route("/jobs/{id}", job),
     Route("/jobs/{id}/stop", taking(Nothing, stop), methods=["POST"]),
 ]

@@ -1,8 +1,8 @@
 """Trials of a draft with a model: critique and revision of one prompt, or a comparison of the old and the new text on a sample."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 from cai.constitution.editing import UNWRITTEN, set_fields
@@ -11,26 +11,39 @@ from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
 from cai.core.workspace import RunDirectory, Workspace
 from cai.errors import ConstitutionError, DataError, ReplyError
-from cai.records import Constitution, Principle, PromptKind
+from cai.models.local.embedded import EMBEDDED
+from cai.recipe import Recipe
+from cai.records import Constitution, PromptKind
 from cai.session import Session
 from cai.studio.drafts import Drafts
 from cai.studio.jobs import Job
+from cai.studio.principle_form import PrincipleForm
 from cai.workbench.consequences import compare_on_sample
 from cai.workbench.settings import settings
 from cai.workbench.trial import chosen, steps
 from cai.workbench.wording import Wording, draft_wording
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrialRequest:
     """Model and settings of trials; None for the defaults."""
 
     model: str | None = None
     recipe: Path | None = None
 
+    @cached_property
+    def settings(self) -> Recipe:
+        """The settings, read once. Raises as `cai.workbench.settings` does."""
+        return settings(model=self.model, recipe=self.recipe, name="studio")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the model is the embedded one, whose drafts are too often about something else to be made without being asked for."""
+        return self.settings.model.path == EMBEDDED
+
     def session(self, workspace: Workspace, reporter: Reporter) -> Session:
         """Return a session with these settings."""
-        return Session(recipe=settings(model=self.model, recipe=self.recipe, name="studio"), workspace=workspace, reporter=reporter)
+        return Session(recipe=self.settings, workspace=workspace, reporter=reporter)
 
 
 def preview(
@@ -102,9 +115,7 @@ def constitution_of(run: RunDirectory) -> Constitution:
 
 
 def wording(drafts: Drafts, name: str, index: int | None, workspace: Workspace, asking: TrialRequest) -> Callable[[Job], Awaitable[None]]:
-    """Return a job that drafts requests and questions from statements, and writes them into the draft of the text.
-
-    Texts that a person wrote stay. Each principle is written as soon as it is drafted; one that the model fails at is left as it is.
+    """Return a job that drafts requests and questions from statements. Each principle's are one of the job's parts, for `with_wording`.
 
     Args:
         drafts: the constitutions.
@@ -133,17 +144,21 @@ def wording(drafts: Drafts, name: str, index: int | None, workspace: Workspace, 
                 try:
                     found = await draft_wording(session, principle)
                 except ReplyError:
-                    found = Wording(principle.id, {}, WORDED, session.model.engine.name)
-                drafts.edit(name, drafts.open(name).version, partial(_put, drafts, name, principle, found))
+                    found = Wording(principle.id, principle.statement, {}, WORDED, session.model.engine.name)
                 job.parts.append(found)
 
     return work
 
 
-def _put(drafts: Drafts, name: str, principle: Principle, found: Wording, text: str) -> str:
-    """Return the text with what was drafted for a principle, in place of nothing or of an earlier draft."""
-    where, form = next(((i, f) for i, f in enumerate(drafts.open(name).form) if f.id == principle.id), (0, None))
-    if form is None or form.statement != principle.statement:
-        raise ConstitutionError(f"{principle.id} was changed while the model wrote. Draft it again.")
+def with_wording(text: str, forms: Sequence[PrincipleForm], found: Wording) -> str:
+    """Return the text with what was drafted for a principle, in place of nothing or of an earlier draft. What a person wrote stays.
+
+    Raises:
+        ConstitutionError: no principle has the statement that it was drafted from.
+    """
+    same = [(i, form) for i, form in enumerate(forms) if form.statement == found.statement]
+    if not same:
+        raise ConstitutionError(f"{found.principle_id} was changed while the model wrote. Draft it again.")
+    where, form = next(((i, form) for i, form in same if form.id == found.principle_id), same[0])  # else it was renamed
     new = {field: said for field, said in found.texts.items() if field not in form.wording or field in form.drafted}
     return set_fields(text, where, new, found.model) if new else text

@@ -17,6 +17,7 @@ class Wording:
     """Requests and questions that a model drafted for a principle."""
 
     principle_id: str
+    statement: str
     texts: dict[str, str]
     """By field; without those that lint or the statement refuse."""
     left_out: tuple[str, ...]
@@ -40,6 +41,7 @@ async def draft_wording(session: Session, principle: Principle) -> Wording:
     drafted, kept = worded(bare, without_examples(texts, principle.statement, template))
     return Wording(
         principle.id,
+        principle.statement,
         {name: text for name in kept if (text := getattr(drafted, name)) != DEFAULT_WORDING[name]},
         tuple(name for name in WORDED if name not in kept),
         session.model.engine.name,

@@ -47,7 +47,7 @@ LEAST = {
     "GET /constitutions/{name}/principles/{id}": "edit",
     "POST /constitutions": "edit",
     **{CHANGE + change: "edit" for change in ("draft", "principle", "arrange", "restore", "save", "discard")},
-    **{CHANGE + change: "edit" for change in ("preview", "compare", "word")},
+    **{CHANGE + change: "edit" for change in ("preview", "compare", "word", "worded")},
     "GET /jobs/{id}": "edit",
     "POST /jobs/{id}/stop": "edit",
     "GET /label": "label",

@@ -242,7 +242,7 @@ def test_a_fault_is_said_at_its_principle(served: Served, mine: str) -> None:
     said = served.post(f"{mine}/principle", 400, version=now["version"], index=1, values={"statement": ""})
     assert "needs an id and a statement" in said["error"]
     served.post(f"{mine}/principle", 400, version=now["version"], index=9, values={"statement": "x"})
-    served.post(f"{mine}/principle", 400, version=now["version"], index=0, values={"source": "x"})
+    served.post(f"{mine}/principle", 400, version=now["version"], index=0, values={"nothing": "x"})
     served.post(f"{mine}/principle", 409, version="other", index=0, values={"statement": "x"})
 
 
@@ -315,6 +315,13 @@ def test_a_model_drafts_the_wording_of_a_principle(served: Served, mine: str, mo
     while not job["over"]:
         time.sleep(0.05)
         job = served.client.get(f"/jobs/{job['id']}").json()
+    now = served.client.get(f"{mine}/text").json()
+    assert not any(principle["wording"] for principle in now["form"]), "the page decides when"
+    served.post(f"{mine}/worded", 404, version=now["version"], job=job["id"], part=1)
+    served.post(f"{mine}/worded", 404, version=now["version"], job="none", part=0)
+    served.post(f"{mine}/worded", 409, version="old", job=job["id"], part=0)
+    now = served.post(f"{mine}/principle", version=now["version"], index=0, values={"id": "renamed"})
+    served.post(f"{mine}/worded", version=now["version"], job=job["id"], part=0)
     assert (
         job["state"] == "done"
         and "drafted 4 of 5 texts; nothing usable for the question about two responses, which stays as it was" in job["html"]
@@ -340,6 +347,8 @@ def test_what_is_missing_is_drafted_and_what_a_person_wrote_stays(served: Served
             time.sleep(0.05)
             job = served.client.get(f"/jobs/{job['id']}").json()
         assert job["state"] == "done", job["html"]
+        for part in range(job["html"].count('class="worded"')):
+            served.post(f"{mine}/worded", version=served.client.get(f"{mine}/text").json()["version"], job=job["id"], part=part)
         return str(job["html"])
 
     script(monkeypatch, reply)

@@ -1,6 +1,7 @@
 """The studio in a real browser: each thing that people do there from beginning to end, by mouse and keyboard."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import pytest
 
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records, write_records
-from cai.models.base import Completion
+from cai.models.base import Completion, Request
 from cai.records import Examples, HumanLabel, Message, Preference, Prompt, Provenance, ResponseCheck, ResponsePair
 from cai.studio.labelling import GOLD
 from tests.browser import needs_browser
 from tests.models.serving import servers
 from tests.studio.serving import Served
-from tests.studio.test_principles import MINE, add_run
+from tests.studio.test_principles import MINE, SHORT, add_run
 from tests.workspaces import run_data, script
 
 pytestmark = [*needs_browser, pytest.mark.enable_socket]
@@ -109,7 +110,7 @@ def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any
     tab.goto("/constitutions/mine")
     second = tab.locator(".principle-form").nth(1)
     second.locator(".words-of summary").click()
-    second.locator("text=Draft from the statement").click()
+    second.locator(".draft:text-is('Draft from the statement')").click()
     second.locator(".drafted:visible").wait_for()
     assert second.locator("[data-name=critique]").input_value().startswith("Point out every claim")
     second.locator("[data-name=critique]").fill("Point out each claim without a source.")
@@ -125,17 +126,89 @@ def test_principles_are_drafted_by_a_model_and_put_in_order_by_keyboard(tab: Any
     tab.locator("[title='Move down']:enabled").first.press("Enter")
     tab.wait_for_selector(".principle-form[data-id=short]:first-child")
     assert tab.evaluate("document.activeElement.closest('.principle-form').dataset.id") == "kind", "the keyboard stays with it"
-    tab.locator(".principle-form").last.locator("text=Draft from the statement").click()
-    tab.locator("#wording:has-text('drafted')").wait_for()
-    tab.click("#add")
-    tab.locator(".principle-form >> nth=2").wait_for()
-    tab.locator("#bare:has-text('only a statement')").wait_for()
-    assert tab.locator(".principle-form").count() == 3 and tab.locator("[data-name=statement]").last.input_value() == ""
-    tab.locator("[data-name=statement]").last.fill("Name the source of each number.")
-    tab.locator(".principle-form").last.locator(".found li.error").wait_for(state="detached")
+    tab.locator(".principle-form").last.locator(".draft").click()
+    tab.locator(".principle-form").last.locator(".job-panel:has-text('drafted')").wait_for()
     tab.click("#bare button")
-    tab.locator("#bare + #wording:has-text('drafted')").wait_for()
-    tab.locator(".principle-form >> nth=2 >> .words-of summary:has-text('drafted')").wait_for()
+    tab.locator("#bare + .job-panel:has-text('drafted')").wait_for()
+
+
+def test_a_statement_is_drafted_from_once_it_is_written(tab: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+
+    def reply(request: Request) -> Completion:
+        assert slow.wait(60)
+        of = "number" if "number" in request.messages[-1].content else "claim"
+        return Completion(f"x\nCritique: Point out every {of} in your last response that names no source.", False, 1, 1)
+
+    script(monkeypatch, reply)
+    file = served.workspace.root / "constitution" / "mine.yaml"
+    file.write_text(MINE)
+    tab.goto("/constitutions/mine")
+    tab.click("#add")
+    last = tab.locator(".principle-form >> nth=2")
+    last.locator("[data-name=statement]").fill("Name the source of each number.")
+    tab.keyboard.press("Tab")
+    last.locator(".job-panel:has-text('drafting for principle-1')").wait_for()
+    last.locator("[data-name=id]").fill("sources")
+    tab.keyboard.press("Control+s")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert load_constitution(file).principles[2].id == "sources", "drafting keeps nobody from saving"
+    slow.set()
+    last.locator("[data-name=critique]:visible").wait_for()
+    assert last.locator("[data-name=critique]").input_value() == "Point out every number in your last response that names no source."
+    assert last.locator(".drafted:visible").count() == 1 and "# drafted from the statement" not in file.read_text(), "until it was read"
+    first = tab.locator(".principle-form").first
+    assert first.locator(".words-of summary").inner_text().endswith("which quote the statement"), "nobody wrote that one here"
+    last.locator("[data-name=statement]").fill("Name the source of each claim.")
+    last.locator(".found >> text=drafted from another statement").wait_for()
+    last.locator(".draft").click()
+    last.locator(".found li").wait_for(state="detached")
+    assert "every claim" in last.locator("[data-name=critique]").input_value()
+    slow.clear()
+    first.locator("[data-name=statement]").fill("Name the source of each number, briefly.")
+    tab.keyboard.press("Tab")
+    with tab.expect_response("**/jobs/*/stop") as answered:
+        first.locator(".job-panel .stop").click()
+    slow.set()
+    assert answered.value.ok
+
+
+def test_openings_and_source_are_edited_in_the_form(tab: Any, served: Served) -> None:
+    file = served.workspace.root / "constitution" / "mine.yaml"
+    file.write_text(MINE.replace("    check:", "    openings: [In short] # a start\n    check:"))
+    tab.goto("/constitutions/mine")
+    box = tab.locator(".principle-form").first
+    box.locator(".rest-of summary:has-text('Openings: 1; source: none')").click()
+    assert box.locator("[data-name=openings]").input_value() == "In short"
+    box.locator("[data-name=openings]").fill("In short,\n\nYes: ")
+    box.locator("[data-name=source]").fill("The handbook, page 3")
+    box.locator(".rest-of summary:has-text('Openings: 2; source: given')").wait_for()
+    tab.keyboard.press("Control+s")
+    tab.wait_for_selector("#state:text-is('saved')")
+    found = load_constitution(file).principles[0]
+    assert (found.openings, found.source) == (("In short,", "Yes:"), "The handbook, page 3") and "# a start" in file.read_text()
+    box.locator("[data-name=openings]").fill("")
+    box.locator("[data-name=source]").fill("")
+    box.locator(".rest-of summary:has-text('Openings: none; source: none')").wait_for()
+    tab.keyboard.press("Control+s")
+    tab.wait_for_selector("#state:text-is('saved')")
+    assert load_constitution(file).principles[0] == SHORT
+
+
+def test_a_principle_is_dragged_to_another_place(tab: Any, served: Served) -> None:
+    (served.workspace.root / "constitution" / "mine.yaml").write_text(MINE)
+    tab.goto("/constitutions/mine")
+    tab.wait_for_selector(".principle-form[data-id=short]:first-child")
+    onto = tab.locator(".principle-form[data-id=kind] [data-name=statement]")
+    onto.scroll_into_view_if_needed()  # scrolling would end the drag
+    tab.locator(".handle").first.hover()
+    tab.mouse.down()
+    onto.hover()
+    onto.hover()  # a drag begins with the first move, and is over something with the second
+    tab.mouse.up()
+    tab.wait_for_selector(".principle-form[data-id=kind]:first-child")
+    tab.wait_for_selector("#state:text('draft stored')")
+    assert tab.locator("#text").input_value().index("id: kind") < tab.locator("#text").input_value().index("id: short")
 
 
 def test_a_fault_is_shown_at_its_line_and_can_not_be_saved(tab: Any, served: Served) -> None:

@@ -70,7 +70,7 @@ export function change(path, body) {
     return send(path, { ...body, version }, true);
   });
 }
-export const reload = () => queue(() => area.value !== kept || send("text", undefined, true));
+export const settled = () => queue(() => {});
 
 area.addEventListener("input", () => {
   state.textContent = "typing…";
@@ -83,6 +83,7 @@ area.addEventListener("scroll", () => (paper.scrollTop = area.scrollTop));
 async function save() {
   await keep();
   if (!get("save").disabled) await queue(() => send("save", { version }));
+  document.dispatchEvent(new CustomEvent("saved"));
 }
 get("save").addEventListener("click", save);
 get("discard").addEventListener("click", async () => {

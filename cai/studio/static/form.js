@@ -1,6 +1,6 @@
 // The form: one block per principle, its statement first. Every edit changes the YAML text on the server, which keeps comments and layout.
 import { ask, get, tell } from "/static/app.js";
-import { change, onEdited, reload } from "/static/constitution.js";
+import { change, onEdited, settled } from "/static/constitution.js";
 import { exampleRows, make, nameOf, ruleRows } from "/static/rules.js";
 
 const PAUSE = 600, LOOK_EVERY = 700;
@@ -12,8 +12,18 @@ const LABELS = {
   critique: "Critique request", revision: "Revision request",
   ask_positive: "Question: Yes is good", ask_negative: "Question: Yes is bad", compare: "Question about two responses",
 };
-const PLACEHOLDERS = { statement: "What a response should do, in one or two sentences", weight: "1" };
-let shown = [], timer = 0, pending = null, dragged = -1, drafting = "";
+const PLACEHOLDERS = {
+  statement: "What a response should do, in one or two sentences", weight: "1",
+  openings: "such as: I can't help with that.", source: "A document, a page or a person",
+};
+const READ = { // what was typed, as the YAML should have it; the server says what is wrong with the rest
+  weight: (text) => (/^\s*[+-]?(\d+\.?\d*|\.\d+)\s*$/.test(text) ? Number(text) : text.trim()),
+  openings: (text) => text.split("\n").map((line) => line.trim()).filter(Boolean),
+};
+const OF_THEIR_OWN = ["check", "examples", "openings"]; // fields that are sent beside the values
+const panels = new Map(); // of drafting jobs, by the statement that they draft from
+const fresh = new Set(); // statements that were written here, and not yet drafted from
+let alone = form.dataset.alone === "yes", shown = [], forms = [], language = "", timer = 0, pending = null, dragged = -1;
 
 // One field is pending at a time: typing into another sends the first.
 function flush() {
@@ -21,7 +31,7 @@ function flush() {
   const now = pending;
   pending = null;
   const named = now && { [now.name]: now.value };
-  const body = now && (["check", "examples"].includes(now.name) ? named : { values: named });
+  const body = now && (OF_THEIR_OWN.includes(now.name) ? named : { values: named });
   return now && change("principle", { index: now.index, ...body }).then((stored) => stored || blame(now.index));
 }
 // What the server refused is said at its principle, not over the page.
@@ -36,6 +46,7 @@ function typed(index, name, value) {
   if (pending && (pending.index !== index || pending.name !== name)) flush();
   clearTimeout(timer);
   pending = { index, name, value };
+  if (name === "statement") fresh.add(value.trim());
   get("state").textContent = "typing…";
   timer = setTimeout(flush, PAUSE);
 }
@@ -46,11 +57,11 @@ function field(index, name, label, rows) {
   if (rows) area.rows = rows;
   else area.type = "text";
   area.dataset.name = name;
-  area.addEventListener("input", () => typed(index, name, name === "weight" ? numeral(area.value) : area.value));
+  area.addEventListener("input", () => typed(index, name, READ[name] ? READ[name](area.value) : area.value));
+  if (name === "statement") area.addEventListener("change", draftFresh);
   const mark = make("span", { className: "tag drafted", hidden: true, textContent: "drafted by a model" });
   return make("div", { className: `field-of ${name}` }, make("label", { className: "field" }, make("span", {}, `${label} `, mark), area), name === "weight" ? "" : says(name));
 }
-const numeral = (text) => (/^\s*[+-]?(\d+\.?\d*|\.\d+)\s*$/.test(text) ? Number(text) : text.trim()); // else the server says what is wrong
 function says(name) {
   const found = make("ul", { className: "found" });
   found.dataset.of = name;
@@ -95,7 +106,7 @@ function block(index, count) {
   }
   const words = make("details", { className: "more words-of" }, make("summary"));
   words.append(...Object.entries(LABELS).map(([key, label]) => field(index, key, label, 2)));
-  words.append(act("Draft from the statement", "Let the model write these texts; what a person wrote stays", () => draft(index)));
+  words.append(Object.assign(act("", "Let the model write these texts; what a person wrote stays", () => draft(index)), { className: "draft" }));
   const changed = (name) => (value, now) => (typed(index, name, value), now && flush());
   const parts = { check: ruleRows(rules, kinds, changed("check")), examples: exampleRows(changed("examples")) };
   lists.set(box, parts);
@@ -104,11 +115,15 @@ function block(index, count) {
   checks.append(
     make("p", { className: "hint", textContent: "Rules decide without a model whether a response follows the principle; all must hold. They are tested on the examples." }),
     parts.check.element, says("check"), parts.examples.element, says("examples"));
+  const rest = make("details", { className: "more rest-of" }, make("summary"));
+  rest.append(
+    make("p", { className: "hint", textContent: "In training, answers that were told the principle begin with one of the openings." }),
+    field(index, "openings", "Openings, one a line", 2), field(index, "source", "Source", 0));
   box.append(
     field(index, "statement", "Statement: what a response should do", 3),
     make("div", { className: "actions" }, handle, name, more, act("↑", "Move up", () => move(index - 1), index === 0),
       act("↓", "Move down", () => move(index + 1), index === count - 1), remove),
-    make("div", { className: "actions" }, kindBoxes, weight), says("weight"), says("applies_to"), words, checks, says(""),
+    make("div", { className: "actions" }, kindBoxes, weight), says("weight"), says("applies_to"), words, checks, rest, says(""),
   );
   return box;
 }
@@ -118,6 +133,7 @@ function fill(box, principle, wordings) {
   box.querySelector(".about").title = `Adherence, prompts, examples and changes of ${principle.id}`;
   const statement = principle.statement === form.dataset.unwritten ? "" : principle.statement;
   const values = { id: principle.id, statement, weight: String(principle.weight ?? ""), ...principle.wording };
+  Object.assign(values, { openings: principle.openings.join("\n"), source: principle.source });
   for (const control of box.querySelectorAll("[data-name]")) {
     const value = values[control.dataset.name] || "", mark = control.parentElement.querySelector(".drafted");
     control.placeholder = wordings[control.dataset.name] || PLACEHOLDERS[control.dataset.name] || "";
@@ -131,7 +147,13 @@ function fill(box, principle, wordings) {
   const { good, bad } = principle.examples, count = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
   box.querySelector(".checks-of summary").textContent =
     `Check by rule: ${principle.check.length ? count(principle.check.length, "rule") : "none"}; ${count(good.length + bad.length, "example")}`;
-  box.querySelector(".words-of summary").textContent =
+  const words = box.querySelector(".words-of"), panel = panels.get(principle.statement);
+  words.querySelector(".draft").textContent = drafted ? "Draft again from the statement" : "Draft from the statement";
+  if (drafted > Number(words.dataset.drafted ?? drafted)) words.open = true;
+  words.dataset.drafted = drafted;
+  if (panel && !panel.isConnected) box.append(panel); // the blocks were made anew
+  box.querySelector(".rest-of summary").textContent = `Openings: ${principle.openings.length || "none"}; source: ${principle.source ? "given" : "none"}`;
+  words.querySelector("summary").textContent =
     `Requests and questions: ${own ? `${own} of its own` : "the default ones, which quote the statement"}${drafted ? `, ${drafted} drafted` : ""}`;
   for (const said of box.querySelectorAll(".found")) {
     const mine = principle.problems.filter(({ field }) => (box.querySelector(`.found[data-of="${CSS.escape(field)}"]`) ? field : "") === said.dataset.of);
@@ -150,6 +172,8 @@ onEdited((detail) => {
   const renamed = ids.length === shown.length && ids.filter((id, i) => id !== shown[i]).length < 2; // the blocks stay, and with them what is being typed
   if (!renamed || list.childElementCount !== ids.length) list.replaceChildren(...ids.map((_, i) => block(i, ids.length)));
   shown = ids;
+  forms = detail.form;
+  language = detail.language;
   detail.form.forEach((principle, i) => {
     const box = list.children[i];
     box.dataset.id = principle.id;
@@ -160,7 +184,9 @@ onEdited((detail) => {
   get("bare").hidden = !bare;
   get("bare").firstElementChild.textContent =
     `${bare === 1 ? "One principle has" : `${bare} principles have`} only a statement. That is enough: the default requests and questions quote it. ` +
-    "A model can draft more specific ones, to be read before you save.";
+    (form.dataset.alone === "yes"
+      ? "A model drafts more specific ones of what you write here, to be read before you save."
+      : "A model can draft more specific ones, to be read before you save. The embedded one is too small to do it well: start the studio with --model.");
   get("add").disabled = !detail.form.length;
   if (!detail.form.length) list.textContent = "The text can't be read as YAML, so there is no form for it. Correct it under YAML.";
 });
@@ -173,31 +199,48 @@ get("add").addEventListener("click", async () => {
   last?.select();
 });
 
-const panel = get("wording"); // it moves into the principle's block, and out of the page when the blocks are made anew
+// Drafting by a model. The page writes what a job drafted, in turn with its other edits.
 async function draft(index = null) {
+  const statement = index === null ? "" : forms[index].statement, panel = make("div", { className: "job-panel", ariaLive: "polite" });
+  panels.get(statement)?.remove();
+  panels.set(statement, panel);
   if (index === null) get("bare").after(panel);
   else list.children[index].append(panel);
+  let job = null, html = "";
+  panel.addEventListener("click", (event) => {
+    if (event.target.closest(".stop")) ask(`/jobs/${job.id}/stop`, {}).catch((error) => tell(error.message));
+  });
   try {
-    let job = await ask(`${base}/word`, { index });
-    for (let parts = 0; ; ) {
-      drafting = job.id;
-      panel.innerHTML = job.html; // rendered and escaped by the server; the page's policy runs no script in it
+    job = await ask(`${base}/word`, { index });
+    for (let part = 0; ; ) {
+      if (html !== job.html) panel.innerHTML = html = job.html; // rendered and escaped by the server; the page's policy runs no script in it
+      for (const ready = panel.querySelectorAll(".worded").length; part < ready; part++) await put(job.id, part, panel);
       if (job.over) break;
-      const written = panel.querySelectorAll(".worded").length;
-      if (written > parts) await reload();
-      parts = written;
       await new Promise((ready) => setTimeout(ready, LOOK_EVERY));
       job = await ask(`/jobs/${job.id}`);
     }
-    await reload();
+    alone &&= job.state !== "failed"; // no model at hand: it was said once
   } catch (error) {
-    tell(error.message);
+    panel.textContent = error.message;
   }
 }
+async function put(job, part, panel) {
+  const area = get("text"); // the answer replaces its text, so it must not be typed into
+  if (document.activeElement === area) await new Promise((ready) => area.addEventListener("blur", ready, { once: true }));
+  if (await change("worded", { job, part })) return;
+  panel.append(make("p", { textContent: get("told").textContent }));
+  tell("");
+}
 get("bare").querySelector("button").addEventListener("click", async () => (await flush(), draft()));
-panel.addEventListener("click", (event) => {
-  if (event.target.closest(".stop")) ask(`/jobs/${drafting}/stop`, {}).catch((error) => tell(error.message));
-});
+
+// A statement that was written here, is complete, and has no requests and questions, gets drafts of them.
+// Only in English: its template is in no other language.
+async function draftFresh() {
+  await flush();
+  await settled();
+  if (alone && language === "en") forms.forEach((p, i) => !Object.keys(p.wording).length && fresh.delete(p.statement) && draft(i));
+}
+document.addEventListener("saved", draftFresh);
 
 // Tabs.
 function choose(name) {
