@@ -29,7 +29,7 @@ def in_words(error: Any) -> str:
     if kind == "pattern" and "description" in schema:
         return f"{_found(value)} is not {schema['description']}"
     if kind == "required":
-        return f"{next(k for k in error.validator_value if k not in value)!r} is missing"
+        return f"{error.message.removesuffix(' is a required property')} is missing"  # the library reports each key by itself
     if kind == "enum":
         names = [str(name) for name in error.validator_value]
         return f"{_found(value)} is none of {', '.join(names)}{did_you_mean(str(value)[:80], names)}"

@@ -214,6 +214,12 @@ def test_file_with_schema_faults_is_linted_as_far_as_it_can_be_read(tmp_path):
     assert found[2].message == "principles[1]: 'statement' is missing"
 
 
+def test_each_missing_key_is_named(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: C\n")
+    assert [f.message for f in lint_file(path)] == ["'description' is missing", "'id' is missing", "'principles' is missing"]
+
+
 @pytest.mark.parametrize(("text", "line"), [("id: [", 1), ("id: c\nname: *x\n", 2), ("", 1), ("id: c\nid: d\n", 2)])
 def test_file_that_is_no_constitution_is_a_finding(tmp_path, text, line):
     path = tmp_path / "c.yaml"
