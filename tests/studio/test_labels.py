@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import threading
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from cai.labels.annotating import export_human, import_labels, read_label_files
 from cai.labels.load import load_human
 from cai.labels.pooling import ADJUDICATOR
 from cai.labels.to_label import load_to_label
-from cai.recipe import HumanSource
+from cai.recipe import HumanSource, load_recipe
 from cai.records import EvalResult, HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair
 from cai.studio.labelling import BLOCK, GOLD, Labelling, NotLastError, Queue, as_shown, order, rater_name
 from cai.studio.results import in_words, label_results
@@ -411,6 +413,10 @@ def test_the_results_page_takes_decisions(served: Served, labelling: Labelling, 
     assert "3 of them disputed" in page and page.count('class="decide"') == 12 and "<script>alert" not in page
     key = label_results(labelling, queue).disputed[0].key
     assert served.post("/label/q-jsonl/answer", rater=ADJUDICATOR, key=key, choice="tie")["kept"]
+    setting = re.search(r"<pre>(preferences\.human=.*)</pre>", page)
+    assert setting is not None
+    recipe = load_recipe(served.workspace.root / "runs" / "smoke.yaml", [unescape(setting[1])])
+    assert [source.path for source in recipe.preferences.human] == re.findall(r"labels/q-jsonl\.\S+\.jsonl", setting[1])
     assert "decided: <b>tie</b>" in client.get("/label/q-jsonl/results").text
     for who, i in (("uwe", 11), ("ida", 11)):
         key = list(labelling.to_label(queue).pairs)[i]
