@@ -153,8 +153,13 @@ def test_a_statement_is_drafted_from_once_it_is_written(tab: Any, served: Served
     tab.keyboard.press("Control+s")
     tab.wait_for_selector("#state:text-is('saved')")
     assert load_constitution(file).principles[2].id == "sources", "drafting keeps nobody from saving"
+    tab.click("#tab-text")
+    tab.locator("#text").press("Control+End")
     slow.set()
+    tab.locator("#text").press_sequentially("# typed while it drafts", delay=60)
+    tab.click("#tab-form")
     last.locator("[data-name=critique]:visible").wait_for()
+    assert "# typed while it drafts" in tab.locator("#text").input_value()
     assert last.locator("[data-name=critique]").input_value() == "Point out every number in your last response that names no source."
     assert last.locator(".drafted:visible").count() == 1 and "# drafted from the statement" not in file.read_text(), "until it was read"
     first = tab.locator(".principle-form").first
