@@ -51,6 +51,10 @@ def test_label_smoothing_is_for_the_robust_loss(path: Path) -> None:
     assert "label_smoothing is for loss: robust; sigmoid has no use for it" in problems(path, "policy: {dpo: {label_smoothing: 0.1}}")
 
 
+def test_a_constitution_in_a_recipes_place_is_named_as_one(path: Path) -> None:
+    assert "this is a constitution, and a run takes a recipe.\nFix: run a recipe with it" in problems(path, "principles: []")
+
+
 def test_all_problems_are_reported_at_once_with_their_lines(path: Path) -> None:
     text = """\
 seed: -1

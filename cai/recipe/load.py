@@ -38,6 +38,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     source = load_yaml(path, RecipeError, "runs")
     if not isinstance(source.data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of settings; found {type(source.data).__name__}")
+    if "principles" in source.data:
+        fix = f"run a recipe with it: cai run runs/quickstart.yaml --set constitution={path}"
+        raise RecipeError(f"{path}: this is a constitution, and a run takes a recipe.\nFix: {fix}")
     source.data.setdefault("name", path.stem)
     if name is not None:
         source.data["name"] = name
