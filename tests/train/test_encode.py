@@ -1,5 +1,9 @@
 """What a trainer sees, decoded back to text."""
 
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,33 +159,70 @@ def test_labels_out_of_range_are_refused(tokenizer: Any, p: float, weight: float
         dpo_rows(tokenizer, preferences(1, p, weight), 99)
 
 
+TURN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 ENDLESS = {
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "one loop": "{% for c in 'x'.center(99999) %}{% set s = 'y'.center(99999)|upper|lower|upper|lower|upper|lower %}{% endfor %}",
+    "filters": "{{ range(99999)|map('string')|map('center', 99999)|map('upper')|map('length')|sum }}",
+    "recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "constants": "{% if false %}" + "{{ 'x'|center(9999999)|upper|lower|upper|lower|length }}" * 200 + "{% endif %}",
     "a long text": "{{ 'a' * 10000000000 }}",
     "a large number": "{{ 10**10**10 }}",
     "doubling": "{% set ns = namespace(s='aaaa') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "doubling a list": "{% set ns = namespace(s=['a']) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s }}",
     "padding": "{{ 'x'|center(100000000000) }}",
+    "a format": "{{ '%99999999999d' % 1 }}",
+    "some megabytes": "{% for i in range(99) %}{{ 'x'|center(99999) }}{% endfor %}",
 }
+
+
+@pytest.fixture
+def hostile(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Encoder]:
+    """Makes the encoder of a template, which may run for a second and take 64 MiB."""
+    monkeypatch.setattr("cai.models.local.bounded.MAX_SECONDS", 1)
+    monkeypatch.setattr("cai.models.local.bounded.MAX_BYTES", 64 << 20)
+
+    def encoder(template: str) -> Encoder:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+        tokenizer.chat_template = template
+        return Encoder(tokenizer)
+
+    return encoder
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_a_chat_template_that_computes_without_end_is_refused(tiny_model_dir: Path, kind: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    tokenizer.chat_template = ENDLESS[kind]
+def test_a_chat_template_that_computes_without_end_is_refused(hostile: Callable[[str], Encoder], kind: str) -> None:
     with pytest.raises(ModelError, match="computes without end"):
-        Encoder(tokenizer)
+        hostile(ENDLESS[kind])
 
 
 @pytest.mark.attack
-def test_a_conversation_for_which_a_template_computes_without_end_is_a_counted_failure(tiny_model_dir: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    tokenizer.chat_template += "{% if messages|length > 1 %}" + ENDLESS["nested loops"] + "{% endif %}"
-    encoder = Encoder(tokenizer)
-    assert encoder.prompt([Message("user", "a")])[0]
-    with pytest.raises(ReplyError, match="runs more than 1,000,000 lines"):
-        encoder.prompt([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
-    assert encoder.prompt([Message("user", "a")])[0]
+@pytest.mark.parametrize("kind", [kind for kind in ENDLESS if kind != "constants"])
+def test_a_conversation_for_which_a_template_computes_without_end_is_a_counted_failure(
+    hostile: Callable[[str], Encoder], kind: str
+) -> None:
+    encoder = hostile(TURN + "{% if 'bomb' in messages[-1]['content'] %}" + ENDLESS[kind] + "{% endif %}")
+    calm = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    before, limit = encoder.prompt(calm), resource.getrlimit(resource.RLIMIT_DATA)
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ReplyError, match="computes without end") as caught:
+        encoder.prompt([*calm[:2], Message("user", "a bomb")])
+    assert caught.value.reason == "template_refused" and len(caught.value.detail) < 200
+    assert time.process_time() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024  # KiB
+    assert encoder.prompt(calm) == before and resource.getrlimit(resource.RLIMIT_DATA) == limit
+
+
+def test_a_thread_that_renders_for_too_long_is_stopped_and_others_are_not(hostile: Callable[[str], Encoder]) -> None:
+    encoder = hostile(TURN + "{% if 'bomb' in messages[-1]['content'] %}" + ENDLESS["nested loops"] + "{% endif %}")
+    wanted = encoder.prompt([Message("user", "calm")])
+    with ThreadPoolExecutor(1) as pool:
+        bomb = pool.submit(encoder.prompt, [Message("user", "bomb")])
+        while not bomb.done():
+            assert encoder.prompt([Message("user", "calm")]) == wanted
+        with pytest.raises(ReplyError, match="runs for more than 1 seconds"):
+            bomb.result()
 
 
 def told_example(*parts: tuple[str, str, str]) -> SFTExample:

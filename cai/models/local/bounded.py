@@ -1,76 +1,132 @@
-"""Limits on what a model's chat template may compute. It comes with the model's files, and Jinja's sandbox lets it loop for ever."""
+"""Limits on what a model's chat template may compute. It comes with the model's files, and Jinja's sandbox lets it loop for ever.
+
+They hold for every conversation: a template may behave for the first one and not for a later one. They cost some ten microseconds.
+A thread counts the seconds and stops the template between two steps of Python. One step in C isn't stopped unless it takes memory.
+"""
 
 import contextlib
-import re
+import ctypes
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from types import FrameType
+from functools import lru_cache
 from typing import Any
 
-MAX_LINES = 1_000_000
-"""Of template code in one rendering. A conversation of 1,000 turns takes some 20,000."""
+MAX_SECONDS = 5
+"""For one rendering. A conversation of 1,000 turns takes some hundredths."""
+MAX_BYTES = 256 << 20
+"""Memory that one rendering may take."""
 MAX_REPEATED = 100_000
 """Characters or items that one multiplication may give."""
-MAX_BYTES = 1 << 30
-"""Memory that the first rendering may take."""
-
-
-_LOOPS = re.compile(r"\b(?:for|macro|recursive)\b")
+MAX_ADDED, MAX_TIMES = 1_000_000, 4
+"""Characters that a template may write, and how often it may write the conversation in addition."""
 
 
 class TemplateLimitError(Exception):
     """A chat template computes too much."""
 
 
+class _TimeIsUpError(BaseException):
+    """Raised in the thread that renders. Jinja catches every `Exception` where it computes constants."""
+
+
 @contextlib.contextmanager
-def bounded_template(template: str) -> Iterator[None]:
-    """Stop the template's code with a `TemplateLimitError` where it runs for too long, or multiplies too much."""
+def bounded_template() -> Iterator[None]:
+    """Stop the template with a `TemplateLimitError` if it runs for too long, takes too much memory or multiplies too much."""
+    _bound_operators()
+    try:
+        with _bounded_memory(), _bounded_time():
+            yield
+    except _TimeIsUpError:
+        raise TemplateLimitError(f"it runs for more than {MAX_SECONDS} seconds") from None
+    except MemoryError:
+        raise TemplateLimitError(f"it takes more than {MAX_BYTES >> 20} MiB of memory") from None
+
+
+def check_length(text: str, contents: int) -> str:
+    """Return what a template wrote. Raises `TemplateLimitError` if it is far longer than the conversation, of so many characters."""
+    if len(text) > MAX_ADDED + MAX_TIMES * contents:
+        raise TemplateLimitError(f"it writes {len(text):,} characters for a conversation of {contents:,}")
+    return text
+
+
+@lru_cache(maxsize=1)
+def _bound_operators() -> None:
+    """Bound what templates multiply, in this process: another thread may be rendering when this one ends."""
     from jinja2.sandbox import SandboxedEnvironment
 
-    left, before = MAX_LINES, sys.gettrace()
-
-    def count(frame: FrameType, event: str, arg: Any) -> Any:
-        nonlocal left
-        left -= event == "line"
-        if left < 0:
-            raise TemplateLimitError(f"runs more than {MAX_LINES:,} lines")
-        return count
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        return count if frame.f_code.co_filename == "<template>" else None
-
-    def multiply(environment: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
-        sizes = [len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right)]
-        if operator == "**" or sizes[0] * sizes[1] > MAX_REPEATED:
-            raise TemplateLimitError(f"computes {operator} of too much")
-        return left * right
-
-    kept = SandboxedEnvironment.intercepted_binops, SandboxedEnvironment.call_binop
     SandboxedEnvironment.intercepted_binops = frozenset(("*", "**"))
-    SandboxedEnvironment.call_binop = multiply  # type: ignore[method-assign, assignment]
-    if len(_LOOPS.findall(template)) > 1:  # one loop ends, and counting its lines takes 0.3 ms
-        sys.settrace(enter)
+    SandboxedEnvironment.call_binop = _multiply  # type: ignore[method-assign, assignment]
+
+
+def _multiply(environment: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
+    sizes = [len(x) if hasattr(x, "__len__") else abs(x) for x in (left, right)]
+    if operator == "**" or sizes[0] * sizes[1] > MAX_REPEATED:
+        raise TemplateLimitError(f"it computes {operator} of too much")
+    return left * right
+
+
+class _Rendering:
+    """A rendering in a thread, and the seconds that it has left."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.left = MAX_SECONDS + 1  # the first second may have begun already
+
+
+_running: dict[_Rendering, None] = {}
+"""Who takes one out ends it: its thread, or the watch."""
+_watch: threading.Thread | None = None
+
+
+@contextlib.contextmanager
+def _bounded_time() -> Iterator[None]:
+    global _watch
+    if _watch is None or not _watch.is_alive():  # none yet, or left behind by a fork
+        _watch = threading.Thread(target=_stop_slow, name="template-limits", daemon=True)
+        _watch.start()
+    rendering = _Rendering()
+    _running[rendering] = None
     try:
         yield
     finally:
-        sys.settrace(before)
-        SandboxedEnvironment.intercepted_binops, SandboxedEnvironment.call_binop = kept  # type: ignore[method-assign]
+        if _running.pop(rendering, rendering) is rendering and not isinstance(sys.exception(), _TimeIsUpError):
+            while True:  # it is being stopped: that must not come after this block
+                time.sleep(0.001)
+
+
+def _stop_slow() -> None:
+    while True:  # seconds are counted, so that time in which this process is stopped doesn't count
+        time.sleep(1.0)
+        for rendering in list(_running):
+            rendering.left -= 1
+            if rendering.left <= 0 and _running.pop(rendering, rendering) is None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), ctypes.py_object(_TimeIsUpError))
 
 
 @contextlib.contextmanager
-def bounded_memory() -> Iterator[None]:
+def _bounded_memory() -> Iterator[None]:
     """Let this process take at most `MAX_BYTES` more of memory for the block; beyond, Python raises `MemoryError`. Only on Linux."""
     import resource
 
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    soft, hard = _data_limit()
     try:
-        with open("/proc/self/statm") as f:  # noqa: PTH123 - no path of ours
-            now = int(f.read().split()[0]) * resource.getpagesize()
-        if before[0] == resource.RLIM_INFINITY or now + MAX_BYTES < before[0]:
-            resource.setrlimit(resource.RLIMIT_AS, (now + MAX_BYTES, before[1]))
+        with open("/proc/self/statm", "rb", buffering=0) as f:  # noqa: PTH123 - no path of ours
+            limit = int(f.read().split()[5]) * resource.getpagesize() + MAX_BYTES
+        if soft == resource.RLIM_INFINITY or limit < soft:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     except (OSError, ValueError):
         pass
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@lru_cache(maxsize=1)
+def _data_limit() -> tuple[int, int]:
+    """Return the process's own limit, read once: another thread may be rendering under a lower one."""
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_DATA)

@@ -16,7 +16,7 @@ from typing import Any
 
 from cai.core.text.reasoning import closing_tag, opens_reasoning, split_reasoning, within
 from cai.errors import ModelError, ReplyError
-from cai.models.local.bounded import TemplateLimitError, bounded_memory, bounded_template
+from cai.models.local.bounded import TemplateLimitError, bounded_template, check_length
 from cai.models.templates import alternating, without_system
 from cai.records import Message
 
@@ -28,25 +28,24 @@ _ANSWER = "\uf8ff"
 """Stands for an answer whose place in the template is looked up."""
 
 
+class _TemplateRefusedError(Exception):
+    """The chat template refuses a conversation."""
+
+
 class Encoder:
     """Encodes conversations with one tokenizer of `transformers`, which has to have a chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._template = template = str(tokenizer.chat_template or "")
+        template = str(tokenizer.chat_template or "")
         written = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.special or _is_marker(t.content, template)}
         self._marker_ids = frozenset(written)
         self._markers = tuple(sorted({t.content for t in written.values()}, key=lambda t: (-len(t), t)))
         self._continuation = lru_cache(maxsize=4096)(self._encode_continuation)
         try:
-            with bounded_memory():
-                self._render(_PROBE, True)
-        except (TemplateLimitError, MemoryError) as e:
-            raise ModelError(
-                f"the model's chat template computes without end ({e or 'memory'}).\nFix: write another one into its chat_template.jinja"
-            ) from e
-        except Exception:  # noqa: BLE001, S110 - it refuses this conversation, and may take others
-            pass
+            self._refuses(_PROBE)  # it may, and take others
+        except ReplyError as e:
+            raise ModelError(f"{e.detail}.\nFix: write another one into its chat_template.jinja") from e
 
     @cached_property
     def end_id(self) -> int:
@@ -205,19 +204,19 @@ class Encoder:
     def _refuses(self, messages: Sequence[Message]) -> bool:
         try:
             self._render(messages, True)
-        except Exception:  # noqa: BLE001 - templates and Jinja raise whatever they like
+        except _TemplateRefusedError:
             return True
         return False
 
     def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
         """Return the template's text. A system turn that it refuses or leaves out goes into the first user turn, and turns are joined."""
-        refusal: Exception | None = None
+        refusal: _TemplateRefusedError | None = None
         for turns in (messages, without_system(messages), alternating(messages)):
             if turns is None:
                 continue
             try:
                 text = self._render(turns, open_turn)
-            except Exception as e:  # noqa: BLE001 - raised below, where nothing helps
+            except _TemplateRefusedError as e:  # raised below, where nothing helps
                 refusal = refusal or e
                 continue
             if all(m.content.strip() in text for m in turns if m.role == "system"):
@@ -232,15 +231,27 @@ class Encoder:
     def _in_parts(self) -> bool:
         """Whether the template reads texts as lists of parts only: of a plain text it writes nothing."""
         for in_parts in (False, True):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(_TemplateRefusedError):
                 if _ANSWER in self._apply([("user", _ANSWER)], True, in_parts):
                     return in_parts
         return False
 
     def _apply(self, turns: Sequence[tuple[str, str]], open_turn: bool, in_parts: bool) -> str:
+        """Return the template's text.
+
+        Raises:
+            _TemplateRefusedError: the template raises an error about this conversation.
+            ReplyError: it computes without end.
+        """
         chat = [{"role": r, "content": [{"type": "text", "text": text}] if in_parts else text} for r, text in turns]
-        with bounded_template(self._template):
-            return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
+        try:
+            with bounded_template():
+                text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=open_turn, tokenize=False))
+            return check_length(text, sum(len(text) for _, text in turns))
+        except TemplateLimitError as e:
+            raise ReplyError("template_refused", f"the model's chat template computes without end: {e}") from None
+        except Exception as e:  # templates and Jinja raise whatever they like
+            raise _TemplateRefusedError(e) from e
 
     def _guarded_ids(self, text: str, stand_ins: list[tuple[str, str]]) -> list[int]:
         ids: list[int] = []
