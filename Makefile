@@ -22,7 +22,7 @@ check: install docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/test_floors.py
+	$(BIN)/pytest -q tests/test_floors.py tests/test_licences.py
 
 docs: install  # the variable silences a notice that mkdocs-material 9 prints at every build: its end of life, in May 2027
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -39,11 +39,10 @@ test-server: install
 attack: install  # hostile files and servers, accidents and kills; `make attack ALL=1` with the long drills, before a release
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n 2 --dist loadfile -m '$(if $(ALL),attack,attack and not slow)'
 
-audit: install  # needs the network: known holes and licences of the installed dependencies, and the list of them (SBOM)
-	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit pip-licenses cyclonedx-bom; }
+audit: install  # needs the network: known holes of the installed dependencies, and the list of them (SBOM); `make check` knows their licences
+	test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit cyclonedx-bom; }
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)-audit/installed.txt
 	$(VENV)-audit/bin/pip-audit --strict --vulnerability-service osv --no-deps --disable-pip -r $(VENV)-audit/installed.txt
-	$(VENV)-audit/bin/pip-licenses --python=$(BIN)/python --order=license --partial-match --fail-on='GPL;General Public License;SSPL;UNKNOWN' --ignore-packages axe-playwright-python
 	mkdir -p dist && $(VENV)-audit/bin/cyclonedx-py environment $(BIN)/python --output-file dist/sbom.cdx.json
 
 bench: install
