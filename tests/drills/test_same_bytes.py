@@ -29,12 +29,12 @@ METHODS = {
     "grpo": "method: grpo, online: { num_generations: 2, max_tokens: 8 }, epochs: 3",
     "rloo": "method: rloo, online: { num_generations: 2, max_tokens: 8 }, epochs: 3",
     "distill": "method: distill, online: { max_tokens: 8 }, distill: { max_steps: 24 }, epochs: 12",
+    "best-of-n": "method: best-of-n, online: { num_generations: 3, max_tokens: 8 }, epochs: 3",
     "online-dpo": "method: online-dpo, online: { max_tokens: 16 }, rounds: { count: 2, labels: reward }, epochs: 3",
 }
 RUN = ("run", "runs/s.yaml")
 BEFORE_POLICY = ("--only", "respond,critique,distill,sft,pairs,feedback,preferences,reward")
-STAGES = [name for name in STAGE_NAMES if name != "blend"]
-EVERY_STAGE = sorted([*STAGES, "sft", "reward", "policy", "policy", "policy"], key=STAGES.index)
+EVERY_STAGE = sorted([*STAGE_NAMES, "sft", "reward", "policy", "policy", "policy", "blend"], key=STAGE_NAMES.index)
 """The stages in which the run with DPO is killed, one after the other. The others are killed in their policy stage only."""
 POLICY_KILLS = 14
 _TIMED = re.compile(rb'"(?:seconds|step_time|resumed_from)":\s*[\d.e-]+')
@@ -61,6 +61,7 @@ def ending_model_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFact
 def recipe_of(model: Path, policy: str) -> str:
     return f"""\
 model: {{ path: {model}, precision: float32, max_length: 8192 }}
+constitution: constitution/starter.yaml
 prompts:
   train: [{{ path: prompts/harmful.jsonl, limit: 8 }}]
   evaluate: [{{ path: prompts/eval_harmful.jsonl, limit: 3 }}]
@@ -73,6 +74,7 @@ feedback: {{ principles: sample, bench_limit: 2 }}
 sft: {{ data: [critique, distill], {TRAINING} }}
 reward: {{ {TRAINING} }}
 policy: {{ {METHODS[policy]}, {TRAINING.replace("400", "4000") if policy == "distill" else TRAINING} }}
+blend: {{ prompts: [{{ path: prompts/more_harmful.jsonl, limit: 4 }}], keep: {{ brief: 0.5 }}, shares: [0.5], {SHORT} }}
 evaluate: {{ {SHORT}, told: 1 }}
 """
 
