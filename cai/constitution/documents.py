@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.constitution.wording import words
+from cai.core.jsonl import read_file
 from cai.errors import ConstitutionError
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")
@@ -50,9 +51,7 @@ class Document:
 def read_document(path: Path) -> Document:
     """Read a document. Raises `ConstitutionError` if it can't be read or has no text."""
     try:
-        raw = path.read_bytes()
-        if len(raw) > MAX_BYTES:
-            raise ConstitutionError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
+        raw = read_file(path, MAX_BYTES)
         document = Document(path, tuple(sections_of(raw.decode("utf-8-sig"))))
     except UnicodeDecodeError as e:
         raise ConstitutionError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from e

@@ -26,6 +26,7 @@ import yaml
 
 from cai.constitution.load import constitution_schema
 from cai.core.console import printable
+from cai.core.jsonl import read_file
 from cai.core.yaml_source import YamlSource, schema_problems
 from cai.errors import ConstitutionError
 from cai.records import WORDINGS, Constitution, Examples, Principle, ResponseCheck
@@ -169,11 +170,9 @@ BlockDumper.add_representer(InOneLine, lambda dumper, items: dumper.represent_se
 
 def _load_json(path: Path) -> Any:
     try:
-        raw = path.read_bytes()
+        raw = read_file(path, MAX_BYTES)
     except OSError as e:
         raise ConstitutionError(f"{path}: can't be read ({e.strerror or e})") from e
-    if len(raw) > MAX_BYTES:
-        raise ConstitutionError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
     try:
         return json.loads(raw)
     except json.JSONDecodeError as e:

@@ -43,7 +43,7 @@ def last_used(constitution_id: str, path: Path) -> tuple[str, tuple[Principle, .
     manifests: list[tuple[float, Path]] = []
     with contextlib.suppress(RecipeError, OSError):
         runs = find_workspace(path.absolute().parent).root / "runs"
-        manifests = [(m.stat().st_mtime, m) for m in runs.glob("*/manifest.json")]
+        manifests = [(m.stat().st_mtime, m) for m in runs.glob("*/manifest.json") if m.is_file()]
     for _, manifest in sorted(manifests, reverse=True):
         with contextlib.suppress(StoreError):
             found = read_manifest(manifest)

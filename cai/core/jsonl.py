@@ -23,10 +23,32 @@ from cai.errors import CaiError, DataError, StoreError
 
 T = TypeVar("T")
 MAX_LINE_BYTES = 32 * 1024 * 1024
+MAX_FILE_BYTES = 64 * 1024 * 1024
+"""Of a file that is read whole."""
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 """Name of a file that `atomic_file` is writing."""
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Exceptions that `msgspec` raises for bytes that are not the expected JSON."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. A pipe or a device is refused: one in a folder from someone else would be waited for without end.
+
+    Those under /dev are not, because shells put what a command reads from another there. Raises `OSError`.
+    """
+    kind = path.stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind) and Path("/dev") not in path.absolute().parents:
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """Return a file's bytes. Raises `OSError` as `open_file` does, and if there are more than `most`."""
+    with open_file(path) as f:
+        content = f.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most // 1024} KiB", str(path))
+    return content
 
 
 @overload
@@ -45,7 +67,7 @@ def read_lines(path: Path, *, blank: bool = False, too_long: Literal["error", "s
         DataError: the file is missing, unreadable, not valid gzip, or has a line over 32 MiB.
     """
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as f:
+        with open_file(path) as raw, gzip.open(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as f:
             number = 0
             while line := f.readline(MAX_LINE_BYTES + 1):
                 number += 1

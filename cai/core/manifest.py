@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from cai import __version__
-from cai.core.jsonl import NOT_JSON, write_text
+from cai.core.jsonl import NOT_JSON, read_file, write_text
 from cai.errors import StoreError
 from cai.records import Constitution, Principle
 
@@ -178,7 +178,7 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest | None:
     """Read a manifest; return None if the file does not exist. Raises `StoreError` if it can't be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+        return msgspec.json.decode(read_file(path), type=Manifest)
     except FileNotFoundError:
         return None
     except (OSError, *NOT_JSON) as e:

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_file, read_records
 from cai.core.manifest import STAGE_NAMES, read_manifest
 from cai.core.workspace import RunDirectory
 from cai.core.yaml_source import load_yaml
@@ -76,7 +76,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     progress = run.path / "progress.json"
     if alive and progress.exists():
         try:
-            now = json.loads(progress.read_text())
+            now = json.loads(read_file(progress))
             doing = now.get("loading") or f"{now['done']} of {now['total'] or '?'} {now['unit']}, {now['calls']} calls"
             notes.append(f"now: {now['stage']}, {doing}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):

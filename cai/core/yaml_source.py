@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from cai.core.jsonl import read_file
 from cai.core.schema_words import in_words, unknown_keys
 from cai.core.workspace import no_such_file
 from cai.errors import CaiError
@@ -93,7 +94,7 @@ def load_yaml(path: Path, error: type[CaiError], folder: str = "") -> YamlSource
         CaiError: of type `error`, with file and line: the file can't be read or is not plain YAML.
     """
     try:
-        raw = path.read_bytes()
+        raw = read_file(path, MAX_BYTES)
     except (FileNotFoundError, IsADirectoryError) as e:
         raise error(no_such_file(path, folder)) from e
     except (OSError, ValueError) as e:  # a name with a NUL in it is a ValueError

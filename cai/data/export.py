@@ -352,11 +352,16 @@ def write_tasks(tasks: Rows, path: Path) -> "Exported":
     return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
 
 
+def _start(path: Path, most: int) -> bytes:
+    with path.open("rb") as f:
+        return f.read(most)
+
+
 def refuse_foreign_tasks(*files: Path) -> None:
     """Refuse to write tasks or their configuration over files that `write_tasks` didn't write. Raises `DataError`."""
     for path in files:
         begins = LABEL_STUDIO_CONFIG.encode() if path.name == TASK_FILES[1] else b'[\n {\n  "data": {\n   "prompt": '
-        if path.exists() and not (path.is_file() and path.read_bytes()[: len(begins)] == begins):
+        if path.exists() and not (path.is_file() and _start(path, len(begins)) == begins):
             raise DataError(f"{path}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, write_text
+from cai.core.jsonl import NOT_JSON, read_file, write_text
 from cai.core.text.words import word_count
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
@@ -138,7 +138,7 @@ def check_fits(calibration: Calibration, config: FeedbackConfig, model: str, pro
 def read_calibration(path: Path) -> Calibration:
     """Read a calibration file. Raises `DataError`."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
+        return msgspec.json.decode(read_file(path), type=Calibration)
     except FileNotFoundError:
         raise DataError(f"{path}: no such calibration. Make one with: cai judge calibrate --pairs FILE -o {path}") from None
     except (OSError, ValueError, *NOT_JSON) as e:

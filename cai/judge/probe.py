@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, atomic_file, write_text
+from cai.core.jsonl import NOT_JSON, atomic_file, read_file, write_text
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.models.base import HiddenState, TextModel
@@ -138,7 +138,7 @@ def read_probe(path: Path) -> Probe:
     from safetensors.numpy import load_file
 
     try:
-        facts = msgspec.json.decode(path.read_bytes(), type=ProbeFacts)
+        facts = msgspec.json.decode(read_file(path), type=ProbeFacts)
     except FileNotFoundError:
         raise DataError(f"{path}: no such probe. Fit one with: cai judge fit --pairs FILE -o {path}") from None
     except (OSError, ValueError, *NOT_JSON) as e:

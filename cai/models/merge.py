@@ -12,6 +12,7 @@ from cai import __version__
 from cai.core.jsonl import atomic_folder, disk_error, write_text
 from cai.core.text.markdown import escape_markdown, hub_base
 from cai.errors import DataError, ModelError
+from cai.models.local.adapter import adapter_config
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.local.quiet import quiet_transformers
 from cai.models.naming import spec_from_name
@@ -59,10 +60,7 @@ def merge_adapter(adapter: Path, out: Path, dtype: MergedDtype = "bfloat16", bas
 
 
 def _refuse_reward_model(adapter: Path) -> None:
-    import json
-
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("task_type") == "SEQ_CLS":
+    if adapter_config(adapter).get("task_type") == "SEQ_CLS":
         raise ModelError(
             f"{adapter}: is a reward model, which has a scalar head instead of a language-model head.\n"
             "Fix: merge a policy; a reward model is used without merging (cai evaluate --reward)"

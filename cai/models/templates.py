@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from cai.core.jsonl import read_file
 from cai.core.workspace import TEMPLATES, shipped_workspace
 from cai.errors import TemplateError
 from cai.ids import combine_hashes, content_hash
@@ -71,6 +72,7 @@ YES_NO = ("Yes", "No")
 """The answers to a judge's question, unless its template has `[[choices]]`."""
 OPENINGS = ("(", "**", "**(", '"')
 """What some models write before a choice: "(A", "**A**"."""
+MAX_BYTES = 1024 * 1024
 _HEADER = re.compile(r"\[\[(?:(system|user|assistant|prefill|choices)|turns (\w+))\]\]$")
 _FIELD = re.compile(r"\{\{ (\w+) \}\}")
 _LABEL = re.compile(r"^[ \t]*((?:[^\W\d_][\w'-]*)(?:[ \t]+[\w'-]+){0,5}[ \t]*[:：]|\([A-Z]\))", re.MULTILINE)
@@ -262,7 +264,7 @@ def _file(name: str, folder: Path) -> Path:
 
 def _load(name: str, path: Path, problems: list[str]) -> Template | None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path, MAX_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as e:
         problems.append(f"{path}: can't be read as UTF-8 text ({e})")
         return None

@@ -87,7 +87,8 @@ def _earlier(recipe: Recipe, workspace: Workspace, fingerprint: str) -> dict[str
     def models(r: Recipe) -> list[Any]:
         return [(spec.path, spec.precision) for spec in (r.trained, r.judge)]
 
-    for path in sorted((workspace.root / "runs").glob("*/manifest.json"), key=lambda p: p.stat().st_mtime):
+    manifests = [path for path in (workspace.root / "runs").glob("*/manifest.json") if path.is_file()]
+    for path in sorted(manifests, key=lambda p: p.stat().st_mtime):
         try:
             manifest = read_manifest(path)
             if manifest is None or manifest.model_fingerprint != fingerprint or manifest.machine != machine_facts():

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, read_records
+from cai.core.jsonl import NOT_JSON, read_file, read_records
 from cai.core.manifest import Manifest, read_manifest
 from cai.core.workspace import RunDirectory
 from cai.data.balance import SourceBalance
@@ -196,7 +196,7 @@ class _Reader:
         if not path.exists():
             return {}
         try:
-            return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            return msgspec.json.decode(read_file(path), type=dict[str, Any])
         except (OSError, *NOT_JSON) as e:
             self.problems.append(f"{path}: {e}")
             return {}

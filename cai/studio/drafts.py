@@ -18,7 +18,7 @@ from cai.constitution.editing import UNWRITTEN
 from cai.constitution.importers import dump_yaml
 from cai.constitution.lint import LintFinding, lint_text
 from cai.constitution.load import parse_constitution
-from cai.core.jsonl import disk_error, write_text
+from cai.core.jsonl import disk_error, read_file, write_text
 from cai.core.workspace import Workspace, is_text
 from cai.core.yaml_source import parse_yaml
 from cai.errors import ConstitutionError, DataError, StoreError
@@ -193,7 +193,7 @@ class Drafts:
         """Return the file's text with its line breaks unchanged. Raises `ConstitutionError` if it is not UTF-8 text."""
         path = self.path(name)
         try:
-            return path.read_bytes().decode()
+            return read_file(path).decode()
         except OSError as e:
             raise ConstitutionError(f"{path}: can't be read ({e.strerror or e})") from e
         except UnicodeDecodeError as e:
@@ -217,7 +217,7 @@ class Drafts:
     def _kept(self, name: str) -> _Kept | None:
         path = self._draft(name)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Kept)
+            return msgspec.json.decode(read_file(path), type=_Kept)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as e:

@@ -3,7 +3,8 @@
 import errno
 import gzip
 import os
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cai.core.jsonl
+from cai.constitution.documents import read_document
+from cai.constitution.load import load_constitution
+from cai.constitution.outdated import last_used
 from cai.core.jsonl import (
     append_record,
     atomic_file,
     atomic_folder,
     count_records,
     disk_error,
+    read_file,
     read_lines,
     read_records,
     record_writer,
@@ -24,7 +29,13 @@ from cai.core.jsonl import (
     write_records,
     write_text,
 )
-from cai.errors import DataError, StoreError
+from cai.core.manifest import read_manifest
+from cai.core.workspace import init_workspace
+from cai.core.yaml_source import load_yaml
+from cai.data.rows import read_rows
+from cai.errors import CaiError, DataError, RecipeError, StoreError
+from cai.judge.calibration import read_calibration
+from cai.models.local.folders import json_mapping
 from cai.records import Failure
 
 ONE, TWO = Failure("respond", "a", "empty_reply"), Failure("critique", "ü", "timeout", "line\nbreak")
@@ -258,3 +269,56 @@ def test_a_log_is_not_appended_to_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"failures\.jsonl: is a link"):
         append_record(tmp_path / "failures.jsonl", Failure("s", "i", "r", "d"))
     assert mine.read_text() == "my own"
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: list(read_lines(path)),
+        lambda path: list(read_rows(path, "parquet")),
+        lambda path: load_yaml(path, RecipeError),
+        lambda path: load_constitution(path),
+        lambda path: read_manifest(path),
+        lambda path: read_calibration(path),
+        lambda path: json_mapping(path),
+        lambda path: read_document(path),
+    ],
+)
+def test_a_pipe_in_a_folder_is_not_waited_for_and_a_huge_file_not_read_whole(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    pipe, huge = tmp_path / "pipe", tmp_path / "huge"
+    os.mkfifo(pipe)
+    with pytest.raises(CaiError, match=r"pipe.*not a regular file"):
+        read(pipe)
+    with huge.open("wb") as f:
+        f.truncate(1 << 40)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CaiError, match=r"huge.*(larger|longer) than|huge.*not valid|huge.*Parquet"):
+            read(huge)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.attack
+def test_other_runs_manifests_that_are_none_are_left_out(tmp_path: Path) -> None:
+    init_workspace(tmp_path / "w")
+    runs = tmp_path / "w" / "runs"
+    for name in ("pipe", "dangling", "folder", "huge"):
+        (runs / name).mkdir()
+    os.mkfifo(runs / "pipe" / "manifest.json")
+    (runs / "dangling" / "manifest.json").symlink_to("nowhere")
+    (runs / "folder" / "manifest.json").mkdir()
+    with (runs / "huge" / "manifest.json").open("wb") as f:
+        f.truncate(1 << 40)
+    found = last_used("starter", tmp_path / "w" / "constitution" / "starter.yaml")
+    assert found is not None and found[0] == "the constitution that cai ships"
+
+
+def test_what_a_shell_pipes_in_is_read() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"[1]")
+    os.close(writing)
+    assert read_file(Path(f"/dev/fd/{reading}")) == b"[1]"
+    os.close(reading)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cai.core.jsonl import read_file
 from cai.errors import ModelError
 from cai.models.local.embedded import EMBEDDED, embedded_model_dir
 from cai.models.local.gguf import gguf_folder, is_gguf
@@ -87,7 +88,7 @@ def _from_hub(spec: ModelSpec) -> Path:
 def json_mapping(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds a mapping. Raises `ModelError`."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_file(file))
     except (OSError, ValueError, RecursionError) as e:
         raise ModelError(f"{file}: not valid JSON ({e})") from e
     if not isinstance(config, dict):
