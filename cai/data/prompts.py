@@ -1,7 +1,7 @@
 """Loads prompts from files, folders and the Hub, in several formats.
 
 Each row either becomes a `Prompt` or is counted: duplicates and rows over the limit in `counts`, unusable rows as `Failure`s with file and
-line. Prompts are streamed, and the hashes that detect duplicates are kept on disk, so memory use stays flat.
+line. Prompts are streamed; what is kept of each is the hashes that detect duplicates.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import SYSTEM, RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
 from cai.data.repeats import NearRepeats, Seen
-from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, refuse_many, source_files
+from cai.data.rows import HUB, FileKind, Kept, Row, dataset_rows, read_rows, refuse_many, source_files
 from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversation_id, split_groups, whole_text
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction
@@ -44,15 +44,22 @@ def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts"
         DataError: the source doesn't exist, can't be read, or has no usable prompt.
     """
     left_out = SkippedRows()
-    prompts = tuple(_source_prompts(source, root, seed, left_out))
+    prompts = tuple(_kept(_source_prompts(source, root, seed, left_out), source.path))
     return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts, left_out.columns)
 
 
 def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedPrompts":
     """Load several sources into memory. See `stream_prompts`."""
     left_out = SkippedRows()
-    prompts = tuple(stream_prompts(sources, root, seed, left_out))
+    prompts = tuple(_kept(stream_prompts(sources, root, seed, left_out), ", ".join(source.path for source in sources)))
     return LoadedPrompts(prompts, tuple(left_out.failures), left_out.counts, left_out.columns)
+
+
+def _kept(prompts: Iterable[Prompt], where: str) -> Iterator[Prompt]:
+    kept = Kept(where)
+    for prompt in prompts:
+        kept.add(*(m.content for m in prompt.messages))
+        yield prompt
 
 
 def stream_prompts(sources: Sequence[PromptSource], root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:
@@ -317,7 +324,6 @@ def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedR
         left_out.rows += 1
         if isinstance(item, Failure):
             left_out.failures.append(item)
-            refuse_many(left_out.failures)
         elif (key := prompt_key(item)) in keys:
             left_out.duplicates += 1
         elif not ids.add(item.id):
@@ -325,6 +331,7 @@ def _distinct(items: Iterable[tuple[Prompt | Failure, str]], left_out: "SkippedR
         else:
             keys.add(key)
             yield item
+        refuse_many(left_out.failures)
 
 
 def _repeated_id(prompt: Prompt, where: str) -> Failure:

@@ -12,7 +12,7 @@ from typing import Any
 from cai.core.console import printable
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
-from cai.data.rows import Row, refuse_many
+from cai.data.rows import Kept, Row, refuse_many
 from cai.errors import DataError
 from cai.labels import pair_formats, published, vote_formats
 from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
@@ -133,7 +133,7 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
     found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
     failures: list[Failure] = []
-    count = 0
+    count, kept = 0, Kept(where)
     absent = set(columns.values())
     held: dict[str, None] = {}
     read = {*columns, *columns.values()}
@@ -152,6 +152,8 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
                 else:
+                    p = one.preference
+                    kept.add(p.chosen, p.rejected, *(m.content for m in p.prompt.messages))
                     readings.append((row.where, one))
         except RowFault as e:
             failures.append(Failure(STAGE, row.where, e.reason, e.detail))

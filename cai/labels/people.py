@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cai.data.rows import read_rows
+from cai.data.rows import Kept, read_rows
 from cai.errors import DataError
 from cai.labels.readings import ANNOTATOR, name_of
 from cai.records import HumanLabel
 
 People = Mapping[str, Mapping[str, str]]
 """Annotator to attributes."""
+MOST_PROBLEMS = 100
+"""After which the rest of a table isn't read."""
 
 
 def load_people(path: Path) -> dict[str, dict[str, str]]:
@@ -19,10 +21,11 @@ def load_people(path: Path) -> dict[str, dict[str, str]]:
     Empty cells are skipped.
 
     Raises:
-        DataError: the file can't be read, or rows have no name or repeat one (lists all of them).
+        DataError: the file can't be read, or rows have no name or repeat one (lists the first hundred).
     """
     people: dict[str, dict[str, str]] = {}
     problems: list[str] = []
+    kept = Kept(str(path))
     for row in read_rows(path):
         cells = row.value if isinstance(row.value, dict) and not row.fault else {}
         column = next((c for c in ANNOTATOR if cells.get(c) not in (None, "")), None)
@@ -34,6 +37,9 @@ def load_people(path: Path) -> dict[str, dict[str, str]]:
             people[name] = {
                 str(k): str(v) for k, v in cells.items() if k not in ANNOTATOR and v not in (None, "") and not isinstance(v, dict | list)
             }
+            kept.add(*people[name], *people[name].values())
+        if len(problems) >= MOST_PROBLEMS:
+            raise DataError("\n".join([*problems, f"{path}: only the first {MOST_PROBLEMS} problems are listed"]))
     if problems or not people:
         raise DataError("\n".join(problems) or f"{path}: describes nobody")
     return people

@@ -12,7 +12,7 @@ import msgspec
 
 from cai.data.conversations import RowFault
 from cai.data.filters import sides_by_hash, texts_key
-from cai.data.rows import Row, read_rows
+from cai.data.rows import Kept, Row, read_rows, refuse_many
 from cai.errors import DataError
 from cai.labels.load import load_texts
 from cai.labels.readings import BY_PEOPLE, PairRow, checked, reading
@@ -59,12 +59,15 @@ def _says_sides(row: Any) -> bool:
 
 
 def _from_rows(path: Path, failures: list[Failure]) -> Iterator[tuple[Prompt, str, str]]:
+    kept = Kept(str(path))
     for row in read_rows(path):
         try:
             p = _preference(row, path.name)
         except RowFault as e:
             failures.append(Failure("human", row.where, e.reason, e.detail))
+            refuse_many(failures)
         else:
+            kept.add(p.chosen, p.rejected, *(m.content for m in p.prompt.messages))
             yield p.prompt, p.chosen, p.rejected
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import gzip
+import json
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from cai.core.jsonl import MAX_LINE_BYTES
 from cai.data.prompts import load_prompts
 from cai.data.rows import Row, read_rows
 from cai.errors import DataError
-from cai.labels.load import load_pairs
+from cai.labels.load import load_label_files, load_pairs
+from cai.labels.people import load_people
+from cai.labels.to_label import load_to_label
 from cai.recipe import PromptSource
 
 HEADER = "prompt,answer\n"
@@ -170,6 +173,37 @@ def test_rows_without_end_that_cannot_be_used_are_not_all_kept(tmp_path: Path, m
     for read in (lambda: load_prompts(PromptSource(path=str(path)), tmp_path, 0), lambda: load_pairs(path)):
         with pytest.raises(DataError, match="more than 100 rows can't be used"):
             read()
+
+
+@pytest.mark.attack
+def test_prompts_that_all_have_one_id_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai.data.rows.MAX_FAULTS", 100)
+    prompts = [{"id": "1", "kind": "helpful", "messages": [{"role": "user", "content": f"q{i}"}]} for i in range(200)]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    with pytest.raises(DataError, match="more than 100 rows can't be used"):
+        load_prompts(PromptSource(path="f.jsonl"), tmp_path, 0)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    ("row", "load"),
+    [
+        ('{"prompt":"q%d","chosen":"a","rejected":"b"}', load_pairs),
+        ('{"prompt":"q%d","response_a":"a","response_b":"b","choice":"A"}', lambda path: load_label_files([path])),
+        ('{"prompt":"q%d","response_a":"a","response_b":"b"}', load_to_label),
+        ('{"prompt":"q%d"}', lambda path: load_prompts(PromptSource(path=str(path)), path.parent, 0)),
+        ('{"annotator":"p%d","age":"9"}', load_people),
+    ],
+)
+def test_a_small_packed_file_of_many_rows_is_refused_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, load: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr("cai.data.rows.MAX_KEPT_BYTES", 20 * 2**20)
+    path = tmp_path / "f.jsonl.gz"
+    with gzip.open(path, "wt", 1) as f:
+        f.writelines(row % i + "\n" for i in range(60_000))
+    with peak(25), pytest.raises(DataError, match=r"f\.jsonl\.gz: its first 1\d,\d+ items take 20 MiB of memory"):
+        load(path)
 
 
 @pytest.mark.parametrize(
