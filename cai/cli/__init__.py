@@ -3,6 +3,7 @@
 Heavy imports are inside the commands, so that help and error messages are fast.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -27,7 +28,12 @@ def main() -> None:
         for argument in sys.argv[1:]:
             if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
                 raise DataError(f"{argument}: this argument is not UTF-8 text. Rename the file, or set the terminal to UTF-8.")
-        app()
+        try:
+            app()
+        except OSError as e:
+            if e.errno != errno.ENAMETOOLONG:
+                raise
+            raise DataError(f"{str(e.filename)[:100]}…: {e.strerror}. Choose a shorter name.") from e
     except CaiError as e:
         from rich.console import Console
 
@@ -38,7 +44,8 @@ def main() -> None:
     except SystemExit as e:
         if e.code == INTERRUPTED:
             sys.stderr.write("\nStopped. Finished calls and checkpoints are kept. Run the same command again to resume.\n")
-            if threading.active_count() > 1:  # a thread is still generating a batch; a normal exit would abort
+            if any(not t.daemon for t in threading.enumerate() if t is not threading.main_thread()):
+                # one is still generating a batch; a normal exit would abort
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(INTERRUPTED)

@@ -179,7 +179,7 @@ def learn(
     from rich.console import Console
 
     from cai.constitution.importers import dump_yaml
-    from cai.core.jsonl import refuse_overwriting, write_text
+    from cai.core.jsonl import write_text
     from cai.core.workspace import find_workspace
     from cai.errors import DataError
     from cai.records import WORDINGS
@@ -189,7 +189,6 @@ def learn(
     from cai.workbench.validation import LabelFile
 
     one_of("--language", language, *WORDINGS)
-    refuse_overwriting([out], [pairs])
     if out is not None and out.exists():
         raise DataError(f"{out}: already exists; nothing was changed. People edit a draft, so none is written over: name a new file.")
     used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="learn")
@@ -353,10 +352,20 @@ def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, rec
     session = open_session(settings(model=model, recipe=recipe, name="draft"), file.parent)
     found = session.run(work, "draft") if todo else []
     session.warn_of_failures()
-    text, places = file.read_bytes().decode(), {p.id: i for i, p in enumerate(loaded.principles)}
-    for one in found:
-        text = set_fields(text, places[one.principle_id], one.texts, one.model)
-    write_text(file, text)
+    changed = []
+    if found:  # the file may have been edited meanwhile
+        text, now = file.read_bytes().decode(), {p.id: (i, p) for i, p in enumerate(load_constitution(file).principles)}
+        asked = {p.id: p for p in todo}
+        for one in found:
+            index, there = now.get(one.principle_id, (0, None))
+            if there == asked[one.principle_id]:
+                text = set_fields(text, index, one.texts, one.model)
+            else:
+                changed.append(one.principle_id)
+        write_text(file, text)
+    if changed:
+        session.reporter.warn(f"changed while the model wrote, so nothing was put there: {', '.join(changed)}. Run the command again")
+        found = [one for one in found if one.principle_id not in changed]
     if json:
         print_json(found)
         return

@@ -40,8 +40,9 @@ def generate(
     from cai.constitution.load import load_constitution
     from cai.constitution.show import LABELLED_KINDS
     from cai.core.flow import in_words
-    from cai.core.jsonl import refuse_overwriting, write_records
+    from cai.core.jsonl import write_records
     from cai.core.workspace import find_workspace
+    from cai.errors import DataError
     from cai.workbench.prompt_writing import known_prompts, prompt_row, write_prompts
     from cai.workbench.settings import in_language_of, settings
     from cai.workbench.trial import chosen
@@ -49,7 +50,8 @@ def generate(
     kinds = [one_of("--kind", k, *LABELLED_KINDS) for k in kind] if kind else LABELLED_KINDS
     loaded = chosen(load_constitution(file), principle or [])
     files = sorted((find_workspace(file.parent).root / "prompts").glob("*.jsonl"))
-    refuse_overwriting([out], [file, *files])
+    if out is not None and out.exists():
+        raise DataError(f"{out}: is there already and would be overwritten. People edit prompts: choose another --out, or move it away.")
     used = settings(model=model, recipe=recipe, seed=seed, name="prompts")
     session = open_session(used if recipe is not None else in_language_of(used, file), file.parent)
     known = known_prompts(session, files)

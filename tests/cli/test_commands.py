@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cai.cli import main
+from cai.constitution.load import load_constitution
 from cai.constitution.proposals import Proposal, Review, drafted, dump_review
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
@@ -457,6 +458,30 @@ def test_prompts_are_written_for_a_constitution_and_a_run_reads_them(call: Calle
     assert call(workspace.root, *arguments[:-2], "--kind", "other") == 2 and "expected harmful or borderline or helpful" in call.told
 
 
+@pytest.mark.attack
+def test_a_file_that_is_edited_while_the_model_writes_its_wording_loses_nothing(
+    call: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    file = workspace.root / "constitution" / "mine.yaml"
+    head = "id: mine\nname: Mine\ndescription: Two principles.\nprinciples:\n"
+    one, two = "  - { id: terms, statement: Use everyday words. }\n", "  - id: sources\n    statement: Name every source.\n"
+    file.write_text(head + one + two)
+    first = "  - { id: first, statement: Be kind to every reader. }\n"
+
+    def answer(request: Request) -> Reply:
+        file.write_text(head + first + one.replace("everyday", "plain") + two)
+        text = " Name every source.\nCritique: Point out each claim in your last response that names no source.\n"
+        return Completion(text, False, 1, 1)
+
+    script(monkeypatch, answer)
+    assert call(workspace.root, "constitution", "draft", str(file), "--model", "scripted") == 0
+    now = {p.id: p for p in load_constitution(file).principles}
+    assert list(now) == ["first", "terms", "sources"] and now["terms"].statement == "Use plain words."
+    assert "names no source" in file.read_text().partition("id: sources")[2], "and not in the principle that has its number now"
+    assert "changed while the model wrote" in call.told and "terms" in call.told
+
+
 def test_principles_are_learned_from_pairs_into_a_draft(
     shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -481,7 +506,7 @@ def test_principles_are_learned_from_pairs_into_a_draft(
     for wrong, why in (
         (("--language", "fr"), "expected en or de"),
         (("--protocol", "vibes"), "no judging protocol"),
-        (("-o", str(pairs)), "input"),
+        (("-o", str(pairs)), "already exists"),
     ):
         assert call(shared.root, *arguments, *wrong) == 2 and why in call.told
 

@@ -12,7 +12,7 @@ from cai.errors import CaiError, ConstitutionError, DataError
 from cai.evaluate.commands import calibrate_judge, fit_judge_probe
 from cai.recipe import Recipe
 from cai.session import Session
-from tests.workspaces import ROOT, make_workspace, run_data
+from tests.workspaces import ROOT, cai, make_workspace, run_data
 
 pytestmark = pytest.mark.attack
 GENERAL = ROOT / "constitution" / "general.yaml"
@@ -59,6 +59,34 @@ def test_a_judges_files_replace_only_their_own_before_anything_is_asked(tmp_path
         constitution = load_constitution(GENERAL)
         calibrate_judge(session, pairs, constitution, tmp_path / "config.json", use_length=False, format="auto", limit=None)
     assert weights.read_bytes() == b"a model's own weights" and "hidden_size" in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prompts", "generate", str(GENERAL), "--model", "scripted"),
+        ("constitution", "learn", "--model", "scripted", "--pairs", str(ROOT / "prompts" / "probe_pairs.jsonl")),
+    ],
+)
+def test_a_draft_replaces_nothing_because_people_edit_it(tmp_path: Path, command: tuple[str, ...]) -> None:
+    for name in ("notes.md", "mine.jsonl", "recipe.yaml"):
+        out = tmp_path / name
+        out.write_text('{"id": "1", "kind": "helpful", "messages": [{"role": "user", "content": "Mine."}]}\n')
+        assert name in refused(DataError, *command, "-o", str(out)) and "Mine." in out.read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prompts", "generate", str(GENERAL), "--model", "scripted", "-o"),
+        ("blend", "sft", "policy", "--share", "0.5", "-o"),
+        ("constitution", "lint"),
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file_is_a_users_error(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = cai(tmp_path, *command, "a" * 300)
+    assert done.returncode == 2 and "name too long" in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr and "a" * 200 not in done.stderr
 
 
 def test_a_run_never_replaces_prompts_that_it_reads(tmp_path: Path) -> None:
