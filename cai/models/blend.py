@@ -10,7 +10,7 @@ from typing import Any
 
 from cai.core.jsonl import atomic_folder, disk_error
 from cai.errors import DataError, ModelError
-from cai.models.local.adapter import adapter_config
+from cai.models.local.adapter import adapter_config, adapter_weights
 
 WEIGHTS = "adapter_model.safetensors"
 _SAME = (
@@ -38,7 +38,7 @@ def blend_adapters(start: Path, end: Path, share: float, out: Path) -> Path:
             says nothing.
         share: of the way from start to end, in [0, 1].
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     if not 0.0 <= share <= 1.0:
         raise DataError(f"--share {share}: expected a number from 0 (the first adapter) to 1 (the second)")
@@ -47,7 +47,7 @@ def blend_adapters(start: Path, end: Path, share: float, out: Path) -> Path:
     one, other = adapter_config(start), adapter_config(end)
     if differing := [key for key in _SAME if _plain(one.get(key)) != _plain(other.get(key))]:
         raise ModelError(f"{start} and {end} differ in {', '.join(differing)}, so there is nothing between them")
-    first, last = load_file(start / WEIGHTS), load_file(end / WEIGHTS)
+    first, last = adapter_weights(start), adapter_weights(end)
     if {k: t.shape for k, t in first.items()} != {k: t.shape for k, t in last.items()}:
         raise ModelError(f"{start} and {end} have weights of different names or shapes, so there is nothing between them")
     mixed = {k: first[k].float().lerp(t.float(), share).to(t.dtype).contiguous() for k, t in sorted(last.items())}
@@ -64,4 +64,4 @@ def blend_adapters(start: Path, end: Path, share: float, out: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, list) else value or None
+    return sorted(value, key=repr) if isinstance(value, list) else value or None

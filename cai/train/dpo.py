@@ -15,6 +15,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from cai.errors import ModelError, TrainingError
+from cai.models.local.adapter import adapter_weights
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
@@ -267,9 +268,7 @@ def set_reference(policy: Any, reference: Path | None) -> None:
 
 def _adapter_weights(policy: Any, folder: Path) -> dict[str, Any]:
     """Return an adapter's saved weights by their names in the model. Raises `ModelError` if their shapes differ from the policy's."""
-    from safetensors.torch import load_file
-
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = adapter_weights(folder)
     wanted = {n.replace(".default.", "."): p.shape for n, p in policy.named_parameters() if ".default." in n}
     if {n: w.shape for n, w in weights.items()} != wanted:
         raise ModelError(

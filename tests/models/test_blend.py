@@ -1,5 +1,6 @@
 """An adapter between two of one shape."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_the_ends_are_the_adapters_and_the_middle_is_between(tiny_model_dir: Pat
     halves = load_file(made[0.5] / "adapter_model.safetensors")
     weights = [load_file(folder / "adapter_model.safetensors") for folder in trained]
     assert all(torch.equal(t, weights[0][k].lerp(weights[1][k], 0.5)) for k, t in halves.items())
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("content", [b"", b"\x10", (1 << 40).to_bytes(8, "little") + b"{}", (4).to_bytes(8, "little") + b"xxxx"])
+def test_a_damaged_adapter_is_named(trained: tuple[Path, Path], tmp_path: Path, content: bytes) -> None:
+    sft, policy = trained
+    damaged = shutil.copytree(sft, tmp_path / "damaged")
+    (damaged / "adapter_model.safetensors").write_bytes(content)
+    for one, other in ((damaged, policy), (policy, damaged)):
+        with pytest.raises(ModelError, match="damaged: the adapter's weights can't be read"):
+            blend_adapters(one, other, 0.5, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_what_can_not_be_blended_writes_nothing(tiny_model_dir: Path, trained: tuple[Path, Path], tmp_path: Path) -> None:

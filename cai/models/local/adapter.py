@@ -56,6 +56,17 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     return json_mapping(file)
 
 
+def adapter_weights(folder: Path) -> dict[str, Any]:
+    """Return an adapter's weights by their names. Raises `ModelError` if they can't be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as e:
+        raise ModelError(f"{folder}: the adapter's weights can't be read ({e}).\nFix: train or copy it again") from e
+
+
 def check_adapter(folder: Path, base: Path) -> None:
     """Refuse an adapter that can't be merged into its base model, by reading its small files only.
 

@@ -27,6 +27,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from cai.errors import ModelError, TrainingError
+from cai.models.local.adapter import adapter_weights
 from cai.models.local.loading import load_causal_lm
 from cai.models.local.precision import resolved_precision
 from cai.recipe import GOLD, LoraSpec, ModelSpec, Precision
@@ -228,11 +229,10 @@ def load_shared_base(
 def _add_scorer(model: Any, folder: Path, name: str) -> nn.Linear:
     """Add a reward model's LoRA weights to the causal model as an adapter; return its scalar head, frozen. Raises `ModelError`."""
     from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     try:
         config = LoraConfig.from_pretrained(folder)
-        weights = load_file(folder / "adapter_model.safetensors")
+        weights = adapter_weights(folder)
     except (OSError, ValueError) as e:
         raise ModelError(f"{folder}: not a reward model ({str(e).splitlines()[0]}).\nFix: run the `reward` stage first") from e
     head = {n.rpartition(".")[2]: t for n, t in weights.items() if ".score." in n}
