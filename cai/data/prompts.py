@@ -26,6 +26,7 @@ STAGE = "prompts"
 _READ = {*SYSTEM, "id", "kind", "category", "messages", "chosen", "rejected"}
 _BENCHMARK = {"type", "focus", "label", "note"}
 _SHOWN_COLUMNS = 20
+MAX_ID = 500
 _FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
@@ -58,7 +59,7 @@ def load_all(sources: Sequence[PromptSource], root: Path, seed: int) -> "LoadedP
 def _kept(prompts: Iterable[Prompt], where: str) -> Iterator[Prompt]:
     kept = Kept(where)
     for prompt in prompts:
-        kept.add(*(m.content for m in prompt.messages))
+        kept.add(prompt.category or "", *(m.content for m in prompt.messages))
         yield prompt
 
 
@@ -281,6 +282,8 @@ def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
     identity = value.get("id")
     if not isinstance(identity, str | int) or identity == "":
         raise RowFault("no_id", "`id` must be a non-empty text or a number")
+    if len(str(identity)) > MAX_ID:  # every record and failure of the prompt names it
+        raise RowFault("no_id", f"`id` is longer than {MAX_ID} characters")
     kind: PromptKind = value.get("kind") or source.kind or "other"
     if kind not in PROMPT_KINDS:
         raise RowFault("unknown_kind", f"kind {kind!r}; expected {', '.join(PROMPT_KINDS)}")

@@ -5,8 +5,9 @@ afterwards, for the column of all files together.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from cai.core.console import printable
@@ -29,6 +30,8 @@ OWN = ("labels", "cai")
 NO_HEADER = " If the file has no header, add a first line with the names of the columns."
 MOST_STRANGE = 0.1
 """Share of a file's probabilities that may be none before all are doubted."""
+MOST_COLUMNS, MOST_SHOWN = 1000, 60
+"""Columns that are told apart, and the characters of each: every row may have others."""
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
@@ -146,14 +149,14 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
             value = _renamed(value, columns)
             found = found or _recognise(value, row.where, columns)
             inner = [part for part in _INNER if isinstance(value.get(part), dict)]
-            held.update(dict.fromkeys(str(key) for part in ([value[p] for p in inner] or [value]) for key in part))
+            if len(held) < MOST_COLUMNS:
+                held.update(dict.fromkeys(str(key)[:MOST_SHOWN] for part in ([value[p] for p in inner] or [value]) for key in part))
             value = Columns({**value, **{part: Columns(value[part], read, columns) for part in inner}}, read, columns)
             for one in FORMATS[found].read(value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
                 else:
-                    p = one.preference
-                    kept.add(p.chosen, p.rejected, *(m.content for m in p.prompt.messages))
+                    kept.add(*_texts_of(one))
                     readings.append((row.where, one))
         except RowFault as e:
             failures.append(Failure(STAGE, row.where, e.reason, e.detail))
@@ -171,6 +174,14 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
     if found is None:
         raise nothing_usable("pair", file, failures)
     return file
+
+
+def _texts_of(one: PairRow) -> Iterator[str]:
+    """Yield what a reading holds of its row, however long each of it is."""
+    yield from (one.preference.chosen, one.preference.rejected, one.annotator, one.time, one.note)
+    yield from (m.content for m in one.preference.prompt.messages)
+    yield from chain.from_iterable(one.attributes.items())
+    yield from (str(value) for _, value in (one.said.answers if one.said else ()))
 
 
 def _about_people(column: str) -> bool:

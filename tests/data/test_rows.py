@@ -185,9 +185,27 @@ def test_prompts_that_all_have_one_id_are_not_all_kept(tmp_path: Path, monkeypat
 
 
 @pytest.mark.attack
+def test_a_prompts_id_that_is_as_long_as_a_text_is_no_id(tmp_path: Path) -> None:
+    prompts = [{"id": i, "kind": "helpful", "messages": [{"role": "user", "content": f"q{len(i)}"}]} for i in ("1", "x" * 100_000)]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    loaded = load_prompts(PromptSource(path="f.jsonl"), tmp_path, 0)
+    assert [p.id for p in loaded.prompts] == ["1"] and [f.detail for f in loaded.failures] == ["`id` is longer than 500 characters"]
+
+
+@pytest.mark.attack
+def test_columns_without_end_are_not_all_kept(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "a", "response_b": "b", "choice": "A"}
+    wide = [row | {"prompt": f"q{i}"} | {f"{i}.{j}" + "c" * 1000: 1 for j in range(50)} for i in range(400)]
+    (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, wide)))
+    loaded = load_pairs(tmp_path / "f.jsonl")
+    assert len(loaded.preferences) == 400 and len(loaded.unused) < 1100 and max(map(len, loaded.unused)) == 60
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize(
     ("row", "load"),
     [
+        ('{"prompt":"q%d","response_a":"a","response_b":"b","choice":"A","annotator":"' + "p" * 50 + '"}', load_pairs),
         ('{"prompt":"q%d","chosen":"a","rejected":"b"}', load_pairs),
         ('{"prompt":"q%d","response_a":"a","response_b":"b","choice":"A"}', lambda path: load_label_files([path])),
         ('{"prompt":"q%d","response_a":"a","response_b":"b"}', load_to_label),
