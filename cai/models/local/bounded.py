@@ -15,8 +15,8 @@ from typing import Any
 
 MAX_SECONDS = 5
 """For one rendering. A conversation of 1,000 turns takes some hundredths."""
-MAX_BYTES = 256 << 20
-"""Memory that one rendering may take."""
+MAX_BYTES = 4 << 30
+"""Memory that this process may take during one rendering. So much, because other threads compute meanwhile, and their tensors count."""
 MAX_REPEATED = 100_000
 """Characters or items that one multiplication may give."""
 MAX_ADDED, MAX_TIMES = 1_000_000, 4
