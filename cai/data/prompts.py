@@ -123,35 +123,37 @@ def without_evaluated(train: Iterable[Prompt], evaluate: Sequence[Prompt], failu
 
 
 def without_near_repeats(
-    train: Iterable[Prompt],
-    evaluate: Sequence[Prompt],
+    prompts: Iterable[Prompt],
+    others: Iterable[Prompt],
     similarity: float | None,
     failures: list[Failure],
     warn: Callable[[str], None] = lambda text: None,
+    called: str = "evaluation prompt",
 ) -> Iterator[Prompt]:
-    """Yield training prompts that are not near-duplicates of an evaluation prompt or an earlier training prompt.
+    """Yield prompts that are not near-duplicates of one of the others or of an earlier one of their own.
 
-    Evaluation prompts are also compared by their first user turn: a conversation that opens like one with an edit is left out too.
+    The others are also compared by their first user turn: a conversation that opens like one with an edit is left out too.
 
     Args:
-        train: training prompts.
-        evaluate: evaluation prompts.
+        prompts: to choose from.
+        others: such as the evaluation prompts.
         similarity: Jaccard similarity of five-word n-grams, in (0, 1], from which two prompts are near-duplicates; None keeps all prompts.
         failures: collects one failure, naming the duplicated prompt, per prompt left out.
         warn: called once if the prompts share so much wording that the search takes long.
+        called: what the others are, for the failures.
     """
     if similarity is None:
-        yield from train
+        yield from prompts
         return
     warned = False
-    with NearRepeats(similarity) as evaluated, NearRepeats(similarity) as met:
-        for p in evaluate:
+    with NearRepeats(similarity) as theirs, NearRepeats(similarity) as met:
+        for p in others:
             for text in compared_texts(p):
-                evaluated.keep(text, f"evaluation prompt {p.id} of {p.source}")
-        for number, p in enumerate(train, 1):
-            twin = next((t for text in compared_texts(p) for t in evaluated.twins(text)), None)
+                theirs.keep(text, f"{called} {p.id} of {p.source}")
+        for number, p in enumerate(prompts, 1):
+            twin = next((t for text in compared_texts(p) for t in theirs.twins(text)), None)
             twin = twin or met.twin(whole_text(p), f"prompt {p.id} of {p.source}")
-            if (comparisons := evaluated.comparisons + met.comparisons) > MANY_COMPARISONS and not warned:
+            if (comparisons := theirs.comparisons + met.comparisons) > MANY_COMPARISONS and not warned:
                 warned = True
                 warn(f"prompts.near_duplicates: {comparisons} comparisons for the first {number} prompts: {NEEDLESS}")
             if twin is None:

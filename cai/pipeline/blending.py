@@ -14,16 +14,14 @@ from statistics import fmean
 import msgspec
 
 from cai.core.jsonl import write_records
-from cai.data.prompts import load_all, warn_of_columns
-from cai.data.repeats import NearRepeats
-from cai.data.splits import compared_texts
+from cai.data.prompts import load_all, warn_of_columns, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.evaluate.adherence import followed, measurable
 from cai.generate.critique import Writer, respond
 from cai.models.blend import blend_adapters
 from cai.pipeline.context import Context
 from cai.recipe import BlendConfig
-from cai.records import BlendPoint, Constitution, Failure, Prompt, Response
+from cai.records import BlendPoint, Constitution, Prompt, Response
 
 
 async def blend_stage(c: Context) -> dict[str, int]:
@@ -116,17 +114,9 @@ def _unseen(c: Context, config: BlendConfig) -> list[Prompt]:
     loaded = load_all(config.prompts, c.root, c.recipe.seed)
     warn_of_columns(loaded.columns, c.reporter.warn)
     c.failures += loaded.failures
-    kept = []
-    with NearRepeats(c.recipe.prompts.near_duplicates or 1.0) as seen:
-        for p in chain(c.read("prompts", Prompt), c.read("eval_prompts", Prompt)):
-            for text in compared_texts(p):
-                seen.keep(text, f"prompt {p.id} of {p.source}")
-        for p in loaded.prompts:
-            twin = next((t for text in compared_texts(p) for t in seen.twins(text)), None)
-            if twin is None:
-                kept.append(p)
-            else:
-                c.failures.append(Failure(c.stage, p.id, "near_duplicate", f"{p.source}: repeats {twin}"))
+    others = chain(c.read("prompts", Prompt), c.read("eval_prompts", Prompt))
+    similarity = c.recipe.prompts.near_duplicates or 1.0
+    kept = list(without_near_repeats(loaded.prompts, others, similarity, c.failures, c.reporter.warn, "prompt"))
     if not kept:
         raise DataError("blend.prompts: no prompt is left that repeats no training or evaluation prompt. Name others")
     return kept
