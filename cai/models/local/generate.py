@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cai.errors import ModelError
 from cai.models.local.precision import tokens_at_once
-from cai.models.local.prefix import run_prompts
+from cai.models.local.prefix import padded, run_prompts
 from cai.models.local.sampling import draw, uniforms
 from cai.models.local.thinking import ThinkingBudget
 
@@ -182,7 +182,7 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
     first, kv_cache = run_prompts(model, [prompt for prompt, _ in items], room=longest)
     assert kv_cache is not None
     rows = torch.arange(len(items), device=model.device)
-    targets, real = _right_padded([text for _, text in items], model)
+    targets, real = padded([text for _, text in items], "right", model)
     totals = _logprobs(first[:, -1:], targets[:, :1]).double().sum(1)
     at = 1
     while at < longest:
@@ -241,7 +241,7 @@ def _pooled_states(
     kv_cache = run_prompts(model, [prompt for prompt, _ in items], keep=0, room=longest)[1]
     assert kv_cache is not None
     rows = torch.arange(len(items), device=model.device)
-    ids, real = _right_padded([text for _, text in items], model)
+    ids, real = padded([text for _, text in items], "right", model)
     size = model.get_input_embeddings().weight.shape[1]
     sums, last = (torch.zeros(len(layers), len(items), size, device=model.device) for _ in range(2))
     at = 0
@@ -258,17 +258,6 @@ def _pooled_states(
         last[:, rows[ended]] = states[:, ended, lengths[rows[ended]] - 1 - at]
         at += width
     return sums / lengths[:, None], last
-
-
-def _right_padded(texts: Sequence[Sequence[int]], model: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids and a mask that is False at padding, both `[B, longest]`."""
-    longest = max(map(len, texts))
-    ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    real = torch.zeros(len(texts), longest, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        ids[i, : len(text)] = torch.tensor(text)
-        real[i, : len(text)] = True
-    return ids.to(model.device), real.to(model.device)
 
 
 def _logprobs(logits_BQV: Tensor, targets_BQ: Tensor) -> Tensor:

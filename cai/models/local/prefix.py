@@ -11,10 +11,11 @@ The same rows in the same order always form the same sub-batches.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cai.models.local.kv_cache import KVCache, join
 from cai.models.local.precision import tokens_at_once
@@ -104,7 +105,7 @@ def run_prompts(model: Any, prompts: Sequence[Sequence[int]], keep: int = 1, roo
         width = max(1, *(len(tails[i]) for i in rows))
         taken = torch.tensor([group_of[i] for i in rows], device=model.device)
         kv_cache = KVCache(model, width) if shared is None else shared.take(taken, width)
-        tail_logits = kv_cache.forward(*_left_padded([tails[i] for i in rows], model), keep=keep)
+        tail_logits = kv_cache.forward(*padded([tails[i] for i in rows], "left", model), keep=keep)
         if logits is None:
             logits = tail_logits.new_zeros(len(prompts), keep, tail_logits.shape[-1])
         logits[torch.tensor(rows), -tail_logits.shape[1] :] = tail_logits
@@ -159,13 +160,10 @@ def sub_batches(lengths: list[int], budget: int) -> list[list[int]]:
     return cuts[::-1]
 
 
-def _left_padded(rows: list[list[int]], model: Any) -> tuple[Tensor, Tensor]:
-    """Return token ids and a mask that is False at padding, both `[B, longest]`."""
-    width = max(1, max(len(r) for r in rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    valid = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        if row:
-            ids[i, width - len(row) :] = torch.tensor(row)
-            valid[i, width - len(row) :] = True
-    return ids.to(model.device), valid.to(model.device)
+def padded(rows: Sequence[Sequence[int]], side: Literal["left", "right"], model: Any) -> tuple[Tensor, Tensor]:
+    """Return token ids, padded with 0, and a mask that is False at padding: `[B, longest]`, of one column if all rows are empty."""
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+    real = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True, padding_side=side)
+    if not ids.shape[1]:
+        ids, real = ids.new_zeros(len(rows), 1), real.new_zeros(len(rows), 1)
+    return ids.to(model.device), real.to(model.device)
