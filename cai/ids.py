@@ -7,11 +7,19 @@ seeds and principles.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+class _WithId(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+W = TypeVar("W", bound=_WithId)
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -66,6 +74,14 @@ def rendezvous_order(item_id: str, weights: Iterable[tuple[str, float]], salt: s
 def split_fraction(item_id: str, salt: str) -> float:
     """Return a stable number in (0, 1) for an item, for splits that stay the same when rows are added."""
     return _uniform(salt, item_id)
+
+
+def at_most(items: Sequence[W], limit: int | None, salt: str) -> tuple[W, ...]:
+    """Return at most `limit` items, chosen by a hash of their ids, in their order. Raising the limit only adds some; None keeps all."""
+    if limit is None or limit >= len(items):
+        return tuple(items)
+    order = sorted(range(len(items)), key=lambda i: (split_fraction(items[i].id, salt), i))
+    return tuple(items[i] for i in sorted(order[:limit]))
 
 
 def combine_hashes(parts: Sequence[str]) -> str:

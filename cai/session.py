@@ -33,7 +33,7 @@ from cai.models.base import Engine, TextModel, Usage
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
 from cai.models.store import CallStore
-from cai.models.templates import load_templates
+from cai.models.templates import Template, load_named_templates, load_templates
 from cai.recipe import FeedbackConfig, ModelSpec, PromptSource, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
@@ -214,6 +214,10 @@ class Session:
     def probe_for(self, config: FeedbackConfig) -> Probe | None:
         """Return the probe of a protocol that reads hidden states; None for the others. Raises `DataError` where it can't be read."""
         return probe_of(config, self.workspace.root) if PROTOCOLS.get(config.protocol).reads_states else None
+
+    def named_templates(self, *names: str) -> list[Template]:
+        """Return templates of the recipe's folder that no stage of a run needs. Raises `TemplateError` where one can't be read."""
+        return load_named_templates(names, self.workspace.root / self.recipe.templates)
 
     def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
         """Return a model as it writes: with the session's templates and seed."""

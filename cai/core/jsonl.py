@@ -108,6 +108,11 @@ def read_records(path: Path, record_type: type[T], torn_tail: Literal["error", "
             raise DataError(f"{path}:{number}: not a {record_type.__name__} record: {e}") from e
 
 
+def read_existing(path: Path, record_type: type[T], torn_tail: Literal["error", "drop"] = "error") -> Iterator[T]:
+    """Yield the records of a JSONL file as `read_records` does, and none where there is no such file."""
+    return read_records(path, record_type, torn_tail) if path.is_file() else iter(())
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`. If the block succeeds, sync it and rename it to `path`; otherwise delete it.

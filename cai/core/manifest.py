@@ -162,6 +162,11 @@ class Manifest:
     chosen: tuple[str, ...] = ()
     """Stages that the last command was to run."""
 
+    @property
+    def principles(self) -> tuple[Principle, ...]:
+        """The principles of the constitution that the run used; none before it is known."""
+        return () if self.constitution is None else self.constitution.principles
+
     def stage(self, name: str) -> StageEntry | None:
         """Return the entry of a stage, or None if the stage has not started."""
         return next((s for s in self.stages if s.name == name), None)

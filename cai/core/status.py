@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from cai.core.jsonl import read_file, read_records
+from cai.core.jsonl import read_existing, read_file
 from cai.core.manifest import STAGE_NAMES, read_manifest
 from cai.core.workspace import RunDirectory
 from cai.core.yaml_source import load_yaml
@@ -59,7 +59,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     if manifest is None:
         known = sorted(p.parent.name for p in run.path.parent.glob("*/manifest.json"))
         raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
-    failures = Counter(f.stage for f in read_records(run.failures, Failure, torn_tail="drop")) if run.failures.exists() else Counter()
+    failures = Counter(f.stage for f in read_existing(run.failures, Failure, torn_tail="drop"))
     alive = run.in_use()
     stages = []
     for name in STAGE_NAMES:

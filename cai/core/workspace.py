@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from cai.core.jsonl import disk_error, no_link, read_records, write_records
+from cai.core.jsonl import disk_error, no_link, read_existing, write_records
 from cai.core.plugins import did_you_mean
 from cai.errors import DataError, RecipeError, StoreError
 
@@ -290,5 +290,5 @@ def replace_stage_rows(path: Path, stage: str, rows: Iterable[Any]) -> None:
         stage: the stage whose rows to replace.
         rows: new rows: records or mappings.
     """
-    kept = [r for r in read_records(path, dict[str, Any], torn_tail="drop") if r.get("stage") != stage] if path.exists() else []
+    kept = [r for r in read_existing(path, dict[str, Any], torn_tail="drop") if r.get("stage") != stage]
     write_records(path, [*kept, *rows])

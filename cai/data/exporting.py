@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
-from cai.core.jsonl import read_records, write_text
+from cai.core.jsonl import read_existing, write_text
 from cai.core.manifest import Manifest, read_manifest
 from cai.core.workspace import RunDirectory
 from cai.data.card import dataset_card, is_card
@@ -36,7 +36,7 @@ def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
 
     def rows(name: str, record_type: type[T]) -> list[T]:
         path = run.data(name)
-        return list(read_records(path, record_type)) if path.exists() else []
+        return list(read_existing(path, record_type))
 
     card = manifest.constitution
     constitution = Constitution(card.id, card.name, "", card.principles) if card is not None else None

@@ -22,6 +22,11 @@ TRAINED = MODELS[:0:-1]
 """The trained ones, the last first: a run's results are about the first of them that it has."""
 
 
+def place_of(model: str) -> int:
+    """Return the place of a model in the order of training; others come last."""
+    return MODELS.index(model) if model in MODELS else len(MODELS)
+
+
 @dataclass(frozen=True)
 class Verdicts:
     """Judge probabilities and reward scores of responses, by model, then by prompt id. Measures whose mapping is empty are left out."""

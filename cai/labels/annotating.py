@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cai.core.jsonl import first_record, read_records, refuse_overwriting, refuse_replacing, write_records
+from cai.core.jsonl import first_record, read_existing, read_records, refuse_overwriting, refuse_replacing, write_records
 from cai.core.workspace import PAIR_FILES, RunDirectory, find_run
 from cai.data.export import TASK_FILES, label_tasks, refuse_foreign_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
@@ -235,7 +235,7 @@ def _uncertain(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queu
 
 def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
     path = run.data("reward_scores")
-    scored = list(read_records(path, ScoredPair)) if path.exists() else []
+    scored = list(read_existing(path, ScoredPair))
     if not any(len(s.chosen.members) > 1 for s in scored):
         raise DataError(
             f"{run.path}: no scores of a reward ensemble, whose members could disagree. Train one (--set reward.members=4) and run the "

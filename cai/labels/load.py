@@ -12,7 +12,7 @@ from pathlib import Path
 from cai.data.filters import pooled, preference_key, softened
 from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
-from cai.ids import split_fraction
+from cai.ids import at_most
 from cai.labels.answers import Choices
 from cai.labels.files import OWN, STAGE, nothing_usable, read_file, settle_answers
 from cai.labels.pooling import counted_once, pool_rows
@@ -172,10 +172,7 @@ def load_human(
 
 def limited(preferences: Sequence[Preference], limit: int | None, seed: int) -> tuple[Preference, ...]:
     """Keep at most `limit` preferences, chosen by a hash of the seed and their ids, in their order. Raising the limit only adds some."""
-    if limit is None or limit >= len(preferences):
-        return tuple(preferences)
-    order = sorted(range(len(preferences)), key=lambda i: (split_fraction(preferences[i].id, f"limit:{seed}"), i))
-    return tuple(preferences[i] for i in sorted(order[:limit]))
+    return at_most(preferences, limit, f"limit:{seed}")
 
 
 def local_sources(sources: Sequence[HumanSource | PromptSource]) -> list[str]:

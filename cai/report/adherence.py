@@ -33,8 +33,7 @@ class AdherenceView:
 
 def adherence_views(data: ReportData) -> list[AdherenceView]:
     """Return one row per measured principle, controls last."""
-    card = data.manifest.constitution if data.manifest is not None else None
-    statements = {p.id: p.statement for p in card.principles} if card is not None else {}
+    statements = {p.id: p.statement for p in data.manifest.principles}
     rows = adherence_rows(data.evaluation or ())
     columns = (*COLUMNS, "blend") if any("blend" in row.rates for row in rows) else COLUMNS
     return [adherence_view(row, "" if row.control else statements.get(row.id, ""), columns) for row in rows]

@@ -128,7 +128,8 @@ class ReportData:
 
     name: str
     path: str
-    manifest: Manifest | None
+    manifest: Manifest
+    """Without a version of `cai` where the run has none that can be read."""
     recipe_text: str
     evaluation: tuple[EvalResult, ...] | None
     """None if the stage has not run; the same holds for the fields below."""
@@ -212,11 +213,10 @@ def collect_report(run_dir: Path) -> ReportData:
         Data of the report; missing parts are None or empty, and read errors are in `problems`.
     """
     reader = _Reader(run_dir)
-    manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None)
+    manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None) or Manifest(run_dir.name, cai_version="")
     recipe = run_dir / "recipe.yaml"
     traces, dropped, critiques, shown = _read_traces(reader)
     labels, label_use, by_prompt, label_counts = _read_labels(reader, {t.prompt.id for t in shown})
-    known = manifest.constitution.principles if manifest is not None and manifest.constitution is not None else ()
     samples = reader.all("data/samples.jsonl", Sample)
     models = {
         p.name: {k: v for f in _MODEL_FILES for k, v in reader.json(f"models/{p.name}/{f}").items()}
@@ -229,7 +229,7 @@ def collect_report(run_dir: Path) -> ReportData:
             distilled.append(pair)
     pair_sources = Counter(p.source for p in reader.stream("data/pairs.jsonl", ResponsePair))
     return ReportData(
-        name=manifest.name if manifest is not None else run_dir.name,
+        name=manifest.name,
         path=str(run_dir),
         manifest=manifest,
         recipe_text=reader.attempt(lambda: recipe.read_text(encoding="utf-8"), "") if recipe.exists() else "",
@@ -244,7 +244,7 @@ def collect_report(run_dir: Path) -> ReportData:
         traces=traces,
         dropped=tuple(dropped.most_common()),
         pairs=tuple(pair_sources.most_common()) if reader.has("data/pairs.jsonl") else None,
-        principles=_principle_uses(known, critiques, label_use),
+        principles=_principle_uses(manifest.principles, critiques, label_use),
         labels=labels,
         bench=reader.all("data/judge_bench.jsonl", ProtocolResult),
         balance=reader.all("data/balance.jsonl", SourceBalance) or (),

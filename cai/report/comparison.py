@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from cai.constitution.diff import ConstitutionDiff, diff_constitutions
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing
 from cai.core.manifest import Manifest, read_manifest
 from cai.core.text.refusals import can_tell, is_refusal
 from cai.core.text.repetition import LOOPING, repeated_fraction
@@ -157,7 +157,7 @@ def _read(run: RunDirectory) -> _ComparedRun:
         raise DataError(f"{run.path}: nothing has run yet, so there is nothing to compare. Start it with: cai run RECIPE")
 
     def rows(name: str, record_type: type[Any]) -> list[Any]:
-        return list(read_records(run.data(name), record_type)) if run.data(name).exists() else []
+        return list(read_existing(run.data(name), record_type))
 
     return _ComparedRun(
         run.path.name,

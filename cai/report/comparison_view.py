@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cai.constitution.diff import WordOp, word_diff
-from cai.evaluate.policies import MODELS
+from cai.evaluate.policies import MODELS, place_of
 from cai.records import EvalResult
 from cai.report.comparison import PairedTest, RunComparison
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity, signed
@@ -121,9 +121,7 @@ def figure_plots(c: RunComparison) -> list[Markup]:
     """Plot the main measures, grouped by model, with one row per run."""
     plots = []
     for name in PLOTTED:
-        figures = sorted(
-            (f for f in c.figures if f.name == name), key=lambda f: MODELS.index(f.model) if f.model in MODELS else len(MODELS)
-        )
+        figures = sorted((f for f in c.figures if f.name == name), key=lambda f: place_of(f.model))
         rows = [
             PlotRow(f"{run}: {f.model}", r.value, r.low, r.high, f"n = {r.n}", f.model if f.model in MODELS else "policy")
             for f in figures

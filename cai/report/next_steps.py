@@ -30,7 +30,7 @@ def next_steps(data: ReportData) -> list[NextStep]:
 
 
 def _unfinished(data: ReportData) -> Iterator[NextStep]:
-    stages = data.manifest.stages if data.manifest is not None else []
+    stages = data.manifest.stages
     again = f"cai run runs/{data.name}/recipe.yaml"
     stopped = next((s for s in stages if s.status in ("failed", "stopped")), None)
     if stopped is not None:
@@ -96,7 +96,7 @@ def _policy(data: ReportData) -> Iterator[NextStep]:
 
 
 def _measurement(data: ReportData) -> Iterator[NextStep]:
-    if cut := [s.name for s in (data.manifest.stages if data.manifest is not None else []) if s.truncation_warning]:
+    if cut := [s.name for s in data.manifest.stages if s.truncation_warning]:
         yield NextStep(
             f"Many texts of {_listed(cut)} were cut off at the length limit. Raise it for these stages (max_tokens in their sampling)."
         )
@@ -124,7 +124,7 @@ def _measurement(data: ReportData) -> Iterator[NextStep]:
 
 
 def _constitution(data: ReportData) -> str:
-    card = data.manifest.constitution if data.manifest is not None else None
+    card = data.manifest.constitution
     return f"constitution/{card.id if card is not None else 'FILE'}.yaml"
 
 
@@ -141,9 +141,9 @@ def _is(names: list[str]) -> str:
 
 
 def costs_in_words(data: ReportData) -> str:
-    """Return what a run cost in time, calls, memory and money; empty without a manifest."""
-    stages = data.manifest.stages if data.manifest is not None else []
-    if data.manifest is None or not stages:
+    """Return what a run cost in time, calls, memory and money; empty before the first stage."""
+    stages = data.manifest.stages
+    if not stages:
         return ""
     parts = [
         duration(sum(s.seconds for s in stages)),

@@ -56,7 +56,7 @@ def render_report(data: ReportData) -> str:
         samples=sections.sample_views(data),
         trails=trails,
         trail_principles=trail_principles,
-        principles=sections.principle_lookup(data),
+        principles={p.id: p for p in data.manifest.principles},
         uses=sections.use_rows(data.principles),
         label_plots=sections.label_plots(data),
         balance=sections.balance_rows(data),

@@ -10,10 +10,10 @@ from cai.core.status import OPTIONAL_STAGES
 from cai.core.text.refusals import is_refusal
 from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
-from cai.evaluate.policies import MODELS
+from cai.evaluate.policies import MODELS, place_of
 from cai.judge.bench import ProtocolResult
 from cai.recipe import GOLD
-from cai.records import PROMPT_KINDS, EvalResult, Message, Principle
+from cai.records import PROMPT_KINDS, EvalResult, Message
 from cai.report.collect import BINS, Curve, LabelSource, PrincipleUse, ReportData, Trail
 from cai.report.formatting import interval, is_fraction, number, p_words, percent, plural, points, quantity
 from cai.report.plots import PlotRow, Series, histogram, line_plot, rows_plot
@@ -160,7 +160,7 @@ def name_of(result_name: str) -> str:
 
 def stage_rows(data: ReportData) -> list[StageRow]:
     """Return all stages in pipeline order, including those that have not run; unknown stages come last."""
-    entries = {s.name: s for s in data.manifest.stages} if data.manifest is not None else {}
+    entries = {s.name: s for s in data.manifest.stages}
     failed: dict[str, int] = {}
     for group in data.failures:
         failed[group.stage] = failed.get(group.stage, 0) + group.count
@@ -183,7 +183,7 @@ def stage_rows(data: ReportData) -> list[StageRow]:
 
 def stage_warnings(data: ReportData) -> list[str]:
     """Return a sentence for each stage in which many texts were cut off, and for each principle that is out of the model's reach."""
-    return [warning for s in data.manifest.stages for warning in s.warnings] if data.manifest is not None else []
+    return [warning for s in data.manifest.stages for warning in s.warnings]
 
 
 def bench_rows(data: ReportData) -> list[BenchRow]:
@@ -205,7 +205,7 @@ def judge_plots(data: ReportData) -> list[Markup]:
     """Plot the agreement of each protocol and trivial baseline with human labels."""
     if not data.bench:
         return []
-    used = data.manifest.judge.protocol if data.manifest is not None and data.manifest.judge is not None else ""
+    used = data.manifest.judge.protocol if data.manifest.judge is not None else ""
     rows = [
         PlotRow(
             f"{r.name} (this run's judge)" if r.result.name == used else r.name,
@@ -275,7 +275,7 @@ def sample_views(data: ReportData) -> list[SampleView]:
     """Return the before-and-after samples, models in the order of training."""
     views = []
     for sample in data.samples or ():
-        order = sorted(sample.responses, key=lambda m: (MODELS.index(m) if m in MODELS else len(MODELS), m))
+        order = sorted(sample.responses, key=lambda m: (place_of(m), m))
         best = max(sample.scores.values(), default=None) if len(set(sample.scores.values())) > 1 else None
         columns = [
             ResponseColumn(
@@ -304,12 +304,6 @@ def trail_views(data: ReportData) -> tuple[list[TrailView], list[str]]:
         classes = " ".join(f"tp{ids.index(i)}" for i in own_ids)
         views.append(TrailView(t, classes, _last_user_message(t.trace.prompt.messages), own_ids))
     return views, ids
-
-
-def principle_lookup(data: ReportData) -> dict[str, Principle]:
-    """Return the principles by id, in the version that the run used."""
-    card = data.manifest.constitution if data.manifest is not None else None
-    return {p.id: p for p in card.principles} if card is not None else {}
 
 
 def use_rows(uses: Sequence[PrincipleUse]) -> list[UseRow]:
@@ -353,7 +347,7 @@ def balance_rows(data: ReportData) -> list[tuple[SourceBalance, dict[str, tuple[
 
 
 def _before_after(results: Sequence[EvalResult], name: str, caption: str) -> Markup:
-    found = sorted((r for r in results if r.name == name), key=lambda r: MODELS.index(r.model) if r.model in MODELS else len(MODELS))
+    found = sorted((r for r in results if r.name == name), key=lambda r: place_of(r.model))
     if not found:
         return Markup("")
     rows = [PlotRow(r.model, r.value, r.low, r.high, f"n = {r.n}", _tone(r.model)) for r in found]

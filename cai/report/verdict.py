@@ -101,7 +101,7 @@ def adherence_sentence(results: Sequence[EvalResult]) -> str:
 
 def judge_warning(data: ReportData) -> str:
     """Return why the judge can't be trusted; empty if it beats the trivial baselines on human labels, or labelled nothing."""
-    card = data.manifest.judge if data.manifest is not None else None
+    card = data.manifest.judge
     if card is None:
         sources = [s.source for s in data.labels.sources] if data.labels is not None else []
         if any(s.startswith(("ai:", "revision:")) for s in sources):

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from itsdangerous import BadData, URLSafeSerializer
 
-from cai.core.jsonl import append_record, no_link, read_records, write_text
+from cai.core.jsonl import append_record, no_link, read_existing, write_text
 from cai.core.workspace import Workspace
 from cai.errors import DataError, StoreError
 from cai.labels.pooling import ADJUDICATOR
@@ -96,7 +96,7 @@ class Links:
             raise LinkError("This link is not valid: its token is wrong. Copy the whole link, or ask for a new one.") from None
         if link.until <= time.time():
             raise LinkError("This link has expired. Ask for a new one.")
-        found = read_records(self._revoked, Revocation, torn_tail="drop") if self._revoked.exists() else ()
+        found = read_existing(self._revoked, Revocation, torn_tail="drop")
         if any(r.name == link.name and link.made <= r.time for r in found):
             raise LinkError("This link has been revoked. Ask for a new one.")
         return link

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Literal, TypeVar, get_args
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing
 from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
 from cai.core.text.words import words
@@ -96,8 +96,7 @@ def browse(run: RunDirectory, query: Query) -> Found:
         DataError: a file of the run can't be read.
     """
     manifest = read_manifest(run.manifest)
-    card = manifest.constitution if manifest is not None else None
-    known = {p.id: p for p in card.principles} if card is not None else {}
+    known = {p.id: p for p in manifest.principles} if manifest is not None else {}
     seen, kinds = set[str](), set[PromptKind]()
     total = 0
 
@@ -149,7 +148,7 @@ def _revisions(run: RunDirectory, principle: Principle | None) -> Iterator[Chang
 
 def _distilled(run: RunDirectory, principle: Principle | None) -> Iterator[Change]:
     told = "with the principles in context"
-    plain = {p.prompt.id: p.response_b for p in read_records(path, ResponsePair)} if (path := run.data("distilled_pairs")).is_file() else {}
+    plain = {p.prompt.id: p.response_b for p in read_existing(run.data("distilled_pairs"), ResponsePair)}
     for e in _records(run, "distilled", SFTExample):
         before, completion = plain.get(e.prompt.id), e.completion
         names = (told, told) if before is None else ("without the principles", told)
@@ -217,8 +216,7 @@ def _both(principle: Principle | None, kind: PromptKind, before: str, after: str
 
 def _records(run: RunDirectory, what: What, record_type: type[R]) -> Iterator[R]:
     for name in FILES[what]:
-        if (path := run.data(name)).is_file():
-            yield from read_records(path, record_type)
+        yield from read_existing(run.data(name), record_type)
 
 
 def _kept(row: Change) -> float:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from cai.core.jsonl import append_record, disk_error, no_link, read_records, write_text
+from cai.core.jsonl import append_record, disk_error, no_link, read_existing, read_records, write_text
 from cai.core.workspace import Workspace, is_text
 from cai.errors import CaiError, DataError
 from cai.ids import content_hash, split_fraction
@@ -127,8 +127,7 @@ class Labelling:
 
     def done(self, queue: Queue, rater: str) -> dict[str, HumanLabel]:
         """Return a rater's answers by key of the pair, oldest first, including pairs that are no longer in the queue."""
-        path = self.file(queue, rater)
-        return {pair_key(label): label for label in read_records(path, HumanLabel, torn_tail="drop")} if path.exists() else {}
+        return {pair_key(label): label for label in read_existing(self.file(queue, rater), HumanLabel, torn_tail="drop")}
 
     def progress(self, queue: Queue) -> dict[str, int]:
         """Return the number of labelled pairs by rater."""

@@ -8,7 +8,7 @@ from typing import TypeVar
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
 from cai.constitution.load import parse_constitution
 from cai.constitution.show import LABELLED_KINDS, draw_shares
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing
 from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
 from cai.core.workspace import RunDirectory
@@ -165,8 +165,7 @@ def _measured(run: RunDirectory, constitution_id: str, principle: Principle) -> 
 
 
 def _all(run: RunDirectory, name: str, record_type: type[R]) -> Iterator[R]:
-    path = run.data(name)
-    return read_records(path, record_type) if path.is_file() else iter(())
+    return read_existing(run.data(name), record_type)
 
 
 def _drawing(run: RunDirectory, principle_id: str) -> Iterator[Prompt]:

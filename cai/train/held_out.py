@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing
 
 HELD_OUT = "held_out.jsonl"
 """File of the measurements, in the policy's folder."""
@@ -40,4 +40,4 @@ def is_over(points: Sequence[HeldOutPoint], patience: int | None) -> bool:
 def read_points(out: Path) -> list[HeldOutPoint]:
     """Return a training's measurements; empty if there are none."""
     path = out / HELD_OUT
-    return list(read_records(path, HeldOutPoint, torn_tail="drop")) if path.exists() else []
+    return list(read_existing(path, HeldOutPoint, torn_tail="drop"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cai.constitution.guidelines import Example, as_html, as_markdown, check_guidelines, examples_path, guideline_blocks, load_examples
-from cai.core.jsonl import read_records, refuse_replacing, write_text
+from cai.core.jsonl import read_existing, refuse_replacing, write_text
 from cai.core.workspace import RunDirectory
 from cai.errors import ConstitutionError, DataError
 from cai.records import Constitution, Judgment, Message, ResponsePair, RevisionTrace
@@ -62,9 +62,7 @@ def run_examples(run: RunDirectory, per_principle: int = PER_PRINCIPLE) -> list[
 
 
 def _from_traces(run: RunDirectory) -> Iterator[tuple[float, Example]]:
-    if not run.data("traces").is_file():
-        return
-    for trace in read_records(run.data("traces"), RevisionTrace):
+    for trace in read_existing(run.data("traces"), RevisionTrace):
         ids = {r.critique.principle_id for r in trace.rounds}
         if len(ids) != 1 or trace.dropped is not None or (trace.p_revised is not None and trace.p_revised <= 0.5):
             continue
@@ -75,12 +73,8 @@ def _from_traces(run: RunDirectory) -> Iterator[tuple[float, Example]]:
 
 
 def _from_judgments(run: RunDirectory) -> Iterator[tuple[float, Example]]:
-    if not run.data("judgments").is_file():
-        return
-    alone = {j.pair_id: j for j in read_records(run.data("judgments"), Judgment) if len(j.principle_ids) == 1 and j.p_a not in (None, 0.5)}
-    if not alone or not run.data("pairs").is_file():
-        return
-    for pair in read_records(run.data("pairs"), ResponsePair):
+    alone = {j.pair_id: j for j in read_existing(run.data("judgments"), Judgment) if len(j.principle_ids) == 1 and j.p_a not in (None, 0.5)}
+    for pair in read_existing(run.data("pairs"), ResponsePair):
         judgment = alone.get(pair.id)
         if judgment is None or judgment.p_a is None:
             continue

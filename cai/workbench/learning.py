@@ -26,7 +26,6 @@ from cai.ids import derive_seed, split_fraction
 from cai.judge.bench import correctness
 from cai.judge.protocol import probability
 from cai.models.base import Sampling
-from cai.models.templates import load_named_templates
 from cai.records import WORDINGS, Constitution, Failure, Principle, ResponsePair
 from cai.session import Session
 from cai.stats import holm, sign_flip
@@ -188,7 +187,7 @@ def merged(rules: Sequence[str]) -> list[tuple[str, int]]:
 
 async def _rules(pairs: Sequence[ResponsePair], session: Session) -> list[str]:
     """Ask of each pair which rule explains the choice of A."""
-    [template] = load_named_templates(("learn_rule",), session.workspace.root / session.recipe.templates)
+    [template] = session.named_templates("learn_rule")
 
     async def work(pair: ResponsePair) -> str:
         asked = template.render({"conversation": pair.prompt.messages, "preferred": pair.response_a, "other": pair.response_b})

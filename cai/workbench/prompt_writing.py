@@ -19,7 +19,6 @@ from cai.data.splits import SIMILARITY, compared_texts
 from cai.errors import ConstitutionError, DataError, ModelError
 from cai.ids import content_hash, derive_seed
 from cai.models.base import Sampling
-from cai.models.templates import load_named_templates
 from cai.recipe import PromptSource
 from cai.records import Constitution, Failure, Message, Principle, Prompt, PromptKind
 from cai.session import Session
@@ -100,7 +99,7 @@ async def write_prompts(
     if not slots:
         raise ConstitutionError(f"constitution {constitution.id}: no principle applies to {', '.join(kinds)} prompts. Name another --kind.")
     names = [TEMPLATES[kind] for kind in LABELLED_KINDS]
-    templates = dict(zip(LABELLED_KINDS, load_named_templates(names, session.workspace.root / session.recipe.templates), strict=True))
+    templates = dict(zip(LABELLED_KINDS, session.named_templates(*names), strict=True))
 
     async def ask(call: _Call) -> tuple[_Call, list[str]]:
         asked = templates[call.slot.kind].render({"statement": call.slot.principle.statement})

@@ -21,7 +21,7 @@ from cai.core.flow import run_items, together
 from cai.errors import ConstitutionError, ReplyError
 from cai.ids import derive_seed
 from cai.models.base import Sampling, TextModel
-from cai.models.templates import Template, load_named_templates
+from cai.models.templates import Template
 from cai.records import Failure, Principle
 from cai.session import Session
 from cai.workbench.replies import split_labelled, unquoted, whole_lines
@@ -106,7 +106,7 @@ async def propose(
 
 async def propose_in(session: Session, document: Document) -> Review:
     """Call `propose` with a session's model, templates and seed. Raises as `propose` does, and `TemplateError`."""
-    templates = load_named_templates(TEMPLATES, session.workspace.root / session.recipe.templates)
+    templates = session.named_templates(*TEMPLATES)
     count = len(document.sections)
     return await propose(
         document, session.model, templates, session.recipe.seed, lambda done: session.reporter.progress(done, count, "sections")

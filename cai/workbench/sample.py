@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing, read_records
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.ids import split_fraction
@@ -71,7 +71,7 @@ def trial_data_of_run(run: RunDirectory, sample: int, rank: Callable[[Prompt], i
         raise DataError(f"{run.data('responses')}: no such file; the run has not answered its prompts yet. Run its stage respond first.")
     responses = _sampled(list(read_records(run.data("responses"), Response)), lambda r: r.prompt, sample, rank)
     wanted = {r.prompt.id for r in responses}
-    pairs = read_records(run.data("pairs"), ResponsePair) if run.data("pairs").is_file() else iter(())
+    pairs = read_existing(run.data("pairs"), ResponsePair)
     return TrialData(tuple(responses), tuple(p for p in pairs if p.prompt.id in wanted and p.p_a is None))
 
 

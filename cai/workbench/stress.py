@@ -13,7 +13,7 @@ from cai.ids import derive_seed
 from cai.judge.choices import read_choices
 from cai.judge.protocol import probability
 from cai.models.base import Sampling, TextModel
-from cai.models.templates import Template, load_named_templates
+from cai.models.templates import Template
 from cai.records import Constitution, Failure, Principle, PromptKind
 from cai.session import Session
 from cai.workbench.replies import single
@@ -60,7 +60,7 @@ async def find_collisions(session: Session, constitution: Constitution, requests
         ReplyError: the judge gave no answer about any pair.
         TemplateError: a template can't be read.
     """
-    question, writing = load_named_templates(("conflict", "collision"), session.workspace.root / session.recipe.templates)
+    question, writing = session.named_templates("conflict", "collision")
     pairs = [(a, b, kinds) for a, b in combinations(constitution.principles, 2) if (kinds := _shared(a, b))]
 
     failed: list[ReplyError] = []

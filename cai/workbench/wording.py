@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from cai.constitution.proposals import WORDED, worded
 from cai.errors import ReplyError
 from cai.ids import derive_seed
-from cai.models.templates import load_named_templates
 from cai.records import DEFAULT_WORDING, Principle
 from cai.session import Session
 from cai.workbench.proposing import WORDING, read_wording, without_examples
@@ -30,7 +29,7 @@ async def draft_wording(session: Session, principle: Principle) -> Wording:
 
     A text is used only if lint finds nothing against it and it is about what the statement is about, not what the template's examples are.
     """
-    [template] = load_named_templates(("word_principle",), session.workspace.root / session.recipe.templates)
+    [template] = session.named_templates("word_principle")
     asked = template.render({"passage": principle.statement})
     seed = derive_seed(session.recipe.seed, "word", principle.statement)
     reply = await session.model.complete(asked.messages, WORDING, seed, asked.prefill)

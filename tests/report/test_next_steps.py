@@ -15,7 +15,6 @@ from tests.report.run_directory import write_run
 @pytest.fixture
 def data(tmp_path: Path) -> ReportData:
     found = collect_report(write_run(tmp_path / "run"))
-    assert found.manifest is not None
     manifest = Manifest("run", judge=JudgeCard("check", False, by_rule=True), stages=[StageEntry("respond", "done", "f")])
     return replace(found, manifest=manifest, audit=())
 
@@ -82,4 +81,4 @@ def test_costs_are_summed_and_the_longest_stage_named(data: ReportData) -> None:
     assert told == (
         "2 min 0 s, 6 model calls, 2 more reused, 1,200 tokens written, 0.25 US dollars. The longest stage was sft (75% of the time)."
     )
-    assert costs_in_words(replace(data, manifest=None)) == ""
+    assert costs_in_words(replace(data, manifest=Manifest("run"))) == ""

@@ -18,7 +18,6 @@ def data(tmp_path: Path) -> ReportData:
 
 
 def judged(data: ReportData, card: JudgeCard | None) -> ReportData:
-    assert data.manifest is not None
     return replace(data, manifest=replace(data.manifest, judge=card))
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from cai.core.jsonl import read_records
 from cai.data.prompts import load_prompts
 from cai.errors import DataError
-from cai.ids import split_fraction
+from cai.ids import at_most
 from cai.recipe import PromptSource
 from cai.records import Prompt
 
@@ -81,15 +81,16 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
     facts = _read(root / FOLDER / "facts.jsonl", FactProbe)
     paths = (str(FOLDER / "prose.jsonl"), *prompts)
     prose, *others = (load_prompts(PromptSource(path=path, limit=limit), root, seed).prompts for path in paths)
+    salt = f"limit:{seed}"
     return Probes(
-        _some(opinions, limit, seed), _some(facts, limit, seed), prose, tuple({p.id: p for group in others for p in group}.values())
+        at_most(opinions, limit, salt), at_most(facts, limit, salt), prose, tuple({p.id: p for group in others for p in group}.values())
     )
 
 
 def load_knowledge(root: Path, limit: int | None = None, seed: int = 0) -> tuple[tuple[FactProbe, ...], tuple[Passage, ...]]:
     """Read a workspace's facts and passages, at most `limit` of each. Chooses and raises like `load_probes`."""
     facts, passages = _read(root / FOLDER / "facts.jsonl", FactProbe), _read(root / FOLDER / "passages.jsonl", Passage)
-    return _some(facts, limit, seed), _some(passages, limit, seed)
+    return at_most(facts, limit, f"limit:{seed}"), at_most(passages, limit, f"limit:{seed}")
 
 
 def _read(path: Path, record_type: type[Probe]) -> list[Probe]:
@@ -98,10 +99,3 @@ def _read(path: Path, record_type: type[Probe]) -> list[Probe]:
     if len(ids) != len(found):
         raise DataError(f"{path}: {len(found) - len(ids)} probes repeat the id of another one; give each a unique id")
     return found
-
-
-def _some(probes: list[Probe], limit: int | None, seed: int) -> tuple[Probe, ...]:
-    if limit is None or limit >= len(probes):
-        return tuple(probes)
-    chosen = {id(p) for p in sorted(probes, key=lambda p: split_fraction(p.id, f"limit:{seed}"))[:limit]}
-    return tuple(p for p in probes if id(p) in chosen)

@@ -13,7 +13,7 @@ from cai.constitution.load import load_constitution
 from cai.core.console import Reporter
 from cai.core.flow import together
 from cai.core.interrupt import run_interruptible
-from cai.core.jsonl import read_records, write_records
+from cai.core.jsonl import read_existing, read_records, write_records
 from cai.core.text.words import word_count
 from cai.core.workspace import PAIR_FILES, RunDirectory
 from cai.data.splits import conversation_id
@@ -48,16 +48,15 @@ def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = N
     """Audit what a run's files hold, asking no model but its reward models. What isn't there is left out."""
     findings: list[AuditFinding] = []
     seed = recipe.seed
-    samples = list(read_records(run.data("samples"), Sample)) if run.data("samples").exists() else []
+    samples = list(read_existing(run.data("samples"), Sample))
     findings += audit_samples(samples, seed)
     if run.data("preferences").exists():
         findings += audit_labels(list(read_records(run.data("preferences"), Preference)), seed)
     if run.data("judgments").exists() and run.data("pairs").exists():
-        pairs = [p for name in PAIR_FILES if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+        pairs = [p for name in PAIR_FILES for p in read_existing(run.data(name), ResponsePair)]
         findings += audit_judgments(read_records(run.data("judgments"), Judgment), pairs, seed)
     answers = list((responses_of(samples, "sft") or responses_of(samples, AGAINST)).values())  # what the reward is used on
-    if not answers and run.data("responses").exists():  # before anything was evaluated: what the reward is about to be used on
-        answers = list(read_records(run.data("responses"), Response))
+    answers = answers or list(read_existing(run.data("responses"), Response))  # before anything was evaluated
     answers = answers[:REWARD_ANSWERS]
     folders = sorted(f for f in (run.path / "models").glob("reward-*") if (f / "adapter_config.json").exists())
     if len(answers) > 1 and folders:
@@ -148,10 +147,8 @@ def on_most_items(findings: Sequence[AuditFinding]) -> list[AuditFinding]:
 
 def _on_fewer_items(run: RunDirectory, findings: Sequence[AuditFinding]) -> int:
     """Return how many findings of the audit on disk rest on more items than these do."""
-    if not run.data(AUDIT).exists():
-        return 0
     n = {(f.subject, f.check): f.n for f in findings}
-    return sum(f.n > n.get((f.subject, f.check), 0) for f in read_records(run.data(AUDIT), AuditFinding))
+    return sum(f.n > n.get((f.subject, f.check), 0) for f in read_existing(run.data(AUDIT), AuditFinding))
 
 
 async def ask_models(session: Session, specs: dict[str, ModelSpec], probes: Probes) -> dict[str, Answers]:

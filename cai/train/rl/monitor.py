@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-from cai.core.jsonl import append_record, read_records, write_records
+from cai.core.jsonl import append_record, read_existing, write_records
 from cai.core.text.refusals import can_tell, is_refusal
 from cai.core.text.repetition import distinct_fraction, repeated_fraction
 from cai.core.text.words import word_count
@@ -92,7 +92,7 @@ class Monitor:
         Args:
             step: step of the checkpoint to resume from; -1 at the start of a training deletes all observations.
         """
-        stored = list(read_records(self.path, MonitorPoint, torn_tail="drop")) if self.path.exists() else []
+        stored = list(read_existing(self.path, MonitorPoint, torn_tail="drop"))
         self.points = [p for p in stored if p.step <= step]
         if self.path.exists():
             write_records(self.path, self.points)
