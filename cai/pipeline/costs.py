@@ -13,6 +13,7 @@ from cai.pipeline.memory import generation_bytes, read_dimensions, training_byte
 from cai.pipeline.speed import READ_PART, TRAIN_PART, Rates, device, forward_flop, step_seconds
 from cai.recipe import ModelSpec, Precision, Recipe, SamplingSpec
 from cai.train.reward.ensemble import CENTRE_PAIRS, KEPT_TOKENS
+from cai.train.rl.terms import TERMS
 
 MEAN_FILL = 0.85
 """Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
@@ -188,6 +189,28 @@ class Costs:
         seconds = flop / (TRAIN_PART * self.rates_of(config.precision).flops)
         memory = training_bytes(shape, config, config.batch_size * largest, config.batch_size * most_targets, device(), adapters)
         return StagePlan(train_steps=steps, trained_tokens=round(tokens), seconds=seconds, memory_bytes=round(memory))
+
+    @property
+    def adapted(self) -> ModelSpec:
+        """The trained model with an adapter of the run."""
+        return structs.replace(self.recipe.trained, adapter="models/sft")
+
+    def pair_training(self, examples: float, sides: int = 2, passes: float = 1.0) -> StagePlan:
+        """Return the cost of a training on pairs from the SFT adapter, whose shape it has. A frozen copy is the reference.
+
+        Args:
+            passes: forward passes of the reference over all examples; DPO keeps its log-probabilities after the first epoch.
+        """
+        lora = structs.replace(self.recipe.policy.lora, layers=self.recipe.sft.lora.layers)
+        answers = (written(self.recipe.pairs.sampling.max_tokens),) * sides
+        return self.training(structs.replace(self.recipe.policy, lora=lora), examples, self.prompt, answers, passes, adapters=2)
+
+    def term_calls(self, completions: float, answer: Tokens) -> list[StagePlan]:
+        """Return the cost of what the recipe's reward terms ask the judge about completions of this length."""
+        return [
+            (self if term.asks_principles else replace(self, asked=1)).asked_of_judge(term.work, completions, self.prompt, answer)
+            for term in (TERMS.get(reward.term) for reward in self.recipe.policy.online.rewards)
+        ]
 
     def scores(self, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:
         """Return what it costs to score answers with every reward model, so many to a prompt, which runs once."""

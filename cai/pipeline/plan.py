@@ -27,7 +27,6 @@ from cai.models.base import PairTokens, Work
 from cai.models.templates import CONVERSATIONS, Template, Value, load_templates
 from cai.pipeline.costs import MEAN_FILL, Costs, StagePlan, Tokens, joined, written
 from cai.pipeline.methods import METHODS
-from cai.pipeline.policy_costs import adapted_spec
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import Rates, device, nominal_rates, probe
 from cai.recipe import Precision, Recipe, load_recipe
@@ -139,7 +138,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     applying = round(sum(n * len(constitution.for_kind(kind)) for kind, n in kinds.items()) / max(1, count))
     asked = applying if recipe.feedback.principles == "ensemble" else min(recipe.feedback.per_label, applying)
     c = Costs(recipe, rates_of, PairTokens(0, 0, question, comparison, statement, grading), asked)
-    model, judge, adapted = recipe.model, recipe.judge, adapted_spec(recipe)
+    model, judge, adapted = recipe.model, recipe.judge, c.adapted
     answer, revised, sampled, shown_answer = (
         written(part.sampling.max_tokens) for part in (recipe.respond, recipe.critique, recipe.pairs, recipe.evaluate)
     )
@@ -215,7 +214,7 @@ def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:
         return []
     prompts = load_all(config.prompts, workspace.root, c.recipe.seed).prompts
     prompt = _lengths(sum(len(m.content) for m in p.messages) for p in prompts) + SYSTEM_TOKENS + TURN_TOKENS
-    return [c.answers(adapted_spec(c.recipe), len(prompts), prompt, config.sampling, len({*config.shares, 1.0}))]
+    return [c.answers(c.adapted, len(prompts), prompt, config.sampling, len({*config.shares, 1.0}))]
 
 
 def _knowledge(c: Costs, workspace: Workspace, models: int) -> list[StagePlan]:

@@ -1,6 +1,5 @@
 """What a policy method declares: how it trains, what it reads, what decides it, what it costs, and what can be wrong with its settings."""
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe
 from cai.train.rl.terms import TERMS
+from cai.train.running import process_count
 
 SAMPLES = "samples"
 """Folder in `models/policy` with the records of a method that samples first and then trains."""
@@ -79,12 +79,7 @@ def judge_sources(recipe: Recipe) -> list[str]:
 def term_sources(recipe: Recipe) -> list[str]:
     """Return the workspace files that the recipe's reward terms read: its probe, where one needs it."""
     probe = recipe.feedback.probe
-    return [] if probe is None or not needs_probe(recipe) else [probe]
-
-
-def needs_probe(recipe: Recipe) -> bool:
-    """Whether a reward term reads hidden states by a probe. Raises `RecipeError` for an unknown term."""
-    return needs_scorer(recipe, "probe")
+    return [] if probe is None or not needs_scorer(recipe, "probe") else [probe]
 
 
 def needs_scorer(recipe: Recipe, scorer: str) -> bool:
@@ -104,7 +99,7 @@ def no_room(recipe: Recipe, key: str, settings: OnlineConfig | PPOSpec) -> list[
 def online_problems(recipe: Recipe) -> list[str]:
     """Say what is wrong with the settings of a method that compares completions of one prompt by the recipe's reward terms."""
     problems = no_room(recipe, "online.max_tokens", recipe.policy.online)
-    if group := recipe.policy.group_problem(int(os.environ.get("WORLD_SIZE", "1"))):
+    if group := recipe.policy.group_problem(process_count()):
         problems.append(group)
     return problems + term_problems(recipe)
 

@@ -87,6 +87,14 @@ def load_rewards(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":
     return load_ensemble([run.model(name) for name in config.member_names], base, config.aggregate, config.uncertainty_penalty)
 
 
+def load_gold(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":
+    """Load a run's gold reward model; call it only for recipes with one. Raises `ModelError`."""
+    from cai.train.reward.ensemble import load_ensemble
+
+    assert recipe.gold is not None
+    return load_ensemble([run.model(GOLD)], msgspec.structs.replace(recipe.trained, precision=recipe.gold.precision))
+
+
 def run_accuracies(run: RunDirectory) -> list[EvalResult]:
     """Return the accuracy of a run's reward models on its held-out pairs, the ensemble's first; empty without held-out pairs."""
     whole = [m for m in read_records(run.data("reward_measures"), RewardMeasure) if m.by == "all"]

@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec.structs import replace
-
 from cai.core.flow import together
 from cai.data.prompts import split_monitored
 from cai.errors import RecipeError, ReplyError
@@ -16,7 +14,7 @@ from cai.models.base import TextModel
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
 from cai.pipeline.policy_method import needs_scorer
-from cai.pipeline.reward_models import load_rewards
+from cai.pipeline.reward_models import load_gold, load_rewards
 from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
@@ -118,11 +116,7 @@ def watching(c: Context) -> MonitorSpec | None:
 
 def load_monitor(c: Context, rewarding: RewardFunction) -> Monitor:
     """Load the monitor: its held-out prompts, the proxy reward and the gold reward model."""
-    from cai.train.reward.ensemble import load_ensemble
-
-    assert c.recipe.gold is not None
-    gold = load_ensemble([c.run.model(GOLD)], replace(c.recipe.trained, precision=c.recipe.gold.precision))
-    prompts = monitor_prompts(c)
+    gold, prompts = load_gold(c.recipe, c.run), monitor_prompts(c)
 
     def score(items: Items) -> Sequence[float]:
         return [s.value for s in gold.score(items)]
@@ -144,7 +138,6 @@ def monitor_prompts(c: Context) -> list[Prompt]:
 
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
     """Return the judge as a reward term. A failed call is a counted failure and gives None."""
-
     return _each(
         c, lambda prompt, text: adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed), runner
     )

@@ -1,7 +1,7 @@
 """Checks the configuration before any weights are loaded, and reports all errors together."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cai.constitution.load import load_constitution
@@ -47,6 +47,15 @@ READ_AT_ONCE = 64 * 1024 * 1024
 """Size in bytes up to which labels are read when a run is set up."""
 
 
+@contextlib.contextmanager
+def told(problems: list[str], key: str = "") -> Iterator[None]:
+    """Add an error of the block to the problems, under the recipe's key that it is about."""
+    try:
+        yield
+    except CaiError as e:
+        problems.append(f"{key}: {e}" if key else str(e))
+
+
 def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tuple[Constitution, str]:
     """Check a recipe: load the small files, and check that the large ones exist.
 
@@ -64,20 +73,14 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     problems: list[str] = []
     constitution: Constitution | None = None
     model = ""
-    try:
+    with told(problems):
         constitution = load_constitution(workspace.root / recipe.constitution)
-    except CaiError as e:
-        problems.append(str(e))
-    try:
+    with told(problems):
         load_templates(workspace.root / recipe.templates)
-    except CaiError as e:
-        problems.append(str(e))
     for spec in dict.fromkeys((recipe.model, recipe.judge, recipe.trained)):
-        try:
+        with told(problems):
             found = spec_fingerprint(spec)
             model = model or found
-        except CaiError as e:
-            problems.append(str(e))
     if trains and recipe.trained.is_server:
         problems.append(
             f"model: {recipe.trained.path} is a server, and there is nothing here to train. Name the weights (weights: {{path: …}}), "
@@ -87,20 +90,14 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
     files += [("blend.prompts", path) for path in local_sources(recipe.blend.prompts if recipe.blend else ())]
     files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]
     for key, path in files:
-        try:
+        with told(problems, key):
             source_files(path, workspace.root)
-        except CaiError as e:
-            problems.append(f"{key}: {e}")
     problems += _label_problems(recipe, workspace.root)
-    try:
+    with told(problems, "feedback.calibration"):
         calibration_of(recipe.feedback, workspace.root)
-    except CaiError as e:
-        problems.append(f"feedback.calibration: {e}")
     problems += _probe_problems(recipe, workspace.root)
-    try:
+    with told(problems, "feedback.protocol"):
         problems += PROTOCOLS.get(recipe.feedback.protocol).problems(recipe.feedback)
-    except CaiError as e:
-        problems.append(f"feedback.protocol: {e}")
     if constitution is not None:
         with contextlib.suppress(CaiError):  # an unknown protocol is reported above
             protocol = PROTOCOLS.get(recipe.feedback.protocol)
@@ -108,10 +105,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
                 problems.append(f"feedback.protocol: {protocol.name} can judge by no principle of {recipe.constitution}")
         if any(term.term == "check" for term in recipe.policy.online.rewards) and not any(p.check for p in constitution.principles):
             problems.append(f"policy.online.rewards: check: no principle of {recipe.constitution} has a check to score by")
-        try:
+        with told(problems):
             check_kept(recipe.blend, constitution)
-        except CaiError as e:
-            problems.append(str(e))
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]
         if uncovered:
             problems.append(f"critique.kinds: no principle of {recipe.constitution} applies to {', '.join(uncovered)}")
@@ -119,7 +114,11 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
     if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
-    problems += _late_problems(recipe)
+    with told(problems, "policy.method"):
+        problems += METHODS.get(recipe.policy.method).problems(recipe)
+    reward = recipe.reward
+    if reward.members < 2 and reward.slices in ("folds", "parts"):
+        problems.append(f"reward.slices: {reward.slices} needs at least 2 members, found {reward.members}. Raise reward.members")
     if trains and not recipe.trained.is_server and recipe.trained.path != "scripted":
         problems += _target_problems(recipe)
     if problems or constitution is None:
@@ -170,27 +169,12 @@ def _label_problems(recipe: Recipe, root: Path) -> list[str]:
     labels = [("preferences.human", source) for source in recipe.preferences.human]
     labels += [("gold.human", source) for source in (recipe.gold.human if recipe.gold else ())]
     labels += [("feedback.bench_pairs", HumanSource(path=recipe.feedback.bench_pairs))] if recipe.feedback.bench_pairs else []
-    problems = []
+    problems: list[str] = []
     for key, source in labels:
         if not local_sources([source]):
             continue
-        try:
+        with told(problems, key):
             files = source_files(source.path, root)
             if all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= READ_AT_ONCE:
                 load_human([source], root, recipe.seed)
-        except CaiError as e:
-            problems.append(f"{key}: {e}")
-    return problems
-
-
-def _late_problems(recipe: Recipe) -> list[str]:
-    """Return configuration errors that the training stages would otherwise find hours after the start."""
-    reward = recipe.reward
-    problems: list[str] = []
-    try:
-        problems += METHODS.get(recipe.policy.method).problems(recipe)
-    except CaiError as e:
-        problems.append(f"policy.method: {e}")
-    if reward.members < 2 and reward.slices in ("folds", "parts"):
-        problems.append(f"reward.slices: {reward.slices} needs at least 2 members, found {reward.members}. Raise reward.members")
     return problems

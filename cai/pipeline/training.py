@@ -48,9 +48,7 @@ def reward_stage(c: Context) -> dict[str, int]:
     train, held_out = (list(c.read(name, Preference)) for name in ("preferences", "preferences_heldout"))
 
     def on_log(member: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        _keep_step(c, step, metrics, member)
-        c.reporter.progress(step, total, f"steps of {'the gold reward model' if member == GOLD else member}")
-        c.tracking.log(member, training_numbers(metrics), step)
+        _show_step(c, step, total, metrics, member)
 
     counts, steps = train_rewards(c.recipe, c.run, train, held_out, on_log)
     if steps:  # the first process alone has any
@@ -64,14 +62,21 @@ def policy_stage(c: Context) -> Awaitable[dict[str, int]] | dict[str, int]:
     """Train the policy from the SFT adapter by the recipe's method."""
     method = METHODS.get(c.recipe.policy.method)
     if not method.rounds:
-        from cai.pipeline.online_dpo import remove_rounds
-
         remove_rounds(c.run.model("policy"), beyond=0)
     if not method.samples and is_first_process():
         shutil.rmtree(c.run.model("policy") / SAMPLES, ignore_errors=True)
     if not is_watched(c.recipe) and is_first_process():
         (c.run.model("policy") / FRONTIER).unlink(missing_ok=True)  # of an earlier policy, that was watched
     return method.run(c)
+
+
+def remove_rounds(out: Path, beyond: int) -> None:
+    """Remove the folders of rounds above a number, left by an earlier recipe."""
+    if not is_first_process():
+        return
+    for folder in out.glob("round-*"):
+        if not folder.name[6:].isdigit() or int(folder.name[6:]) > beyond:
+            shutil.rmtree(folder)
 
 
 def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
@@ -102,27 +107,17 @@ def train_on_rewards(c: Context) -> dict[str, int]:
 
 def progress_of(c: Context) -> OnLog:
     """Return a callback that shows training steps, and sends their numbers to the tracker."""
-
-    def on_log(step: int, total: int, metrics: dict[str, float]) -> None:
-        _keep_step(c, step, metrics)
-        c.reporter.progress(step, total, "steps")
-        c.tracking.log(c.stage, training_numbers(metrics), step)
-
-    return on_log
+    return partial(_show_step, c)
 
 
-def _keep_step(c: Context, step: int, metrics: dict[str, float], member: str = "") -> None:
-    """Append a step's numbers to a file that a page reads while the stage runs. It goes with the stage's other intermediate files."""
-    if not is_first_process():
-        return
-    row = {"stage": c.stage, "member": member, "step": step, **metrics}
-    with contextlib.suppress(OSError, CaiError):  # nothing depends on it
-        append_record(c.run.live, row)
-
-
-def training_numbers(metrics: dict[str, float]) -> dict[str, float]:
-    """Return a training step's numbers by the names that trackers group them by."""
-    return {f"train/{name}": value for name, value in metrics.items()}
+def _show_step(c: Context, step: int, total: int, metrics: dict[str, float], member: str = "") -> None:
+    """Show a training step, send its numbers to the tracker, and keep them in a file that a page reads while the stage runs."""
+    if is_first_process():
+        with contextlib.suppress(OSError, CaiError):  # nothing depends on it
+            append_record(c.run.live, {"stage": c.stage, "member": member, "step": step, **metrics})
+    of_member = f" of {'the gold reward model' if member == GOLD else member}" if member else ""
+    c.reporter.progress(step, total, f"steps{of_member}")
+    c.tracking.log(member or c.stage, {f"train/{name}": value for name, value in metrics.items()}, step)
 
 
 def trained(c: Context, result: TrainResult, out: Path) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """Convert a recipe's training block into arguments of TRL and PEFT. All defaults are in the recipe."""
 
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from cai.errors import TrainingError
 from cai.models.local.precision import resolved_precision
 from cai.recipe import LoraSpec, ModelSpec, TrainSpec
+from cai.train.running import process_count
 
 
 def total_steps(config: TrainSpec, examples: int, processes: int = 1) -> int:
@@ -29,7 +29,6 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
     """
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     return {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": config.batch_size,
@@ -37,7 +36,7 @@ def training_arguments(config: TrainSpec, examples: int, checkpoints: Path, seed
         "num_train_epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": "linear",
-        "warmup_steps": int(config.warmup_fraction * total_steps(config, examples, processes)),
+        "warmup_steps": int(config.warmup_fraction * total_steps(config, examples, process_count())),
         "optim": config.optimizer,
         "weight_decay": 0.0,
         "bf16": resolved_precision(config.precision) != "float32",

@@ -1,6 +1,7 @@
 """Model cards: the README.md in an adapter's folder, in the Hub's format."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cai import __version__
 from cai.core.jsonl import write_text
 from cai.core.text.markdown import code, escape_markdown, hub_base
 from cai.recipe import PolicyConfig, TrainSpec
-from cai.records import Preference
+from cai.records import Preference, Prompt, SFTExample
 from cai.train.checkpoints import TrainResult
 
 TITLES = {"sft": "SFT policy", "reward": "Reward model", "policy": "Policy"}
@@ -52,20 +53,14 @@ class CardFacts:
     """The part of the training data that it was trained on, for a member of an ensemble."""
 
 
-def preference_sources(preferences: Sequence[Preference]) -> dict[str, int]:
-    """Count pairs by the source of their labels."""
-    counts: dict[str, int] = {}
-    for preference in preferences:
-        counts[preference.source] = counts.get(preference.source, 0) + 1
-    return counts
+def sources_of(examples: Iterable[Preference | SFTExample | Prompt]) -> dict[str, int]:
+    """Count examples by their source."""
+    return dict(Counter(example.source for example in examples))
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write `README.md` into an adapter's folder, from rank 0 only."""
-    from cai.train.running import is_first_process
-
-    if is_first_process():
-        write_text(folder / "README.md", render_card(facts))
+    """Write `README.md` into an adapter's folder. Call it on rank 0 only."""
+    write_text(folder / "README.md", render_card(facts))
 
 
 def render_card(facts: CardFacts) -> str:

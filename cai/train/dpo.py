@@ -19,19 +19,20 @@ from cai.models.local.adapter import adapter_weights
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
-from cai.train.cards import CardFacts, preference_sources, write_card
-from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.cards import CardFacts, sources_of
+from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.encode import dpo_rows
 from cai.train.held_out import best_point
 from cai.train.rl.monitor import MonitorSpec, best_folder, restore_best, restore_weights
 from cai.train.running import (
     OnLog,
+    begin,
     finish,
     float_trained_weights,
     is_first_process,
-    prepare,
+    name_of_start,
     quiet_training,
-    remove_leftover_checkpoints,
+    start_of,
     train_and_save,
     training_fingerprint,
 )
@@ -116,7 +117,7 @@ def train_policy(
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
 
-    start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
+    start = start_of(config, model, sft_adapter)
     tokenizer = load_tokenizer(start)
     rows, dropped = encode(tokenizer, preferences)
     apart = held_out_rows(encode, tokenizer, held_out, len(rows))
@@ -128,10 +129,8 @@ def train_policy(
     if apart:
         identities.append(apart)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identities)
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     with quiet_training():
         trainer = build(config, start, tokenizer, rows, out, seed, reference, len(apart))
         monitor = None if monitor_spec is None else monitor_spec.load()
@@ -150,8 +149,7 @@ def train_policy(
     chosen = None if measuring is None else best_point(measuring.points)
     if chosen is not None and monitor is None and is_first_process():
         restore_weights(best_folder(out, chosen.step), out)
-    first_reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"{name}, reference: {first_reference if reference is None else f'the adapter in {reference.name}'}"
+    method = f"{name}, reference: {name_of_start(sft_adapter) if reference is None else f'the adapter in {reference.name}'}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     if measuring is not None and chosen is not None:
         shown = chosen if monitor is None else measuring.points[-1]
@@ -160,8 +158,7 @@ def train_policy(
         why = "" if monitor is not None else f", the lowest loss of {len(measuring.points)} measurements"
         told = f"loss {shown.loss:.3f}, margin {shown.margin:.3f}, accuracy {shown.accuracy:.1%}, n = {shown.n}"
         measured["held-out preferences"] = f"{told} (step {shown.step}{why})"
-    write_card(out, CardFacts("policy", model.path, method, preference_sources(preferences), config, result, seed, measured))
-    finish(out, fingerprint, result)
+    finish(out, fingerprint, CardFacts("policy", model.path, method, sources_of(preferences), config, result, seed, measured))
     return result
 
 

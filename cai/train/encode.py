@@ -94,6 +94,8 @@ def told_parts(tokenizer: Any, example: SFTExample, completion_ids: list[int]) -
         For each part `ids` (its conversation and its tokens), and `start` and `end`: the last `start − end` of these tokens are the
         completion's, from `start` to `end` tokens before its end. And for each of the T tokens 1 if it is forced, else 0.
     """
+    from cai.models.local.prefix import common_prefix
+
     told, forced = [], [1] * len(completion_ids)
     text, done = "", 0
     for number, part in enumerate(example.parts, 1):
@@ -105,18 +107,13 @@ def told_parts(tokenizer: Any, example: SFTExample, completion_ids: list[int]) -
         _, begun = encode_turn(tokenizer, part.messages, part.opening, ended=False) if part.opening else ([], [])
         if completion_ids[: len(so_far)] != so_far:  # the next part changes this one's last token
             continue
-        free = min(_shared(so_far[done:][::-1], said[::-1]), len(said) - _shared(said, begun))
+        free = min(common_prefix(so_far[done:][::-1], said[::-1]), len(said) - common_prefix(said, begun))
         if free:
             start = len(completion_ids) - len(so_far) + free
             told.append({"ids": asked + said, "start": start, "end": start - free})
             forced[len(so_far) - free : len(so_far)] = [0] * free
         done = len(so_far)
     return told, forced
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sequences share at their beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -16,7 +16,8 @@ from cai.core.jsonl import disk_error, write_records
 from cai.errors import StoreError, TrainingError
 from cai.ids import content_hash
 from cai.recipe import ModelSpec, TrainSpec
-from cai.train.checkpoints import FINISHED, TrainResult, last_checkpoint, mark_finished, remove_checkpoints
+from cai.train.cards import CardFacts, write_card
+from cai.train.checkpoints import FINISHED, TrainResult, finished_result, last_checkpoint, mark_finished, remove_checkpoints
 
 OnLog = Callable[[int, int, dict[str, float]], None]
 """Called after each step with its number (from 1), the total number of steps, and the step's metrics."""
@@ -80,19 +81,27 @@ def train_and_save(
     )
 
 
-def finish(out: Path, fingerprint: str, result: TrainResult) -> None:
-    """Mark `out` as finished, on rank 0 while the other ranks wait. Nothing is written to it afterwards."""
+def finish(out: Path, fingerprint: str, facts: CardFacts) -> None:
+    """Write the model card and mark `out` as finished, on rank 0 while the other ranks wait. Nothing is written to it afterwards."""
     from accelerate import PartialState
 
     if is_first_process():
-        mark_finished(out, fingerprint, result)
+        write_card(out, facts)
+        mark_finished(out, fingerprint, facts.result)
     PartialState().wait_for_everyone()
 
 
-def prepare(out: Path) -> None:
-    """Create the output folder, remove its finished marker, and select this process's GPU."""
+def begin(out: Path, fingerprint: str) -> TrainResult | None:
+    """Return the result of this training if it has finished in `out`.
+
+    Otherwise create the folder, remove the marker of another finished training, select this process's GPU, and return None.
+    """
     import torch
 
+    if (done := finished_result(out, fingerprint)) is not None:
+        if is_first_process():
+            remove_checkpoints(out)  # left by a training that was killed before it could remove them
+        return done
     try:
         out.mkdir(parents=True, exist_ok=True)
         if is_first_process():
@@ -101,6 +110,17 @@ def prepare(out: Path) -> None:
         raise disk_error(e, out) from e
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return None
+
+
+def start_of(config: TrainSpec, model: ModelSpec, adapter: Path | None) -> ModelSpec:
+    """Return a policy's start and reference: the base model, with the SFT adapter if there is one, in the training's precision."""
+    return replace(model, adapter=None if adapter is None else str(adapter), precision=config.precision)
+
+
+def name_of_start(adapter: Path | None) -> str:
+    """Return what a policy started from, for its card."""
+    return "the base model" if adapter is None else "the SFT adapter that it started from"
 
 
 def process_count() -> int:
@@ -187,9 +207,3 @@ def check_processes(seen: int) -> None:
             f"{started} processes were started, but the process group has {seen}: each process would train alone.\n"
             "Fix: start with `torchrun --nproc_per_node N`; on CPUs set ACCELERATE_USE_CPU=1"
         )
-
-
-def remove_leftover_checkpoints(out: Path) -> None:
-    """Remove checkpoints that a finished training has left, because it was killed before it could remove them."""
-    if is_first_process():
-        remove_checkpoints(out)

@@ -16,16 +16,15 @@ from msgspec.structs import replace
 from cai.recipe import ModelSpec, SFTConfig
 from cai.records import SFTExample
 from cai.train.arguments import training_arguments, with_new_adapter
-from cai.train.cards import CardFacts, write_card
-from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.cards import CardFacts, sources_of
+from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.encode import sft_rows
 from cai.train.running import (
     OnLog,
+    begin,
     finish,
     float_trained_weights,
-    prepare,
     quiet_training,
-    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -57,18 +56,14 @@ def train_sft(
     asked = {"soft_targets": config.soft_targets, "thinking": config.thinking}
     rows, dropped = sft_rows(tokenizer, examples, config.max_length, **asked)
     fingerprint = training_fingerprint("sft", config, model, rows, seed)
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     with quiet_training():
         trainer = sft_trainer(config, model, tokenizer, rows, out, seed)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     soft = sum(bool(row.get("told")) for row in rows)
     loss = "completions imitated, prompts masked" + (f"; soft targets for {soft} of {len(rows)}" if soft else "")
-    facts = CardFacts("sft", model.path, loss, _sources(examples), config, result, seed)
-    write_card(out, facts)
-    finish(out, fingerprint, result)
+    finish(out, fingerprint, CardFacts("sft", model.path, loss, sources_of(examples), config, result, seed))
     return result
 
 
@@ -101,10 +96,3 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     trainer = SoftTargetSFT(**given, data_collator=SoftTargetCollator(tokenizer.pad_token_id)) if soft else SFTRun(**given)
     float_trained_weights(trainer.model)
     return trainer
-
-
-def _sources(examples: Sequence[SFTExample]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for example in examples:
-        counts[example.source] = counts.get(example.source, 0) + 1
-    return counts

@@ -12,8 +12,9 @@ from cai.core.console import Reporter
 from cai.core.jsonl import read_records
 from cai.core.manifest import read_manifest
 from cai.core.workspace import Workspace
-from cai.pipeline.online_dpo import remove_rounds, round_prompts, round_tasks
+from cai.pipeline.methods.online_dpo import round_prompts, round_tasks
 from cai.pipeline.plan import draft
+from cai.pipeline.training import remove_rounds
 from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.train.reward.train import train_reward
 from cai.train.sft import train_sft

@@ -10,7 +10,7 @@ import pytest
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import Workspace
 from cai.pipeline.methods import METHODS, is_watched
-from cai.pipeline.online_dpo import rounds_log
+from cai.pipeline.methods.online_dpo import rounds_log
 from cai.pipeline.training import policy_stage, trained
 from cai.recipe import GoldConfig, PolicyConfig, Recipe
 from cai.train.checkpoints import TrainResult
@@ -51,7 +51,7 @@ def test_rounds_say_that_no_gold_model_watches_them(tmp_path: Path, monkeypatch:
     told: list[str] = []
     c = context(tmp_path, recipe)
     c.reporter = SimpleNamespace(say=lambda text, style="": told.append(text), progress=lambda *a: None)
-    monkeypatch.setattr("cai.pipeline.online_dpo.train_rounds", lambda c, on_log: TrainResult(0, 0))
+    monkeypatch.setattr("cai.pipeline.methods.online_dpo.train_rounds", lambda c, on_log: TrainResult(0, 0))
     write_records(c.run.model("policy") / HISTORY, [])
     write_records(c.run.model("policy") / FRONTIER, [])
     policy_stage(c)

@@ -15,7 +15,7 @@ import pytest
 from cai.core.jsonl import read_records
 from cai.core.manifest import read_manifest
 from cai.core.workspace import Workspace
-from cai.pipeline.online_dpo import PREFERENCES
+from cai.pipeline.methods.online_dpo import PREFERENCES
 from cai.records import MonitorPoint, Preference
 from cai.train.checkpoints import FINISHED
 from cai.train.rl.monitor import FRONTIER

@@ -122,7 +122,7 @@ def test_it_ends_where_answers_collapse_and_at_the_same_step_after_a_kill(
     assert 10 <= calm.steps < 15 and len(told) == 1
     assert f"policy: step {calm.steps}: answers have" in told[0] and "had 6 at first; training ends here" in told[0]
     with monkeypatch.context() as m:
-        m.setattr("cai.train.rl.self_distill.write_card", killed)
+        m.setattr("cai.train.running.write_card", killed)
         with pytest.raises(Killed):
             train(tiny_model_dir, sft, cut, config)
     assert train(tiny_model_dir, sft, cut, config).steps == calm.steps

@@ -38,7 +38,6 @@ from cai.ids import derive_seed
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan, joined, written
-from cai.pipeline.policy_costs import adapted_spec, term_calls
 from cai.pipeline.policy_method import (
     SAMPLES,
     PolicyMethod,
@@ -49,10 +48,10 @@ from cai.pipeline.policy_method import (
     term_sources,
     with_judge,
 )
-from cai.pipeline.reward_models import gold_model, reward_models
+from cai.pipeline.reward_models import gold_model, load_gold, reward_models
 from cai.pipeline.rewarding import load_reward_function, warn_if_unmonitored
 from cai.pipeline.training import progress_of, trained
-from cai.recipe import GOLD, OnlineConfig, Recipe, SamplingSpec, SFTConfig, TrainSpec
+from cai.recipe import OnlineConfig, Recipe, SamplingSpec, SFTConfig, TrainSpec
 from cai.records import Prompt, Provenance, SFTExample
 from cai.train.cards import CardFacts, write_card
 from cai.train.running import is_first_process
@@ -133,12 +132,11 @@ def best_of_n(c: Context) -> dict[str, int]:
     summary = msgspec.json.decode((folder / "summary.json").read_bytes(), type=Summary)
     shared = {name: getattr(config, name) for name in TrainSpec.__struct_fields__}
     sft = SFTConfig(**shared, soft_targets=False, thinking=True)
-    start = structs.replace(c.recipe.trained, adapter=str(c.run.model("sft")))
-    result = train_sft(sft, start, examples, out, c.recipe.seed, progress_of(c))
+    result = train_sft(sft, c.adapted("sft"), examples, out, c.recipe.seed, progress_of(c))
     method = f"SFT of the SFT adapter on the best of its own {summary.n} samples, {in_words(summary)}"
-    write_card(out, CardFacts("policy", c.recipe.trained.path, method, {SOURCE: len(examples)}, config, result, c.recipe.seed))
     counts = trained(c, result, out)
     if is_first_process():
+        write_card(out, CardFacts("policy", c.recipe.trained.path, method, {SOURCE: len(examples)}, config, result, c.recipe.seed))
         numbers = {f"best_of_n/{name}": value for name, value in msgspec.to_builtins(summary).items() if isinstance(value, int | float)}
         append_record(c.run.metrics, {"stage": c.stage, **numbers})
         c.tracking.log(c.stage, numbers)
@@ -179,7 +177,7 @@ def choose_best(c: Context, folder: Path) -> None:
 
 async def sample_all(c: Context) -> list[SampledPrompt]:
     """Sample each training prompt from the SFT model."""
-    writer = await c.writer(structs.replace(c.recipe.trained, adapter=str(c.run.model("sft"))))
+    writer = await c.writer(c.adapted("sft"))
     prompts = list(c.read("prompts", Prompt))
 
     async def work(prompt: Prompt) -> SampledPrompt:
@@ -218,13 +216,9 @@ async def sample_prompt(prompt: Prompt, writer: Writer, online: OnlineConfig) ->
 
 def score_all(c: Context, sampled: Sequence[SampledPrompt], runner: asyncio.Runner) -> list[SampledPrompt]:
     """Score all samples that were not left out by the recipe's reward terms and, if there is one, the gold reward model."""
-    from cai.train.reward.ensemble import load_ensemble
-
     asks = needs_scorer(c.recipe, "judge") or needs_scorer(c.recipe, "probe")
     rewards = load_reward_function(c, runner.run(c.session.open_model(c.recipe.judge)) if asks else None, runner)
-    gold = None
-    if c.recipe.gold is not None:
-        gold = load_ensemble([c.run.model(GOLD)], structs.replace(c.recipe.trained, precision=c.recipe.gold.precision))
+    gold = load_gold(c.recipe, c.run) if c.recipe.gold is not None else None
     scored: list[SampledPrompt] = []
     for start in range(0, len(sampled), SCORED_AT_ONCE):
         part = sampled[start : start + SCORED_AT_ONCE]
@@ -342,9 +336,9 @@ def best_of_n_work(c: Costs) -> StagePlan:
     config = structs.replace(recipe.policy, lora=structs.replace(recipe.policy.lora, layers=recipe.sft.lora.layers))
     return joined(
         "",
-        c.answers(adapted_spec(recipe), c.prompts, c.prompt, sampling, online.num_generations),
+        c.answers(c.adapted, c.prompts, c.prompt, sampling, online.num_generations),
         *[scorer.scores(samples, c.prompt, answer, online.num_generations) for scorer in scorers],
-        *term_calls(c, samples, answer),
+        *c.term_calls(samples, answer),
         c.training(config, c.prompts, c.prompt, (written(online.most_tokens),)),
     )
 

@@ -1,11 +1,15 @@
 """On-policy self-distillation (arXiv 2601.19897): its own answers, and what it would say if it were told the principles."""
 
+import math
+
+from msgspec import structs
+
 from cai.generate.distill import principles_in_context, template_of, under_principles
 from cai.pipeline.context import Context
-from cai.pipeline.policy_costs import distill_training
+from cai.pipeline.costs import Costs, StagePlan, joined, uncounted, written
 from cai.pipeline.policy_method import PolicyMethod, no_room
 from cai.pipeline.training import progress_of, trained
-from cai.recipe import Recipe
+from cai.recipe import SamplingSpec
 from cai.records import Prompt
 
 
@@ -26,9 +30,14 @@ def distill(c: Context) -> dict[str, int]:
     return trained(c, result, out)
 
 
-def distill_problems(recipe: Recipe) -> list[str]:
-    """Refuse answers that leave no room for a prompt."""
-    return no_room(recipe, "online.max_tokens", recipe.policy.online)
+def distill_work(c: Costs) -> StagePlan:
+    """Return the cost of on-policy self-distillation: one answer to a prompt and step, which a teacher reads once."""
+    config, online = c.recipe.policy, c.recipe.policy.online
+    per_step = config.batch_size * config.gradient_accumulation
+    answers = per_step * min(config.distill.max_steps, math.ceil(config.epochs * c.prompts / per_step))
+    samples = c.answers(c.recipe.trained, answers, c.prompt, SamplingSpec(max_tokens=online.most_tokens))
+    once = structs.replace(config, epochs=1.0)
+    return joined("", c.training(once, answers, c.prompt, (written(online.most_tokens),), 1, adapters=2), uncounted(samples))
 
 
 METHOD = PolicyMethod(
@@ -36,7 +45,7 @@ METHOD = PolicyMethod(
     distill,
     lambda recipe: ("data/prompts.jsonl", "models/sft"),
     lambda recipe: (recipe.policy, recipe.distill.placement, recipe.distill.kinds, recipe.distill.per_prompt),
-    distill_training,
-    problems=distill_problems,
+    distill_work,
+    problems=lambda recipe: no_room(recipe, "online.max_tokens", recipe.policy.online),
     watch=False,
 )

@@ -1,7 +1,6 @@
 """DPO on soft labels (arXiv 2305.18290), or another of its family; the SFT adapter is the reference."""
 
 from cai.pipeline.context import Context
-from cai.pipeline.policy_costs import pair_training
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 
@@ -18,5 +17,5 @@ METHOD = PolicyMethod(
     dpo,
     reads_of_pairs,
     settings_of_pairs,
-    lambda costs: pair_training(costs, costs.pairs),
+    lambda costs: costs.pair_training(costs.pairs),
 )

@@ -2,7 +2,6 @@
 
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan
-from cai.pipeline.policy_costs import pair_training
 from cai.pipeline.policy_method import PolicyMethod, reads_of_pairs, settings_of_pairs
 from cai.pipeline.training import train_on_pairs
 from cai.recipe import Recipe
@@ -17,7 +16,7 @@ def kto(c: Context) -> dict[str, int]:
 
 def kto_work(c: Costs) -> StagePlan:
     """Return the cost of a training on single sides, each with its own prompt and with another's, under two models; one of four trains."""
-    return pair_training(c, 2 * c.pairs, 1, 3 * c.recipe.policy.epochs)
+    return c.pair_training(2 * c.pairs, 1, 3 * c.recipe.policy.epochs)
 
 
 def kto_problems(recipe: Recipe) -> list[str]:

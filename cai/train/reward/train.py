@@ -24,8 +24,8 @@ from cai.models.opening import release_memory
 from cai.recipe import ModelSpec, RewardConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments, with_new_adapter
-from cai.train.cards import CardFacts, preference_sources, write_card
-from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.cards import CardFacts, sources_of
+from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.encode import reward_rows
 from cai.train.reward.balance import balance_lengths
 from cai.train.reward.ensemble import (
@@ -42,12 +42,11 @@ from cai.train.reward.metrics import HeldOutMetrics, measure_margins
 from cai.train.reward.slices import slice_preferences
 from cai.train.running import (
     OnLog,
+    begin,
     finish,
     float_trained_weights,
     is_first_process,
-    prepare,
     quiet_training,
-    remove_leftover_checkpoints,
     train_and_save,
     training_fingerprint,
 )
@@ -139,10 +138,8 @@ def train_reward(
     centre_on = choose_centre_pairs(preferences) if member.centre_on is None else member.centre_on
     measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
     fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     with quiet_training():
         trainer = reward_trainer(config, base, tokenizer, rows, out, seed)
     tokenizer.model_max_length = config.max_length  # saved with the tokenizer, so that scoring truncates as training did
@@ -162,10 +159,9 @@ def train_reward(
             result = _with_metrics(result, metrics)
         del scorer
         release_memory()
-    sources = preference_sources(preferences)
+    sources = sources_of(preferences)
     facts = CardFacts("reward", model.path, "with a scalar head", sources, config, result, seed, measured, member.data_slice)
-    write_card(out, facts)
-    finish(out, fingerprint, result)
+    finish(out, fingerprint, facts)
     return result
 
 

@@ -24,8 +24,8 @@ from cai.ids import derive_seed
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Message, Prompt
 from cai.train.arguments import training_arguments
-from cai.train.cards import CardFacts, write_card
-from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.cards import CardFacts
+from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import load_policy, set_reference
 from cai.train.encode import encoder_of
 from cai.train.rl.live_policy import shared_limit_warning
@@ -33,13 +33,14 @@ from cai.train.rl.monitor import Monitor, restore_best
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
     OnLog,
+    begin,
     finish,
     float_trained_weights,
     is_first_process,
-    prepare,
+    name_of_start,
     process_count,
     quiet_training,
-    remove_leftover_checkpoints,
+    start_of,
     train_and_save,
     training_fingerprint,
 )
@@ -86,15 +87,13 @@ def train_online(
 
     if problem := config.group_problem(process_count()):
         raise TrainingError(problem)
-    start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
+    start = start_of(config, model, sft_adapter)
     tokenizer = load_tokenizer(start)
     rows, dropped = prompt_rows(tokenizer, prompts, config, prompts_per_step(config))
     identity = (model_fingerprint(start), reward_identity)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     if is_first_process() and (warning := shared_limit_warning(tokenizer, config.online, "online")):
         warn(warning)
     rewards = load_reward_function()
@@ -106,15 +105,11 @@ def train_online(
 
         trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    best = None
-    if monitor is not None and is_first_process():
-        best = restore_best(monitor, out)
-    reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"{METHODS[config.method]}; reference: {reference}"
+    best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
+    method = f"{METHODS[config.method]}; reference: {name_of_start(sft_adapter)}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     terms = {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}
-    write_card(out, CardFacts("policy", model.path, method, terms, config, result, seed, measured))
-    finish(out, fingerprint, result)
+    finish(out, fingerprint, CardFacts("policy", model.path, method, terms, config, result, seed, measured))
     return result
 
 

@@ -40,7 +40,6 @@ Import this module inside functions only: it loads torch.
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +58,8 @@ from cai.models.local.loading import load_tokenizer
 from cai.models.local.thinking import thinking_budget
 from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint, Prompt
-from cai.train.cards import CardFacts, write_card
-from cai.train.checkpoints import TrainResult, finished_result, last_checkpoint
+from cai.train.cards import CardFacts, sources_of
+from cai.train.checkpoints import TrainResult, last_checkpoint
 from cai.train.encode import encode_turn, encoder_of
 from cai.train.reward.ensemble import aggregate_scores, scorer_fingerprints
 from cai.train.rl.live_policy import shared_limit_warning
@@ -72,12 +71,13 @@ from cai.train.rl.shared_base import POLICY, SharedBase, load_shared_base
 from cai.train.running import (
     HISTORY,
     OnLog,
+    begin,
     check_processes,
     explained,
     finish,
-    prepare,
+    name_of_start,
     quiet_training,
-    remove_leftover_checkpoints,
+    start_of,
     training_fingerprint,
 )
 
@@ -124,7 +124,7 @@ def train_ppo(
     from accelerate import PartialState
     from transformers import set_seed
 
-    start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
+    start = start_of(config, model, sft_adapter)
     tokenizer = load_tokenizer(start)
     rows, dropped = encode_prompts(tokenizer, prompts, config.max_length - config.ppo.most_tokens)
     if config.watch.action == "off" or not monitor_prompts:
@@ -134,10 +134,8 @@ def train_ppo(
     prompt_ids = None if gold is None else [p.id for p in monitor_prompts]
     identity = content_hash((model_fingerprint(start), scorers, reward.aggregate, reward.uncertainty_penalty, prompt_ids))
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_processes(processes.num_processes)
     if processes.is_main_process and (warning := shared_limit_warning(tokenizer, config.ppo, "ppo")):
@@ -152,12 +150,10 @@ def train_ppo(
         run = _PPORun(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count, warn)
         monitor = None if gold is None else run.monitor(gold, monitor_prompts, on_observation)
         result = run.train(monitor, on_log, dropped)
-    reference = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {reference}"
+    method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {name_of_start(sft_adapter)}"
     if processes.is_main_process and monitor is not None and (best := restore_best(monitor, out)) is not None:
         method += f"; the weights of step {best}, the best by gold reward"
-    write_card(out, CardFacts("policy", model.path, method, dict(Counter(p.source for p in prompts)), config, result, seed))
-    finish(out, fingerprint, result)
+    finish(out, fingerprint, CardFacts("policy", model.path, method, sources_of(prompts), config, result, seed))
     return result
 
 

@@ -23,21 +23,22 @@ from msgspec.structs import replace
 from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Message, Prompt
 from cai.train.arguments import training_arguments
-from cai.train.cards import CardFacts, write_card
-from cai.train.checkpoints import TrainResult, checkpoint_folder, finished_result
+from cai.train.cards import CardFacts
+from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import add_reference, load_policy
 from cai.train.encode import encoder_of
 from cai.train.rl.grpo import in_order, prompt_rows
 from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.running import (
     OnLog,
+    begin,
     finish,
     float_trained_weights,
     is_first_process,
-    prepare,
+    name_of_start,
     process_count,
     quiet_training,
-    remove_leftover_checkpoints,
+    start_of,
     train_and_save,
     training_fingerprint,
 )
@@ -70,23 +71,19 @@ def train_self_distilled(
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
 
-    start = replace(model, adapter=None if sft_adapter is None else str(sft_adapter), precision=config.precision)
+    start = start_of(config, model, sft_adapter)
     tokenizer = load_tokenizer(start)
     rows, dropped = prompt_rows(tokenizer, prompts, config, answers_per_step(config), told)
     fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, model_fingerprint(start))
-    if (done := finished_result(out, fingerprint)) is not None:
-        remove_leftover_checkpoints(out)
+    if (done := begin(out, fingerprint)) is not None:
         return done
-    prepare(out)
     if is_first_process() and (warning := shared_limit_warning(tokenizer, config.online, "online")):
         warn(warning)
     with quiet_training():
         trainer = self_distill_trainer(config, start, tokenizer, rows, out, seed, warn)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
-    teacher = "the base model" if sft_adapter is None else "the SFT adapter that it started from"
-    method = f"on-policy self-distillation; teacher: {teacher}, with the principles in context"
-    write_card(out, CardFacts("policy", model.path, method, {"own answers": result.examples}, config, result, seed, {}))
-    finish(out, fingerprint, result)
+    method = f"on-policy self-distillation; teacher: {name_of_start(sft_adapter)}, with the principles in context"
+    finish(out, fingerprint, CardFacts("policy", model.path, method, {"own answers": result.examples}, config, result, seed))
     return result
 
 
