@@ -23,11 +23,12 @@ import msgspec
 
 from bench.table import Row, row
 from cai.core.jsonl import read_records
-from cai.models.base import CompleteRequest, Completion, Engine, Sampling
+from cai.models.base import Engine
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.local.precision import resolved_precision
 from cai.models.naming import spec_from_name
+from cai.models.requests import CompleteRequest, Completion, Sampling
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bench.table import Row, row
 from cai.labels.load import load_pairs
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Request, Sampling
 from cai.models.local.engine import LocalEngine
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Request, Sampling
 from cai.recipe import ModelSpec
 from cai.records import Message, Preference
 

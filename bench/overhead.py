@@ -31,7 +31,7 @@ from cai.core.workspace import Workspace, init_workspace
 from cai.data.repeats import NearRepeats
 from cai.ids import content_hash
 from cai.models import opening
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline.driver import RunSummary, run_recipe

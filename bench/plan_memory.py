@@ -91,8 +91,8 @@ def measure(case: dict[str, Any], model: str) -> int:
 def _generate(spec: ModelSpec, prompts: list[Any]) -> None:
     import asyncio
 
-    from cai.models.base import CompleteRequest, Sampling
     from cai.models.opening import open_engine
+    from cai.models.requests import CompleteRequest, Sampling
 
     async def ask() -> None:
         engine = await open_engine(spec)

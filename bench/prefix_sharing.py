@@ -21,11 +21,12 @@ from typing import Any
 from bench.generation import ratios, real_prompts, spread
 from bench.table import Row, row
 from cai.constitution.load import load_constitution
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Engine
+from cai.models.base import Engine
 from cai.models.local.encoding import Encoder
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.naming import spec_from_name
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message

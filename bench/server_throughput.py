@@ -24,8 +24,9 @@ import httpx2
 
 from bench.generation import real_prompts, spread
 from bench.prefix_sharing import questions
-from cai.models.base import CompleteRequest, Request, Sampling, TextModel
+from cai.models.base import TextModel
 from cai.models.local.loading import load_tokenizer
+from cai.models.requests import CompleteRequest, Request, Sampling
 from cai.models.server.engine import ServerEngine
 from cai.models.store import CallStore
 from cai.recipe import ModelSpec

@@ -29,8 +29,9 @@ from bench.table import Row, row
 from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
 from cai.generate.critique import Writer, critique_and_revise, respond
-from cai.models.base import CompleteRequest, Completion, Engine, Reply, Request, TextModel
+from cai.models.base import Engine, TextModel
 from cai.models.opening import open_engine
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.models.store import CallStore
 from cai.models.templates import load_templates
 from cai.recipe import CritiqueConfig, ModelSpec, SteadySampling

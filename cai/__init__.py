@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cai.errors import CaiError
     from cai.evaluate.commands import Evaluation, evaluate_models
     from cai.judge.judge import Judge
-    from cai.models.base import Sampling, TextModel
+    from cai.models.base import TextModel
+    from cai.models.requests import Sampling
     from cai.pipeline.run import Run, run
     from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, SFTConfig, load_recipe
     from cai.records import (
@@ -51,7 +52,8 @@ _HOMES = {
     "cai.errors": ("CaiError",),
     "cai.evaluate.commands": ("Evaluation", "evaluate_models"),
     "cai.judge.judge": ("Judge",),
-    "cai.models.base": ("Sampling", "TextModel"),
+    "cai.models.base": ("TextModel",),
+    "cai.models.requests": ("Sampling",),
     "cai.pipeline.run": ("Run", "run"),
     "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "SFTConfig", "load_recipe"),
     "cai.records": (

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from cai.core.workspace import Workspace
-from cai.models.base import Reply, Request
+from cai.models.requests import Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import CritiqueConfig, FeedbackConfig, ModelSpec, Recipe
 from cai.records import PROMPT_KINDS, Message, Prompt, PromptKind

@@ -12,7 +12,7 @@ import pytest
 
 from cai.core.console import Reporter
 from cai.core.workspace import RunDirectory, Workspace, init_workspace
-from cai.models.base import Reply, Request
+from cai.models.requests import Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.pipeline.driver import RunSummary, run_recipe
 from cai.pipeline.stages import STAGES

@@ -23,7 +23,8 @@ from cai.evaluate.win_rate import outcomes_by_reward
 from cai.generate.critique import Writer, respond
 from cai.judge.harm import harm_probability
 from cai.judge.judge import Judge
-from cai.models.base import TextLogprob, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import TextLogprob
 from cai.recipe import ModelSpec
 from cai.records import EvalResult, Message, Prompt, Response, ResponsePair, RewardScore, Sample
 from cai.session import Session

@@ -25,7 +25,8 @@ from cai.core.text.refusals import is_refusal
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.filters import drop_rule, unchanged, without_heading
 from cai.ids import combine_hashes, derive_seed, rendezvous_order
-from cai.models.base import Completion, Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Completion, Sampling
 from cai.models.templates import Rendered, Templates
 from cai.recipe import CritiqueConfig, SamplingSpec
 from cai.records import (

@@ -14,7 +14,8 @@ from cai.errors import ConstitutionError
 from cai.generate.critique import Writer, as_sampling, kept_text
 from cai.generate.filters import drop_rule, unchanged
 from cai.ids import derive_seed, rendezvous_order
-from cai.models.base import Completion, Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Completion, Sampling
 from cai.models.templates import Rendered, Template, Templates
 from cai.recipe import DistillConfig, Placement
 from cai.records import Constitution, Message, Principle, Prompt, Provenance, Response, ResponsePair, SFTExample, ToldPart

@@ -18,7 +18,8 @@ import msgspec
 from cai.core.jsonl import NOT_JSON, atomic_file, read_file, write_text
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
-from cai.models.base import HiddenState, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import HiddenState
 from cai.recipe import FeedbackConfig, Precision
 from cai.records import EvalResult, Message, Prompt
 

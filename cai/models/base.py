@@ -23,6 +23,20 @@ from cai.core.text.reasoning import split_reasoning
 from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
+from cai.models.requests import (
+    REPLY_TYPES,
+    ChoiceLogprobs,
+    ChoicesRequest,
+    CompleteRequest,
+    Completion,
+    HiddenState,
+    Reply,
+    Request,
+    Sampling,
+    ScoreRequest,
+    StateRequest,
+    TextLogprob,
+)
 from cai.models.store import CallStore
 from cai.records import Message
 from cai.stats import RunningMean
@@ -61,66 +75,6 @@ class Work:
     max_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Sampling settings of a completion. `temperature` 0 is greedy: `top_p` and the seed then have no effect."""
-
-    max_tokens: int = 128
-    """Of the answer; of the reasoning and the answer together without `thinking_tokens`."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    thinking_tokens: int | msgspec.UnsetType = msgspec.UNSET
-    """Of the reasoning before the answer. Unset, not 0, for models that don't think: their requests then keep their key in the store."""
-
-    @property
-    def most_tokens(self) -> int:
-        """The longest completion, reasoning included."""
-        return self.max_tokens + (self.thinking_tokens or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteRequest:
-    """Continue the conversation with an assistant turn that starts with `prefill`."""
-
-    messages: tuple[Message, ...]
-    sampling: Sampling
-    seed: int
-    prefill: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChoicesRequest:
-    """Log-probability of each choice as the assistant's next words, e.g. `("Yes", "No")`.
-
-    A choice's log-probability is the sum over its tokens, given the conversation, the assistant header and `prefill`. The choices'
-    probabilities need not add up to 1; callers normalise them.
-    """
-
-    messages: tuple[Message, ...]
-    choices: tuple[str, ...]
-    prefill: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """Log-probability of `text` as the assistant's answer to the conversation, without the end-of-turn token."""
-
-    messages: tuple[Message, ...]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class StateRequest:
-    """Hidden states of the model while it reads `text` as the assistant's answer, without the end-of-turn token.
-
-    `layer` is counted from 1: `n` is the output of the n-th layer, before the final norm.
-    """
-
-    messages: tuple[Message, ...]
-    text: str
-    layer: int
-
-
 UNFINISHED = "only reasoning came back: raise thinking_tokens beside max_tokens, or set model.thinking: false"
 """Detail of the failure `empty_reply` of a model that thinks."""
 NO_STATES = (
@@ -128,7 +82,6 @@ NO_STATES = (
     "Fix: judge with local weights (`--judge` a folder, a Hub id or embedded; in a recipe feedback.judge), or by another protocol"
 )
 """Why a model can't be probed, to be formatted with its name."""
-Request = CompleteRequest | ChoicesRequest | ScoreRequest | StateRequest
 _ENCODER = msgspec.json.Encoder()
 _COMMIT_SECONDS = 0.25
 """Seconds without a commit after which the calls still in flight count as not started."""
@@ -136,59 +89,6 @@ _CLAIM_PAUSE = 0.02
 """Seconds before the first check for the reply of another process's call. Later pauses grow up to one second."""
 _CLAIM_SECONDS = 600.0
 """Seconds after which this process makes the call itself: the other process may be suspended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A completion, without the prefill. `truncated`: it reached its limit of tokens before the model ended its turn.
-
-    `complete` sets the reasoning apart from the text, whether the engine did so or left it inside.
-    """
-
-    text: str
-    truncated: bool
-    prompt_tokens: int
-    completion_tokens: int
-    reasoning: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceLogprobs:
-    """Log-probabilities in nats, in the order of the request's choices."""
-
-    logprobs: tuple[float, ...]
-    prompt_tokens: int
-    every_form: bool = False
-    """Whether they are summed over the ways to write a choice, with and without a space before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class TextLogprob:
-    """Log-probability of a text in nats, summed over its tokens. `tokens` ≥ 1."""
-
-    total: float
-    tokens: int
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class HiddenState:
-    """Pooled hidden states of one text at one layer: little-endian float32, `[hidden]` each."""
-
-    mean: bytes
-    """Mean over the text's tokens."""
-    last: bytes
-    """At the text's last token."""
-    prompt_tokens: int
-
-
-Reply = Completion | ChoiceLogprobs | TextLogprob | HiddenState
-REPLY_TYPES: dict[type, type] = {
-    CompleteRequest: Completion,
-    ChoicesRequest: ChoiceLogprobs,
-    ScoreRequest: TextLogprob,
-    StateRequest: HiddenState,
-}
 
 
 class Engine(Protocol):

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cai.models.base import CompleteRequest, Completion, Engine, OnText, Reply, Request
+from cai.models.base import Engine, OnText
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.recipe import ModelSpec
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from cai.core.interrupt import Gate
 from cai.ids import content_hash, derive_seed
-from cai.models.base import (
+from cai.models.requests import (
     ChoiceLogprobs,
     ChoicesRequest,
     CompleteRequest,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cai.core.console import Reporter, plain
 from cai.errors import ReplyError
 from cai.ids import derive_seed
-from cai.models.base import Sampling
 from cai.models.naming import spec_from_name
+from cai.models.requests import Sampling
 from cai.recipe import Recipe
 from cai.records import Message
 from cai.session import Session

@@ -25,7 +25,7 @@ from cai.errors import DataError, ModelError, ReplyError
 from cai.ids import derive_seed, split_fraction
 from cai.judge.bench import correctness
 from cai.judge.protocol import probability
-from cai.models.base import Sampling
+from cai.models.requests import Sampling
 from cai.records import WORDINGS, Constitution, Failure, Principle, ResponsePair
 from cai.session import Session
 from cai.stats import holm, sign_flip

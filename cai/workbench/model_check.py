@@ -11,7 +11,8 @@ from cai.errors import ModelError, ReplyError
 from cai.judge.choices import SMALL_MASS
 from cai.judge.protocol import ProtocolContext
 from cai.judge.protocols import PROTOCOLS
-from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, Sampling, ScoreRequest, StateRequest
+from cai.models.base import Engine
+from cai.models.requests import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, StateRequest
 from cai.recipe import ModelSpec
 from cai.records import Message, Principle, Prompt, Provenance, ResponsePair
 from cai.session import Session, with_protocol
@@ -150,7 +151,7 @@ def _words(refusals: Sequence[str], *about: str) -> str:
 
 def _listing(engine: Engine, reply: Reply | ModelError) -> str:
     """Say how choices are read where they are not exact."""
-    from cai.models.base import ChoiceLogprobs
+    from cai.models.requests import ChoiceLogprobs
 
     if not isinstance(reply, ChoiceLogprobs) or not reply.every_form:
         return ""

@@ -18,7 +18,7 @@ from cai.data.repeats import NearRepeats
 from cai.data.splits import SIMILARITY, compared_texts
 from cai.errors import ConstitutionError, DataError, ModelError
 from cai.ids import content_hash, derive_seed
-from cai.models.base import Sampling
+from cai.models.requests import Sampling
 from cai.recipe import PromptSource
 from cai.records import Constitution, Failure, Message, Principle, Prompt, PromptKind
 from cai.session import Session

@@ -20,7 +20,8 @@ from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, opposed, vec
 from cai.core.flow import run_items, together
 from cai.errors import ConstitutionError, ReplyError
 from cai.ids import derive_seed
-from cai.models.base import Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Sampling
 from cai.models.templates import Template
 from cai.records import Failure, Principle
 from cai.session import Session

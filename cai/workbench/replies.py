@@ -4,7 +4,7 @@ import re
 
 from cai.core.text.refusals import is_refusal
 from cai.errors import ReplyError, TemplateError
-from cai.models.base import Completion
+from cai.models.requests import Completion
 from cai.models.templates import Rendered, Template, disarm
 
 MAX_CHARACTERS = 600

@@ -12,7 +12,8 @@ from cai.errors import ReplyError
 from cai.ids import derive_seed
 from cai.judge.choices import read_choices
 from cai.judge.protocol import probability
-from cai.models.base import Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Sampling
 from cai.models.templates import Template
 from cai.records import Constitution, Failure, Principle, PromptKind
 from cai.session import Session

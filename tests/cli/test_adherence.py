@@ -7,7 +7,7 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.core.workspace import Workspace
-from cai.models.base import Completion, Reply, Request
+from cai.models.requests import Completion, Reply, Request
 from cai.records import EvalResult
 from tests.cli.test_commands import Called, call  # noqa: F401
 from tests.workspaces import make_workspace, script

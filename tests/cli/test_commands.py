@@ -14,7 +14,7 @@ from cai.constitution.load import load_constitution
 from cai.constitution.proposals import Proposal, Review, drafted, dump_review
 from cai.core.workspace import Workspace
 from cai.judge.calibration import Calibration, write_calibration
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from tests.workbench.test_learning import POLITE, TERSE, labelled, people
 from tests.workbench.test_prompt_writing import five, replying

@@ -9,7 +9,8 @@ import pytest
 
 from cai.core.console import Reporter
 from cai.core.interrupt import STOPPING, Gate, finish_first, run_interruptible
-from cai.models.base import Reply, Request, Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Reply, Request, Sampling
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
 from cai.records import Message

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from cai.evaluate.adherence import measure_adherence, prompts_for
 from cai.evaluate.adherence_table import adherence_rows, in_words
-from cai.models.base import Completion, Reply, Request
+from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import default_script
 from cai.recipe import ModelSpec, Recipe
 from cai.records import Constitution, EvalResult, Prompt, Provenance, Response, ResponseCheck

@@ -9,7 +9,7 @@ from cai.errors import ModelError
 from cai.evaluate.audit.probes import FactProbe, Passage, load_knowledge
 from cai.evaluate.knowledge import Knowledge, knowledge_results
 from cai.evaluate.run import Questions, ask_knowledge
-from cai.models.base import Completion, Reply, Request, ScoreRequest, TextLogprob
+from cai.models.requests import Completion, Reply, Request, ScoreRequest, TextLogprob
 from cai.records import EvalResult
 from cai.stats import mcnemar
 from tests.sessions import ScriptedSession

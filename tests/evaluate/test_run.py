@@ -13,7 +13,7 @@ from cai.evaluate.rewards import folder_accuracies
 from cai.evaluate.run import EvaluationAnswers, Measured, Questions, answer, hold_arena, judge_answers, measure, score_answers
 from cai.judge.bench import chosen_protocols
 from cai.judge.protocols import PROTOCOLS
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import FeedbackConfig, ModelSpec, Recipe
 from cai.records import Failure, Message, Prompt, Provenance, Response

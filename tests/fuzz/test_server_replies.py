@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import REPLY_TYPES, ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
+from cai.models.requests import REPLY_TYPES, ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
 from cai.models.server.engine import ServerEngine
 from cai.models.server.transport import MAX_REPLY_BYTES
 from cai.recipe import ModelSpec

@@ -5,7 +5,8 @@ import pytest
 
 from cai.errors import ConstitutionError, ReplyError
 from cai.generate.critique import Writer, critique_and_revise, principles_in_turn, respond, sft_examples
-from cai.models.base import Completion, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Completion
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import CritiqueConfig, SamplingSpec

@@ -4,7 +4,8 @@ from typing import Any
 
 from cai.generate.critique import Writer
 from cai.generate.distill import Distilled, distill
-from cai.models.base import CompleteRequest, Completion, Request, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import CompleteRequest, Completion, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import DistillConfig, SamplingSpec

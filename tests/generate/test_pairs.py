@@ -6,7 +6,8 @@ import pytest
 from cai.errors import ReplyError
 from cai.generate.critique import Writer
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
-from cai.models.base import Completion, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Completion
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
 from cai.recipe import PairsConfig

@@ -8,7 +8,8 @@ import numpy as np
 
 from cai.judge.judge import Judge
 from cai.judge.probe import Probe, ProbeFacts, weights_hash
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, TextLogprob, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, TextLogprob
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
 from cai.models.templates import load_templates

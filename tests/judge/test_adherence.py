@@ -7,7 +7,8 @@ import pytest
 
 from cai.errors import ConstitutionError
 from cai.judge.adherence import adherence, principles_for
-from cai.models.base import Reply, Request, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import FeedbackConfig

@@ -5,7 +5,7 @@ import pytest
 
 from cai.errors import DataError, ModelError, NoLogprobsError, ReplyError
 from cai.judge.bench import BASELINES, Unmeasured, judge_bench, position_bias
-from cai.models.base import ChoicesRequest, Completion, ScoreRequest
+from cai.models.requests import ChoicesRequest, Completion, ScoreRequest
 from cai.records import Judgment, Message, Preference, Prompt, Provenance
 from tests.judge.judging import always_first, judge_with, log_odds_reply, prefers_text
 

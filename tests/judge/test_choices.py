@@ -7,7 +7,8 @@ import pytest
 
 from cai.core.console import Reporter
 from cai.judge.choices import Reading, mass_warning, read_choices
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.recipe import FeedbackConfig, Recipe

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cai.errors import ConstitutionError, ModelError, RecipeError, ReplyError
 from cai.judge.protocol import Opinion, pool, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS, asking_protocols
-from cai.models.base import ChoicesRequest, CompleteRequest
+from cai.models.requests import ChoicesRequest, CompleteRequest
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution
 from tests.judge.judging import CONSTITUTION, always_first, hashed, judge_with, judged, pair, prefers_text, principle
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_go_on_stops_the_judge(protocol):
 
 def test_choices_without_any_probability_are_a_failure():
     def impossible(request):
-        from cai.models.base import ChoiceLogprobs
+        from cai.models.requests import ChoiceLogprobs
 
         return ChoiceLogprobs((-math.inf, -math.inf), 3)
 
@@ -193,7 +193,7 @@ def test_choices_without_any_probability_are_a_failure():
 
 def test_one_impossible_choice_is_certain_but_bounded():
     def certain(request):
-        from cai.models.base import ChoiceLogprobs
+        from cai.models.requests import ChoiceLogprobs
         from tests.judge.judging import shown_first
 
         good = "GOOD" in shown_first(request.messages[-1].content)

@@ -4,7 +4,7 @@ import pytest
 
 from cai.errors import NoLogprobsError, ReplyError
 from cai.judge.protocols.pairwise_cot import find_verdict
-from cai.models.base import ChoicesRequest, CompleteRequest, Completion
+from cai.models.requests import ChoicesRequest, CompleteRequest, Completion
 from tests.judge.judging import judged, log_odds_reply, pair, prefers_text
 
 

@@ -24,7 +24,7 @@ from cai.judge.judge import Judge
 from cai.judge.probe import NO_PROBE, Probe, check_probe, probe_of, read_probe, weights_path, write_probe
 from cai.judge.probing import StatePair, fit_probe, layers_to_try
 from cai.judge.protocol import log_odds_of
-from cai.models.base import HiddenState, Reply, Request, StateRequest
+from cai.models.requests import HiddenState, Reply, Request, StateRequest
 from cai.models.scripted import default_script
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import EvalResult, Message, Prompt

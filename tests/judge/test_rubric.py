@@ -12,7 +12,8 @@ from cai.errors import NoLogprobsError
 from cai.judge.choices import Distribution
 from cai.judge.protocol import MAX_LOG_ODDS, probability
 from cai.judge.protocols.rubric import GRADES, better_log_odds, mean_grade, read_grade
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from tests.judge.judging import CONSTITUTION, TEMPLATES, graded, judge_with, judged, pair, prefers_text

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cai.errors import ModelError, ReplyError, StoreError
-from cai.models.base import REPLY_TYPES, ChoiceLogprobs, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob, TextModel, Usage
+from cai.models.base import TextModel, Usage
+from cai.models.requests import REPLY_TYPES, ChoiceLogprobs, Completion, Reply, Request, Sampling, ScoreRequest, TextLogprob
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.models.store import CallStore
 from cai.records import Message

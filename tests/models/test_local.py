@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, TextModel
+from cai.models.base import TextModel
 from cai.models.local.encoding import Encoder
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
+from cai.models.requests import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest
 from cai.models.store import CallStore
 from cai.recipe import ModelSpec
 from cai.records import Message

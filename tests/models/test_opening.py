@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from cai.errors import ModelError
-from cai.models.base import Sampling, TextModel
+from cai.models.base import TextModel
 from cai.models.local.engine import LocalEngine
 from cai.models.opening import LazyEngine, open_engine
+from cai.models.requests import Sampling
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline.setup_check import spec_fingerprint

@@ -11,12 +11,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import CompleteRequest, HiddenState, Sampling, ScoreRequest, StateRequest, TextModel
+from cai.models.base import TextModel
 from cai.models.local import generate
 from cai.models.local.encoding import Encoder
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import count_layers, load_causal_lm, load_tokenizer
 from cai.models.opening import open_engine
+from cai.models.requests import CompleteRequest, HiddenState, Sampling, ScoreRequest, StateRequest
 from cai.models.scripted import ScriptedEngine
 from cai.models.server.engine import ServerEngine
 from cai.models.store import CallStore

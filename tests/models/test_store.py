@@ -21,7 +21,8 @@ from cai.core.console import Reporter
 from cai.core.waiting import telling
 from cai.errors import StoreError
 from cai.ids import content_hash
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import SCHEMA_VERSION, CallStore
 from cai.records import Message
@@ -283,7 +284,8 @@ WORKER = textwrap.dedent(
     import asyncio, sys
     from pathlib import Path
     from cai.models.store import CallStore
-    from cai.models.base import Sampling, TextModel
+    from cai.models.base import TextModel
+    from cai.models.requests import Sampling
     from cai.models.scripted import ScriptedEngine, default_script
     from cai.records import Message
 

@@ -11,10 +11,11 @@ from msgspec import UNSET
 
 from cai.errors import ReplyError
 from cai.generate.critique import as_sampling
-from cai.models.base import CompleteRequest, Completion, Sampling, TextModel
+from cai.models.base import TextModel
 from cai.models.local.engine import LocalEngine
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.local.thinking import ThinkingBudget
+from cai.models.requests import CompleteRequest, Completion, Sampling
 from cai.models.store import CallStore
 from cai.recipe import ModelSpec, SamplingSpec
 from cai.records import Message

@@ -16,8 +16,9 @@ from cai.constitution.load import load_constitution
 from cai.core.flow import run_items
 from cai.errors import ReplyError
 from cai.judge.judge import Judge
-from cai.models.base import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest, TextModel
+from cai.models.base import TextModel
 from cai.models.local.engine import LocalEngine
+from cai.models.requests import ChoicesRequest, CompleteRequest, Request, Sampling, ScoreRequest
 from cai.models.server.engine import ServerEngine
 from cai.models.store import CallStore
 from cai.models.templates import load_templates

@@ -16,7 +16,7 @@ from cai.core.manifest import read_manifest
 from cai.core.text.words import word_count
 from cai.core.workspace import Workspace, file_hash
 from cai.errors import CaiError, ReplyError, TrainingError
-from cai.models.base import CompleteRequest, Completion, Reply, Request
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.pipeline.methods.best_of_n import SampledPrompt, ScoredSample, Summary, kl_bound, summarize, with_best
 from cai.pipeline.plan import draft

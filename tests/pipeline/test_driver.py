@@ -13,7 +13,7 @@ import pytest
 from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
 from cai.errors import DataError, ModelError, RecipeError, ReplyError, StoreError
-from cai.models.base import ChoicesRequest, CompleteRequest, Reply, Request
+from cai.models.requests import ChoicesRequest, CompleteRequest, Reply, Request
 from cai.models.scripted import default_script
 from cai.models.store import CallStore
 from cai.pipeline.driver import choose_stages, run_recipe

@@ -16,8 +16,9 @@ from cai.core.manifest import read_manifest
 from cai.core.status import STAGE_NAMES, run_status
 from cai.core.workspace import Workspace, file_hash
 from cai.errors import RecipeError
-from cai.models.base import Completion, Reply, Request, TextModel
+from cai.models.base import TextModel
 from cai.models.opening import open_engine
+from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline.driver import run_recipe

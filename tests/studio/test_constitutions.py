@@ -15,7 +15,7 @@ import pytest
 from cai.constitution.editing import UNWRITTEN
 from cai.core.workspace import Workspace
 from cai.errors import ConstitutionError, RecipeError
-from cai.models.base import Completion, Request
+from cai.models.requests import Completion, Request
 from cai.studio.drafts import ChangedElsewhereError, Drafts
 from cai.studio.serving import serve
 from tests.studio.serving import Served

@@ -10,7 +10,7 @@ import pytest
 
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records, write_records
-from cai.models.base import Completion, Request
+from cai.models.requests import Completion, Request
 from cai.records import Examples, HumanLabel, Message, Preference, Prompt, Provenance, ResponseCheck, ResponsePair
 from cai.studio.labelling import GOLD
 from tests.browser import needs_browser

@@ -10,7 +10,7 @@ import pytest
 
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records
-from cai.models.base import Completion, Reply, Request
+from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import default_script
 from cai.records import Judgment
 from cai.studio.jobs import KEPT, Job, Jobs

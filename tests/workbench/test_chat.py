@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cai.errors import ReplyError
-from cai.models.base import CompleteRequest, Completion, Reply, Request
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.workbench.chat import _Answers, chat_loop
 from tests.workspaces import script
 

@@ -7,7 +7,7 @@ import pytest
 from cai.constitution.load import load_constitution
 from cai.errors import DataError, ReplyError
 from cai.ids import rendezvous_order
-from cai.models.base import ChoicesRequest, CompleteRequest
+from cai.models.requests import ChoicesRequest, CompleteRequest
 from cai.models.scripted import default_script
 from cai.session import Session
 from cai.workbench.consequences import Calls, LabelShift, compare_on_sample, consequences, label_shift, with_change

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cai.errors import RecipeError
-from cai.models.base import Completion, Reply, Request
+from cai.models.requests import Completion, Reply, Request
 from cai.records import Constitution, ResponseCheck
 from cai.session import Session
 from cai.workbench.flip import Flip, flip_rates

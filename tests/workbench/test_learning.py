@@ -11,7 +11,7 @@ from cai.constitution.importers import dump_yaml
 from cai.constitution.load import load_constitution
 from cai.data.splits import conversation_id
 from cai.errors import DataError, ModelError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request
 from cai.records import Message, Prompt, Provenance, ResponsePair
 from cai.workbench.learning import MEASURED, Learned, halves, learn, merged
 from cai.workbench.validation import LabelFile

@@ -10,7 +10,7 @@ import pytest
 
 from cai.constitution.show import LABELLED_KINDS
 from cai.errors import ConstitutionError, ModelError
-from cai.models.base import CompleteRequest, Completion, Reply, Request
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.recipe import Recipe
 from cai.records import Constitution, Message, Principle, Prompt
 from cai.workbench.prompt_writing import WrittenPrompts, known_prompts, write_prompts

@@ -9,7 +9,8 @@ from cai.constitution.documents import read_document
 from cai.constitution.lint import lint
 from cai.constitution.proposals import DroppedProposal, Review, accept, drafted, dump_review, load_review
 from cai.errors import ConstitutionError, ReplyError
-from cai.models.base import CompleteRequest, Completion, Reply, Request, TextModel
+from cai.models.base import TextModel
+from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.models.templates import load_named_templates

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cai.errors import ReplyError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request
 from cai.records import Constitution, Principle
 from cai.workbench.stress import Stress, find_collisions
 from tests.sessions import ScriptedSession

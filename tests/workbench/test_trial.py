@@ -7,7 +7,7 @@ import pytest
 
 from cai.errors import ConstitutionError
 from cai.judge.calibration import Calibration, write_calibration
-from cai.models.base import ChoicesRequest, CompleteRequest, Completion
+from cai.models.requests import ChoicesRequest, CompleteRequest, Completion
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.workbench.terminal import show_step
 from cai.workbench.trial import Answered, JudgedRevision, Revised, chosen, steps

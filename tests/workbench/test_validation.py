@@ -8,7 +8,7 @@ import pytest
 from cai.errors import ModelError, ReplyError
 from cai.judge.protocol import log_odds_of, probability
 from cai.judge.protocols import asking_protocols
-from cai.models.base import ChoicesRequest
+from cai.models.requests import ChoicesRequest
 from cai.recipe import FeedbackConfig, Recipe
 from cai.records import Preference, Provenance
 from cai.workbench.sample import Calls

@@ -19,7 +19,8 @@ from cai.ids import content_hash, derive_seed
 from cai.judge.choices import Reading, mean_mass, read_choices
 from cai.judge.protocol import MAX_LOG_ODDS, Opinion, Protocol, ProtocolContext, both_orders, log_odds_of, probability
 from cai.judge.protocols.pairwise import OPTIONS, shown
-from cai.models.base import PairTokens, Sampling, Work
+from cai.models.base import PairTokens, Work
+from cai.models.requests import Sampling
 from cai.models.templates import Rendered
 from cai.recipe import FeedbackConfig
 from cai.records import Principle, ResponsePair

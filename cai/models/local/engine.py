@@ -19,21 +19,21 @@ from cai.core.interrupt import Gate
 from cai.core.text.reasoning import within
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.base import (
+from cai.models.base import OnText
+from cai.models.local.encoding import Encoder
+from cai.models.local.thinking import ThinkingBudget, thinking_budget
+from cai.models.requests import (
     ChoiceLogprobs,
     ChoicesRequest,
     CompleteRequest,
     Completion,
     HiddenState,
-    OnText,
     Reply,
     Request,
     ScoreRequest,
     StateRequest,
     TextLogprob,
 )
-from cai.models.local.encoding import Encoder
-from cai.models.local.thinking import ThinkingBudget, thinking_budget
 from cai.recipe import ModelSpec
 
 _QUIET_TURNS = 64

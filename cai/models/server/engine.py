@@ -26,13 +26,12 @@ import httpx2
 
 from cai.core.text.reasoning import opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
-from cai.models.base import (
-    NO_STATES,
+from cai.models.base import NO_STATES, OnText
+from cai.models.requests import (
     ChoiceLogprobs,
     ChoicesRequest,
     CompleteRequest,
     Completion,
-    OnText,
     Reply,
     Request,
     ScoreRequest,

@@ -13,7 +13,8 @@ from openai.types.chat import ChatCompletion
 
 from cai.core.text.reasoning import split_reasoning, within
 from cai.errors import ReplyError
-from cai.models.base import UNFINISHED, Completion
+from cai.models.base import UNFINISHED
+from cai.models.requests import Completion
 
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit")

@@ -12,7 +12,7 @@ from cai.evaluate.audit.behaviours import RISE, Behaviour, Judged, agreement, ju
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import compare, settle
 from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, Reply, Request
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Reply, Request
 from cai.recipe import Recipe
 from cai.records import Message, Prompt, PromptKind, Provenance, Response
 from tests.sessions import ScriptedSession

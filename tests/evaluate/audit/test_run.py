@@ -20,8 +20,9 @@ from cai.evaluate.audit.probes import load_probes
 from cai.evaluate.audit.run import audit_files, audit_judge, audit_run
 from cai.judge.calibration import Calibration, write_calibration
 from cai.labels.load import load_pairs
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Engine, Reply, Request, ScoreRequest
+from cai.models.base import Engine
 from cai.models.opening import open_engine
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request, ScoreRequest
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import ModelSpec, Recipe
 from cai.records import AuditFinding, Message, Prompt, Sample

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from cai.models.base import ChoicesRequest, CompleteRequest, Reply, Request, Sampling
+from cai.models.requests import ChoicesRequest, CompleteRequest, Reply, Request, Sampling
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message

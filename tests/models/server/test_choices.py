@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, NoLogprobsError, ReplyError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, ScoreRequest, TextLogprob
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, ScoreRequest, TextLogprob
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm, logprob, tokenize, total
 from tests.models.server.asking import ASK, CHOICES, OPEN, ask, ask_one, hosted, on

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import ChoiceLogprobs, CompleteRequest, Completion, Sampling
+from cai.models.requests import ChoiceLogprobs, CompleteRequest, Completion, Sampling
 from cai.models.server.capabilities import learned_from, of_owner
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec

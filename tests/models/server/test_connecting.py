@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError
-from cai.models.base import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling
+from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm
 from tests.models.server.asking import COMPLETE, URL, ask_one, connect, on

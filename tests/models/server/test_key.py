@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import Completion
+from cai.models.requests import Completion
 from cai.models.server.address import config_dir
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec

@@ -12,7 +12,7 @@ import pytest
 from cai.core.console import Reporter
 from cai.core.waiting import telling
 from cai.errors import ModelError, ReplyError
-from cai.models.base import CompleteRequest, Completion, Reply, Sampling
+from cai.models.requests import CompleteRequest, Completion, Reply, Sampling
 from cai.models.server.client import FIRST_RETRIES, RETRIES
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import Completion
+from cai.models.requests import Completion
 from cai.models.server.client import READ_TRIES
 from cai.models.server.transport import MAX_PARTS
 from tests.models.fake_vllm import FakeVllm

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
-from cai.models.base import CompleteRequest, Completion
+from cai.models.requests import CompleteRequest, Completion
 from cai.models.server.engine import ServerEngine
 from cai.models.server.transport import MAX_PARTS, MAX_REPLY_BYTES
 from cai.recipe import ModelSpec
