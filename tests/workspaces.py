@@ -33,6 +33,18 @@ feedback: { principles: sample, per_label: 1, bench_limit: 8 }
 """
 
 
+class Interrupting(Reporter):
+    """Ends the run after a number of answered calls, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def call(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
 def make_workspace(folder: Path, recipe: str = RECIPE, adapters: bool = True) -> Workspace:
     """A workspace with the shipped files and runs/s.yaml; with `adapters`, an empty SFT adapter, which a scripted model takes."""
     init_workspace(folder)

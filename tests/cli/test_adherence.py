@@ -9,7 +9,7 @@ from cai.core.jsonl import write_records
 from cai.core.workspace import Workspace
 from cai.models.requests import Completion, Reply, Request
 from cai.records import EvalResult
-from tests.cli.test_commands import Called, call  # noqa: F401
+from tests.cli.calling import Called
 from tests.workspaces import make_workspace, script
 
 KEYS = {"id", "by", "base", "told", "sft", "policy", "change", "low", "high", "n", "seeds", "verdict", "blend"}
@@ -33,7 +33,7 @@ def evaluated(workspace: Workspace, name: str, policy: float, p: float) -> None:
     write_records(run.data("evaluation"), [*rates, change, told, *judged, *control, *words])
 
 
-def test_a_runs_adherence_is_printed_as_the_contract_has_it(tmp_path: Path, call: Called) -> None:  # noqa: F811
+def test_a_runs_adherence_is_printed_as_the_contract_has_it(tmp_path: Path, call: Called) -> None:
     workspace = make_workspace(tmp_path / "w")
     evaluated(workspace, "a", 0.8, 0.001)
     found = call.json(workspace.root, "constitution", "adherence", "a")
@@ -55,7 +55,7 @@ def test_a_runs_adherence_is_printed_as_the_contract_has_it(tmp_path: Path, call
     assert call.out.index("controls:") < call.out.index("colour")
 
 
-def test_seeds_are_averaged_and_a_verdict_needs_all_of_them(tmp_path: Path, call: Called) -> None:  # noqa: F811
+def test_seeds_are_averaged_and_a_verdict_needs_all_of_them(tmp_path: Path, call: Called) -> None:
     workspace = make_workspace(tmp_path / "w")
     evaluated(workspace, "a-seed-0", 0.8, 0.001)
     evaluated(workspace, "a-seed-1", 0.6, 0.001)
@@ -68,7 +68,7 @@ def test_seeds_are_averaged_and_a_verdict_needs_all_of_them(tmp_path: Path, call
 
 def test_any_models_answers_are_measured_under_a_constitution_file(
     tmp_path: Path,
-    call: Called,  # noqa: F811
+    call: Called,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     workspace = make_workspace(tmp_path / "w")

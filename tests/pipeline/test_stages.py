@@ -25,8 +25,7 @@ from cai.pipeline.driver import run_recipe
 from cai.pipeline.stages import STAGES
 from cai.recipe import ModelSpec, load_recipe
 from cai.records import Preference, ResponsePair, ScoredPair
-from tests.pipeline.test_driver import Interrupting
-from tests.workspaces import calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
+from tests.workspaces import Interrupting, calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
 
 TINY = """\
 model: {{ path: {model}, batch_size: 8, max_length: 512 }}

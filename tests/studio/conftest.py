@@ -11,12 +11,15 @@ import httpx2
 import pytest
 import uvicorn
 
+from cai.core.jsonl import write_records
 from cai.core.workspace import Workspace
 from cai.studio.access import Links
 from cai.studio.app import make_app, studio_for
+from cai.studio.labelling import Labelling, Queue
 from cai.studio.serving import listening, origins
 from cai.studio.trials import TrialRequest
 from tests.browser import open_browser
+from tests.studio.queues import pair
 from tests.studio.serving import Served
 from tests.workspaces import make_workspace
 
@@ -91,3 +94,20 @@ def tab(browser: Any, served: Served) -> Iterator[Any]:
     yield page
     context.close()
     assert errors == []
+
+
+@pytest.fixture
+def queue_file(workspace: Workspace) -> Path:
+    path = workspace.root / "labels" / "queues" / "q.jsonl"
+    write_records(path, [{"pair": pair(i), "score": 0.5, "reason": "the judge says 0.123 for A"} for i in range(12)])
+    return path
+
+
+@pytest.fixture
+def labelling(workspace: Workspace, queue_file: Path) -> Labelling:
+    return Labelling(workspace)
+
+
+@pytest.fixture
+def queue(labelling: Labelling) -> Queue:
+    return labelling.queue("q-jsonl")
