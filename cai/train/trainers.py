@@ -7,7 +7,7 @@ Import this module inside functions only: it loads torch and TRL. It needs TRL 1
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from cai.train.checkpoints import mark_complete
 from cai.train.encode import IGNORED
 from cai.train.losses import dpo_loss, reward_loss, weighted_mean
 from cai.train.packing import PackedPairs, last_positions, pack
-from cai.train.running import OnLog
 
+OnLog = Callable[[int, int, dict[str, float]], None]
 LABELS = ("p_chosen", "p_desirable", "weight", "margin")
 """Label columns of a row. `p_desirable` is KTO's, for one completion; `margin` exists only in reward training with a margin."""
 COMPLETIONS = ("chosen_ids", "rejected_ids")
