@@ -274,6 +274,11 @@ def above(values: Sequence[float], level: float) -> float:
     return 0.5 * math.erfc((mean - level) / math.sqrt(2 * variance / n))
 
 
+def correctness(p: float, wanted: float) -> float:
+    """Return 1 if two probabilities of an answer prefer the same one, 0 if they don't, ½ where the first is a tie."""
+    return 0.5 if p == 0.5 else float((p > 0.5) == (wanted > 0.5))
+
+
 def is_binary(values: Sequence[float]) -> bool:
     return all(v in (0, 1) for v in values)
 

@@ -258,6 +258,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, value: Any, indent: int = 2) -> None:
+    """Write a record or mapping as an indented JSON file, atomically. Raises `StoreError` as `write_records` does."""
+    write_text(path, msgspec.json.format(msgspec.json.encode(value), indent=indent).decode() + "\n")
+
+
 def append_record(path: Path, record: Any) -> None:
     """Append one record to a log file in one write, so that a killed process leaves at most the last line incomplete.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from cai import __version__
-from cai.core.jsonl import NOT_JSON, read_file, write_text
+from cai.core.jsonl import NOT_JSON, read_file, write_json
 from cai.errors import StoreError
 from cai.records import Constitution, Principle
 
@@ -192,7 +192,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest atomically. Raises `StoreError`."""
-    write_text(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2).decode() + "\n")
+    write_json(path, manifest)
 
 
 def describe_constitution(constitution: Constitution) -> ConstitutionCard:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from cai.core.jsonl import read_existing, read_file
 from cai.core.manifest import STAGE_NAMES, read_manifest
-from cai.core.workspace import RunDirectory
+from cai.core.workspace import RunDirectory, no_such_run
 from cai.core.yaml_source import load_yaml
 from cai.errors import DataError
 from cai.records import Failure
@@ -57,8 +57,7 @@ def run_status(run: RunDirectory) -> RunStatus:
     """
     manifest = read_manifest(run.manifest)
     if manifest is None:
-        known = sorted(p.parent.name for p in run.path.parent.glob("*/manifest.json"))
-        raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
+        raise no_such_run(run)
     failures = Counter(f.stage for f in read_existing(run.failures, Failure, torn_tail="drop"))
     alive = run.in_use()
     stages = []

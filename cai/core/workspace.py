@@ -188,6 +188,10 @@ def find_workspace(start: Path) -> Workspace:
     raise RecipeError(f"{start}: not in a workspace (a folder with constitution/ and prompts/). Make one with: cai init DIR")
 
 
+_RUN_FILES = ("recipe.yaml", "manifest.json")
+"""Files of which a run's directory has at least one."""
+
+
 def find_run(name: str) -> RunDirectory:
     """Return the directory of a run: NAME or runs/NAME in the current workspace, or a path into any workspace.
 
@@ -201,10 +205,15 @@ def find_run(name: str) -> RunDirectory:
     except OSError as e:
         raise RecipeError(f"{name[:80]}…: not a run's name or path ({e.strerror})") from e
     run = find_workspace(around).run(path.name)
-    if not any((run.path / name).is_file() for name in ("recipe.yaml", "manifest.json")):
-        known = sorted({p.parent.name for p in run.path.parent.glob("*/recipe.yaml")})
-        raise DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
+    if not any((run.path / name).is_file() for name in _RUN_FILES):
+        raise no_such_run(run)
     return run
+
+
+def no_such_run(run: RunDirectory) -> DataError:
+    """Return the error for a run that does not exist. It lists those that do."""
+    known = sorted({p.parent.name for name in _RUN_FILES for p in run.path.parent.glob(f"*/{name}")})
+    return DataError(f"{run.path}: no such run. " + (f"There are: {', '.join(known)}" if known else "Start one with: cai run RECIPE"))
 
 
 def no_such_file(path: Path, folder: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from cai.core.jsonl import atomic_file, disk_error, write_records, write_text
+from cai.core.jsonl import atomic_file, disk_error, write_json, write_records, write_text
 from cai.data.conversations import RowFault, render_transcript
 from cai.data.filters import sides_by_hash, texts_key
 from cai.data.splits import split_groups
@@ -345,9 +345,7 @@ def write_tasks(tasks: Rows, path: Path) -> "Exported":
     Raises:
         StoreError: the folder can't be written.
     """
-    import msgspec
-
-    write_text(path, msgspec.json.format(msgspec.json.encode(tasks), indent=1).decode() + "\n")
+    write_json(path, tasks, indent=1)
     write_text(path.with_name(TASK_FILES[1]), LABEL_STUDIO_CONFIG)
     return Exported("label-studio", path.parent, {path.stem: len(tasks)}, ())
 

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 from cai.core.jsonl import read_existing, write_text
 from cai.core.manifest import Manifest, read_manifest
-from cai.core.workspace import RunDirectory
+from cai.core.workspace import RunDirectory, no_such_run
 from cai.data.card import dataset_card, is_card
 from cai.data.export import ExportFormat, RunData, export, written_names
 from cai.data.hub import push_to_hub
@@ -73,7 +73,7 @@ def export_run(
     """
     manifest = read_manifest(run.manifest)
     if manifest is None:
-        raise DataError(f"{run.path}: no such run. `cai run RECIPE` makes one.")
+        raise no_such_run(run)
     data = read_run_data(run, manifest)
     folder = out or run.path / "export" / format
     card = folder / "README.md"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cai.data.filters import normalise, pooled, preference_key, softened, split_by_prompt, texts_key
 from cai.data.splits import SIMILARITY, split_groups
 from cai.errors import DataError
-from cai.ids import split_fraction
+from cai.ids import at_most
 from cai.recipe import GoldConfig, KindShares, PreferencesConfig, SourceMix
 from cai.records import Failure, Judgment, Preference, Prompt, ResponsePair
 
@@ -249,9 +249,8 @@ def _over_limit(kept: Sequence[Preference], config: PreferencesConfig, seed: int
     """Return the ids of preferences above their source's limit. Human sources were limited when they were loaded."""
     left_out: set[str] = set()
     for maker, mix in _mixes(config).items():
-        if mix.limit is not None:
-            mine = [p for p in kept if _maker(p.source) == maker]
-            left_out |= {p.id for p in sorted(mine, key=lambda p: (split_fraction(p.id, f"limit:{seed}"), p.id))[mix.limit :]}
+        mine = [p for p in kept if _maker(p.source) == maker]
+        left_out |= {p.id for p in mine} - {p.id for p in at_most(mine, mix.limit, f"limit:{seed}")}
     return left_out
 
 

@@ -16,7 +16,7 @@ from cai.judge.judge import Judge
 from cai.judge.protocols import PROTOCOLS, asking_protocols
 from cai.recipe import FeedbackConfig
 from cai.records import Failure, Judgment, Preference, ResponsePair
-from cai.stats import clustered_share, paired_bootstrap
+from cai.stats import clustered_share, correctness, paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +140,6 @@ async def judge_bench(
         raise ModelError(f"{judges[0].model.engine.name}: the judge could not be measured.\n{words}")
     baselines = tuple(_baseline(name, labelled) for name in BASELINES)
     return JudgeBench(len(labelled), len(preferences) - len(labelled), tuple(results), baselines, tuple(unmeasured))
-
-
-def correctness(p_a: float, a_is_better: bool) -> float:
-    """Return 1 if a probability agrees with the human label, 0 if it doesn't, ½ for a tie."""
-    return 0.5 if p_a == 0.5 else float((p_a > 0.5) == a_is_better)
 
 
 def position_bias(judgments: Iterable[Judgment]) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, read_file, write_text
+from cai.core.jsonl import NOT_JSON, read_file, write_json
 from cai.core.text.words import word_count
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
@@ -152,4 +152,4 @@ def calibration_of(config: FeedbackConfig, root: Path) -> Calibration | None:
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Write a calibration file. Raises `StoreError`."""
-    write_text(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1).decode() + "\n")
+    write_json(path, calibration, indent=1)

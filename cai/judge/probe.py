@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, atomic_file, read_file, write_text
+from cai.core.jsonl import NOT_JSON, atomic_file, read_file, write_json
 from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.models.base import TextModel
@@ -161,4 +161,4 @@ def write_probe(path: Path, probe: Probe) -> None:
 
     with atomic_file(weights_path(path)) as temporary:
         save_file({WEIGHT: np.array(probe.weights, dtype=np.float32)}, temporary)
-    write_text(path, msgspec.json.format(msgspec.json.encode(probe.facts), indent=1).decode() + "\n")
+    write_json(path, probe.facts, indent=1)

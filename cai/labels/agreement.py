@@ -15,7 +15,7 @@ from cai.data.splits import conversation_id
 from cai.labels.dawid_skene import fit
 from cai.labels.pooling import ADJUDICATOR, by_pair, pair_key
 from cai.records import EvalResult, HumanLabel
-from cai.stats import cluster_factor, clustered_share
+from cai.stats import cluster_factor, clustered_share, correctness
 
 RESAMPLES = 1000
 RELIABILITY_RESAMPLES = 100
@@ -64,7 +64,7 @@ def group_agreement(labels: Sequence[HumanLabel], seed: int = 0) -> list[EvalRes
         shared = {k: said for k, said in mine.items() if len(said) > 1}
         found.append(alpha("alpha", model, shared, seed, f"{len(members)} people", talks))
         keys = [k for k in answers if mine[k] and rest[k] and _mean(rest[k]) != 0.5]
-        right = [_same(_mean(mine[k]), _mean(rest[k])) for k in keys]
+        right = [correctness(_mean(mine[k]), _mean(rest[k])) for k in keys]
         found.append(share("agrees_with_others", model, right, f"{len(members)} people", [talks[k] for k in keys]))
     return [r for r in found if r is not None]
 
@@ -81,7 +81,7 @@ def gold_accuracy(labels: Sequence[HumanLabel], gold: Mapping[str, float]) -> li
     for key, mine in answers_of(labels).items():
         if gold.get(key, 0.5) != 0.5:
             for who, said in mine.items():
-                right[who].append(_same(said, gold[key]))
+                right[who].append(correctness(said, gold[key]))
                 of[who].append(talks[key])
     return [r for who in sorted(right) if (r := share("gold_accuracy", who, right[who], clusters=of[who])) is not None]
 
@@ -100,8 +100,8 @@ def judge_agreement(
     """
     keys = [k for k in judged if people.get(k, 0.5) != 0.5]
     clusters = [talks[k] if talks else k for k in keys]
-    both = [(_side(people[k]), _side(judged[k])) for k in keys]
-    results = [share("agrees", name, [_same(judged[k], people[k]) for k in keys], clusters=clusters)]
+    both = [(correctness(people[k], True), correctness(judged[k], True)) for k in keys]
+    results = [share("agrees", name, [correctness(judged[k], people[k]) for k in keys], clusters=clusters)]
     if len(keys) >= MIN_SHARED:
         results.append(kappa("kappa", name, both, seed, clusters=clusters))
         answers = {k: {"people": p, "judge": j} for k, (p, j) in zip(keys, both, strict=True)}
@@ -170,7 +170,7 @@ def kappa(
     index = {c: i for i, c in enumerate(dict.fromkeys(groups))}
     tables = np.zeros((len(index), 3, 3))
     for c, (one, other) in zip(groups, both, strict=True):
-        tables[index[c], round(2 * _side(one)), round(2 * _side(other))] += 1
+        tables[index[c], round(2 * correctness(one, True)), round(2 * correctness(other, True))] += 1
     if not both or np.isnan(point := float(weighted_kappa(tables.sum(axis=0)))):
         return None
     kinds, copies = np.unique(tables.reshape(len(index), 9), axis=0, return_counts=True)
@@ -254,12 +254,3 @@ def _with_interval(
 
 def _mean(said: Mapping[str, float]) -> float:
     return sum(said.values()) / len(said)
-
-
-def _side(p: float) -> float:
-    return 0.5 if p == 0.5 else float(p > 0.5)
-
-
-def _same(p: float, wanted: float) -> float:
-    """Return 1 if both prefer the same response, ½ if the first is a tie, else 0."""
-    return 0.5 if p == 0.5 else float((p > 0.5) == (wanted > 0.5))

@@ -1,7 +1,7 @@
 """The commands of `cai human`: import and export of labels, agreement, and the queue of pairs to label next."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,9 +85,6 @@ def import_labels(
         write_records(rejects, failures)
     else:
         rejects.unlink(missing_ok=True)
-    reasons: dict[str, int] = {}
-    for f in failures:
-        reasons[f.reason] = reasons.get(f.reason, 0) + 1
     return Imported(
         str(out),
         len(labels),
@@ -95,7 +92,7 @@ def import_labels(
         len({label.annotator for label in labels if label.annotator}),
         sum(part.rows for part in loaded),
         tuple(part.format for part in loaded),
-        reasons,
+        dict(Counter(f.reason for f in failures)),
         str(rejects) if failures else None,
         dict(sum((Counter(part.doubts) for part in loaded), Counter[str]())),
         undescribed,
@@ -155,10 +152,13 @@ def _pairs_of(what: str) -> list[ResponsePair]:
         run = find_run(what)
     except (DataError, RecipeError) as e:
         raise DataError(f"{what}: no such file, and no run either ({e})") from e
-    paths = [run.data(name) for name in PREFERENCES if run.data(name).exists()]
-    if not paths:
+    if not any(run.data(name).exists() for name in PREFERENCES):
         raise DataError(f"{what}: the run has no preferences yet. `cai run RECIPE` makes them.")
-    return [p.pair for path in paths for p in read_records(path, Preference)]
+    return [p.pair for p in _preferences(run)]
+
+
+def _preferences(run: RunDirectory) -> Iterator[Preference]:
+    return (p for name in PREFERENCES for p in read_existing(run.data(name), Preference))
 
 
 def measure_people(labels: Sequence[HumanLabel], gold: Path | None, seed: int) -> list[EvalResult]:
@@ -225,7 +225,7 @@ def _judged_pairs(run: RunDirectory) -> list[tuple[ResponsePair, float]]:
     if not run.data("judgments").exists():
         raise DataError(f"{run.path}: has no judgments yet. Run its feedback stage: cai label {run.path.name}")
     judged = {j.pair_id: j.p_a for j in read_records(run.data("judgments"), Judgment) if j.p_a is not None}
-    pairs = [p for name in PAIR_FILES if run.data(name).exists() for p in read_records(run.data(name), ResponsePair)]
+    pairs = (p for name in PAIR_FILES for p in read_existing(run.data(name), ResponsePair))
     return [(p, judged[p.id]) for p in pairs if p.id in judged]
 
 
@@ -234,24 +234,15 @@ def _uncertain(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queu
 
 
 def _disputed(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:
-    path = run.data("reward_scores")
-    scored = list(read_existing(path, ScoredPair))
+    scored = list(read_existing(run.data("reward_scores"), ScoredPair))
     if not any(len(s.chosen.members) > 1 for s in scored):
         raise DataError(
             f"{run.path}: no scores of a reward ensemble, whose members could disagree. Train one (--set reward.members=4) and run the "
             "reward stage, or ask by uncertainty"
         )
-    by_id = {s.pair_id: s for s in scored if not s.source.startswith("human:")}
-    preferences = [p for name in PREFERENCES if run.data(name).exists() for p in read_records(run.data(name), Preference)]
-    return [
-        Queued(
-            p.pair,
-            by_id[p.id].disagreement,
-            f"the members' margins have a standard deviation of {by_id[p.id].disagreement:.3f}",
-        )
-        for p in preferences
-        if p.id in by_id
-    ]
+    margins = "the members' margins have a standard deviation of"
+    spread = {s.pair_id: s.disagreement for s in scored if not s.source.startswith("human:")}
+    return [Queued(p.pair, spread[p.id], f"{margins} {spread[p.id]:.3f}") for p in _preferences(run) if p.id in spread]
 
 
 def _conflicting(run: RunDirectory, people: Mapping[str, HumanLabel]) -> list[Queued]:

@@ -11,7 +11,7 @@ from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.core.jsonl import read_existing
 from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
-from cai.core.workspace import RunDirectory
+from cai.core.workspace import PAIR_FILES, RunDirectory
 from cai.errors import CaiError, ConstitutionError, DataError, ReplyError
 from cai.evaluate.adherence_table import adherence_rows, trained_model
 from cai.evaluate.policies import AGAINST, MODELS
@@ -178,7 +178,7 @@ def _drawing(run: RunDirectory, principle_id: str) -> Iterator[Prompt]:
                 yield trace.prompt
         yield from (e.prompt for e in _all(run, "distilled", SFTExample) if principle_id in e.principle_ids)
         judged = {j.pair_id for j in _all(run, "judgments", Judgment) if principle_id in j.principle_ids}
-        for name in ("pairs", "revision_pairs", "distilled_pairs"):
+        for name in PAIR_FILES:
             yield from (pair.prompt for pair in _all(run, name, ResponsePair) if pair.id in judged)
 
     for prompt in every():
@@ -231,7 +231,7 @@ def _by_judge(principle: Principle, run: RunDirectory) -> ExampleAnswers | None:
     judged = {j.pair_id: j.p_a for j in _all(run, "judgments", Judgment) if j.principle_ids == (principle.id,) and j.p_a is not None}
     surest = sorted((i for i in judged if judged[i] != 0.5), key=lambda i: (-abs(judged[i] - 0.5), i))[: 2 * EXAMPLES_SHOWN]
     pairs: dict[str, tuple[ResponsePair, float]] = {}
-    for name in ("pairs", "revision_pairs", "distilled_pairs"):
+    for name in PAIR_FILES:
         for pair in _all(run, name, ResponsePair):
             if pair.id in surest:
                 p_a = judged[pair.id]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from cai.core.jsonl import NOT_JSON, apply_umask, write_text
+from cai.core.jsonl import NOT_JSON, apply_umask, write_json, write_text
 from cai.models.local.adapter import canonical_config
 
 FINISHED = "training.json"
@@ -62,7 +62,7 @@ def mark_finished(out: Path, fingerprint: str, result: TrainResult) -> None:
     if config.exists():
         write_text(config, json.dumps(canonical_config(json.loads(config.read_text(encoding="utf-8"))), indent=2, sort_keys=True) + "\n")
     apply_umask(out)
-    write_text(out / FINISHED, msgspec.json.format(msgspec.json.encode(_Finished(fingerprint, result)), indent=2).decode() + "\n")
+    write_json(out / FINISHED, _Finished(fingerprint, result))
     remove_checkpoints(out)
 
 

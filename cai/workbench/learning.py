@@ -23,12 +23,11 @@ from cai.data.filters import normalise
 from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ModelError, ReplyError
 from cai.ids import derive_seed, split_fraction
-from cai.judge.bench import correctness
 from cai.judge.protocol import probability
 from cai.models.requests import Sampling
 from cai.records import WORDINGS, Constitution, Failure, Principle, ResponsePair
 from cai.session import Session
-from cai.stats import holm, sign_flip
+from cai.stats import correctness, holm, sign_flip
 from cai.workbench.proposing import group_alike, id_of
 from cai.workbench.replies import single
 from cai.workbench.sample import Calls, calls_of

@@ -15,14 +15,13 @@ from cai.data.splits import conversation_id, split_groups
 from cai.errors import DataError, ReplyError
 from cai.evaluate.commands import labelled_pairs_of
 from cai.ids import split_fraction
-from cai.judge.bench import correctness
 from cai.judge.fitting import log_loss
 from cai.judge.protocol import Opinion, ProtocolContext, pool_log_odds, probability
 from cai.judge.protocols import PROTOCOLS
 from cai.recipe import FeedbackConfig
 from cai.records import Constitution, Failure, Preference, Principle, PromptKind, ResponsePair
 from cai.session import Session
-from cai.stats import change, clustered_share, paired_bootstrap
+from cai.stats import change, clustered_share, correctness, paired_bootstrap
 from cai.workbench.sample import Calls, calls_of
 
 FOLDS = 5

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import structs
 
 from cai.core.flow import together
-from cai.core.jsonl import append_record, read_records, write_records, write_text
+from cai.core.jsonl import append_record, read_records, write_json, write_records
 from cai.core.manifest import TEXTS, TRUNCATED
 from cai.core.text.repetition import LOOPING, repeated_fraction
 from cai.errors import ReplyError, TrainingError
@@ -164,7 +164,7 @@ def choose_best(c: Context, folder: Path) -> None:
     summary = summarize(picked, c.recipe.policy.online.num_generations)
     write_records(folder / "samples.jsonl", [sample for one in picked for sample in one.samples])
     write_records(folder / "best.jsonl", [example_of(one, sample) for one in picked for sample in one.samples if sample.best])
-    write_text(folder / "summary.json", msgspec.json.format(msgspec.json.encode(summary), indent=2).decode() + "\n")
+    write_json(folder / "summary.json", summary)
     left_out = f"{summary.all_equal} with equal rewards, {summary.too_few} with fewer than two samples left"
     if not summary.chosen:
         raise TrainingError(

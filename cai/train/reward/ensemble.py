@@ -160,11 +160,12 @@ def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
     """Return the scores of texts, padded on the right."""
     import torch
 
-    width, pad = max(map(len, ids)), model.config.get_text_config().pad_token_id
-    tokens_BT = torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=model.device)
-    mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=model.device)
+    from cai.models.local.prefix import padded
+
+    tokens_BT, real_BT = padded(ids, "right", model)
+    tokens_BT = tokens_BT.masked_fill(~real_BT, model.config.get_text_config().pad_token_id)
     with torch.inference_mode():
-        logits_B1 = model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False).logits
+        logits_B1 = model(input_ids=tokens_BT, attention_mask=real_BT.long(), use_cache=False).logits
     return [float(x) for x in logits_B1.squeeze(-1).float()]
 
 

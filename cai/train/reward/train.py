@@ -14,10 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
-from cai.core.jsonl import write_text
+from cai.core.jsonl import write_json
 from cai.data.splits import SIMILARITY
 from cai.ids import derive_seed
 from cai.models.opening import release_memory
@@ -154,7 +153,7 @@ def train_reward(
         write_centre(out, [s.value for pair in score_pairs(scorer, centre_on, held_out=False) for s in (pair.chosen, pair.rejected)])
         if any(p.p_chosen != 0.5 for p in held_out):
             metrics = measure_reward(scorer, held_out)
-            write_text(out / METRICS, msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
+            write_json(out / METRICS, metrics)
             measured = _as_text(metrics)
             result = _with_metrics(result, metrics)
         del scorer
