@@ -11,7 +11,7 @@ from cai.core.console import DIRECTIONS, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cai.recipe import FeedbackConfig, Recipe
+    from cai.recipe import Recipe
     from cai.records import EvalResult
     from cai.session import Session
 
@@ -59,32 +59,30 @@ def open_session(recipe: "Recipe", near: Path) -> "Session":
     return Session(recipe=recipe, workspace=find_workspace(near), reporter=RichReporter(Console(stderr=True)))
 
 
-def show_results(results: "Sequence[EvalResult]", title: str) -> None:
-    """Print results in a table."""
+def show(*parts: Any) -> None:
+    """Print tables and styled texts to standard output, each on lines of its own."""
     from rich.console import Console
 
+    Console().print(*parts, sep="\n")
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error."""
+    from rich.console import Console
+
+    from cai.core.console import plain
+
+    Console(stderr=True).print(plain(text, "yellow"))
+
+
+def show_results(results: "Sequence[EvalResult]", title: str) -> None:
+    """Print results in a table."""
     from cai.core.console import plain, plain_table
 
     table = plain_table("measure", "of", "value", "95 % interval", "n", "", right=("value", "n"), title=title)
     for r in results:
         table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), plain(r.note))
-    Console().print(table)
-
-
-def one_of(option: str, given: str, *allowed: str) -> Any:
-    """Return an option's value. Raises `DataError` if it is not one of those allowed."""
-    from cai.errors import DataError
-
-    if given not in allowed:
-        raise DataError(f"{option} {given}: expected {' or '.join(allowed)}")
-    return given
-
-
-def feedback_config(principles: str, per_label: int) -> "FeedbackConfig":
-    """Return a feedback configuration from command-line options. Raises `DataError` on an unknown value of `principles`."""
-    from cai.recipe import FeedbackConfig
-
-    return FeedbackConfig(principles=one_of("--principles", principles, "ensemble", "sample"), per_label=per_label)
+    show(table)
 
 
 def show_version(wanted: bool) -> None:

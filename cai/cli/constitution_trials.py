@@ -1,11 +1,11 @@
 """Commands that ask a model about a constitution: stress, try, validate, learn, flip, adherence, draft."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cai.cli.app import Json, one_of, open_session, print_json, say
+from cai.cli.app import Json, open_session, print_json, say, show
 from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, constitution
 from cai.cli.models import PairFormat, PairLimit
 from cai.records import PromptKind
@@ -36,7 +36,6 @@ def stress(
 
     The requests and the probabilities are a model's. They are there to be read; they are not a verdict.
     """
-    from rich.console import Console
     from rich.padding import Padding
 
     from cai.constitution.load import load_constitution
@@ -55,15 +54,14 @@ def stress(
     table = plain_table("principle", "and", "for", "contradict", right=("contradict",))
     for c in found.conflicts[:n]:
         table.add_row(plain(c.first), plain(c.second), ", ".join(c.kinds), f"{c.p:.0%}")
-    console = Console()
-    console.print(table)
+    show(table)
     if written := [c for c in found.conflicts if c.request is not None]:
-        console.print(plain("Requests on which they would collide, as the model writes them. Read them: they are not a verdict.", "bold"))
+        show(plain("Requests on which they would collide, as the model writes them. Read them: they are not a verdict.", "bold"))
     for c in written:
-        console.print(plain(f"{c.first} and {c.second}"), Padding(plain(c.request or ""), (0, 0, 0, 2)), sep="\n")
+        show(plain(f"{c.first} and {c.second}"), Padding(plain(c.request or ""), (0, 0, 0, 2)))
     likely = sum(c.p > 0.5 for c in found.conflicts)
     failed = f" {len(found.failures)} requests can't be used: {in_words(found.failures)}." if found.failures else ""
-    console.print(
+    show(
         plain(
             f"{len(found.conflicts)} pairs asked about, {likely} of them likely to contradict each other, "
             f"{found.unanswered} without an answer.{failed}"
@@ -137,7 +135,6 @@ def validate(
     json: Json = False,
 ) -> None:
     """Validate principles on human-labelled pairs: agreement, effect of removing each, and how much of people's choices they explain."""
-    from rich.console import Console
 
     from cai.constitution.load import load_constitution
     from cai.workbench.settings import settings
@@ -152,7 +149,7 @@ def validate(
     if json:
         print_json(found)
     else:
-        Console().print(*show_validation(found), sep="\n")
+        show(*show_validation(found))
 
 
 @constitution.command()
@@ -168,7 +165,7 @@ def learn(
     recipe: RecipeFile = None,
     protocol: Protocol = None,
     format: PairFormat = "auto",
-    language: Annotated[str, typer.Option(help="Language of the pairs, for templates and questions: en, de, es, zh")] = "en",
+    language: Annotated[Literal["en", "de", "es", "zh"], typer.Option(help="Language of the pairs, for templates and questions")] = "en",
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -176,19 +173,16 @@ def learn(
 
     Rules that agree with people more than the trivial rules do are written as a draft of a constitution, for a person to read and edit.
     """
-    from rich.console import Console
 
     from cai.constitution.importers import dump_yaml
     from cai.core.jsonl import write_text
     from cai.core.workspace import find_workspace
     from cai.errors import DataError
-    from cai.records import WORDINGS
     from cai.workbench.learning import learn as learn_from
     from cai.workbench.settings import in_language, settings
     from cai.workbench.terminal import show_learned
     from cai.workbench.validation import LabelFile
 
-    one_of("--language", language, *WORDINGS)
     if out is not None and out.exists():
         raise DataError(f"{out}: already exists; nothing was changed. People edit a draft, so none is written over: name a new file.")
     used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="learn")
@@ -203,7 +197,7 @@ def learn(
 
         print_json({"out": None if draft is None or out is None else str(out), **msgspec.to_builtins(found)})
         return
-    Console().print(*show_learned(found), sep="\n")
+    show(*show_learned(found))
     if found.constitution is None:
         return
     count = len(found.constitution.principles)
@@ -223,7 +217,6 @@ def flip(
     json: Json = False,
 ) -> None:
     """Measure what can be taught: how often each principle in context changes what the model does, by placement."""
-    from rich.console import Console
 
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
@@ -257,10 +250,9 @@ def flip(
             back,
             "yes" if f.learnable else "no",
         )
-    console = Console()
-    console.print(table)
+    show(table)
     if left := [p.id for p in loaded.principles if p.id not in {f.principle_id for f in found}]:
-        console.print(plain(f"not measured, without a check{' ' if judge is None else ' or a prompt '}: {', '.join(left)}", "yellow"))
+        show(plain(f"not measured, without a check{' ' if judge is None else ' or a prompt '}: {', '.join(left)}", "yellow"))
 
 
 @constitution.command()

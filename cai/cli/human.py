@@ -1,13 +1,14 @@
 """Commands about human labels: human import, export, agreement, queue."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 from msgspec.structs import replace
 
-from cai.cli.app import Json, app, feedback_config, one_of, open_session, print_json, say, show_results
+from cai.cli.app import Json, app, open_session, print_json, say, show, show_results, warn
 from cai.cli.models import ConstitutionFile, JudgeName, PairLimit, PerLabel, Principles
+from cai.records import PromptKind
 
 human = typer.Typer(name="human", help="Human labels: import, export, agreement, and which pairs to label next.", no_args_is_help=True)
 app.add_typer(human)
@@ -26,7 +27,7 @@ def import_(
     files: Files,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSONL file of labels to write", show_default=False)],
     format: Format = "auto",
-    kind: Annotated[str | None, typer.Option(help="Kind of prompt for rows without one: harmful, borderline, helpful, other")] = None,
+    kind: Annotated[PromptKind | None, typer.Option(help="Kind of prompt for rows without one", show_default=False)] = None,
     column: Columns = None,
     choices: Annotated[
         str | None,
@@ -47,25 +48,21 @@ def import_(
     whole; --choices says what they mean. On a scale the probability of A falls evenly from 1 to 0, and the middle is a tie. Columns that no
     label holds are named.
     """
-    from rich.console import Console
-
-    from cai.core.console import plain
     from cai.labels.annotating import import_labels
     from cai.labels.answers import parse_choices
 
-    result, failures = import_labels(files, out, format, _kind(kind), _columns(column), people, parse_choices(choices))
+    result, failures = import_labels(files, out, format, kind, _columns(column), people, parse_choices(choices))
     if json:
         print_json(result)
         return
-    console = Console(stderr=True)
     for f in failures[:SHOWN]:
-        console.print(plain(f"{f.item_id}: {f.reason}: {f.detail}", "yellow"))
+        warn(f"{f.item_id}: {f.reason}: {f.detail}")
     for doubt, count in result.doubts.items():
-        console.print(plain(f"{count} labels: {doubt}", "yellow"))
+        warn(f"{count} labels: {doubt}")
     if result.unused:
-        console.print(plain(f"columns not used: {', '.join(result.unused)}", "yellow"))
+        warn(f"columns not used: {', '.join(result.unused)}")
     if result.undescribed:
-        console.print(plain(f"{people} has no row for {', '.join(result.undescribed)}", "yellow"))
+        warn(f"{people} has no row for {', '.join(result.undescribed)}")
     say(f"{out}: {result.labels} labels of {result.pairs} pairs by {_people(result.annotators)}, from {result.rows} rows")
     if failures:
         reasons = ", ".join(f"{n} {reason}" for reason, n in result.rejected.items())
@@ -77,16 +74,16 @@ def export(
     what: Annotated[str, typer.Argument(help="A file of labels or pairs, or a run", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tasks, JSONL file for preferences", show_default=False)],
     format: Annotated[
-        str, typer.Option("--format", help="label-studio: tasks and labelling interface; preferences: pooled soft labels")
+        Literal["label-studio", "preferences"], typer.Option(help="Tasks and labelling interface, or pooled soft labels")
     ] = "label-studio",
-    pooling: Annotated[str, typer.Option(help="How to combine several people's labels: votes or dawid-skene")] = "votes",
+    pooling: Annotated[Literal["votes", "dawid-skene"], typer.Option(help="How to combine several people's labels")] = "votes",
     smoothing: Annotated[float, typer.Option(help="Pseudo-votes added to each side", min=0.0)] = 0.0,
     json: Json = False,
 ) -> None:
     """Export pairs as labelling tasks without source and label, or human labels as soft preferences."""
     from cai.labels.annotating import export_human
 
-    count, written = export_human(what, out, one_of("--format", format, "label-studio", "preferences"), _pooling(pooling), smoothing)
+    count, written = export_human(what, out, format, pooling, smoothing)
     if json:
         print_json({"count": count, "files": written})
         return
@@ -110,22 +107,20 @@ def agreement(
     json: Json = False,
 ) -> None:
     """Measure agreement: Krippendorff's alpha, Cohen's kappa, reliability and gold accuracy of people, and of judges with people."""
-    from rich.console import Console
-
-    from cai.core.console import plain
     from cai.errors import DataError
     from cai.labels.annotating import measure_people, read_label_files
 
-    errors = Console(stderr=True)
     labels, failures, _ = read_label_files(files, format)
     results = measure_people(labels, gold, seed)
     unnamed = sum(not label.annotator for label in labels)
     if protocol is not None:
         from cai.constitution.load import load_constitution
         from cai.evaluate.commands import judges_beside_people
+        from cai.recipe import FeedbackConfig
         from cai.workbench.settings import settings
 
-        recipe = replace(settings(model=judge, seed=seed, name="agreement"), feedback=feedback_config(principles, per_label))
+        recipe = settings(model=judge, seed=seed, name="agreement")
+        recipe = replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label))
         names, asked = protocol, load_constitution(constitution)
         session = open_session(recipe, constitution.parent)
         results += session.run(lambda opened: judges_beside_people(opened, labels, names, asked, limit), "judge")
@@ -139,14 +134,15 @@ def agreement(
         return
     show_results(results, f"{len(labels)} labels, {len(failures)} rows not usable")
     if unnamed:
-        errors.print(plain(f"{unnamed} labels have no annotator, so they are not used to measure agreement between people.", "yellow"))
+        warn(f"{unnamed} labels have no annotator, so they are not used to measure agreement between people.")
 
 
 @human.command()
 def queue(
     run_name: Annotated[str, typer.Argument(help="A run's name, or runs/NAME", metavar="RUN", show_default=False)],
     by: Annotated[
-        str, typer.Option(help="uncertainty (the judge's), disagreement (the reward ensemble's) or conflict (people, judge)")
+        Literal["uncertainty", "disagreement", "conflict"],
+        typer.Option(help="The judge's uncertainty, the reward ensemble's disagreement, or conflict of people and judge"),
     ] = "uncertainty",
     n: Annotated[int, typer.Option("-n", help="How many pairs", min=1)] = 50,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Label Studio tasks (.json), or pairs with their scores (.jsonl)")] = None,
@@ -154,22 +150,19 @@ def queue(
     json: Json = False,
 ) -> None:
     """Choose the pairs that people should label next. Prompts repeat only after every prompt has been used once."""
-    from rich.console import Console
-
     from cai.core.console import plain, plain_table
     from cai.core.workspace import find_run, find_workspace
     from cai.labels.annotating import label_queue
 
     run = find_run(run_name)
-    how = one_of("--by", by, "uncertainty", "disagreement", "conflict")
-    chosen = label_queue(run, find_workspace(run.path).root, how, n, out, labels or ())
+    chosen = label_queue(run, find_workspace(run.path).root, by, n, out, labels or ())
     if json:
         print_json({"by": by, "count": len(chosen), "out": None if out is None else str(out), "pairs": chosen})
         return
     table = plain_table("score", "prompt", "why", title=f"{len(chosen)} pairs to label next, by {by}")
     for c in chosen[:SHOWN_PAIRS]:
         table.add_row(f"{c.score:.3f}", plain(c.pair.prompt.messages[-1].content[:60]), plain(c.reason))
-    Console().print(table)
+    show(table)
     if out is not None:
         say(f"{out}: {len(chosen)} {'pairs' if out.suffix == '.jsonl' else 'tasks, with labeling_config.xml in the same folder'}")
 
@@ -188,13 +181,3 @@ def _columns(given: list[str] | None) -> dict[str, str]:
             raise DataError(f"--column {text}: expected OURS=THEIRS, for example --column choice=verdict")
         found[ours] = theirs
     return found
-
-
-def _kind(given: str | None) -> Any:
-    from cai.records import PROMPT_KINDS
-
-    return None if given is None else one_of("--kind", given, *PROMPT_KINDS)
-
-
-def _pooling(given: str) -> Any:
-    return one_of("--pooling", given, "votes", "dawid-skene")

@@ -1,13 +1,13 @@
 """Commands about models and judges: models list, fetch and check, judge bench, calibrate and fit, evaluate, chat, merge."""
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Literal
 
 import typer
 from msgspec.structs import replace
 
 from cai.cli import completing
-from cai.cli.app import Json, app, feedback_config, open_session, print_json, say, show_results
+from cai.cli.app import Json, app, open_session, print_json, say, show, show_results, warn
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
@@ -31,9 +31,14 @@ ProbeFile = Annotated[
     Path | None, typer.Option("--probe", help="A probe that `cai judge fit` wrote, for the protocol probe", show_default=False)
 ]
 ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judge's constitution")]
+LabelledPairs = Annotated[
+    list[Path], typer.Option("--pairs", help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
+]
 PairFormat = Annotated[str, typer.Option("--format", help="File format of the pairs")]
 PairLimit = Annotated[int | None, typer.Option("--limit", help="Use this many pairs, chosen by hash", min=1)]
-Principles = Annotated[str, typer.Option("--principles", help="ensemble: all principles that apply; sample: --per-label of them")]
+Principles = Annotated[
+    Literal["ensemble", "sample"], typer.Option("--principles", help="ensemble: all principles that apply; sample: --per-label of them")
+]
 PerLabel = Annotated[int, typer.Option("--per-label", help="Number of principles per label, with --principles sample", min=1)]
 
 
@@ -48,8 +53,6 @@ def show_models(json: Json = False) -> None:
     """List the named models: size, licence, what each is good for, and whether it is here."""
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from cai.core.console import plain_table
     from cai.models.local.gguf import folder_of
     from cai.models.local.named import NAMED
@@ -63,7 +66,7 @@ def show_models(json: Json = False) -> None:
     for name, m in NAMED.items():
         sizes = (f"{m.file_gb:.1f} GB", f"{m.file_gb + m.folder_gb:.1f} GB")
         table.add_row(name, m.parameters, m.licence, *sizes, m.good_for, "yes" if here[name] else "no")
-    Console().print(table)
+    show(table)
     say("Fetch one with `cai models fetch NAME`, then use the name as model.path. A folder, a .gguf file or a Hub id needs no fetching.")
 
 
@@ -101,13 +104,12 @@ def check(model: ModelName, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    console = Console()
-    console.print(plain(f"{found.model}: {found.kind}"))
+    show(plain(f"{found.model}: {found.kind}"))
     for title, findings in (("it can", found.abilities), ("protocol", found.protocols)):
         table = plain_table(title, "", "why")
         for f in findings:
             table.add_row(f.what, f.state, plain(f.why))
-        console.print(table)
+        show(table)
 
 
 @judge.command()
@@ -125,17 +127,15 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure the agreement of judging protocols with human labels, compared with trivial baselines, with 95 % intervals."""
-    from rich.console import Console
-
     from cai.constitution.load import load_constitution
-    from cai.core.console import plain, plain_table
+    from cai.core.console import plain_table
     from cai.evaluate.commands import bench_judge, labelled_pairs_of
     from cai.judge.choices import mass_warning
+    from cai.recipe import FeedbackConfig
     from cai.workbench.settings import settings, with_probe
 
-    errors = Console(stderr=True)
     recipe = settings(model=judge, seed=seed, name="judge-bench")
-    recipe = with_probe(replace(recipe, feedback=feedback_config(principles, per_label)), probe)
+    recipe = with_probe(replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label)), probe)
     session = open_session(recipe, constitution.parent)
     labelled, asked = labelled_pairs_of(pairs, format, limit, session), load_constitution(constitution)
     result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked), "bench")
@@ -151,24 +151,22 @@ def bench(
             mass = "" if r.mass is None else f"{r.mass:.1%}"
             table.add_row(r.name, f"{r.accuracy:.1%}", f"{r.low:.1%} – {r.high:.1%}", str(r.n), bias, mass, str(r.failures), beats)
         table.add_section()
-    Console().print(table)
+    show(table)
     for r in result.protocols:
         if warning := mass_warning(r.mass, r.name):
-            errors.print(plain(warning, "yellow"))
+            warn(warning)
     for u in result.unmeasured:
-        errors.print(plain(f"{u.name}: not measured, all {u.failures} pairs failed: {u.reason}", "yellow"))
+        warn(f"{u.name}: not measured, all {u.failures} pairs failed: {u.reason}")
     for r in result.protocols:
         if r.failures:
-            errors.print(plain(f"{r.name}: {r.failures} of {result.pairs} pairs failed: {r.failure_details}", "yellow"))
+            warn(f"{r.name}: {r.failures} of {result.pairs} pairs failed: {r.failure_details}")
     if not any(r.beats_baselines for r in result.protocols):
-        errors.print("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.", style="yellow")
+        warn("No protocol was shown to beat the trivial baselines. Do not train a model on labels from this judge.")
 
 
 @judge.command()
 def calibrate(
-    pairs: Annotated[
-        list[Path], typer.Option(help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
-    ],
+    pairs: LabelledPairs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file, for feedback.calibration", show_default=False)],
     protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
     judge: JudgeName = "embedded",
@@ -183,19 +181,17 @@ def calibrate(
     json: Json = False,
 ) -> None:
     """Calibrate a judge on human labels; the gain is measured by nested cross-validation."""
-    from rich.console import Console
-
     from cai.constitution.load import load_constitution
-    from cai.core.console import plain
     from cai.core.jsonl import refuse_overwriting
     from cai.evaluate.commands import calibrate_judge
+    from cai.recipe import FeedbackConfig
     from cai.session import with_protocol
     from cai.workbench.settings import settings, with_probe
 
-    errors = Console(stderr=True)
     refuse_overwriting([out], [constitution, *([probe] if probe else [])])
     recipe = settings(model=judge, seed=seed, name="calibrate")
-    recipe = with_probe(with_protocol(replace(recipe, feedback=feedback_config(principles, per_label)), protocol), probe)
+    recipe = replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label))
+    recipe = with_probe(with_protocol(recipe, protocol), probe)
     session = open_session(recipe, constitution.parent)
     found = calibrate_judge(session, pairs, load_constitution(constitution), out, use_length=length, format=format, limit=limit)
     if json:
@@ -203,29 +199,23 @@ def calibrate(
         return
     show_results(found.measured, f"{found.protocol} on {found.pairs}, chosen: {found.method}, scale {found.scale:.3g}")
     for warning in found.warnings:
-        errors.print(plain(warning, "yellow"))
+        warn(warning)
     say(f"{out}: set feedback.calibration to use it. It is valid only for this protocol, model and choice of principles.")
 
 
 @judge.command()
 def fit(
-    pairs: Annotated[
-        list[Path], typer.Option(help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
-    ],
+    pairs: LabelledPairs,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Probe's JSON file, for feedback.probe; its weights go beside it", show_default=False)
     ],
     judge: JudgeName = "embedded",
-    format: Annotated[str, typer.Option("--format", help="File format of the pairs")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Use this many pairs, chosen by hash", min=1)] = None,
+    format: PairFormat = "auto",
+    limit: PairLimit = None,
     seed: int = 0,
     json: Json = False,
 ) -> None:
     """Fit a linear probe on a local model's hidden states to human labels; it is measured by nested cross-validation."""
-    from rich.console import Console
-
-    from cai.cli.app import show_results
-    from cai.core.console import plain
     from cai.evaluate.commands import fit_judge_probe
     from cai.workbench.settings import settings, with_float32
 
@@ -237,7 +227,7 @@ def fit(
         return
     show_results(found.measured, f"{found.n} pairs of {found.pairs}; chosen: layer {found.layer} of {found.layers}, {found.pooling}")
     for warning in found.warnings:
-        Console(stderr=True).print(plain(warning, "yellow"))
+        warn(warning)
     say(f"{out}: set feedback.protocol: probe and feedback.probe to use it. It is valid only for {found.model_name} in {found.precision}.")
 
 
@@ -256,7 +246,9 @@ def evaluate(
     arena: Annotated[bool, typer.Option("--arena", help="Rank two or more models by pairwise comparison")] = False,
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     reward: Annotated[list[Path] | None, typer.Option(help="Folder of a reward model to score with; several form an ensemble")] = None,
-    aggregate: Annotated[str, typer.Option(help="How to combine the scores of several reward models: mean, min or uncertainty")] = "mean",
+    aggregate: Annotated[
+        Literal["mean", "min", "uncertainty"], typer.Option(help="How to combine the scores of several reward models")
+    ] = "mean",
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration file of this judge, from `cai judge calibrate`, for its comparisons of pairs")
     ] = None,
@@ -282,7 +274,6 @@ def evaluate(
     from cai.core.console import plain, plain_table
     from cai.errors import RecipeError
     from cai.evaluate.commands import evaluate_models, rank_models
-    from cai.recipe import Aggregate
     from cai.workbench.settings import run_of, settings, with_probe, with_prompts
 
     if lm_eval is not None or lm_tasks is not None:
@@ -291,11 +282,8 @@ def evaluate(
             "  lm_eval --model hf --model_args pretrained=FOLDER --tasks arc_easy\n"
             "The commands are in docs/lm-eval.md"
         )
-    if aggregate not in get_args(Aggregate):
-        raise RecipeError(f"--aggregate {aggregate}: expected {', '.join(get_args(Aggregate))}")
-    how = cast(Aggregate, aggregate)
     run = next(filter(None, map(run_of, models)), None)
-    recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=how, seed=seed, name="evaluate")
+    recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=aggregate, seed=seed, name="evaluate")
     recipe = with_prompts(with_probe(recipe, probe), prompts or ())
     session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
     if arena:
@@ -312,7 +300,7 @@ def evaluate(
             for m in ranking.ratings:
                 above = "" if m.above_next is None else f"{m.above_next:.1%}"
                 table.add_row(plain(m.model), f"{m.elo:.0f}", f"{m.low:.0f} – {m.high:.0f}", f"{m.win_rate:.1%}", str(m.duels), above)
-            Console().print(table)
+            show(table)
         return
     if len(models) > 1:
         raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
@@ -333,12 +321,11 @@ def evaluate(
         table.add_row(plain(r.name), plain(r.model), f"{r.value:.3f}", f"{r.low:.3f} – {r.high:.3f}", str(r.n), p)
     for name, model, _ in found.not_measured:
         table.add_row(plain(name), plain(model), "not measured", "", "0", "")
-    console = Console()
-    console.print(table)
+    show(table)
     if any(r.p is not None for r in results):
-        console.print("p: two-sided, corrected for all tests of the model (Holm)")
+        show("p: two-sided, corrected for all tests of the model (Holm)")
     for name, note in {r.name: r.note for r in results if r.note}.items():
-        console.print(plain(f"{name}: {note}"))
+        show(plain(f"{name}: {note}"))
 
 
 @app.command()
@@ -360,17 +347,14 @@ def chat(
 def merge(
     adapter: Annotated[Path, typer.Argument(help="An adapter's folder, e.g. runs/quickstart/models/policy", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Output folder", show_default=False)],
-    dtype: Annotated[str, typer.Option(help="Data type of the saved weights: bfloat16 or float32")] = "bfloat16",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Data type of the saved weights")] = "bfloat16",
     base: Annotated[str | None, typer.Option(help="The base model, if it is not the one that the adapter names")] = None,
     json: Json = False,
 ) -> None:
     """Merge an adapter into a full-precision copy of its base model, to serve or publish it as one model."""
-    from cai.errors import RecipeError
     from cai.models.merge import merge_adapter
 
-    if dtype not in ("bfloat16", "float32"):
-        raise RecipeError(f"--dtype {dtype}: expected bfloat16 or float32")
-    merged = merge_adapter(adapter, out, "float32" if dtype == "float32" else "bfloat16", base)
+    merged = merge_adapter(adapter, out, dtype, base)
     if json:
         print_json(merged)
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli.app import Json, app, one_of, open_session, print_json, print_rows, say
+from cai.cli.app import Json, app, open_session, print_json, print_rows, say
 from cai.cli.constitutions import File, Model, OnlyPrinciples, RecipeFile
 
 prompts = typer.Typer(name="prompts", help="Write prompts for a constitution.", no_args_is_help=True)
@@ -47,7 +47,9 @@ def generate(
     from cai.workbench.settings import in_language_of, settings
     from cai.workbench.trial import chosen
 
-    kinds = [one_of("--kind", k, *LABELLED_KINDS) for k in kind] if kind else LABELLED_KINDS
+    if wrong := set(kind or ()) - set(LABELLED_KINDS):
+        raise DataError(f"--kind {wrong.pop()}: expected {' or '.join(LABELLED_KINDS)}")
+    kinds = [k for k in LABELLED_KINDS if not kind or k in kind]
     loaded = chosen(load_constitution(file), principle or [])
     files = sorted((find_workspace(file.parent).root / "prompts").glob("*.jsonl"))
     if out is not None and out.exists():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, app, print_json, say
+from cai.cli.app import Json, app, print_json, say, show
 
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace
@@ -105,7 +105,6 @@ def label(run_name: RunName, json: Json = False) -> None:
 
 def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str | None, json: bool) -> None:
     """Run a recipe once per seed, and print the spread of the evaluation over the seeds."""
-    from rich.console import Console
 
     from cai.core.console import plain, plain_table
     from cai.errors import RecipeError
@@ -128,7 +127,7 @@ def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start:
         over_seeds = f"{s.low:.3f} – {s.high:.3f}" if len(s.values) > 1 else ""
         row = (f"{s.mean:.3f}", over_seeds, f"{s.std:.3f}", f"{s.prompts_low:.3f} – {s.prompts_high:.3f}", str(s.n))
         table.add_row(plain(s.name), plain(s.model), *row)
-    Console().print(table)
+    show(table)
     say(f"spread over seeds: {path}\nreports: {' '.join(s.report for s in summaries if s.report)}")
 
 
@@ -155,7 +154,6 @@ def _run(recipe: "Recipe", workspace: "Workspace", only: list[str], start: str |
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
     """Estimate calls, tokens, time, memory and cost per stage, without running anything."""
-    from rich.console import Console
 
     from cai.core.console import plain, plain_table
     from cai.core.workspace import find_workspace
@@ -191,11 +189,9 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
         _memory(planned.memory_bytes),
         f"{planned.cost:.2f}",
     )
-    console = Console()
-    console.print(table)
-    console.print(plain(planned.basis, "dim"))
+    show(table, plain(planned.basis, "dim"))
     if loaded.seeds:
-        console.print(plain(f"This is one run; the recipe has {len(loaded.seeds)} seeds, and each is a run of its own.", "yellow"))
+        show(plain(f"This is one run; the recipe has {len(loaded.seeds)} seeds, and each is a run of its own.", "yellow"))
 
 
 def _memory(count: int | None) -> str:
@@ -212,7 +208,6 @@ def _duration(seconds: float | None) -> str:
 @app.command()
 def status(run_name: RunName, json: Json = False) -> None:
     """Show the stages of a run: progress, failures, and calls reused from the store."""
-    from rich.console import Console
 
     from cai.core.console import plain, plain_table
     from cai.core.manifest import counts_in_words
@@ -228,10 +223,7 @@ def status(run_name: RunName, json: Json = False) -> None:
     for s in found.stages:
         cells = (str(n or "") for n in (s.calls_made, s.calls_reused, s.failures))
         table.add_row(s.name, s.state, _duration(s.seconds) if s.seconds else "", *cells, plain(counts_in_words(s.counts)))
-    console = Console()
-    console.print(table)
-    for line in found.notes:
-        console.print(plain(line))
+    show(table, *map(plain, found.notes))
 
 
 @app.command()

@@ -170,7 +170,7 @@ def test_principles_are_learned_from_pairs_into_a_draft(
         and draft.read_text() == before
     )
     for wrong, why in (
-        (("--language", "fr"), "expected en or de"),
+        (("--language", "fr"), "'fr' is not one of 'en', 'de'"),
         (("--protocol", "vibes"), "no judging protocol"),
         (("-o", str(pairs)), "already exists"),
     ):

@@ -35,7 +35,7 @@ def test_judge_bench_prints_the_contract(shared: Workspace, call: Called) -> Non
     [
         (("--protocol", "vibes"), "no judging protocol 'vibes'; known: check, likelihood, pairwise"),
         (("--format", "xml"), "unknown pair format 'xml'; expected auto,"),
-        (("--principles", "some"), "expected ensemble or sample"),
+        (("--principles", "some"), "'some' is not one of 'ensemble', 'sample'"),
         (("--constitution", "constitution/none.yaml"), "none.yaml"),
     ],
 )
@@ -192,7 +192,10 @@ def test_the_queue_asks_what_the_judge_is_unsure_of_and_what_people_contradict(s
 
     assert call(shared.root, "human", "queue", "s", "--by", "conflict") == 2 and "labelled none of the pairs" in call.told
     assert call(shared.root, "human", "queue", "s", "--by", "disagreement") == 2 and "no scores of a reward ensemble" in call.told
-    assert call(shared.root, "human", "queue", "s", "--by", "chance") == 2 and "expected uncertainty or disagreement" in call.told
+    assert (
+        call(shared.root, "human", "queue", "s", "--by", "chance") == 2
+        and "is not one of 'uncertainty', 'disagreement', 'conflict'" in call.told
+    )
 
 
 def _pair_id(row: dict[str, Any]) -> str:

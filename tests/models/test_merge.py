@@ -124,4 +124,4 @@ def test_what_cannot_be_merged_is_refused(tiny_model_dir: Path, adapter: Path, t
 
 def test_the_command_refuses_a_precision_that_it_cannot_save(adapter: Path, tmp_path: Path) -> None:
     done = cai(tmp_path, "merge", str(adapter), "-o", "out", "--dtype", "nf4")
-    assert done.returncode == 2 and "expected bfloat16 or float32" in done.stderr
+    assert done.returncode == 2 and "'nf4' is not one of 'bfloat16'" in done.stderr
