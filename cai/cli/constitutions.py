@@ -64,7 +64,6 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
     from rich.padding import Padding
 
     from cai.constitution.load import load_constitution
-    from cai.constitution.show import draw_shares
     from cai.core.console import plain
     from cai.records import DEFAULT_WORDING
 
@@ -76,7 +75,7 @@ def show(file: File, full: Annotated[bool, typer.Option("--full", help="Show eve
     console.print(plain(f"{loaded.name}  ({loaded.id}, {len(loaded.principles)} principles, hash {loaded.hash})", "bold"))
     console.print(plain(loaded.description.strip()))
     for p in loaded.principles:
-        drawn = ", ".join(f"{share:.0%} of {kind}" for kind, share in draw_shares(loaded, p, p.applies_to).items())
+        drawn = ", ".join(f"{share:.0%} of {kind}" for kind, share in loaded.draw_shares(p, p.applies_to).items())
         weight = f"; weight {p.weight:g}" if p.weight != 1 else ""
         by = "; a rule checks it" if p.check else ""
         texts = {"": p.statement, **({name: getattr(p, name) for name in (*DEFAULT_WORDING, "source")} if full else {})}

@@ -38,11 +38,11 @@ def generate(
     is trained on. The file can be a recipe's `prompts.train`. Read it first: a small model writes many prompts beside the point.
     """
     from cai.constitution.load import load_constitution
-    from cai.constitution.show import LABELLED_KINDS
     from cai.core.flow import in_words
     from cai.core.jsonl import write_records
     from cai.core.workspace import find_workspace
     from cai.errors import DataError
+    from cai.records import LABELLED_KINDS
     from cai.workbench.prompt_writing import known_prompts, prompt_row, write_prompts
     from cai.workbench.settings import in_language_of, settings
     from cai.workbench.trial import chosen

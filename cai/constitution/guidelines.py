@@ -10,12 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from cai.constitution.show import LABELLED_KINDS
 from cai.core.console import printable
 from cai.core.text.markdown import escape_markdown
 from cai.core.yaml_source import load_yaml
 from cai.errors import ConstitutionError
-from cai.records import Constitution, Principle, PromptKind
+from cai.records import LABELLED_KINDS, Constitution, Principle, PromptKind
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """

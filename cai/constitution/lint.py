@@ -36,12 +36,11 @@ from typing import Literal
 from cai.constitution.editing import UNWRITTEN
 from cai.constitution.load import entries, read_fields, source_problems
 from cai.constitution.outdated import outdated
-from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.constitution.wording import FUNCTION_WORDS, claim, cosine, forbids, leans_against, opposed, sentences, vectors, words
 from cai.core.text.checks import check_problems, checks_for, follows, unsatisfiable
 from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml
 from cai.errors import ConstitutionError, ReplyError
-from cai.records import Constitution, Principle, PromptKind
+from cai.records import LABELLED_KINDS, Constitution, Principle, PromptKind
 
 Severity = Literal["error", "warning"]
 STATEMENT_ALIKE = 0.45
@@ -238,7 +237,7 @@ def _reach(constitution: Constitution, kinds: Collection[PromptKind]) -> Iterato
         elif not any(kind in p.applies_to for kind in kinds):
             message = f"{p.id}: applies only to {', '.join(p.applies_to)} prompts, and none are used"
             yield _Draft("error", "unreachable", message, i, "applies_to")
-        elif max(draw_shares(constitution, p, kinds).values()) < RARE_SHARE:
+        elif max(constitution.draw_shares(p, kinds).values()) < RARE_SHARE:
             message = f"{p.id}: drawn for fewer than 1 in {1 / RARE_SHARE:.0f} prompts of any kind, because the others weigh so much more"
             yield _Draft("warning", "rarely-drawn", message, i, "weight")
     for kind in kinds:

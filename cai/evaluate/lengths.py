@@ -1,10 +1,14 @@
-"""Lengths of responses compared with the base model's, and the rate of truncated ones. Check these first when a win rate rises."""
+"""Lengths of responses compared with the base model's, and the rates of truncated and of looping ones.
+
+Check these first when a win rate rises: looping is the most common way in which a small policy collapses while its reward rises.
+"""
 
 import random
 
+from cai.core.text.repetition import LOOPING, repeated_fraction
 from cai.core.text.words import word_count
 from cai.errors import DataError
-from cai.evaluate.paired import AnswersByPrompt, rate, shared_ids, unpaired_note
+from cai.evaluate.paired import AnswersByPrompt, rate, rate_and_change, shared_ids, unpaired_note
 from cai.ids import derive_seed
 from cai.records import EvalResult
 from cai.stats import paired_bootstrap
@@ -31,6 +35,18 @@ def length_stats(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | N
             ratio, low, high = ratio_of_means([words[i] for i in ids], [base_words[i] for i in ids], seed)
             results.append(EvalResult("response_words_ratio", model, ratio, len(ids), low, high, unpaired_note(base_words, words)))
     return results
+
+
+def repetition(model: str, answers: AnswersByPrompt, base: AnswersByPrompt | None = None, seed: int = 0) -> list[EvalResult]:
+    """Return the mean fraction of repeated n-grams (`repetition`), the rate of looping responses (`looping`) and its change from `base`."""
+    if not answers:
+        return []
+    repeated = {i: repeated_fraction(r.text) for i, r in answers.items()}
+    mean, low, high = paired_bootstrap(list(repeated.values()), seed)
+    results = [EvalResult("repetition", model, mean, len(repeated), low, high)]
+    loops = {i: x > LOOPING for i, x in repeated.items()}
+    base_loops = None if base is None else {i: repeated_fraction(r.text) > LOOPING for i, r in base.items()}
+    return results + rate_and_change("looping", model, loops, base_loops, f"more than {LOOPING:.0%} of four-word runs are repeats")
 
 
 def ratio_of_means(numerators: list[float], denominators: list[float], seed: int) -> tuple[float, float, float]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 from cai.core.text.words import word_count
 from cai.errors import DataError
 from cai.evaluate.audit.checks.verbosity import length_controlled
-from cai.evaluate.lengths import length_stats
+from cai.evaluate.lengths import length_stats, repetition
 from cai.evaluate.paired import AnswersByPrompt, by_prompt
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal, unknown_language
-from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Response

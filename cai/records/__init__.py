@@ -5,7 +5,7 @@ Vocabulary: a *principle* is one article of a *constitution*; a *critique* and *
 source; a *preference* is a judged pair (`chosen`, `rejected`, `p_chosen`). A failure is a record too, never a default value.
 """
 
-from cai.records.base import PROMPT_KINDS, Failure, Message, Prompt, PromptKind, Provenance, Role
+from cai.records.base import LABELLED_KINDS, PROMPT_KINDS, Failure, Message, Prompt, PromptKind, Provenance, Role
 from cai.records.constitution import DEFAULT_WORDING, WORDINGS, Constitution, Examples, Principle, ResponseCheck
 from cai.records.measures import (
     AuditExample,
@@ -23,6 +23,7 @@ from cai.records.responses import Critique, Response, Revision, RevisionTrace, R
 
 __all__ = [
     "DEFAULT_WORDING",
+    "LABELLED_KINDS",
     "PROMPT_KINDS",
     "WORDINGS",
     "AuditExample",

@@ -6,6 +6,7 @@ from typing import Literal
 Role = Literal["system", "user", "assistant"]
 PromptKind = Literal["harmful", "borderline", "helpful", "other"]
 PROMPT_KINDS: tuple[PromptKind, ...] = ("harmful", "borderline", "helpful", "other")
+LABELLED_KINDS: tuple[PromptKind, ...] = PROMPT_KINDS[:-1]
 
 
 @dataclass(frozen=True, slots=True)

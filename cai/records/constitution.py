@@ -1,10 +1,11 @@
 """Principles and constitutions."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cai.ids import content_hash
-from cai.records.base import PromptKind
+from cai.records.base import LABELLED_KINDS, PromptKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,17 @@ class Constitution:
             if p.id == principle_id:
                 return p
         raise KeyError(principle_id)
+
+    def draw_shares(self, principle: Principle, kinds: Collection[PromptKind] = LABELLED_KINDS) -> dict[PromptKind, float]:
+        """Return, for each kind of prompt, the probability in [0, 1] that a principle is drawn first: its weight over the sum of weights.
+
+        The probability is 0 for kinds that the principle does not apply to, and for kinds whose weights sum to 0.
+        """
+        shares: dict[PromptKind, float] = {}
+        for kind in kinds:
+            total = sum(max(p.weight, 0.0) for p in self.for_kind(kind))
+            shares[kind] = max(principle.weight, 0.0) / total if principle.applies(kind) and total > 0 else 0.0
+        return shares
 
     @property
     def hash(self) -> str:

@@ -9,9 +9,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cai.constitution.editing import UNWRITTEN, add_principle, move_principle, remove_principle, set_fields
-from cai.constitution.show import LABELLED_KINDS
 from cai.errors import ConstitutionError
-from cai.records import WORDINGS
+from cai.records import LABELLED_KINDS, WORDINGS
 from cai.studio.drafts import Edited
 from cai.studio.principle_form import CheckRow, ExampleTexts, check_of, check_rules, examples_of
 from cai.studio.run_pages import run_names, run_of

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_constitutions
 from cai.constitution.load import parse_constitution
-from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.core.jsonl import read_existing
 from cai.core.manifest import read_manifest
 from cai.core.text.checks import follows
@@ -16,6 +15,7 @@ from cai.errors import CaiError, ConstitutionError, DataError, ReplyError
 from cai.evaluate.adherence_table import adherence_rows, trained_model
 from cai.evaluate.policies import AGAINST, MODELS
 from cai.records import (
+    LABELLED_KINDS,
     Constitution,
     EvalResult,
     Judgment,
@@ -190,7 +190,7 @@ def _drawing(run: RunDirectory, principle_id: str) -> Iterator[Prompt]:
 def _kinds(
     constitution: Constitution, principle: Principle, drawing: Iterator[Prompt] | tuple[()], prompts: Iterator[Prompt] | tuple[()] = ()
 ) -> tuple[KindRow, ...]:
-    shares = draw_shares(constitution, principle)
+    shares = constitution.draw_shares(principle)
     totals = Counter(p.kind for p in prompts)
     drew = Counter[PromptKind]()
     examples: dict[PromptKind, list[Prompt]] = {}

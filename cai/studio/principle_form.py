@@ -10,9 +10,8 @@ import msgspec
 from cai.constitution.editing import drafted_fields
 from cai.constitution.lint import LintFinding
 from cai.constitution.load import constitution_schema, entries
-from cai.constitution.show import LABELLED_KINDS
 from cai.core.yaml_source import YamlSource
-from cai.records import DEFAULT_WORDING
+from cai.records import DEFAULT_WORDING, LABELLED_KINDS
 
 _PLACE = re.compile(r"principles\[\d+\](?:\.([\w-]+)(?:\[\d+\])?\.?(\S*?))?: (.*)", re.DOTALL)
 _INPUTS = {"integer": "number", "boolean": "choice", "object": "json"}

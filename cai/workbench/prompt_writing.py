@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai.constitution.show import LABELLED_KINDS
 from cai.core.flow import in_words
 from cai.data.prompts import load_prompts
 from cai.data.repeats import NearRepeats
@@ -20,7 +19,7 @@ from cai.errors import ConstitutionError, DataError, ModelError
 from cai.ids import content_hash, derive_seed
 from cai.models.requests import Sampling
 from cai.recipe import PromptSource
-from cai.records import Constitution, Failure, Message, Principle, Prompt, PromptKind
+from cai.records import LABELLED_KINDS, Constitution, Failure, Message, Principle, Prompt, PromptKind
 from cai.session import Session
 from cai.workbench.replies import fault, labelled
 from cai.workbench.sample import Calls, calls_of

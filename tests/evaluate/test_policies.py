@@ -9,11 +9,10 @@ import pytest
 import cai.core.text.repetition
 from cai.core.text.repetition import repeated_fraction
 from cai.errors import DataError
-from cai.evaluate.lengths import length_stats, ratio_of_means
+from cai.evaluate.lengths import length_stats, ratio_of_means, repetition
 from cai.evaluate.paired import by_prompt
 from cai.evaluate.policies import Verdicts, corrected, evaluate_policies
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal
-from cai.evaluate.repetition import repetition
 from cai.evaluate.rewards import member_accuracy, reward_means
 from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Message, Prompt, PromptKind, Provenance, Response

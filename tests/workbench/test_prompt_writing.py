@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from cai.constitution.show import LABELLED_KINDS
 from cai.errors import ConstitutionError, ModelError
 from cai.models.requests import CompleteRequest, Completion, Reply, Request
 from cai.recipe import Recipe
-from cai.records import Constitution, Message, Principle, Prompt
+from cai.records import LABELLED_KINDS, Constitution, Message, Principle, Prompt
 from cai.workbench.prompt_writing import WrittenPrompts, known_prompts, write_prompts
 from tests.sessions import ScriptedSession
 from tests.workspaces import make_workspace

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 
 from cai.core.text.languages import evidence, language
 from cai.core.text.lexicons import KNOWN, LEXICONS
-from cai.core.text.normal import plain
-from cai.core.text.words import word_count
+from cai.core.text.words import plain, word_count
 
 OPENING_CHARACTERS = 240
 SENTENCE = 4

@@ -64,6 +64,9 @@ _NO_SPACES = re.compile(f"[{_EMOJI}{_HANGUL_LETTERS}]")
 _JOINS = re.compile(rf"[{_ENDS_WORD}](?=[^\W\d_])")
 _PART = re.compile(rf"[{_EMOJI}]{_JOINED}*(?:\u200d[{_EMOJI}]{_JOINED}*)*|[^{_EMOJI}]+?(?:{_IN_LETTERS}|(?=[{_EMOJI}])|\Z)")
 _UNIT = re.compile(r"\w+\W*|\W+")
+_APOSTROPHES = str.maketrans("\u2018\u2019\u02bc\uff07\u00b4`", "''''''")
+_ARABIC_MARKS = re.compile("[\u0640\u064b-\u065f\u0670]")
+_ALIF = str.maketrans("أإآٱ", "اااا")
 
 
 def unspaced(text: str) -> bool:
@@ -113,6 +116,15 @@ def _says_something(word: str) -> bool:
 def word_count(text: str) -> int:
     """Return the number of `words` of a text."""
     return len(words(text))
+
+
+def plain(text: str) -> str:
+    """Normalise a text for word rules: lower case, ASCII apostrophes, single spaces, no leading quotes or markup.
+
+    Arabic loses vowel marks and lengthening, and its alifs have one form.
+    """
+    text = _ARABIC_MARKS.sub("", text.translate(_APOSTROPHES)).translate(_ALIF)
+    return " ".join(text.lower().split()).lstrip("\"'*_#“> ")
 
 
 def mostly_unspaced(found: list[str]) -> bool:

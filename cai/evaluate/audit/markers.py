@@ -8,7 +8,7 @@ languages are left out (`Check.by_words`).
 import re
 
 from cai.core.text.lexicons import LEXICONS
-from cai.core.text.normal import plain
+from cai.core.text.words import plain
 
 OPENING_CHARACTERS = 120
 

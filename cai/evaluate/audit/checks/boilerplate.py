@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cai.core.text.normal import plain
+from cai.core.text.words import plain
 from cai.core.text.words import words as words_of
 from cai.data.splits import split_groups
 from cai.evaluate.audit.check import Answers, Checks, open_answers

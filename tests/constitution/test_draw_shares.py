@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from cai.constitution.load import load_constitution
-from cai.constitution.show import LABELLED_KINDS, draw_shares
 from cai.ids import rendezvous_order
-from cai.records import Constitution, Principle
+from cai.records import LABELLED_KINDS, Constitution, Principle
 
 
 def principle(name: str, weight: float, *kinds: str) -> Principle:
@@ -19,15 +18,15 @@ SMALL = Constitution("c", "C", "", (principle("a", 1, "harmful", "helpful"), pri
 
 
 def test_shares_are_those_of_the_weights():
-    a, b, z = (draw_shares(SMALL, p, p.applies_to) for p in SMALL.principles)
+    a, b, z = (SMALL.draw_shares(p, p.applies_to) for p in SMALL.principles)
     assert (a, b, z) == ({"harmful": 1.0, "helpful": 0.25}, {"helpful": 0.75}, {"helpful": 0.0})
-    assert draw_shares(SMALL, SMALL.principles[1]) == {"harmful": 0.0, "borderline": 0.0, "helpful": 0.75}
+    assert SMALL.draw_shares(SMALL.principles[1]) == {"harmful": 0.0, "borderline": 0.0, "helpful": 0.75}
 
 
 def test_shares_of_a_kind_sum_to_one():
     general = load_constitution(Path(__file__).parents[2] / "constitution" / "general.yaml")
     for kind in LABELLED_KINDS:
-        assert sum(draw_shares(general, p)[kind] for p in general.principles) == pytest.approx(1.0)
+        assert sum(general.draw_shares(p)[kind] for p in general.principles) == pytest.approx(1.0)
 
 
 def test_share_is_the_chance_of_being_drawn_first():
