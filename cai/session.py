@@ -8,9 +8,10 @@ Stages, commands and the studio work through a session too. Nothing else opens a
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from msgspec.structs import replace
 
@@ -275,7 +276,7 @@ class Session:
         items: Sequence[T],
         work: Callable[[T], Awaitable[R]],
         what: str,
-        item_id: Callable[[T], str] | None = None,
+        item_id: Callable[[T], str] = attrgetter("id"),
         *,
         failure_of: Callable[[R], Failed | None] = lambda result: None,
         may_all_fail: bool = False,
@@ -294,7 +295,6 @@ class Session:
             ModelError: too many items failed, or a model can't go on.
         """
         self.reporter.progress(0, len(items), what)
-        named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
         flow = run_items(
             items,
             work,
@@ -305,7 +305,7 @@ class Session:
             failures=self.failures,
             failure_of=failure_of,
             on_progress=lambda done: self.reporter.progress(done, len(items), what),
-            **named,
+            item_id=item_id,
         )
         return [result async for result in flow]
 

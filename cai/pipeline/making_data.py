@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from heapq import nsmallest
-from typing import Any, TypeVar
+from operator import attrgetter
+from typing import TypeVar
 
 from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, record_writer, write_records
@@ -246,7 +247,7 @@ def each(
     *,
     total: int,
     name: str = "results",
-    item_id: Callable[[T], str] | None = None,
+    item_id: Callable[[T], str] = attrgetter("id"),
     failure_of: Callable[[R], Failed | None] = lambda result: None,
 ) -> AsyncIterator[R]:
     """Process items with the recipe's limits, and show progress. Items are streamed, with at most `window` in progress.
@@ -254,7 +255,6 @@ def each(
     Results are written to the journal called `name`, and results of an interrupted run are reused from it.
     """
     c.reporter.progress(0, total)
-    named: dict[str, Any] = {} if item_id is None else {"item_id": item_id}
     journal = c.journal(name, result_type)
     return run_items(
         items,
@@ -267,5 +267,5 @@ def each(
         on_progress=lambda done: c.reporter.progress(done, total),
         known=journal.known(),
         on_result=journal.add,
-        **named,
+        item_id=item_id,
     )

@@ -31,6 +31,7 @@ from cai.records import (
     Sample,
     ScoredPair,
 )
+from cai.report.formatting import leaves
 from cai.train.reward.metrics import RewardMeasure
 
 T = TypeVar("T")
@@ -367,17 +368,10 @@ def _dispute(pair: ScoredPair) -> Dispute:
     return Dispute(pair.disagreement, pair.margin * (pair.p_chosen - 0.5) > 0 if known else None, pair.cluster)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float | str]:
-    """Flatten nested numbers and strings to dotted names; lists and empty values are left out."""
-    found: dict[str, float | str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + key] = float(value)
-        elif isinstance(value, str) and value:
-            found[prefix + key] = value
-    return found
+def _flat(values: dict[str, Any]) -> dict[str, float | str]:
+    """Return nested numbers and strings by their dotted names; lists and empty values are left out."""
+    known = {k: v for k, v in leaves(values) if v != "" and isinstance(v, int | float | str) and not isinstance(v, bool)}
+    return {k: v if isinstance(v, str) else float(v) for k, v in known.items()}
 
 
 def _principle_uses(known: tuple[Principle, ...], critiques: Counter[str], labels: Counter[str]) -> tuple[PrincipleUse, ...]:

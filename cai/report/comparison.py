@@ -25,6 +25,7 @@ from cai.evaluate.policies import MODELS
 from cai.evaluate.refusal_rates import ANSWERABLE, complied
 from cai.recipe import Recipe, load_recipe
 from cai.records import AuditFinding, Constitution, EvalResult, Sample
+from cai.report.formatting import leaves
 from cai.stats import change, holm, paired_bootstrap, two_sided
 
 IGNORED_SETTINGS = ("name", "description", "report_to")
@@ -140,7 +141,7 @@ def compare_runs(directories: Sequence[RunDirectory]) -> RunComparison:
     adjusted = holm([t.p for t in tests])
     return RunComparison(
         runs=tuple(r.name for r in runs),
-        settings=_differences([_flat(msgspec.to_builtins(r.recipe)) for r in runs], IGNORED_SETTINGS),
+        settings=_differences([_settings(r.recipe) for r in runs], IGNORED_SETTINGS),
         facts=_differences([_facts(r.manifest) for r in runs]),
         constitutions=tuple(_constitution_diff(first.manifest, other.manifest) for other in others),
         figures=_figures(runs),
@@ -169,15 +170,9 @@ def _read(run: RunDirectory) -> _ComparedRun:
     )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return settings by their dotted keys, as words; lists stay whole."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return found
+def _settings(recipe: Recipe) -> dict[str, str]:
+    values = leaves(msgspec.to_builtins(recipe))
+    return {key: value if isinstance(value, str) else msgspec.json.encode(value).decode() for key, value in values}
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:

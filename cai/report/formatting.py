@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from cai.constitution.diff import WordOp, word_diff
 from cai.records import EvalResult
@@ -24,6 +26,15 @@ def visible(text: str) -> str:
     'a␀b⟨U+202E⟩c\nd'
     """
     return _INVISIBLE.sub(_name_character, text.replace("\r\n", "\n"))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings with their dotted names; lists stay whole."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def percent(value: float) -> str:
