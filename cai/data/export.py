@@ -129,12 +129,13 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
         why = f"; {len(failures)} rows don't fit it, the first: {failures[0].detail}" if failures else ""
         raise DataError(f"nothing to export as {format}: the run has no data for this format yet{why}")
     for name, columns in LAYOUT[format].items():
-        for suffix, write in ((".jsonl", _write_jsonl), (".parquet", _write_parquet)):
-            path = folder / f"{name}{suffix}"
-            if name in tables:
-                write(path, tables[name], columns)
-            else:
-                _remove(path)
+        lines, parquet = (folder / f"{name}{suffix}" for suffix in (".jsonl", ".parquet"))
+        if name in tables:
+            write_records(lines, tables[name])
+            _write_parquet(parquet, tables[name], columns)
+        else:
+            _remove(lines)
+            _remove(parquet)
     return Exported(format, folder, {name: len(rows) for name, rows in tables.items()}, tuple(failures))
 
 
@@ -313,10 +314,6 @@ def _assistant(text: str) -> dict[str, str]:
 
 def _conversation(prompt: Prompt, answer: str) -> list[dict[str, str]]:
     return [*_dicts(prompt.messages), _assistant(answer)]
-
-
-def _write_jsonl(path: Path, rows: Rows, columns: dict[str, Column]) -> None:
-    write_records(path, rows)
 
 
 def _write_parquet(path: Path, rows: Rows, columns: dict[str, Column]) -> None:

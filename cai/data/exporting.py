@@ -35,8 +35,7 @@ def read_run_data(run: RunDirectory, manifest: Manifest) -> RunData:
     """Read the data that a run has written so far. Raises `DataError` if a file can't be read."""
 
     def rows(name: str, record_type: type[T]) -> list[T]:
-        path = run.data(name)
-        return list(read_existing(path, record_type))
+        return list(read_existing(run.data(name), record_type))
 
     card = manifest.constitution
     constitution = Constitution(card.id, card.name, "", card.principles) if card is not None else None
@@ -78,9 +77,7 @@ def export_run(
     folder = out or run.path / "export" / format
     card = folder / "README.md"
     if not is_card(card):
-        tables = (
-            map(folder.joinpath, written_names(format)) if out is not None else ()
-        )  # in the run's folder, of an export that was stopped
+        tables = map(folder.joinpath, written_names(format) if out is not None else ())  # of a stopped export, in the run's own folder
         in_the_way = [path for path in (card, *tables) if path.exists()]
         if in_the_way:
             raise DataError(f"{in_the_way[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
