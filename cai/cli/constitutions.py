@@ -23,7 +23,6 @@ RecipeFile = Annotated[
     typer.Option("--recipe", help="Take model, sampling and judge from a recipe", show_default=False, autocompletion=completing.recipes),
 ]
 Files = Annotated[list[Path], typer.Argument(help="Constitutions' YAML files", show_default=False, autocompletion=completing.constitutions)]
-RunName = Annotated[str, typer.Argument(help="Name or path of a run", metavar="RUN", autocompletion=completing.run_names)]
 Protocol = Annotated[str | None, typer.Option(help="Judging protocol; default: the recipe's", show_default=False)]
 OnlyPrinciples = Annotated[list[str] | None, typer.Option("--principle", help="Only this principle; may be repeated", show_default=False)]
 
