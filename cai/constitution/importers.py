@@ -92,7 +92,6 @@ def dump_yaml(constitution: Constitution, language: str = "en", comments: Sequen
     Loading the result gives an equal constitution, if no text begins or ends with white space.
 
     Args:
-        constitution: the constitution.
         language: whose default requests and questions are left out (ISO 639-1).
         comments: a line to stand above each principle; none where there are none.
     """

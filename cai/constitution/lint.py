@@ -111,7 +111,6 @@ def lint(constitution: Constitution, kinds: Collection[PromptKind] = LABELLED_KI
     """Lint a loaded constitution.
 
     Args:
-        constitution: the constitution.
         kinds: kinds of prompt that will be used with it.
 
     Returns:

@@ -80,7 +80,6 @@ class Registry(Generic[T]):
     """All plug-ins of one kind.
 
     Args:
-        kind: the kind.
         declared: class of the declarations, which has a `name`.
     """
 

@@ -107,7 +107,6 @@ def export(data: "RunData", format: ExportFormat, folder: Path) -> "Exported":
     """Write a run's data in one format. Tables of an earlier export that are now empty are removed.
 
     Args:
-        data: the run's data.
         format: the export format.
         folder: folder to write to; created if missing.
 

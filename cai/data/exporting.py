@@ -59,7 +59,6 @@ def export_run(
     """Write a run's data in one format.
 
     Args:
-        run: the run.
         format: an `ExportFormat`.
         out: folder to write to; None: `export/FORMAT` in the run directory.
         push_to: dataset repository to upload to, or None.

@@ -105,7 +105,6 @@ async def ask_judge(people: Mapping[str, HumanLabel], judge: Judge, window: int,
 
     Args:
         people: the result of `decided`.
-        judge: the judge.
         window: maximum number of pairs in progress.
         reporter: shows progress, and warns about pairs that could not be judged.
 

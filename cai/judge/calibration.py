@@ -81,7 +81,6 @@ def calibrated(
     """Return the calibrated opinion about a pair.
 
     Args:
-        calibration: the calibration.
         pair: the judged pair, for the lengths of its responses.
         principles: the principles that it was judged by.
         opinions: one opinion per principle, in the same order.
@@ -113,7 +112,6 @@ def check_fits(calibration: Calibration, config: FeedbackConfig, model: str, pro
     """Check that a calibration was fitted for this protocol, model, choice of principles and probe.
 
     Args:
-        calibration: the calibration.
         config: the judge's settings.
         model: the judge's fingerprint.
         probe: hash of the judge's probe; empty without one.

@@ -107,7 +107,6 @@ def check_probe(probe: Probe, model: str) -> None:
     """Check that a probe was fitted on this model.
 
     Args:
-        probe: the probe.
         model: fingerprint of the judge.
 
     Raises:

@@ -190,7 +190,6 @@ def label_queue(run: RunDirectory, root: Path, by: QueueBy, n: int, out: Path | 
     """Return the pairs of a run that annotators should label next, most informative first, and write them to `out`.
 
     Args:
-        run: the run.
         root: folder of its workspace, where the recipe's human labels are.
         by: `uncertainty`: the judge's probability is near ½. `disagreement`: the reward models disagree. `conflict`: annotators and the
             judge prefer different responses, so another annotator should decide.

@@ -28,7 +28,6 @@ def studio_for(workspace: Workspace, queues: Sequence[Path] = (), asking: TrialR
     """Return the app's state for a workspace.
 
     Args:
-        workspace: the workspace.
         queues: files of pairs to label, in addition to `labels/queues/`.
         asking: model and settings of previews; None: the embedded model.
     """
