@@ -25,7 +25,7 @@ from cai.core.text.refusals import is_refusal
 from cai.generate.critique import as_sampling, respond
 from cai.generate.distill import Told
 from cai.models.naming import spec_from_name
-from cai.recipe import EvaluateConfig, FeedbackConfig, PromptSource, Recipe, SteadySampling
+from cai.recipe import EvaluateConfig, FeedbackConfig, ModelSpec, PromptSource, Recipe, SteadySampling
 from cai.records import Constitution, Prompt, Provenance, ResponsePair
 from cai.stats import change, clustered_share
 
@@ -74,7 +74,8 @@ async def preferred(session: Session, prompts: Sequence[Prompt], last: Answers, 
 async def main(args: argparse.Namespace) -> None:
     """Answer, count, and print the tables."""
     sampling = SteadySampling(max_tokens=args.max_tokens, temperature=0)
-    feedback = FeedbackConfig(protocol="probe", probe=args.probe, judge=spec_from_name(args.models[0])) if args.probe else FeedbackConfig()
+    reader = spec_from_name(args.models[0], ModelSpec(precision="float32"))  # as a probe is fitted
+    feedback = FeedbackConfig(protocol="probe", probe=args.probe, judge=reader) if args.probe else FeedbackConfig()
     recipe = Recipe(name="refusals", evaluate=EvaluateConfig(sampling=sampling), feedback=feedback)
     asked: list[tuple[str, str, Constitution | None]] = [(name, name, None) for name in args.models]
     if args.told:

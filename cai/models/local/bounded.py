@@ -53,11 +53,14 @@ def check_length(text: str, contents: int) -> str:
 
 @lru_cache(maxsize=1)
 def _bound_operators() -> None:
-    """Bound what templates multiply, in this process: another thread may be rendering when this one ends."""
-    from jinja2.sandbox import SandboxedEnvironment
+    """Bound what chat templates multiply, in this process: another thread may be rendering when this one ends.
 
-    SandboxedEnvironment.intercepted_binops = frozenset(("*", "**"))
-    SandboxedEnvironment.call_binop = _multiply  # type: ignore[method-assign, assignment]
+    `transformers` renders them in this environment, and nothing else here uses it.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    ImmutableSandboxedEnvironment.intercepted_binops = frozenset(("*", "**"))
+    ImmutableSandboxedEnvironment.call_binop = _multiply  # type: ignore[method-assign, assignment]
 
 
 def _multiply(environment: Any, context: Any, operator: str, left: Any, right: Any) -> Any:
