@@ -14,8 +14,9 @@ from cai.core.console import printable
 from cai.data.benchmarks import benchmark_kind
 from cai.data.conversations import SYSTEM, RowFault, as_prompt, messages_of, prompt_part, with_system
 from cai.data.filters import prompt_key
+from cai.data.kept import Kept, refuse_many
 from cai.data.repeats import NearRepeats, Seen
-from cai.data.rows import HUB, FileKind, Kept, Row, dataset_rows, read_rows, refuse_many, source_files
+from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
 from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversation_id, split_groups, whole_text
 from cai.errors import DataError
 from cai.ids import content_hash, split_fraction

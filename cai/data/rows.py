@@ -9,7 +9,7 @@ import glob
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,6 @@ import msgspec
 from cai.core.console import printable
 from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, open_file, read_lines
 from cai.errors import DataError
-from cai.records import Failure
 
 HUB = "hub:"
 """Prefix of a dataset on the Hub: `hub:OWNER/NAME`."""
@@ -28,11 +27,6 @@ MAX_ARRAY_BYTES = 256 * 1024 * 1024
 MAX_BATCH_BYTES = 256 * 1024 * 1024
 MAX_EXPANSION, _SMALL_BYTES = 200, 64 * 1024 * 1024
 """A column of a Parquet file is refused if it unpacks to more than so many times its size, unless it stays small."""
-MAX_FAULTS = 300_000
-MAX_KEPT_BYTES = 3 * 1024**3
-"""Memory for what is kept of one file: two million labels of a few words. A small packed file may hold a hundred million."""
-_ITEM_BYTES = 1500
-"""Of a label of a few words, with all that is made of it (measured)."""
 FileKind = Literal["json", "csv", "text", "parquet"]
 _KINDS: dict[str, FileKind] = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
@@ -51,34 +45,6 @@ class Row:
     value: Any
     fault: str = ""
     """Why the row can't be read; empty for readable rows."""
-
-
-def refuse_many(failures: Sequence[Failure]) -> None:
-    """Stop reading where more rows can't be used than anyone wants to read of. Raises `DataError`."""
-    if len(failures) > MAX_FAULTS:
-        raise DataError(f"{failures[-1].item_id}: more than {MAX_FAULTS:,} rows can't be used, this one: {failures[-1].detail[:300]}")
-
-
-class Kept:
-    """Counts what is kept in memory of a file.
-
-    Args:
-        where: the file, for the message.
-    """
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._items = self._bytes = 0
-
-    def add(self, *texts: str) -> None:
-        """Count an item with its texts. Raises `DataError` if all take too much."""
-        self._items += 1
-        self._bytes += _ITEM_BYTES + sum(map(len, texts))
-        if self._bytes > MAX_KEPT_BYTES:
-            raise DataError(
-                f"{self._where}: its first {self._items:,} items take {MAX_KEPT_BYTES >> 20} MiB of memory, and all would be kept there.\n"
-                "Fix: take a sample of its rows, or split it into several files"
-            )
 
 
 def source_files(pattern: str, root: Path) -> list[Path]:

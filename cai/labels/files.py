@@ -13,7 +13,8 @@ from typing import Any
 from cai.core.console import printable
 from cai.core.plugins import did_you_mean
 from cai.data.conversations import RowFault
-from cai.data.rows import Kept, Row, refuse_many
+from cai.data.kept import Kept, refuse_many
+from cai.data.rows import Row
 from cai.errors import DataError
 from cai.labels import pair_formats, published, vote_formats
 from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers

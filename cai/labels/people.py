@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cai.data.rows import Kept, read_rows
+from cai.data.kept import Kept
+from cai.data.rows import read_rows
 from cai.errors import DataError
 from cai.labels.readings import ANNOTATOR, name_of
 from cai.records import HumanLabel

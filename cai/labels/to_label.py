@@ -12,7 +12,8 @@ import msgspec
 
 from cai.data.conversations import RowFault
 from cai.data.filters import sides_by_hash, texts_key
-from cai.data.rows import Kept, Row, read_rows, refuse_many
+from cai.data.kept import Kept, refuse_many
+from cai.data.rows import Row, read_rows
 from cai.errors import DataError
 from cai.labels.load import load_texts
 from cai.labels.readings import BY_PEOPLE, PairRow, checked, reading

@@ -167,7 +167,7 @@ def test_a_quote_that_is_never_closed_takes_no_time_that_grows_with_its_square(t
 
 @pytest.mark.attack
 def test_rows_without_end_that_cannot_be_used_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.data.rows.MAX_FAULTS", 100)
+    monkeypatch.setattr("cai.data.kept.MAX_FAULTS", 100)
     path = tmp_path / "f.jsonl"
     path.write_text("x\n" * 1_000)
     for read in (lambda: load_prompts(PromptSource(path=str(path)), tmp_path, 0), lambda: load_pairs(path)):
@@ -177,7 +177,7 @@ def test_rows_without_end_that_cannot_be_used_are_not_all_kept(tmp_path: Path, m
 
 @pytest.mark.attack
 def test_prompts_that_all_have_one_id_are_not_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.data.rows.MAX_FAULTS", 100)
+    monkeypatch.setattr("cai.data.kept.MAX_FAULTS", 100)
     prompts = [{"id": "1", "kind": "helpful", "messages": [{"role": "user", "content": f"q{i}"}]} for i in range(200)]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     with pytest.raises(DataError, match="more than 100 rows can't be used"):
@@ -216,7 +216,7 @@ def test_columns_without_end_are_not_all_kept(tmp_path: Path) -> None:
 def test_a_small_packed_file_of_many_rows_is_refused_before_they_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, load: Callable[[Path], object]
 ) -> None:
-    monkeypatch.setattr("cai.data.rows.MAX_KEPT_BYTES", 20 * 2**20)
+    monkeypatch.setattr("cai.data.kept.MAX_KEPT_BYTES", 20 * 2**20)
     path = tmp_path / "f.jsonl.gz"
     with gzip.open(path, "wt", 1) as f:
         f.writelines(row % i + "\n" for i in range(60_000))
