@@ -22,6 +22,7 @@ from cai import Session
 from cai.constitution.load import load_constitution
 from cai.core.console import plain_table
 from cai.core.text.refusals import is_refusal
+from cai.errors import ReplyError
 from cai.generate.critique import as_sampling, respond
 from cai.generate.distill import Told
 from cai.models.naming import spec_from_name
@@ -64,7 +65,9 @@ async def preferred(session: Session, prompts: Sequence[Prompt], last: Answers, 
         if a == b:
             return prompt.id, 0.5
         judgment = await judge(ResponsePair(prompt, a, b, "bench", Provenance(judge.model.fingerprint)))
-        return prompt.id, float((judgment.p_a or 0.0) > 0.5)
+        if judgment.p_a is None:
+            raise ReplyError(judgment.failure or "not_judged", judgment.detail)
+        return prompt.id, float(judgment.p_a > 0.5)
 
     found = dict(await session.each(prompts, work, "read by the probe", lambda p: p.id))
     await session.close_models()
