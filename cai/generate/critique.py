@@ -43,6 +43,7 @@ from cai.records import (
     Round,
     SFTExample,
 )
+from cai.records.responses import STANDING
 
 AskJudge = Callable[[ResponsePair], Awaitable[Judgment]]
 
@@ -108,7 +109,7 @@ async def critique_and_revise(
         text = revision.text
     if wanted and dropped is None and unchanged(text, response.text):
         dropped = "unchanged"
-    if dropped in (None, "unchanged", "worse_by_check"):
+    if dropped is None or dropped in STANDING:
         unrevised = dropped == "unchanged" or text == response.text
         if unrevised and config.drop_refusals and prompt.kind in ("borderline", "helpful") and is_refusal(text):
             dropped = "over_refusal"

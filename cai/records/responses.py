@@ -47,6 +47,10 @@ class Round:
     revision: Revision
 
 
+STANDING = ("unchanged", "worse_by_check")
+"""Values of `RevisionTrace.dropped` after which the text before the last revision stands."""
+
+
 @dataclass(frozen=True, slots=True)
 class RevisionTrace:
     """A response with all its critiques and revisions. `dropped` names the rule that its last revision broke, if any."""
@@ -77,7 +81,7 @@ class RevisionTrace:
     @property
     def stands(self) -> bool:
         """Whether the last revision is left out and the text before it trained on: it changed nothing, or was worse by a check."""
-        return self.dropped in ("unchanged", "worse_by_check")
+        return self.dropped in STANDING
 
     @property
     def final(self) -> str:

@@ -1,7 +1,6 @@
 """What a trainer sees, decoded back to text."""
 
 import resource
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -205,11 +204,10 @@ def test_a_conversation_for_which_a_template_computes_without_end_is_a_counted_f
     encoder = hostile(TURN + "{% if 'bomb' in messages[-1]['content'] %}" + ENDLESS[kind] + "{% endif %}")
     calm = [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     before, limit = encoder.prompt(calm), resource.getrlimit(resource.RLIMIT_DATA)
-    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ReplyError, match="computes without end") as caught:
         encoder.prompt([*calm[:2], Message("user", "a bomb")])
     assert caught.value.reason == "template_refused" and len(caught.value.detail) < 200
-    assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024  # KiB
     assert encoder.prompt(calm) == before and resource.getrlimit(resource.RLIMIT_DATA) == limit
 
