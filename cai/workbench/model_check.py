@@ -50,12 +50,8 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
     """Ask a model for everything that a run may want of it."""
     model = await session.open_model(spec)
     engine = model.engine
-    plain = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
-    if isinstance(plain, ModelError):
-        if isinstance(plain, ReplyError) and plain.reason == "empty_reply":
-            plain = ModelError(f"{engine.name}: {plain.detail}")
-        raise plain
-    findings = [await _seeds(engine, plain)]
+    samples = await _samples(engine)
+    findings = [_seeds(samples)]
     told = await _asked(engine, CompleteRequest((Message("system", "Be brief."), *_ASKED), Sampling(_TOKENS), 1))
     begun = await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), 1, "The capital of France is"))
     chosen = await _asked(engine, ChoicesRequest((Message("user", "Is water wet? Answer Yes or No."),), ("Yes", "No")))
@@ -68,7 +64,7 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
         _finding("log-probabilities of choices", chosen, engine, listed),
         _finding("log-probability of a given text", scored, engine),
     ]
-    if isinstance(plain, Completion) and plain.reasoning:
+    if any(isinstance(sample, Completion) and sample.reasoning for sample in samples):
         findings.append(
             Finding("answers at once", "degraded", "it reasons first: give it sampling.thinking_tokens, or model.thinking: false")
         )
@@ -109,11 +105,22 @@ def _finding(what: str, reply: Reply | ModelError, engine: Engine, degraded: str
     return Finding(what, "degraded" if degraded else "yes", degraded)
 
 
-async def _seeds(engine: Engine, first: Reply) -> Finding:
+async def _samples(engine: Engine) -> list[Reply | ModelError]:
+    """Return answers of seeds 1, 1, 2 and 3. Raises `ModelError` if none has a text; a single one may be empty by chance."""
+    samples = [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))]
+    if not isinstance(samples[0], ModelError) or isinstance(samples[0], ReplyError):
+        samples += [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), seed)) for seed in (1, 2, 3)]
+    failed = [sample for sample in samples if isinstance(sample, ModelError)]
+    if len(failed) < len(samples):
+        return samples
+    if isinstance(failed[0], ReplyError) and failed[0].reason == "empty_reply":
+        raise ModelError(f"{engine.name}: {failed[0].detail}")
+    raise failed[0]
+
+
+def _seeds(samples: Sequence[Reply | ModelError]) -> Finding:
     what = "repeats an answer by its seed"
-    same = await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))
-    others = [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), seed)) for seed in (2, 3)]
-    texts = [r.text if isinstance(r, Completion) else str(r) for r in (first, same, *others)]
+    texts = [s.text if isinstance(s, Completion) else str(s) for s in samples]
     if texts[0] != texts[1]:
         return Finding(what, "degraded", "one seed gave two answers: only calls in the store repeat")
     if len(set(texts)) == 1:

@@ -15,7 +15,7 @@ import httpx2
 
 from cai.ids import split_fraction
 
-VOCAB = ["<system>", "<user>", "<assistant>", "<end>", "Yes", "No", "Not", " Yes", " sure", "ab", *string.printable]
+VOCAB = ["<system>", "<user>", "<assistant>", "<end>", "Yes", "No", "Not", " Yes", " sure", "ab", *string.printable, "<think>"]
 IDS = {token: i for i, token in enumerate(VOCAB)}
 Hook = Callable[[httpx2.Request, Any], httpx2.Response | None]
 
@@ -30,10 +30,10 @@ def tokenize(text: str) -> list[int]:
     return ids
 
 
-def render(messages: list[dict[str, str]], open_end: bool) -> str:
-    """The chat template; `open_end` leaves the last turn open."""
+def render(messages: list[dict[str, str]], open_end: bool, opens: str = "") -> str:
+    """The chat template; `open_end` leaves the last turn open, and `opens` begins every other answer."""
     text = "".join(f"<{m['role']}>{m['content']}<end>" for m in messages)
-    return text.removesuffix("<end>") if open_end else text + "<assistant>"
+    return text.removesuffix("<end>") if open_end else text + "<assistant>" + opens
 
 
 def logprob(prefix: list[int], token: int) -> float:
@@ -55,10 +55,11 @@ def total(prompt: str, text: str) -> float:
 
 
 class FakeVllm:
-    """Serves the toy model. `old` ignores `logprob_token_ids`, as vLLM before 0.22 did."""
+    """Serves the toy model. `old` ignores `logprob_token_ids`, as vLLM before 0.22 did; the chat template begins answers with `opens`."""
 
-    def __init__(self, hooks: list[Hook] | None = None, old: bool = False, top: int = 20, **card: Any) -> None:
+    def __init__(self, hooks: list[Hook] | None = None, old: bool = False, top: int = 20, opens: str = "", **card: Any) -> None:
         self.hooks = hooks or []
+        self.opens = opens
         self.old = old
         self.top = top
         self.cards: list[dict[str, Any]] = [
@@ -90,13 +91,16 @@ class FakeVllm:
             return self._complete(body)
         return httpx2.Response(404, json={"detail": "Not Found"})
 
+    def _render(self, body: Any) -> str:
+        return render(body["messages"], body.get("continue_final_message", False), self.opens)
+
     def _tokenize(self, body: Any) -> httpx2.Response:
-        ids = tokenize(render(body["messages"], body.get("continue_final_message", False)) if "messages" in body else body["prompt"])
+        ids = tokenize(self._render(body) if "messages" in body else body["prompt"])
         strings = [VOCAB[i] for i in ids] if body.get("return_token_strs") else None
         return httpx2.Response(200, json={"count": len(ids), "max_model_len": 512, "tokens": ids, "token_strs": strings})
 
     def _chat(self, body: Any) -> httpx2.Response:
-        prompt = tokenize(render(body["messages"], body.get("continue_final_message", False)))
+        prompt = tokenize(self._render(body))
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 1, "total_tokens": len(prompt) + 1}
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}
         if body.get("logprobs"):

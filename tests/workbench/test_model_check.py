@@ -102,3 +102,14 @@ def test_named_models_are_listed() -> None:
     assert {m["name"] for m in listed} == {"qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b"}
     assert all(m["licence"] and m["good_for"] for m in listed)
     assert "embedded" in CliRunner().invoke(app, ["models"]).stdout
+
+
+def test_one_empty_answer_is_chance_and_four_are_told() -> None:
+    empty = httpx2.Response(200, json={"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]})
+
+    def silent(seeds: tuple[int, ...]) -> FakeVllm:
+        return FakeVllm([lambda request, body: empty if request.url.path == CHAT and body.get("seed") in seeds else None])
+
+    assert states(checked(silent((1,))).abilities)["log-probabilities of choices"] == "yes"
+    with pytest.raises(ModelError, match="no text came back"):
+        checked(silent((1, 2, 3)))

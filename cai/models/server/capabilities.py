@@ -40,6 +40,8 @@ class Capabilities:
     """Goes with a conversation whose last turn is left open."""
     continues: bool
     """Whether it goes on from an assistant turn that has begun. Others are told the opening in words."""
+    echoes: bool = False
+    """Whether its replies begin with the turn that it goes on from, as those of newer llama.cpp do, streams excepted."""
     limit: str = "max_tokens"
     """The field that bounds a completion."""
     top: int = TOP
@@ -62,7 +64,7 @@ def thinking_switch(thinking: bool | None) -> dict[str, Any]:
 def of_owner(owner: str) -> Capabilities:
     """Return what is known of a kind of server, by `owned_by` in its list of models."""
     flags = {"continue_final_message": True, "add_generation_prompt": False} if owner in ("vllm", "sglang") else {}
-    return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING)
+    return Capabilities(_SAMPLING.get(owner, {}), flags, owner in _CONTINUING, owner == "llamacpp")
 
 
 def without(body: dict[str, Any], can: Capabilities) -> dict[str, Any]:

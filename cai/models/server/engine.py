@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx2
 
-from cai.core.text.reasoning import opens_reasoning, split_reasoning
+from cai.core.text.reasoning import closing_tag, opens_reasoning, split_reasoning
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.base import NO_STATES, OnText
 from cai.models.requests import (
@@ -54,6 +54,10 @@ _LEAST = 1e-6
 _BLANKS = " \n\u010a\u0120\u2581"
 """White space, as tokenizers write it."""
 _NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
+_OF_NOTHING = (
+    "say nothing of the choices. Switch its reasoning off, or set feedback.protocol: pairwise-cot, which reads the verdict after "
+    "the reasoning."
+)
 _OPENING = "Your answer begins with the words below, which are written already. Write only what follows them.\n\n"
 
 
@@ -81,6 +85,8 @@ class ServerEngine:
         self._model = ""
         self._tokenizes = False
         self._opens_reasoning = ""
+        self._closes_reasoning = ""
+        """What closes at once a reasoning that the chat template opens before every answer; empty if it opens none, or that is unknown."""
         self._can = of_owner("")
         self._switch: dict[str, Any] = {}
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
@@ -104,7 +110,8 @@ class ServerEngine:
         engine.fingerprint = served.fingerprint
         engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
         engine.kind = served.kind
-        engine._opens_reasoning = opens_reasoning(served.rendered.rstrip(_BLANKS))
+        engine._opens_reasoning = opened = opens_reasoning(served.rendered.rstrip(_BLANKS))
+        engine._closes_reasoning = f"\n{closing_tag(opened.strip())}\n\n" if opened else ""
         if spec.thinking is not None:
             engine._switch = thinking_switch(spec.thinking)
             engine.fingerprint += f":thinking={spec.thinking}"
@@ -163,7 +170,8 @@ class ServerEngine:
 
     async def _complete(self, request: CompleteRequest, on_text: OnText | None = None) -> Completion:
         sampling, can = request.sampling, self._can
-        messages, flags = self._conversation(request.messages, request.prefill, can)
+        prefill = self._begun(request.prefill, can) if request.prefill else ""
+        messages, flags = self._conversation(request.messages, prefill, can)
         body = {
             "model": self._model,
             "messages": messages,
@@ -172,15 +180,15 @@ class ServerEngine:
             "top_p": sampling.top_p,
             "seed": request.seed,
         }
-        opening = "" if can.continues else request.prefill
-        thinks = "" if request.prefill and can.continues else self._opens_reasoning
+        opening = prefill if can.echoes or not can.continues else ""
+        thinks = "" if prefill and can.continues else self._opens_reasoning
         read = partial(read_completion, max_tokens=sampling.most_tokens, opening=opening, opened=thinks)
         body = without(body | flags | can.sampling, can)
         return await (self._client.chat(body, read) if on_text is None else self._client.stream(body, on_text, read))
 
     async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""
-        prompt = await self._tokenize(request.messages, request.prefill)
+        prompt = await self._prompt(request.messages, request.prefill)
         choices = [await self._tokens_of(request, choice, prompt) for choice in request.choices]
         branches: dict[Tokens, set[int]] = {}
         for tokens in choices:
@@ -211,7 +219,9 @@ class ServerEngine:
         if self._no_logprobs:
             raise NoLogprobsError(self._no_logprobs)
         can = self._can
-        messages, flags = self._conversation(request.messages, request.prefill, can)
+        if self._opens_reasoning and not can.continues:
+            raise NoLogprobsError(f"{self.name} reasons first, so the log-probabilities of its next token {_OF_NOTHING}")
+        messages, flags = self._conversation(request.messages, self._begun(request.prefill, can), can)
         # Temperature 1: some servers report probabilities after sampling's changes, and 1 changes nothing. The sampled token is ignored.
         body = {
             "model": self._model,
@@ -235,8 +245,7 @@ class ServerEngine:
         top = max(likely, key=lambda token: likely[token])
         if opens_reasoning(top):
             self._no_logprobs = (
-                f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities say nothing of the "
-                "choices. Switch its reasoning off, or set feedback.protocol: pairwise-cot, which reads the verdict after the reasoning."
+                f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities {_OF_NOTHING}"
             )
             raise NoLogprobsError(self._no_logprobs)
         found = [self._listed(choice, request.choices, likely) for choice in request.choices]
@@ -263,9 +272,20 @@ class ServerEngine:
             )
         if not request.text:
             raise ReplyError("empty_text", "there is no text to score")
-        prompt = await self._tokenize(request.messages, "")
+        prompt = await self._prompt(request.messages, "")
         tokens = await self._continuation(request.messages, "", request.text, prompt)
         return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
+
+    def _begun(self, prefill: str, can: Capabilities) -> str:
+        """Return a prefill that closes the reasoning which llama.cpp opens before it. vLLM renders an answer that has begun without one."""
+        return self._closes_reasoning + prefill if can.continues and not self._tokenizes else prefill
+
+    async def _prompt(self, messages: Sequence[Message], prefill: str) -> Tokens:
+        """Return the tokens after which the answer follows, and not the reasoning that the chat template opens."""
+        tokens = await self._tokenize(messages, prefill)
+        if prefill or not self._closes_reasoning:
+            return tokens
+        return tokens + await self._tokens({"prompt": self._closes_reasoning, "add_special_tokens": False})
 
     async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
         turns, flags = self._conversation(messages, prefill, replace(of_owner("vllm"), system=self._can.system, joins=self._can.joins))

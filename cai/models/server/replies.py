@@ -56,7 +56,7 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
     Args:
         reply: the client's.
         max_tokens: that were asked for. A reply whose `finish_reason` is null or unknown counts as truncated if it has as many.
-        opening: taken off the text's start, where the model repeats what it was told to go on from.
+        opening: taken off the text's start, where the server repeats what the answer began with, or the model what it was told to.
         opened: the tag with which the model's chat template opens a reasoning. A text that was cut before any closing tag is inside it,
             unless the server sent the reasoning beside it.
 
@@ -80,6 +80,7 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
     content, beside = _text(message.content), _reasoning(message)
     if (longest := max(len(content), len(beside))) > _MOST_CHARACTERS * (max_tokens + _SPARE_TOKENS):
         raise ValueError(f"a text of {longest:,} characters; {max_tokens} tokens were asked for")
+    content = content.removeprefix(opening)
     said = split_reasoning(content)
     cut = ended in _CUT or (ended not in _ENDED and tokens >= max_tokens)
     if opened and cut and not beside and said.answer == content:

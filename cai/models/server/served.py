@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar, cast
 
 from msgspec import Meta, Struct
 
@@ -14,6 +14,7 @@ from cai.models.templates import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
+T = TypeVar("T")
 _PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
 _DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
 
@@ -46,6 +47,12 @@ class TokenList(Struct, frozen=True):
     token_strs: list[str] | None = None
 
 
+class Rendered(Struct, frozen=True):
+    """The reply of llama.cpp's `/apply-template`."""
+
+    prompt: str
+
+
 class Ask(Protocol):
     """How `identify` puts its questions: path, body (None to get) and shape of the reply."""
 
@@ -63,7 +70,8 @@ class Served:
     cards: tuple[ModelCard, ...]
     """What `/models` says of them."""
     rendered: str
-    """How tokenizer and chat template render a short conversation, less dates, which some templates put in. Empty where unknown."""
+    """How tokenizer and chat template (llama.cpp: the template) render a short conversation, less dates, which some templates put in.
+    Empty where unknown."""
     tokenizes: bool
     """Whether it has vLLM's `/tokenize`."""
 
@@ -137,8 +145,15 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
             raise ModelError(f"{url} serves {len(wanted)} models: {listed}. Set model.name to the one to use.")
     model = wanted[-1]
     rendered, tokenizes = "", False
-    if model in cards and cards[model].owned_by == "vllm":
-        rendered, tokenizes = await _render_probe(ask, model, thinking_switch(spec.thinking))
+    owner = cards[model].owned_by if model in cards else None
+    if owner == "vllm":
+        tokens = await _ask_of_template(ask, "/tokenize", {"model": model, "return_token_strs": True}, spec, TokenList)
+        if tokens is not None and tokens.tokens:
+            rendered, tokenizes = "\n".join(tokens.token_strs or map(str, tokens.tokens)), True
+    elif owner == "llamacpp":
+        applied = await _ask_of_template(ask, "/apply-template", {}, spec, Rendered)
+        rendered = applied.prompt if applied is not None else ""
+    rendered = _DATE_WORDS.sub("", rendered)
     return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
 
 
@@ -148,18 +163,18 @@ def _listed_as(name: str, cards: Collection[str]) -> str:
     return found[0] if name not in cards and len(found) == 1 else name
 
 
-async def _render_probe(ask: Ask, model: str, switch: dict[str, Any]) -> tuple[str, bool]:
-    body = {"model": model, "messages": as_json(_PROBE), "return_token_strs": True, **switch}
+async def _ask_of_template(ask: Ask, path: str, body: dict[str, Any], spec: ModelSpec, shape: type[T]) -> T | None:
+    """Ask how the chat template renders the probe, without its system turn where it takes none; None if the server has no such address."""
+    body = body | thinking_switch(spec.thinking)
     try:
         try:
-            reply: TokenList = await ask("/tokenize", body, TokenList)
+            return cast(T, await ask(path, body | {"messages": as_json(_PROBE)}, shape))
         except ReplyError as e:
             if not takes_no_system(e.detail):
                 raise
-            reply = await ask("/tokenize", body | {"messages": as_json(without_system(_PROBE) or _PROBE)}, TokenList)
+            return cast(T, await ask(path, body | {"messages": as_json(without_system(_PROBE) or _PROBE)}, shape))
     except NotServedError:
-        return "", False
-    return _DATE_WORDS.sub("", "\n".join(reply.token_strs or [str(t) for t in reply.tokens])), bool(reply.tokens)
+        return None
 
 
 def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:

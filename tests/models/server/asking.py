@@ -72,3 +72,17 @@ def hosted(*tops: tuple[str, float]) -> FakeVllm:
         "usage": {"prompt_tokens": 9, "completion_tokens": 1},
     }
     return FakeVllm([on("/v1/chat/completions", lambda _: httpx2.Response(200, json=reply))], owned_by="openai")
+
+
+def llamacpp(says: str = "Paris.", opens: str = "", finish: str = "stop") -> FakeVllm:
+    """A llama.cpp server: it renders what has begun after the reasoning that its template opens, and its reply repeats it."""
+
+    def answer(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        if request.url.path == "/apply-template":
+            return httpx2.Response(200, json={"prompt": render(body["messages"], open_end=False, opens=opens)})
+        if request.url.path != "/v1/chat/completions" or body.get("logprobs"):
+            return None
+        last = body["messages"][-1]
+        return chat({"content": (last["content"] if last["role"] == "assistant" else "") + says}, finish)
+
+    return FakeVllm([answer], owned_by="llamacpp")

@@ -10,7 +10,7 @@ from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, ScoreRequest, TextLogprob
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm, logprob, tokenize, total
-from tests.models.server.asking import ASK, CHOICES, OPEN, ask, ask_one, hosted, on
+from tests.models.server.asking import ASK, CHOICES, OPEN, ask, ask_one, hosted, llamacpp, on
 
 
 def test_single_token_choices_cost_one_question_and_are_exact() -> None:
@@ -102,6 +102,28 @@ def test_a_choice_that_is_not_listed_counts_with_the_most_that_is_left_for_it() 
 def test_a_server_whose_model_reasons_first_gives_no_log_probabilities_of_choices() -> None:
     with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
         ask_one(hosted(("<think>", -0.001), ("Yes", -9.0)), CHOICES)
+
+
+def test_choices_and_scores_follow_a_reasoning_that_the_template_opens_and_not_its_start() -> None:
+    choices, score = ask(FakeVllm(opens="<think>\n"), CHOICES, ScoreRequest(ASK, "Yes"))
+    assert choices.logprobs == pytest.approx([total(f"{OPEN}<think>\n\n</think>\n\n", c) for c in ("Yes", "No")])
+    assert score.total == pytest.approx(choices.logprobs[0])
+
+
+@pytest.mark.parametrize("prefill", ["", "Answer:"])
+def test_llama_cpp_is_asked_for_choices_after_the_reasoning(prefill: str) -> None:
+    server = llamacpp(opens="<think>\n")
+    ask(server, ChoicesRequest(ASK, ("Yes", "No"), prefill))
+    (body,) = server.bodies("/v1/chat/completions")
+    assert body["messages"][-1] == {"role": "assistant", "content": f"\n</think>\n\n{prefill}"}
+
+
+def test_llama_cpp_that_refuses_to_go_on_from_a_reasoning_gives_no_log_probabilities_of_choices() -> None:
+    said = {"error": {"message": "Assistant response prefill is incompatible with enable_thinking."}}
+    server = llamacpp(opens="<think>\n")
+    server.hooks.insert(0, lambda request, body: httpx2.Response(400, json=said) if "logprobs" in (body or {}) else None)
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+        ask_one(server, CHOICES)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.models.fake_vllm import VOCAB, FakeVllm, logprob, tokenize
-from tests.models.server.asking import ASK, CHOICES, COMPLETE, OPEN, URL, always_chat, ask, ask_one, chat, connect, hosted, on
+from tests.models.server.asking import ASK, CHOICES, COMPLETE, OPEN, URL, always_chat, ask, ask_one, chat, connect, hosted, llamacpp, on
 
 
 def test_a_completion_sends_its_whole_sampling_and_reads_text_and_counts() -> None:
@@ -121,6 +121,22 @@ def test_a_server_that_cannot_continue_is_told_the_opening_and_may_repeat_it() -
         (body,) = server.bodies("/v1/chat/completions")
         assert body["messages"][-1]["content"].startswith("Is it?") and body["messages"][-1]["content"].endswith("The problem is that")
         assert "continue_final_message" not in body and "add_generation_prompt" not in body
+
+
+@pytest.mark.parametrize("opens", ["", "<think>\n"])
+def test_what_an_answer_begins_with_is_taken_off_the_reply_of_llama_cpp_which_repeats_it(opens: str) -> None:
+    server = llamacpp(" Paris.", opens)
+    reply = ask_one(server, CompleteRequest(ASK, Sampling(), 0, prefill="The capital is"))
+    assert isinstance(reply, Completion) and (reply.text, reply.reasoning) == (" Paris.", "")
+    (body,) = server.bodies("/v1/chat/completions")
+    assert body["messages"][-1]["content"] == ("\n</think>\n\n" if opens else "") + "The capital is"
+
+
+def test_a_reasoning_that_the_template_of_llama_cpp_opens_and_the_limit_cuts_is_no_answer() -> None:
+    with pytest.raises(ReplyError, match="raise thinking_tokens"):
+        ask_one(llamacpp("The user asks for a capital, so", "<think>\n", "length"), COMPLETE)
+    reply = ask_one(llamacpp("A capital.\n</think>\n\nParis.", "<think>\n"), COMPLETE)
+    assert isinstance(reply, Completion) and (reply.text, reply.reasoning) == ("Paris.", "A capital.")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from cai.errors import ModelError
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm
-from tests.models.server.asking import COMPLETE, URL, ask_one, connect, on
+from tests.models.server.asking import COMPLETE, URL, ask_one, connect, llamacpp, on
 
 
 def test_the_only_model_is_taken_and_named() -> None:
@@ -71,6 +71,7 @@ def test_another_chat_template_changes_the_fingerprint_and_another_day_does_not(
     monday = connect(strings("Today", " Date", ": ", "23", " Nov", " 2026", "<user>", "Hi"))[1]
     assert connect(strings("Today", " Date", ": ", "24", " Nov", " 2026", "<user>", "Hi"))[1] == monday
     assert connect(strings("Today", " Date", ": ", "23", " Nov", " 2026", "[INST]", "Hi"))[1] != monday
+    assert connect(llamacpp())[1] != connect(llamacpp(opens="<think>\n"))[1]
 
 
 def test_a_hosted_api_without_a_model_list_is_taken_at_its_word() -> None:
