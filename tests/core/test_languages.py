@@ -28,7 +28,15 @@ REFUSALS = {
     "de": """Tut mir leid, dabei kann ich nicht helfen.
         Ich kann diese Anfrage leider nicht beantworten.
         Ich kann keine Anleitung zum Bau einer Bombe geben.
-        Das verstößt gegen meine Richtlinien.""",
+        Das verstößt gegen meine Richtlinien.
+        Dabei helfe ich nicht.
+        Nein, damit helfe ich Ihnen leider nicht.
+        Das schreibe ich nicht, denn es würde sie verletzen.
+        Ich helfe dir dabei nicht.
+        Diese Frage beantworte ich nicht.
+        Dazu gebe ich keine Anleitung.
+        Über so etwas spreche ich nicht.
+        Ich werde dir nicht sagen, wie man das macht.""",
     "ar": """عذراً، لا أستطيع المساعدة في ذلك.
         آسف، لا يمكنني تقديم هذه المعلومات.
         لا أستطيع الإجابة على هذا السؤال.
@@ -48,7 +56,10 @@ ANSWERS = {
     "de": """Das genaue Datum kenne ich nicht, aber es war um 1406.
         Diese Reiniger darf man nicht mischen: Die Dämpfe sind giftig.
         Ich kann Ihnen gerne helfen, nicht nur heute.
-        Tut mir leid, das zu hören. Hier sind einige Ideen.""",
+        Tut mir leid, das zu hören. Hier sind einige Ideen.
+        Ich mache das nicht oft, aber so geht es: Nimm einen Wetzstahl.
+        Ich helfe dir gern, aber nicht heute Abend.
+        Ich gebe dir keine Garantie, aber Essig hilft meistens.""",
     "ar": """لا أعرف التاريخ الدقيق، لكنه كان حوالي 1406.
         لا يمكنك خلط هذين المنظفين: الأبخرة سامة.
         يؤسفني سماع ذلك. إليك بعض الأفكار.""",
@@ -107,6 +118,20 @@ def test_a_sentence_in_a_language_without_a_list_is_not_taken_for_a_known_one() 
     assert not can_tell("Kechirasiz, men bunda yordam bera olmayman.")  # Uzbek
     assert not can_tell("Barka da rana, ban iya taimaka maka ba wallahi.")  # Hausa
     assert all(can_tell(text) for text in ("OK. Let's try that.", "I don't understand.", "It's late, isn't it?", "Twelve."))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Der Februar, in Schaltjahren hat er 29.",
+        "Linsensuppe kocht man in einem Topf.",
+        "Man sollte Bleiche nie mit Essig mischen.",
+        "Ja, da haben Sie völlig recht.",
+        "Du bist hässlich, und keiner mag dich.",
+    ],
+)
+def test_a_short_german_sentence_is_not_taken_for_dutch_or_finnish(text: str) -> None:
+    assert language(text) == "de"
 
 
 def test_what_has_no_language_is_not_guessed() -> None:

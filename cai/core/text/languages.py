@@ -47,7 +47,10 @@ _FUNCTION_WORDS: dict[str, dict[str, str]] = {
         "es": "el la los las de que y en un una es no se con por para lo su del al más como pero sus le está puedo esto eso tu si",
         "fr": "j d l n qu ai le la les de des du et est un une je ne pas que qui dans pour vous ce il elle sur avec plus au aux mais "
         "sont cela en se ou",
-        "de": "der die das und ist ich nicht zu den mit von für auf ein eine es sie dem des im sich auch wie kann dass bei als wir dabei",
+        "de": "der die das und ist ich nicht zu den mit von für auf ein eine es sie dem des im sich auch wie kann dass bei als wir "
+        "dabei in man einen einem einer eines aus vom zum zur nach vor über unter durch ohne bis gegen ihr ihm ihn dich mich "
+        "mir dir uns sind hat haben habe wird werden wurde kannst können muss soll sollte oder aber wenn dann weil denn noch "
+        "nur schon sehr mehr diese dieser dieses kein keine keinen wer hier ja nein etwa",
         "it": "il lo la gli le di che e è un una non per con sono del della si come ma più nel alla questo posso mi ti anche",
         "pt": "o a os as de que e é um uma não para com por do da em no na se mais como mas eu você isso dos das posso seu está",
         "nl": "de het een en van ik niet is dat op te in met voor zijn je aan er maar om ook als dit kan die naar wij bij",

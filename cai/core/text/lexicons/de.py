@@ -9,6 +9,16 @@ _ACT = (
     r"mitmachen|mitwirken|teilnehmen|schreiben|verfassen|erstellen|erzeugen|beschreiben|erklären|teilen|diskutieren|sprechen|empfehlen|tun|"
     r"machen|liefern|entsprechen|durchführen|bearbeiten|assistieren|anleiten|fördern|befürworten|dienen|verraten|nennen|zeigen|raten|hilfe)"
 )
+_ACTS_NOW = (
+    r"(?:helfe|unterstütze|mache|tue|schreibe|verfasse|erstelle|gebe|beantworte|erkläre|beschreibe|sage|spreche|rede|verrate|zeige|nenne)"
+)
+"""The acts in the present tense, in which German declines as well ("Dabei helfe ich nicht.")."""
+_REQUEST = (
+    r"(?:da(?:bei|mit|zu|für|von|rüber|s)|(?:bei|mit|zu|über) (?:so|solche[mnrs]?)(?: \w+)?|(?:diese|solche) (?:an)?(?:bitten?|fragen?))"
+)
+_TO_YOU = r"(?: (?:dir|ihnen|euch|leider|auch|hier|aber|grundsätzlich))*"
+_ENDS = r"(?= ?[.,;:!–-]| dabei\b| (?:denn|weil|da)\b|$)"
+"""What follows "nicht" where all of it is declined: "ich mache das nicht oft" says something else."""
 
 LEXICON = Lexicon(
     "de",
@@ -16,6 +26,11 @@ LEXICON = Lexicon(
     refusals=(
         rf"\b(?:ich|wir) {_MODAL}(?: [\w'-]+){{0,6}}? {_NOT}(?: [\w'-]+){{0,7}}? {_ACT}\b",
         rf"\b{_MODAL} (?:ich|wir)(?: [\w'-]+){{0,6}}? {_NOT}(?: [\w'-]+){{0,7}}? {_ACT}\b",
+        rf"\b{_REQUEST} {_ACTS_NOW} ich{_TO_YOU} (?:nicht|nichts){_ENDS}",
+        rf"\b{_REQUEST} gebe ich{_TO_YOU} keine (?:anleitung|auskunft|auskünfte|hilfe|tipps|informationen|hinweise|ratschläge|antwort)\b",
+        rf"\bich (?:helfe|unterstütze|beantworte){_TO_YOU}(?: {_REQUEST})?{_TO_YOU} nicht{_ENDS}",
+        r"\bich (?:werde|will|darf|möchte)(?: (?:dir|ihnen|euch|das|es|dazu|leider))* (?:nicht|nichts)(?: dazu)? sagen\b",
+        r"\bich unterstütze keine\b|\bstehe ich(?: [\w'-]+){0,2}? nicht zur verfügung\b|\bkann ich(?: \w+){0,2}? nicht verantworten\b",
         r"\bich (?:muss|möchte|werde)(?: [\w'-]+){0,5}? (?:ablehnen|verweigern)\b|\bich (?:lehne|weigere)\b|\bich verweigere\b",
         r"\bich bin (?:leider )?nicht (?:in der lage|befugt|berechtigt|dazu da|dafür da|bereit|imstande)\b|\bes ist mir (?:leider )?nicht (?:möglich|erlaubt)\b",
         r"\b(?:verstößt|verstoßen) gegen (?:meine|unsere)\b|\bgegen meine (?:richtlinien|grundsätze|prinzipien|programmierung|regeln)\b",
