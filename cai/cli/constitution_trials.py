@@ -41,12 +41,11 @@ def stress(
     from cai.constitution.load import load_constitution
     from cai.core.console import plain, plain_table
     from cai.core.flow import in_words
-    from cai.workbench.settings import in_language_of, settings
+    from cai.workbench.settings import settings
     from cai.workbench.stress import find_collisions
 
     loaded = load_constitution(file)
-    used = settings(model=model, judge=judge, recipe=recipe, seed=seed, name="stress")
-    used = used if recipe is not None else in_language_of(used, file)
+    used = settings(model=model, judge=judge, recipe=recipe, constitution=file, seed=seed, name="stress")
     found = open_session(used, file.parent).run(lambda session: find_collisions(session, loaded, n), "stress")
     if json:
         print_json(found)
@@ -102,7 +101,7 @@ def try_(
 
     console = Console()
     loaded = chosen(load_constitution(file), principle or [])
-    recipe_used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="try")
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, constitution=file, protocol=protocol, seed=seed, name="try")
 
     async def work(session: Session) -> list[Step]:
         found: list[Step] = []
@@ -143,7 +142,7 @@ def validate(
     from cai.workbench.validation import LabelFile, validate_constitution
 
     loaded = chosen(load_constitution(file), principle or [])
-    recipe_used = settings(model=model, judge=judge, recipe=recipe, protocol=protocol, seed=seed, name="validate")
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, constitution=file, protocol=protocol, seed=seed, name="validate")
     labelled = LabelFile(pairs, format, kind, limit)
     found = open_session(recipe_used, file.parent).run(lambda session: validate_constitution(loaded, labelled, session), "validate")
     if json:
@@ -225,7 +224,7 @@ def flip(
     from cai.workbench.settings import settings
 
     loaded = load_constitution(file)
-    recipe_used = settings(model=model, judge=judge, recipe=recipe, name="flip")
+    recipe_used = settings(model=model, judge=judge, recipe=recipe, constitution=file, name="flip")
 
     async def work(session: Session) -> list[Flip]:
         return await flip_rates(session, loaded, limit, judge=session.judge(loaded) if judge is not None else None)
@@ -289,7 +288,7 @@ def adherence(
         if model is None:
             raise RecipeError(f"{target}: which model? Name it with --model, or name a run instead of the file")
         loaded = load_constitution(Path(target))
-        used = with_prompts(settings(judge=judge, seed=seed, name="adherence"), prompts or ())
+        used = with_prompts(settings(judge=judge, constitution=Path(target), seed=seed, name="adherence"), prompts or ())
         session = open_session(used, Path(target).parent)
         report = session.run(
             lambda opened: adherence_of_models(opened, model, against, loaded, judge is not None, limit), "adherence", open_models=False
@@ -341,7 +340,7 @@ def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, rec
     async def work(session: Session) -> list[Wording]:
         return await session.each(todo, lambda p: draft_wording(session, p), "principles", lambda p: p.id, may_all_fail=True)
 
-    session = open_session(settings(model=model, recipe=recipe, name="draft"), file.parent)
+    session = open_session(settings(model=model, recipe=recipe, constitution=file, name="draft"), file.parent)
     found = session.run(work, "draft") if todo else []
     session.warn_of_failures()
     changed = []

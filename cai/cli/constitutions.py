@@ -175,7 +175,7 @@ def diff(
             print_json({"text": text})
         return
     run = None if against_run is None else find_run(against_run)
-    chosen = settings(model=model, judge=judge, recipe=recipe, run=run, seed=seed, name="diff")
+    chosen = settings(model=model, judge=judge, recipe=recipe, run=run, constitution=after, seed=seed, name="diff")
     session = open_session(chosen, after.parent if run is None else run.path)
     size = sample or DEFAULT_SAMPLE
     found = session.run(lambda opened: compare_on_sample(old, new, opened, size, prompts=prompts, run=run), "diff")

@@ -119,9 +119,9 @@ def agreement(
         from cai.recipe import FeedbackConfig
         from cai.workbench.settings import settings
 
-        recipe = settings(model=judge, seed=seed, name="agreement")
-        recipe = replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label))
         names, asked = protocol, load_constitution(constitution)
+        recipe = settings(model=judge, constitution=constitution, seed=seed, name="agreement")
+        recipe = replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label))
         session = open_session(recipe, constitution.parent)
         results += session.run(lambda opened: judges_beside_people(opened, labels, names, asked, limit), "judge")
     if not results:

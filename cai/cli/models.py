@@ -134,10 +134,11 @@ def bench(
     from cai.recipe import FeedbackConfig
     from cai.workbench.settings import settings, with_probe
 
-    recipe = settings(model=judge, seed=seed, name="judge-bench")
+    asked = load_constitution(constitution)
+    recipe = settings(model=judge, constitution=constitution, seed=seed, name="judge-bench")
     recipe = with_probe(replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label)), probe)
     session = open_session(recipe, constitution.parent)
-    labelled, asked = labelled_pairs_of(pairs, format, limit, session), load_constitution(constitution)
+    labelled = labelled_pairs_of(pairs, format, limit, session)
     result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked), "bench")
     if json:
         print_json(result)
@@ -189,11 +190,12 @@ def calibrate(
     from cai.workbench.settings import settings, with_probe
 
     refuse_overwriting([out], [constitution, *([probe] if probe else [])])
-    recipe = settings(model=judge, seed=seed, name="calibrate")
+    asked = load_constitution(constitution)
+    recipe = settings(model=judge, constitution=constitution, seed=seed, name="calibrate")
     recipe = replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label))
     recipe = with_probe(with_protocol(recipe, protocol), probe)
     session = open_session(recipe, constitution.parent)
-    found = calibrate_judge(session, pairs, load_constitution(constitution), out, use_length=length, format=format, limit=limit)
+    found = calibrate_judge(session, pairs, asked, out, use_length=length, format=format, limit=limit)
     if json:
         print_json(found)
         return
@@ -283,9 +285,19 @@ def evaluate(
             "The commands are in docs/lm-eval.md"
         )
     run = next(filter(None, map(run_of, models)), None)
-    recipe = settings(run=run, judge=judge, protocol=protocol, calibration=calibration, aggregate=aggregate, seed=seed, name="evaluate")
+    asked = load_constitution(constitution)
+    recipe = settings(
+        run=run,
+        judge=judge,
+        constitution=constitution,
+        protocol=protocol,
+        calibration=calibration,
+        aggregate=aggregate,
+        seed=seed,
+        name="evaluate",
+    )
     recipe = with_prompts(with_probe(recipe, probe), prompts or ())
-    session, asked = open_session(recipe, constitution.parent), load_constitution(constitution)
+    session = open_session(recipe, constitution.parent)
     if arena:
         if against is not None:
             raise RecipeError("--arena compares all models with each other: name them as arguments, without --against")

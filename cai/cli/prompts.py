@@ -44,7 +44,7 @@ def generate(
     from cai.errors import DataError
     from cai.records import LABELLED_KINDS
     from cai.workbench.prompt_writing import known_prompts, prompt_row, write_prompts
-    from cai.workbench.settings import in_language_of, settings
+    from cai.workbench.settings import settings
     from cai.workbench.trial import chosen
 
     if wrong := set(kind or ()) - set(LABELLED_KINDS):
@@ -54,8 +54,8 @@ def generate(
     files = sorted((find_workspace(file.parent).root / "prompts").glob("*.jsonl"))
     if out is not None and out.exists():
         raise DataError(f"{out}: is there already and would be overwritten. People edit prompts: choose another --out, or move it away.")
-    used = settings(model=model, recipe=recipe, seed=seed, name="prompts")
-    session = open_session(used if recipe is not None else in_language_of(used, file), file.parent)
+    used = settings(model=model, recipe=recipe, constitution=file, seed=seed, name="prompts")
+    session = open_session(used, file.parent)
     known = known_prompts(session, files)
     if recipe is not None:
         known += session.load_prompts(used.prompts.evaluate)

@@ -19,6 +19,7 @@ def settings(
     judge: str | None = None,
     recipe: Path | None = None,
     run: RunDirectory | None = None,
+    constitution: Path | None = None,
     protocol: str | None = None,
     calibration: Path | None = None,
     aggregate: Aggregate | None = None,
@@ -29,11 +30,14 @@ def settings(
 
     Args:
         model: its name, instead of the recipe's; with the defaults, None is the embedded one.
+        constitution: its file, which is valid; with the defaults, its language chooses the templates of its workspace. Runs and recipes
+            say what templates to use.
         seed: with the defaults; runs and recipes have their own.
         name: with the defaults: what calls are filed under.
 
     Raises:
         DataError: a model or a recipe is named beside a run, whose texts come from its own; or the run has no recipe.
+        RecipeError: the constitution is in no workspace.
     """
     if run is not None:
         if model is not None or recipe is not None:
@@ -42,22 +46,17 @@ def settings(
         if not path.is_file():
             raise DataError(f"{path}: no such file: nothing has run yet. Start the run with: cai run RECIPE")
         found = load_recipe(path, name=run.path.name)
+    elif recipe is not None:
+        found = load_recipe(recipe)
     else:
-        found = Recipe(name=name, seed=seed) if recipe is None else load_recipe(recipe)
+        found = Recipe(name=name, seed=seed)
+        if constitution is not None:
+            found = in_language(found, language_of(constitution), find_workspace(constitution.parent))
     if aggregate is not None:
         found = replace(found, reward=replace(found.reward, aggregate=aggregate))
     if calibration is not None:
         found = replace(found, feedback=replace(found.feedback, calibration=str(calibration.resolve())))
     return with_protocol(with_models(found, model, judge), protocol)
-
-
-def in_language_of(recipe: Recipe, constitution: Path) -> Recipe:
-    """Return the recipe with its workspace's templates in the language of a constitution's file, where there are some.
-
-    For commands that were given no recipe: a recipe says what templates to use. Raises `ConstitutionError`, and `RecipeError` outside a
-    workspace.
-    """
-    return in_language(recipe, language_of(constitution), find_workspace(constitution.parent))
 
 
 def in_language(recipe: Recipe, language: str, workspace: Workspace) -> Recipe:

@@ -222,6 +222,36 @@ def test_a_constitutions_language_chooses_the_templates(shared: Workspace, call:
     file.unlink()
 
 
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [
+        (("judge", "bench", "--pairs", "prompts/probe_pairs.jsonl", "--limit", "2", "--protocol", "pairwise", "--constitution"), "Antwort"),
+        (("human", "agreement", "prompts/probe_pairs.jsonl", "--limit", "2", "--protocol", "pairwise", "--constitution"), "Antwort"),
+        (("constitution", "validate", "--pairs", "prompts/probe_pairs.jsonl", "--limit", "2"), "Antwort"),
+        (("constitution", "try", "--prompt", "Wie backe ich Brot?"), "Grundsatz: Antworte"),
+        (("constitution", "flip", "--limit", "1"), "Du folgst diesen Grundsätzen"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_commands_without_a_recipe_ask_in_the_constitutions_language(
+    shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], asked: str
+) -> None:
+    texts: list[str] = []
+
+    def listening(request: Request) -> Reply:
+        texts.append("\n".join(message.content for message in request.messages))
+        return ChoiceLogprobs((-3.0, -0.1), 1) if isinstance(request, ChoicesRequest) else Completion("Das ist gut so.", False, 1, 1)
+
+    script(monkeypatch, listening)
+    file = shared.root / "constitution" / "starter-de.yaml"
+    file.write_text(STARTER_DE.replace("Stelle. }", "Stelle., check: { max_words: 9 } }"))
+    model = ("--judge" if command[0] in ("judge", "human") else "--model", "scripted")
+    assert call(shared.root, *command, str(file), *model, "--json") == 0, call.err
+    file.unlink()
+    assert any(asked in text for text in texts)
+    assert not any(english in text for text in texts for english in ("Principle:", "You follow", "Here are two responses"))
+
+
 STARTER_DE = """\
 id: starter-de
 name: Anfang
