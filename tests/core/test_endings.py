@@ -1,6 +1,6 @@
 import pytest
 
-from cai.core.text.endings import whole_sentences
+from cai.core.text.endings import sentence_count, whole_sentences
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from cai.core.text.endings import whole_sentences
         ("今天天气很好。我们去", "今天天气很好。"),
         ("Whole as it is.", "Whole as it is."),
         ("It costs 3.50 for two. And th", "It costs 3.50 for two."),
+        ("Nimm etwas gegen Kalk. Gut ist z. B. Essi", "Nimm etwas gegen Kalk."),
+        ("Take something sour. Good is e.g. vin", "Take something sour."),
     ],
 )
 def test_what_is_kept(cut, kept):
@@ -27,3 +29,17 @@ def test_what_is_kept(cut, kept):
 @pytest.mark.parametrize("cut", ["", "  ", "No end at all here", "Hi. " + "and then on and on " * 5, "Steps:\n1."])
 def test_too_little_left_is_none(cut):
     assert whole_sentences(cut) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Nimm z. B. Essig. Das hilft.", 2),
+        ("Das kostet ca. 1.000 Euro, d.h. viel, bzw. zu viel.", 1),
+        ("Frag Dr. Müller. Er weiß es.", 2),
+        ("Mrs. Hill has fruit, e.g. apples. I saw Mr.", 2),
+        ("Take plan B. Then go, etc. Stop.", 3),
+    ],
+)
+def test_the_stop_of_an_abbreviation_ends_no_sentence(text, count):
+    assert sentence_count(text) == count

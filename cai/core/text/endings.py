@@ -11,6 +11,11 @@ _SENTENCE_END = re.compile(
     rf"|[。！？｡．‼⁇⁈⁉؟۔।॥။።։។៕༎།]{_CLOSING}"  # Chinese and Japanese, Arabic and Urdu, Hindi, Burmese, Ethiopic, Armenian, Khmer, Tibetan
     r"|(?<=[\u0e01-\u0e4f\u0e81-\u0ecf])(?=\s)"  # Thai and Lao mark the end of a sentence by a space only
 )
+_ABBREVIATION = re.compile(
+    r"(?<!\w)(?:e\.\s?g|i\.\s?e|vs|Mr|Mrs|Ms|Dr|Prof"  # English
+    r"|z\.\s?[BT]|d\.\s?h|u\.\s?a|bzw|ca|vgl|evtl|ggf|inkl|Nr)\."  # German
+)
+"""Abbreviations that another word follows. Those that may end a sentence ("etc.", "usw.") are left out."""
 _DANGLING = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#]+|\d{1,2}[.)])[ \t]*$|(?:^|\n)[^\n]*:[*_ \t]*$")
 
 
@@ -25,7 +30,7 @@ def whole_sentences(text: str) -> str | None:
     True
     """
     text = text.rstrip()
-    sentence = max((m.end() for m in _SENTENCE_END.finditer(text)), default=0)
+    sentence = max(_ends(text), default=0)
     kept = text[: max(sentence, text.rfind("\n"))].rstrip()
     while dangling := _DANGLING.search(kept):
         kept = kept[: dangling.start()].rstrip()
@@ -35,9 +40,15 @@ def whole_sentences(text: str) -> str | None:
 def sentence_count(text: str) -> int:
     """Return the number of sentences in a text; an ending without a full stop counts too.
 
-    >>> sentence_count("Stop. Look! Then go"), sentence_count("")
-    (3, 0)
+    >>> sentence_count("Stop. Look! Then go"), sentence_count("Ask Dr. Mayer, e.g. by mail."), sentence_count("")
+    (3, 1, 0)
     """
     text = text.strip()
-    ends = [m.end() for m in _SENTENCE_END.finditer(text)]
+    ends = _ends(text)
     return len(ends) + bool(text[ends[-1] if ends else 0 :].strip())
+
+
+def _ends(text: str) -> list[int]:
+    """Return where the sentences of a text end; the stops of `_ABBREVIATION` end none."""
+    within = {i for m in _ABBREVIATION.finditer(text) for i in range(m.start(), m.end())}
+    return [m.end() for m in _SENTENCE_END.finditer(text) if m.start() not in within]
