@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cai.constitution.load import load_constitution
-from cai.core.workspace import Workspace
+from cai.constitution.load import language_of, load_constitution
+from cai.core.workspace import TEMPLATES, Workspace
 from cai.data.prompts import is_hub
 from cai.data.rows import source_files
 from cai.errors import CaiError, ModelError, RecipeError
@@ -125,6 +125,15 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         errors = f"{len(problems)} configuration error{'s' if len(problems) != 1 else ''}"
         raise RecipeError(f"{recipe.name}: {errors}\n" + "\n".join(f"- {p}" for p in problems))
     return constitution, model
+
+
+def template_warning(recipe: Recipe, workspace: Workspace) -> str:
+    """Return a warning if a recipe leaves the templates in English under a constitution in another language; empty if it doesn't."""
+    language = language_of(workspace.root / recipe.constitution)
+    folder = TEMPLATES / language
+    if language == "en" or Path(recipe.templates) != TEMPLATES or not (workspace.root / folder).is_dir():
+        return ""
+    return f"{recipe.constitution} is in another language ({language}) than {recipe.templates}. Set templates: {folder}"
 
 
 def _target_problems(recipe: Recipe) -> list[str]:

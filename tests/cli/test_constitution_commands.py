@@ -252,6 +252,18 @@ def test_commands_without_a_recipe_ask_in_the_constitutions_language(
     assert not any(english in text for text in texts for english in ("Principle:", "You follow", "Here are two responses"))
 
 
+def test_a_run_says_that_its_templates_are_in_another_language_than_its_constitution(call: Called, tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    (workspace.root / "constitution" / "mine.yaml").write_text(STARTER_DE)
+    (workspace.root / "runs" / "mine.yaml").write_text(
+        "model: { path: scripted }\nconstitution: constitution/mine.yaml\nprompts: { train: [{ path: prompts/helpful.jsonl, limit: 2 }] }\n"
+    )
+    run = ("run", "runs/mine.yaml", "--only", "respond")
+    assert call(workspace.root, *run) == 0
+    assert "another language (de) than prompts/templates. Set templates: prompts/templates/de" in call.told
+    assert call(workspace.root, *run, "--set", "templates=prompts/templates/de") == 0 and "another language" not in call.told
+
+
 STARTER_DE = """\
 id: starter-de
 name: Anfang
