@@ -1,5 +1,6 @@
 """Request handlers for previews and comparisons of a draft, which run as jobs."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import msgspec
@@ -13,8 +14,8 @@ from cai.records import PromptKind
 from cai.studio.constitution_pages import BASE, name_of, shown
 from cai.studio.jobs import Job
 from cai.studio.run_pages import run_of
-from cai.studio.trials import comparison, preview, with_wording, wording
-from cai.studio.web import Nothing, as_json, fragment, studio_of, taking
+from cai.studio.trials import TrialRequest, comparison, preview, with_wording, wording
+from cai.studio.web import Nothing, Studio, as_json, fragment, studio_of, taking
 from cai.workbench.trial import Answered, JudgedRevision, Revised
 from cai.workbench.wording import Wording
 
@@ -50,23 +51,25 @@ class WordedRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def try_prompt(request: Request, body: Preview) -> Response:
     """Start a job that critiques and revises the response to one prompt under the draft."""
-    studio = studio_of(request)
-    _, draft = studio.drafts.versions(name_of(request))
-    return _shown(studio.jobs.start("steps", preview(draft, body.prompt, body.kind, body.principle, studio.workspace, studio.asking)))
+    studio, name = studio_of(request), name_of(request)
+    _, draft = studio.drafts.versions(name)
+    return _shown(
+        studio.jobs.start("steps", preview(draft, body.prompt, body.kind, body.principle, studio.workspace, _asking(studio, name)))
+    )
 
 
 def compare(request: Request, body: ComparisonRequest) -> Response:
     """Start a job that compares the draft with the saved constitution."""
-    studio = studio_of(request)
-    saved, draft = studio.drafts.versions(name_of(request))
+    studio, name = studio_of(request), name_of(request)
+    saved, draft = studio.drafts.versions(name)
     run = run_of(studio, body.run) if body.run else None
-    return _shown(studio.jobs.start("consequences", comparison(saved, draft, run, body.sample, studio.workspace, studio.asking)))
+    return _shown(studio.jobs.start("consequences", comparison(saved, draft, run, body.sample, studio.workspace, _asking(studio, name))))
 
 
 def word(request: Request, body: WordingRequest) -> Response:
     """Start a job that drafts requests and questions from statements."""
     studio, name = studio_of(request), name_of(request)
-    return _shown(studio.jobs.start("worded", wording(studio.drafts, name, body.index, studio.workspace, studio.asking)))
+    return _shown(studio.jobs.start("worded", wording(studio.drafts, name, body.index, studio.workspace, _asking(studio, name))))
 
 
 def worded(request: Request, body: WordedRequest) -> Response:
@@ -90,6 +93,11 @@ def stop(request: Request, body: Nothing) -> Response:
     found = _job(request, request.path_params["id"])
     found.stop()
     return _shown(found)
+
+
+def _asking(studio: Studio, name: str) -> TrialRequest:
+    """Return the studio's model and settings, in the language of a constitution's draft."""
+    return replace(studio.asking, language=studio.drafts.open(name).language)
 
 
 def _job(request: Request, key: str) -> Job:

@@ -19,7 +19,7 @@ from cai.studio.drafts import Drafts
 from cai.studio.jobs import Job
 from cai.studio.principle_form import PrincipleForm
 from cai.workbench.consequences import compare_on_sample
-from cai.workbench.settings import settings
+from cai.workbench.settings import in_language, settings
 from cai.workbench.trial import chosen, steps
 from cai.workbench.wording import Wording, draft_wording
 
@@ -30,6 +30,8 @@ class TrialRequest:
 
     model: str | None = None
     recipe: Path | None = None
+    language: str = "en"
+    """Language of the constitution, which chooses the templates; a recipe says itself what templates to use."""
 
     @cached_property
     def settings(self) -> Recipe:
@@ -43,7 +45,8 @@ class TrialRequest:
 
     def session(self, workspace: Workspace, reporter: Reporter) -> Session:
         """Return a session with these settings."""
-        return Session(recipe=self.settings, workspace=workspace, reporter=reporter)
+        used = self.settings if self.recipe is not None else in_language(self.settings, self.language, workspace)
+        return Session(recipe=used, workspace=workspace, reporter=reporter)
 
 
 def preview(

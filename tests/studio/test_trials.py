@@ -67,6 +67,23 @@ def test_a_draft_is_tried_on_a_prompt_and_model_text_is_never_markup(scripted: S
     assert empty["state"] == "failed" and "prompt is empty" in empty["html"]
 
 
+def test_a_german_constitution_is_tried_with_german_templates(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def listening(request: Request) -> Reply:
+        asked.append("\n".join(message.content for message in request.messages))
+        return default_script(request)
+
+    script(monkeypatch, listening)
+    served.enter()
+    principle = "principles: [{ id: kurz, statement: Antworte kurz. }]\n"
+    file = served.workspace.root / "constitution" / "kurz.yaml"
+    file.write_text(f"id: kurz\nname: Kurz\ndescription: Ein Grundsatz.\nlanguage: de\n{principle}")
+    job = served.post("/constitutions/kurz/preview", prompt="Wie backe ich Brot?", kind="helpful", principle="")
+    assert finished(served, job)["state"] == "done"
+    assert any("Grundsatz: Antworte kurz." in text for text in asked) and not any("Principle:" in text for text in asked)
+
+
 def test_an_edited_principle_shows_the_labels_that_it_changes(scripted: Served) -> None:
     served = scripted
     nothing = served.post(f"{BASE}/compare", status=400, run="s", sample=20)
