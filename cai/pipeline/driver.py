@@ -102,12 +102,7 @@ class RunSummary:
 
 def fingerprint(stage: Stage, context: Context) -> str:
     """Hash everything that a stage's outputs depend on. Raises `DataError` if an input is missing."""
-    missing = [path for path in stage.reads(context.recipe) if not (context.run.path / path).exists()]
-    if missing:
-        raise DataError(
-            f"stage {stage.name} reads {', '.join(missing)} in {context.run.path}, not there yet. "
-            "Run the earlier stages first: leave out --only/--from."
-        )
+    check_inputs([stage], context.recipe, context.run)
     recipe, root = context.recipe, context.root
     sources = {printable(os.path.relpath(file, root)): file_hash(file) for file in input_files([stage], recipe, root)}
     return content_hash(
@@ -123,6 +118,20 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "templates": context.templates.hash if stage.uses_templates else "",
         }
     )
+
+
+def check_inputs(stages: Sequence[Stage], recipe: Recipe, run: RunDirectory) -> None:
+    """Check that all that stages read of a run is there, or is written by one before. Raises `DataError`."""
+    written: list[Path] = []
+    for stage in stages:
+        reads = [Path(path) for path in stage.reads(recipe)]
+        missing = [str(p) for p in reads if not (run.path / p).exists() and not any(p.is_relative_to(w) for w in written)]
+        if missing:
+            raise DataError(
+                f"stage {stage.name} reads {', '.join(missing)} in {run.path}, not there yet. "
+                "Run the earlier stages first: leave out --only/--from."
+            )
+        written += [Path(path) for path in stage.writes(recipe)]
 
 
 def input_files(stages: Sequence[Stage], recipe: Recipe, root: Path) -> list[Path]:
@@ -213,6 +222,7 @@ def _run_stages(
     if warning := template_warning(recipe, workspace):
         reporter.warn(warning)
     refuse_overwriting((run.path / path for s in stages for path in s.writes(recipe)), input_files(chosen, recipe, workspace.root))
+    check_inputs(chosen, recipe, run)
     with (
         run.locked(),
         Session(recipe=recipe, workspace=workspace, reporter=reporter) as session,
