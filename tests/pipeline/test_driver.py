@@ -242,7 +242,7 @@ def test_a_stage_without_its_inputs_names_them(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path / "w", adapters=False)
     with pytest.raises(DataError, match=r"stage feedback reads data/pairs.jsonl, data/revision_pairs.jsonl.*leave out --only"):
         run_data(workspace, only=("feedback",))
-    with pytest.raises(DataError, match="stage feedback reads data/pairs.jsonl"):
+    with pytest.raises(DataError, match=r"stage feedback reads data/pairs.jsonl"):
         run_data(workspace, only=("respond", "feedback"))
     assert not list(workspace.root.glob("runs/*/data/responses.jsonl"))  # told before anything is paid for
 
