@@ -47,7 +47,7 @@ class TokenList(Struct, frozen=True):
     token_strs: list[str] | None = None
 
 
-class Rendered(Struct, frozen=True):
+class AppliedTemplate(Struct, frozen=True):
     """The reply of llama.cpp's `/apply-template`."""
 
     prompt: str
@@ -151,7 +151,7 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
         if tokens is not None and tokens.tokens:
             rendered, tokenizes = "\n".join(tokens.token_strs or map(str, tokens.tokens)), True
     elif owner == "llamacpp":
-        applied = await _ask_of_template(ask, "/apply-template", {}, spec, Rendered)
+        applied = await _ask_of_template(ask, "/apply-template", {}, spec, AppliedTemplate)
         rendered = applied.prompt if applied is not None else ""
     rendered = _DATE_WORDS.sub("", rendered)
     return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
