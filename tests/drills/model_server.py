@@ -66,8 +66,11 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, json.dumps({"data": [{"id": "drill", "owned_by": "llamacpp"}]}).encode())
 
     def do_POST(self) -> None:
-        """`/v1/chat/completions`."""
+        """`/v1/chat/completions`; other addresses aren't there, as on an old llama.cpp."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.path.endswith("/chat/completions"):
+            self.reply(404, b"{}")
+            return
         key = request_key(body["messages"], None if body.get("logprobs") else body["seed"])
         with self.lock:
             first = key not in self.tried
