@@ -11,7 +11,7 @@ from cai.errors import ModelError, ReplyError
 from cai.judge.choices import SMALL_MASS
 from cai.judge.protocol import ProtocolContext
 from cai.judge.protocols import PROTOCOLS
-from cai.models.base import Engine
+from cai.models.base import UNFINISHED, Engine
 from cai.models.requests import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest, StateRequest
 from cai.recipe import ModelSpec
 from cai.records import Message, Principle, Prompt, Provenance, ResponsePair
@@ -22,7 +22,9 @@ _ASKED = (Message("user", "What is the capital of France?"),)
 _OPEN = (Message("user", "Write one sentence about the sea."),)
 """Has many answers, so that seeds can differ."""
 _PRINCIPLE = Principle("kind", "The response is kind to the person who asks.")
-_TOKENS = 24
+_SHORT = Sampling(24)
+_THINKING = Sampling(24, thinking_tokens=1000)
+"""For a model that spends a short limit on its reasoning. Others never get it: a server has one limit, which they would fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,10 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
     """Ask a model for everything that a run may want of it."""
     model = await session.open_model(spec)
     engine = model.engine
-    samples = await _samples(engine)
+    samples, sampling = await _samples(engine)
     findings = [_seeds(samples)]
-    told = await _asked(engine, CompleteRequest((Message("system", "Be brief."), *_ASKED), Sampling(_TOKENS), 1))
-    begun = await _asked(engine, CompleteRequest(_ASKED, Sampling(_TOKENS), 1, "The capital of France is"))
+    told = await _asked(engine, CompleteRequest((Message("system", "Be brief."), *_ASKED), sampling, 1))
+    begun = await _asked(engine, CompleteRequest(_ASKED, sampling, 1, "The capital of France is"))
     chosen = await _asked(engine, ChoicesRequest((Message("user", "Is water wet? Answer Yes or No."),), ("Yes", "No")))
     scored = await _asked(engine, ScoreRequest(_ASKED, "Paris."))
     system, prefill, kind = await _ways(spec, engine)
@@ -64,7 +66,7 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
         _finding("log-probabilities of choices", chosen, engine, listed),
         _finding("log-probability of a given text", scored, engine),
     ]
-    if any(isinstance(sample, Completion) and sample.reasoning for sample in samples):
+    if sampling is _THINKING or any(isinstance(sample, Completion) and sample.reasoning for sample in samples):
         findings.append(
             Finding("answers at once", "degraded", "it reasons first: give it sampling.thinking_tokens, or model.thinking: false")
         )
@@ -105,14 +107,21 @@ def _finding(what: str, reply: Reply | ModelError, engine: Engine, degraded: str
     return Finding(what, "degraded" if degraded else "yes", degraded)
 
 
-async def _samples(engine: Engine) -> list[Reply | ModelError]:
-    """Return answers of seeds 1, 1, 2 and 3. Raises `ModelError` if none has a text; a single one may be empty by chance."""
-    samples = [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), 1))]
-    if not isinstance(samples[0], ModelError) or isinstance(samples[0], ReplyError):
-        samples += [await _asked(engine, CompleteRequest(_OPEN, Sampling(_TOKENS), seed)) for seed in (1, 2, 3)]
-    failed = [sample for sample in samples if isinstance(sample, ModelError)]
-    if len(failed) < len(samples):
-        return samples
+async def _samples(engine: Engine) -> tuple[list[Reply | ModelError], Sampling]:
+    """Return answers of seeds 1, 1, 2 and 3, and the limit that they took.
+
+    Raises `ModelError` if none has a text; a single one may be empty by chance.
+    """
+    failed: list[ModelError] = []
+    for sampling in (_SHORT, _THINKING):
+        samples = [await _asked(engine, CompleteRequest(_OPEN, sampling, 1))]
+        if not isinstance(samples[0], ModelError) or isinstance(samples[0], ReplyError):
+            samples += [await _asked(engine, CompleteRequest(_OPEN, sampling, seed)) for seed in (1, 2, 3)]
+        failed = [sample for sample in samples if isinstance(sample, ModelError)]
+        if len(failed) < len(samples):
+            return samples, sampling
+        if not any(isinstance(e, ReplyError) and e.detail == UNFINISHED for e in failed):
+            break
     if isinstance(failed[0], ReplyError) and failed[0].reason == "empty_reply":
         raise ModelError(f"{engine.name}: {failed[0].detail}")
     raise failed[0]

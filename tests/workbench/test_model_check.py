@@ -113,3 +113,16 @@ def test_one_empty_answer_is_chance_and_four_are_told() -> None:
     assert states(checked(silent((1,))).abilities)["log-probabilities of choices"] == "yes"
     with pytest.raises(ModelError, match="no text came back"):
         checked(silent((1, 2, 3)))
+
+
+def test_a_model_that_thinks_longer_than_an_answer_is_given_room_for_it() -> None:
+    def think(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        if request.url.path != CHAT or body.get("logprobs"):
+            return None
+        room = body["max_tokens"] > 500
+        message, ended = ("<think>It is blue.</think>The sea is blue.", "stop") if room else ("<think>It is", "length")
+        return httpx2.Response(200, json={"choices": [{"message": {"content": message}, "finish_reason": ended}]})
+
+    found = checked(FakeVllm([think]))
+    assert states(found.abilities)["answers at once"] == "degraded"
+    assert states(found.abilities)["system turn"] == states(found.abilities)["continues a begun answer"] == "yes"
