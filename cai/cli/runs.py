@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, app, print_json, say, show
+from cai.cli.app import Json, app, print_json, say, show, warn
 
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace
@@ -158,10 +158,13 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     from cai.core.console import plain, plain_table
     from cai.core.workspace import find_workspace
     from cai.pipeline.plan import plan_recipe
+    from cai.pipeline.setup_check import template_warning
     from cai.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
-    planned = plan_recipe(loaded, find_workspace(recipe.parent))
+    loaded, workspace = load_recipe(recipe, overrides or ()), find_workspace(recipe.parent)
+    planned = plan_recipe(loaded, workspace)
+    if warning := template_warning(loaded, workspace):
+        warn(warning)
     if json:
         print_json(planned)
         return

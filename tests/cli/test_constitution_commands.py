@@ -259,8 +259,9 @@ def test_a_run_says_that_its_templates_are_in_another_language_than_its_constitu
         "model: { path: scripted }\nconstitution: constitution/mine.yaml\nprompts: { train: [{ path: prompts/helpful.jsonl, limit: 2 }] }\n"
     )
     run = ("run", "runs/mine.yaml", "--only", "respond")
-    assert call(workspace.root, *run) == 0
-    assert "another language (de) than prompts/templates. Set templates: prompts/templates/de" in call.told
+    for command in (run, ("plan", "runs/mine.yaml")):
+        assert call(workspace.root, *command) == 0
+        assert "another language (de) than prompts/templates. Set templates: prompts/templates/de" in call.told
     assert call(workspace.root, *run, "--set", "templates=prompts/templates/de") == 0 and "another language" not in call.told
 
 
