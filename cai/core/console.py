@@ -35,6 +35,8 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+QUIET_SECONDS = 30.0
+"""A log that has said nothing for so long is told how many calls were made."""
 WORD = 8
 """Least width of a table's columns of words, in characters: below it, ordinary words would be broken."""
 
@@ -114,8 +116,7 @@ class RichReporter(Reporter):
         self._task: TaskID | None = None
         self._stage = ""
         self._unit = ""
-        self._started = self._moved = 0.0
-        self._saved = 0.0
+        self._started = self._moved = self._said = self._saved = 0.0
         self._tenth = 0
         self._calls = 0
         self._shown = (0, 0)
@@ -123,6 +124,7 @@ class RichReporter(Reporter):
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line above the progress bar."""
+        self._said = time.monotonic()
         self.console.print(plain(text, style), highlight=False, soft_wrap=not self.console.is_terminal)
 
     def warn(self, text: str) -> None:
@@ -132,7 +134,8 @@ class RichReporter(Reporter):
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show a progress bar while the block runs, and remove it at the end."""
-        self._stage, self._unit, self._moved, self._shown = name, "", time.monotonic(), (0, 0)
+        self._stage, self._unit, self._shown = name, "", (0, 0)
+        self._moved = self._said = time.monotonic()
         if self.console.is_terminal:
             self._show()
         try:
@@ -151,12 +154,9 @@ class RichReporter(Reporter):
         self._shown = (done, total or 0)
         if self.console.is_terminal:
             self._show()
-        elif total and done * 10 // total > self._tenth:
+        elif total and (done * 10 // total > self._tenth or self._quiet()):
             self._tenth = done * 10 // total
-            rate = done / max(time.monotonic() - self._started, 1e-9)
-            calls = f" ({self._calls} calls)" if self._calls else ""
-            speed = f"{rate:.2g}" if rate < 10 else f"{rate:,.0f}"
-            self.say(f"  {self._stage}: {done}/{total} {unit}{calls}, {speed}/s, {(total - done) / rate:.0f} s left")
+            self._say_counts()
         self._save()
 
     def call(self) -> None:
@@ -164,6 +164,8 @@ class RichReporter(Reporter):
         self._calls += 1
         if self._bar is not None:
             self._show()
+        elif not self.console.is_terminal and self._quiet():
+            self._say_counts()
         self._save()
 
     @contextlib.contextmanager
@@ -184,6 +186,18 @@ class RichReporter(Reporter):
             if self._bar is not None:
                 self._show()
             self._save(now=True)
+
+    def _quiet(self) -> bool:
+        return time.monotonic() - self._said > QUIET_SECONDS
+
+    def _say_counts(self) -> None:
+        done, total = self._shown
+        rate = done / max(time.monotonic() - self._started, 1e-9)
+        text = f"  {self._stage}: {done}/{total or '?'} {self._unit or 'items'}"
+        text += f" ({self._calls} calls)" if self._calls else ""
+        text += f", {rate:.2g}/s" if 0 < rate < 10 else f", {rate:,.0f}/s" if rate else ""
+        text += f", {(total - done) / rate:.0f} s left" if total and rate else ""
+        self.say(text)
 
     def _show(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn

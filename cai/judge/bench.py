@@ -158,6 +158,7 @@ async def _judge_all(
         return await judge(item.pair)
 
     unstopped: list[Failure] = []
+    on_progress(0, len(labelled), name)
     flow = run_items(
         labelled,
         work,

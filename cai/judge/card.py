@@ -51,7 +51,6 @@ async def card_of(recipe: Recipe, root: Path, judge: Judge, reporter: Reporter) 
         note = ALL_FITTED.format(protocol=config.protocol, pairs=config.bench_pairs)
         return JudgeCard(config.protocol, False, note=note, calibration=judge.calibration_hash), None
     pairs = limited(unseen, config.bench_limit, recipe.seed)
-    reporter.progress(0, len(pairs), "bench pairs")
     bench = await judge_bench(
         pairs, [judge], window=recipe.window, on_progress=lambda done, total, protocol: reporter.progress(done, total, "bench pairs")
     )

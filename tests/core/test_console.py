@@ -72,6 +72,21 @@ def test_a_log_gets_a_line_per_tenth_and_per_unit() -> None:
     assert len(lines) == 11 and lines[-1].startswith("  critique: 4/4 verdicts, ")
 
 
+def test_a_log_that_has_been_quiet_counts_calls_before_an_item_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, console = on(terminal=False)
+    reporter = RichReporter(console)
+    with reporter.stage("judge bench"):
+        reporter.progress(0, 60, "pairs")
+        for _ in range(3):
+            reporter.call()
+        assert not out.getvalue()
+        monkeypatch.setattr("cai.core.console.QUIET_SECONDS", -1.0)
+        reporter.call()
+        reporter.progress(1, 60, "pairs")
+    counts, first = out.getvalue().splitlines()
+    assert counts == "  judge bench: 0/60 pairs (4 calls)" and first.startswith("  judge bench: 1/60 pairs (4 calls), ")
+
+
 def test_bars_fit_80_columns_and_vanish() -> None:
     out, console = on(terminal=True)
     reporter = RichReporter(console)
