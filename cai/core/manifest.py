@@ -156,6 +156,10 @@ class Manifest:
     constitution: ConstitutionCard | None = None
     model: str = ""
     model_fingerprint: str = ""
+    trained: str = ""
+    """The model that is trained, where it isn't `model`."""
+    judged_by: str = ""
+    """The model that judges, where it isn't `model`."""
     judge: JudgeCard | None = None
     stages: list[StageEntry] = field(default_factory=list)
     peak_memory_bytes: int = 0

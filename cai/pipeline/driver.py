@@ -241,6 +241,8 @@ def _run_stages(
             constitution=describe_constitution(constitution),
             model=recipe.model.path,
             model_fingerprint=model_fingerprint,
+            trained=recipe.weights.path if recipe.weights else "",
+            judged_by=recipe.feedback.judge.path if recipe.feedback.judge else "",
             chosen=tuple(stage.name for stage in chosen),
         )
         write_text(run.path / "recipe.yaml", _resolved_yaml(recipe))

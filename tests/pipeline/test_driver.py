@@ -278,7 +278,7 @@ def test_an_unproven_judge_is_told_and_a_proven_one_is_not(tmp_path: Path, monke
     assert proven.warnings == ()
     manifest = read_manifest(workspace.run("s").manifest)
     assert manifest is not None and manifest.judge is not None
-    assert manifest.judge.beats_baselines and manifest.judge.n == 60
+    assert manifest.judge.beats_baselines and manifest.judge.n == 60 and manifest.judged_by == "scripted" and not manifest.trained
     assert proven.warnings == run_data(workspace, "feedback.judge={path: scripted, name: wise}").warnings, "reused, and still known"
 
 

@@ -164,7 +164,7 @@ def write_run(run_dir: Path, text: str = "Plain words.", traces: int = 3, judge:
         machine={"platform": text[:40], "memory_bytes": 2**34},
     )
     manifest.constitution = ConstitutionCard(text[:40], text[:40], "hash", (principle("kind", text), principle("unused", "Never drawn.")))
-    manifest.model = manifest.model_fingerprint = text[:40]
+    manifest.model = manifest.model_fingerprint = manifest.trained = manifest.judged_by = text[:40]
     manifest.judge = judge or JudgeCard("pairwise", True, text[:40], 0.7, 0.6, 0.8, 90, True, "longer", text)
     manifest.stages = [
         StageEntry("critique", "done", "f", "2026-01-01T00:00:00+00:00", 12.0, 10, 5, 100, 50, counts={"traces": traces}),

@@ -101,6 +101,11 @@ def test_the_file_is_complete_in_itself(tmp_path: Path) -> None:
     assert not any(name in ("src", "srcset", "action", "style") or name.startswith("on") for _, attrs in page.tags for name in attrs)
 
 
+def test_the_page_begins_with_every_model_of_the_run(tmp_path: Path) -> None:
+    html = render(write_run(tmp_path / "run", "some-model"))
+    assert all(f"<span>{role} <b>some-model</b></span>" in html for role in ("model", "trained", "judge"))
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_foreign_text_is_shown_and_never_obeyed(tmp_path: Path, text: str) -> None:
     plain, hostile = (Page(render(write_run(tmp_path / name, t))) for name, t in (("plain", "Plain words."), ("hostile", text)))
