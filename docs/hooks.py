@@ -159,5 +159,5 @@ def _readable(annotation: str) -> str:
 def _decisions(folder: Path) -> list[str]:
     """A list item for each decision, titled as its page is."""
     pages = sorted(folder.glob("0*.md"))
-    titles = [re.sub(r"^#\s*(\d+\.\s*)?", "", p.read_text(encoding="utf-8").split("\n", 1)[0]) for p in pages]
+    titles = [p.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ") for p in pages]
     return [f"- {p.name[:4]} [{title}]({p.name})" for p, title in zip(pages, titles, strict=True)]
