@@ -24,7 +24,7 @@ from cai.data.prompts import load_all
 from cai.errors import DataError, ModelError, RecipeError
 from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.generate.pairs import PairTask, sample_pair
-from cai.ids import content_hash
+from cai.ids import combine_hashes, content_hash
 from cai.judge.calibration import calibration_of
 from cai.judge.choices import mass_warning
 from cai.judge.judge import Judge
@@ -33,8 +33,9 @@ from cai.judge.protocols import PROTOCOLS
 from cai.models.base import Engine, TextModel, Usage
 from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
+from cai.models.placement import placement_of
 from cai.models.store import CallStore
-from cai.models.templates import Template, load_named_templates, load_templates
+from cai.models.templates import Template, Templates, load_named_templates, load_templates
 from cai.recipe import FeedbackConfig, ModelSpec, PromptSource, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
@@ -80,7 +81,10 @@ class Session:
         self.recipe = with_models(_as_recipe(recipe), model, judge)
         found = _as_workspace(workspace)
         self.workspace = found or Workspace(shipped_workspace())
-        self.templates = load_templates(self.workspace.root / self.recipe.templates)
+        self._runs = None if found is None else found.root / "runs"
+        self.templates = self._placed_templates(self.recipe.model)
+        """As the model is asked: their instructions are where it follows them."""
+        self.judge_templates = self._placed_templates(self.recipe.judge)
         self.reporter = reporter or Reporter()
         self.stage = self.recipe.name
         """What calls are filed under in the store."""
@@ -182,7 +186,7 @@ class Session:
             ModelError: it isn't there, or its server doesn't answer.
         """
         spec = self.recipe.model if spec is None else spec
-        key = content_hash(spec)
+        key = content_hash(replace(spec, placement="system"))
         if key not in self._engines:
             self._engines[key] = await self._open_engine(spec)
         model = TextModel(self._engines[key], self.store, self.stage, on_reply=self.reporter.call)
@@ -210,7 +214,7 @@ class Session:
         config = with_protocol(self.recipe, protocol).feedback
         calibration = calibration_of(config, self.workspace.root) if protocol in (None, self.recipe.feedback.protocol) else None
         probe = self.probe_for(config)
-        return Judge(config, constitution, self.judge_model, self.templates, self.recipe.seed, recipe_hash, calibration, probe)
+        return Judge(config, constitution, self.judge_model, self.judge_templates, self.recipe.seed, recipe_hash, calibration, probe)
 
     def probe_for(self, config: FeedbackConfig) -> Probe | None:
         """Return the probe of a protocol that reads hidden states; None for the others. Raises `DataError` where it can't be read."""
@@ -218,7 +222,17 @@ class Session:
 
     def named_templates(self, *names: str) -> list[Template]:
         """Return templates of the recipe's folder that no stage of a run needs. Raises `TemplateError` where one can't be read."""
-        return load_named_templates(names, self.workspace.root / self.recipe.templates)
+        found = load_named_templates(names, self.workspace.root / self.recipe.templates)
+        return [template.placed(placement_of(self.recipe.model, self._runs)) for template in found]
+
+    @property
+    def templates_hash(self) -> str:
+        """Content hash of all templates as model and judge are asked."""
+        hashes = [self.templates.hash, self.judge_templates.hash]
+        return hashes[0] if hashes[0] == hashes[1] else combine_hashes(hashes)
+
+    def _placed_templates(self, spec: ModelSpec) -> Templates:
+        return load_templates(self.workspace.root / self.recipe.templates).placed(placement_of(spec, self._runs))
 
     def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
         """Return a model as it writes: with the session's templates and seed."""

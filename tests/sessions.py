@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from cai.core.workspace import Workspace
-from cai.models.requests import Reply, Request
+from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine, default_script
 from cai.recipe import CritiqueConfig, FeedbackConfig, ModelSpec, Recipe
 from cai.records import PROMPT_KINDS, Message, Prompt, PromptKind
@@ -51,3 +51,19 @@ class ScriptedSession(Session):
 
 def prompts(n: int, kind: PromptKind = "helpful") -> list[Prompt]:
     return [Prompt(f"p{i}", kind, (Message("user", f"Question {i}?"),), "test") for i in range(n)]
+
+
+IN_THE_USERS_TURN = {
+    "Answer in one short sentence.": "Yes.",
+    "Answer as a numbered list.": "1. Yes.",
+    "Use the word river in your answer.": "A river.",
+}
+
+
+def reads_the_user_only(request: Request) -> Reply:
+    """Follows three of the five instructions in the user's turn, and one of them, brevity, in the system turn too."""
+    told = " ".join(m.content for m in request.messages if m.role == "user")
+    if any(m.role == "system" and "one short sentence" in m.content for m in request.messages):
+        return Completion("Yes.", False, 5, 5)
+    answer = next((text for instruction, text in IN_THE_USERS_TURN.items() if instruction in told), "it depends. " * 20)
+    return Completion(answer, False, 5, 5)

@@ -88,9 +88,46 @@ def fetch(
         say(f"{name} is ready, in {folder}. Use the name as model.path.")
 
 
+def _check_placement(model: str, json: bool) -> None:
+    """Measure where a model follows instructions, keep it in the workspace, and print it. Raises `RecipeError` outside a workspace."""
+    from cai.core.console import plain_table
+    from cai.models.placement import keep
+    from cai.stats import wilson
+    from cai.workbench.placement import measure_placement
+    from cai.workbench.settings import settings
+
+    session = open_session(settings(model=model, name="placement"), Path.cwd())
+    measured = session.run(lambda opened: measure_placement(opened, opened.recipe.model), "placement", open_models=False)
+    session.warn_of_failures()
+    keep(measured, session.workspace.root / "runs")
+    if json:
+        print_json(measured)
+        return
+    numbers = ("followed", "95 % interval")
+    table = plain_table("instruction", *numbers, right=numbers, title=f"{model}: {measured.n} instructions that a rule checks")
+    for where, count in (("not given", measured.untold), ("in the system turn", measured.system), ("in the user's turn", measured.user)):
+        low, high = wilson(count, measured.n)
+        table.add_row(where, str(count), f"{low:.0%} – {high:.0%}")
+    show(table)
+    say(f"With placement: auto, instructions go into the {'system' if measured.best == 'system' else 'first user'} turn of this model.")
+
+
 @models.command()
-def check(model: ModelName, json: Json = False) -> None:
+def check(
+    model: ModelName,
+    placement: Annotated[
+        bool,
+        typer.Option(
+            "--placement",
+            help="Measure instead where the model follows instructions, in the system turn or the user's, for placement: auto",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Ask a server or model what it can do: which judging protocols it can serve, and what is degraded and why."""
+    if placement:
+        _check_placement(model, json)
+        return
     from rich.console import Console
 
     from cai.core.console import RichReporter, plain, plain_table
@@ -123,6 +160,10 @@ def bench(
     principles: Principles = "ensemble",
     per_label: PerLabel = 1,
     probe: ProbeFile = None,
+    both_placements: Annotated[
+        bool,
+        typer.Option("--both-placements", help="Also with the instructions of system turns in the user's turn, where templates have some"),
+    ] = False,
     seed: int = 0,
     json: Json = False,
 ) -> None:
@@ -139,7 +180,7 @@ def bench(
     recipe = with_probe(replace(recipe, feedback=FeedbackConfig(principles=principles, per_label=per_label)), probe)
     session = open_session(recipe, constitution.parent)
     labelled = labelled_pairs_of(pairs, format, limit, session)
-    result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked), "bench")
+    result = session.run(lambda opened: bench_judge(opened, labelled, protocol, asked, both_placements), "bench")
     if json:
         print_json(result)
         return

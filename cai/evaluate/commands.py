@@ -54,11 +54,26 @@ def labelled_pairs_of(
     return list(limited(unseen, limit, session.recipe.seed))
 
 
-async def bench_judge(session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution) -> JudgeBench:
-    """Measure the session's judge on human-labelled pairs. `protocols`: `all`, or names separated by commas."""
+async def bench_judge(
+    session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution, both_placements: bool = False
+) -> JudgeBench:
+    """Measure the session's judge on human-labelled pairs.
+
+    Args:
+        session: its judge is measured.
+        pairs: human labels.
+        protocols: `all`, or names separated by commas.
+        constitution: its principles are asked.
+        both_placements: measure each protocol whose templates have a system turn with its instructions in the user's turn too.
+    """
+    judges = []
+    for name in chosen_protocols(protocols, session.recipe.feedback):
+        judge = session.judge(constitution, protocol=name)
+        moved = dataclasses.replace(judge, templates=judge.templates.placed("user"))
+        judges += [judge, moved] if both_placements and moved.label != judge.label else [judge]
     return await judge_bench(
         pairs,
-        [session.judge(constitution, protocol=name) for name in chosen_protocols(protocols, session.recipe.feedback)],
+        judges,
         window=session.recipe.window,
         on_progress=lambda done, total, name: session.reporter.progress(done, total, f"pairs by {name}"),
     )

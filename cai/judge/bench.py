@@ -124,7 +124,7 @@ async def judge_bench(
         raise DataError(f"nothing to measure a judge on: {len(preferences)} pairs, none with a preferred response")
     results, unmeasured = [], []
     for judge in judges:
-        name = judge.config.protocol
+        name = judge.label
         try:
             judgments = await _judge_all(labelled, judge, name, window, on_progress)
         except NoLogprobsError as e:

@@ -55,6 +55,12 @@ class Judge:
         if problems := PROTOCOLS.get(self.config.protocol).problems(self.config):
             raise RecipeError("\n".join(problems))
 
+    @property
+    def label(self) -> str:
+        """Its protocol, and whether instructions that its templates have in a system turn are in the user's turn."""
+        moved = any(t.in_user_turn for t in PROTOCOLS.get(self.config.protocol).templates(self.templates))
+        return f"{self.config.protocol} (user turn)" if moved else self.config.protocol
+
     async def __call__(self, pair: ResponsePair) -> Judgment:
         """Judge a pair.
 

@@ -20,9 +20,10 @@ inserted unchanged.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Literal
 
 from cai.core.jsonl import read_file
 from cai.core.workspace import TEMPLATES, shipped_workspace
@@ -112,6 +113,17 @@ class Template:
     hash: str
     choices: tuple[str, str] = YES_NO
     """The answers that mean yes and no."""
+    in_user_turn: bool = False
+    """Whether the template's own system turn goes to the start of the first user turn."""
+
+    def placed(self, placement: Literal["system", "user"]) -> "Template":
+        """Return the template with its own system turn where it is (`system`), or at the start of the first user turn (`user`).
+
+        A system turn of the conversation, such as an operator's persona, stays.
+        """
+        if placement == "system" or self.sections[0].role != "system":
+            return self
+        return replace(self, in_user_turn=True, hash=combine_hashes([self.hash, "in the user's turn"]))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -163,6 +175,10 @@ class Template:
                     prefill = text
                 else:
                     messages.append(Message(section.role, text))
+        asks = next((i for i, m in enumerate(messages) if m.role == "user"), None)
+        if self.in_user_turn and asks is not None:
+            messages[asks] = Message("user", f"{messages[0].content}\n\n{messages[asks].content}")
+            del messages[0]
         return Rendered(tuple(_join_systems(messages)), prefill)
 
     def _inserted(self, value: Value) -> str:
@@ -193,6 +209,10 @@ class Templates:
     def hash(self) -> str:
         """Content hash of all templates."""
         return combine_hashes([getattr(self, f.name).hash for f in fields(self)])
+
+    def placed(self, placement: Literal["system", "user"]) -> "Templates":
+        """Return all templates as `Template.placed` does one."""
+        return Templates(**{f.name: getattr(self, f.name).placed(placement) for f in fields(self)})
 
 
 @lru_cache(maxsize=64)  # a judge answers many consecutive questions about one text

@@ -115,7 +115,7 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "inputs": {path: file_hash(context.run.path / path) for path in stage.reads(recipe)},
             "sources": sources,
             "constitution": context.constitution.hash if stage.uses_constitution else "",
-            "templates": context.templates.hash if stage.uses_templates else "",
+            "templates": context.session.templates_hash if stage.uses_templates else "",
         }
     )
 

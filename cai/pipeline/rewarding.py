@@ -72,7 +72,7 @@ def reward_identity(c: Context, judge: TextModel | None) -> Any:
         run_scorers(c, (*models, *watched)),
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
         c.constitution.hash if needs(c, "constitution") else None,
-        None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.templates.hash),
+        None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.session.judge_templates.hash),
         [p.id for p in monitor_prompts(c)] if watched else [],
     )
 
@@ -139,7 +139,9 @@ def monitor_prompts(c: Context) -> list[Prompt]:
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
     """Return the judge as a reward term. A failed call is a counted failure and gives None."""
     return _each(
-        c, lambda prompt, text: adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.templates, c.recipe.seed), runner
+        c,
+        lambda prompt, text: adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.session.judge_templates, c.recipe.seed),
+        runner,
     )
 
 

@@ -42,6 +42,9 @@ class ModelSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """US dollars per million prompt tokens, for the cost estimate. 0 for a model that you host yourself."""
     completion_price: Annotated[float, Meta(ge=0)] = 0.0
     """US dollars per million completion tokens."""
+    placement: Literal["system", "user", "auto"] = "system"
+    """Where instructions go that a prompt template has in its system turn: there, or at the start of the first user turn, for models that
+    hardly follow a system turn. `auto`: where this model follows more of them, by `cai models check MODEL --placement`."""
     thinking: bool | None = None
     """Whether a model that can reason before it answers does so: sets `enable_thinking` (or `thinking`) in its chat template, here or on a
     vLLM, SGLang or llama.cpp server. None leaves it to the template."""

@@ -83,7 +83,7 @@ async def check_model(session: Session, spec: ModelSpec) -> ModelCheck:
             protocols.append(_finding(name, states, engine, "needs a probe, which `cai judge fit` fits to human labels"))
             continue
         try:
-            opinion = await protocol.ask(pair, _PRINCIPLE, ProtocolContext(model, session.templates, config, 0))
+            opinion = await protocol.ask(pair, _PRINCIPLE, ProtocolContext(model, session.judge_templates, config, 0))
         except ModelError as e:
             protocols.append(_finding(name, e, engine))
             continue

@@ -93,7 +93,7 @@ async def _judged(trace: RevisionTrace, constitution: Constitution, session: Ses
 
     async def judge(by: Sequence[Principle], weighed: Calibration | None = None) -> Judgment:
         asked = replace(constitution, principles=tuple(by))
-        return await Judge(config, asked, model, session.templates, seed, calibration=weighed, probe=probe)(pair)
+        return await Judge(config, asked, model, session.judge_templates, seed, calibration=weighed, probe=probe)(pair)
 
     probe = session.probe_for(config)
     calibration, said = calibration_of(config, session.workspace.root), ""

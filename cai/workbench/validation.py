@@ -150,7 +150,7 @@ async def ask_all(pairs: Sequence[ResponsePair], constitution: Constitution, ses
     """Judge each pair under every principle that applies. A pair with an unusable reply is a counted failure."""
     protocol = PROTOCOLS.get(session.recipe.feedback.protocol)
     config = session.recipe.feedback
-    asking = ProtocolContext(session.judge_model, session.templates, config, session.recipe.seed, session.probe_for(config))
+    asking = ProtocolContext(session.judge_model, session.judge_templates, config, session.recipe.seed, session.probe_for(config))
 
     async def work(pair: ResponsePair) -> JudgedPair:
         principles = constitution.for_kind(pair.prompt.kind)

@@ -125,7 +125,7 @@ async def judge_behaviours(
 
     async def work(item: _Item) -> tuple[_Item, float]:
         asked = (*item.behaviour.shows, *item.behaviour.lacks)
-        odds = await together(yes_log_odds(item.prompt, item.text, question, "", judge, session.templates) for question in asked)
+        odds = await together(yes_log_odds(item.prompt, item.text, question, "", judge, session.judge_templates) for question in asked)
         shows, lacks = odds[: len(item.behaviour.shows)], odds[len(item.behaviour.shows) :]
         return item, max(-CERTAIN, min(CERTAIN, (fmean(shows) - fmean(lacks)) / 2))
 
