@@ -3,8 +3,9 @@
     python -m bench.gpu [--out FOLDER] [--parts NAME ...] [--small]
 
 The models have random weights of an 8B and of a 1B shape, made on the spot, and the embedded model's tokenizer. Each part runs in a process
-of its own with a time limit; its result is a line of FOLDER/results.jsonl, its output FOLDER/PART.log. A part that has a result without an
-error is not run again. `--small` is the rehearsal: tiny shapes, on whatever there is.
+of its own with a time limit, and nothing that it started outlives it. Its result is a line of FOLDER/results.jsonl, its output is in
+FOLDER/PART.log. A part that has a result without an error is not run again, and none begins after ten minutes: call it once more for the
+rest. `--small` is the rehearsal: tiny shapes, on whatever there is.
 
 | part | what is measured |
 |---|---|
@@ -18,12 +19,15 @@ error is not run again. `--small` is the rehearsal: tiny shapes, on whatever the
 """
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bench.plan_memory import BATCH, COMPLETION, PROMPT, predicted
 from cai.pipeline.memory import read_dimensions
@@ -187,10 +191,12 @@ def vllm(folder: Path, small: bool) -> Result:
     if importlib.util.find_spec("vllm") is None:
         return {"skipped": "vLLM is not installed"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "one"), "--port", "18555"]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--max-model-len", "2048"])
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--max-model-len", "2048"], stdout=sys.stderr)
     try:
-        for _ in range(120):
+        while True:  # until it serves, ends or the part's time is over
             time.sleep(1)
+            if server.poll() is not None:
+                raise RuntimeError(f"vLLM ended with {server.returncode}")
             try:
                 urllib.request.urlopen("http://127.0.0.1:18555/health", timeout=1)
                 break
@@ -219,15 +225,13 @@ def nccl(folder: Path, small: bool) -> Result:
 
 
 def _run(folder: Path, command: list[str]) -> Result:
-    import os
-
     from cai.core.workspace import init_workspace
 
     workspace = folder / "workspace"
     if not workspace.exists():
         init_workspace(workspace)
     started = time.perf_counter()
-    subprocess.run(command, cwd=workspace, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(command, cwd=workspace, check=True, stdout=sys.stderr, env={**os.environ, "PYTHONPATH": str(ROOT)})
     return {"seconds": time.perf_counter() - started}
 
 
@@ -241,6 +245,24 @@ PARTS: dict[str, tuple[Any, int]] = {
     "nccl": (nccl, 120),
 }
 """What measures each part, and its time limit in seconds on a GPU. The rehearsal has ten times that."""
+ALL_SECONDS = 600.0
+"""No part begins later on a GPU."""
+
+
+def within(command: list[str], log: IO[str], seconds: float) -> str:
+    """Return what a command prints, with all else in a log. Raises `RuntimeError` where it fails; whatever it started ends with it."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+    try:
+        said, _ = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done after {seconds:.0f} s") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    if child.returncode:
+        raise RuntimeError(f"exit {child.returncode}")
+    return said
 
 
 def main() -> None:
@@ -252,31 +274,24 @@ def main() -> None:
     a = parser.parse_args()
     out = a.out.resolve()
     if a.one:
-        print(json.dumps(PARTS[a.one][0](out, a.small)))
+        print(json.dumps({"device": device(), "found": PARTS[a.one][0](out, a.small)}))
         return
     out.mkdir(parents=True, exist_ok=True)
     results = out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {row["part"] for row in rows if "error" not in row and row["small"] == a.small}
-    failed = False
-    for part in a.parts:
-        if part in done:
-            continue
+    failed, began = False, time.perf_counter()
+    for part in (p for p in a.parts if p not in done):
         started = time.perf_counter()
+        if not a.small and started - began > ALL_SECONDS:
+            sys.exit(f"ten minutes are over; call it again for {part} and what follows")
         command = [sys.executable, "-m", "bench.gpu", "--one", part, "--out", str(out), *(["--small"] if a.small else [])]
-        row: Result = {"part": part, "small": a.small, "device": device()}
-        with (out / f"{part}.log").open("w+") as log:
+        row: Result = {"part": part, "small": a.small}
+        with (out / f"{part}.log").open("w") as log:
             try:
-                limit = PARTS[part][1] * (10 if a.small else 1)
-                ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, timeout=limit, check=False)
-                log.write(ended.stdout)
-                row |= (
-                    {"found": json.loads(ended.stdout.splitlines()[-1])} if ended.returncode == 0 else {"error": f"exit {ended.returncode}"}
-                )
-            except subprocess.TimeoutExpired:
-                row["error"] = f"not done after {limit} s"
-            except (IndexError, ValueError):
-                row["error"] = "no result"
+                row |= json.loads(within(command, log, PARTS[part][1] * (10 if a.small else 1)).splitlines()[-1])
+            except (RuntimeError, IndexError, ValueError) as e:
+                row["error"] = str(e)
         row["seconds"] = round(time.perf_counter() - started, 1)
         with results.open("a") as f:
             f.write(json.dumps(row) + "\n")
