@@ -1,4 +1,4 @@
-"""What nobody has seen of `cai` on a GPU, in ten minutes and without a network: each part alone, logged, and taken up where it stopped.
+"""Measures `cai` on a GPU in ten minutes and without a network: each part alone, logged, and resumed where it stopped.
 
     python -m bench.gpu [--out FOLDER] [--parts NAME ...] [--small]
 

@@ -67,7 +67,7 @@ class Peak:
 
 
 def make_adapters(model: str, precision: Precision, folder: Path, members: int) -> None:
-    """Write an SFT adapter and reward members with random weights: memory doesn't hang on what they say."""
+    """Write an SFT adapter and reward members with random weights: memory doesn't depend on their values."""
     import torch
 
     from cai.models.local.loading import load_causal_lm, load_tokenizer

@@ -1,4 +1,4 @@
-"""What was met before among many texts: the same text (`Seen`), or nearly the same (`NearRepeats`).
+"""Finds repeated texts among many: the same text (`Seen`), or nearly the same (`NearRepeats`).
 
 A set of hashes is enough for the first. The second keeps every text's shingles, which fit in memory for few texts only: they are in a
 private SQLite file in the folder for temporary files, which goes when it is closed or the process dies.
