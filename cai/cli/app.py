@@ -25,6 +25,7 @@ app = typer.Typer(
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(127, 160), *DIRECTIONS)}
 """Escapes for control characters that JSON allows in strings and that some terminals interpret."""
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Seed = Annotated[int | None, typer.Option(help="Seed; default: that of the run or recipe, without one 0", show_default=False)]
 
 
 def print_json(value: Any) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cai.cli.app import Json, open_session, print_json, say, show
+from cai.cli.app import Json, Seed, open_session, print_json, say, show
 from cai.cli.constitutions import File, JudgeName, Model, OnlyPrinciples, Protocol, RecipeFile, constitution
 from cai.cli.models import PairFormat, PairLimit
 from cai.records import PromptKind
@@ -29,7 +29,7 @@ def stress(
     n: Annotated[int, typer.Option("-n", help="Show this many pairs, the likeliest first, each with a request", min=0)] = (
         SHOWN_COLLISIONS
     ),
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Show where principles collide: the pairs that a model finds most contradictory, each with a request on which they do.
@@ -72,7 +72,7 @@ def stress(
 def conflicts(file: File, model: Model = None, judge: JudgeName = None, recipe: RecipeFile = None, json: Json = False) -> None:
     """The earlier name of `cai constitution stress`."""
     say("cai constitution conflicts is now called cai constitution stress; use that name.", err=True)
-    stress(file, model, judge, recipe, SHOWN_COLLISIONS, 0, json)
+    stress(file, model, judge, recipe, SHOWN_COLLISIONS, None, json)
 
 
 @constitution.command("try")
@@ -86,7 +86,7 @@ def try_(
     judge: JudgeName = None,
     recipe: RecipeFile = None,
     protocol: Protocol = None,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Try a constitution on one prompt: response, critique, revision, and the judge's probability that the revision is better."""
@@ -130,7 +130,7 @@ def validate(
     format: PairFormat = "auto",
     kind: Annotated[PromptKind | None, typer.Option(help="Kind of prompt for pairs without one", show_default=False)] = None,
     limit: PairLimit = None,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Validate principles on human-labelled pairs: agreement, effect of removing each, and how much of people's choices they explain."""
@@ -165,7 +165,7 @@ def learn(
     protocol: Protocol = None,
     format: PairFormat = "auto",
     language: Annotated[Literal["en", "de", "es", "zh"], typer.Option(help="Language of the pairs, for templates and questions")] = "en",
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Learn principles from human-labelled pairs: a model says what rule explains each choice, and the rules are measured on other pairs.
@@ -264,7 +264,7 @@ def adherence(
     judge: JudgeName = None,
     prompts: Annotated[list[Path] | None, typer.Option(help="With a file: measure on these prompts, instead of the shipped ones")] = None,
     limit: Annotated[int | None, typer.Option(help="With a file: number of prompts per set", min=1)] = None,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Show how often held-out responses follow each principle: those of a run's models, or of any model under a constitution file.
@@ -281,7 +281,7 @@ def adherence(
     from cai.workbench.settings import settings, with_prompts
 
     if Path(target).suffix not in (".yaml", ".yml"):
-        if model or against or judge or prompts or limit:
+        if model or against or judge or prompts or limit or seed is not None:
             raise RecipeError(f"{target}: a run was measured with its own models and prompts. --model and the like go with a constitution")
         report = adherence_of_run(target)
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, app, open_session, print_json, say
+from cai.cli.app import Json, Seed, app, open_session, print_json, say
 from cai.records import Constitution
 
 constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
@@ -152,7 +152,7 @@ def diff(
         typer.Option(help="Take settings, responses and pairs from a run, and reuse its calls", autocompletion=completing.run_names),
     ] = None,
     show: Annotated[int, typer.Option(help="Number of changed labels and revisions to show", min=0)] = 5,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Compare two constitutions: their texts and, with --sample, the revisions and labels that change."""

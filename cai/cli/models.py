@@ -7,7 +7,7 @@ import typer
 from msgspec.structs import replace
 
 from cai.cli import completing
-from cai.cli.app import Json, app, open_session, print_json, say, show, show_results, warn
+from cai.cli.app import Json, Seed, app, open_session, print_json, say, show, show_results, warn
 
 judge = typer.Typer(name="judge", help="Measure AI judges on human labels.", no_args_is_help=True)
 app.add_typer(judge)
@@ -287,11 +287,15 @@ def evaluate(
     ],
     against: Against = None,
     arena: Annotated[bool, typer.Option("--arena", help="Rank two or more models by pairwise comparison")] = False,
-    constitution: ConstitutionFile = Path("constitution/general.yaml"),
+    constitution: Annotated[
+        Path | None,
+        typer.Option(help="The judge's constitution; default: that of the model's run, without one general", show_default=False),
+    ] = None,
     reward: Annotated[list[Path] | None, typer.Option(help="Folder of a reward model to score with; several form an ensemble")] = None,
     aggregate: Annotated[
-        Literal["mean", "min", "uncertainty"], typer.Option(help="How to combine the scores of several reward models")
-    ] = "mean",
+        Literal["mean", "min", "uncertainty"] | None,
+        typer.Option(help="How to combine the scores of several reward models; default: as the model's run does, without one mean"),
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration file of this judge, from `cai judge calibrate`, for its comparisons of pairs")
     ] = None,
@@ -307,7 +311,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Number of prompts per set", min=1)] = None,
     lm_eval: Annotated[str | None, typer.Option(hidden=True)] = None,
     lm_tasks: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Measure harmful compliance, over-refusal, length, repetition and, with --against, win rates, each with n and an interval."""
@@ -326,7 +330,6 @@ def evaluate(
             "The commands are in docs/lm-eval.md"
         )
     run = next(filter(None, map(run_of, models)), None)
-    asked = load_constitution(constitution)
     recipe = settings(
         run=run,
         judge=judge,
@@ -338,7 +341,8 @@ def evaluate(
         name="evaluate",
     )
     recipe = with_prompts(with_probe(recipe, probe), prompts or ())
-    session = open_session(recipe, constitution.parent)
+    session = open_session(recipe, run.path if run else constitution.parent if constitution else Path.cwd())
+    asked = load_constitution(constitution or session.workspace.root / recipe.constitution)
     if arena:
         if against is not None:
             raise RecipeError("--arena compares all models with each other: name them as arguments, without --against")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cai.cli.app import Json, app, open_session, print_json, print_rows, say
+from cai.cli.app import Json, Seed, app, open_session, print_json, print_rows, say
 from cai.cli.constitutions import File, Model, OnlyPrinciples, RecipeFile
 
 prompts = typer.Typer(name="prompts", help="Write prompts for a constitution.", no_args_is_help=True)
@@ -29,7 +29,7 @@ def generate(
     ] = None,
     principle: OnlyPrinciples = None,
     recipe: RecipeFile = None,
-    seed: int = 0,
+    seed: Seed = None,
     json: Json = False,
 ) -> None:
     """Let a model write prompts that exercise each principle, for each kind of prompt that it applies to.

@@ -23,7 +23,7 @@ def settings(
     protocol: str | None = None,
     calibration: Path | None = None,
     aggregate: Aggregate | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     name: str = "session",
 ) -> Recipe:
     """Return the settings that a command works with: a run's own, a recipe's, or the defaults, with what the command line changes.
@@ -32,7 +32,7 @@ def settings(
         model: its name, instead of the recipe's; with the defaults, None is the embedded one.
         constitution: its file, which is valid; with the defaults, its language chooses the templates of its workspace. Runs and recipes
             say what templates to use.
-        seed: with the defaults; runs and recipes have their own.
+        seed: instead of the run's or the recipe's; with the defaults, None is 0.
         name: with the defaults: what calls are filed under.
 
     Raises:
@@ -49,9 +49,11 @@ def settings(
     elif recipe is not None:
         found = load_recipe(recipe)
     else:
-        found = Recipe(name=name, seed=seed)
+        found = Recipe(name=name)
         if constitution is not None:
             found = in_language(found, language_of(constitution), find_workspace(constitution.parent))
+    if seed is not None:
+        found = replace(found, seed=seed)
     if aggregate is not None:
         found = replace(found, reward=replace(found.reward, aggregate=aggregate))
     if calibration is not None:

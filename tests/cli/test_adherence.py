@@ -53,6 +53,7 @@ def test_a_runs_adherence_is_printed_as_the_contract_has_it(tmp_path: Path, call
     assert call(workspace.root, "constitution", "adherence", "a") == 0
     assert "brief" in call.out and "+70 [+60, +80]" in call.out and "blend" not in call.out
     assert call.out.index("controls:") < call.out.index("colour")
+    assert call(workspace.root, "constitution", "adherence", "a", "--seed", "1") == 2 and "was measured with its own models" in call.told
 
 
 def test_seeds_are_averaged_and_a_verdict_needs_all_of_them(tmp_path: Path, call: Called) -> None:

@@ -10,6 +10,7 @@ import pytest
 from cai.core.workspace import Workspace
 from cai.models.requests import Reply, Request
 from cai.models.scripted import ScriptedEngine
+from cai.workbench.settings import settings
 from tests.cli.calling import LABELS, Called, write_labels
 from tests.workspaces import make_workspace, rows, run_data, script
 
@@ -206,15 +207,45 @@ def _pair_id(row: dict[str, Any]) -> str:
     return msgspec.convert({k: v for k, v in row.items() if k != "said"}, ResponsePair).id
 
 
-def test_a_runs_own_judge_compares_unless_another_is_named(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = make_workspace(tmp_path / "w")
+def policy_of_a_run(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, recipe: str = "") -> str:
+    """The folder of a policy, which a scripted model stands for, in a run with a judge of its own."""
     run = workspace.run("s")
-    (run.path / "recipe.yaml").write_text("model: { path: scripted }\nfeedback: { judge: { path: scripted, name: strict } }\n")
+    judged = "model: { path: scripted }\nfeedback: { judge: { path: scripted, name: strict } }\n"
+    (run.path / "recipe.yaml").write_text(judged + recipe)
     policy = run.model("policy")
     policy.mkdir(parents=True)
     (policy / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "embedded"}))
     (policy / "adapter_model.safetensors").touch()
     monkeypatch.setattr("cai.models.opening.LazyEngine", lambda spec, loading: ScriptedEngine(name=spec.path))
-    asked = ("evaluate", str(policy), "--against", "scripted", "--limit", "2")
+    return str(policy)
+
+
+def test_a_runs_own_judge_compares_unless_another_is_named(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    asked = ("evaluate", policy_of_a_run(workspace, monkeypatch), "--against", "scripted", "--limit", "2")
     assert call.json(workspace.root, *asked)["judge"] == "strict"
     assert call.json(workspace.root, *asked, "--judge", "scripted#other")["judge"] == "other"
+
+
+def test_a_runs_own_constitution_judges_unless_another_is_named(tmp_path: Path, call: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    policy = policy_of_a_run(workspace, monkeypatch, "constitution: constitution/starter.yaml\n")
+
+    def measured(*options: str) -> set[str]:
+        results = call.json(tmp_path, "evaluate", policy, "--limit", "2", *options)["results"]
+        return {name.removeprefix("adherence:") for r in results if (name := r["name"]).startswith("adherence:") and "_" not in name}
+
+    assert "no-lists" in measured(), "the run's constitution and workspace, from any folder"
+    file = workspace.root / "constitution" / "one.yaml"
+    file.write_text(
+        "id: one\nname: One\ndescription: One.\nprinciples: [{ id: few-words, statement: Be brief., check: { max_words: 9 } }]\n"
+    )
+    assert measured("--constitution", str(file)) == {"few-words"}
+
+
+def test_a_seed_and_an_aggregate_on_the_command_line_replace_a_runs_and_a_recipes(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = workspace.run("s")
+    (run.path / "recipe.yaml").write_text("seed: 7\nreward: { aggregate: min }\n")
+    assert (settings(run=run).seed, settings(run=run, seed=0).seed, settings(recipe=run.path / "recipe.yaml", seed=3).seed) == (7, 0, 3)
+    assert (settings(run=run).reward.aggregate, settings(run=run, aggregate="mean").reward.aggregate) == ("min", "mean")
