@@ -11,6 +11,9 @@ import pytest
 
 import cai
 from cai.errors import DataError
+from cai.pipeline.run import RECORD_TYPES
+from cai.pipeline.stages import STAGES
+from cai.recipe import BlendConfig, GoldConfig
 from tests.models.serving import servers
 from tests.workspaces import DATA_STAGES, ROOT, make_workspace
 
@@ -63,6 +66,14 @@ def test_a_recipe_runs_from_python_and_gives_typed_records(tmp_path: Path) -> No
         run.records("preference")
     with pytest.raises(DataError, match="has not run"):
         run.records("samples")
+
+
+def test_every_record_file_that_a_stage_writes_has_a_type() -> None:
+    recipe = cai.Recipe(
+        name="all", sft=cai.SFTConfig(data=("critique", "distill")), gold=GoldConfig(), blend=BlendConfig(prompts=(), keep={})
+    )
+    written = {Path(name).stem for stage in STAGES for name in stage.writes(recipe) if name.startswith("data/")}
+    assert written <= set(RECORD_TYPES) <= written | {"audit"}
 
 
 def test_a_recipe_runs_inside_a_running_event_loop_as_in_a_notebook(tmp_path: Path) -> None:

@@ -12,11 +12,28 @@ import msgspec
 from cai.core.console import Reporter
 from cai.core.jsonl import read_records
 from cai.core.workspace import RunDirectory, Workspace, find_workspace
+from cai.data.balance import SourceBalance
 from cai.errors import DataError, RecipeError
+from cai.evaluate.adherence_table import AdherenceRecord
+from cai.judge.bench import ProtocolResult
 from cai.pipeline.driver import RunSummary, run_recipe
 from cai.pipeline.stages import STAGES
-from cai.recipe import Recipe, load_recipe
-from cai.records import AuditFinding, EvalResult, Judgment, Preference, Prompt, Response, ResponsePair, RevisionTrace, Sample, SFTExample
+from cai.recipe import GOLD, Recipe, load_recipe
+from cai.records import (
+    AuditFinding,
+    BlendPoint,
+    EvalResult,
+    Judgment,
+    Preference,
+    Prompt,
+    Response,
+    ResponsePair,
+    RevisionTrace,
+    Sample,
+    ScoredPair,
+    SFTExample,
+)
+from cai.train.reward.metrics import RewardMeasure
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,13 +49,21 @@ RECORD_TYPES: dict[str, type] = {
     "distilled": SFTExample,
     "distilled_pairs": ResponsePair,
     "judgments": Judgment,
+    "judge_bench": ProtocolResult,
     "preferences": Preference,
     "preferences_heldout": Preference,
+    "balance": SourceBalance,
+    GOLD: Preference,
+    f"{GOLD}_heldout": Preference,
+    "reward_scores": ScoredPair,
+    "reward_measures": RewardMeasure,
+    "blend": BlendPoint,
     "evaluation": EvalResult,
     "samples": Sample,
+    "adherence": AdherenceRecord,
     "audit": AuditFinding,
 }
-"""Record file in a run's `data` folder to the type of its records."""
+"""Record file in a run's `data` folder to the type of its records: all that stages write."""
 
 
 @dataclass(frozen=True)

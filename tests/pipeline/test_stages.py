@@ -22,6 +22,7 @@ from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
 from cai.pipeline.driver import run_recipe
+from cai.pipeline.run import Run
 from cai.pipeline.stages import STAGES
 from cai.recipe import ModelSpec, load_recipe
 from cai.records import Preference, ResponsePair, ScoredPair
@@ -133,6 +134,8 @@ def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tm
     assert [s.state for s in run_status(run).stages] == ["done"] * 10
 
     before = data_bytes(run)
+    for path in run.path.glob("data/*.jsonl"):
+        assert len(Run(first, run).records(path.stem)) == len(rows(path)), path.name
     second = run_recipe(recipe, workspace, STAGES, Reporter())
     assert [s.name for s in second.stages if not s.reused] == ["report"]
     assert data_bytes(run) == before and calls_made(second) == 0
