@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from cai.constitution.load import load_constitution
     from cai.core.workspace import Workspace, find_workspace, init_workspace
     from cai.errors import CaiError
-    from cai.evaluate.commands import Evaluation, evaluate_models
+    from cai.evaluate.adherence_table import AdherenceReport, adherence_of_run
+    from cai.evaluate.audit.run import audit_run
+    from cai.evaluate.commands import Evaluation, adherence_of_models, bench_judge, evaluate_models
+    from cai.judge.bench import JudgeBench
     from cai.judge.judge import Judge
+    from cai.labels.load import load_pairs
     from cai.models.base import TextModel
     from cai.models.requests import Sampling
     from cai.pipeline.run import Run, run
     from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, SFTConfig, load_recipe
     from cai.records import (
+        AuditFinding,
         Constitution,
         EvalResult,
         Judgment,
@@ -50,13 +55,18 @@ _HOMES = {
     "cai.constitution.load": ("load_constitution",),
     "cai.core.workspace": ("Workspace", "find_workspace", "init_workspace"),
     "cai.errors": ("CaiError",),
-    "cai.evaluate.commands": ("Evaluation", "evaluate_models"),
+    "cai.evaluate.adherence_table": ("AdherenceReport", "adherence_of_run"),
+    "cai.evaluate.audit.run": ("audit_run",),
+    "cai.evaluate.commands": ("Evaluation", "adherence_of_models", "bench_judge", "evaluate_models"),
+    "cai.judge.bench": ("JudgeBench",),
     "cai.judge.judge": ("Judge",),
+    "cai.labels.load": ("load_pairs",),
     "cai.models.base": ("TextModel",),
     "cai.models.requests": ("Sampling",),
     "cai.pipeline.run": ("Run", "run"),
     "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "SFTConfig", "load_recipe"),
     "cai.records": (
+        "AuditFinding",
         "Constitution",
         "EvalResult",
         "Judgment",
@@ -100,6 +110,7 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "Judgment",
     "Preference",
     "EvalResult",
+    "AuditFinding",
     "Judge",
     "TextModel",
     "Sampling",
@@ -114,6 +125,13 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "load_ensemble",
     "Evaluation",
     "evaluate_models",
+    "AdherenceReport",
+    "adherence_of_models",
+    "adherence_of_run",
+    "load_pairs",
+    "JudgeBench",
+    "bench_judge",
+    "audit_run",
     "CaiError",
 ]
 

@@ -85,6 +85,26 @@ def test_a_recipe_runs_inside_a_running_event_loop_as_in_a_notebook(tmp_path: Pa
     assert len(asyncio.run(cell()).records("responses")) == 12
 
 
+def test_models_judges_and_runs_are_measured_from_python(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    run = cai.run(workspace.root / "runs" / "s.yaml", only=DATA_STAGES)
+    pairs = cai.load_pairs(workspace.root / "prompts" / "probe_pairs.jsonl").preferences[:8]
+    constitution = cai.load_constitution(workspace.root / "constitution" / "starter.yaml")
+
+    async def measured() -> tuple[cai.JudgeBench, cai.Evaluation, cai.AdherenceReport]:
+        async with cai.Session("scripted", workspace=workspace) as session:
+            bench = await cai.bench_judge(session, pairs, "pairwise", constitution)
+            evaluation = await cai.evaluate_models(session, "scripted", None, constitution, limit=1)
+            return bench, evaluation, await cai.adherence_of_models(session, "scripted", None, constitution, limit=1)
+
+    bench, evaluation, adherence = asyncio.run(measured())
+    assert [p.name for p in bench.protocols] == ["pairwise"] and bench.pairs == 8
+    assert {p.id for p in adherence.principles} <= {p.id for p in constitution.principles} and evaluation.results
+    with cai.Session(recipe=run.directory.path / "recipe.yaml", workspace=workspace) as session:
+        found = cai.audit_run(session, run.directory, limit=0)
+    assert found and run.records("audit") == found
+
+
 def readme_program() -> str:
     """The first Python block of the README."""
     return (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]

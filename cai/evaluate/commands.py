@@ -57,14 +57,19 @@ def labelled_pairs_of(
 async def bench_judge(
     session: Session, pairs: Sequence[Preference], protocols: str, constitution: Constitution, both_placements: bool = False
 ) -> JudgeBench:
-    """Measure the session's judge on human-labelled pairs.
+    """Measure the agreement of the session's judge with human labels, per protocol, beside trivial baselines.
 
     Args:
-        session: its judge is measured.
-        pairs: human labels.
+        session: an open session; its judge is measured.
+        pairs: human-labelled pairs, as `load_pairs` reads them; those at exactly ½ are skipped and counted.
         protocols: `all`, or names separated by commas.
         constitution: its principles are asked.
         both_placements: measure each protocol whose templates have a system turn with its instructions in the user's turn too.
+
+    Raises:
+        RecipeError: there is no such protocol.
+        DataError: there is no pair with a preferred response.
+        ModelError: the model fails, or no protocol judged any pair. Failures of single pairs are counted in the result.
     """
     judges = []
     for name in chosen_protocols(protocols, session.recipe.feedback):
@@ -177,7 +182,12 @@ class Evaluation:
 
 
 async def evaluate_models(
-    session: Session, model: str, against: str | None, constitution: Constitution, rewards: Sequence[Path], limit: int | None
+    session: Session,
+    model: str,
+    against: str | None,
+    constitution: Constitution,
+    rewards: Sequence[Path] = (),
+    limit: int | None = None,
 ) -> Evaluation:
     """Measure a model on the evaluation prompts, compared with another (called `base`) if one is given.
 
@@ -189,7 +199,7 @@ async def evaluate_models(
         against: model to compare with, or None.
         constitution: the principles to judge by.
         rewards: folders of reward models, which score as one ensemble; without any, no rewards are measured.
-        limit: maximum number of prompts per set.
+        limit: maximum number of prompts per set; None uses all.
 
     Raises:
         CaiError: a model or the prompts can't be read.
@@ -218,7 +228,12 @@ async def evaluate_models(
 
 
 async def adherence_of_models(
-    session: Session, model: str, against: str | None, constitution: Constitution, judged: bool, limit: int | None
+    session: Session,
+    model: str,
+    against: str | None,
+    constitution: Constitution,
+    judged: bool = False,
+    limit: int | None = None,
 ) -> AdherenceReport:
     """Measure how often models' responses to the evaluation prompts follow each principle.
 
@@ -228,7 +243,7 @@ async def adherence_of_models(
         against: model to compare with, which is then the one that is told; or None.
         constitution: the principles.
         judged: whether the session's judge decides on principles without a check, if it beats the baselines on human labels.
-        limit: maximum number of prompts per set.
+        limit: maximum number of prompts per set; None uses all.
 
     Raises:
         DataError: no principle can be measured.

@@ -95,14 +95,22 @@ def reward_scores(folders: Sequence[Path], config: RewardConfig, reporter: Repor
 
 
 def audit_run(
-    session: Session, run: RunDirectory, limit: int | None, prompts: Sequence[str], reader: str | None = None
+    session: Session, run: RunDirectory, limit: int | None = None, prompts: Sequence[str] = (), reader: str | None = None
 ) -> list[AuditFinding]:
     """Audit a run in full: its files, and its models' answers to the probe sets; leave the findings in `data/audit.jsonl`.
 
     Args:
+        session: one with the run's recipe, in a `with` block. No event loop may be running: in a notebook, use `cai audit`.
+        run: the run's directory, such as `cai.run(…).directory`.
         limit: probes per set; None asks them all, 0 none: then only the run's files and its reward models are audited.
         prompts: files to use for the refusal rates in place of the evaluation prompts.
         reader: a model that is also asked how the answers behave; the run's own judge may be what the policy learned to please.
+
+    Returns:
+        The findings, each with its threshold and interval.
+
+    Raises:
+        CaiError: the probes or a model can't be read.
     """
     recipe, root, reporter = session.recipe, session.workspace.root, session.reporter
     trained = [name for name in MODELS[1:] if (run.model(name) / "adapter_config.json").exists()]
