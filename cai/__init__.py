@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cai.labels.load import load_pairs
     from cai.models.base import TextModel
     from cai.models.requests import Sampling
-    from cai.pipeline.run import Run, run
+    from cai.pipeline.run import Run, SeedRuns, run, run_seeds
     from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, SFTConfig, load_recipe
     from cai.records import (
         AuditFinding,
@@ -63,7 +63,7 @@ _HOMES = {
     "cai.labels.load": ("load_pairs",),
     "cai.models.base": ("TextModel",),
     "cai.models.requests": ("Sampling",),
-    "cai.pipeline.run": ("Run", "run"),
+    "cai.pipeline.run": ("Run", "SeedRuns", "run", "run_seeds"),
     "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "SFTConfig", "load_recipe"),
     "cai.records": (
         "AuditFinding",
@@ -93,6 +93,8 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "Session",
     "run",
     "Run",
+    "run_seeds",
+    "SeedRuns",
     "Recipe",
     "load_recipe",
     "Workspace",

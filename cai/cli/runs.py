@@ -107,11 +107,8 @@ def _run_seeds(recipe: "Recipe", workspace: "Workspace", only: list[str], start:
     """Run a recipe once per seed, and print the spread of the evaluation over the seeds."""
 
     from cai.core.console import plain, plain_table
-    from cai.errors import RecipeError
     from cai.pipeline.seeds import seed_recipes, write_spread
 
-    if len(set(recipe.seeds)) < len(recipe.seeds):
-        raise RecipeError(f"seeds: {list(recipe.seeds)} has a seed twice")
     summaries = [_run(one, workspace, only, start) for one in seed_recipes(recipe)]
     if only and "evaluate" not in only:
         if json:

@@ -1,4 +1,4 @@
-"""Runs a recipe from Python: `cai.run("runs/quickstart.yaml")`."""
+"""Runs a recipe from Python: `cai.run("runs/quickstart.yaml")`, or once per seed: `cai.run_seeds(…)`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from cai.errors import DataError, RecipeError
 from cai.evaluate.adherence_table import AdherenceRecord
 from cai.judge.bench import ProtocolResult
 from cai.pipeline.driver import RunSummary, run_recipe
+from cai.pipeline.seeds import SeedSpread, seed_recipes, write_spread
 from cai.pipeline.stages import STAGES
 from cai.recipe import GOLD, Recipe, load_recipe
 from cai.records import (
@@ -122,15 +123,9 @@ def run(
     Raises:
         CaiError: an error that the user can fix. Finished work is kept.
     """
-    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides, name)
+    loaded, place = _opened(recipe, overrides, name, workspace)
     if loaded.seeds:
-        raise RecipeError(
-            f"{loaded.name}: the recipe has several seeds. Run it with `cai run`, or one of `cai.pipeline.seeds.seed_recipes(recipe)` here"
-        )
-    if not isinstance(workspace, Workspace):
-        near = Path.cwd() if isinstance(recipe, Recipe) else Path(recipe).parent
-        workspace = find_workspace(near if workspace is None else Path(workspace))
-    place = workspace
+        raise RecipeError(f"{loaded.name}: the recipe has several seeds. Run it with cai.run_seeds(…)")
 
     def go() -> RunSummary:
         return run_recipe(loaded, place, STAGES, reporter or Reporter(), only=only, start=start)
@@ -143,3 +138,48 @@ def run(
         with ThreadPoolExecutor(1) as pool:
             summary = pool.submit(go).result()
     return Run(summary, place.run(loaded.name))
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """Result of `run_seeds`: a run per seed, in the recipe's order, and the spread over them."""
+
+    runs: tuple[Run, ...]
+    spread: tuple[SeedSpread, ...]
+    """Every evaluation result over the seeds; empty if `only` left evaluation out."""
+
+
+def run_seeds(
+    recipe: Recipe | Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    workspace: Workspace | Path | str | None = None,
+    reporter: Reporter | None = None,
+) -> SeedRuns:
+    """Run a recipe once per seed of its `seeds`, as runs `NAME-seed-N`. The spread is also written to `runs/NAME/seeds.jsonl`.
+
+    Call it again to resume. Arguments as in `run`.
+
+    Raises:
+        RecipeError: the recipe has no `seeds`, or one twice.
+        CaiError: another error that the user can fix. Finished work is kept.
+    """
+    loaded, place = _opened(recipe, overrides, name, workspace)
+    if not loaded.seeds:
+        raise RecipeError(f"{loaded.name}: the recipe has no seeds. Name some, such as seeds: [0, 1, 2], or run it once with cai.run(…)")
+    runs = tuple(run(one, only=only, start=start, workspace=place, reporter=reporter) for one in seed_recipes(loaded))
+    evaluated = not only or "evaluate" in only
+    return SeedRuns(runs, tuple(write_spread(loaded, place)[1]) if evaluated else ())
+
+
+def _opened(
+    recipe: Recipe | Path | str, overrides: Sequence[str], name: str | None, workspace: Workspace | Path | str | None
+) -> tuple[Recipe, Workspace]:
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe), overrides, name)
+    if isinstance(workspace, Workspace):
+        return loaded, workspace
+    near = Path.cwd() if isinstance(recipe, Recipe) else Path(recipe).parent
+    return loaded, find_workspace(near if workspace is None else Path(workspace))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import RunDirectory, Workspace
-from cai.errors import DataError
+from cai.errors import DataError, RecipeError
 from cai.recipe import Recipe
 from cai.records import EvalResult
 
@@ -45,7 +45,9 @@ class SeedSpread:
 
 
 def seed_recipes(recipe: Recipe) -> list[Recipe]:
-    """Return one recipe per seed, with the name `NAME-seed-N`."""
+    """Return one recipe per seed, with the name `NAME-seed-N`. Raises `RecipeError` if a seed is there twice."""
+    if len(set(recipe.seeds)) < len(recipe.seeds):
+        raise RecipeError(f"seeds: {list(recipe.seeds)} has a seed twice")
     return [replace(recipe, name=f"{recipe.name}-seed-{seed}", seed=seed, seeds=()) for seed in recipe.seeds]
 
 

@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from cai.core.jsonl import write_records
 from cai.errors import DataError, RecipeError
-from cai.pipeline.run import run
+from cai.pipeline.run import run, run_seeds
 from cai.pipeline.seeds import seed_recipes, spread, write_spread
 from cai.records import EvalResult
 from tests.workspaces import cai, make_workspace, recipe_of
@@ -39,8 +39,23 @@ def test_every_seed_is_a_run_of_its_own(tmp_path: Path) -> None:
         write_records(workspace.run(name).data("evaluation"), [result(value)])
     path, (found,) = write_spread(recipe, workspace)
     assert path == workspace.root / "runs" / "s" / "seeds.jsonl" and found.mean == pytest.approx(0.2)
-    with pytest.raises(RecipeError, match="several seeds"):
+    with pytest.raises(RecipeError, match=r"several seeds\. Run it with cai\.run_seeds"):
         run(recipe, workspace=workspace)
+
+
+def test_each_seed_runs_from_python(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", adapters=False)
+    found = run_seeds(workspace.root / "runs" / "s.yaml", overrides=["seeds=[0,3]"], only=["respond"])
+    assert [r.directory.path.name for r in found.runs] == ["s-seed-0", "s-seed-3"] and found.spread == ()
+    first, second = ([r.text for r in one.records("responses")] for one in found.runs)
+    assert first != second
+    for one, value in zip(found.runs, (0.1, 0.3), strict=True):
+        write_records(one.directory.data("evaluation"), [result(value)])
+    (over,) = run_seeds(workspace.root / "runs" / "s.yaml", overrides=["seeds=[0,3]"], start="report").spread
+    assert over.mean == pytest.approx(0.2) and over.values == {"0": 0.1, "3": 0.3}
+    for spoilt, problem in (("seeds=[]", "has no seeds"), ("seeds=[1,1]", "has a seed twice")):
+        with pytest.raises(RecipeError, match=problem):
+            run_seeds(workspace.root / "runs" / "s.yaml", overrides=[spoilt], only=["respond"])
 
 
 def test_the_command_runs_each_seed(tmp_path: Path) -> None:
