@@ -38,12 +38,35 @@ def test_settings_reach_their_place(path: Path) -> None:
     assert recipe.prompts.evaluate == Recipe(name="x").prompts.evaluate
 
 
-def test_a_setting_of_earlier_versions_is_left_out_at_its_default_and_else_unknown(path: Path) -> None:
+def test_a_setting_of_earlier_versions_is_left_out_at_its_default_and_else_refused_with_what_to_do(path: Path) -> None:
     old = "policy: {ppo: {kl_estimator: k1, target_kl: null, kl_horizon: 10000, kl_coef: 0.1}, dpo: {ld_alpha: null, sft_weight: 0.0}}"
     assert load(path, old) == load(path, "policy: {ppo: {kl_coef: 0.1}}")
     told = problems(path, "policy:\n  ppo: {kl_estimator: k3, target_kl: 6}\n  dpo: {sft_weight: 0.1}")
-    assert "F:2: policy.ppo.kl_estimator: unknown keys 'kl_estimator', 'target_kl'; known: " in told
-    assert "F:3: policy.dpo.sft_weight: unknown key 'sft_weight'; known: label_smoothing, loss" in told
+    assert "F: 3 problems" in told and "known:" not in told
+    assert "F:2: policy.ppo.kl_estimator: this setting is gone: k3 as a reward is no gradient of the KL divergence" in told
+    assert "F:2: policy.ppo.target_kl: this setting is gone: the KL coefficient is constant; set policy.ppo.kl_coef" in told
+    assert "F:3: policy.dpo.sft_weight: this setting is gone: " in told
+    assert "--set policy.dpo.ld_alpha=0.5: policy.dpo.ld_alpha: this setting is gone" in problems(path, "{}", "policy.dpo.ld_alpha=0.5")
+
+
+def test_a_renamed_setting_works_with_a_warning(path: Path) -> None:
+    with pytest.warns(
+        FutureWarning, match=r":2: preferences\.ai_weight is now preferences\.ai\.weight; the old name works in this release"
+    ):
+        found = load(path, "preferences:\n  ai_weight: 2\n  ai: { noise: 0.1 }")
+    assert (found.preferences.ai.weight, found.preferences.ai.noise) == (2, 0.1)
+    with pytest.warns(FutureWarning, match=r"--set preferences\.contrast_weight=0: "):
+        assert load(path, "{}", "preferences.contrast_weight=0").preferences.contrast.weight == 0
+    with pytest.warns(FutureWarning):
+        assert "F:1: preferences.ai_weight: preferences.ai.weight: must be a number" in problems(path, "preferences: {ai_weight: x}")
+    twice = problems(path, "preferences: {ai_weight: 2, ai: {weight: 1}}")
+    assert "F:1: preferences.ai_weight: is now preferences.ai.weight, which is set too. Leave one of them out" in twice
+
+
+@pytest.mark.parametrize("block", ["model: {path: %s}", "weights: {path: %s}", "feedback: {judge: {path: %s}}"])
+def test_several_servers_of_one_model_stand_behind_a_router(path: Path, block: str) -> None:
+    told = problems(path, block % "['http://a/v1', 'http://b/v1']")
+    assert "F: 1 problem" in told and "path: takes one URL, not a list" in told and "vllm-router" in told
 
 
 def test_label_smoothing_is_for_the_robust_loss(path: Path) -> None:

@@ -8,9 +8,12 @@ import os
 import signal
 import sys
 import threading
+import warnings
+from pathlib import Path
+from typing import TextIO
 
 from cai.cli import audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
-from cai.cli.app import app
+from cai.cli.app import app, warn
 from cai.errors import CaiError, DataError
 
 INTERRUPTED = 130
@@ -24,6 +27,7 @@ def main() -> None:
     """
     if "LOCAL_RANK" not in os.environ:  # one of several processes may wait in a library, where no handler runs: its launcher ends it
         signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = _show_warning
     try:
         for argument in sys.argv[1:]:
             if not argument.isascii() and any("\ud800" <= c <= "\udfff" for c in argument):
@@ -56,3 +60,13 @@ def _terminated(number: int, frame: object) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell ignores Ctrl-C
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """Print the text of a warning of `cai` itself, such as of a renamed setting; those of libraries as Python prints them."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        warn(str(message))
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))

@@ -58,6 +58,14 @@ def audit(
     say(f"all findings with examples: {directory.data('audit')}. Add them to the report with: cai report {run_name}")
 
 
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def diagnose() -> None:
+    """Removed: an audit measures the same."""
+    from cai.errors import RecipeError
+
+    raise RecipeError("cai diagnose is gone: cai audit RUN measures the same, and cai report RUN says what to do next")
+
+
 def show(findings: "Sequence[AuditFinding]", console: "Console") -> None:
     """Print findings, one table per family."""
     from cai.core.console import plain, plain_table

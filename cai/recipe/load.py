@@ -1,5 +1,6 @@
 """Reads and validates recipes."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cai.core.plugins import KINDS, did_you_mean, names_of
-from cai.core.yaml_source import YamlSource, load_yaml, parse_yaml, schema_problems
+from cai.core.yaml_source import YamlPath, YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
 from cai.recipe.recipe import Recipe
 
@@ -45,7 +46,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     if name is not None:
         source.data["name"] = name
     problems = [problem for override in overrides for problem in _override(source, override)]
-    _drop_retired(source.data)
+    problems += _earlier_settings(source)
     problems += schema_problems(source, recipe_schema())
     if not problems:
         try:
@@ -55,25 +56,63 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     raise RecipeError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(f"  {p}" for p in problems))
 
 
-_RETIRED = {
-    ("policy", "ppo", "kl_estimator"): "k1",
-    ("policy", "ppo", "target_kl"): None,
-    ("policy", "ppo", "kl_horizon"): 10_000,
-    ("policy", "ppo", "whiten_rewards"): False,
-    ("policy", "ppo", "score_clip"): None,
-    ("policy", "dpo", "ld_alpha"): None,
-    ("policy", "dpo", "sft_weight"): 0.0,
+_RETIRED: dict[YamlPath, tuple[Any, str]] = {
+    ("policy", "ppo", "kl_estimator"): ("k1", "k3 as a reward is no gradient of the KL divergence, so k1 is always used"),
+    ("policy", "ppo", "target_kl"): (None, "the KL coefficient is constant; set policy.ppo.kl_coef"),
+    ("policy", "ppo", "kl_horizon"): (10_000, "the KL coefficient is constant; set policy.ppo.kl_coef"),
+    ("policy", "ppo", "whiten_rewards"): (False, "rewards are not whitened; advantages are"),
+    ("policy", "ppo", "score_clip"): (None, "scores are not clipped"),
+    ("policy", "dpo", "ld_alpha"): (None, "for a loss that is normalized by length, set policy.dpo.loss: sigmoid_norm"),
+    ("policy", "dpo", "sft_weight"): (0.0, "DPO has no SFT term; train on the examples in the stage sft"),
 }
-"""Keys of earlier versions, with their defaults: a run's own recipe names every key."""
+"""Keys of earlier versions, with their defaults, because a run's own recipe names every key, and what is true now."""
+_RENAMED: dict[YamlPath, YamlPath] = {
+    ("preferences", f"{name}_weight"): ("preferences", name, "weight") for name in ("ai", "revision", "contrast")
+}
+"""Keys that have another name since the last version."""
+_MODELS: tuple[YamlPath, ...] = (("model",), ("weights",), ("feedback", "judge"))
+_ONE_URL = (
+    "takes one URL, not a list. Put servers of one model behind `vllm-router`, or serve it with `vllm serve --data-parallel-size N` "
+    "(docs/servers.md), and name that address"
+)
 
 
-def _drop_retired(data: dict[str, Any]) -> None:
-    """Take out the keys of earlier versions that have their default, which changes nothing. With another value they are unknown keys."""
-    for (block, section, key), default in _RETIRED.items():
-        within = data.get(block)
-        settings = within.get(section) if isinstance(within, dict) else None
-        if isinstance(settings, dict) and settings.get(key, default) == default:
-            settings.pop(key, None)
+def _earlier_settings(source: YamlSource) -> list[str]:
+    """Take out or rename the keys of earlier versions, with a warning where one is renamed. Returns what can't be kept, and the fix.
+
+    A key that is gone is passed over at its default, which changes nothing.
+    """
+    problems = []
+    for path, (default, now) in _RETIRED.items():
+        block = _block(source, path[:-1])
+        if path[-1] in block and block.pop(path[-1]) != default:
+            problems.append(f"{source.where(path)}: this setting is gone: {now}. Leave the key out")
+    for path, new in _RENAMED.items():
+        block = _block(source, path[:-1])
+        if path[-1] not in block:
+            continue
+        where, name, value = source.where(path), ".".join(map(str, new)), block.pop(path[-1])
+        within = block.setdefault(str(new[-2]), {})
+        if not isinstance(within, dict) or new[-1] in within:
+            problems.append(f"{where}: is now {name}, which is set too. Leave one of them out")
+            continue
+        within[str(new[-1])] = value
+        source.origins[new] = where
+        warnings.warn(f"{where} is now {name}; the old name works in this release only", FutureWarning, stacklevel=1)
+    for path in _MODELS:
+        block = _block(source, path)
+        if isinstance(block.get("path"), list):
+            del block["path"]
+            problems.append(f"{source.where((*path, 'path'))}: {_ONE_URL}")
+    return problems
+
+
+def _block(source: YamlSource, path: YamlPath) -> dict[str, Any]:
+    """Return a block of settings; empty where there is none."""
+    node = source.data
+    for key in path:
+        node = node.get(str(key)) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
 
 
 def recipe_keys() -> tuple[str, ...]:
@@ -96,9 +135,9 @@ def _override(source: YamlSource, text: str) -> list[str]:
     if not eq or not key:
         raise RecipeError(f"--set {text}: expected key.path=value, for example --set critique.rounds=2")
     data = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data
-    path = tuple(key.split("."))
+    path: tuple[str, ...] = tuple(key.split("."))
     known = recipe_keys()
-    if key not in known:
+    if key not in known and path not in _RETIRED and path not in _RENAMED:
         return [f"--set {text}: unknown key {key!r}{_which_key(path, known)}"]
     node = source.data
     for parent in path[:-1]:

@@ -221,6 +221,20 @@ def test_evaluate_measures_one_model_and_two(shared: Workspace, call: Called) ->
     assert max(map(len, call.out.splitlines())) <= 80
 
 
+def test_commands_and_settings_of_earlier_versions_say_what_to_use(shared: Workspace, call: Called, tmp_path: Path) -> None:
+    assert call(shared.root, "diagnose", "embedded", "--limit", "3") == 2
+    assert "cai audit RUN measures the same" in call.told
+    assert call(shared.root, "evaluate", "scripted", "--lm-eval", "arc_easy") == 2 and "run lm-eval itself" in call.told
+    for gone in (("run", "runs/s.yaml", "--shard", "0/2"), ("merge-calls", "a.sqlite")):
+        assert call(shared.root, *gone) == 2 and "finished calls are reused" in call.told
+    (shared.root / "runs" / "old.yaml").write_text(f"{RECIPE}preferences: {{ ai_weight: 2 }}\n")
+    done = cai(shared.root, "plan", "runs/old.yaml")
+    (shared.root / "runs" / "old.yaml").unlink()
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert "preferences.ai_weight is now preferences.ai.weight" in told and "FutureWarning" not in told
+
+
 def test_audit_prints_findings(tmp_path: Path, call: Called) -> None:
     workspace = make_workspace(tmp_path / "w")
     run_data(workspace)
