@@ -4,7 +4,8 @@
         trace = await s.critique_and_revise("How do I pick a lock?", load_constitution("general"))
         judgment = await s.judge(load_constitution("general"))(trace.pair)
 
-Stages, commands and the studio work through a session too. Nothing else opens a store, an engine or the templates.
+Stages, commands and the studio work through a session too. Nothing else opens a store or an engine. The set-up check and `cai plan` ask no
+model, so they read the templates without a session.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -68,7 +68,7 @@ def plan_recipe(recipe: Recipe, workspace: Workspace) -> Plan:
             f"times of {', '.join(probed)}: a rough first estimate, from a short probe of this {device()} as busy as it is now; "
             "half as much again is possible. Once a run is done, its own rates are used"
         )
-    if any(spec is not None and spec.is_server for spec in (recipe.model, recipe.feedback.judge)):
+    if recipe.model.is_server or recipe.judge.is_server:
         basis.append(
             f"a server's time isn't known here; its tokens are counted, each completion at {MEAN_FILL:.0%} of its limit, "
             "and every question with its whole text"
