@@ -61,6 +61,7 @@ def test_a_renamed_setting_works_with_a_warning(path: Path) -> None:
         assert "F:1: preferences.ai_weight: preferences.ai.weight: must be a number" in problems(path, "preferences: {ai_weight: x}")
     twice = problems(path, "preferences: {ai_weight: 2, ai: {weight: 1}}")
     assert "F:1: preferences.ai_weight: is now preferences.ai.weight, which is set too. Leave one of them out" in twice
+    assert load(path, "preferences: {ai_weight: 1.0}") == Recipe(name="first-try"), "a run's own recipe names every default"
 
 
 @pytest.mark.parametrize("block", ["model: {path: %s}", "weights: {path: %s}", "feedback: {judge: {path: %s}}"])

@@ -98,7 +98,8 @@ def _earlier_settings(source: YamlSource) -> list[str]:
             continue
         within[str(new[-1])] = value
         source.origins[new] = where
-        warnings.warn(f"{where} is now {name}; the old name works in this release only", FutureWarning, stacklevel=1)
+        if value != 1:  # the default, which a run's own recipe names
+            warnings.warn(f"{where} is now {name}; the old name works in this release only", FutureWarning, stacklevel=1)
     for path in _MODELS:
         block = _block(source, path)
         if isinstance(block.get("path"), list):
