@@ -14,7 +14,7 @@ import typer.main
 
 from cai import recipe
 from cai.cli import app, audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
-from tests.test_floors import FLOORS
+from tests.floors import FLOORS
 from tests.workspaces import ROOT
 
 README = ROOT / "README.md"

@@ -1,4 +1,4 @@
-"""The floors of the house: a module imports only lower floors or its own folder, and heavy libraries load only when they are used."""
+"""The floors of the house: a module imports only lower floors or its own folder, heavy libraries load when used; rules of the tests."""
 
 import ast
 import subprocess
@@ -8,26 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.floors import FLOOR_OF
+
 ROOT = Path(__file__).parents[1]
-FLOORS = {
-    0: "errors ids stats",
-    1: "records/",
-    2: "core/",
-    3: "recipe/ constitution/",
-    4: "models/",
-    5: "data/ generate/",
-    6: "labels/ train/",
-    7: "judge/",
-    8: "session",
-    9: "evaluate/",
-    10: "report/ workbench/",
-    11: "pipeline/",
-    12: "studio/",
-    13: "cli/",
-    14: "__main__",
-}
-"""Rooms by floor; a room with a slash is a folder. The loose modules of one floor count as one folder."""
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 LIGHT_FLOORS = (0, 1, 2, 3, 5, 7)
 HEAVY = (
     "torch",
@@ -184,3 +167,33 @@ def test_a_class_name_has_one_owner() -> None:
                 owners.setdefault(node.name, []).append(dotted_name(ROOT / "cai", path))
     assert len(owners) > 150
     assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}
+
+
+def imported_tests(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and dotted name of what is imported from modules of tests named `test_*.py`, or of such a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
+            names = [module + alias.name for alias in node.names]
+            yield from ((node.lineno, name) for name in names if name.startswith(("tests.", ".")) and ".test_" in name)
+
+
+def test_tests_share_what_they_share_in_modules_without_tests() -> None:
+    modules = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(modules) > 200
+    trees = {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in modules}
+    assert [f"{path}:{line}: {name}" for path, tree in trees.items() for line, name in imported_tests(tree)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from tests.train.test_sft import kill_at",
+        "def f():\n    from tests.train import builders, test_sft",
+        "import tests.train.test_sft as sft",
+        "from . import test_sft",
+        "from .test_sft import kill_at",
+    ],
+)
+def test_an_import_from_a_test_module_is_noticed(text: str) -> None:
+    assert len(list(imported_tests(ast.parse(text)))) == 1

@@ -11,8 +11,7 @@ from cai.constitution.proposals import Proposal, Review, drafted, dump_review
 from cai.core.workspace import Workspace
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Completion, Reply, Request
 from tests.cli.calling import CONSTITUTION, Called
-from tests.workbench.test_learning import POLITE, TERSE, labelled, people
-from tests.workbench.test_prompt_writing import five, replying
+from tests.workbench.scripted_models import POLITE, TERSE, five, labelled, people, replying
 from tests.workspaces import make_workspace, rows, script
 
 

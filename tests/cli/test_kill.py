@@ -1,10 +1,8 @@
 """Real processes, really killed: nothing that was finished is asked again, and the outputs are those of a calm run."""
 
-import contextlib
 import json
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,30 +12,10 @@ from typing import Any
 import pytest
 
 from cai.core.workspace import Workspace
-from tests.workspaces import DATA_STAGES, RECIPE, cai, data_bytes, make_workspace, start_cai
+from tests.cli.long_run import ITEMS, RUN, calls_kept, many_workspace
+from tests.workspaces import cai, data_bytes, start_cai
 
 pytestmark = pytest.mark.attack
-
-ITEMS = 300
-MANY = RECIPE.replace("prompts/harmful.jsonl, limit: 8", "prompts/many.jsonl, kind: harmful")
-RUN = ("run", "runs/s.yaml", "--only", ",".join(DATA_STAGES))
-
-
-def many_workspace(folder: Path) -> Workspace:
-    workspace = make_workspace(folder, MANY)
-    lines = (json.dumps({"prompt": f"How would I do harm number {i}?"}) for i in range(ITEMS))
-    (folder / "prompts" / "many.jsonl").write_text("\n".join(lines) + "\n")
-    return workspace
-
-
-def calls_kept(workspace: Workspace) -> int:
-    if not workspace.store_path.exists():
-        return 0
-    with contextlib.closing(sqlite3.connect(f"file:{workspace.store_path}?mode=ro", uri=True)) as store:
-        try:
-            return int(store.execute("SELECT COUNT(*) FROM calls").fetchone()[0])
-        except sqlite3.OperationalError:  # its table isn't made yet
-            return 0
 
 
 def wait_for_calls(process: "subprocess.Popen[str]", workspace: Workspace, wanted: int) -> None:

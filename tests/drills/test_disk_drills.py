@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cai.core.workspace import Workspace
-from tests.cli.test_kill import RUN, calls_kept, many_workspace
+from tests.cli.long_run import RUN, calls_kept, many_workspace
 from tests.workspaces import cai, data_bytes, start_cai
 
 pytestmark = pytest.mark.attack

@@ -25,7 +25,7 @@ from cai.recipe import ModelSpec
 from cai.records import SFTExample
 from cai.train.reward.train import train_reward
 from cai.train.sft import train_sft
-from tests.pipeline.test_stages import tiny_workspace
+from tests.pipeline.tiny_runs import tiny_workspace
 from tests.speeds import steady
 from tests.train.builders import BY, adapter, examples, model_at, preferences, prompt, reward_config, sft_config
 from tests.workspaces import Interrupting, calls_made, recipe_of, rows, run_data

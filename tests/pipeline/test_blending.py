@@ -16,7 +16,7 @@ from cai.pipeline.driver import RunSummary, run_recipe
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.stages import STAGES
 from cai.records import BlendPoint
-from tests.pipeline.test_stages import tiny_workspace
+from tests.pipeline.tiny_runs import tiny_workspace
 from tests.workspaces import recipe_of, rows
 
 CHECKED = """\

@@ -18,18 +18,10 @@ from cai.pipeline.training import remove_rounds
 from cai.records import Failure, Judgment, Preference, ResponsePair
 from cai.train.reward.train import train_reward
 from cai.train.sft import train_sft
-from tests.pipeline.test_stages import tiny_workspace
+from tests.pipeline.tiny_runs import ROUNDS, tiny_workspace
 from tests.speeds import steady
 from tests.train.builders import adapter, examples, model_at, preferences, prompt, reward_config, sft_config
 from tests.workspaces import Interrupting, calls_made, recipe_of, rows, run_data
-
-ROUNDS = (
-    "policy.method=online-dpo",
-    "policy.rounds.count=2",
-    "policy.precision=float32",
-    "policy.learning_rate=0.01",
-    "policy.batch_size=4",
-)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from cai.pipeline.stages import STAGES
 from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import Recipe
 from cai.records import EvalResult
-from tests.pipeline.test_stages import tiny_workspace
+from tests.pipeline.tiny_runs import tiny_workspace
 from tests.workspaces import make_workspace, recipe_of, run_data
 
 Events = dict[str, dict[int, float]]

@@ -15,8 +15,8 @@ from cai.report.comparison import PairedTest, compare_runs
 from cai.report.comparison_view import headline, sentences
 from cai.report.page import POLICY, render_comparison
 from cai.stats import holm, mcnemar
+from tests.report.page_reader import HOSTILE, Page
 from tests.report.run_directory import findings, principle, write_run
-from tests.report.test_page import HOSTILE, Page
 
 NO = "I'm sorry, but I can't help with that."
 YES = "First you open the lid and then you look inside."

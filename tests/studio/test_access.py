@@ -27,9 +27,9 @@ from cai.studio.access import KEY_BYTES, LinkError, Links
 from cai.studio.app import make_app, studio_for
 from cai.studio.serving import origins
 from tests.studio.conftest import serving
+from tests.studio.principle_runs import add_run
 from tests.studio.queues import pair
 from tests.studio.serving import Served
-from tests.studio.test_principles import add_run
 
 pytestmark = pytest.mark.enable_socket
 

@@ -18,8 +18,8 @@ from cai.report.collect import collect_report
 from cai.report.page import render_report
 from tests.browser import needs_browser, title_after_load
 from tests.report.run_directory import write_run
+from tests.studio.principle_runs import MINE, add_run
 from tests.studio.serving import Served
-from tests.studio.test_principles import MINE, add_run
 
 PACKAGE = importlib.util.find_spec("axe_playwright_python")
 no_axe = pytest.mark.skipif(PACKAGE is None, reason="no axe-core: pip install --no-deps axe-playwright-python")

@@ -15,8 +15,8 @@ from cai.records import Examples, HumanLabel, Message, Preference, Prompt, Prove
 from cai.studio.labelling import GOLD
 from tests.browser import needs_browser
 from tests.models.serving import servers
+from tests.studio.principle_runs import MINE, SHORT, add_run
 from tests.studio.serving import Served
-from tests.studio.test_principles import MINE, SHORT, add_run
 from tests.workspaces import run_data, script
 
 pytestmark = [*needs_browser, pytest.mark.enable_socket]

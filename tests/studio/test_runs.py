@@ -18,8 +18,8 @@ from cai.report.collect import read_curves
 from cai.studio.browsing import PER_PAGE, Query, browse, views_of
 from cai.studio.running import Runs
 from tests.models.serving import servers
+from tests.studio.principle_runs import BY, add_run, prompt
 from tests.studio.serving import Served
-from tests.studio.test_principles import BY, add_run, prompt
 from tests.workspaces import run_data
 
 pytestmark = pytest.mark.enable_socket

@@ -63,3 +63,13 @@ def assert_same_weights(a: Path, b: Path, **tolerance: float) -> None:
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(left[name], right[name], **(tolerance or {"rtol": 0.0, "atol": 0.0}), msg=lambda m, n=name: f"{n}: {m}")
+
+
+def moved(trainer: Any) -> Any:
+    """Move the policy away from its reference, so that there is a loss to speak of."""
+    generator = torch.Generator().manual_seed(0)
+    for p in trainer.model.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=generator)
+    trainer.state.global_step = 1
+    return trainer

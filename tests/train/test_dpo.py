@@ -28,19 +28,12 @@ from tests.train.builders import (
     dpo_config,
     examples,
     model_at,
+    moved,
     preference,
     preferences,
     sft_config,
 )
-from tests.train.test_sft import Killed, kill_at
-
-
-@pytest.fixture(scope="module")
-def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an SFT adapter."""
-    folder = tmp_path_factory.mktemp("sft")
-    train_sft(sft_config(), model_at(tiny_model_dir), examples(4), folder, 0)
-    return folder
+from tests.train.killing import Killed, kill_at
 
 
 def trainer_for(tiny: Path, sft: Path | None, pairs: list[Any], out: Path, **changes: Any) -> Any:
@@ -49,16 +42,6 @@ def trainer_for(tiny: Path, sft: Path | None, pairs: list[Any], out: Path, **cha
     rows, _ = dpo_rows(tokenizer, pairs, 512)
     with quiet_training():
         return dpo_trainer(dpo_config(batch_size=len(pairs), **changes), start, tokenizer, rows, out, 0)
-
-
-def moved(trainer: Any) -> Any:
-    """Move the policy away from its reference, so that there is a loss to speak of."""
-    generator = torch.Generator().manual_seed(0)
-    for p in trainer.model.parameters():
-        if p.requires_grad:
-            p.data += 0.1 * torch.randn(p.shape, generator=generator)
-    trainer.state.global_step = 1
-    return trainer
 
 
 def batch_of(trainer: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cai.train.reward.ensemble import (
     write_centre,
 )
 from cai.train.reward.train import train_reward
-from tests.models.test_generate import KINDS, SIZES, prompts
+from tests.models.architectures import KINDS, SIZES, prompts
 from tests.train.builders import model_at, preferences, prompt, reward_config
 
 ITEMS: list[Any] = [(prompt(i).messages, f"some answer {'more ' * i}") for i in range(5)]

@@ -12,7 +12,7 @@ from cai.train.dpo import train_dpo
 from cai.train.held_out import HeldOutPoint, best_point, is_over, read_points
 from cai.train.kto import train_kto
 from tests.train.builders import assert_same_weights, dpo_config, model_at, preference, preferences
-from tests.train.test_sft import Killed, kill_at
+from tests.train.killing import Killed, kill_at
 
 Train = Callable[..., Any]
 

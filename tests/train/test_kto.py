@@ -13,11 +13,8 @@ from cai.recipe import ModelSpec
 from cai.train.encode import kto_rows
 from cai.train.kto import kto_trainer, train_kto
 from cai.train.running import quiet_training
-from tests.train.builders import adapter, assert_same_weights, dpo_config, model_at, preference, preferences
-from tests.train.test_dpo import moved, sft
-from tests.train.test_sft import Killed, kill_at
-
-__all__ = ["sft"]
+from tests.train.builders import adapter, assert_same_weights, dpo_config, model_at, moved, preference, preferences
+from tests.train.killing import Killed, kill_at
 
 
 def trainer_for(tiny: Path, sft: Path, pairs: list[Any], out: Path, **changes: Any) -> Any:

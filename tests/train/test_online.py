@@ -22,8 +22,8 @@ from cai.train.rl.trainers import reward_function
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
 from tests.train.builders import FAST, adapter, assert_same_weights, examples, model_at, prompt, sft_config
+from tests.train.killing import Killed, kill_at
 from tests.train.processes import letters
-from tests.train.test_sft import Killed, kill_at
 
 PROMPTS = [prompt(i) for i in range(4)]
 METHODS = ("grpo", "rloo")

@@ -17,24 +17,16 @@ from cai.core.jsonl import read_records
 from cai.errors import CaiError, TrainingError
 from cai.models.local.generate import complete
 from cai.models.local.loading import load_tokenizer
-from cai.recipe import MonitorConfig, PolicyConfig, PPOSpec, RewardConfig
+from cai.recipe import MonitorConfig, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
 from cai.train.rl import ppo
 from cai.train.rl.monitor import FRONTIER
 from cai.train.rl.ppo import train_ppo
 from cai.train.running import HISTORY
-from tests.train.builders import adapter, assert_same_weights, model_at, ppo_config, prompt
-from tests.train.test_sft import Killed, kill_at
-
-PROMPTS = [prompt(i) for i in range(6)]
-SHORT = {"response_length": 8, "num_ppo_epochs": 2, "num_mini_batches": 2}
-
-
-def config(steps: int = 3, **changes: Any) -> PolicyConfig:
-    """Settings for steps of eight responses each."""
-    spec = PPOSpec(**{**SHORT, "total_episodes": 8 * steps, **changes.pop("ppo", {})})
-    return ppo_config(**{"learning_rate": 1e-3, "save_steps": 1, "watch": MonitorConfig(every_steps=1), "ppo": spec, **changes})
+from tests.train.builders import adapter, assert_same_weights, model_at, prompt
+from tests.train.killing import Killed, kill_at
+from tests.train.ppo_settings import PROMPTS, config
 
 
 class Gold:
@@ -233,7 +225,7 @@ from pathlib import Path
 from cai.recipe import RewardConfig
 from cai.train.rl.ppo import train_ppo
 from tests.train.builders import model_at
-from tests.train.test_ppo import PROMPTS, config
+from tests.train.ppo_settings import PROMPTS, config
 model, sft, out, *members = map(Path, sys.argv[1:])
 settings = config(2, batch_size=2)
 train_ppo(settings, model_at(model), sft, members, RewardConfig(), PROMPTS, out, 0)

@@ -19,8 +19,7 @@ from cai.pipeline.methods.online_dpo import PREFERENCES
 from cai.records import MonitorPoint, Preference
 from cai.train.checkpoints import FINISHED
 from cai.train.rl.monitor import FRONTIER
-from tests.pipeline.test_online_dpo import ROUNDS
-from tests.pipeline.test_stages import tiny_workspace
+from tests.pipeline.tiny_runs import ROUNDS, tiny_workspace
 from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all
 from tests.workspaces import RECIPE, ROOT, cai, make_workspace, rows

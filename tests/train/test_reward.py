@@ -28,7 +28,7 @@ from cai.train.reward.train import (
 )
 from cai.train.running import quiet_training
 from tests.train.builders import BY, adapter, assert_same_weights, model_at, preference, preferences, prompt, reward_config
-from tests.train.test_sft import Killed, kill_at
+from tests.train.killing import Killed, kill_at
 
 
 def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) -> tuple[float, Any, dict[str, Any]]:

@@ -16,7 +16,7 @@ from cai.train.rl.self_distill import answers_per_step, self_distill_trainer, tr
 from cai.train.running import quiet_training
 from cai.train.sft import train_sft
 from tests.train.builders import FAST, adapter, assert_same_weights, example, model_at, prompt, sft_config
-from tests.train.test_sft import Killed, kill_at
+from tests.train.killing import Killed, kill_at
 
 PROMPTS = [prompt(i) for i in range(4)]
 TOLD = {p.id: [Message("user", f"{p.messages[-1].content} Shout!")] for p in PROMPTS}

@@ -22,18 +22,7 @@ from cai.train.losses import soft_target_loss
 from cai.train.running import quiet_training
 from cai.train.sft import sft_trainer, train_sft
 from tests.train.builders import adapter, assert_same_weights, example, examples, model_at, sft_config
-
-
-class Killed(Exception):
-    """Stands for the process's end."""
-
-
-def kill_at(step: int) -> Any:
-    def note(at: int, total: int, metrics: dict[str, float]) -> None:
-        if at == step:
-            raise Killed
-
-    return note
+from tests.train.killing import Killed, kill_at
 
 
 def test_every_adapter_weight_moves_and_the_base_does_not(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Principles out of human-labelled pairs: what is learned, what is measured, and when nothing is."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,42 +10,13 @@ from cai.constitution.importers import dump_yaml
 from cai.constitution.load import load_constitution
 from cai.data.splits import conversation_id
 from cai.errors import DataError, ModelError
-from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Reply, Request
+from cai.models.requests import ChoicesRequest, Reply, Request
 from cai.records import Message, Prompt, Provenance, ResponsePair
 from cai.workbench.learning import MEASURED, Learned, halves, learn, merged
 from cai.workbench.validation import LabelFile
 from tests.sessions import ScriptedSession
+from tests.workbench.scripted_models import POLITE, TERSE, labelled, people
 from tests.workspaces import make_workspace
-
-POLITE, TERSE = "Ask politely for what is missing.", "Use as few words as possible."
-
-
-def labelled(folder: Path, n: int = 60, conversations: int | None = None) -> LabelFile:
-    """Pairs in which people chose the polite response, which is the longer one in every other pair."""
-    path = folder / "pairs.jsonl"
-    rows = []
-    for i in range(n):
-        polite, rude = f"Please tell me, {i}.", f"Tell me number {i}" + (" at once, now and here." if i % 2 else ".")
-        rows.append({"prompt": f"Question {i % (conversations or n)}?", "chosen": polite, "rejected": rude})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return LabelFile(path)
-
-
-def people(rule_of: Callable[[int], str]) -> Callable[[Request], Reply]:
-    """A model that gives a rule by the number of the question, and judges politeness by "please" and everything else by a hash."""
-
-    def script(request: Request) -> Reply:
-        text = request.messages[-1].content
-        if isinstance(request, CompleteRequest):
-            assert "Preferred response: Please" in text, "people chose the polite one"
-            return Completion(rule_of(int(re.findall(r"Question (\d+)", text)[0])), False, 1, 1)
-        assert isinstance(request, ChoicesRequest)
-        answer = text[text.index("Assistant:") :].split("Principle:")[0]
-        follows = "Please" in answer if POLITE in text else len(answer) % 3 == 0
-        yes = follows != ("break" in text)
-        return ChoiceLogprobs((-0.1, -3.0) if yes else (-3.0, -0.1), 1)
-
-    return script
 
 
 def learned(pairs: LabelFile, script: Callable[[Request], Reply], most: int = 5) -> Learned:

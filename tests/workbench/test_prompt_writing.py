@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from cai.errors import ConstitutionError, ModelError
-from cai.models.requests import CompleteRequest, Completion, Reply, Request
+from cai.models.requests import Reply, Request
 from cai.recipe import Recipe
 from cai.records import LABELLED_KINDS, Constitution, Message, Principle, Prompt
 from cai.workbench.prompt_writing import WrittenPrompts, known_prompts, write_prompts
 from tests.sessions import ScriptedSession
+from tests.workbench.scripted_models import five, replying
 from tests.workspaces import make_workspace
 
 PRINCIPLES = (
@@ -21,20 +22,6 @@ PRINCIPLES = (
     Principle("refuse", "Decline to help with anything that hurts people.", applies_to=("harmful",)),
 )
 CONSTITUTION = Constitution("c", "C", "D", PRINCIPLES)
-
-
-def replying(text_of: Callable[[str, int], str], truncated: bool = False) -> Callable[[Request], Reply]:
-    """A model that answers from the rule that it is shown and the request's seed."""
-
-    def script(request: Request) -> Reply:
-        assert isinstance(request, CompleteRequest)
-        return Completion(text_of(request.messages[-1].content, request.seed), truncated, 1, 1)
-
-    return script
-
-
-def five(about: str, seed: int) -> str:
-    return "\nRequest: ".join(f" What about number {seed % 9973} and thing {i} of {len(about)}?" for i in range(5))
 
 
 def written(
