@@ -197,3 +197,15 @@ def test_tests_share_what_they_share_in_modules_without_tests() -> None:
 )
 def test_an_import_from_a_test_module_is_noticed(text: str) -> None:
     assert len(list(imported_tests(ast.parse(text)))) == 1
+
+
+def test_a_test_is_about_one_thing() -> None:
+    """A test with many asserts stops at the first that fails; what is slow to make can be a fixture that several tests share."""
+    asserts = {
+        f"{path.relative_to(ROOT)}: {node.name}": sum(isinstance(inner, ast.Assert) for inner in ast.walk(node))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert len(asserts) > 1500
+    assert [name for name, count in asserts.items() if count > 20] == []

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,7 @@ from cai.models.opening import open_engine
 from cai.models.requests import Completion, Reply, Request
 from cai.models.scripted import ScriptedEngine
 from cai.models.store import CallStore
-from cai.pipeline.driver import run_recipe
+from cai.pipeline.driver import RunSummary, run_recipe
 from cai.pipeline.run import Run
 from cai.pipeline.stages import STAGES
 from cai.recipe import ModelSpec, load_recipe
@@ -29,64 +30,109 @@ from tests.pipeline.tiny_runs import CONSTITUTION, tiny_workspace
 from tests.workspaces import Interrupting, calls_made, data_bytes, make_workspace, recipe_of, rows, run_data
 
 
-def test_ten_stages_from_prompts_to_report_and_a_second_run_that_does_nothing(tmp_path: Path, tiny_model_dir: Path) -> None:
-    workspace = tiny_workspace(tmp_path / "w", tiny_model_dir)
-    recipe = recipe_of(workspace)
-    run = workspace.run("s")
-    first = run_recipe(recipe, workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
-    assert [s.name for s in first.stages] == [s.name for s in STAGES if s.name not in ("distill", "blend")]
+@pytest.fixture(scope="module")
+def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, RunSummary]:
+    """A workspace whose run has gone from prompts to report; tests must leave it as it is."""
+    workspace = tiny_workspace(tmp_path_factory.mktemp("whole") / "w", tiny_model_dir)
+    return workspace, run_recipe(recipe_of(workspace), workspace, STAGES, Reporter(), command="cai run runs/s.yaml")
+
+
+@pytest.fixture
+def copied(whole: tuple[Workspace, RunSummary], tmp_path: Path) -> Workspace:
+    """The same in a folder of the test's own."""
+    return Workspace(shutil.copytree(whole[0].root, tmp_path / "w"))
+
+
+def counts_of(summary: RunSummary) -> dict[str, dict[str, int]]:
+    return {s.name: dict(s.counts) for s in summary.stages}
+
+
+def test_a_run_makes_data_in_the_order_of_the_stages(whole: tuple[Workspace, RunSummary]) -> None:
+    workspace, made = whole
+    assert [s.name for s in made.stages] == [s.name for s in STAGES if s.name not in ("distill", "blend")]
     assert [s.name for s in STAGES] == list(STAGE_NAMES)
-    counts = {s.name: s.counts for s in first.stages}
+    counts = counts_of(made)
     truncated = counts["respond"].pop("truncated")
     assert counts["respond"] == {"prompts": 12, "evaluation_prompts": 6, "responses": 12}
     assert 6 < truncated <= 12, "a random model seldom ends a turn; how seldom depends on the processor's rounding"
-    assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
     assert counts["pairs"]["sampled"] > 0 and counts["pairs"]["contrast"] > 0
-    sources = {p["source"] for p in rows(run.data("preferences"))}
-    assert {"ai:pointwise-contrast", "contrast"} <= sources
+    assert {"ai:pointwise-contrast", "contrast"} <= {p["source"] for p in rows(workspace.run("s").data("preferences"))}
+
+
+def test_a_run_trains_every_model(whole: tuple[Workspace, RunSummary]) -> None:
+    workspace, made = whole
+    run, counts = workspace.run("s"), counts_of(made)
+    assert counts["sft"]["examples"] > 0 and counts["sft"]["steps"] > 0 and counts["policy"]["steps"] > 0
+    assert counts["reward"]["members"] == 2
     for name in ("sft", "reward-0", "reward-1", "policy"):
         assert (run.model(name) / "adapter_model.safetensors").stat().st_size > 0
+    assert {m["stage"] for m in rows(run.metrics)} == {"sft", "reward", "policy"}
+
+
+def test_a_run_measures_every_model(whole: tuple[Workspace, RunSummary]) -> None:
+    run = whole[0].run("s")
     measured = {(r["name"], r["model"]) for r in rows(run.data("evaluation"))}
     assert {("harmful_compliance", m) for m in ("base", "sft", "policy")} <= measured
     assert any(name.startswith("win_rate") and model == "policy" for name, model in measured)
     assert {("reward_accuracy", m) for m in ("ensemble", "reward-0", "reward-1")} <= measured
     assert {("reward_disagreement", m) for m in ("base", "sft", "policy")} <= measured
     assert {(name, m) for name in ("truthful", "perplexity") for m in ("base", "sft", "policy")} <= measured
-    assert counts["reward"]["members"] == 2
-    scores = list(read_records(run.data("reward_scores"), ScoredPair))
-    train, held_out = counts["preferences"]["train"], counts["preferences"]["held_out"]
-    assert [sum(s.held_out is side for s in scores) for side in (True, False)] == [held_out, train]
-    assert all(s.chosen.value == pytest.approx(fmean(s.chosen.members) - s.chosen.std) for s in scores)
-    assert max(s.disagreement for s in scores) > 0
     samples = rows(run.data("samples"))
     assert len(samples) == 6 and all(
         s["responses"].keys() == {"base", "sft", "policy"} == s["scores"].keys() == s["disagreement"].keys() for s in samples
     )
-    assert {m["stage"] for m in rows(run.metrics)} == {"sft", "reward", "policy"}
 
+
+def test_the_ensemble_scores_every_labelled_pair(whole: tuple[Workspace, RunSummary]) -> None:
+    workspace, made = whole
+    scores = list(read_records(workspace.run("s").data("reward_scores"), ScoredPair))
+    labels = counts_of(made)["preferences"]
+    assert [sum(s.held_out is side for s in scores) for side in (True, False)] == [labels["held_out"], labels["train"]]
+    assert all(s.chosen.value == pytest.approx(fmean(s.chosen.members) - s.chosen.std) for s in scores)
+    assert max(s.disagreement for s in scores) > 0
+
+
+def test_the_manifest_says_what_was_run(whole: tuple[Workspace, RunSummary]) -> None:
+    run = whole[0].run("s")
     manifest = read_manifest(run.manifest)
     assert manifest is not None and manifest.command == "cai run runs/s.yaml"
     assert [s.status for s in manifest.stages] == ["done"] * 10
     assert manifest.versions["torch"] and manifest.model_fingerprint.startswith("local:")
     assert all(s.outputs for s in manifest.stages)
-    *others, warning = first.warnings
+    assert [s.state for s in run_status(run).stages] == ["done"] * 10
+
+
+def test_a_run_ends_with_a_report_and_warns_of_what_it_says(whole: tuple[Workspace, RunSummary]) -> None:
+    workspace, made = whole
+    run = workspace.run("s")
+    *others, warning = made.warnings
     assert others and "token limit" in others[0], "twelve tokens are too few for these answers"
     page = re.sub(r"\s+", " ", run.report.read_text())
     assert "NOT SHOWN TO BEAT THE TRIVIAL BASELINES" in warning and "NOT SHOWN TO BEAT THE TRIVIAL BASELINES" in page
-    assert first.report == str(run.report) and page.count("<html") == 1
-    assert [s.state for s in run_status(run).stages] == ["done"] * 10
+    assert made.report == str(run.report) and page.count("<html") == 1
 
-    before = data_bytes(run)
+
+def test_every_record_of_a_run_can_be_read(whole: tuple[Workspace, RunSummary]) -> None:
+    workspace, made = whole
+    run = workspace.run("s")
     for path in run.path.glob("data/*.jsonl"):
-        assert len(Run(first, run).records(path.stem)) == len(rows(path)), path.name
-    second = run_recipe(recipe, workspace, STAGES, Reporter())
-    assert [s.name for s in second.stages if not s.reused] == ["report"]
-    assert data_bytes(run) == before and calls_made(second) == 0
+        assert len(Run(made, run).records(path.stem)) == len(rows(path)), path.name
 
-    run.manifest.unlink()
-    third = run_recipe(recipe, workspace, STAGES, Reporter(), only=[n for n in STAGE_NAMES if n not in ("distill", "blend", "evaluate")])
-    assert calls_made(third) == 0, "finished trainings are found again, so the policy that samples is the same"
-    assert data_bytes(run) == before
+
+def test_a_second_run_makes_only_the_report_again(copied: Workspace) -> None:
+    before = data_bytes(copied.run("s"))
+    again = run_recipe(recipe_of(copied), copied, STAGES, Reporter())
+    assert [s.name for s in again.stages if not s.reused] == ["report"]
+    assert data_bytes(copied.run("s")) == before and calls_made(again) == 0
+
+
+def test_without_its_manifest_a_run_still_asks_and_trains_nothing_again(copied: Workspace) -> None:
+    before = data_bytes(copied.run("s"))
+    copied.run("s").manifest.unlink()
+    only = [n for n in STAGE_NAMES if n not in ("distill", "blend", "evaluate")]
+    again = run_recipe(recipe_of(copied), copied, STAGES, Reporter(), only=only)
+    assert calls_made(again) == 0, "finished trainings are found again, so the policy that samples is the same"
+    assert data_bytes(copied.run("s")) == before
 
 
 def test_reward_models_load_when_no_other_model_is_in_memory(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
