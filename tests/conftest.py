@@ -2,8 +2,10 @@
 
 import itertools
 import signal
+import sqlite3
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -27,6 +29,20 @@ def own_config(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     """Keep what `cai` remembers of a person away from the person who runs the tests, and of one test from the next."""
     monkeypatch.setenv("CAI_CONFIG", str(tmp_path_factory.getbasetemp() / f"config-{next(_NUMBERS)}"))
     monkeypatch.delenv("CAI_KEY_HOSTS", raising=False)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections to SQLite that are opened in the test, in order: what a test does to one befalls what uses it."""
+    found: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def kept(*args: Any, **options: Any) -> sqlite3.Connection:
+        found.append(connect(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", kept)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ _COMMIT_SECONDS = 0.25
 """Seconds without a commit after which the calls still in flight count as not started."""
 _CLAIM_PAUSE = 0.02
 """Seconds before the first check for the reply of another process's call. Later pauses grow up to one second."""
-_CLAIM_SECONDS = 600.0
+CLAIM_SECONDS = 600.0
 """Seconds after which this process makes the call itself: the other process may be suspended."""
 
 
@@ -285,12 +285,12 @@ class TextModel:
     async def _await_claim(self, key: str, request: Request) -> Reply | None:
         """Wait for another process that makes the same call. Returns its reply, or None if this process has to make the call."""
         pause, started = _CLAIM_PAUSE, time.monotonic()
-        while not self.store.claim(key) and (waited := time.monotonic() - started) < _CLAIM_SECONDS:
+        while not self.store.claim(key) and (waited := time.monotonic() - started) < CLAIM_SECONDS:
             if waited > NOTICE_SECONDS:
                 tell_waiting(
                     "claim",
                     f"Waiting since {waited:.0f} s for a reply that another run asks for: {self.store.holder(key)}. Let it go on, or stop "
-                    f"it; after {_CLAIM_SECONDS:.0f} s the call is made here.",
+                    f"it; after {CLAIM_SECONDS:.0f} s the call is made here.",
                 )
             await asyncio.sleep(pause)
             pause = min(1.0, 1.5 * pause)

@@ -31,7 +31,8 @@ from cai.errors import StoreError
 
 T = TypeVar("T")
 SCHEMA_VERSION = 1
-_BUSY_SECONDS = 60.0
+BUSY_SECONDS = 60.0
+"""Longest wait for another process that writes to the store."""
 _CHECKPOINT_PAGES = 4000
 """Pages of write-ahead log (16 MB) before a checkpoint copies it into the file. Keys are random, so a commit changes most pages of their
 index; this copies them once for about ten commits. A killed process loses nothing that was committed; a power cut may lose this much.
@@ -69,7 +70,7 @@ class CallStore:
         with self._explained():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -92,13 +93,13 @@ class CallStore:
         if version == 0:
             self._db.execute(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        self._db.execute(f"PRAGMA busy_timeout={int(1000 * min(NOTICE_SECONDS, _BUSY_SECONDS))}")
+        self._db.execute(f"PRAGMA busy_timeout={int(1000 * min(NOTICE_SECONDS, BUSY_SECONDS))}")
         self._db.execute("SELECT 1 FROM calls LIMIT 1").fetchone()  # makes the write-ahead log, if there is none
         self._seen = self._files()
 
     def _write_ahead(self) -> None:
         """Turn on write-ahead logging. Retries: if two processes do so on a new file, SQLite reports a lock without the usual wait."""
-        deadline = time.monotonic() + _BUSY_SECONDS
+        deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -219,12 +220,12 @@ class CallStore:
                 return
             except sqlite3.OperationalError as e:
                 waited = time.monotonic() - started
-                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > _BUSY_SECONDS:
+                if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or waited > BUSY_SECONDS:
                     raise
             tell_waiting(
                 "store",
                 f"Waiting since {waited:.0f} s for another process that writes to {self.path}. Let it go on, or stop it (fuser {self.path} "
-                f"names it); after {_BUSY_SECONDS:.0f} s this run stops, and every finished call is kept.",
+                f"names it); after {BUSY_SECONDS:.0f} s this run stops, and every finished call is kept.",
             )
 
     def _files(self) -> tuple[tuple[int, int] | None, ...]:
@@ -249,7 +250,7 @@ class CallStore:
             return
         found = "cut" if now == self._seen else "deleted" if None in now else "replaced"
         kept = next(p for i in range(10**6) if not (p := self.path.with_name(f"calls-rescued-{i}.sqlite")).exists())
-        lost, self._db = self._db, sqlite3.connect(kept, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        lost, self._db = self._db, sqlite3.connect(kept, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             lost.backup(self._db)
         except sqlite3.Error:  # cut: only what is to come can be kept
@@ -302,7 +303,7 @@ class CallStore:
         if "full" in text:
             fix = "the disk is full. Free some space and run again: every finished call is kept."
         elif "locked" in text or "busy" in text:
-            fix = f"another process held the store for over {_BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
+            fix = f"another process held the store for over {BUSY_SECONDS:.0f} s. Wait for it, or stop it, and run again."
         elif "malformed" in text or "not a database" in text or "corrupt" in text:
             fix = _corrupt(path, str(e))
         elif "readonly" in text or "unable to open" in text or isinstance(e, PermissionError):

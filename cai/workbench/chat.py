@@ -32,7 +32,7 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
     names = [model] if against is None else [model, against]
     opening = (Message("system", system),) if system else ()
     sampling = Sampling(max_tokens, temperature)
-    shown = _Answers(console, [Path(name).name for name in names])
+    shown = LiveAnswers(console, [Path(name).name for name in names])
     # Read lines outside the event loop; inside it, Ctrl-C would take effect only at the end of the line.
     with asyncio.Runner() as runner, Session(recipe=Recipe(name="chat"), keep_calls=False, reporter=shown) as session:
         models = [runner.run(session.open_model(spec_from_name(name))) for name in names]
@@ -59,8 +59,13 @@ def chat_loop(model: str, against: str | None, system: str | None, max_tokens: i
             runner.run(session.close_models())
 
 
-class _Answers(Reporter):
-    """Shows the answers of a turn as they are written, or what they wait for: a model that is loading, or one that has not begun."""
+class LiveAnswers(Reporter):
+    """Shows the answers of a turn as they are written, or what they wait for: a model that is loading, or one that has not begun.
+
+    Args:
+        console: where to show them.
+        names: one per model.
+    """
 
     def __init__(self, console: "Console", names: list[str]) -> None:
         self.console = console

@@ -1,6 +1,7 @@
 """What was met before: exactly what comparing everything with everything finds, without holding it."""
 
 import gc
+import sqlite3
 
 import pytest
 from hypothesis import given
@@ -65,7 +66,9 @@ def test_what_was_seen_is_what_a_set_holds(texts: list[str]) -> None:
         held.add(text)
 
 
-def test_near_repeats_take_no_python_object_each_and_no_memory_beyond_their_cache() -> None:
+def test_near_repeats_take_no_python_object_each_and_no_memory_beyond_their_cache(
+    connections: list[sqlite3.Connection],
+) -> None:
     def objects() -> int:
         gc.collect()
         return len(gc.get_objects())
@@ -75,8 +78,8 @@ def test_near_repeats_take_no_python_object_each_and_no_memory_beyond_their_cach
         for i in range(3000):
             near.twin(f"prompt {i} of this test", f"name {i}")
         assert objects() - before < 1000  # the library remembers its last 200 cursors
-        assert near._db.execute("PRAGMA cache_size").fetchone() == (-16 * 1024,)
-        assert near._db.execute("PRAGMA database_list").fetchall() == [(0, "main", "")]  # a file of its own, not memory
+        assert connections[-1].execute("PRAGMA cache_size").fetchone() == (-16 * 1024,)
+        assert connections[-1].execute("PRAGMA database_list").fetchall() == [(0, "main", "")]  # a file of its own, not memory
 
 
 def test_two_sets_share_nothing_and_half_a_surrogate_pair_is_a_text_too() -> None:
@@ -84,9 +87,9 @@ def test_two_sets_share_nothing_and_half_a_surrogate_pair_is_a_text_too() -> Non
     assert one.add("\ud800") and "\ud800" not in two and two.add("\ud800") and not one.add("\ud800")
 
 
-def test_a_full_folder_for_temporary_files_is_an_error_that_names_the_way_out() -> None:
+def test_a_full_folder_for_temporary_files_is_an_error_that_names_the_way_out(connections: list[sqlite3.Connection]) -> None:
     with NearRepeats(0.8) as near:
-        near._db.execute("PRAGMA max_page_count=4")
+        connections[-1].execute("PRAGMA max_page_count=4")
         with pytest.raises(StoreError, match=r"full.*SQLITE_TMPDIR"):
             for i in range(5000):
                 near.twin(f"{i} {i + 1}", str(i))

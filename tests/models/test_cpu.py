@@ -14,30 +14,34 @@ from cai.models.local.loading import load_causal_lm
 from cai.recipe import ModelSpec
 
 
-@pytest.fixture
-def model() -> LlamaForCausalLM:
+def made(intermediate_size: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=320,
         hidden_size=64,
-        intermediate_size=128,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         attention_bias=True,
     )
-    made = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
-    for parameter in made.parameters():
+    model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.bfloat16).eval().requires_grad_(False)
+    for parameter in model.parameters():
         if parameter.dim() == 1:  # biases and norms, which start as zeros and ones
             parameter.uniform_(0.5, 1.5)
-    return made
+    return model
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return made(intermediate_size=128)
 
 
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.bfloat16, {"atol": 0.02, "rtol": 0.05}), (torch.float32, {"atol": 1e-5, "rtol": 1e-5})]
 )
 def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM, dtype: torch.dtype, close: dict[str, float]) -> None:
-    if not cpu._can_pack(dtype):
+    if not cpu.can_pack(dtype):
         pytest.skip("this PyTorch has no packed linear layers for this processor")
     model.to(dtype)
     ids = torch.randint(3, 320, (4, 30), generator=torch.Generator().manual_seed(0))
@@ -50,11 +54,10 @@ def test_packed_layers_agree_with_plain_ones(model: LlamaForCausalLM, dtype: tor
     torch.testing.assert_close(quick, plain, **close)
 
 
-def test_small_weights_are_turned_in_float32_and_large_ones_packed(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not cpu._can_pack(torch.float32):
+def test_small_weights_are_turned_in_float32_and_large_ones_packed() -> None:
+    if not cpu.can_pack(torch.float32):
         pytest.skip("this PyTorch has no packed linear layers for this processor")
-    monkeypatch.setattr(cpu, "_SMALL_WEIGHTS", 64 * 64)
-    cpu.speed_up(model.float())
+    model = cpu.speed_up(made(intermediate_size=16_384).float())  # 64 × 64 weights, and over a million
     attention, down = model.model.layers[0].self_attn, model.model.layers[0].mlp.down
     assert type(attention.q) is torch.nn.Linear and attention.q.weight.T.is_contiguous()
     assert type(down) is cpu.PackedLinear and type(model.lm_head) is cpu.PackedLinear
@@ -63,7 +66,7 @@ def test_small_weights_are_turned_in_float32_and_large_ones_packed(model: LlamaF
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system doesn't say what is mapped")
 def test_packed_models_let_go_of_their_file(model: LlamaForCausalLM, tied: bool, tmp_path: Path) -> None:
-    if not cpu._can_pack(torch.float32):
+    if not cpu.can_pack(torch.float32):
         pytest.skip("this PyTorch has no packed linear layers for this processor")
     model.config.tie_word_embeddings = tied
     LlamaForCausalLM(model.config).float().save_pretrained(tmp_path)
@@ -83,12 +86,12 @@ def test_float64_models_keep_their_layers(model: LlamaForCausalLM) -> None:
     assert not any(isinstance(m, cpu.PackedLinear) for m in model.modules())
 
 
-@pytest.mark.parametrize(("queries", "most_scores"), [(1, 10**6), (7, 10**6), (7, 0)])
-def test_attention_agrees_with_the_definition(queries: int, most_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_MOST_SCORES", most_scores)
+@pytest.mark.parametrize(("queries", "keys", "stored"), [(1, 11, True), (7, 11, True), (900, 900, False)])
+def test_attention_agrees_with_the_definition(queries: int, keys: int, stored: bool) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 4, queries, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 8)
-    mask = torch.zeros(3, 1, queries, 11).masked_fill(torch.rand(3, 1, queries, 11) < 0.3, torch.finfo(torch.float32).min)
+    query, key, value = torch.randn(3, 4, queries, 8), torch.randn(3, 2, keys, 8), torch.randn(3, 2, keys, 8)
+    assert (3 * 4 * queries * keys <= cpu.MOST_SCORES) is stored
+    mask = torch.zeros(3, 1, queries, keys).masked_fill(torch.rand(3, 1, queries, keys) < 0.3, torch.finfo(torch.float32).min)
     module = torch.nn.Module()
     module.num_key_value_groups = 2
     found, _ = cpu.attend(module, query, key, value, mask, scaling=0.3)

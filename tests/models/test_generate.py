@@ -72,7 +72,7 @@ def test_choices_match_the_unshared_path(model: Any) -> None:
 
 
 def test_scores_match_one_forward_pass(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cai.models.local.generate._SCORE_POSITIONS", 20)  # several chunks
+    monkeypatch.setattr("cai.models.local.generate.SCORE_POSITIONS", 20)  # several chunks
     items = [(p, [9, 10, 11, *[i + 5] * 3 * i]) for i, p in enumerate(prompts())]
     assert score(model, items) == pytest.approx([logprob(model, p, t) for p, t in items], abs=1e-4)
 

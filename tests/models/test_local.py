@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 
 from cai.errors import ModelError, ReplyError
 from cai.models.base import TextModel
+from cai.models.local import generate
 from cai.models.local.encoding import Encoder
 from cai.models.local.engine import LocalEngine
+from cai.models.local.generate import ChoiceQuery, CompletionRow, compare, complete
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.models.requests import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling, ScoreRequest
 from cai.models.store import CallStore
@@ -55,8 +58,12 @@ def answer(eng: LocalEngine, requests: Sequence[Request]) -> list[Any]:
 def test_pending_requests_share_batches_of_even_length(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     eng = engine(parts)
     sizes: list[list[int]] = []
-    answer_batch = eng._answer
-    monkeypatch.setattr(eng, "_answer", lambda jobs: sizes.append([len(j.prompt) for j in jobs]) or answer_batch(jobs))
+
+    def noted(model: Any, rows: Sequence[CompletionRow], *args: Any, **options: Any) -> Any:
+        sizes.append([len(row.prompt) for row in rows])
+        return complete(model, rows, *args, **options)
+
+    monkeypatch.setattr(generate, "complete", noted)
     replies = answer(eng, [ask("x" * n) for n in (5, 50, 20, 90, 35, 80)])
     assert all(isinstance(r, Completion) for r in replies)
     assert [len(s) for s in sizes] == [4, 2]
@@ -94,9 +101,14 @@ def test_choices_and_scores_agree(parts: tuple[Any, Any]) -> None:
 def test_questions_about_one_text_stay_together(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     eng = engine(parts)
     batches: list[set[str]] = []
-    answer_batch = eng._answer
-    monkeypatch.setattr(eng, "_answer", lambda jobs: batches.append({j.request.messages[0].content for j in jobs}) or answer_batch(jobs))
     texts = ("first text " * 8, "second text " * 8)
+
+    def noted(model: Any, questions: Sequence[ChoiceQuery]) -> Any:
+        prompts = [parts[1].decode(question.prompt) for question in questions]
+        batches.append({text for text in texts if any(text in prompt for prompt in prompts)})
+        return compare(model, questions)
+
+    monkeypatch.setattr(generate, "compare", noted)
     replies = answer(eng, [choose(t, f"question {i}") for i in range(6) for t in texts])
     assert all(len(r.logprobs) == 2 for r in replies)
     assert batches == [{texts[0]}, {texts[1]}]
@@ -114,27 +126,23 @@ def test_an_item_that_does_not_fit_fails_alone(parts: tuple[Any, Any]) -> None:
 
 def test_a_batch_that_runs_out_of_memory_is_halved(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calm = answer(engine(parts), [ask("x" * n) for n in range(5, 9)])
-    eng = engine(parts)
-    answer_batch = eng._answer
 
-    def tight(jobs: Sequence[Any]) -> list[Reply]:
-        if len(jobs) > 2:
+    def tight(model: Any, rows: Sequence[CompletionRow], *args: Any, **options: Any) -> Any:
+        if len(rows) > 2:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return answer_batch(jobs)
+        return complete(model, rows, *args, **options)
 
-    monkeypatch.setattr(eng, "_answer", tight)
-    halved = answer(eng, [ask("x" * n) for n in range(5, 9)])
+    monkeypatch.setattr(generate, "complete", tight)
+    halved = answer(engine(parts), [ask("x" * n) for n in range(5, 9)])
     assert [r.prompt_tokens for r in halved] == [r.prompt_tokens for r in calm]
 
 
 def test_a_model_that_fails_on_one_request_stops_with_the_fix(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    eng = engine(parts)
-
-    def fail(jobs: Sequence[Any]) -> list[Reply]:
+    def fail(model: Any, questions: Sequence[ChoiceQuery]) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(eng, "_answer", fail)
-    replies = answer(eng, [ask("a"), ask("b"), choose("c", "d")])
+    monkeypatch.setattr(generate, "compare", fail)
+    replies = answer(engine(parts), [ask("a"), ask("b"), choose("c", "d")])
     assert all(isinstance(r, ModelError) and "lower model.max_length" in str(r) for r in replies)
 
 
@@ -149,15 +157,26 @@ def test_closing_stops_what_is_running(parts: tuple[Any, Any]) -> None:
     assert all(isinstance(r, ModelError) and "stopped" in str(r) for r in asyncio.run(run()))
 
 
-def test_finishing_ends_the_running_batch_and_begins_no_other(parts: tuple[Any, Any]) -> None:
+def test_finishing_ends_the_running_batch_and_begins_no_other(parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, finishing = threading.Event(), threading.Event()
+
+    def held(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert finishing.wait(60)
+        return complete(*args, **options)
+
+    monkeypatch.setattr(generate, "complete", held)
+
     async def run() -> tuple[int, int]:
         eng = engine(parts)
         with CallStore(None) as store:
             model = TextModel(eng, store, "t")
             tasks = [asyncio.create_task(model.complete((Message("user", f"{i}"),), Sampling(12), seed=i)) for i in range(6)]
-            while len(eng._pending) != 2:  # noqa: ASYNC110 - the first batch tells nobody that it was taken
-                await asyncio.sleep(0)
-            await model.finish()
+            assert await asyncio.to_thread(begun.wait, 60)
+            finish = asyncio.create_task(model.finish())
+            await asyncio.sleep(0)
+            finishing.set()
+            await finish
             kept = len(store), eng.batches
             for task in tasks:
                 task.cancel()

@@ -11,9 +11,9 @@ from cai.models.local.precision import resolved_precision
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    precision._fastest.cache_clear()
+    precision.fastest_precision.cache_clear()
     yield
-    precision._fastest.cache_clear()
+    precision.fastest_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ def test_auto_is_bfloat16_only_where_it_is_faster(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: name in able for name in ("avx2", *precision.BFLOAT16_FLAGS)})
-    monkeypatch.setattr(precision, "_product_seconds", lambda: seconds)
+    monkeypatch.setattr(precision, "product_seconds", lambda: seconds)
     assert resolved_precision("auto") == chosen
 
 
 def test_both_products_are_timed() -> None:
-    assert all(0 < seconds < 60 for seconds in precision._product_seconds())
+    assert all(0 < seconds < 60 for seconds in precision.product_seconds())
 
 
 def test_auto_is_bfloat16_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from cai.models.local.sampling import _mix, draw, uniforms
+from cai.models.local.sampling import draw, uniforms
+
+STEP = 0x9E3779B97F4A7C15
+
+
+def splitmix64(state: int) -> int:
+    """One output of SplitMix64 in whole numbers."""
+    z = (state + STEP) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
 
 
 def test_a_number_per_seed_and_step_that_never_changes() -> None:
@@ -13,7 +23,9 @@ def test_a_number_per_seed_and_step_that_never_changes() -> None:
     assert first.tolist() == uniforms(seeds, 0).tolist()
     assert uniforms(seeds[::-1], 0).tolist() == first.tolist()[::-1]
     assert len({*first.tolist(), *uniforms(seeds, 1).tolist()}) == 6
-    assert int(_mix(np.zeros(1, dtype=np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's first output for the state 0
+    for number, seed in zip(uniforms(seeds, 4), seeds, strict=True):
+        assert number == ((splitmix64(splitmix64(int(seed)) + 5 * STEP) >> 11) + 0.5) / 2**53
+    assert splitmix64(0) == 0xE220A8397B1DCDAF, "its first output for the state 0, as published"
 
 
 def test_numbers_are_even_over_steps_and_seeds() -> None:

@@ -1,6 +1,7 @@
 """The call store: what was put is there after anything, and what goes wrong says what to do."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable
@@ -53,22 +54,22 @@ def test_a_call_put_again_replaces_the_first() -> None:
         assert store.get(key(0), Completion) == Completion("two 0", False, 3, 4)
 
 
-def test_replies_that_arrive_together_are_one_transaction(path: Path) -> None:
+def test_replies_that_arrive_together_are_one_transaction(path: Path, connections: list[sqlite3.Connection]) -> None:
     statements: list[str] = []
     with CallStore(path) as store:
-        store._db.set_trace_callback(statements.append)
+        connections[-1].set_trace_callback(statements.append)
 
         async def run() -> None:
             await asyncio.gather(*(put(store, i) for i in range(200)))
             await put(store, 200)
 
         asyncio.run(run())
-        store._db.set_trace_callback(None)
+        connections[-1].set_trace_callback(None)
         assert len(store) == 201
     assert [s for s in statements if s in ("BEGIN IMMEDIATE", "COMMIT")] == ["BEGIN IMMEDIATE", "COMMIT"] * 2
 
 
-def test_everyone_woken_by_one_future_shares_a_transaction() -> None:
+def test_everyone_woken_by_one_future_shares_a_transaction(connections: list[sqlite3.Connection]) -> None:
     statements: list[str] = []
 
     async def run(store: CallStore) -> None:
@@ -84,9 +85,9 @@ def test_everyone_woken_by_one_future_shares_a_transaction() -> None:
         await asyncio.gather(*tasks)
 
     with CallStore(None) as store:
-        store._db.set_trace_callback(statements.append)
+        connections[-1].set_trace_callback(statements.append)
         asyncio.run(run(store))
-        store._db.set_trace_callback(None)
+        connections[-1].set_trace_callback(None)
     assert statements.count("COMMIT") == 1
 
 
@@ -166,11 +167,11 @@ def test_another_version_is_refused_and_left(path: Path, version: int) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_full_disk_stops_with_the_fix_and_keeps_what_was_finished(path: Path) -> None:
+def test_a_full_disk_stops_with_the_fix_and_keeps_what_was_finished(path: Path, connections: list[sqlite3.Connection]) -> None:
     fill(path, 10)
     with CallStore(path) as store:
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count={pages + 2}")
+        pages = connections[-1].execute("PRAGMA page_count").fetchone()[0]
+        connections[-1].execute(f"PRAGMA max_page_count={pages + 2}")
 
         async def run() -> list[Any]:
             return await asyncio.gather(*(put(store, i, "x" * 5000) for i in range(10, 20)), return_exceptions=True)
@@ -178,16 +179,16 @@ def test_a_full_disk_stops_with_the_fix_and_keeps_what_was_finished(path: Path) 
         results = asyncio.run(run())
         assert all(isinstance(r, StoreError) and "disk is full" in str(r) and "every finished call is kept" in str(r) for r in results)
         assert len(store) == 10  # all of the transaction, or nothing
-        store._db.execute("PRAGMA max_page_count=1000000")  # somebody freed some space
+        connections[-1].execute("PRAGMA max_page_count=1000000")  # somebody freed some space
         assert asyncio.run(run()) == [None] * 10
     with CallStore(path) as store:
         assert len(store) == 20
 
 
-def test_a_store_that_may_only_be_read_still_answers_and_says_so_on_writing(path: Path) -> None:
+def test_a_store_that_may_only_be_read_still_answers_and_says_so_on_writing(path: Path, connections: list[sqlite3.Connection]) -> None:
     fill(path, 1)
     with CallStore(path) as store:
-        store._db.execute("PRAGMA query_only=1")
+        connections[-1].execute("PRAGMA query_only=1")
         assert store.get(key(0), Completion) is not None
         with pytest.raises(StoreError, match="write permission"):
             asyncio.run(put(store, 1))
@@ -209,7 +210,7 @@ def test_a_path_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 
 
 def test_a_store_held_by_another_process_is_named_after_the_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cai.models.store, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(cai.models.store, "BUSY_SECONDS", 0.05)
     fill(path, 1)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -223,15 +224,15 @@ def test_a_store_held_by_another_process_is_named_after_the_wait(path: Path, mon
     holder.close()
 
 
-def test_a_failed_commit_reaches_every_waiter_and_the_next_one_works(path: Path) -> None:
+def test_a_failed_commit_reaches_every_waiter_and_the_next_one_works(path: Path, connections: list[sqlite3.Connection]) -> None:
     with CallStore(path) as store:
-        store._db.execute("PRAGMA query_only=1")
+        connections[-1].execute("PRAGMA query_only=1")
 
         async def run() -> list[Any]:
             return await asyncio.gather(*(put(store, i) for i in range(3)), return_exceptions=True)
 
         assert [type(r) for r in asyncio.run(run())] == [StoreError] * 3
-        store._db.execute("PRAGMA query_only=0")
+        connections[-1].execute("PRAGMA query_only=0")
         assert asyncio.run(run()) == [None] * 3
 
 
@@ -302,10 +303,10 @@ def test_a_lost_store_hides_no_other_error(path: Path) -> None:
 
 
 def test_several_processes_and_checkpoints_are_no_accident(path: Path) -> None:
-    with CallStore(path) as one:
+    with CallStore(path) as one, contextlib.closing(sqlite3.connect(path)) as beside:
         for i in range(20):
             fill(path, i + 1)  # opens and closes beside
-            one._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            beside.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             asyncio.run(put(one, 100 + i))
     with CallStore(path) as store:
         assert len(store) == 40

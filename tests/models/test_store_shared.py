@@ -171,7 +171,7 @@ def test_a_claim_is_of_one_process_and_dies_with_it(path: Path, holding: Callabl
 def test_a_call_that_another_process_dies_of_or_sits_on_is_made_here(
     path: Path, monkeypatch: pytest.MonkeyPatch, holding: Callable[[str], "subprocess.Popen[str]"], killed: bool
 ) -> None:
-    monkeypatch.setattr("cai.models.base._CLAIM_SECONDS", 600.0 if killed else 0.3)
+    monkeypatch.setattr("cai.models.base.CLAIM_SECONDS", 600.0 if killed else 0.3)
     engine, request = ScriptedEngine(), CompleteRequest((Message("user", "hello"),), Sampling(), 1)
     holder = holding(key((engine.fingerprint, "CompleteRequest", request)))
 

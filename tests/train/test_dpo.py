@@ -123,14 +123,19 @@ def test_reference_passes_are_made_in_the_first_epoch_only(tiny_model_dir: Path,
     rows, _ = dpo_rows(tokenizer, [preference(i) for i in range(5)], 512)
     with quiet_training():
         trainer = dpo_trainer(config, start, tokenizer, rows, tmp_path, 0)
-        passes, plain = [], trainer._logps
-        trainer._logps = lambda model, inputs: (passes.append(torch.is_grad_enabled()), plain(model, inputs))[1]
+        passes: list[bool] = []
+        hook = trainer.model.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
         trainer.train()
+        hook.remove()
     assert (passes.count(True), passes.count(False)) == (9, 3)
-    kept = trainer.reference_logps_N2.clone()
+    trainer.model.get_base_model().set_attn_implementation("sdpa")
+    again = []
     with reference_of(trainer):
-        again = trainer._logps(trainer.model, trainer.data_collator(list(trainer.train_dataset)))
-    torch.testing.assert_close(again, kept.T.flatten(), rtol=1e-5, atol=1e-4)
+        for row in rows:
+            for ids in (row["chosen_ids"], row["rejected_ids"]):
+                logits = trainer.model(input_ids=torch.tensor([row["prompt_ids"] + ids])).logits[0, -len(ids) - 1 : -1]
+                again.append(torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(ids)[:, None]).sum())
+    torch.testing.assert_close(torch.stack(again).view(-1, 2), trainer.reference_logps_N2, rtol=1e-5, atol=1e-4)
 
 
 def test_scoring_only_completions_changes_no_log_probability_and_no_gradient(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from cai.errors import ModelError
 from cai.records import RewardScore
 from cai.train.reward.ensemble import (
     Centre,
-    _score_padded,
-    _score_shared,
-    _shares_prefixes,
     aggregate_scores,
     load_ensemble,
     read_centre,
+    score_padded,
+    score_shared,
+    shares_prefixes,
     write_centre,
 )
 from cai.train.reward.train import train_reward
@@ -109,11 +109,11 @@ def test_a_beginning_that_runs_once_changes_no_score(kind: str) -> None:
     config, _, extra = KINDS[kind]
     torch.manual_seed(0)
     scorer = hf.AutoModelForSequenceClassification.from_config(config(**SIZES, **extra, num_labels=1), attn_implementation="sdpa").eval()
-    assert _shares_prefixes(scorer)
+    assert shares_prefixes(scorer)
     texts = prompts(12)
-    assert _score_shared(scorer, texts) == pytest.approx(_score_padded(scorer, texts), abs=1e-4)
+    assert score_shared(scorer, texts) == pytest.approx(score_padded(scorer, texts), abs=1e-4)
     scorer.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    assert not _shares_prefixes(scorer), "its second layer keeps a state, not keys and values"
+    assert not shares_prefixes(scorer), "its second layer keeps a state, not keys and values"
 
 
 def test_a_text_that_ends_in_padding_is_scored_as_it_was_trained(folders: list[Path], tiny_model_dir: Path) -> None:

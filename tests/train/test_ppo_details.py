@@ -14,7 +14,7 @@ from cai.recipe import LoraSpec, PolicyConfig, PPOSpec, RewardConfig
 from cai.train.reward.ensemble import read_centre
 from cai.train.rl.ppo_update import World, is_critic, make_batch, make_optimizer, update
 from cai.train.rl.rollout import Episode, Task, encode_prompts, evaluate_responses, sample, tasks
-from cai.train.rl.shared_base import SharedBase, load_shared_base
+from cai.train.rl.shared_base import POLICY, SharedBase, load_shared_base
 from cai.train.running import quiet_training
 from tests.train.builders import model_at, ppo_config, prompt
 
@@ -235,15 +235,18 @@ def test_14_every_pass_takes_every_episode_once_in_an_order_of_its_own(
     shared: SharedBase, todo: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    plain = ppo_update._differentiate
+    episodes, plain = rollout(shared, todo, length=3), shared.hidden
+    number = {tuple(episode.ids): i for i, episode in enumerate(episodes)}
+    assert len(number) == 8, "no two are alike"
 
-    def noted(base: Any, batch: Any, micro: Any, spec: Any, count: int) -> Any:
-        seen.append(list(micro))
-        return plain(base, batch, micro, spec, count)
+    def noted(name: str, rows: Any) -> Any:
+        if name == POLICY:
+            seen.append([number[tuple(ids)] for ids in rows])
+        return plain(name, rows)
 
-    monkeypatch.setattr(ppo_update, "_differentiate", noted)
+    monkeypatch.setattr(shared, "hidden", noted)
     config = ppo_config(batch_size=2, gradient_accumulation=2, ppo=PPOSpec(num_ppo_epochs=3, num_mini_batches=2))
-    train_once(shared, rollout(shared, todo, length=3), config)
+    train_once(shared, episodes, config)
     flat = [i for micro in seen for i in micro]
     passes = [flat[k : k + 8] for k in (0, 8, 16)]
     assert [sorted(p) for p in passes] == [list(range(8))] * 3

@@ -17,7 +17,7 @@ from cai.records import Preference, RewardScore
 from cai.train.checkpoints import checkpoint_folder
 from cai.train.encode import reward_rows
 from cai.train.reward.balance import balance_lengths
-from cai.train.reward.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer
+from cai.train.reward.ensemble import RewardEnsemble, aggregate_scores, load_ensemble, scoring_tokenizer, shares_prefixes
 from cai.train.reward.metrics import HeldOutMetrics, calibration_error, reliability_bins
 from cai.train.reward.train import (
     METRICS,
@@ -130,7 +130,8 @@ def test_scores_do_not_depend_on_batch_or_order(tiny_model_dir: Path, tmp_path: 
     assert values(scorer, items[::-1])[::-1] == pytest.approx(together, abs=1e-5)
     monkeypatch.setattr("cai.train.reward.ensemble.KEPT_TOKENS", 1)
     assert values(scorer, items) == pytest.approx(together, abs=1e-5)
-    monkeypatch.setattr("cai.train.reward.ensemble._shares_prefixes", lambda model: False)
+    scorer.model.config.layer_types = ["full_attention", "linear_attention"]  # as of a model whose texts can't share their beginnings
+    assert not shares_prefixes(scorer.model)
     for tokens in (1, 10_000):
         monkeypatch.setattr("cai.train.reward.ensemble.tokens_at_once", lambda device, tokens=tokens: tokens)
         assert values(scorer, items) == pytest.approx(together, abs=1e-5), "each text whole"

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cai.errors import ReplyError
 from cai.models.requests import CompleteRequest, Completion, Reply, Request
-from cai.workbench.chat import _Answers, chat_loop
+from cai.workbench.chat import LiveAnswers, chat_loop
 from tests.workspaces import script
 
 
@@ -67,7 +67,7 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_an_answer_is_shown_while_it_is_written() -> None:
     console = Console(width=60, height=12, file=io.StringIO(), force_terminal=True)
-    shown = _Answers(console, ["one", "two"])
+    shown = LiveAnswers(console, ["one", "two"])
     with shown.loading("models/one"):
         assert "loading one" in text_of(console, shown)
     assert text_of(console, shown).count("thinking") == 2
@@ -77,7 +77,7 @@ def test_an_answer_is_shown_while_it_is_written() -> None:
     assert "line 29" in text_of(console, shown) and "line 3 " not in text_of(console, shown)
 
 
-def text_of(console: Console, shown: _Answers) -> str:
+def text_of(console: Console, shown: LiveAnswers) -> str:
     with console.capture() as capture:
         console.print(shown.panels(console.height - 6))
     return capture.get()

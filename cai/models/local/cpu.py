@@ -26,7 +26,7 @@ _ROTARY = ("LlamaAttention", "MistralAttention", "Qwen2Attention")
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm")
 _SMALL_WEIGHTS = 1_000_000
 """Up to this many float32 weights, MKL's product is about as fast as oneDNN's, or faster (docs/log.md). It takes transposed weights."""
-_MOST_SCORES = 8_000_000
+MOST_SCORES = 8_000_000
 """Largest number of attention scores to store. Above it the flash kernel, which stores none, is as fast."""
 
 
@@ -37,7 +37,7 @@ def speed_up(model: Any) -> Any:
     if model.config._attn_implementation == "sdpa" and getattr(model, "_supports_attention_backend", False):
         _register()
         model.set_attn_implementation(_NAME)
-    if model.dtype in (torch.bfloat16, torch.float32) and _can_pack(model.dtype):
+    if model.dtype in (torch.bfloat16, torch.float32) and can_pack(model.dtype):
         _replace(model, lambda child: _quick_block(child, model.dtype))
         head = model.get_output_embeddings()
         _replace(model, lambda child: _quick_linear(child, model.dtype, child is head))
@@ -115,7 +115,7 @@ def _leave_file(model: Any) -> None:
         head.plain_weight = copies[plain.data_ptr()] if plain.data_ptr() in copies else plain.clone()
 
 
-def _can_pack(dtype: torch.dtype) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has the operators for weights of this type. Tries them, because they are not in its public interface."""
     try:
         layer = nn.Linear(32, 32, bias=False, dtype=dtype).requires_grad_(False)
@@ -229,7 +229,7 @@ def attend(
 
     rows, heads, queries, size = query.shape
     odd = kwargs.get("position_bias") is not None or kwargs.get("softcap") is not None
-    if odd or attention_mask is None or attention_mask.dtype == torch.bool or rows * heads * queries * key.shape[2] > _MOST_SCORES:
+    if odd or attention_mask is None or attention_mask.dtype == torch.bool or rows * heads * queries * key.shape[2] > MOST_SCORES:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return]
     grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * key.shape[1], -1, size)
     scores = torch.bmm(grouped, key.flatten(0, 1).transpose(1, 2)).view(rows, heads, queries, -1).add_(attention_mask)

@@ -24,7 +24,7 @@ _ROOM = 32
 """Positions that the KV cache grows by. Attention reads unwritten positions too, and growing copies the written ones."""
 _KEEP_FRACTION = 0.8
 """Finished rows are dropped once fewer than this share of the rows is still running. Each drop copies the rows that stay."""
-_SCORE_POSITIONS = 512
+SCORE_POSITIONS = 512
 """Positions whose logits are in memory at one time."""
 _VOCABULARY_PART = 8192
 """Rows of the output layer that are converted to float32 at one time."""
@@ -190,7 +190,7 @@ def score(model: Any, items: Sequence[tuple[Sequence[int], Sequence[int]]], chec
         if not bool(real[rows, at].all()):  # finished texts leave the batch
             kept = real[rows, at].nonzero()[:, 0]
             rows, kv_cache = rows[kept], kv_cache.take(kept, longest - at + 1, last=True)
-        width = min(max(1, _SCORE_POSITIONS // len(rows)), longest - at)
+        width = min(max(1, SCORE_POSITIONS // len(rows)), longest - at)
         logits = kv_cache.forward(targets[rows, at - 1 : at + width - 1], real[rows, at - 1 : at + width - 1], keep=width)
         logprobs = _logprobs(logits, targets[rows, at : at + width]).double()
         totals[rows] += logprobs.masked_fill(~real[rows, at : at + width], 0.0).sum(1)

@@ -28,11 +28,12 @@ def resolved_precision(precision: Precision) -> Literal["float32", "bfloat16", "
     On a CPU with bfloat16 instructions, `auto` times a matrix product in both precisions, which takes some hundredths of a second. An
     Intel processor whose AMX is hidden by a virtual machine needs twice the time of float32 (AVX512-BF16); others need half of it.
     """
-    return _fastest() if precision == "auto" else precision
+    return fastest_precision() if precision == "auto" else precision
 
 
 @cache
-def _fastest() -> Literal["float32", "bfloat16"]:
+def fastest_precision() -> Literal["float32", "bfloat16"]:
+    """Return what `auto` is on this machine; found out once per process."""
     import torch
 
     if torch.cuda.is_available():
@@ -40,11 +41,11 @@ def _fastest() -> Literal["float32", "bfloat16"]:
     able = torch.cpu.get_capabilities()
     if not any(able.get(name) for name in BFLOAT16_FLAGS):
         return "float32"
-    in_float32, in_bfloat16 = _product_seconds()
+    in_float32, in_bfloat16 = product_seconds()
     return "bfloat16" if in_float32 > ENOUGH_FASTER * in_bfloat16 else "float32"
 
 
-def _product_seconds() -> tuple[float, float]:
+def product_seconds() -> tuple[float, float]:
     """Return the shortest time of a matrix product in float32 and in bfloat16, in seconds, on one core, measured alternately.
 
     Many short products on one core: other work on the machine slows most of them down, but not all.

@@ -95,8 +95,8 @@ class RewardEnsemble:
             self.model.set_adapter(member.adapter)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         # the model's own forward, used in training, ignores padding tokens at the end
-        shared = _shares_prefixes(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
-        score = _score_shared if shared else _score_padded
+        shared = shares_prefixes(model) and all(text[-1] != self.tokenizer.pad_token_id for text in ids)
+        score = score_shared if shared else score_padded
         scores = [0.0] * len(ids)
         for batch in _batches(ids, KEPT_TOKENS if shared else tokens_at_once(model.device.type), shared):
             for i, raw in zip(batch, score(model, [ids[i] for i in batch]), strict=True):
@@ -104,7 +104,7 @@ class RewardEnsemble:
         return scores
 
 
-def _shares_prefixes(model: Any) -> bool:
+def shares_prefixes(model: Any) -> bool:
     """Whether a reward model can continue from a KV cache: plain or sliding-window attention, and a head on the last token."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
@@ -131,8 +131,13 @@ def _batches(ids: list[list[int]], budget: int, shared: bool) -> Iterator[list[i
         yield batch
 
 
-def _score_shared(model: Any, ids: list[list[int]]) -> list[float]:
-    """Return the scores of texts, running shared prefixes once."""
+def score_shared(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of texts under a model that `shares_prefixes`, running shared prefixes once.
+
+    Args:
+        model: a reward model, with one score per text.
+        ids: the tokens of each text.
+    """
     import torch
 
     from cai.models.local.prefix import run_prompts
@@ -156,8 +161,8 @@ class _Scorer:
         return SequenceClassifierOutputWithPast(logits=self.head(hidden_BTD[:, -logits_to_keep:]))
 
 
-def _score_padded(model: Any, ids: list[list[int]]) -> list[float]:
-    """Return the scores of texts, padded on the right."""
+def score_padded(model: Any, ids: list[list[int]]) -> list[float]:
+    """Return the scores of texts under any reward model, padded on the right. Arguments as for `score_shared`."""
     import torch
 
     from cai.models.local.prefix import padded
