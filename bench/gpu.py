@@ -130,6 +130,7 @@ def trained(folder: Path, kind: str, small: bool) -> Result:
             rows = [SFTExample(prompt(i), text(COMPLETION, 400 + i), (), "b", by) for i in range(count)]
             train_sft(SFTConfig(batch_size=BATCH, epochs=1, **common), spec, rows, Path(out), 0, on_log)
         elif kind == "grpo":
+            from cai.pipeline.methods.grpo import GRPO
             from cai.recipe import RewardTerm
             from cai.train.rl.grpo import train_online
             from cai.train.rl.rewards import RewardFunction
@@ -137,7 +138,7 @@ def trained(folder: Path, kind: str, small: bool) -> Result:
             config = PolicyConfig(method="grpo", batch_size=BATCH, epochs=1, **common)
             sides = 1
             load = lambda: RewardFunction((RewardTerm(term="length", words=4),))  # noqa: E731
-            train_online(config, spec, None, [prompt(i) for i in range(count)], load, "length", Path(out), 0, on_log)
+            train_online(GRPO, config, spec, None, [prompt(i) for i in range(count)], load, "length", Path(out), 0, on_log)
         else:
             from cai.train.dpo import train_dpo
             from cai.train.reward.train import train_reward

@@ -19,6 +19,7 @@ from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
+from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.term import Answers, TermScorer
 from cai.train.running import OnLog
@@ -27,8 +28,8 @@ TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement"
 """Fields of an observation that are sent to the tracker."""
 
 
-def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
-    """Train the policy with GRPO or RLOO from the SFT adapter, with the recipe's reward functions and monitor."""
+def train_rewarded(c: Context, method: OnlineMethod, on_log: OnLog) -> TrainResult:
+    """Train the policy on its own samples from the SFT adapter, with the recipe's reward functions and monitor."""
     from cai.train.rl.grpo import train_online
 
     warn_if_unmonitored(c)
@@ -36,6 +37,7 @@ def train_rewarded(c: Context, on_log: OnLog) -> TrainResult:
         try:
             judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") or needs(c, "probe") else None
             return train_online(
+                method,
                 c.recipe.policy,
                 c.recipe.trained,
                 c.run.model("sft"),

@@ -27,6 +27,7 @@ from cai.records import Preference, SFTExample
 from cai.train.checkpoints import TrainResult
 from cai.train.held_out import read_points
 from cai.train.rl.monitor import FRONTIER
+from cai.train.rl.online_method import OnlineMethod
 from cai.train.running import HISTORY, OnLog, is_first_process
 
 EXAMPLES_OF: dict[SFTData, str] = {"critique": "sft", "distill": "distilled"}
@@ -98,11 +99,11 @@ def train_on_pairs(c: Context, train: Callable[..., Any]) -> dict[str, int]:
     return trained(c, result, out)
 
 
-def train_on_rewards(c: Context) -> dict[str, int]:
+def train_on_rewards(c: Context, method: OnlineMethod) -> dict[str, int]:
     """Train the policy on its own samples by what the recipe rewards; watched, where there is a gold reward model."""
     from cai.pipeline.rewarding import train_rewarded
 
-    return trained(c, train_rewarded(c, progress_of(c)), c.run.model("policy"))
+    return trained(c, train_rewarded(c, method, progress_of(c)), c.run.model("policy"))
 
 
 def progress_of(c: Context) -> OnLog:

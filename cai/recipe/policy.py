@@ -194,8 +194,8 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, `distill`, `best-of-n`. Installed
     packages can add others."""
     beta: Rate | None = None
-    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: 0.04 for GRPO
-    (arXiv 2402.03300, §4.2), 0.05 for RLOO (TRL), 0.1 for the others (arXiv 2305.18290, appendix B)."""
+    """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: the
+    method's usual value, which `docs/guides/training.md` lists."""
     online: OnlineConfig = OnlineConfig()
     """Settings of `grpo`, `rloo` and `best-of-n`."""
     distill: SelfDistillConfig = SelfDistillConfig()
@@ -212,10 +212,9 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     rounds: RoundsConfig = RoundsConfig()
     """Rounds of `online-dpo`."""
 
-    @property
-    def constraint(self) -> float:
-        """`beta`, or the method's usual one."""
-        return {"grpo": 0.04, "rloo": 0.05}.get(self.method, 0.1) if self.beta is None else self.beta
+    def beta_or(self, usual: float) -> float:
+        """Return `beta`, or a method's usual one where the recipe has none."""
+        return usual if self.beta is None else self.beta
 
     def group_problem(self, processes: int = 1) -> str | None:
         """Return what is wrong with the batch size of a method that compares completions of one prompt; None if it is valid."""

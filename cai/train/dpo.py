@@ -37,6 +37,9 @@ from cai.train.running import (
     training_fingerprint,
 )
 
+BETA = 0.1
+"""β where the recipe has none, of KTO too (arXiv 2305.18290, appendix B)."""
+
 
 def train_dpo(
     config: PolicyConfig,
@@ -198,7 +201,7 @@ def dpo_trainer(
     policy = load_policy(config, start, seed)
     arguments = DPOArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        beta=config.constraint,
+        beta=config.beta_or(BETA),
         loss_type=["sigmoid"],  # unused: `SoftDPORun` computes the loss
         max_length=None,  # rows that are too long were dropped already
     )

@@ -18,7 +18,7 @@ from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments
 from cai.train.checkpoints import TrainResult, checkpoint_folder
-from cai.train.dpo import load_policy, set_reference, train_policy
+from cai.train.dpo import BETA, load_policy, set_reference, train_policy
 from cai.train.encode import kto_rows
 from cai.train.rl.monitor import MonitorSpec
 from cai.train.running import OnLog, float_trained_weights
@@ -88,7 +88,7 @@ def kto_trainer(
 
     arguments = KTOConfig(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
-        beta=config.constraint,
+        beta=config.beta_or(BETA),
         max_length=None,  # rows that are too long were dropped already
     )
     trainer = SoftKTORun(

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from cai.pipeline.methods.grpo import GRPO
+from cai.pipeline.methods.rloo import RLOO
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig
 from cai.records import Message, RewardScore
 from cai.train.dpo import train_dpo
@@ -32,7 +34,8 @@ def sampled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> 
         gold = lambda items: [-s.value for s in letters(items)]  # noqa: E731
         return Monitor(prompts, MonitorConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
 
-    train_online(config, model, sft, prompts, lambda: RewardFunction(ONLINE.rewards, letters), "letters", folder, 0, load_monitor=watch)
+    method, load = {"grpo": GRPO, "rloo": RLOO}[config.method], lambda: RewardFunction(ONLINE.rewards, letters)
+    train_online(method, config, model, sft, prompts, load, "letters", folder, 0, load_monitor=watch)
 
 
 def self_distilled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:

@@ -11,12 +11,15 @@ from cai.errors import TrainingError
 from cai.models.local.encoding import Encoder
 from cai.models.local.generate import complete
 from cai.models.local.loading import load_tokenizer
+from cai.pipeline.methods.grpo import GRPO
+from cai.pipeline.methods.rloo import RLOO
 from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
 from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
 from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, prompts_per_step, train_online
 from cai.train.rl.live_policy import LivePolicy, shared_limit_warning
 from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
+from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.trainers import reward_function
 from cai.train.running import quiet_training
@@ -26,7 +29,7 @@ from tests.train.killing import Killed, kill_at
 from tests.train.processes import letters
 
 PROMPTS = [prompt(i) for i in range(4)]
-METHODS = ("grpo", "rloo")
+METHODS = {"grpo": GRPO, "rloo": RLOO}
 
 
 def flat(items: Items) -> list[RewardScore]:
@@ -42,7 +45,9 @@ def config_of(method: str = "grpo", **changes: Any) -> PolicyConfig:
 
 def train(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, score: Any = letters, **more: Any) -> TrainResult:
     load = lambda: RewardFunction(config.online.rewards, score)  # noqa: E731
-    return train_online(config, model_at(tiny), sft, PROMPTS, load, score.__name__, out, 0, more.pop("on_log", None), **more)
+    return train_online(
+        METHODS[config.method], config, model_at(tiny), sft, PROMPTS, load, score.__name__, out, 0, more.pop("on_log", None), **more
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,9 @@ def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, w
     start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision="float32")
     tokenizer = load_tokenizer(start)
     rows, _ = prompt_rows(tokenizer, PROMPTS, config, prompts_per_step(config))
+    rewards = RewardFunction(config.online.rewards, letters)
     with quiet_training():
-        return online_trainer(config, start, tokenizer, rows, PROMPTS, RewardFunction(config.online.rewards, letters), out, 0, warn)
+        return online_trainer(METHODS[config.method], config, start, tokenizer, rows, PROMPTS, rewards, out, 0, warn)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,6 +90,41 @@ def test_the_policy_learns_what_is_rewarded_and_base_and_reference_stay(
     assert logs[0]["terms/model"] - paid == pytest.approx(logs[0]["reward"]) and logs[0]["disagreement"] == pytest.approx(0.25)
     first, last = (sum(entry["reward"] for entry in part) / 4 for part in (logs[:4], logs[-4:]))
     assert last > first + 0.2
+
+
+def test_each_method_has_its_usual_coefficient_and_a_recipe_may_set_another(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
+    trainers = [trainer_for(tiny_model_dir, sft, tmp_path, config_of(method)) for method in METHODS]
+    assert [trainer.beta for trainer in trainers] == [0.04, 0.05]
+    assert trainer_for(tiny_model_dir, sft, tmp_path, config_of(beta=0.3)).beta == 0.3
+
+
+def test_a_third_method_declares_its_trainer_and_nothing_else_names_it(
+    tiny_model_dir: Path, sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def classes() -> tuple[Any, Any]:
+        from trl import RLOOConfig
+
+        from cai.train.rl.trainers import RLOORun
+
+        class ThirdRun(RLOORun):
+            def __init__(self, **given: Any) -> None:
+                super().__init__(**given)
+                made.append(self)
+
+        return ThirdRun, RLOOConfig
+
+    third = OnlineMethod(
+        "Third, as nobody knows it", 0.07, classes, lambda online: {"reward_clip_range": (-online.patience, online.patience)}
+    )
+    monkeypatch.setitem(METHODS, "third", third)
+    result = train(tiny_model_dir, sft, tmp_path, config_of("third"))
+    assert result.steps == 2 and made[0].args.beta == 0.07 and made[0].args.reward_clip_range == (-5, 5)
+    assert "Third, as nobody knows it; reference: the SFT adapter" in (tmp_path / "README.md").read_text()
+    before = adapter(sft)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in adapter(tmp_path).items())
+    assert train(tiny_model_dir, sft, tmp_path, config_of("third")) == result and len(made) == 1, "a finished training is found again"
 
 
 def test_a_completion_without_an_end_pays_and_others_do_not(tiny_model_dir: Path) -> None:
@@ -296,7 +337,7 @@ def test_a_response_without_a_reward_is_left_out_and_none_at_all_is_an_error(tin
 
     def run(judge: Any, out: Path) -> TrainResult:
         load = lambda: RewardFunction(config.online.rewards, letters, judge)  # noqa: E731
-        return train_online(config, model_at(tiny_model_dir), None, PROMPTS, load, "x", out, 0, lambda *a: logs.append(a[2]))
+        return train_online(GRPO, config, model_at(tiny_model_dir), None, PROMPTS, load, "x", out, 0, lambda *a: logs.append(a[2]))
 
     run(lambda answers: [None if i % 4 == 0 else 1.0 for i, _ in enumerate(answers)], tmp_path / "some")
     assert [entry["unrewarded"] for entry in logs] == [0.25, 0.25]

@@ -1,12 +1,15 @@
 """GRPO (arXiv 2402.03300): the policy learns from its own samples, by what the recipe rewards; the KL to the reference is in the loss."""
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from cai.pipeline.costs import Costs, StagePlan, joined, uncounted, written
 from cai.pipeline.memory import read_dimensions, weight_bytes
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, online_problems, reads_of_samples, term_sources, with_judge
 from cai.pipeline.training import train_on_rewards
 from cai.recipe import SamplingSpec
+from cai.train.rl.online_method import OnlineMethod
 
 
 def online_work(c: Costs) -> StagePlan:
@@ -23,9 +26,24 @@ def online_work(c: Costs) -> StagePlan:
     return replace(both, memory_bytes=None if both.memory_bytes is None else round(both.memory_bytes + more))
 
 
+def grpo_classes() -> tuple[Any, Any]:
+    """Return the trainer and the class of its arguments."""
+    from trl import GRPOConfig
+
+    from cai.train.rl.trainers import GRPORun
+
+    return GRPORun, GRPOConfig
+
+
+GRPO = OnlineMethod(
+    "GRPO, the KL to the reference in the loss",
+    beta=0.04,  # §4.2 of the paper
+    classes=grpo_classes,
+    arguments=lambda online: {"loss_type": online.loss_type, "scale_rewards": online.scale_rewards},
+)
 METHOD = PolicyMethod(
     "grpo",
-    train_on_rewards,
+    partial(train_on_rewards, method=GRPO),
     reads_of_samples,
     lambda recipe: (recipe.policy, ensemble_settings(recipe), recipe.feedback),
     online_work,

@@ -1,5 +1,7 @@
 """GRPO (arXiv 2402.03300) and RLOO (arXiv 2402.14740) with the recipe's rewards. The SFT adapter is the start and the reference.
 
+An `OnlineMethod` has what the two differ in. They are declared in `cai.pipeline.methods`, and a package may declare another.
+
 Uses TRL's trainers. Departures from their defaults and from the papers:
 
 1. The KL to the reference is on (off by default in TRL's GRPO): in the loss for GRPO, in the reward for RLOO.
@@ -30,6 +32,7 @@ from cai.train.dpo import load_policy, set_reference
 from cai.train.encode import encoder_of
 from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.rl.monitor import Monitor, restore_best
+from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
     OnLog,
@@ -45,13 +48,9 @@ from cai.train.running import (
     training_fingerprint,
 )
 
-METHODS = {
-    "grpo": "GRPO, the KL to the reference in the loss",
-    "rloo": "RLOO, the KL to the reference in the reward",
-}
-
 
 def train_online(
+    method: OnlineMethod,
     config: PolicyConfig,
     model: ModelSpec,
     sft_adapter: Path | None,
@@ -70,7 +69,8 @@ def train_online(
     Resumes after a kill, with the monitor's observations, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        config: with `method: grpo` or `rloo`; see `train_dpo`, also for `model` and `sft_adapter`.
+        method: GRPO, RLOO or another.
+        config: see `train_dpo`, also for `model` and `sft_adapter`.
         prompts: prompts to sample from; at least enough for one step.
         load_reward_function: returns the reward function. Called after all checks, because it may load models.
         reward_identity: identifies the reward function in the training's fingerprint.
@@ -98,7 +98,7 @@ def train_online(
         warn(warning)
     rewards = load_reward_function()
     with quiet_training():
-        trainer = online_trainer(config, start, tokenizer, rows, prompts, rewards, out, seed, warn)
+        trainer = online_trainer(method, config, start, tokenizer, rows, prompts, rewards, out, seed, warn)
     monitor = None if load_monitor is None else load_monitor(rewards)
     if monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
@@ -106,10 +106,10 @@ def train_online(
         trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
-    method = f"{METHODS[config.method]}; reference: {name_of_start(sft_adapter)}"
+    described = f"{method.description}; reference: {name_of_start(sft_adapter)}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     terms = {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}
-    finish(out, fingerprint, CardFacts("policy", model.path, method, terms, config, result, seed, measured))
+    finish(out, fingerprint, CardFacts("policy", model.path, described, terms, config, result, seed, measured))
     return result
 
 
@@ -159,6 +159,7 @@ def in_order(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict
 
 
 def online_trainer(
+    method: OnlineMethod,
     config: PolicyConfig,
     start: ModelSpec,
     tokenizer: Any,
@@ -171,10 +172,9 @@ def online_trainer(
 ) -> Any:
     """Return TRL's trainer with policy, reference, rewards and prompts, ready to train."""
     from datasets import Dataset
-    from trl import GRPOConfig, RLOOConfig
 
     from cai.models.local.engine import stop_ids
-    from cai.train.rl.trainers import RUNS, RewardAlarm, reward_function
+    from cai.train.rl.trainers import RewardAlarm, reward_function
 
     steps = ceil(config.epochs * len(rows) / prompts_per_step(config))
     arguments: dict[str, Any] = {
@@ -182,20 +182,20 @@ def online_trainer(
         "num_train_epochs": 1,
         "shuffle_dataset": False,  # TRL would restart with its first shuffle when a training is resumed in a later epoch
         "warmup_steps": int(config.warmup_fraction * steps),
-        "beta": config.constraint,
+        "beta": config.beta_or(method.beta),
         "num_generations": config.online.num_generations,
         "max_completion_length": config.online.most_tokens,
         "temperature": config.online.temperature,
         "disable_dropout": True,  # dropout would differ between sampling and training, like a change of the policy
+        **method.arguments(config.online),
     }
-    if config.method == "grpo":
-        arguments |= {"loss_type": config.online.loss_type, "scale_rewards": config.online.scale_rewards}
+    run_class, arguments_class = method.classes()
     policy, encoder = load_policy(config, start, seed), encoder_of(tokenizer)
     stops = stop_ids(policy.get_base_model(), encoder)
-    trainer = RUNS[config.method](
+    trainer = run_class(
         model=policy,
         reward_funcs=[reward_function(rewards, prompts, encoder, stops, config.online.missing_eos_penalty)],
-        args=(GRPOConfig if config.method == "grpo" else RLOOConfig)(**arguments),
+        args=arguments_class(**arguments),
         train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), seed)),
         processing_class=tokenizer,
         callbacks=[RewardAlarm(config.online.patience, warn)],

@@ -80,9 +80,6 @@ class RLOORun(_OnlineRun, RLOOTrainer):  # type: ignore[misc]
         return self.sampled(prompt_ids)
 
 
-RUNS = {"grpo": GRPORun, "rloo": RLOORun}
-
-
 def reward_function(
     rewards_of: RewardFunction, prompts: Sequence[Prompt], encoder: Encoder, stops: frozenset[int], missing_eos_penalty: float | None
 ) -> Callable[..., list[float | None]]:
