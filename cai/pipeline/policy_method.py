@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai.errors import CaiError
 from cai.judge.probe import NO_PROBE
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
 from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe
+from cai.records import Constitution
 from cai.train.rl.terms import TERMS
 from cai.train.running import process_count
 
@@ -101,16 +101,11 @@ def online_problems(recipe: Recipe) -> list[str]:
     problems = no_room(recipe, "online.max_tokens", recipe.policy.online)
     if group := recipe.policy.group_problem(process_count()):
         problems.append(group)
-    return problems + term_problems(recipe)
-
-
-def term_problems(recipe: Recipe) -> list[str]:
-    """Say what is wrong with the recipe's reward terms."""
-    problems = []
-    for term in recipe.policy.online.rewards:
-        try:
-            if "probe" in TERMS.get(term.term).needs and recipe.feedback.probe is None:
-                problems.append(f"policy.online.rewards: {NO_PROBE}")
-        except CaiError as e:
-            problems.append(f"policy.online.rewards: {e}")
     return problems
+
+
+def term_problems(recipe: Recipe, constitution: Constitution) -> list[str]:
+    """Say what is wrong with the recipe's reward terms. Raises `RecipeError` for one that can't be loaded."""
+    terms = [TERMS.get(name) for name in dict.fromkeys(term.term for term in recipe.policy.online.rewards)]
+    problems = [NO_PROBE] if recipe.feedback.probe is None and any("probe" in term.needs for term in terms) else []
+    return problems + [problem for term in terms for problem in term.problems(recipe, constitution)]

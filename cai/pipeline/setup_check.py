@@ -18,6 +18,7 @@ from cai.models.server.address import check_url
 from cai.models.templates import load_templates
 from cai.pipeline.blending import check_kept
 from cai.pipeline.methods import METHODS
+from cai.pipeline.policy_method import term_problems
 from cai.pipeline.tracking import missing_tracker
 from cai.recipe import HumanSource, ModelSpec, Recipe
 from cai.records import Constitution
@@ -103,8 +104,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             protocol = PROTOCOLS.get(recipe.feedback.protocol)
             if not any(protocol.applies(p, kind) for p in constitution.principles for kind in p.applies_to):
                 problems.append(f"feedback.protocol: {protocol.name} can judge by no principle of {recipe.constitution}")
-        if any(term.term == "check" for term in recipe.policy.online.rewards) and not any(p.check for p in constitution.principles):
-            problems.append(f"policy.online.rewards: check: no principle of {recipe.constitution} has a check to score by")
+        with told(problems, "policy.online.rewards"):
+            problems += [f"policy.online.rewards: {problem}" for problem in term_problems(recipe, constitution)]
         with told(problems):
             check_kept(recipe.blend, constitution)
         uncovered = [k for k in recipe.critique.kinds if not constitution.for_kind(k)]

@@ -1,6 +1,7 @@
 """What is looked at before anything runs. All problems at once are in test_pipeline."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cai.errors import RecipeError
 from cai.judge.probe import write_probe
 from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
 from cai.recipe import ModelSpec
+from cai.train.rl.terms import TERMS
 from tests.judge.judging import made_probe
 from tests.workspaces import make_workspace, recipe_of
 
@@ -84,6 +86,19 @@ def test_what_is_missing_is_named_with_its_setting(tmp_path: Path, override: str
     workspace = make_workspace(tmp_path / "w")
     with pytest.raises(RecipeError, match=told):
         check_setup(recipe_of(workspace, override), workspace)
+
+
+def test_a_reward_term_says_itself_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    picky = replace(TERMS.get("length"), problems=lambda recipe, constitution: [f"length: {constitution.id} under {recipe.name}"])
+    monkeypatch.setitem(TERMS._loaded, "length", picky)
+    check_setup(recipe_of(workspace), workspace)
+    recipe = recipe_of(workspace, "policy={online: {rewards: [{term: length}, {term: probe}, {term: length, words: 9}]}}")
+    told = (
+        r"2 configuration errors\n- policy.online.rewards: feedback.probe: no probe .*\n- policy.online.rewards: length: general under s$"
+    )
+    with pytest.raises(RecipeError, match=told):
+        check_setup(recipe, workspace)
 
 
 @pytest.mark.parametrize("role", ["model", "feedback.judge"])

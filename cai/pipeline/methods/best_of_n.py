@@ -44,7 +44,6 @@ from cai.pipeline.policy_method import (
     ensemble_settings,
     needs_scorer,
     no_room,
-    term_problems,
     term_sources,
     with_judge,
 )
@@ -345,7 +344,7 @@ def best_of_n_work(c: Costs) -> StagePlan:
 
 def best_of_n_problems(recipe: Recipe) -> list[str]:
     """Say what is wrong with its settings."""
-    problems = no_room(recipe, "online.max_tokens", recipe.policy.online) + term_problems(recipe)
+    problems = no_room(recipe, "online.max_tokens", recipe.policy.online)
     if not any(term.weight for term in recipe.policy.online.rewards):
         problems.append("policy.online.rewards: every weight is 0, so that no sample is better than another")
     return problems

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cai.models.base import PairTokens, Work
-from cai.recipe import RewardTerm
+from cai.recipe import Recipe, RewardTerm
 from cai.records import Constitution, Prompt, RewardScore
 from cai.train.rl.monitor import Items
 
@@ -55,3 +55,5 @@ class Term:
     """The judge's calls about one response under one principle, for `cai plan`."""
     asks_principles: bool = True
     """Whether these calls are made under each principle; False: once, whatever the principles."""
+    problems: Callable[[Recipe, Constitution], Sequence[str]] = lambda recipe, constitution: ()
+    """Why a run of this recipe can't score by it, a sentence each: told before anything runs."""

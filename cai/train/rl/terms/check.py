@@ -2,6 +2,7 @@
 
 from cai.core.text.checks import check_share
 from cai.errors import ReplyError
+from cai.recipe import Recipe
 from cai.records import Constitution, Prompt
 from cai.train.rl.term import Answers, Term, TermContext, TermScores
 
@@ -19,4 +20,10 @@ def _share(constitution: Constitution, prompt: Prompt, text: str) -> float | Non
         return None
 
 
-TERM = Term("check", score_by_checks, needs=("constitution",))
+def no_checks(recipe: Recipe, constitution: Constitution) -> list[str]:
+    """Refuse a constitution without a check."""
+    missing = not any(principle.check for principle in constitution.principles)
+    return [f"check: no principle of {recipe.constitution} has a check to score by"] if missing else []
+
+
+TERM = Term("check", score_by_checks, needs=("constitution",), problems=no_checks)
