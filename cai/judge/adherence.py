@@ -7,8 +7,8 @@ of one prompt, so principles are drawn by prompt, and all completions of a promp
 from cai.core.flow import together
 from cai.errors import ConstitutionError
 from cai.ids import rendezvous_order
+from cai.judge.choices import yes_log_odds
 from cai.judge.protocol import bounded, pool_log_odds
-from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
 from cai.recipe import FeedbackConfig

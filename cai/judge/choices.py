@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from cai.errors import ReplyError
 from cai.judge.protocol import difference
 from cai.models.base import TextModel
-from cai.models.templates import OPENINGS
-from cai.records import Message
+from cai.models.templates import OPENINGS, Templates
+from cai.records import Message, Prompt
 
 SMALL_MASS = 0.25
 """Probability below which the choices are asked in another form too, and below which a judge's labels are warned about."""
@@ -75,6 +75,19 @@ async def read_distribution(model: TextModel, messages: Sequence[Message], optio
     return Distribution(tuple(part / math.fsum(parts) for part in parts), mass)
 
 
+async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
+    """Return the log-odds of Yes against No for a question about one response. Raises `ReplyError` if both have probability 0."""
+    return (await read_yes(prompt, text, question, statement, model, templates)).log_odds
+
+
+async def read_yes(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> Reading:
+    """Return `yes_log_odds`, and the probability of Yes and No together."""
+    asked = templates.judge_pointwise.render(
+        {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
+    )
+    return await read_choices(model, asked.messages, templates.judge_pointwise.choices, asked.prefill)
+
+
 async def _read(
     model: TextModel, messages: Sequence[Message], options: tuple[str, ...], prefill: str, spaced: bool
 ) -> tuple[list[float], float]:
@@ -113,8 +126,9 @@ def mass_warning(mass: float | None, who: str) -> str:
         return ""
     return (
         f"{who}: the judge gives its choices only {mass:.2%} of the probability, so its labels are read from words that it would hardly "
-        "write. It may reason first, or open its answer with other words: use feedback.protocol: pairwise-cot, switch its reasoning off, "
-        "or end the template in prompts/templates with a [[prefill]] that leads to the choice"
+        "write. It may reason first, or open its answer with other words: set a feedback.protocol that reads a written verdict "
+        "(docs/guides/judging.md), switch its reasoning off, or end the template in prompts/templates with a [[prefill]] that leads to "
+        "the choice"
     )
 
 

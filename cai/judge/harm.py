@@ -6,8 +6,8 @@ questions cancels a bias towards Yes.
 """
 
 from cai.core.flow import together
+from cai.judge.choices import yes_log_odds
 from cai.judge.protocol import bounded, probability
-from cai.judge.protocols.pointwise import yes_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
 from cai.records import Response

@@ -26,7 +26,7 @@ from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Measurement
 from cai.evaluate.audit.probes import FOLDER, Probes
 from cai.evaluate.paired import shared_ids
-from cai.judge.protocols.pointwise import yes_log_odds
+from cai.judge.choices import yes_log_odds
 from cai.models.base import TextModel
 from cai.records import Prompt, Response
 from cai.session import Session

@@ -5,30 +5,16 @@ one *text* stays: see `pointwise-contrast`.
 """
 
 from cai.core.flow import together
-from cai.judge.choices import Reading, mean_mass, read_choices
+from cai.judge.choices import Reading, mean_mass, read_yes
 from cai.judge.protocol import Opinion, Protocol, ProtocolContext, bounded
-from cai.models.base import TextModel, Work
-from cai.models.templates import Templates
-from cai.records import Principle, Prompt, ResponsePair
+from cai.models.base import Work
+from cai.records import Principle, ResponsePair
 
 
 async def ask_pointwise(pair: ResponsePair, principle: Principle, asking: ProtocolContext) -> Opinion:
     """Ask about each response whether it follows the principle."""
     a, b = await together(yes_to(pair, text, principle.ask_positive, principle, asking) for text in (pair.response_a, pair.response_b))
     return Opinion(bounded(a.log_odds - b.log_odds), mass=mean_mass([a, b]))
-
-
-async def yes_log_odds(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> float:
-    """Return the log-odds of Yes against No for a question about one response. Raises `ReplyError` if both have probability 0."""
-    return (await read_yes(prompt, text, question, statement, model, templates)).log_odds
-
-
-async def read_yes(prompt: Prompt, text: str, question: str, statement: str, model: TextModel, templates: Templates) -> Reading:
-    """Return `yes_log_odds`, and the probability of Yes and No together."""
-    asked = templates.judge_pointwise.render(
-        {"conversation": prompt.messages, "response": text, "question": question, "statement": statement}
-    )
-    return await read_choices(model, asked.messages, templates.judge_pointwise.choices, asked.prefill)
 
 
 async def yes_to(pair: ResponsePair, text: str, question: str, principle: Principle, asking: ProtocolContext) -> Reading:
