@@ -14,6 +14,7 @@ import typer.main
 
 from cai import recipe
 from cai.cli import app, audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
+from cai.core.plugins import POLICY_METHOD, PROTOCOL, REWARD_TERM, Kind, own_names
 from tests.floors import FLOORS
 from tests.workspaces import ROOT
 
@@ -141,6 +142,12 @@ def test_the_navigation_has_every_decision(hooks: ModuleType) -> None:
     page = fill(hooks, "<!-- decisions -->")
     listed = re.findall(r"^- \d{4} \[[A-Z]\D.*\]\((0\S+\.md)\)$", page, re.MULTILINE)
     assert listed == sorted(p.name for p in (ROOT / "docs" / "decisions").glob("0*.md")) and len(listed) >= 20
+
+
+@pytest.mark.parametrize(("kind", "page"), [(PROTOCOL, "judging"), (REWARD_TERM, "training"), (POLICY_METHOD, "training")])
+def test_the_guide_that_a_setting_points_to_lists_every_name(kind: Kind, page: str) -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs" / "guides" / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(own_names(kind)) <= set(rows)
 
 
 def test_the_recipe_page_has_every_setting(hooks: ModuleType) -> None:

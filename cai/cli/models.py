@@ -210,7 +210,7 @@ def bench(
 def calibrate(
     pairs: LabelledPairs,
     out: Annotated[Path, typer.Option("--out", "-o", help="Calibration file, for feedback.calibration", show_default=False)],
-    protocol: Annotated[str, typer.Option(help="The judging protocol")] = "pointwise-contrast",
+    protocol: Annotated[str | None, typer.Option(help="The judging protocol", show_default="as in recipes")] = None,
     judge: JudgeName = "embedded",
     constitution: ConstitutionFile = Path("constitution/general.yaml"),
     format: PairFormat = "auto",

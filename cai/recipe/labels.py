@@ -17,11 +17,7 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     """AI feedback: the judge, its protocol, and the principles that it applies."""
 
     protocol: ProtocolName = "pointwise-contrast"
-    """How the judge is asked. `pairwise`: which of two responses is better, in both orders. `pairwise-cot`: the same after a chain of
-    thought. `pointwise`: a yes-or-no question about each response. `pointwise-contrast`: two opposite questions about each response.
-    `rubric`: a grade of each response from 1 to 5, by stated levels. `likelihood`: the likelihood of each response given the principle.
-    `probe`: a linear probe on the judge's hidden states, fitted to human labels. `check`: the principles' own rules. Installed packages can
-    add others."""
+    """How the judge is asked. docs/guides/judging.md lists the protocols; installed packages can add others."""
     judge: ModelSpec | None = None
     """Model that judges. None: the run's `model`."""
     principles: Literal["sample", "ensemble"] = "ensemble"

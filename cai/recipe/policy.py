@@ -62,10 +62,7 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """One reward function. The policy's reward is the weighted sum of all terms."""
 
     term: TermName = "model"
-    """Reward function. `model`: the run's reward models. `constitution`: the judge's log-odds that the response follows the principles,
-    uncalibrated because calibrations are fitted on pairs. `length`: minus the number of words above `words`, divided by `words`.
-    `refusal`: −1 for refusing a prompt that isn't harmful. `check`: the share of the principles' checks that it follows. `probe`: the score
-    of `feedback.probe`. Installed packages can add others."""
+    """Reward function. docs/guides/training.md lists them; installed packages can add others."""
     weight: float = 1.0
     """Coefficient of the term."""
     words: Positive = 150
@@ -191,11 +188,10 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     learning_rate: Rate = 5e-5
     """Peak learning rate."""
     method: MethodName = "dpo"
-    """Training method: `dpo`, `kto`, `online-dpo`, `grpo`, `rloo`, `ppo`, `distill`, `best-of-n`. Installed
-    packages can add others."""
+    """Training method. docs/guides/training.md lists them; installed packages can add others."""
     beta: Rate | None = None
     """Strength of the constraint to the reference model: β of DPO and KTO, and the KL coefficient of GRPO and RLOO. None: the
-    method's usual value, which `docs/guides/training.md` lists."""
+    method's usual value, which docs/guides/training.md lists."""
     online: OnlineConfig = OnlineConfig()
     """Settings of `grpo`, `rloo` and `best-of-n`."""
     distill: SelfDistillConfig = SelfDistillConfig()

@@ -53,10 +53,12 @@ _COVERED = 0.9
 _LEAST = 1e-6
 _BLANKS = " \n\u010a\u0120\u2581"
 """White space, as tokenizers write it."""
-_NO_LOGPROBS = "Serve the model with vLLM (`vllm serve MODEL`), or set feedback.protocol: pairwise-cot, which takes the model at its word."
+_NO_LOGPROBS = (
+    "Serve the model with vLLM (`vllm serve MODEL`), or set a feedback.protocol that takes a written verdict at its word (docs/servers.md)."
+)
 _OF_NOTHING = (
-    "say nothing of the choices. Switch its reasoning off, or set feedback.protocol: pairwise-cot, which reads the verdict after "
-    "the reasoning."
+    "say nothing of the choices. Switch its reasoning off, or set a feedback.protocol that reads a written verdict after the "
+    "reasoning (docs/servers.md)."
 )
 _OPENING = "Your answer begins with the words below, which are written already. Write only what follows them.\n\n"
 

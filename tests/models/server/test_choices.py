@@ -100,7 +100,7 @@ def test_a_choice_that_is_not_listed_counts_with_the_most_that_is_left_for_it() 
 
 
 def test_a_server_whose_model_reasons_first_gives_no_log_probabilities_of_choices() -> None:
-    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*reads a written verdict"):
         ask_one(hosted(("<think>", -0.001), ("Yes", -9.0)), CHOICES)
 
 
@@ -122,7 +122,7 @@ def test_llama_cpp_that_refuses_to_go_on_from_a_reasoning_gives_no_log_probabili
     said = {"error": {"message": "Assistant response prefill is incompatible with enable_thinking."}}
     server = llamacpp(opens="<think>\n")
     server.hooks.insert(0, lambda request, body: httpx2.Response(400, json=said) if "logprobs" in (body or {}) else None)
-    with pytest.raises(NoLogprobsError, match=r"reasons first.*pairwise-cot"):
+    with pytest.raises(NoLogprobsError, match=r"reasons first.*reads a written verdict"):
         ask_one(server, CHOICES)
 
 
@@ -136,7 +136,7 @@ def test_llama_cpp_that_refuses_to_go_on_from_a_reasoning_gives_no_log_probabili
 )
 def test_a_server_without_log_probabilities_says_what_needs_none(reply: httpx2.Response) -> None:
     server = FakeVllm([on("/v1/chat/completions", lambda _: reply)], owned_by="openai")
-    with pytest.raises(NoLogprobsError, match=r"vllm serve MODEL.*pairwise-cot"):
+    with pytest.raises(NoLogprobsError, match=r"vllm serve MODEL.*written verdict"):
         ask_one(server, CHOICES)
 
 
