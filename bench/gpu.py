@@ -134,11 +134,12 @@ def trained(folder: Path, kind: str, small: bool) -> Result:
             from cai.recipe import RewardTerm
             from cai.train.rl.grpo import train_online
             from cai.train.rl.rewards import RewardFunction
+            from cai.train.running import PolicyJob
 
             config = PolicyConfig(method="grpo", batch_size=BATCH, epochs=1, **common)
             sides = 1
             load = lambda: RewardFunction((RewardTerm(term="length", words=4),))  # noqa: E731
-            train_online(GRPO, config, spec, None, [prompt(i) for i in range(count)], load, "length", Path(out), 0, on_log)
+            train_online(GRPO, PolicyJob(config, spec, None, Path(out), 0, on_log), [prompt(i) for i in range(count)], load, "length")
         else:
             from cai.train.dpo import train_dpo
             from cai.train.reward.train import train_reward

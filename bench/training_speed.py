@@ -34,7 +34,7 @@ from cai.train.dpo import dpo_trainer
 from cai.train.encode import dpo_rows, reward_rows
 from cai.train.reward.ensemble import load_scorer, scoring_tokenizer
 from cai.train.reward.train import reward_trainer
-from cai.train.running import float_trained_weights, quiet_training
+from cai.train.running import PolicyJob, float_trained_weights, quiet_training
 
 PROBES = Path(__file__).parent.parent / "prompts" / "probe_pairs.jsonl"
 
@@ -58,7 +58,7 @@ def ours(kind: str, a: argparse.Namespace, out: Path, share: str = "auto") -> An
     tokenizer, rows = rows_of(kind, a)
     common: dict[str, Any] = {"batch_size": a.batch, "precision": a.precision, "lora": LoraSpec(layers=a.layers), "share_prompt": share}
     if kind == "dpo":
-        return dpo_trainer(PolicyConfig(**common), ModelSpec(path=a.model, precision=a.precision), tokenizer, rows, out, 0)
+        return dpo_trainer(PolicyJob(PolicyConfig(**common), ModelSpec(path=a.model), None, out, 0), tokenizer, rows)
     return reward_trainer(RewardConfig(**common, center=0.0), ModelSpec(path=a.model, precision=a.precision), tokenizer, rows, out, 0)
 
 

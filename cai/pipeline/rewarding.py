@@ -22,13 +22,13 @@ from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.term import Answers, TermScorer
-from cai.train.running import OnLog
+from cai.train.running import PolicyJob
 
 TRACKED_FIELDS = ("proxy", "gold", "gold_low", "gold_high", "kl", "disagreement", "words", "refusal_rate", "repetition", "distinct")
 """Fields of an observation that are sent to the tracker."""
 
 
-def train_rewarded(c: Context, method: OnlineMethod, on_log: OnLog) -> TrainResult:
+def train_rewarded(c: Context, method: OnlineMethod, job: PolicyJob) -> TrainResult:
     """Train the policy on its own samples from the SFT adapter, with the recipe's reward functions and monitor."""
     from cai.train.rl.grpo import train_online
 
@@ -38,17 +38,11 @@ def train_rewarded(c: Context, method: OnlineMethod, on_log: OnLog) -> TrainResu
             judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") or needs(c, "probe") else None
             return train_online(
                 method,
-                c.recipe.policy,
-                c.recipe.trained,
-                c.run.model("sft"),
+                job,
                 list(c.read("prompts", Prompt)),
                 lambda: load_reward_function(c, judge, runner),
                 reward_identity(c, judge),
-                c.run.model("policy"),
-                c.recipe.seed,
-                on_log,
                 load_monitor=(lambda rewarding: load_monitor(c, rewarding)) if is_watched(c.recipe) else None,
-                warn=c.reporter.warn,
             )
         finally:
             runner.run(c.session.close_models())

@@ -28,7 +28,7 @@ from cai.train.checkpoints import TrainResult
 from cai.train.held_out import read_points
 from cai.train.rl.monitor import FRONTIER
 from cai.train.rl.online_method import OnlineMethod
-from cai.train.running import HISTORY, OnLog, is_first_process
+from cai.train.running import HISTORY, OnLog, PolicyJob, is_first_process
 
 EXAMPLES_OF: dict[SFTData, str] = {"critique": "sft", "distill": "distilled"}
 """Source of SFT data to the file of its examples."""
@@ -103,7 +103,13 @@ def train_on_rewards(c: Context, method: OnlineMethod) -> dict[str, int]:
     """Train the policy on its own samples by what the recipe rewards; watched, where there is a gold reward model."""
     from cai.pipeline.rewarding import train_rewarded
 
-    return trained(c, train_rewarded(c, method, progress_of(c)), c.run.model("policy"))
+    return trained(c, train_rewarded(c, method, policy_job(c)), c.run.model("policy"))
+
+
+def policy_job(c: Context) -> PolicyJob:
+    """Return the training of the run's policy, which shows its steps and warnings."""
+    recipe = c.recipe
+    return PolicyJob(recipe.policy, recipe.trained, c.run.model("sft"), c.run.model("policy"), recipe.seed, progress_of(c), c.reporter.warn)
 
 
 def progress_of(c: Context) -> OnLog:

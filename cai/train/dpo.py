@@ -9,6 +9,7 @@ Departures from the paper:
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,16 @@ from cai.train.held_out import best_point
 from cai.train.rl.monitor import MonitorSpec, best_folder, restore_best, restore_weights
 from cai.train.running import (
     OnLog,
+    PolicyJob,
     begin,
     finish,
     float_trained_weights,
     is_first_process,
-    name_of_start,
     quiet_training,
-    start_of,
     train_and_save,
-    training_fingerprint,
 )
 
+Encode = Callable[[Any, Sequence[Preference]], tuple[list[dict[str, Any]], dict[str, int]]]
 BETA = 0.1
 """β where the recipe has none, of KTO too (arXiv 2305.18290, appendix B)."""
 
@@ -75,35 +75,28 @@ def train_dpo(
         TrainingError: no pair is left, the policy doesn't start at its reference, or training diverges.
         ModelError: the model or an adapter can't be loaded.
     """
-    return train_policy(
-        config,
-        model,
-        sft_adapter,
-        preferences,
-        out,
-        seed,
-        on_log,
-        name=f"DPO ({config.dpo.loss})",
-        encode=lambda tokenizer, pairs: dpo_rows(tokenizer, pairs, config.max_length),
-        build=dpo_trainer,
-        reference=reference,
-        monitor_spec=monitor_spec,
-        held_out=held_out,
-    )
+    job = PolicyJob(config, model, sft_adapter, out, seed, on_log)
+    method = PairMethod(f"DPO ({config.dpo.loss})", lambda tokenizer, pairs: dpo_rows(tokenizer, pairs, config.max_length), dpo_trainer)
+    return train_policy(job, method, preferences, reference=reference, monitor_spec=monitor_spec, held_out=held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class PairMethod:
+    """What DPO, KTO and other trainings on preferences differ in."""
+
+    name: str
+    """For the model card."""
+    encode: Encode
+    """Returns the rows of some pairs for a tokenizer, and the number of dropped pairs by reason."""
+    build: Callable[[PolicyJob, Any, list[dict[str, Any]], Path | None, int], Any]
+    """Returns the trainer, as `dpo_trainer` does."""
 
 
 def train_policy(
-    config: PolicyConfig,
-    model: ModelSpec,
-    sft_adapter: Path | None,
+    job: PolicyJob,
+    method: PairMethod,
     preferences: Sequence[Preference],
-    out: Path,
-    seed: int,
-    on_log: OnLog | None,
     *,
-    name: str,
-    encode: Callable[[Any, Sequence[Preference]], tuple[list[dict[str, Any]], dict[str, int]]],
-    build: Callable[..., Any],
     reference: Path | None = None,
     monitor_spec: MonitorSpec | None = None,
     held_out: Sequence[Preference] = (),
@@ -111,19 +104,15 @@ def train_policy(
     """Train a policy against a reference on rows made from preferences. Shared by `train_dpo` and `train_kto`.
 
     Args:
-        config: see `train_dpo`, also for `model`, `sft_adapter`, `preferences`, `out`, `seed`, `on_log`, `reference`, `monitor_spec` and
-            `held_out`.
-        name: name of the method, for the card.
-        encode: returns the rows of some pairs for a tokenizer, and the number of dropped pairs by reason.
-        build: returns the trainer, as `dpo_trainer` does.
+        preferences: see `train_dpo`, also for `reference`, `monitor_spec` and `held_out`.
     """
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
 
-    start = start_of(config, model, sft_adapter)
+    config, start, out = job.config, job.start, job.out
     tokenizer = load_tokenizer(start)
-    rows, dropped = encode(tokenizer, preferences)
-    apart = held_out_rows(encode, tokenizer, held_out, len(rows))
+    rows, dropped = method.encode(tokenizer, preferences)
+    apart = held_out_rows(method.encode, tokenizer, held_out, len(rows))
     identities: list[Any] = [model_fingerprint(start)]
     if reference is not None:
         identities.append(model_fingerprint(replace(start, adapter=str(reference))))
@@ -131,11 +120,11 @@ def train_policy(
         identities.append(monitor_spec.identity)
     if apart:
         identities.append(apart)
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identities)
+    fingerprint = job.fingerprint(rows, identities)
     if (done := begin(out, fingerprint)) is not None:
         return done
     with quiet_training():
-        trainer = build(config, start, tokenizer, rows, out, seed, reference, len(apart))
+        trainer = method.build(job, tokenizer, rows, reference, len(apart))
         monitor = None if monitor_spec is None else monitor_spec.load()
     if monitor_spec is not None and monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
@@ -147,12 +136,12 @@ def train_policy(
 
         measuring = HeldOutCallback(trainer, apart, out, config.early_stopping, keep=monitor is None)
         trainer.add_callback(measuring)
-    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=job.on_log, dropped=dropped)
     best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
     chosen = None if measuring is None else best_point(measuring.points)
     if chosen is not None and monitor is None and is_first_process():
         restore_weights(best_folder(out, chosen.step), out)
-    method = f"{name}, reference: {name_of_start(sft_adapter) if reference is None else f'the adapter in {reference.name}'}"
+    described = f"{method.name}, reference: {job.start_name if reference is None else f'the adapter in {reference.name}'}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     if measuring is not None and chosen is not None:
         shown = chosen if monitor is None else measuring.points[-1]
@@ -161,12 +150,12 @@ def train_policy(
         why = "" if monitor is not None else f", the lowest loss of {len(measuring.points)} measurements"
         told = f"loss {shown.loss:.3f}, margin {shown.margin:.3f}, accuracy {shown.accuracy:.1%}, n = {shown.n}"
         measured["held-out preferences"] = f"{told} (step {shown.step}{why})"
-    finish(out, fingerprint, CardFacts("policy", model.path, method, sources_of(preferences), config, result, seed, measured))
+    finish(out, fingerprint, CardFacts("policy", job.model.path, described, sources_of(preferences), config, result, job.seed, measured))
     return result
 
 
 def held_out_rows(
-    encode: Callable[[Any, Sequence[Preference]], tuple[list[dict[str, Any]], dict[str, int]]],
+    encode: Encode,
     tokenizer: Any,
     held_out: Sequence[Preference],
     trained: int,
@@ -181,16 +170,7 @@ def held_out_rows(
     return [{**row, "row": trained + i, "weight": 1.0} for i, row in enumerate(rows)]
 
 
-def dpo_trainer(
-    config: PolicyConfig,
-    start: ModelSpec,
-    tokenizer: Any,
-    rows: list[dict[str, Any]],
-    out: Path,
-    seed: int,
-    reference: Path | None = None,
-    held_out: int = 0,
-) -> Any:
+def dpo_trainer(job: PolicyJob, tokenizer: Any, rows: list[dict[str, Any]], reference: Path | None = None, held_out: int = 0) -> Any:
     """Return TRL's trainer with policy, reference and rows, ready to train. `held_out`: number of rows that are only measured."""
     from datasets import Dataset
     from trl import DPOConfig as DPOArguments
@@ -198,9 +178,9 @@ def dpo_trainer(
     from cai.train.packing import share_prompts
     from cai.train.trainers import DPOCollator, SoftDPORun
 
-    policy = load_policy(config, start, seed)
+    config, policy = job.config, load_policy(job)
     arguments = DPOArguments(
-        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        **training_arguments(config, len(rows), checkpoint_folder(job.out), job.seed),
         beta=config.beta_or(BETA),
         loss_type=["sigmoid"],  # unused: `SoftDPORun` computes the loss
         max_length=None,  # rows that are too long were dropped already
@@ -222,17 +202,18 @@ def dpo_trainer(
     return trainer
 
 
-def load_policy(config: PolicyConfig, start: ModelSpec, seed: int) -> Any:
-    """Return the base model with a trainable adapter: the one in `start`, or a new one. Raises `ModelError`."""
+def load_policy(job: PolicyJob) -> Any:
+    """Return the base model with a trainable adapter: the SFT adapter, or a new one. Raises `ModelError`."""
     from peft import PeftModel
     from transformers import set_seed
 
     from cai.models.local.loading import load_causal_lm
 
-    set_seed(seed)  # a new adapter's initial weights
+    start = job.start
+    set_seed(job.seed)  # a new adapter's initial weights
     base = load_causal_lm(replace(start, adapter=None), trainable=True)
     if start.adapter is None:
-        return with_new_adapter(base, config.lora)
+        return with_new_adapter(base, job.config.lora)
     # without is_trainable no weight would train, and no error would be raised
     return PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
 

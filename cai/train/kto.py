@@ -18,10 +18,10 @@ from cai.recipe import ModelSpec, PolicyConfig
 from cai.records import Preference
 from cai.train.arguments import training_arguments
 from cai.train.checkpoints import TrainResult, checkpoint_folder
-from cai.train.dpo import BETA, load_policy, set_reference, train_policy
+from cai.train.dpo import BETA, PairMethod, load_policy, set_reference, train_policy
 from cai.train.encode import kto_rows
 from cai.train.rl.monitor import MonitorSpec
-from cai.train.running import OnLog, float_trained_weights
+from cai.train.running import OnLog, PolicyJob, float_trained_weights
 
 
 def train_kto(
@@ -54,45 +54,26 @@ def train_kto(
             "policy.batch_size is 1: KTO estimates the KL to the reference over the completions of a batch.\n"
             "Fix: set batch_size to 2 or more"
         )
-    return train_policy(
-        config,
-        model,
-        sft_adapter,
-        preferences,
-        out,
-        seed,
-        on_log,
-        name="KTO",
-        encode=lambda tokenizer, pairs: kto_rows(tokenizer, pairs, config.max_length, seed),
-        build=kto_trainer,
-        monitor_spec=monitor_spec,
-        held_out=held_out,
-    )
+    job = PolicyJob(config, model, sft_adapter, out, seed, on_log)
+    method = PairMethod("KTO", lambda tokenizer, pairs: kto_rows(tokenizer, pairs, config.max_length, seed), kto_trainer)
+    return train_policy(job, method, preferences, monitor_spec=monitor_spec, held_out=held_out)
 
 
-def kto_trainer(
-    config: PolicyConfig,
-    start: ModelSpec,
-    tokenizer: Any,
-    rows: list[dict[str, Any]],
-    out: Path,
-    seed: int,
-    reference: Path | None = None,
-    held_out: int = 0,
-) -> Any:
+def kto_trainer(job: PolicyJob, tokenizer: Any, rows: list[dict[str, Any]], reference: Path | None = None, held_out: int = 0) -> Any:
     """Return TRL's trainer with policy, reference and rows, ready to train."""
     from datasets import Dataset
     from trl import KTOConfig
 
     from cai.train.kto_trainer import SoftKTOCollator, SoftKTORun
 
+    config = job.config
     arguments = KTOConfig(
-        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        **training_arguments(config, len(rows), checkpoint_folder(job.out), job.seed),
         beta=config.beta_or(BETA),
         max_length=None,  # rows that are too long were dropped already
     )
     trainer = SoftKTORun(
-        model=load_policy(config, start, seed),
+        model=load_policy(job),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 from cai.core.jsonl import disk_error, write_records
 from cai.errors import StoreError, TrainingError
 from cai.ids import content_hash
-from cai.recipe import ModelSpec, TrainSpec
+from cai.recipe import ModelSpec, PolicyConfig, TrainSpec
 from cai.train.cards import CardFacts, write_card
 from cai.train.checkpoints import FINISHED, TrainResult, finished_result, last_checkpoint, mark_finished, remove_checkpoints
 
@@ -23,6 +24,41 @@ OnLog = Callable[[int, int, dict[str, float]], None]
 """Called after each step with its number (from 1), the total number of steps, and the step's metrics."""
 HISTORY = "training_log.jsonl"
 """The training log in the output folder, one line per step."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyJob:
+    """One training of a policy, apart from its data and its rewards."""
+
+    config: PolicyConfig
+    """The recipe's `policy` block."""
+    model: ModelSpec
+    """The base model. Its own adapter, if any, is not used."""
+    sft_adapter: Path | None
+    """The policy's start and its reference; None starts from a new adapter, with the base model as the reference."""
+    out: Path
+    """Folder for the adapter, with tokenizer, model card and log."""
+    seed: int
+    """Decides the order, the samples, and the initial weights of a new adapter."""
+    on_log: OnLog | None = None
+    """Called after each step."""
+    warn: Callable[[str], None] = lambda text: None
+    """Called with a warning for the user."""
+
+    @property
+    def start(self) -> ModelSpec:
+        """The start and the reference: the base model, with the SFT adapter if there is one, in the training's precision."""
+        adapter = None if self.sft_adapter is None else str(self.sft_adapter)
+        return replace(self.model, adapter=adapter, precision=self.config.precision)
+
+    @property
+    def start_name(self) -> str:
+        """What the policy starts from, for its card."""
+        return "the base model" if self.sft_adapter is None else "the SFT adapter that it started from"
+
+    def fingerprint(self, rows: Sequence[Any], start: Any) -> str:
+        """Return `training_fingerprint`; `start` identifies the start, and what else decides the training."""
+        return training_fingerprint("policy", self.config, replace(self.model, adapter=None), rows, self.seed, start)
 
 
 def training_fingerprint(kind: str, config: TrainSpec, model: ModelSpec, rows: Sequence[Any], seed: int, start: Any = None) -> str:
@@ -111,16 +147,6 @@ def begin(out: Path, fingerprint: str) -> TrainResult | None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return None
-
-
-def start_of(config: TrainSpec, model: ModelSpec, adapter: Path | None) -> ModelSpec:
-    """Return a policy's start and reference: the base model, with the SFT adapter if there is one, in the training's precision."""
-    return replace(model, adapter=None if adapter is None else str(adapter), precision=config.precision)
-
-
-def name_of_start(adapter: Path | None) -> str:
-    """Return what a policy started from, for its card."""
-    return "the base model" if adapter is None else "the SFT adapter that it started from"
 
 
 def process_count() -> int:

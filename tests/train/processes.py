@@ -16,7 +16,7 @@ from cai.train.rl.grpo import train_online
 from cai.train.rl.monitor import FRONTIER, Items, Monitor
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.self_distill import train_self_distilled
-from cai.train.running import process_count
+from cai.train.running import PolicyJob, process_count
 from cai.train.sft import train_sft
 from tests.train.builders import dpo_config, example, model_at, preference, prompt, reward_config, sft_config
 
@@ -35,14 +35,14 @@ def sampled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> 
         return Monitor(prompts, MonitorConfig(every_steps=2, select="last"), proxy_of(rewarding, prompts), gold, folder / FRONTIER)
 
     method, load = {"grpo": GRPO, "rloo": RLOO}[config.method], lambda: RewardFunction(ONLINE.rewards, letters)
-    train_online(method, config, model, sft, prompts, load, "letters", folder, 0, load_monitor=watch)
+    train_online(method, PolicyJob(config, model, sft, folder, 0), prompts, load, "letters", load_monitor=watch)
 
 
 def self_distilled(config: PolicyConfig, model: ModelSpec, sft: Path, folder: Path) -> None:
     """Train a policy on its own answers towards what it would say if it were told to shout."""
     prompts = [prompt(i) for i in range(STEPS * BATCH)]
     told = {p.id: [Message("user", f"{p.messages[-1].content} Shout!")] for p in prompts}
-    train_self_distilled(config, model, sft, prompts, told, folder, 0)
+    train_self_distilled(PolicyJob(config, model, sft, folder, 0), prompts, told)
 
 
 def letters(items: Items) -> list[RewardScore]:

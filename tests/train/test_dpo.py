@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from cai.core.jsonl import read_records
 from cai.errors import TrainingError
 from cai.models.local.loading import load_tokenizer
-from cai.recipe import DPOConfig, ModelSpec, MonitorConfig
+from cai.recipe import DPOConfig, MonitorConfig
 from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED
 from cai.train.dpo import dpo_trainer, train_dpo
 from cai.train.encode import dpo_rows
 from cai.train.rl.monitor import FRONTIER, Monitor, MonitorSpec, Scores
-from cai.train.running import quiet_training
+from cai.train.running import PolicyJob, quiet_training
 from cai.train.sft import train_sft
 from cai.train.trainers import completion_positions_only, reference_of
 from tests.train.builders import (
@@ -37,11 +37,10 @@ from tests.train.killing import Killed, kill_at
 
 
 def trainer_for(tiny: Path, sft: Path | None, pairs: list[Any], out: Path, **changes: Any) -> Any:
-    start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision=changes.get("precision", "float32"))
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_tokenizer(model_at(tiny))
     rows, _ = dpo_rows(tokenizer, pairs, 512)
     with quiet_training():
-        return dpo_trainer(dpo_config(batch_size=len(pairs), **changes), start, tokenizer, rows, out, 0)
+        return dpo_trainer(PolicyJob(dpo_config(batch_size=len(pairs), **changes), model_at(tiny), sft, out, 0), tokenizer, rows)
 
 
 def batch_of(trainer: Any) -> dict[str, Any]:
@@ -117,12 +116,10 @@ def test_a_shared_prompt_changes_no_loss_and_no_gradient(tiny_model_dir: Path, s
 
 
 def test_reference_passes_are_made_in_the_first_epoch_only(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
-    config = dpo_config(epochs=3.0, batch_size=2)
-    start = ModelSpec(path=str(tiny_model_dir), adapter=str(sft), precision="float32")
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_tokenizer(model_at(tiny_model_dir))
     rows, _ = dpo_rows(tokenizer, [preference(i) for i in range(5)], 512)
     with quiet_training():
-        trainer = dpo_trainer(config, start, tokenizer, rows, tmp_path, 0)
+        trainer = dpo_trainer(PolicyJob(dpo_config(epochs=3.0, batch_size=2), model_at(tiny_model_dir), sft, tmp_path, 0), tokenizer, rows)
         passes: list[bool] = []
         hook = trainer.model.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
         trainer.train()

@@ -9,20 +9,18 @@ import torch
 
 from cai.errors import TrainingError
 from cai.models.local.loading import load_tokenizer
-from cai.recipe import ModelSpec
 from cai.train.encode import kto_rows
 from cai.train.kto import kto_trainer, train_kto
-from cai.train.running import quiet_training
+from cai.train.running import PolicyJob, quiet_training
 from tests.train.builders import adapter, assert_same_weights, dpo_config, model_at, moved, preference, preferences
 from tests.train.killing import Killed, kill_at
 
 
 def trainer_for(tiny: Path, sft: Path, pairs: list[Any], out: Path, **changes: Any) -> Any:
-    start = ModelSpec(path=str(tiny), adapter=str(sft), precision="float32")
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_tokenizer(model_at(tiny))
     rows, _ = kto_rows(tokenizer, pairs, 512, 0)
     with quiet_training():
-        return kto_trainer(dpo_config(batch_size=len(rows), **changes), start, tokenizer, rows, out, 0)
+        return kto_trainer(PolicyJob(dpo_config(batch_size=len(rows), **changes), model_at(tiny), sft, out, 0), tokenizer, rows)
 
 
 def test_a_pair_is_two_rows_told_from_either_side_and_shuffled(tiny_model_dir: Path) -> None:

@@ -13,7 +13,7 @@ from cai.models.local.generate import complete
 from cai.models.local.loading import load_tokenizer
 from cai.pipeline.methods.grpo import GRPO
 from cai.pipeline.methods.rloo import RLOO
-from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
+from cai.recipe import MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
 from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
 from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, prompts_per_step, train_online
@@ -22,7 +22,7 @@ from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.trainers import reward_function
-from cai.train.running import quiet_training
+from cai.train.running import PolicyJob, quiet_training
 from cai.train.sft import train_sft
 from tests.train.builders import FAST, adapter, assert_same_weights, examples, model_at, prompt, sft_config
 from tests.train.killing import Killed, kill_at
@@ -43,11 +43,12 @@ def config_of(method: str = "grpo", **changes: Any) -> PolicyConfig:
     return PolicyConfig(**{**FAST, "batch_size": 8, "learning_rate": 5e-3, "method": method, "online": online, **changes})
 
 
-def train(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, score: Any = letters, **more: Any) -> TrainResult:
+def train(
+    tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, score: Any = letters, load_monitor: Any = None, **more: Any
+) -> TrainResult:
     load = lambda: RewardFunction(config.online.rewards, score)  # noqa: E731
-    return train_online(
-        METHODS[config.method], config, model_at(tiny), sft, PROMPTS, load, score.__name__, out, 0, more.pop("on_log", None), **more
-    )
+    job = PolicyJob(config, model_at(tiny), sft, out, 0, **more)
+    return train_online(METHODS[config.method], job, PROMPTS, load, score.__name__, load_monitor=load_monitor)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, warn: Any = print) -> Any:
-    start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision="float32")
-    tokenizer = load_tokenizer(start)
+    job = PolicyJob(config, model_at(tiny), sft, out, 0, warn=warn)
+    tokenizer = load_tokenizer(job.start)
     rows, _ = prompt_rows(tokenizer, PROMPTS, config, prompts_per_step(config))
     rewards = RewardFunction(config.online.rewards, letters)
     with quiet_training():
-        return online_trainer(METHODS[config.method], config, start, tokenizer, rows, PROMPTS, rewards, out, 0, warn)
+        return online_trainer(METHODS[config.method], job, tokenizer, rows, PROMPTS, rewards)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -337,7 +338,9 @@ def test_a_response_without_a_reward_is_left_out_and_none_at_all_is_an_error(tin
 
     def run(judge: Any, out: Path) -> TrainResult:
         load = lambda: RewardFunction(config.online.rewards, letters, judge)  # noqa: E731
-        return train_online(GRPO, config, model_at(tiny_model_dir), None, PROMPTS, load, "x", out, 0, lambda *a: logs.append(a[2]))
+        return train_online(
+            GRPO, PolicyJob(config, model_at(tiny_model_dir), None, out, 0, lambda *a: logs.append(a[2])), PROMPTS, load, "x"
+        )
 
     run(lambda answers: [None if i % 4 == 0 else 1.0 for i, _ in enumerate(answers)], tmp_path / "some")
     assert [entry["unrewarded"] for entry in logs] == [0.25, 0.25]

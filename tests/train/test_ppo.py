@@ -22,8 +22,8 @@ from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
 from cai.train.rl import ppo
 from cai.train.rl.monitor import FRONTIER
-from cai.train.rl.ppo import train_ppo
-from cai.train.running import HISTORY
+from cai.train.rl.ppo import PPOWatch, train_ppo
+from cai.train.running import HISTORY, PolicyJob
 from tests.train.builders import adapter, assert_same_weights, model_at, prompt
 from tests.train.killing import Killed, kill_at
 from tests.train.ppo_settings import PROMPTS, config
@@ -52,8 +52,9 @@ def train(tiny_model_dir: Path, sft: Path, members: tuple[Path, ...]) -> Any:
     """Train on the tiny model."""
 
     def run(settings: PolicyConfig, out: Path, on_log: Any = None, **changes: Any) -> TrainResult:
-        given = {"sft_adapter": sft, "members": members, "reward": RewardConfig(), **changes}
-        return train_ppo(settings, model_at(tiny_model_dir), prompts=PROMPTS, out=out, seed=0, on_log=on_log, **given)
+        adapter = changes.pop("sft_adapter", sft)
+        job = PolicyJob(settings, model_at(tiny_model_dir), adapter, out, 0, on_log, warn=changes.pop("warn", print))
+        return train_ppo(job, **{"members": members, "reward": RewardConfig(), "prompts": PROMPTS, **changes})
 
     return run
 
@@ -79,7 +80,7 @@ def test_a_reasoning_has_its_own_limit_also_when_watched(train: Any, tmp_path: P
         return complete(model, rows, *rest, **options)
 
     monkeypatch.setattr("cai.train.rl.rollout.complete", record)
-    train(config(1, ppo={"thinking_tokens": 5}), tmp_path / "thinks", gold=Gold(0.0, 0.0), monitor_prompts=WATCHED)
+    train(config(1, ppo={"thinking_tokens": 5}), tmp_path / "thinks", watch=PPOWatch(Gold(0.0, 0.0), WATCHED))
     assert limits == [{(8, 5)}] * 3, "a look, a step, a look"
     limits.clear()
     train(config(1), tmp_path / "shares")
@@ -97,7 +98,7 @@ def test_a_policy_that_always_thinks_without_a_limit_for_it_is_warned_of(
     for tokens in (0, 4):
         settings = config(1, ppo={"thinking_tokens": tokens})
         with contextlib.suppress(CaiError):  # the reward models have another base model
-            train_ppo(settings, model_at(thinker), None, members, RewardConfig(), PROMPTS, tmp_path / "out", 0, warn=said.append)
+            train_ppo(PolicyJob(settings, model_at(thinker), None, tmp_path / "out", 0, warn=said.append), members, RewardConfig(), PROMPTS)
     assert len(said) == 1 and "share 8 tokens" in said[0] and "policy.ppo.thinking_tokens" in said[0]
 
 
@@ -175,8 +176,8 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
         m.setattr(ppo, "keep_best", noted)
         m.setattr(ppo, "write_records", killed)  # after the last step's checkpoint, before the end
         with pytest.raises(Killed):
-            train(settings, tmp_path / "out", warn=told.append, gold=Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), monitor_prompts=WATCHED)
-    result = train(settings, tmp_path / "out", gold=Gold(), monitor_prompts=WATCHED)
+            train(settings, tmp_path / "out", warn=told.append, watch=PPOWatch(Gold(1.0, 2.0, -1.0, -2.0, -3.0, -4.0, -5.0), WATCHED))
+    result = train(settings, tmp_path / "out", watch=PPOWatch(Gold(), WATCHED))
     points = looks(tmp_path / "out")
     assert [p.step for p in points] == list(range(result.steps + 1))
     assert result.resumed_from == result.steps < 6, "gold fell while the proxy rose"
@@ -193,7 +194,7 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
 
 
 def test_a_gold_reward_model_is_one_more_adapter(train: Any, tmp_path: Path, members: tuple[Path, ...], tiny_model_dir: Path) -> None:
-    train(config(1), tmp_path, gold=members[1], monitor_prompts=WATCHED, members=members[:1])
+    train(config(1), tmp_path, watch=PPOWatch(members[1], WATCHED), members=members[:1])
     first, last = looks(tmp_path)
     assert (first.step, last.step, first.n, first.disagreement) == (0, 1, 4, None)
     assert first.gold_scores != pytest.approx(first.proxy_scores, abs=1e-3)
@@ -224,11 +225,12 @@ torch.set_num_threads(1)
 from pathlib import Path
 from cai.recipe import RewardConfig
 from cai.train.rl.ppo import train_ppo
+from cai.train.running import PolicyJob
 from tests.train.builders import model_at
 from tests.train.ppo_settings import PROMPTS, config
 model, sft, out, *members = map(Path, sys.argv[1:])
 settings = config(2, batch_size=2)
-train_ppo(settings, model_at(model), sft, members, RewardConfig(), PROMPTS, out, 0)
+train_ppo(PolicyJob(settings, model_at(model), sft, out, 0), members, RewardConfig(), PROMPTS)
 """
 
 

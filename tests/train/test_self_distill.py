@@ -8,12 +8,12 @@ import torch
 
 from cai.errors import TrainingError
 from cai.models.local.loading import load_tokenizer
-from cai.recipe import ModelSpec, OnlineConfig, PolicyConfig, SelfDistillConfig
+from cai.recipe import OnlineConfig, PolicyConfig, SelfDistillConfig
 from cai.records import Message
 from cai.train.checkpoints import TrainResult
 from cai.train.rl.grpo import prompt_rows
 from cai.train.rl.self_distill import answers_per_step, self_distill_trainer, train_self_distilled
-from cai.train.running import quiet_training
+from cai.train.running import PolicyJob, quiet_training
 from cai.train.sft import train_sft
 from tests.train.builders import FAST, adapter, assert_same_weights, example, model_at, prompt, sft_config
 from tests.train.killing import Killed, kill_at
@@ -38,15 +38,15 @@ def sft(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig, **more: Any) -> TrainResult:
-    return train_self_distilled(config, model_at(tiny), sft, PROMPTS, TOLD, out, 0, more.pop("on_log", None), **more)
+    return train_self_distilled(PolicyJob(config, model_at(tiny), sft, out, 0, **more), PROMPTS, TOLD)
 
 
 def trainer_for(tiny: Path, sft: Path | None, out: Path, config: PolicyConfig) -> Any:
-    start = ModelSpec(path=str(tiny), adapter=None if sft is None else str(sft), precision="float32")
-    tokenizer = load_tokenizer(start)
+    job = PolicyJob(config, model_at(tiny), sft, out, 0, warn=print)
+    tokenizer = load_tokenizer(job.start)
     rows, _ = prompt_rows(tokenizer, PROMPTS, config, answers_per_step(config), TOLD)
     with quiet_training():
-        return self_distill_trainer(config, start, tokenizer, rows, out, 0, print)
+        return self_distill_trainer(job, tokenizer, rows)
 
 
 def test_the_policy_learns_what_the_teacher_does_when_told_and_the_teacher_stays(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_teacher_reads_the_told_conversation_and_the_policy_the_plain_one(ti
 def test_without_principles_the_policy_starts_where_its_teacher_stands(tiny_model_dir: Path, sft: Path, tmp_path: Path) -> None:
     logs: list[dict[str, float]] = []
     same = {p.id: p.messages for p in PROMPTS}
-    train_self_distilled(config_of(), model_at(tiny_model_dir), sft, PROMPTS, same, tmp_path, 0, lambda *a: logs.append(a[2]))
+    train_self_distilled(PolicyJob(config_of(), model_at(tiny_model_dir), sft, tmp_path, 0, lambda *a: logs.append(a[2])), PROMPTS, same)
     assert logs[0]["loss"] == pytest.approx(0.0, abs=1e-5)
 
 
@@ -132,4 +132,4 @@ def test_it_ends_where_answers_collapse_and_at_the_same_step_after_a_kill(
 def test_too_few_prompts_that_fit_with_their_principles_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     long = {p.id: [Message("user", "Shout! " * 100)] for p in PROMPTS}
     with pytest.raises(TrainingError, match="a step needs 4 prompts, but only 0 of 4 fit, 4 too long"):
-        train_self_distilled(config_of(max_length=120), model_at(tiny_model_dir), None, PROMPTS, long, tmp_path, 0)
+        train_self_distilled(PolicyJob(config_of(max_length=120), model_at(tiny_model_dir), None, tmp_path, 0), PROMPTS, long)

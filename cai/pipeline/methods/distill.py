@@ -8,7 +8,7 @@ from cai.generate.distill import principles_in_context, template_of, under_princ
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan, joined, uncounted, written
 from cai.pipeline.policy_method import PolicyMethod, no_room
-from cai.pipeline.training import progress_of, trained
+from cai.pipeline.training import policy_job, trained
 from cai.recipe import SamplingSpec
 from cai.records import Prompt
 
@@ -23,11 +23,7 @@ def distill(c: Context) -> dict[str, int]:
         p.id: under_principles(p, principles_in_context(p, c.constitution, c.recipe.seed, config.per_prompt), template).messages
         for p in prompts
     }
-    out = c.run.model("policy")
-    result = train_self_distilled(
-        c.recipe.policy, c.recipe.trained, c.run.model("sft"), prompts, told, out, c.recipe.seed, progress_of(c), warn=c.reporter.warn
-    )
-    return trained(c, result, out)
+    return trained(c, train_self_distilled(policy_job(c), prompts, told), c.run.model("policy"))
 
 
 def distill_work(c: Costs) -> StagePlan:

@@ -12,31 +12,19 @@ from cai.pipeline.memory import read_dimensions, training_bytes
 from cai.pipeline.policy_method import PolicyMethod, ensemble_settings, no_room, reads_of_samples
 from cai.pipeline.rewarding import log_monitor_point, monitor_prompts, warn_if_unmonitored
 from cai.pipeline.speed import device
-from cai.pipeline.training import progress_of, trained
+from cai.pipeline.training import policy_job, trained
 from cai.recipe import GOLD, SamplingSpec
 from cai.records import Prompt
 
 
 def ppo(c: Context) -> dict[str, int]:
     """Train on the training prompts; watched, where there is a gold reward model."""
-    from cai.train.rl.ppo import train_ppo
+    from cai.train.rl.ppo import PPOWatch, train_ppo
 
     warn_if_unmonitored(c)
-    result = train_ppo(
-        c.recipe.policy,
-        c.recipe.trained,
-        c.run.model("sft"),
-        [c.run.model(name) for name in c.recipe.reward.member_names],
-        c.recipe.reward,
-        list(c.read("prompts", Prompt)),
-        c.run.model("policy"),
-        c.recipe.seed,
-        progress_of(c),
-        gold=c.run.model(GOLD) if c.recipe.gold else None,
-        monitor_prompts=monitor_prompts(c) if c.recipe.gold else (),
-        warn=c.reporter.warn,
-        on_observation=partial(log_monitor_point, c),
-    )
+    members, prompts = [c.run.model(name) for name in c.recipe.reward.member_names], list(c.read("prompts", Prompt))
+    watch = PPOWatch(c.run.model(GOLD), monitor_prompts(c), partial(log_monitor_point, c)) if c.recipe.gold else None
+    result = train_ppo(policy_job(c), members, c.recipe.reward, prompts, watch)
     return trained(c, result, c.run.model("policy"))
 
 

@@ -16,14 +16,11 @@ Uses TRL's trainers. Departures from their defaults and from the papers:
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from pathlib import Path
 from typing import Any
-
-from msgspec.structs import replace
 
 from cai.errors import ReplyError, TrainingError
 from cai.ids import derive_seed
-from cai.recipe import ModelSpec, PolicyConfig
+from cai.recipe import PolicyConfig
 from cai.records import Message, Prompt
 from cai.train.arguments import training_arguments
 from cai.train.cards import CardFacts
@@ -35,47 +32,36 @@ from cai.train.rl.monitor import Monitor, restore_best
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
-    OnLog,
+    PolicyJob,
     begin,
     finish,
     float_trained_weights,
     is_first_process,
-    name_of_start,
     process_count,
     quiet_training,
-    start_of,
     train_and_save,
-    training_fingerprint,
 )
 
 
 def train_online(
     method: OnlineMethod,
-    config: PolicyConfig,
-    model: ModelSpec,
-    sft_adapter: Path | None,
+    job: PolicyJob,
     prompts: Sequence[Prompt],
     load_reward_function: Callable[[], RewardFunction],
     reward_identity: Any,
-    out: Path,
-    seed: int,
-    on_log: OnLog | None = None,
     *,
     load_monitor: Callable[[RewardFunction], Monitor] | None = None,
-    warn: Callable[[str], None] = lambda text: None,
 ) -> TrainResult:
-    """Train the policy on its own samples, and save its adapter in `out` with tokenizer, model card and log.
+    """Train the policy on its own samples, and save its adapter with tokenizer, model card and log.
 
     Resumes after a kill, with the monitor's observations, and returns the result of a finished training, as `train_sft` does.
 
     Args:
         method: GRPO, RLOO or another.
-        config: see `train_dpo`, also for `model` and `sft_adapter`.
+        job: its `on_log` gets `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
         prompts: prompts to sample from; at least enough for one step.
         load_reward_function: returns the reward function. Called after all checks, because it may load models.
         reward_identity: identifies the reward function in the training's fingerprint.
-        seed: decides the order, the samples, and the initial weights of a new adapter.
-        on_log: called after each step, with `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
         load_monitor: returns the over-optimisation monitor for a reward function; None turns it off.
 
     Raises:
@@ -85,31 +71,30 @@ def train_online(
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
 
+    config, out = job.config, job.out
     if problem := config.group_problem(process_count()):
         raise TrainingError(problem)
-    start = start_of(config, model, sft_adapter)
-    tokenizer = load_tokenizer(start)
+    tokenizer = load_tokenizer(job.start)
     rows, dropped = prompt_rows(tokenizer, prompts, config, prompts_per_step(config))
-    identity = (model_fingerprint(start), reward_identity)
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
+    fingerprint = job.fingerprint(rows, (model_fingerprint(job.start), reward_identity))
     if (done := begin(out, fingerprint)) is not None:
         return done
     if is_first_process() and (warning := shared_limit_warning(tokenizer, config.online, "online")):
-        warn(warning)
+        job.warn(warning)
     rewards = load_reward_function()
     with quiet_training():
-        trainer = online_trainer(method, config, start, tokenizer, rows, prompts, rewards, out, seed, warn)
+        trainer = online_trainer(method, job, tokenizer, rows, prompts, rewards)
     monitor = None if load_monitor is None else load_monitor(rewards)
     if monitor is not None:
         from cai.train.rl.trainers import MonitorCallback
 
-        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, warn))
-    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+        trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, job.warn))
+    result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=job.on_log, dropped=dropped)
     best = restore_best(monitor, out) if monitor is not None and is_first_process() else None
-    described = f"{method.description}; reference: {name_of_start(sft_adapter)}"
+    described = f"{method.description}; reference: {job.start_name}"
     measured = {} if best is None else {"chosen by gold reward": f"step {best} of {result.steps}"}
     terms = {f"rewarded by {t.term}, weight {t.weight:g}": 1 for t in config.online.rewards}
-    finish(out, fingerprint, CardFacts("policy", model.path, described, terms, config, result, seed, measured))
+    finish(out, fingerprint, CardFacts("policy", job.model.path, described, terms, config, result, job.seed, measured))
     return result
 
 
@@ -160,15 +145,11 @@ def in_order(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict
 
 def online_trainer(
     method: OnlineMethod,
-    config: PolicyConfig,
-    start: ModelSpec,
+    job: PolicyJob,
     tokenizer: Any,
     rows: list[dict[str, Any]],
     prompts: Sequence[Prompt],
     rewards: RewardFunction,
-    out: Path,
-    seed: int,
-    warn: Callable[[str], None],
 ) -> Any:
     """Return TRL's trainer with policy, reference, rewards and prompts, ready to train."""
     from datasets import Dataset
@@ -176,9 +157,10 @@ def online_trainer(
     from cai.models.local.engine import stop_ids
     from cai.train.rl.trainers import RewardAlarm, reward_function
 
+    config = job.config
     steps = ceil(config.epochs * len(rows) / prompts_per_step(config))
     arguments: dict[str, Any] = {
-        **training_arguments(config, len(rows), checkpoint_folder(out), seed),
+        **training_arguments(config, len(rows), checkpoint_folder(job.out), job.seed),
         "num_train_epochs": 1,
         "shuffle_dataset": False,  # TRL would restart with its first shuffle when a training is resumed in a later epoch
         "warmup_steps": int(config.warmup_fraction * steps),
@@ -190,15 +172,15 @@ def online_trainer(
         **method.arguments(config.online),
     }
     run_class, arguments_class = method.classes()
-    policy, encoder = load_policy(config, start, seed), encoder_of(tokenizer)
+    policy, encoder = load_policy(job), encoder_of(tokenizer)
     stops = stop_ids(policy.get_base_model(), encoder)
     trainer = run_class(
         model=policy,
         reward_funcs=[reward_function(rewards, prompts, encoder, stops, config.online.missing_eos_penalty)],
         args=arguments_class(**arguments),
-        train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), seed)),
+        train_dataset=Dataset.from_list(in_order(rows, steps * prompts_per_step(config), job.seed)),
         processing_class=tokenizer,
-        callbacks=[RewardAlarm(config.online.patience, warn)],
+        callbacks=[RewardAlarm(config.online.patience, job.warn)],
     )
     trainer.thinking_tokens = config.online.thinking_tokens
     trainer.eos_token_ids = sorted(stops)  # TRL knows only `eos_token`; templates end turns with other tokens

@@ -47,7 +47,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 
 from cai.core.jsonl import write_records
 from cai.errors import TrainingError
@@ -56,7 +55,7 @@ from cai.models.local.engine import stop_ids
 from cai.models.local.fingerprint import model_fingerprint
 from cai.models.local.loading import load_tokenizer
 from cai.models.local.thinking import thinking_budget
-from cai.recipe import GOLD, ModelSpec, PolicyConfig, RewardConfig
+from cai.recipe import GOLD, RewardConfig
 from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, sources_of
 from cai.train.checkpoints import TrainResult, last_checkpoint
@@ -70,15 +69,12 @@ from cai.train.rl.rollout import Episode, Task, check_finite, chunks, encode_pro
 from cai.train.rl.shared_base import POLICY, SharedBase, load_shared_base
 from cai.train.running import (
     HISTORY,
-    OnLog,
+    PolicyJob,
     begin,
     check_processes,
     explained,
     finish,
-    name_of_start,
     quiet_training,
-    start_of,
-    training_fingerprint,
 )
 
 GoldScorer = Callable[[Items], Sequence[float]]
@@ -88,35 +84,31 @@ FIRST_LOG_RATIO = 0.05
 """Largest mean |log π − log π_ref| per token at the first step, when both have the same weights."""
 
 
+@dataclass(frozen=True, slots=True)
+class PPOWatch:
+    """What the over-optimisation monitor (`cai.train.rl.monitor`) of a training with PPO observes."""
+
+    gold: Path | GoldScorer
+    """The gold reward: the folder of a reward model for the same base model, which becomes one more adapter on it, or a function that
+    scores texts."""
+    prompts: Sequence[Prompt]
+    """Held-out prompts."""
+    on_observation: Callable[[MonitorPoint], None] = lambda point: None
+    """Called with each observation after it is written."""
+
+
 def train_ppo(
-    config: PolicyConfig,
-    model: ModelSpec,
-    sft_adapter: Path | None,
-    members: Sequence[Path],
-    reward: RewardConfig,
-    prompts: Sequence[Prompt],
-    out: Path,
-    seed: int,
-    on_log: OnLog | None = None,
-    *,
-    gold: Path | GoldScorer | None = None,
-    monitor_prompts: Sequence[Prompt] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    on_observation: Callable[[MonitorPoint], None] = lambda point: None,
+    job: PolicyJob, members: Sequence[Path], reward: RewardConfig, prompts: Sequence[Prompt], watch: PPOWatch | None = None
 ) -> TrainResult:
-    """Train the policy with PPO against reward models, and save its adapter in `out` with tokenizer, model card and log.
+    """Train the policy with PPO against reward models, and save its adapter with tokenizer, model card and log.
 
     Resumes after a kill, and returns the result of a finished training, as `train_sft` does. A step is one round of sampling and updates.
 
     Args:
-        config: see `train_dpo`, also for `model` and `sft_adapter`.
+        job: its `on_log` gets TRL's metric names for PPO and some more.
         members: folders of the reward models, at least one, trained on the same base model.
         prompts: prompts to sample responses to; at least one that leaves room for a response in `config.max_length`.
-        seed: decides the order of prompts, responses, minibatches, and the initial weights of a new adapter.
-        on_log: called after each step, with TRL's metric names for PPO and some more.
-        gold: gold reward of the over-optimisation monitor (`cai.train.rl.monitor`): the folder of a reward model for the same base model,
-            which becomes one more adapter on it, or a function that scores texts; None turns the monitor off. `config.watch` configures it.
-        warn: called once, with a warning, if the policy is over-optimised or collapses.
+        watch: None turns the monitor off. The recipe's `policy.watch` configures it.
 
     Raises:
         TrainingError: no prompt is left, the policy doesn't start at its reference, or training diverges.
@@ -124,36 +116,36 @@ def train_ppo(
     from accelerate import PartialState
     from transformers import set_seed
 
-    start = start_of(config, model, sft_adapter)
+    config, out, start = job.config, job.out, job.start
     tokenizer = load_tokenizer(start)
     rows, dropped = encode_prompts(tokenizer, prompts, config.max_length - config.ppo.most_tokens)
-    if config.watch.action == "off" or not monitor_prompts:
-        gold = None
-    scorer_folders = [*members, gold] if isinstance(gold, Path) else list(members)
+    if config.watch.action == "off" or (watch is not None and not watch.prompts):
+        watch = None
+    scorer_folders = [*members, watch.gold] if watch is not None and isinstance(watch.gold, Path) else list(members)
     scorers = scorer_fingerprints(scorer_folders, start)
-    prompt_ids = None if gold is None else [p.id for p in monitor_prompts]
+    prompt_ids = None if watch is None else [p.id for p in watch.prompts]
     identity = content_hash((model_fingerprint(start), scorers, reward.aggregate, reward.uncertainty_penalty, prompt_ids))
-    fingerprint = training_fingerprint("policy", config, replace(model, adapter=None), rows, seed, identity)
+    fingerprint = job.fingerprint(rows, identity)
     if (done := begin(out, fingerprint)) is not None:
         return done
     processes = PartialState(cpu=not torch.cuda.is_available())
     check_processes(processes.num_processes)
     if processes.is_main_process and (warning := shared_limit_warning(tokenizer, config.ppo, "ppo")):
-        warn(warning)
+        job.warn(warning)
     with quiet_training(), explained(out):
-        set_seed(seed)  # initial weights of a new adapter
+        set_seed(job.seed)  # initial weights of a new adapter
         shared = load_shared_base(
-            model, config.precision, sft_adapter, members, config.lora, gradient_checkpointing=config.gradient_checkpointing
+            job.model, config.precision, job.sft_adapter, members, config.lora, gradient_checkpointing=config.gradient_checkpointing
         )
         count = processes.num_processes  # steps depend on the number of processes, so another number can't resume from these checkpoints
         resumable = fingerprint if count == 1 else f"{fingerprint}:{count}"
-        run = _PPORun(config, reward, shared, tokenizer, rows, seed, out, resumable, processes.process_index, count, warn)
-        monitor = None if gold is None else run.monitor(gold, monitor_prompts, on_observation)
-        result = run.train(monitor, on_log, dropped)
-    method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {name_of_start(sft_adapter)}"
+        run = _PPORun(job, reward, shared, tokenizer, rows, resumable, processes.process_index, count)
+        monitor = None if watch is None else run.monitor(watch)
+        result = run.train(monitor, dropped)
+    method = f"PPO against {len(members)} reward model(s) by {reward.aggregate}, reference: {job.start_name}"
     if processes.is_main_process and monitor is not None and (best := restore_best(monitor, out)) is not None:
         method += f"; the weights of step {best}, the best by gold reward"
-    finish(out, fingerprint, CardFacts("policy", model.path, method, sources_of(prompts), config, result, seed))
+    finish(out, fingerprint, CardFacts("policy", job.model.path, method, sources_of(prompts), config, result, job.seed))
     return result
 
 
@@ -161,23 +153,20 @@ def train_ppo(
 class _PPORun:
     """One training in progress."""
 
-    config: PolicyConfig
+    job: PolicyJob
     reward: RewardConfig
     shared: SharedBase
     tokenizer: Any
     prompts: list[tuple[str, list[int]]]
-    seed: int
-    out: Path
     fingerprint: str
     """Fingerprint of the trainings that may resume from this one's checkpoints."""
     rank: int
     processes: int
-    warn: Callable[[str], None]
     warned: bool = False
 
-    def train(self, monitor: Monitor | None, on_log: OnLog | None, dropped: dict[str, int]) -> TrainResult:
+    def train(self, monitor: Monitor | None, dropped: dict[str, int]) -> TrainResult:
         """Train from the last complete checkpoint, or from the start; save adapter, tokenizer and log."""
-        spec, config = self.config.ppo, self.config
+        spec, config = self.job.config.ppo, self.job.config
         per_step = config.batch_size * config.gradient_accumulation * spec.num_mini_batches * self.processes
         episodes = spec.total_episodes or max(1, int(config.epochs * len(self.prompts)))
         total = math.ceil(episodes / per_step)
@@ -190,26 +179,26 @@ class _PPORun:
             self._observe(monitor, 0)
         while state.step < total and not stopped:
             step = state.step + 1
-            todo = tasks(self.prompts, self.seed, state.step * per_step, per_step)
+            todo = tasks(self.prompts, self.job.seed, state.step * per_step, per_step)
             batch = make_batch(self._rollout(todo), spec, self.reward, self.shared.device)
             if step == 1:
                 self._check_reference(batch.episodes)
             world = World(self.rank, self.processes, state.step * per_update, total * per_update)
-            measured = update(self.shared, optimizer, batch, config, step, self.seed, world)
+            measured = update(self.shared, optimizer, batch, config, step, self.job.seed, world)
             metrics = {**batch.metrics, **measured, "episode": float(step * per_step)}
             state.step = step
             state.history.append({"step": float(step), **metrics})
-            if on_log is not None and self.rank == 0:
-                on_log(step, total, metrics)
+            if self.job.on_log is not None and self.rank == 0:
+                self.job.on_log(step, total, metrics)
             stopped = monitor is not None and monitor.due(step, total) and self._observe(monitor, step) == "stop"
             late = time.monotonic() - saved > CHECKPOINT_SECONDS
             if self.rank == 0 and (step % config.save_steps == 0 or step == total or stopped or late):
-                save_state(self.shared, optimizer, state, self.out, self.fingerprint)
+                save_state(self.shared, optimizer, state, self.job.out, self.fingerprint)
                 saved = time.monotonic()
         if self.rank == 0:
-            self.shared.save(POLICY, self.out)
-            self.tokenizer.save_pretrained(self.out)
-            write_records(self.out / HISTORY, state.history)
+            self.shared.save(POLICY, self.job.out)
+            self.tokenizer.save_pretrained(self.job.out)
+            write_records(self.job.out / HISTORY, state.history)
         return TrainResult(
             steps=state.step,
             examples=state.step * per_step,
@@ -224,7 +213,7 @@ class _PPORun:
         from accelerate import PartialState
 
         with PartialState().main_process_first():  # rank 0 removes unusable checkpoints
-            checkpoint = last_checkpoint(self.out, self.fingerprint)
+            checkpoint = last_checkpoint(self.job.out, self.fingerprint)
         state = PPOState(0, []) if checkpoint is None else load_state(self.shared, optimizer, checkpoint)
         if monitor is not None and self.rank == 0:
             monitor.resume(state.step if checkpoint is not None else -1)
@@ -234,21 +223,22 @@ class _PPORun:
         """Return the step's episodes. Each process samples its share."""
         from accelerate.utils import gather_object
 
-        share = self._episodes(todo[self.rank :: self.processes], self.config.ppo.temperature)
+        share = self._episodes(todo[self.rank :: self.processes], self.job.config.ppo.temperature)
         episodes: list[Episode] = sorted(gather_object(share), key=lambda e: e.index)
         check_finite(episodes, self.shared)
         return episodes
 
     def _episodes(self, todo: Sequence[Task], temperature: float) -> list[Episode]:
-        spec, encoder = self.config.ppo, encoder_of(self.tokenizer)
+        spec, encoder = self.job.config.ppo, encoder_of(self.tokenizer)
         at_once, longest = spec.local_rollout_forward_batch_size, spec.response_length
         budget = thinking_budget(encoder.sampled, longest, spec.thinking_tokens)
         ends = stop_ids(self.shared.causal, encoder)
         responses = sample(self.shared, todo, ends, max_tokens=longest, temperature=temperature, at_once=at_once, budget=budget)
         return evaluate_responses(self.shared, todo, responses, encoder=encoder, temperature=temperature, at_once=at_once)
 
-    def monitor(self, gold: Path | GoldScorer, prompts: Sequence[Prompt], on_observation: Callable[[MonitorPoint], None]) -> Monitor:
+    def monitor(self, watch: PPOWatch) -> Monitor:
         """Return the over-optimisation monitor, with the reward models on the shared base as its proxy."""
+        gold = watch.gold
         if isinstance(gold, Path):
             self.shared.add_scorer(gold, GOLD)
 
@@ -260,13 +250,13 @@ class _PPORun:
         def score(items: Items) -> Sequence[float]:
             return [s for [s] in self._scores(items, [GOLD])] if isinstance(gold, Path) else gold(items)
 
-        return Monitor(prompts, self.config.watch, proxy, score, self.out / FRONTIER, on_observation)
+        return Monitor(watch.prompts, self.job.config.watch, proxy, score, self.job.out / FRONTIER, watch.on_observation)
 
     def _scores(self, items: Items, names: Sequence[str]) -> list[list[float]]:
         """Return the scores of texts by reward models on the shared base, one list per text."""
         turns = [encode_turn(self.tokenizer, messages, text) for messages, text in items]
         ids = [prompt + response for prompt, response in turns]
-        parts = chunks(range(len(ids)), self.config.ppo.local_rollout_forward_batch_size)
+        parts = chunks(range(len(ids)), self.job.config.ppo.local_rollout_forward_batch_size)
         return torch.cat([self.shared.scores([ids[i] for i in part], names) for part in parts], 1).T.tolist()
 
     def _observe(self, monitor: Monitor, step: int) -> Verdict:
@@ -276,16 +266,16 @@ class _PPORun:
         verdicts: list[Any] = [None]
         if self.rank == 0:
             todo = [
-                Task(i, encode_turn(self.tokenizer, p.messages, "")[0], derive_seed(self.seed, p.id, "watch"))
+                Task(i, encode_turn(self.tokenizer, p.messages, "")[0], derive_seed(self.job.seed, p.id, "watch"))
                 for i, p in enumerate(monitor.prompts)
             ]
             episodes = self._episodes(todo, 1.0)
             kl = fmean(sum(e.logps) - sum(e.ref_logps) for e in episodes)
             verdicts = [monitor.observe(step, kl, [encoder_of(self.tokenizer).answer(e.response_ids) for e in episodes])]
-            keep_best(monitor, self.out, lambda folder: self.shared.save(POLICY, folder))
+            keep_best(monitor, self.job.out, lambda folder: self.shared.save(POLICY, folder))
             if verdicts[0] != "go" and not self.warned:
                 self.warned = True
-                self.warn(alarm(monitor, verdicts[0]))
+                self.job.warn(alarm(monitor, verdicts[0]))
         if self.processes > 1:
             broadcast_object_list(verdicts)
         return verdicts[0]  # type: ignore[no-any-return]
