@@ -18,7 +18,7 @@ import numpy as np
 from bench.table import Row
 from cai.recipe import MonitorConfig
 from cai.records import MonitorPoint
-from cai.train.rl.monitor import mean_interval, verdict, with_change
+from cai.train.monitor import mean_interval, verdict, with_change
 
 PROMPTS = 64
 LOOKS = (10, 20, 40)

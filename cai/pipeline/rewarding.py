@@ -18,7 +18,7 @@ from cai.pipeline.reward_models import load_gold, load_rewards
 from cai.recipe import GOLD, RewardTerm
 from cai.records import Failure, MonitorPoint, Prompt
 from cai.train.checkpoints import TrainResult
-from cai.train.rl.monitor import FRONTIER, Items, Monitor, MonitorSpec
+from cai.train.monitor import FRONTIER, Items, Monitor, MonitorSpec
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.term import Answers, TermScorer

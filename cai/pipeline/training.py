@@ -26,7 +26,7 @@ from cai.recipe import GOLD, SFTData
 from cai.records import Preference, SFTExample
 from cai.train.checkpoints import TrainResult
 from cai.train.held_out import read_points
-from cai.train.rl.monitor import FRONTIER
+from cai.train.monitor import FRONTIER
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.running import HISTORY, OnLog, PolicyJob, is_first_process
 

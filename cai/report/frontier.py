@@ -8,7 +8,7 @@ from markupsafe import Markup
 from cai.records import MonitorPoint
 from cai.report.formatting import number, signed
 from cai.report.plots import Series, line_plot
-from cai.train.rl.monitor import best_step, collapse_words, mean_interval
+from cai.train.monitor import best_step, collapse_words, mean_interval
 
 _TONES = (("policy", "human"), ("sft", "base"))
 """Colours of proxy and gold reward, by arm."""

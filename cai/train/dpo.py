@@ -24,7 +24,7 @@ from cai.train.cards import CardFacts, sources_of
 from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.encode import dpo_rows
 from cai.train.held_out import best_point
-from cai.train.rl.monitor import MonitorSpec, best_folder, restore_best, restore_weights
+from cai.train.monitor import MonitorSpec, best_folder, restore_best, restore_weights
 from cai.train.running import (
     OnLog,
     PolicyJob,
@@ -127,7 +127,7 @@ def train_policy(
         trainer = method.build(job, tokenizer, rows, reference, len(apart))
         monitor = None if monitor_spec is None else monitor_spec.load()
     if monitor_spec is not None and monitor is not None:
-        from cai.train.rl.trainers import MonitorCallback
+        from cai.train.monitor_callback import MonitorCallback
 
         trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, monitor_spec.warn))
     measuring = None

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from cai.core.jsonl import append_record, write_records
 from cai.train.held_out import HELD_OUT, HeldOutPoint, best_point, is_over, read_points
-from cai.train.rl.monitor import best_folder
+from cai.train.monitor import best_folder
 
 
 class HeldOutCallback(TrainerCallback):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from cai.train.arguments import training_arguments
 from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import BETA, PairMethod, load_policy, set_reference, train_policy
 from cai.train.encode import kto_rows
-from cai.train.rl.monitor import MonitorSpec
+from cai.train.monitor import MonitorSpec
 from cai.train.running import OnLog, PolicyJob, float_trained_weights
 
 

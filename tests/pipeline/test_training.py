@@ -14,7 +14,7 @@ from cai.pipeline.methods.online_dpo import rounds_log
 from cai.pipeline.training import policy_stage, trained
 from cai.recipe import GoldConfig, PolicyConfig, Recipe
 from cai.train.checkpoints import TrainResult
-from cai.train.rl.monitor import FRONTIER
+from cai.train.monitor import FRONTIER
 from cai.train.running import HISTORY
 
 

@@ -13,7 +13,7 @@ from cai.records import MonitorPoint
 from cai.report.collect import collect_report
 from cai.report.frontier import along_the_way, frontier_plot, frontier_words
 from cai.report.page import render_report
-from cai.train.rl.monitor import Items, Monitor, Scores
+from cai.train.monitor import Items, Monitor, Scores
 from tests.report.run_directory import write_run
 from tests.train.builders import prompt
 

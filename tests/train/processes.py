@@ -10,10 +10,10 @@ from cai.recipe import ModelSpec, MonitorConfig, OnlineConfig, PolicyConfig
 from cai.records import Message, RewardScore
 from cai.train.dpo import train_dpo
 from cai.train.kto import train_kto
+from cai.train.monitor import FRONTIER, Items, Monitor
 from cai.train.processes import join_process_group
 from cai.train.reward.train import train_reward
 from cai.train.rl.grpo import train_online
-from cai.train.rl.monitor import FRONTIER, Items, Monitor
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.self_distill import train_self_distilled
 from cai.train.running import PolicyJob, process_count

@@ -18,7 +18,7 @@ from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED
 from cai.train.dpo import dpo_trainer, train_dpo
 from cai.train.encode import dpo_rows
-from cai.train.rl.monitor import FRONTIER, Monitor, MonitorSpec, Scores
+from cai.train.monitor import FRONTIER, Monitor, MonitorSpec, Scores
 from cai.train.running import PolicyJob, quiet_training
 from cai.train.sft import train_sft
 from cai.train.trainers import completion_positions_only, reference_of

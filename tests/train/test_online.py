@@ -16,9 +16,9 @@ from cai.pipeline.methods.rloo import RLOO
 from cai.recipe import MonitorConfig, OnlineConfig, PolicyConfig, PPOSpec, RewardTerm
 from cai.records import MonitorPoint, RewardScore
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
+from cai.train.live_policy import LivePolicy, shared_limit_warning
+from cai.train.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.grpo import in_order, online_trainer, prompt_rows, prompts_per_step, train_online
-from cai.train.rl.live_policy import LivePolicy, shared_limit_warning
-from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction, proxy_of
 from cai.train.rl.trainers import reward_function
@@ -187,7 +187,7 @@ def test_the_watch_gives_a_reasoning_its_own_limit(
         limits.append({(r.budget.max_tokens, r.budget.thinking_tokens) for r in rows})
         return complete(model, rows, *rest, **options)
 
-    monkeypatch.setattr("cai.train.rl.live_policy.complete", record)
+    monkeypatch.setattr("cai.train.live_policy.complete", record)
     config = config_of(epochs=1.0, online=OnlineConfig(num_generations=4, max_tokens=6, thinking_tokens=3))
     train(tiny_model_dir, sft, tmp_path, config, load_monitor=watching(tmp_path, not_letters))
     assert limits == [{(6, 3)}] * 4, "two steps, and a look before and after them"

@@ -20,8 +20,8 @@ from cai.models.local.loading import load_tokenizer
 from cai.recipe import MonitorConfig, PolicyConfig, RewardConfig
 from cai.records import MonitorPoint
 from cai.train.checkpoints import FINISHED, TrainResult, checkpoint_folder
+from cai.train.monitor import FRONTIER
 from cai.train.rl import ppo
-from cai.train.rl.monitor import FRONTIER
 from cai.train.rl.ppo import PPOWatch, train_ppo
 from cai.train.running import HISTORY, PolicyJob
 from tests.train.builders import adapter, assert_same_weights, model_at, prompt

@@ -18,7 +18,7 @@ from cai.core.workspace import Workspace
 from cai.pipeline.methods.online_dpo import PREFERENCES
 from cai.records import MonitorPoint, Preference
 from cai.train.checkpoints import FINISHED
-from cai.train.rl.monitor import FRONTIER
+from cai.train.monitor import FRONTIER
 from tests.pipeline.tiny_runs import ROUNDS, tiny_workspace
 from tests.train.builders import assert_same_weights
 from tests.train.processes import STEPS, run_all

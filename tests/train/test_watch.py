@@ -13,7 +13,7 @@ from cai.core.jsonl import read_records
 from cai.errors import TrainingError
 from cai.recipe import MonitorConfig
 from cai.records import MonitorPoint
-from cai.train.rl.monitor import Items, Monitor, Scores, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
+from cai.train.monitor import Items, Monitor, Scores, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
 from tests.train.builders import prompt
 
 PROMPTS = [prompt(i) for i in range(4)]

@@ -27,8 +27,8 @@ from cai.train.cards import CardFacts
 from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import load_policy, set_reference
 from cai.train.encode import encoder_of
-from cai.train.rl.live_policy import shared_limit_warning
-from cai.train.rl.monitor import Monitor, restore_best
+from cai.train.live_policy import shared_limit_warning
+from cai.train.monitor import Monitor, restore_best
 from cai.train.rl.online_method import OnlineMethod
 from cai.train.rl.rewards import RewardFunction
 from cai.train.running import (
@@ -86,7 +86,7 @@ def train_online(
         trainer = online_trainer(method, job, tokenizer, rows, prompts, rewards)
     monitor = None if load_monitor is None else load_monitor(rewards)
     if monitor is not None:
-        from cai.train.rl.trainers import MonitorCallback
+        from cai.train.monitor_callback import MonitorCallback
 
         trainer.add_callback(MonitorCallback(monitor, trainer, out, config.online, job.warn))
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=job.on_log, dropped=dropped)

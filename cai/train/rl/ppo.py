@@ -60,9 +60,9 @@ from cai.records import MonitorPoint, Prompt
 from cai.train.cards import CardFacts, sources_of
 from cai.train.checkpoints import TrainResult, last_checkpoint
 from cai.train.encode import encode_turn, encoder_of
+from cai.train.live_policy import shared_limit_warning
+from cai.train.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.reward.ensemble import aggregate_scores, scorer_fingerprints
-from cai.train.rl.live_policy import shared_limit_warning
-from cai.train.rl.monitor import FRONTIER, Items, Monitor, Scores, Verdict, alarm, keep_best, restore_best, verdict
 from cai.train.rl.ppo_checkpoint import PPOState, load_state, save_state
 from cai.train.rl.ppo_update import World, make_batch, make_optimizer, update
 from cai.train.rl.rollout import Episode, Task, check_finite, chunks, encode_prompts, evaluate_responses, sample, tasks
@@ -86,7 +86,7 @@ FIRST_LOG_RATIO = 0.05
 
 @dataclass(frozen=True, slots=True)
 class PPOWatch:
-    """What the over-optimisation monitor (`cai.train.rl.monitor`) of a training with PPO observes."""
+    """What the over-optimisation monitor (`cai.train.monitor`) of a training with PPO observes."""
 
     gold: Path | GoldScorer
     """The gold reward: the folder of a reward model for the same base model, which becomes one more adapter on it, or a function that

@@ -11,7 +11,7 @@ from statistics import fmean
 from cai.errors import TrainingError
 from cai.recipe import RewardTerm
 from cai.records import Constitution, Message, Prompt
-from cai.train.rl.monitor import Items, Scores
+from cai.train.monitor import Items, Scores
 from cai.train.rl.term import Answers, EnsembleScorer, TermContext, TermScorer
 from cai.train.rl.terms import TERMS
 

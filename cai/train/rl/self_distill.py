@@ -24,8 +24,8 @@ from cai.train.cards import CardFacts
 from cai.train.checkpoints import TrainResult, checkpoint_folder
 from cai.train.dpo import add_reference, load_policy
 from cai.train.encode import encoder_of
+from cai.train.live_policy import shared_limit_warning
 from cai.train.rl.grpo import in_order, prompt_rows
-from cai.train.rl.live_policy import shared_limit_warning
 from cai.train.running import (
     PolicyJob,
     begin,

@@ -7,7 +7,7 @@ from typing import Literal
 from cai.models.base import PairTokens, Work
 from cai.recipe import Recipe, RewardTerm
 from cai.records import Constitution, Prompt, RewardScore
-from cai.train.rl.monitor import Items
+from cai.train.monitor import Items
 
 Answers = Sequence[tuple[Prompt, str]]
 """Prompts with a response each."""
