@@ -49,7 +49,7 @@ def _keys() -> list[str]:
 
 
 def _stages() -> list[str]:
-    from cai.core.manifest import STAGE_NAMES
+    from cai.core.stages import STAGE_NAMES
 
     return list(STAGE_NAMES)
 

@@ -13,28 +13,12 @@ import msgspec
 
 from cai import __version__
 from cai.core.jsonl import NOT_JSON, read_file, write_json
+from cai.core.stages import STAGE_INFO
 from cai.errors import StoreError
 from cai.records import Constitution, Principle
 
 StageState = Literal["running", "done", "failed", "stopped"]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
-
-STAGE_NAMES = (
-    "respond",
-    "critique",
-    "distill",
-    "sft",
-    "pairs",
-    "feedback",
-    "preferences",
-    "reward",
-    "policy",
-    "blend",
-    "evaluate",
-    "report",
-)
-"""Names of a run's stages, in order. `cai.pipeline.stages` defines the stages."""
-
 
 TEXTS, TRUNCATED = "texts", "truncated"
 """Counts of a stage that samples: the texts that it kept, and those of them that were cut off at the token limit."""
@@ -46,7 +30,6 @@ IN_REACH = 0.25
 """Share of answers that follow a principle in their context below which a run warns that it is out of the model's reach."""
 MIN_TOLD = 8
 """Minimum number of answers for that warning."""
-_LIMITS = {stage: f"{stage}.sampling.max_tokens" for stage in ("respond", "critique", "distill", "pairs", "evaluate")}
 
 
 def counts_in_words(counts: Mapping[str, int]) -> str:
@@ -84,7 +67,7 @@ class StageEntry:
         texts, cut = self.counts.get(TEXTS, self.counts.get("responses", 0)), self.counts.get(TRUNCATED, 0)
         if cut <= MANY_TRUNCATED * texts:
             return ""
-        limit = _LIMITS.get(self.name, "policy.online.max_tokens or policy.ppo.response_length")
+        limit = STAGE_INFO[self.name].limit if self.name in STAGE_INFO else "the limit"
         return (
             f"{self.name}: {cut} of {texts} texts ({cut / texts:.0%}) were cut off at the token limit. They are judged as they stand, and "
             f"no model is trained to end there; raise {limit}"

@@ -4,9 +4,11 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cai.core.jsonl import read_existing, read_file
-from cai.core.manifest import STAGE_NAMES, read_manifest
+from cai.core.manifest import read_manifest
+from cai.core.stages import STAGE_INFO, STAGE_NAMES
 from cai.core.workspace import RunDirectory, no_such_run
 from cai.core.yaml_source import load_yaml
 from cai.errors import DataError
@@ -36,17 +38,13 @@ class RunStatus:
     notes: tuple[str, ...]
 
 
-OPTIONAL_STAGES = ("critique", "distill", "blend")
-"""Stages that not every run has: `sft.data` of the recipe names the first two, and `blend` has a block of its own."""
-
-
-def _optional_of(run: RunDirectory) -> tuple[str, ...]:
-    """Return those of `OPTIONAL_STAGES` that the run's recipe has; the paper's if it can't be read."""
+def stages_of(run: Path) -> list[str]:
+    """Return the names of a run's stages, in order; the paper's if its recipe can't be read."""
     try:
-        recipe = load_yaml(run.path / "recipe.yaml", DataError).data
-        return (*recipe["sft"]["data"], *(["blend"] if recipe.get("blend") else []))
-    except (DataError, LookupError, TypeError, AttributeError):
-        return ("critique",)
+        recipe = load_yaml(run / "recipe.yaml", DataError).data
+    except DataError:
+        recipe = None
+    return [name for name, stage in STAGE_INFO.items() if stage.is_in(recipe)]
 
 
 def run_status(run: RunDirectory) -> RunStatus:
@@ -60,11 +58,11 @@ def run_status(run: RunDirectory) -> RunStatus:
         raise no_such_run(run)
     failures = Counter(f.stage for f in read_existing(run.failures, Failure, torn_tail="drop"))
     alive = run.in_use()
-    stages = []
+    expected, stages = stages_of(run.path), []
     for name in STAGE_NAMES:
         entry = manifest.stage(name)
         if entry is None:
-            if name not in OPTIONAL_STAGES or name in _optional_of(run):
+            if name in expected:
                 waits = alive and (not manifest.chosen or name in manifest.chosen)
                 stages.append(StageStatus(name, "waiting" if waits else "not run"))
             continue

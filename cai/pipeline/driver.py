@@ -36,6 +36,7 @@ from cai.core.manifest import (
     reset_device_peak,
     write_manifest,
 )
+from cai.core.stages import STAGE_INFO
 from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
@@ -51,7 +52,7 @@ from cai.train.processes import ProcessGroup, RankZeroFailed, join_process_group
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run.
+    """What a stage of `STAGE_INFO` does.
 
     `run` returns counts. Stages without model calls are plain functions, so that Ctrl-C stops them at once (an event loop would delay the
     signal until the next `await`). `reads` and `writes` are paths relative to the run directory. `settings` returns the parts of the recipe
@@ -72,10 +73,12 @@ class Stage:
     """Whether the stage trains, or samples from a trained model."""
     together: bool = False
     """Whether all processes of the group run the stage. `run` must then be safe in all of them, and only rank 0 may write."""
-    wanted: Callable[[Recipe], bool] = lambda recipe: True
-    """Whether a run of the recipe has the stage."""
     always: bool = False
     """Whether the stage runs even if nothing changed, because it reads the manifest."""
+
+    def is_in(self, recipe: Recipe) -> bool:
+        """Whether a run of the recipe has the stage."""
+        return STAGE_INFO[self.name].is_in(recipe)
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,11 @@ def is_done(stage: Stage, entry: StageEntry | None, wanted: str, run: RunDirecto
 
 def choose_stages(stages: Sequence[Stage], recipe: Recipe, only: Sequence[str], start: str | None) -> list[Stage]:
     """Return the stages to run, in order. Raises `RecipeError` naming those that the recipe doesn't have."""
-    names = [s.name for s in stages if s.wanted(recipe)]
+    names = [s.name for s in stages if s.is_in(recipe)]
     unknown = [n for n in (*only, *([start] if start else [])) if n not in names]
     if unknown:
-        why = " (see sft.data)" if any(n in ("critique", "distill") for n in unknown) else " (see blend)" if "blend" in unknown else ""
+        keys = dict.fromkeys(s.key for s in STAGE_INFO.values() if s.key and s.name in unknown)
+        why = f" (see {', '.join(keys)})" if keys else ""
         raise RecipeError(f"no stage {', '.join(map(repr, unknown))}{why}; the stages are: {' '.join(names)}")
     chosen = [s for s in stages if s.name in names and (not only or s.name in only)]
     return [s for s in chosen if start is None or names.index(s.name) >= names.index(start)]

@@ -16,6 +16,7 @@ from msgspec import structs
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records
 from cai.core.manifest import machine_facts, read_manifest
+from cai.core.stages import STAGE_INFO
 from cai.core.text.checks import can_be_added
 from cai.core.workspace import Workspace
 from cai.data.prompts import SkippedRows, load_all, stream_prompts
@@ -202,9 +203,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
         ],
         "report": [],
     }
-    absent = {"critique", "distill", "blend"} - {*recipe.sft.data, *(["blend"] if recipe.blend else [])}
-    stages = {name: joined(name, *pieces) for name, pieces in work.items() if name not in absent}
-    return [joined(name, stage, *[c.loading()] * bool(stage.seconds)) for name, stage in stages.items()]
+    stages = [joined(name, *work[name]) for name, stage in STAGE_INFO.items() if stage.is_in(recipe)]
+    return [joined(stage.name, stage, *[c.loading()] * bool(stage.seconds)) for stage in stages]
 
 
 def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:

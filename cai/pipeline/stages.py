@@ -51,7 +51,6 @@ STAGES: tuple[Stage, ...] = (
         models=lambda r: (r.model, r.judge),
         uses_constitution=True,
         uses_templates=True,
-        wanted=lambda r: "critique" in r.sft.data,
     ),
     Stage(
         "distill",
@@ -62,7 +61,6 @@ STAGES: tuple[Stage, ...] = (
         models=lambda r: (r.model,),
         uses_constitution=True,
         uses_templates=True,
-        wanted=lambda r: "distill" in r.sft.data,
     ),
     Stage(
         "sft",
@@ -145,7 +143,6 @@ STAGES: tuple[Stage, ...] = (
         trains=True,
         uses_constitution=True,
         uses_templates=True,
-        wanted=lambda r: r.blend is not None,
     ),
     Stage(
         "evaluate",

@@ -13,6 +13,7 @@ import msgspec
 
 from cai.core.jsonl import NOT_JSON, read_file, read_records
 from cai.core.manifest import Manifest, read_manifest
+from cai.core.status import stages_of
 from cai.core.workspace import RunDirectory
 from cai.data.balance import SourceBalance
 from cai.errors import CaiError
@@ -131,6 +132,8 @@ class ReportData:
     path: str
     manifest: Manifest
     """Without a version of `cai` where the run has none that can be read."""
+    stages: tuple[str, ...]
+    """Stages that the recipe has."""
     recipe_text: str
     evaluation: tuple[EvalResult, ...] | None
     """None if the stage has not run; the same holds for the fields below."""
@@ -233,6 +236,7 @@ def collect_report(run_dir: Path) -> ReportData:
         name=manifest.name,
         path=str(run_dir),
         manifest=manifest,
+        stages=tuple(stages_of(run_dir)),
         recipe_text=reader.attempt(lambda: recipe.read_text(encoding="utf-8"), "") if recipe.exists() else "",
         evaluation=reader.all("data/evaluation.jsonl", EvalResult),
         audit=reader.all("data/audit.jsonl", AuditFinding),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cai.core.manifest import STAGE_NAMES, counts_in_words
-from cai.core.status import OPTIONAL_STAGES
+from cai.core.manifest import counts_in_words
+from cai.core.stages import STAGE_NAMES
 from cai.core.text.refusals import is_refusal
 from cai.core.text.words import word_count
 from cai.data.balance import SourceBalance
@@ -159,7 +159,7 @@ def name_of(result_name: str) -> str:
 
 
 def stage_rows(data: ReportData) -> list[StageRow]:
-    """Return all stages in pipeline order, including those that have not run; unknown stages come last."""
+    """Return all stages of the recipe in pipeline order, including those that have not run; unknown stages come last."""
     entries = {s.name: s for s in data.manifest.stages}
     failed: dict[str, int] = {}
     for group in data.failures:
@@ -168,7 +168,7 @@ def stage_rows(data: ReportData) -> list[StageRow]:
     rows = []
     for name in (*STAGE_NAMES, *(n for n in entries if n not in STAGE_NAMES)):
         s = entries.get(name)
-        if s is None and name in OPTIONAL_STAGES and (name != "critique" or "distill" in entries):  # a recipe without it
+        if s is None and name not in data.stages:
             continue
         if s is None:
             rows.append(StageRow(name, "not run", 0.0, 0.0, 0, 0, 0, 0, 0.0, failed.get(name, 0), "", ""))

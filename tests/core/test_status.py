@@ -9,7 +9,8 @@ import pytest
 
 from cai.core.jsonl import append_record
 from cai.core.manifest import JudgeCard, Manifest, StageEntry, read_manifest, write_manifest
-from cai.core.status import run_status
+from cai.core.stages import STAGE_NAMES
+from cai.core.status import run_status, stages_of
 from cai.core.workspace import RunDirectory
 from cai.errors import DataError
 from cai.records import Failure
@@ -63,6 +64,25 @@ def test_a_stage_that_was_not_chosen_does_not_wait_and_the_clock_runs(tmp_path: 
         states = {s.name: s for s in run_status(run).stages}
     assert (states["pairs"].state, states["reward"].state) == ("waiting", "not run")
     assert states["sft"].seconds >= 300
+
+
+@pytest.mark.parametrize(
+    ("recipe", "optional"),
+    [
+        (None, {"critique"}),
+        ("name: [", {"critique"}),
+        ("sft: {}", {"critique"}),
+        ("sft: { data: [distill] }", {"distill"}),
+        ("sft: { data: [critique, distill] }\nblend: null", {"critique", "distill"}),
+        ("sft: { data: [distill] }\nblend: { prompts: [] }", {"distill", "blend"}),
+    ],
+)
+def test_a_run_has_the_stages_of_its_recipe_and_the_papers_without_one(tmp_path: Path, recipe: str | None, optional: set[str]) -> None:
+    if recipe is not None:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+    found = stages_of(tmp_path)
+    assert found == [name for name in STAGE_NAMES if name in found]
+    assert {*STAGE_NAMES} - {*found} == {"critique", "distill", "blend"} - optional
 
 
 def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cai.core.manifest import STAGE_NAMES
+from cai.core.stages import STAGE_NAMES
 from cai.core.workspace import RunDirectory, Workspace
 from tests.drills.forked import Forked
 from tests.workspaces import make_workspace
