@@ -54,9 +54,16 @@ def _stages() -> list[str]:
     return list(STAGE_NAMES)
 
 
+def _pair_formats() -> list[str]:
+    from cai.labels.formats import pair_formats
+
+    return ["auto", *pair_formats()]
+
+
 recipes = _completion(lambda: _files("runs"))
 constitutions = _completion(lambda: _files("constitution"))
 models = _completion(_models)
 run_names = _completion(_runs)
 recipe_keys = _completion(_keys)
 stages = _completion(_stages)
+pair_formats = _completion(_pair_formats)

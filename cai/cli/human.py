@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 import typer
 from msgspec.structs import replace
 
+from cai.cli import completing
 from cai.cli.app import Json, app, open_session, print_json, say, show, show_results, warn
 from cai.cli.models import ConstitutionFile, JudgeName, PairLimit, PerLabel, Principles
 from cai.records import PromptKind
 
 human = typer.Typer(name="human", help="Human labels: import, export, agreement, and which pairs to label next.", no_args_is_help=True)
 app.add_typer(human)
-Files = Annotated[list[Path], typer.Argument(help="Labels: JSONL, CSV, Parquet, hh-rlhf, HHH, UltraFeedback, Label Studio, Argilla")]
-Format = Annotated[str, typer.Option("--format", help="File format")]
+Files = Annotated[list[Path], typer.Argument(help="Labels: JSONL, CSV or Parquet, in any pair format")]
+Format = Annotated[str, typer.Option("--format", help="Pair format; auto: by the columns", autocompletion=completing.pair_formats)]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", help="Name of one of our columns in the file: choice=verdict", metavar="OURS=THEIRS")
 ]

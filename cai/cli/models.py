@@ -34,7 +34,7 @@ ConstitutionFile = Annotated[Path, typer.Option("--constitution", help="The judg
 LabelledPairs = Annotated[
     list[Path], typer.Option("--pairs", help="People's labels or labelled pairs, in any format; may be repeated", show_default=False)
 ]
-PairFormat = Annotated[str, typer.Option("--format", help="File format of the pairs")]
+PairFormat = Annotated[str, typer.Option("--format", help="Pair format; auto: by the columns", autocompletion=completing.pair_formats)]
 PairLimit = Annotated[int | None, typer.Option("--limit", help="Use this many pairs, chosen by hash", min=1)]
 Principles = Annotated[
     Literal["ensemble", "sample"], typer.Option("--principles", help="ensemble: all principles that apply; sample: --per-label of them")

@@ -1,4 +1,4 @@
-"""Plug-in registry: judging protocols, reward terms, policy methods and audit checks, from `cai` and from other packages.
+"""Plug-in registry: judging protocols, reward terms, policy methods, audit checks and formats, from `cai` and from other packages.
 
 Each kind has a folder in `cai`. A module in it declares one plug-in, and its file name is the plug-in's name: `pairwise_cot.py` declares
 `pairwise-cot`. An installed package adds plug-ins through an entry point:
@@ -18,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cai.errors import RecipeError
 
@@ -43,7 +43,8 @@ PROTOCOL = Kind("judging protocol", "cai.protocols", "cai.judge.protocols", "PRO
 REWARD_TERM = Kind("reward term", "cai.reward_terms", "cai.train.rl.terms", "TERM")
 POLICY_METHOD = Kind("policy method", "cai.policy_methods", "cai.pipeline.methods", "METHOD")
 AUDIT_CHECK = Kind("audit check", "cai.checks", "cai.evaluate.audit.checks", "CHECKS")
-KINDS = {kind.group: kind for kind in (PROTOCOL, REWARD_TERM, POLICY_METHOD, AUDIT_CHECK)}
+PAIR_FORMATS = Kind("family of pair formats", "cai.pair_formats", "cai.labels.formats", "FORMATS")
+KINDS = {kind.group: kind for kind in (PROTOCOL, REWARD_TERM, POLICY_METHOD, AUDIT_CHECK, PAIR_FORMATS)}
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:
@@ -139,8 +140,14 @@ class Registry(Generic[T]):
 
 
 @cache
+def _installed() -> Any:
+    """Return all entry points, read once; their type differs between versions of Python."""
+    return entry_points()
+
+
+@cache
 def _entries(kind: Kind) -> tuple[EntryPoint, ...]:
-    return tuple(sorted(entry_points(group=kind.group), key=lambda entry: (entry.name, _package(entry))))
+    return tuple(sorted(_installed().select(group=kind.group), key=lambda entry: (entry.name, _package(entry))))
 
 
 def _package(entry: EntryPoint) -> str:

@@ -16,18 +16,14 @@ from cai.data.conversations import RowFault
 from cai.data.kept import Kept, refuse_many
 from cai.data.rows import Row
 from cai.errors import DataError
-from cai.labels import pair_formats, published, vote_formats
 from cai.labels.answers import Choices, CodedAnswer, code_of, read_answers
+from cai.labels.columns import CHOICES
+from cai.labels.formats import families, pair_formats
 from cai.labels.readings import ATTRIBUTE_PREFIXES, NOT_PROBABILITY, WHO, Columns, PairRow
-from cai.labels.vote_formats import CHOICES, TABLE
 from cai.records import Failure, PromptKind
 
 STAGE = "human"
-FORMATS = {f.name: f for f in (*published.FORMATS, *vote_formats.FORMATS, *pair_formats.FORMATS)}
-"""By name, in the order in which a file's first row is held against them."""
 CSV = re.compile(r"\.[ct]sv(\.gz)?:", re.IGNORECASE)
-OWN = ("labels", "cai")
-"""Formats of `cai`'s own records."""
 NO_HEADER = " If the file has no header, add a first line with the names of the columns."
 MOST_STRANGE = 0.1
 """Share of a file's probabilities that may be none before all are doubted."""
@@ -76,7 +72,7 @@ def settle_answers(files: Sequence[PairFile], stated: Choices | None) -> None:
     for format in dict.fromkeys(file.format for file in files):
         mine = [file for file in files if file.format == format]
         offered = {name for file in mine for _, one in file.readings if one.said for name, _ in one.said.answers}
-        chosen = min(offered, key=lambda name: rank.get(name, len(rank)), default="") if format == TABLE else ""
+        chosen = min(offered, key=lambda name: rank.get(name, len(rank)), default="") if pair_formats()[format].chooses else ""
         for file in mine:
             for i, (_, one) in enumerate(file.readings):
                 if one.said is None:
@@ -130,9 +126,9 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
     Raises:
         DataError: the format is unknown or not recognised, or no row has a column that was named.
     """
-    if format != "auto" and format not in FORMATS:
-        close = did_you_mean(format, tuple(FORMATS))
-        raise DataError(f"{where}: unknown pair format {format!r}; expected auto, {', '.join(FORMATS)}{close}")
+    known = ("auto", *pair_formats())
+    if format not in known:
+        raise DataError(f"{where}: unknown pair format {format!r}; expected {', '.join(known)}{did_you_mean(format, known)}")
     name, where = printable(name), printable(where)
     found = None if format == "auto" else format
     readings: list[tuple[str, PairRow]] = []
@@ -153,7 +149,7 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
             if len(held) < MOST_COLUMNS:
                 held.update(dict.fromkeys(str(key)[:MOST_SHOWN] for part in ([value[p] for p in inner] or [value]) for key in part))
             value = Columns({**value, **{part: Columns(value[part], read, columns) for part in inner}}, read, columns)
-            for one in FORMATS[found].read(value, f"human:{name}", kind):
+            for one in pair_formats()[found].read(value, f"human:{name}", kind):
                 if isinstance(one, RowFault):
                     failures.append(Failure(STAGE, row.where, one.reason, one.detail))
                 else:
@@ -167,7 +163,7 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
         raise DataError(
             f"{where}: none of its {count} rows has the column {', '.join(map(repr, sorted(absent)))} that was named for one of ours"
         )
-    if found not in OWN and not any(one.preference.source != f"human:{name}" for _, one in readings):
+    if not (found and pair_formats()[found].own) and not any(one.preference.source != f"human:{name}" for _, one in readings):
         read.discard("source")  # it doesn't say who labelled
     file = PairFile(
         where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)), tuple(held)
@@ -217,11 +213,10 @@ def _recognise(row: dict[str, Any], where: str, columns: Mapping[str, str]) -> s
     Raises:
         DataError: no format matches.
     """
-    for name, format in FORMATS.items():
+    for name, format in pair_formats().items():
         if format.recognise(row) and not (columns.keys() & set(CHOICES) and format.answer not in (None, *columns.values())):
             return name
     raise DataError(
-        f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected `chosen` and `rejected` "
-        "(TRL, hh-rlhf, UltraFeedback-binarized, cai), `text_correct` and `text_incorrect` (HHH), `response_a`, `response_b` and `choice`, "
-        f"or an export of Label Studio or Argilla.{NO_HEADER if CSV.search(where) else ''}"
+        f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected "
+        f"{', or '.join(f.expected for f in reversed(families()) if f.expected)}.{NO_HEADER if CSV.search(where) else ''}"
     )

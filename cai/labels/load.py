@@ -14,10 +14,11 @@ from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.errors import DataError
 from cai.ids import at_most
 from cai.labels.answers import Choices
-from cai.labels.files import OWN, STAGE, nothing_usable, read_file, settle_answers
+from cai.labels.columns import COLUMNS, is_column
+from cai.labels.files import STAGE, nothing_usable, read_file, settle_answers
+from cai.labels.formats import pair_formats
 from cai.labels.pooling import counted_once, pool_rows
 from cai.labels.readings import PairRow
-from cai.labels.vote_formats import COLUMNS, is_column
 from cai.recipe import HumanSource, Pooling, PromptSource
 from cai.records import Failure, HumanLabel, Preference, PromptKind
 
@@ -41,10 +42,7 @@ def load_pairs(
 
     Args:
         path: JSONL, JSON array, CSV or Parquet, plain or `.gz`.
-        format: `trl` (`chosen`, `rejected`, and `prompt` unless both share it), `hh` (transcripts), `hhh` (`text_correct`,
-            `text_incorrect`), `ultrafeedback` (conversations with `score_chosen`, `score_rejected`), `label-studio` and `argilla` (their
-            exports), `table` (two responses and a choice in every row), `rewardbench` (`subset` says what a prompt asks for), `labels` and
-            `cai` (its own records), a published data set (`pku`, `shp`, `helpsteer3`, `helpsteer2`, `pandalm`, `arena`), or `auto`.
+        format: name of a pair format (`cai.labels.formats`), or `auto`.
         kind: kind of the prompts whose row names none; None: `other`.
         limit: maximum number of pairs, chosen by a hash of the seed and the pair's id; raising it only adds pairs.
         seed: see `limit`.
@@ -104,7 +102,7 @@ def load_label_files(
         if not labels and not problems:
             problems.append(str(nothing_usable("label", file, file.failures)))
         doubts = Counter(one.doubt for _, one in file.readings if one.doubt)
-        lost = [c for c in NOT_IN_LABELS if c in file.columns and c not in file.unused and file.format not in OWN]
+        lost = [c for c in NOT_IN_LABELS if c in file.columns and c not in file.unused and not pair_formats()[file.format].own]
         loaded.append(LoadedLabels(tuple(labels), tuple(file.failures), file.format, file.rows, doubts, (*file.unused, *lost)))
     if problems:
         raise DataError("\n".join(problems))

@@ -101,12 +101,29 @@ class PairFormat:
     name: str
     """As in `--format`."""
     recognise: Callable[[dict[str, Any]], bool]
-    """Whether a row's columns are this format's. A file has the first format, in the order of `FORMATS`, that recognises its first row."""
+    """Whether a row's columns are this format's. A file has the first format that recognises its first row."""
     read: Callable[[dict[str, Any], str, PromptKind | None], Iterator[PairRow | RowFault]]
     """Yields a row's labels, given the row, whose labels they are where it doesn't say, and the kind of prompts that don't say theirs. One
     that can't be used is a `RowFault`, yielded or, where it is the whole row, raised."""
     answer: str | None = None
     """The column with the answer, where the format has only one."""
+    own: bool = False
+    """Whether rows are `cai`'s own records."""
+    chooses: bool = False
+    """Whether a row may have several columns with answers, of which the file's first in `CHOICES` is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairFormats:
+    """Formats that belong together."""
+
+    name: str
+    formats: tuple[PairFormat, ...]
+    """In the order in which they are tried: the more special first."""
+    expected: str = ""
+    """What their rows have, for the message about a file that isn't recognised."""
+    rank: int = 0
+    """Families of a lower rank are tried first. 0: other formats don't have their columns."""
 
 
 def reading(

@@ -15,9 +15,9 @@ from cai.data.filters import sides_by_hash, texts_key
 from cai.data.kept import Kept, refuse_many
 from cai.data.rows import Row, read_rows
 from cai.errors import DataError
+from cai.labels.columns import is_table, named_sides
 from cai.labels.load import load_texts
 from cai.labels.readings import BY_PEOPLE, PairRow, checked, reading
-from cai.labels.vote_formats import is_table, sides_of
 from cai.records import Failure, Preference, Prompt, ResponsePair
 
 
@@ -84,4 +84,4 @@ def _preference(row: Row, name: str) -> Preference:
             raise RowFault("not_a_pair", str(e)) from e
         return checked(PairRow(Preference(pair.prompt, pair.response_a, pair.response_b, 0.5, 1.0, "", (), BY_PEOPLE))).preference
     data = record["data"] if isinstance(record.get("data"), dict) else record
-    return reading(*sides_of(data), 0.5, data, f"human:{name}", None).preference
+    return reading(*named_sides(data)[1], 0.5, data, f"human:{name}", None).preference

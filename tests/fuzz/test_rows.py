@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cai.data.prompts import load_prompts
 from cai.errors import DataError
-from cai.labels.files import FORMATS
+from cai.labels.formats import pair_formats
 from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 from cai.records import HumanLabel, Preference, Prompt
@@ -71,7 +71,7 @@ def saved(folder: Path, name: str, rows: list[Any]) -> Path:
 def test_labelled_rows_give_labels_or_named_failures(tmp_path: Path, examples: int) -> None:
     def check(row: Any) -> None:
         path = saved(tmp_path, "f.jsonl", [row, row])
-        for format in ("auto", *FORMATS):
+        for format in ("auto", *pair_formats()):
             for load, record_type in ((load_labels, HumanLabel), (load_pairs, Preference)):
                 try:
                     loaded = load(path, format)  # type: ignore[operator]

@@ -1,6 +1,6 @@
 """Readers of published data sets whose answers are codes: what each code means is in the data set's own documentation.
 
-To add a data set, add a row to `_SHAPES`.
+To add a data set, add a row to `_DATA_SETS`.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from cai.data.conversations import RowFault
 from cai.labels.answers import Choices
-from cai.labels.readings import Columns, PairFormat, PairRow, Said, asked, column, reading, side
+from cai.labels.readings import Columns, PairFormat, PairFormats, PairRow, Said, asked, column, reading, side
 from cai.records import PromptKind
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ class _Shape:
         return found if isinstance(found, list) and found else None
 
 
-_SHAPES = (
+_DATA_SETS = (
     # PKU-Alignment/PKU-SafeRLHF: better_response_id is the index of the more helpful response.
     _Shape("pku", ("prompt",), ("response_0", "response_1"), "better_response_id", Choices({"0": 1.0, "1": 0.0})),
     # stanfordnlp/SHP: labels is 1 if A is preferred, 0 if B is.
@@ -92,4 +92,4 @@ _SHAPES = (
     # lmsys/mt_bench_human_judgments and chatbot_arena_conversations.
     _Shape("arena", (), ("conversation_a", "conversation_b"), "winner", Choices({"model_a": 1.0, "model_b": 0.0}), "judge"),
 )
-FORMATS = tuple(PairFormat(shape.name, shape.recognise, shape.read, shape.answer) for shape in _SHAPES)
+FORMATS = PairFormats("published", tuple(PairFormat(s.name, s.recognise, s.read, s.answer) for s in _DATA_SETS))

@@ -1,18 +1,13 @@
-"""Readers of formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench, and `cai`'s own.
-
-To add a format, write its reader here and put it into `FORMATS`.
-"""
+"""Formats with a chosen and a rejected response: TRL, hh-rlhf, HHH, UltraFeedback, RewardBench."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from cai.data.benchmarks import REWARDBENCH_COLUMNS, rewardbench_kind
 from cai.data.conversations import RowFault, is_transcript, parse_transcript, split_last_turn
-from cai.labels.readings import PairFormat, PairRow, Side, asked, checked, column, number, reading, record_fields, side, with_person
-from cai.records import Preference, PromptKind
+from cai.labels.readings import PairFormat, PairFormats, PairRow, Side, asked, column, number, reading, side
+from cai.records import PromptKind
 
 Row = dict[str, Any]
 
@@ -56,18 +51,6 @@ def read_rewardbench(row: Row, source: str, kind: PromptKind | None) -> Iterator
     yield replace(found, preference=replace(p, prompt=replace(p.prompt, category=subset if isinstance(subset, str) else None)))
 
 
-def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
-    """Read `Preference` records, with their own source."""
-    record_fields(row, Preference)
-    try:
-        p = msgspec.convert(row, Preference)
-    except msgspec.ValidationError as e:
-        raise RowFault("not_a_preference", str(e)) from e
-    if p.prompt.kind == "other" and kind:
-        p = replace(p, prompt=replace(p.prompt, kind=kind))
-    yield checked(with_person(p, row, as_shown=False))
-
-
 def _p_chosen(row: Row) -> float:
     return number(row, "p_chosen", 1.0, high=1.0)
 
@@ -93,21 +76,24 @@ def _has(row: Row, *columns: str) -> bool:
     return set(columns) <= row.keys()
 
 
-FORMATS: tuple[PairFormat, ...] = (
-    PairFormat("hhh", lambda row: _has(row, "text_correct", "text_incorrect"), read_hhh),
-    PairFormat("cai", lambda row: _has(row, "chosen", "rejected", "p_chosen") and isinstance(row.get("prompt"), dict), read_cai),
-    PairFormat("ultrafeedback", lambda row: _has(row, "chosen", "rejected", "score_chosen", "score_rejected"), read_ultrafeedback),
-    PairFormat("rewardbench", lambda row: _has(row, "chosen", "rejected", *REWARDBENCH_COLUMNS), read_rewardbench),
-    PairFormat(
-        "hh",
-        lambda row: (
-            _has(row, "chosen", "rejected")
-            and row.get("prompt") is None
-            and isinstance(row["chosen"], str)
-            and is_transcript(row["chosen"])
+FORMATS = PairFormats(
+    "chosen-rejected",
+    (
+        PairFormat("hhh", lambda row: _has(row, "text_correct", "text_incorrect"), read_hhh),
+        PairFormat("ultrafeedback", lambda row: _has(row, "chosen", "rejected", "score_chosen", "score_rejected"), read_ultrafeedback),
+        PairFormat("rewardbench", lambda row: _has(row, "chosen", "rejected", *REWARDBENCH_COLUMNS), read_rewardbench),
+        PairFormat(
+            "hh",
+            lambda row: (
+                _has(row, "chosen", "rejected")
+                and row.get("prompt") is None
+                and isinstance(row["chosen"], str)
+                and is_transcript(row["chosen"])
+            ),
+            read_hh,
         ),
-        read_hh,
+        PairFormat("trl", lambda row: _has(row, "chosen", "rejected"), read_trl),
     ),
-    PairFormat("trl", lambda row: _has(row, "chosen", "rejected"), read_trl),
+    "`chosen` and `rejected` (TRL, hh-rlhf, UltraFeedback-binarized), `text_correct` and `text_incorrect` (HHH)",
+    rank=3,
 )
-"""The more special first: TRL's columns are in most of the others too."""
