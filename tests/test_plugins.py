@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cai.core.plugins import AUDIT_CHECK, KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, Registry, names_of, own_names
+from cai.data.prompt_formats import PROMPT_FORMATS
 from cai.errors import RecipeError
 from cai.evaluate.audit.checks import CHECKS
 from cai.judge.protocols import PROTOCOLS
@@ -21,7 +22,7 @@ from tests.workspaces import ROOT, make_workspace, start_cai
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 SHOWN = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.DOTALL))
 DECLARED = tomllib.loads("".join(re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)))["project"]["entry-points"]
-ANY: dict[str, Registry[object]] = {r.kind.group: r for r in (PROTOCOLS, TERMS, METHODS, CHECKS, FAMILIES)}  # type: ignore[dict-item]
+ANY: dict[str, Registry[object]] = {r.kind.group: r for r in (PROTOCOLS, TERMS, METHODS, CHECKS, FAMILIES, PROMPT_FORMATS)}  # type: ignore[dict-item]
 
 
 def install(site: Path, package: str, points: dict[str, dict[str, str]], modules: dict[str, str]) -> Path:

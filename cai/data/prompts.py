@@ -1,4 +1,4 @@
-"""Loads prompts from files, folders and the Hub, in several formats.
+"""Loads prompts from files, folders and the Hub, in the formats of `cai.data.prompt_formats`.
 
 Each row either becomes a `Prompt` or is counted: duplicates and rows over the limit in `counts`, unusable rows as `Failure`s with file and
 line. Prompts are streamed; what is kept of each is the hashes that detect duplicates.
@@ -8,27 +8,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
-from typing import Any
 
 from cai.core.console import printable
 from cai.data.benchmarks import benchmark_kind
-from cai.data.conversations import SYSTEM, RowFault, as_prompt, messages_of, prompt_part, with_system
+from cai.data.conversations import SYSTEM, RowFault
 from cai.data.filters import prompt_key
 from cai.data.kept import Kept, refuse_many
+from cai.data.prompt_formats import PROMPT_FORMATS
 from cai.data.repeats import NearRepeats, Seen
-from cai.data.rows import HUB, FileKind, Row, dataset_rows, read_rows, source_files
+from cai.data.rows import HUB, Row, dataset_rows, read_rows, source_files
 from cai.data.splits import MANY_COMPARISONS, NEEDLESS, compared_texts, conversation_id, split_groups, whole_text
 from cai.errors import DataError
-from cai.ids import content_hash, split_fraction
+from cai.ids import split_fraction
 from cai.recipe import PromptSource
-from cai.records import PROMPT_KINDS, Failure, Message, Prompt, PromptKind
+from cai.records import Failure, Prompt
 
 STAGE = "prompts"
 _READ = {*SYSTEM, "id", "kind", "category", "messages", "chosen", "rejected"}
 _BENCHMARK = {"type", "focus", "label", "note"}
 _SHOWN_COLUMNS = 20
-MAX_ID = 500
-_FILE_KINDS: dict[str, FileKind] = {"cai": "json", "csv": "csv", "text": "text"}
 
 
 def load_prompts(source: PromptSource, root: Path, seed: int) -> "LoadedPrompts":
@@ -194,7 +192,7 @@ def split_monitored(prompts: Sequence[Prompt], count: int, seed: int) -> "tuple[
 
 def is_hub(source: PromptSource, root: Path) -> bool:
     """Whether a source is a dataset on the Hub."""
-    return source.path.startswith(HUB) or (source.format == "hub" and not (root / source.path).is_dir())
+    return source.path.startswith(HUB) or (PROMPT_FORMATS.get(source.format).on_hub and not (root / source.path).is_dir())
 
 
 def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
@@ -207,13 +205,15 @@ def _rows(source: PromptSource, root: Path) -> Iterator[tuple[Row, str]]:
         if path.is_dir():
             yield from ((row, shown) for row in dataset_rows(str(path), source.split, source.path))
         else:
-            yield from ((row, shown) for row in read_rows(path, _FILE_KINDS.get(source.format)))
+            yield from ((row, shown) for row in read_rows(path, PROMPT_FORMATS.get(source.format).file_kind))
 
 
 def _read(item: tuple[Row, str], source: PromptSource, unused: dict[str, None]) -> Iterator[tuple[Prompt | Failure, str]]:
     row, name = item
     try:
-        prompt = _prompt(row, name, source)
+        if row.fault:
+            raise RowFault("unreadable", row.fault)
+        prompt = PROMPT_FORMATS.get(source.format).read(row.value, name, source)
         if isinstance(row.value, dict) and len(unused) < _SHOWN_COLUMNS:
             read = {*_READ, source.field, *(() if benchmark_kind(row.value, name) is None else _BENCHMARK)}
             unused.update(dict.fromkeys(str(column)[:60] for column in row.value if column not in read))
@@ -222,78 +222,6 @@ def _read(item: tuple[Row, str], source: PromptSource, unused: dict[str, None]) 
         yield Failure(STAGE, row.where, e.reason, e.detail), row.where
     except RecursionError:
         yield Failure(STAGE, row.where, "unreadable", "nested too deeply"), row.where
-
-
-def _prompt(row: Row, name: str, source: PromptSource) -> Prompt:
-    if row.fault:
-        raise RowFault("unreadable", row.fault)
-    value = row.value
-    if source.format == "cai" or (source.format == "auto" and _is_cai(value)):
-        return _cai_prompt(value, name, source)
-    fields = value if isinstance(value, dict) else {}
-    messages = _with_opening(with_system(prompt_part(messages_of(_conversation(value, source))), fields), fields)
-    published = benchmark_kind(fields, name)
-    kind, category = published or (fields.get("kind"), fields.get("category"))
-    return Prompt(
-        id=content_hash(messages),
-        kind=kind if kind in PROMPT_KINDS else source.kind or "other",
-        messages=messages,
-        source=name,
-        category=category if isinstance(category, str) and category else None,
-    )
-
-
-def _is_cai(value: Any) -> bool:
-    """Whether a row is in cai's own format. Conversations with an answer are not: data sets of them have ids too (tulu-3-sft-mixture)."""
-    if not isinstance(value, dict) or not {"id", "messages"} <= value.keys():
-        return False
-    turns = value["messages"]
-    answered = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("role") == "assistant"
-    return not (answered and str(turns[-1].get("content") or "").strip()) or value.get("kind") in PROMPT_KINDS
-
-
-def _with_opening(prompt: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """Put the system turn before a prompt that is the first user turn of the row's `messages`: some data sets repeat it in a column."""
-    turns = row.get("messages")
-    if len(prompt) != 1 or not isinstance(turns, list) or len(turns) < 2:
-        return prompt
-    try:
-        system, first = messages_of(turns[:2])
-    except RowFault:
-        return prompt
-    repeated = (system.role, first.role) == ("system", "user") and first.content.strip() == prompt[0].content.strip()
-    return (system, *prompt) if repeated and system.content.strip() else prompt
-
-
-def _conversation(value: Any, source: PromptSource) -> Any:
-    """Return the part of a row that holds the conversation."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}] if source.format == "text" else value
-    if not isinstance(value, dict):
-        raise RowFault("not_a_row", f"expected a mapping or a text, found {type(value).__name__}")
-    wanted = ("chosen",) if source.format == "hh" else (source.field, "messages", "chosen")
-    for column in wanted:
-        if value.get(column) is not None:
-            return value[column]
-    raise RowFault("no_prompt_column", f"expected column {' or '.join(map(repr, wanted))}, found {', '.join(map(str, value)) or 'none'}")
-
-
-def _cai_prompt(value: Any, name: str, source: PromptSource) -> Prompt:
-    """Read cai's own format strictly: an unknown kind is a fault, not `other`."""
-    if not isinstance(value, dict):
-        raise RowFault("not_a_row", f"expected a mapping with id, kind and messages, found {type(value).__name__}")
-    identity = value.get("id")
-    if not isinstance(identity, str | int) or identity == "":
-        raise RowFault("no_id", "`id` must be a non-empty text or a number")
-    if len(str(identity)) > MAX_ID:  # every record and failure of the prompt names it
-        raise RowFault("no_id", f"`id` is longer than {MAX_ID} characters")
-    kind: PromptKind = value.get("kind") or source.kind or "other"
-    if kind not in PROMPT_KINDS:
-        raise RowFault("unknown_kind", f"kind {kind!r}; expected {', '.join(PROMPT_KINDS)}")
-    category = value.get("category")
-    if category is not None and not isinstance(category, str):
-        raise RowFault("bad_category", "`category` must be a text")
-    return Prompt(str(identity), kind, as_prompt(messages_of(value.get("messages"))), name, category)
 
 
 def _source_prompts(source: PromptSource, root: Path, seed: int, left_out: "SkippedRows") -> Iterator[Prompt]:

@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from cai.core.plugins import PROMPT_FORMAT
 from cai.recipe.base import Fraction, Positive, SamplingSpec, Section, SteadySampling
 from cai.records import PromptKind
 
+PromptFormatName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROMPT_FORMAT.group})]
 Placement = Literal["system", "user", "turns"]
 
 
@@ -15,8 +17,9 @@ class PromptSource(Section, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     path: str
     """JSONL, CSV or text file (relative to the workspace), a glob, or `hub:OWNER/NAME`."""
-    format: Literal["auto", "cai", "hh", "jsonl", "csv", "text", "hub"] = "auto"
-    """Format of the rows. `auto` detects it row by row."""
+    format: PromptFormatName = "auto"
+    """Format of the rows. `auto` detects it row by row. `cai`: `id`, `kind` and `messages`. `hh`: preferences, by their `chosen`. `jsonl`,
+    `csv`, `text` (a prompt a line) and `hub` say what the file is. Installed packages can add others."""
     kind: PromptKind | None = None
     """Kind of the prompts whose row names none: `harmful`, `borderline`, `helpful` or `other`."""
     limit: Positive | None = None

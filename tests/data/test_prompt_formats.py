@@ -32,7 +32,7 @@ TRANSCRIPT = "\n\nHuman: Note: say 'Human: hi'\n\nAssistant: Sure: Assistant: hi
 )
 def test_transcripts_are_cut_at_the_last_assistant_turn_only(tmp_path: Path, name: str, row: object, format: str) -> None:
     write_jsonl(tmp_path / name, [row])
-    (prompt,) = load_prompts(PromptSource(path=name, format=format), tmp_path, 0).prompts  # type: ignore[arg-type]
+    (prompt,) = load_prompts(PromptSource(path=name, format=format), tmp_path, 0).prompts
     assert prompt.messages == (
         Message("user", "Note: say 'Human: hi'"),
         Message("assistant", "Sure: Assistant: hi"),

@@ -96,7 +96,7 @@ def test_prompt_rows_give_prompts_or_named_failures(tmp_path: Path, examples: in
         path = saved(tmp_path, "or-bench.jsonl", [row, "x", row])
         for format in ("auto", "cai", "hh", "jsonl"):
             try:
-                loaded = load_prompts(PromptSource(path=path.name, format=format), tmp_path, 0)  # type: ignore[arg-type]
+                loaded = load_prompts(PromptSource(path=path.name, format=format), tmp_path, 0)
             except DataError as e:
                 assert path.name in str(e) and len(str(e)) < 20_000
                 continue
