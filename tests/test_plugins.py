@@ -9,12 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from cai.core.plugins import AUDIT_CHECK, KINDS, POLICY_METHOD, PROTOCOL, REWARD_TERM, Registry, names_of, own_names
+from cai.core.plugins import (
+    AUDIT_CHECK,
+    EXPORT_FORMAT,
+    KINDS,
+    PAIR_FORMATS,
+    POLICY_METHOD,
+    PROMPT_FORMAT,
+    PROTOCOL,
+    REWARD_TERM,
+    Registry,
+    names_of,
+    own_names,
+)
+from cai.data.export_formats import EXPORT_FORMATS
 from cai.data.prompt_formats import PROMPT_FORMATS
 from cai.errors import RecipeError
 from cai.evaluate.audit.checks import CHECKS
 from cai.judge.protocols import PROTOCOLS
-from cai.labels.formats import FAMILIES
+from cai.labels.formats import FAMILIES, pair_formats
 from cai.pipeline.methods import METHODS
 from cai.train.rl.terms import TERMS
 from tests.workspaces import ROOT, make_workspace, start_cai
@@ -22,7 +35,7 @@ from tests.workspaces import ROOT, make_workspace, start_cai
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
 SHOWN = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE, re.DOTALL))
 DECLARED = tomllib.loads("".join(re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)))["project"]["entry-points"]
-ANY: dict[str, Registry[object]] = {r.kind.group: r for r in (PROTOCOLS, TERMS, METHODS, CHECKS, FAMILIES, PROMPT_FORMATS)}  # type: ignore[dict-item]
+ANY: dict[str, Registry[object]] = {r.kind.group: r for r in (PROTOCOLS, TERMS, METHODS, CHECKS, PROMPT_FORMATS, EXPORT_FORMATS, FAMILIES)}  # type: ignore[dict-item]
 
 
 def install(site: Path, package: str, points: dict[str, dict[str, str]], modules: dict[str, str]) -> Path:
@@ -181,6 +194,40 @@ def test_what_cai_brings() -> None:
     assert own_names(REWARD_TERM) == ("check", "constitution", "length", "model", "probe", "refusal")
     assert own_names(POLICY_METHOD) == ("best-of-n", "distill", "dpo", "grpo", "kto", "online-dpo", "ppo", "rloo")
     assert own_names(AUDIT_CHECK) == ("boilerplate", "confidence", "degeneration", "formatting", "refusing", "sycophancy", "verbosity")
+    assert own_names(PROMPT_FORMAT) == ("auto", "cai", "csv", "hh", "hub", "jsonl", "text")
+    assert own_names(EXPORT_FORMAT) == ("cai-conversation", "hh", "label-studio", "trl", "ultrafeedback")
+    assert own_names(PAIR_FORMATS) == ("argilla", "chosen-rejected", "label-studio", "published", "records", "table")
+    published = ("pku", "shp", "helpsteer3", "helpsteer2", "pandalm", "arena")
+    more_general = ("argilla", "table", "hhh", "ultrafeedback", "rewardbench", "hh", "trl")
+    assert tuple(pair_formats()) == ("label-studio", *published, "labels", "cai", *more_general), "tried in this order"
+
+
+def test_a_package_adds_formats(tmp_path: Path) -> None:
+    modules = {
+        "turns.py": "from cai.data.prompt_format import PromptFormat, prompt_of\n"
+        "FORMAT = PromptFormat('turns', lambda value, name, source: prompt_of(value['turns'][0], {}, name, source))",
+        "rated.py": "from cai.labels.formats.chosen_rejected import read_trl\nfrom cai.labels.readings import PairFormat, PairFormats\n"
+        "read = lambda row, *rest: read_trl(row | {'chosen': row['good'], 'rejected': row['poor']}, *rest)\n"
+        "FORMATS = PairFormats('rated', (PairFormat('good-poor', lambda row: {'good', 'poor'} <= row.keys(), read),), '`good` and `poor`')",
+    }
+    points = {"cai.prompt_formats": {"turns": "kit.turns:FORMAT"}, "cai.pair_formats": {"rated": "kit.rated:FORMATS"}}
+    site = install(tmp_path, "kit", points, modules)
+    (tmp_path / "p.jsonl").write_text('{"turns": ["Why?"]}\n')
+    (tmp_path / "l.jsonl").write_text('{"prompt": "q", "good": "yes", "poor": "no"}\n')
+    done = python_with(
+        site,
+        f"""
+from pathlib import Path
+from cai.data.prompts import load_prompts
+from cai.labels.load import load_pairs
+from cai.recipe import PromptSource, recipe_schema
+print(recipe_schema()["$defs"]["PromptSource"]["properties"]["format"]["enum"][-1])
+print(load_prompts(PromptSource(path="p.jsonl", format="turns"), Path({str(tmp_path)!r}), 0).prompts[0].messages[0].content)
+loaded = load_pairs(Path({str(tmp_path / "l.jsonl")!r}))
+print(loaded.format, loaded.preferences[0].chosen)
+""",
+    )
+    assert done.stdout.split() == ["turns", "Why?", "good-poor", "yes"], done.stderr
 
 
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from cai.cli import completing
 from cai.cli.app import Json, app, print_json, say, show, warn
+from cai.core.plugins import EXPORT_FORMAT, own_names
 
 if TYPE_CHECKING:
     from cai.core.workspace import Workspace
@@ -276,7 +277,7 @@ def _compare(names: list[str], json: bool) -> None:
 @app.command()
 def export(
     run_name: RunName,
-    format: Annotated[str, typer.Option("--format", help="trl, hh, cai-conversation, ultrafeedback or label-studio")] = "trl",
+    format: Annotated[str, typer.Option("--format", help=", ".join(own_names(EXPORT_FORMAT)))] = "trl",
     out: Annotated[Path | None, typer.Option(help="Output folder; default: runs/NAME/export/FORMAT")] = None,
     push_to_hub: Annotated[str | None, typer.Option("--push-to-hub", help="Upload to this dataset repository", metavar="REPO")] = None,
     public: Annotated[bool, typer.Option("--public", help="Make the uploaded dataset public; the default is private")] = False,

@@ -44,8 +44,9 @@ REWARD_TERM = Kind("reward term", "cai.reward_terms", "cai.train.rl.terms", "TER
 POLICY_METHOD = Kind("policy method", "cai.policy_methods", "cai.pipeline.methods", "METHOD")
 AUDIT_CHECK = Kind("audit check", "cai.checks", "cai.evaluate.audit.checks", "CHECKS")
 PROMPT_FORMAT = Kind("prompt format", "cai.prompt_formats", "cai.data.prompt_formats", "FORMAT")
+EXPORT_FORMAT = Kind("export format", "cai.export_formats", "cai.data.export_formats", "FORMAT")
 PAIR_FORMATS = Kind("family of pair formats", "cai.pair_formats", "cai.labels.formats", "FORMATS")
-KINDS = {kind.group: kind for kind in (PROTOCOL, REWARD_TERM, POLICY_METHOD, AUDIT_CHECK, PROMPT_FORMAT, PAIR_FORMATS)}
+KINDS = {kind.group: kind for kind in (PROTOCOL, REWARD_TERM, POLICY_METHOD, AUDIT_CHECK, PROMPT_FORMAT, EXPORT_FORMAT, PAIR_FORMATS)}
 
 
 def names_of(kind: Kind) -> tuple[str, ...]:

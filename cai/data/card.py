@@ -10,19 +10,10 @@ import yaml
 from cai import __version__
 from cai.core.manifest import JudgeCard
 from cai.core.text.markdown import code, escape_markdown
-from cai.data.export import LAYOUT, Exported, ExportFormat, RunData
+from cai.data.export import Exported
+from cai.data.export_format import RunData
 from cai.data.filters import length_stats
 from cai.records import Preference
-
-_ABOUT: dict[ExportFormat, str] = {
-    "trl": "TRL columns. `p_chosen` is the probability that `chosen` is the better response, `weight` multiplies an example's loss, "
-    "`source` names the source of the label. TRL masks the prompts of the `sft` table; `sft-messages` has the same conversations unsplit.",
-    "hh": "hh-rlhf transcripts: the prompt is everything before the last `Assistant:`. The format holds no probabilities.",
-    "cai-conversation": "The columns of HuggingFaceH4/cai-conversation-harmless, one row per trace, of its last round. Unlike there, "
-    "`chosen` is the text that the judge preferred. Rows without a judgment have a null there and are in the SFT splits only.",
-    "ultrafeedback": "The columns of UltraFeedback-binarized. Scores are ten times the probability that the response is the better one.",
-    "label-studio": "Tasks for Label Studio (`tasks.json`, `labeling_config.xml`). A hash decides which response is A. Labels are hidden.",
-}
 
 
 def dataset_card(data: RunData, exported: Exported, name: str, model: str = "", judge: JudgeCard | None = None) -> str:
@@ -40,7 +31,7 @@ def dataset_card(data: RunData, exported: Exported, name: str, model: str = "", 
         f"---\n{yaml.safe_dump(_front_matter(exported, name), sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         _made(data, model),
-        f"## Files\n\n{_ABOUT[exported.format]}\n\n{_table(('table', 'rows'), exported.tables.items())}{_left_out(exported)}",
+        f"## Files\n\n{exported.format.about}\n\n{_table(('table', 'rows'), exported.tables.items())}{_left_out(exported)}",
         _labels(data, preferences),
         _judge(preferences, judge),
         _principles(data, preferences),
@@ -65,11 +56,11 @@ def _front_matter(exported: Exported, name: str) -> dict[str, Any]:
         "license": "other",  # until the owner chooses one
         "pretty_name": name,
         "task_categories": ["text-generation"],
-        "tags": ["constitutional-ai", "rlaif", "preference", "alignment", *(["trl"] if exported.format == "trl" else [])],
+        "tags": ["constitutional-ai", "rlaif", "preference", "alignment", *exported.format.tags],
         "size_categories": [next(label for limit, label in _SIZES if rows < limit)],
     }
     configs: dict[str, list[dict[str, str]]] = {}
-    for table in exported.tables if LAYOUT[exported.format] else ():
+    for table in exported.tables if exported.format.tables else ():
         config, _, split = table.rpartition("/")
         configs.setdefault(config or "default", []).append({"split": split, "path": f"{table}.parquet"})
     if configs:

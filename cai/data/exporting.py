@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from cai.core.jsonl import read_existing, write_text
 from cai.core.manifest import Manifest, read_manifest
 from cai.core.workspace import RunDirectory, no_such_run
 from cai.data.card import dataset_card, is_card
-from cai.data.export import ExportFormat, RunData, export, written_names
+from cai.data.export import export, export_format
+from cai.data.export_format import RunData
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
 from cai.records import Constitution, Preference, RevisionTrace, SFTExample
@@ -59,7 +60,7 @@ def export_run(
     """Write a run's data in one format.
 
     Args:
-        format: an `ExportFormat`.
+        format: name of an export format.
         out: folder to write to; None: `export/FORMAT` in the run directory.
         push_to: dataset repository to upload to, or None.
         private: whether a new repository is private.
@@ -72,16 +73,16 @@ def export_run(
     manifest = read_manifest(run.manifest)
     if manifest is None:
         raise no_such_run(run)
-    data = read_run_data(run, manifest)
+    data, names = read_run_data(run, manifest), export_format(format).files
     folder = out or run.path / "export" / format
     card = folder / "README.md"
     if not is_card(card):
-        tables = map(folder.joinpath, written_names(format) if out is not None else ())  # of a stopped export, in the run's own folder
+        tables = map(folder.joinpath, names if out is not None else ())  # of a stopped export, in the run's own folder
         in_the_way = [path for path in (card, *tables) if path.exists()]
         if in_the_way:
             raise DataError(f"{in_the_way[0]}: is not of an export by `cai` and would be lost. Choose another --out, or move it away.")
-    exported = export(data, cast(ExportFormat, format), folder)
+    exported = export(data, format, folder)
     write_text(card, dataset_card(data, exported, run.path.name, manifest.model, manifest.judge))
-    files = sorted(["README.md", *(name for name in written_names(format) if (folder / name).is_file())])
+    files = sorted(["README.md", *(name for name in names if (folder / name).is_file())])
     url = push_to_hub(folder, files, push_to, private, agree) if push_to else None
     return ExportResult(str(folder), tuple(str(folder / name) for name in files), exported.tables, len(exported.failures), url)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cai.core.jsonl import first_record, read_existing, read_records, refuse_overwriting, refuse_replacing, write_records
 from cai.core.workspace import PAIR_FILES, RunDirectory, find_run
-from cai.data.export import TASK_FILES, label_tasks, refuse_foreign_tasks, write_tasks
+from cai.data.export_formats.label_studio import TASK_FILES, label_tasks, refuse_foreign_tasks, write_tasks
 from cai.data.filters import normalise, sides_by_hash, texts_key
 from cai.data.rows import source_files
 from cai.errors import DataError, RecipeError

@@ -12,7 +12,10 @@ import yaml
 from cai.core.jsonl import read_records, write_text
 from cai.core.manifest import JudgeCard
 from cai.data.card import dataset_card
-from cai.data.export import LABEL_STUDIO_CONFIG, LAYOUT, ExportFormat, RunData, export, written_names
+from cai.data.export import export
+from cai.data.export_format import RunData
+from cai.data.export_formats import EXPORT_FORMATS
+from cai.data.export_formats.label_studio import LABEL_STUDIO_CONFIG
 from cai.data.filters import prompt_key
 from cai.data.hub import push_to_hub
 from cai.errors import DataError
@@ -72,7 +75,7 @@ def directed(p: Preference) -> Preference:
     ("format", "table"), [("trl", "preferences/train"), ("hh", "train"), ("ultrafeedback", "train_prefs")], ids=["trl", "hh", "uf"]
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_exported_preferences_come_back_the_same(tmp_path: Path, format: ExportFormat, table: str, suffix: str) -> None:
+def test_exported_preferences_come_back_the_same(tmp_path: Path, format: str, table: str, suffix: str) -> None:
     exported = export(DATA, format, tmp_path)
     assert exported.tables[table] == 3 and exported.failures == ()
     loaded = load_pairs(tmp_path / f"{table}{suffix}")
@@ -97,7 +100,7 @@ CUT = RunData(
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize(("format", "table"), [("trl", "preferences/train"), ("hh", "train"), ("ultrafeedback", "train_prefs")])
-def test_what_was_cut_off_is_exported_and_read_back(tmp_path: Path, format: ExportFormat, table: str, suffix: str) -> None:
+def test_what_was_cut_off_is_exported_and_read_back(tmp_path: Path, format: str, table: str, suffix: str) -> None:
     exported = export(CUT, format, tmp_path)
     loaded = load_pairs(tmp_path / f"{table}{suffix}")
     assert [(p.chosen_truncated, p.rejected_truncated) for p in loaded.preferences] == [(False, True), (False, True)]
@@ -129,15 +132,15 @@ def test_a_task_says_which_response_was_cut_off_and_its_label_too(tmp_path: Path
         assert (pair.truncated_a, pair.truncated_b) == (pair.response_a in cut, pair.response_b in cut)
 
 
-@pytest.mark.parametrize("format", [f for f in LAYOUT if f != "label-studio"])
-def test_both_file_types_hold_the_same_rows_and_exactly_the_columns_of_the_format(tmp_path: Path, format: ExportFormat) -> None:
+@pytest.mark.parametrize("format", [f.name for f in EXPORT_FORMATS.all() if f.tables])
+def test_both_file_types_hold_the_same_rows_and_exactly_the_columns_of_the_format(tmp_path: Path, format: str) -> None:
     import pyarrow.parquet as pq
 
     for name, rows in export(DATA, format, tmp_path).tables.items():
         lines = jsonl(tmp_path / f"{name}.jsonl")
         assert len(lines) == rows
         assert pq.read_table(tmp_path / f"{name}.parquet").to_pylist() == lines
-        assert all(list(line) == list(LAYOUT[format][name]) for line in lines)
+        assert all(list(line) == list(EXPORT_FORMATS.get(format).tables[name]) for line in lines)
 
 
 def test_cai_conversation_calls_chosen_what_the_judge_chose(tmp_path: Path) -> None:
@@ -171,11 +174,11 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_and_an_unknown_format_say_so(tmp_path: Path) -> None:
-    for format in LAYOUT:
+    for format in EXPORT_FORMATS.names():
         with pytest.raises(DataError, match=f"nothing to export as {format}"):
             export(RunData(), format, tmp_path)
     with pytest.raises(DataError, match="unknown export format"):
-        export(DATA, "csv", tmp_path)  # type: ignore[arg-type]
+        export(DATA, "csv", tmp_path)
 
 
 def test_a_second_export_leaves_no_stale_table(tmp_path: Path) -> None:
@@ -204,8 +207,8 @@ def test_label_studio_tasks_hide_the_label_and_come_back_with_peoples_choices(tm
     assert {prompt_key(p.prompt) for p in loaded.preferences} == {prompt_key(p.prompt) for p in many}
 
 
-@pytest.mark.parametrize("format", [f for f in LAYOUT if f != "label-studio"])
-def test_datasets_and_trl_read_the_export_through_its_card(tmp_path: Path, format: ExportFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("format", [f.name for f in EXPORT_FORMATS.all() if f.tables])
+def test_datasets_and_trl_read_the_export_through_its_card(tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
@@ -215,7 +218,7 @@ def test_datasets_and_trl_read_the_export_through_its_card(tmp_path: Path, forma
         config, _, split = table.rpartition("/")
         loaded = datasets.load_dataset(str(tmp_path / "export"), config or "default", split=split, cache_dir=str(tmp_path / "cache"))
         assert loaded.num_rows == rows
-        assert loaded.column_names == list(LAYOUT[format][table])
+        assert loaded.column_names == list(EXPORT_FORMATS.get(format).tables[table])
         if format == "trl":
             from trl.data_utils import is_conversational
 
@@ -286,7 +289,7 @@ def test_pushing_makes_a_private_dataset_and_uploads_only_what_was_exported(tmp_
     exported = export(DATA, "hh", tmp_path)
     for name in ("README.md", "labels.jsonl", "manifest.json", "prompts/harmful.jsonl", "sub/README.md"):
         write_text(tmp_path / name, "x")
-    files, hub, shown = ["README.md", *written_names("hh")[:2]], FakeHub(), list[str]()
+    files, hub, shown = ["README.md", *EXPORT_FORMATS.get("hh").files[:2]], FakeHub(), list[str]()
 
     def agree(preview: str) -> bool:
         shown.append(preview)

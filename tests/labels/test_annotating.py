@@ -6,7 +6,7 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.core.workspace import RunDirectory
-from cai.data.export import LABEL_STUDIO_CONFIG
+from cai.data.export_formats.label_studio import LABEL_STUDIO_CONFIG
 from cai.errors import DataError
 from cai.labels.annotating import export_human, import_labels, label_queue
 from cai.records import HumanLabel, Message, Preference, Prompt, Provenance, ResponsePair, RewardScore, ScoredPair

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cai.core.jsonl import write_records
-from cai.data.export import LABEL_STUDIO_CONFIG, label_tasks, write_tasks
+from cai.data.export_formats.label_studio import LABEL_STUDIO_CONFIG, label_tasks, write_tasks
 from cai.data.rows import Row
 from cai.errors import DataError
 from cai.labels.load import load_human, load_pairs
