@@ -381,13 +381,13 @@ def without_system(messages: Sequence[Message]) -> list[Message] | None:
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
-    """Return a conversation without system turns, and with consecutive turns of one role as one turn.
+    """Return a conversation with consecutive turns of one role as one turn.
 
     >>> alternating([Message("user", "One."), Message("user", "Two.")])
     [Message(role='user', content='One.\\n\\nTwo.')]
     """
     joined: list[Message] = []
-    for message in without_system(messages) or messages:
+    for message in messages:
         if joined and joined[-1].role == message.role:
             joined[-1] = Message(message.role, f"{joined[-1].content}\n\n{message.content}")
         else:

@@ -151,8 +151,8 @@ async def _ways(spec: ModelSpec, engine: Engine) -> tuple[str, str, str]:
 
     assert isinstance(engine, ServerEngine)
     can, said = engine.capabilities, engine.capabilities.refusals
-    system = "" if can.system else f"goes into the first user turn{_words(said, 'system', 'role')}"
-    prefill = "" if can.continues else f"is told the opening in words{_words(said, 'prefill', 'continue')}"
+    system = "" if can.system else f"goes into the first user turn{_words(said.get('system'))}"
+    prefill = "" if can.continues else f"is told the opening in words{_words(said.get('continues'))}"
     notes = [engine.kind]
     notes += [f"the limit is sent as {can.limit}"] if can.limit != "max_tokens" else []
     notes += [f"without {', '.join(sorted(can.without))}, which it refuses"] if can.without else []
@@ -160,9 +160,8 @@ async def _ways(spec: ModelSpec, engine: Engine) -> tuple[str, str, str]:
     return system, prefill, "; ".join(notes)
 
 
-def _words(refusals: Sequence[str], *about: str) -> str:
-    said = next((r for r in refusals if any(word in r.lower() for word in about)), "")
-    return f" (it says: {said})" if said else ""
+def _words(refusal: str | None) -> str:
+    return f" (it says: {refusal})" if refusal else ""
 
 
 def _listing(engine: Engine, reply: Reply | ModelError) -> str:

@@ -211,7 +211,8 @@ class Encoder:
     def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
         """Return the template's text. A system turn that it refuses or leaves out goes into the first user turn, and turns are joined."""
         refusal: _TemplateRefusedError | None = None
-        for turns in (messages, without_system(messages), alternating(messages)):
+        told = without_system(messages)
+        for turns in (messages, told, alternating(told or messages)):
             if turns is None:
                 continue
             try:

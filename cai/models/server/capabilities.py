@@ -1,21 +1,16 @@
 """What servers do differently with a request that the protocol allows: known of some kinds, learned from a refusal of the others.
 
-Each difference is one field of `Capabilities`. A call's key in the store doesn't depend on them.
+A refusal may say what is wrong (`learned_from`). Chat templates refuse turns in words of their own, so it is tried which turns were wrong
+(`guesses`). Each difference is one field of `Capabilities`. A call's key in the store doesn't depend on them.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
-from cai.records import Role
-
 TOP = 20
-_NO_SYSTEM = re.compile(
-    r"\bsystem\b.*\b(?:role|message|prompt|instruction)s?\b|\b(?:role|message|prompt|instruction)s?\b.*\bsystem\b"
-    r"|only user and assistant roles|developer instruction|roles must alternate|(?:unsupported|invalid|unknown) role",
-    re.DOTALL,
-)
 _REFUSED_FIELD = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|not accept|extra (?:input|field)|forbidden"
     r"|deprecated|invalid (?:request )?(?:argument|parameter|field)"
@@ -52,8 +47,8 @@ class Capabilities:
     """Whether consecutive turns of one role must be sent as one."""
     without: frozenset[str] = frozenset()
     """Fields that it refuses. They are left out, unless the request needs them."""
-    refusals: tuple[str, ...] = ()
-    """Its words, for each thing that it refused."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Its words, by the field here that it was about."""
 
 
 def thinking_switch(thinking: bool | None) -> dict[str, Any]:
@@ -77,22 +72,8 @@ def without(body: dict[str, Any], can: Capabilities) -> dict[str, Any]:
     return {k: v for k, v in body.items() if k not in can.without or (k in ("temperature", "top_p") and v != 1.0)}
 
 
-def takes_no_system(refusal: str) -> bool:
-    """Whether a server's refusal is about the system turn.
-
-    >>> takes_no_system("System role not supported"), takes_no_system("top_logprobs must be at most 5")
-    (True, False)
-    """
-    return _NO_SYSTEM.search(refusal.lower()) is not None
-
-
-def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) -> dict[str, Any]:
+def learned_from(refusal: str, asked: Capabilities) -> dict[str, Any]:
     """Return what a server's refusal says of its capabilities, as changes to what it was asked with; nothing, if it says nothing.
-
-    Args:
-        refusal: the server's words.
-        asked: how it was asked.
-        roles: of the conversation's turns.
 
     >>> learned_from("400: top_logprobs must be at most 5", of_owner("someone"))
     {'top': 5}
@@ -102,12 +83,6 @@ def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) 
     said = refusal.lower()
     if asked.limit == "max_tokens" and "max_completion_tokens" in said:
         return {"limit": "max_completion_tokens"}
-    if asked.system and "system" in roles and takes_no_system(said):
-        return {"system": False}
-    if not asked.joins and "alternat" in said:
-        return {"joins": True}
-    if asked.continues and any(word in said for word in ("continue_final_message", "add_generation_prompt", "prefill")):
-        return {"continues": False}
     if "top_logprobs" in said:
         numbers = [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1]) or re.findall(r"\b\d{1,2}\b", said)]
         most = min(numbers, key=lambda n: n or TOP, default=0)
@@ -117,3 +92,28 @@ def learned_from(refusal: str, asked: Capabilities, roles: Sequence[Role] = ()) 
         named = {f for f in (*_LEFT_OUT, *asked.sampling) if re.search(rf"\b{f}\b", said)} - asked.without
         return {"without": asked.without | named} if named else {}
     return {}
+
+
+def guesses(refusal: str, asked: Capabilities, taken: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Yield what may be wrong with a request's turns, as changes to what the server was asked with: one, then several together.
+
+    Args:
+        refusal: the server's words.
+        asked: how it was asked.
+        taken: fields that it has taken before: these are not what it refuses, unless it says so.
+
+    >>> list(guesses("400: the last turn must be the user's", of_owner("vllm"), ()))
+    [{'continues': False}, {'system': False}, {'continues': False, 'system': False}]
+    >>> list(guesses("400: the prompt was filtered", of_owner("vllm"), ("continues", "system")))
+    []
+    """
+    said = refusal.lower()
+    ways: list[tuple[str, bool]] = []
+    if not asked.joins and "alternat" in said:
+        ways.append(("joins", True))
+    if asked.continues and ("continues" not in taken or "prefill" in said):
+        ways.append(("continues", False))
+    if asked.system and ("system" not in taken or "system" in said):
+        ways.append(("system", False))
+    for count in range(1, len(ways) + 1):
+        yield from map(dict, combinations(ways, count))

@@ -11,16 +11,15 @@ what the conversation and the words are as tokens, and `/completions` is asked a
 Elsewhere choices are looked up among the 20 likeliest next tokens by their text. Where these hold nearly all probability, a choice that
 isn't listed counts with the most that is left for it, which bounds the difference; otherwise it is a counted failure. Scores are refused.
 
-`client` sends and retries, `served` finds out what is served, `capabilities` how a server wants to be asked, and `replies` reads what it
-says.
+`client` sends and retries, `served` finds out what is served, `capabilities` and `learning` how a server wants to be asked, and `replies`
+reads what it says.
 """
 
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -40,12 +39,14 @@ from cai.models.requests import (
 )
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner, thinking_switch, without
 from cai.models.server.client import ServerClient
+from cai.models.server.learning import Ask, LearnedCapabilities
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
 from cai.models.templates import OPENINGS, alternating, without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 
+R = TypeVar("R", bound=Reply)
 Tokens = tuple[int, ...]
 _TOP = 20
 _COVERED = 0.9
@@ -89,7 +90,7 @@ class ServerEngine:
         self._opens_reasoning = ""
         self._closes_reasoning = ""
         """What closes at once a reasoning that the chat template opens before every answer; empty if it opens none, or that is unknown."""
-        self._can = of_owner("")
+        self._learned = LearnedCapabilities(of_owner(""))
         self._switch: dict[str, Any] = {}
         self._choice_tokens: dict[tuple[str, str], Tokens] = {}
         self._no_logprobs = ""  # why there are none, once that is known
@@ -110,14 +111,15 @@ class ServerEngine:
             raise
         engine.name = f"{engine._client.url} {engine._client.excerpt(served.model)}"
         engine.fingerprint = served.fingerprint
-        engine._model, engine._tokenizes, engine._can = served.model, served.tokenizes, of_owner(served.owner)
+        engine._model, engine._tokenizes = served.model, served.tokenizes
+        engine._learned = LearnedCapabilities(of_owner(served.owner))
         engine.kind = served.kind
         engine._opens_reasoning = opened = opens_reasoning(served.rendered.rstrip(_BLANKS))
         engine._closes_reasoning = f"\n{closing_tag(opened.strip())}\n\n" if opened else ""
         if spec.thinking is not None:
             engine._switch = thinking_switch(spec.thinking)
             engine.fingerprint += f":thinking={spec.thinking}"
-            if not engine._can.continues:
+            if not engine.capabilities.continues:
                 await engine.close()
                 raise ModelError(
                     f"{engine.name}: model.thinking is set, and only vLLM, SGLang and llama.cpp are known to take such a switch.\n"
@@ -128,7 +130,7 @@ class ServerEngine:
     @property
     def capabilities(self) -> Capabilities:
         """How the server wants to be asked, as far as it has said so far."""
-        return self._can
+        return self._learned.can
 
     async def submit(self, request: Request) -> Reply:
         """Answer one request.
@@ -138,29 +140,17 @@ class ServerEngine:
             ModelError: the server can't go on, or can't answer requests of this kind.
         """
         assert self.fingerprint, "made by ServerEngine.connect"
-        can = self._can
-        try:
-            if isinstance(request, CompleteRequest):
-                return await self._complete(request)
-            if isinstance(request, ChoicesRequest):
-                return await (self._choices(request) if self._tokenizes else self._choices_by_text(request))
-            if isinstance(request, StateRequest):
-                raise ModelError(NO_STATES.format(name=self.name))
-            return await self._score(request)
-        except ReplyError as e:
-            if self._learned(e, can, request.messages):
-                return await self.submit(request)
-            raise
+        if isinstance(request, CompleteRequest):
+            return await self._answered(request, partial(self._complete, request))
+        if isinstance(request, ChoicesRequest):
+            return await self._answered(request, partial(self._choices if self._tokenizes else self._choices_by_text, request))
+        if isinstance(request, StateRequest):
+            raise ModelError(NO_STATES.format(name=self.name))
+        return await self._answered(request, partial(self._score, request))
 
     async def stream(self, request: CompleteRequest, on_text: OnText) -> Completion:
         """Answer one request piece by piece. Raises as `submit` does."""
-        can = self._can
-        try:
-            return await self._complete(request, on_text)
-        except ReplyError as e:
-            if self._learned(e, can, request.messages):
-                return await self.stream(request, on_text)
-            raise
+        return await self._answered(request, partial(self._complete, request, on_text=on_text))
 
     async def finish(self) -> None:
         """Wait for the replies to what was sent, and send nothing more."""
@@ -170,8 +160,12 @@ class ServerEngine:
         """Close the connections."""
         await self._client.close()
 
-    async def _complete(self, request: CompleteRequest, on_text: OnText | None = None) -> Completion:
-        sampling, can = request.sampling, self._can
+    async def _answered(self, request: Request, ask: Ask[R]) -> R:
+        chat = isinstance(request, CompleteRequest) or not self._tokenizes
+        return await self._learned.answer(ask, partial(self._turns, request), proves=chat)
+
+    async def _complete(self, request: CompleteRequest, can: Capabilities, on_text: OnText | None = None) -> Completion:
+        sampling = request.sampling
         prefill = self._begun(request.prefill, can) if request.prefill else ""
         messages, flags = self._conversation(request.messages, prefill, can)
         body = {
@@ -188,10 +182,10 @@ class ServerEngine:
         body = without(body | flags | can.sampling, can)
         return await (self._client.chat(body, read) if on_text is None else self._client.stream(body, on_text, read))
 
-    async def _choices(self, request: ChoicesRequest) -> ChoiceLogprobs:
+    async def _choices(self, request: ChoicesRequest, can: Capabilities) -> ChoiceLogprobs:
         """Sum each choice's token log-probabilities along the tree of the choices' tokens."""
-        prompt = await self._prompt(request.messages, request.prefill)
-        choices = [await self._tokens_of(request, choice, prompt) for choice in request.choices]
+        prompt = await self._prompt(request.messages, request.prefill, can)
+        choices = [await self._tokens_of(request, choice, prompt, can) for choice in request.choices]
         branches: dict[Tokens, set[int]] = {}
         for tokens in choices:
             for i, token in enumerate(tokens):
@@ -205,7 +199,7 @@ class ServerEngine:
             totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens))
         return ChoiceLogprobs(tuple(totals), len(prompt))
 
-    async def _tokens_of(self, request: ChoicesRequest, choice: str, prompt: Tokens) -> Tokens:
+    async def _tokens_of(self, request: ChoicesRequest, choice: str, prompt: Tokens, can: Capabilities) -> Tokens:
         """Return a choice's tokens; remembered, as they depend only on what stands right before: the prefill, or the assistant header."""
         key = (request.prefill, choice)
         if key not in self._choice_tokens:
@@ -213,14 +207,13 @@ class ServerEngine:
                 self._asking_for_tokens
             ):  # a stage begins with a window full of questions: the others wait for the first one's answer
                 if key not in self._choice_tokens:
-                    self._choice_tokens[key] = await self._continuation(request.messages, request.prefill, choice, prompt)
+                    self._choice_tokens[key] = await self._continuation(request.messages, request.prefill, choice, prompt, can)
         return self._choice_tokens[key]
 
-    async def _choices_by_text(self, request: ChoicesRequest) -> ChoiceLogprobs:
+    async def _choices_by_text(self, request: ChoicesRequest, can: Capabilities) -> ChoiceLogprobs:
         """Look the choices up among the likeliest first tokens: all that servers without token ids can tell, and some not even that."""
         if self._no_logprobs:
             raise NoLogprobsError(self._no_logprobs)
-        can = self._can
         if self._opens_reasoning and not can.continues:
             raise NoLogprobsError(f"{self.name} reasons first, so the log-probabilities of its next token {_OF_NOTHING}")
         messages, flags = self._conversation(request.messages, self._begun(request.prefill, can), can)
@@ -266,7 +259,7 @@ class ServerEngine:
         found = [self._checked(likely[form]) for form in ways if form in likely]
         return found[0] if len(found) == 1 else math.log(sum(map(math.exp, found))) if found else None
 
-    async def _score(self, request: ScoreRequest) -> TextLogprob:
+    async def _score(self, request: ScoreRequest, can: Capabilities) -> TextLogprob:
         if not self._tokenizes:
             raise NoLogprobsError(
                 f"{self.name} can't say how likely a given text is: that takes vLLM with its /tokenize address. "
@@ -274,35 +267,36 @@ class ServerEngine:
             )
         if not request.text:
             raise ReplyError("empty_text", "there is no text to score")
-        prompt = await self._prompt(request.messages, "")
-        tokens = await self._continuation(request.messages, "", request.text, prompt)
+        prompt = await self._prompt(request.messages, "", can)
+        tokens = await self._continuation(request.messages, "", request.text, prompt, can)
         return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
 
     def _begun(self, prefill: str, can: Capabilities) -> str:
         """Return a prefill that closes the reasoning which llama.cpp opens before it. vLLM renders an answer that has begun without one."""
         return self._closes_reasoning + prefill if can.continues and not self._tokenizes else prefill
 
-    async def _prompt(self, messages: Sequence[Message], prefill: str) -> Tokens:
+    async def _prompt(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> Tokens:
         """Return the tokens after which the answer follows, and not the reasoning that the chat template opens."""
-        tokens = await self._tokenize(messages, prefill)
-        if prefill or not self._closes_reasoning:
-            return tokens
-        return tokens + await self._tokens({"prompt": self._closes_reasoning, "add_special_tokens": False})
+        if prefill and can.continues:
+            return await self._tokenize(messages, prefill, can)
+        tokens = await self._tokenize(messages, "", can)
+        begun = self._closes_reasoning + prefill
+        return tokens + await self._tokens_alone(begun) if begun else tokens
 
-    async def _tokenize(self, messages: Sequence[Message], prefill: str) -> Tokens:
-        turns, flags = self._conversation(messages, prefill, replace(of_owner("vllm"), system=self._can.system, joins=self._can.joins))
+    async def _tokenize(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> Tokens:
+        turns, flags = self._conversation(messages, prefill, can)
         return await self._tokens({"messages": turns, **flags})
+
+    async def _tokens_alone(self, text: str) -> Tokens:
+        return await self._tokens({"prompt": text, "add_special_tokens": False})
 
     async def _tokens(self, body: dict[str, Any]) -> Tokens:
         return tuple((await self._client.post_root("/tokenize", {"model": self._model, **body}, TokenList)).tokens)
 
-    async def _continuation(self, messages: Sequence[Message], prefill: str, text: str, prompt: Tokens) -> Tokens:
+    async def _continuation(self, messages: Sequence[Message], prefill: str, text: str, prompt: Tokens, can: Capabilities) -> Tokens:
         """Return a text's tokens where it follows the prompt; where it would change the prompt's last tokens, its tokens alone."""
-        whole = await self._tokenize(messages, prefill + text)
-        if whole[: len(prompt)] == prompt:
-            tokens = whole[len(prompt) :]
-        else:
-            tokens = await self._tokens({"prompt": text, "add_special_tokens": False})
+        whole = await self._tokenize(messages, prefill + text, can) if can.continues else ()
+        tokens = whole[len(prompt) :] if whole[: len(prompt)] == prompt else await self._tokens_alone(text)
         if not tokens:
             raise ReplyError("empty_text", f"{text[:60]!r} is no tokens in this model's template")
         return tokens
@@ -333,12 +327,13 @@ class ServerEngine:
             )
         return logprob
 
-    def _learned(self, refusal: ReplyError, asked: Capabilities, messages: Sequence[Message]) -> bool:
-        """Whether a refusal says how the server wants to be asked instead; remembered for all requests."""
-        changes = learned_from(refusal.detail, asked, [m.role for m in messages]) if refusal.reason == "refused_by_server" else {}
-        if changes:
-            self._can = replace(self._can, **changes, refusals=(*self._can.refusals, refusal.detail))
-        return bool(changes)
+    def _turns(self, request: Request, can: Capabilities) -> list[dict[str, str]]:
+        """Return the turns that a request is sent with. vLLM is sent choices and texts as begun answers, to tokenize."""
+        if isinstance(request, CompleteRequest):
+            prefill = request.prefill and self._begun(request.prefill, can)
+        else:
+            prefill = "…" if self._tokenizes else self._begun(getattr(request, "prefill", ""), can)
+        return self._conversation(request.messages, prefill, can)[0]
 
     def _conversation(self, messages: Sequence[Message], prefill: str, can: Capabilities) -> tuple[list[dict[str, str]], dict[str, Any]]:
         """Return messages, with `prefill` as the start of the assistant's turn, or asked for in words, and the flags that go with them."""

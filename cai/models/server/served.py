@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
-from cai.models.server.capabilities import takes_no_system, thinking_switch
+from cai.models.server.capabilities import thinking_switch
 from cai.models.templates import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
@@ -164,17 +164,18 @@ def _listed_as(name: str, cards: Collection[str]) -> str:
 
 
 async def _ask_of_template(ask: Ask, path: str, body: dict[str, Any], spec: ModelSpec, shape: type[T]) -> T | None:
-    """Ask how the chat template renders the probe, without its system turn where it takes none; None if the server has no such address."""
+    """Ask how the chat template renders the probe, without its system turn if it refuses; None if it refuses that too, or there is no such
+    address."""
     body = body | thinking_switch(spec.thinking)
-    try:
+    for turns in (_PROBE, without_system(_PROBE) or _PROBE):
         try:
-            return cast(T, await ask(path, body | {"messages": as_json(_PROBE)}, shape))
+            return cast(T, await ask(path, body | {"messages": as_json(turns)}, shape))
+        except NotServedError:
+            return None
         except ReplyError as e:
-            if not takes_no_system(e.detail):
+            if e.reason != "refused_by_server":
                 raise
-            return cast(T, await ask(path, body | {"messages": as_json(without_system(_PROBE) or _PROBE)}, shape))
-    except NotServedError:
-        return None
+    return None
 
 
 def as_json(messages: Sequence[Message]) -> list[dict[str, str]]:

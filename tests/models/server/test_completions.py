@@ -171,7 +171,7 @@ def test_a_refusal_that_stays_is_the_items_failure() -> None:
     server = always_chat(lambda: httpx2.Response(400, json={"error": {"message": "max_tokens: use max_completion_tokens"}}))
     with pytest.raises(ReplyError, match="refused_by_server: 400: max_tokens"):
         ask_one(server, COMPLETE)
-    assert len(server.bodies("/v1/chat/completions")) == 2
+    assert len(server.bodies("/v1/chat/completions")) == 3, "as it says, and without the system turn"
 
 
 def test_a_temperature_that_is_refused_is_never_left_out_where_it_changes_the_answer() -> None:

@@ -1,13 +1,9 @@
 """Connecting to a server: which model is taken, its fingerprint, and addresses that can't be used."""
 
-from typing import Any
-
 import httpx2
 import pytest
 
 from cai.errors import ModelError
-from cai.models.requests import ChoiceLogprobs, ChoicesRequest, CompleteRequest, Completion, Sampling
-from cai.records import Message
 from tests.models.fake_vllm import FakeVllm
 from tests.models.server.asking import COMPLETE, URL, ask_one, connect, llamacpp, on
 
@@ -97,26 +93,6 @@ def test_a_refused_key_is_told_at_the_connection(monkeypatch: pytest.MonkeyPatch
     server = FakeVllm([on("/v1/models", lambda _: httpx2.Response(401, json={"error": {"message": "key sk-old expired"}}))])
     with pytest.raises(ModelError, match=r"answered 401: key \*\*\* expired\nThe key in \$CAI_API_KEY is refused.*export CAI_API_KEY"):
         connect(server)
-
-
-SYSTEM_REFUSALS = (
-    "System role not supported",
-    "system messages are not allowed by this model",
-    "Only user and assistant roles are supported!",
-)
-
-
-@pytest.mark.parametrize("said", SYSTEM_REFUSALS)
-def test_a_template_without_a_system_turn_is_told_in_the_first_user_turn(said: str) -> None:
-    def refuse(request: httpx2.Request, body: Any) -> httpx2.Response | None:
-        has_system = any(m["role"] == "system" for m in (body or {}).get("messages", ()))
-        return httpx2.Response(400, json={"error": {"message": said}}) if has_system else None
-
-    told = (Message("system", "Be brief."), Message("user", "Why?"))
-    server = FakeVllm([refuse])
-    assert isinstance(ask_one(server, CompleteRequest(told, Sampling(), 0)), Completion)
-    assert server.bodies("/v1/chat/completions")[-1]["messages"] == [{"role": "user", "content": "Be brief.\n\nWhy?"}]
-    assert isinstance(ask_one(FakeVllm([refuse]), ChoicesRequest(told, ("Yes", "No"))), ChoiceLogprobs)
 
 
 def test_several_urls_are_refused_with_the_router_to_put_in_front() -> None:
