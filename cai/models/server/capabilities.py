@@ -13,8 +13,9 @@ from typing import Any
 TOP = 20
 _REFUSED_FIELD = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|not accept|extra (?:input|field)|forbidden"
-    r"|deprecated|invalid (?:request )?(?:argument|parameter|field)"
+    r"|deprecated|invalid (?:request )?(?:argument|parameter|field)|\bboth\b"
 )
+_LEAST = re.compile(r"max_\w*tokens.*(?:>=|at least|minimum|greater than(?: or equal to)?)\D{0,20}(\d{1,3})\b", re.DOTALL)
 _LEFT_OUT = ("seed", "top_p", "temperature")
 """Fields of a completion that some servers refuse. Temperature and top-p of 1 are what they do without the field."""
 _CONTINUING = ("vllm", "sglang", "llamacpp")
@@ -39,8 +40,12 @@ class Capabilities:
     """Whether its replies begin with the turn that it goes on from, as those of newer llama.cpp do, streams excepted."""
     limit: str = "max_tokens"
     """The field that bounds a completion."""
+    least: int = 1
+    """The fewest tokens that it can be asked for."""
     top: int = TOP
     """The most likely tokens that it lists."""
+    counts: bool = False
+    """Whether `logprobs` is their number, as in the older protocol, and not whether to list them."""
     system: bool = True
     """Whether it takes a system turn. Others are told in the first user turn."""
     joins: bool = False
@@ -83,11 +88,14 @@ def learned_from(refusal: str, asked: Capabilities) -> dict[str, Any]:
     said = refusal.lower()
     if asked.limit == "max_tokens" and "max_completion_tokens" in said:
         return {"limit": "max_completion_tokens"}
-    if "top_logprobs" in said:
-        numbers = [int(n) for n in re.findall(r"\b\d{1,2}\b", said.split("top_logprobs", 1)[1]) or re.findall(r"\b\d{1,2}\b", said)]
-        most = min(numbers, key=lambda n: n or TOP, default=0)
-        if 0 < most < asked.top:
+    if "logprob" in said:
+        most = max((n for n in map(int, re.findall(r"\b\d{1,2}\b", said)) if 0 < n < asked.top), default=0)
+        if most:
             return {"top": most}
+        if not asked.counts and "integer" in said:
+            return {"counts": True}
+    if (least := _LEAST.search(said)) and int(least[1]) > asked.least:
+        return {"least": int(least[1])}
     if _REFUSED_FIELD.search(said):
         named = {f for f in (*_LEFT_OUT, *asked.sampling) if re.search(rf"\b{f}\b", said)} - asked.without
         return {"without": asked.without | named} if named else {}

@@ -28,7 +28,7 @@ from cai.core.jsonl import NOT_JSON
 from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
 from cai.models.server.address import check_url, read_key, root_of
-from cai.models.server.replies import first_choice
+from cai.models.server.replies import error_in, first_choice, message_of, refusal, words_of
 from cai.models.server.served import NotServedError, Served, identify
 from cai.models.server.transport import RETRIED, SECRET_CHARACTERS, BoundedClient, KeyFilter
 from cai.recipe import ModelSpec
@@ -42,16 +42,6 @@ READ_TRIES = 3
 """How often a reply is asked for that can't be read."""
 _CONNECT_SECONDS = 10.0
 _KEPT = "Finished calls are kept: run the same command again."
-_TOO_LONG = (
-    "context length",
-    "context_length",
-    "context size",
-    "context window",
-    "maximum model length",
-    "max_model_len",
-    "too long",
-    "is too large",
-)
 _UNREADABLE = (AttributeError, TypeError, LookupError, ValueError, RecursionError, MemoryError, *NOT_JSON)
 """What reading a reply raises that isn't what it must be: the client's types take whatever JSON came, unchecked."""
 
@@ -121,7 +111,7 @@ class ServerClient:
 
     async def stream(self, body: dict[str, Any], on_text: OnText, read: Callable[[ChatCompletion], T]) -> T:
         """Ask `/chat/completions` for a reply in pieces, once; `on_text` receives each piece. Raises as `chat` does."""
-        said: dict[str, str] = {"content": "", "reasoning_content": ""}
+        said: dict[str, str] = {"content": "", "reasoning": ""}
         shown = {field: KeyFilter(self._key, on_text) for field in said}
         ended = None
         async with self._places:
@@ -135,11 +125,13 @@ class ServerClient:
                     stream_cls=AsyncStream[Any],
                 )
                 async for event in events:
+                    if error := error_in(event):
+                        raise ReplyError(error.reason, self.excerpt(error.detail))
                     for choice in (event.get("choices") or ())[:1]:
+                        piece = message_of(choice.get("delta") or {})
                         for field in said:
-                            piece = (choice.get("delta") or {}).get(field) or ""
-                            said[field] += piece
-                            shown[field].add(piece)
+                            said[field] += piece[field]
+                            shown[field].add(piece[field])
                         ended = choice.get("finish_reason") or ended
                 for text in shown.values():
                     text.end()
@@ -269,7 +261,10 @@ class ServerClient:
             text = f"no reply within {self._spec.timeout_seconds:g} s, at every try"
             advice = "Raise timeout_seconds, lower concurrency, or restart the server."
             return UnansweredError(f"{self.url}: {text}. {advice} {_KEPT}"), ReplyError("timeout", text)
-        assert isinstance(error, APIConnectionError), repr(error)
+        if not isinstance(error, APIConnectionError):  # among the pieces of a stream
+            sent = error_in({"error": error.body}) or ReplyError("server_error", error.message)
+            told = ReplyError(sent.reason, self.excerpt(sent.detail))
+            return told, told
         text = self.excerpt(str(cause)) or type(cause).__name__
         port = urlsplit(self.url).port
         start = f"vllm serve {self._spec.name or 'MODEL'}{f' --port {port}' if port else ''}"
@@ -279,7 +274,7 @@ class ServerClient:
 
     def _refusal(self, error: APIStatusError) -> tuple[ModelError, ReplyError | None]:
         """Return the error for a status that isn't a success, and the one to raise instead if others were answered."""
-        status, said = error.status_code, self.excerpt(_message(error))
+        status, said = error.status_code, self.excerpt(words_of(error.body) or error.response.text)
         where = f"{self.url} answered {status}" + (f": {said}" if said else "")
         if status in (401, 403):
             held = "is refused" if self._key else "is not set"
@@ -299,10 +294,8 @@ class ServerClient:
         if status < 400:
             location = self.excerpt(error.response.headers.get("location", "nowhere"))
             return ModelError(f"{where}\nIt redirects to {location}. Put the right URL into model.path."), None
-        refusal = ReplyError(
-            "prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}"
-        )
-        return refusal, refusal
+        refused = refusal(status, said)
+        return refused, refused
 
 
 def _problem(error: Exception) -> str:
@@ -316,12 +309,3 @@ def _lost(error: httpx2.HTTPError) -> APIConnectionError:
     wrapped = APIConnectionError(message=str(error), request=error.request)
     wrapped.__cause__ = error
     return wrapped
-
-
-def _message(error: APIStatusError) -> str:
-    """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others, else the body."""
-    body = error.body
-    said: object = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(said, dict):
-        said = said.get("message") or said.get("detail")
-    return said if isinstance(said, str) else error.response.text

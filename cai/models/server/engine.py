@@ -48,7 +48,6 @@ from cai.records import Message
 
 R = TypeVar("R", bound=Reply)
 Tokens = tuple[int, ...]
-_TOP = 20
 _COVERED = 0.9
 """Probability that the listed tokens must hold together, so that one which isn't listed is known to be unlikely."""
 _LEAST = 1e-6
@@ -190,7 +189,7 @@ class ServerEngine:
         for tokens in choices:
             for i, token in enumerate(tokens):
                 branches.setdefault(tokens[:i], set()).add(token)
-        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids)) for path, ids in branches.items()))
+        found = await asyncio.gather(*(self._next_token(prompt + path, sorted(ids), can.top) for path, ids in branches.items()))
         steps = {(*path, token): value for path, logprobs in zip(branches, found, strict=True) for token, value in logprobs.items()}
         totals = []
         for tokens in choices:
@@ -221,11 +220,10 @@ class ServerEngine:
         body = {
             "model": self._model,
             "messages": messages,
-            can.limit: 1,
+            can.limit: can.least,
             "temperature": 1.0,
             "top_p": 1.0,
-            "logprobs": True,
-            "top_logprobs": can.top,
+            **({"logprobs": can.top} if can.counts else {"logprobs": True, "top_logprobs": can.top}),
         }
         try:
             likely, prompt_tokens = await self._client.chat(without(body | flags, can), read_likeliest)
@@ -301,10 +299,10 @@ class ServerEngine:
             raise ReplyError("empty_text", f"{text[:60]!r} is no tokens in this model's template")
         return tokens
 
-    async def _next_token(self, prompt: Tokens, wanted: list[int]) -> dict[int, float]:
+    async def _next_token(self, prompt: Tokens, wanted: list[int], top: int) -> dict[int, float]:
         """Return log-probabilities of tokens that may come next: those wanted, or on an old server the likeliest ones."""
         # No seed: what is sampled is ignored, and vLLM's CPU build dies of a seeded request whose prompt it takes in two steps.
-        body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": _TOP}
+        body = {"model": self._model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": top}
         body |= {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
         found = await self._client.text(body, partial(read_next_token, wanted=wanted))
         if found is None:

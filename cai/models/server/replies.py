@@ -15,6 +15,7 @@ from cai.core.text.reasoning import split_reasoning, within
 from cai.errors import ReplyError
 from cai.models.base import UNFINISHED
 from cai.models.requests import Completion
+from cai.models.server.transport import RETRIED
 
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit")
@@ -30,24 +31,84 @@ _IMPOSSIBLE = -1e5
 """Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
 
 
-_READ_OF_MESSAGE = ("content", "refusal", "reasoning", "reasoning_content", "thinking")
+_BESIDE = ("reasoning", "reasoning_content", "thinking", "reasoning_details")
+"""Fields of a message that servers put the reasoning into."""
+_TOO_LONG = (
+    "context length",
+    "context_length",
+    "context size",
+    "context window",
+    "maximum model length",
+    "max_model_len",
+    "too long",
+    "is too large",
+)
+
+
+def refusal(status: int, said: str) -> ReplyError:
+    """Return the error for a request that a server refuses."""
+    return ReplyError("prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}")
+
+
+def words_of(error: object) -> str:
+    """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others; empty if it has none."""
+    said = error.get("error", error) if isinstance(error, dict) else error
+    if isinstance(said, dict):
+        said = said.get("message") or said.get("detail")
+    return said if isinstance(said, str) else ""
+
+
+def error_in(body: dict[str, Any]) -> ReplyError | None:
+    """Return the error that some servers and routers send as a success: `{"error": …}`, and `{"object": "error"}` of older vLLM.
+
+    It is a refusal, or a `server_error` if the request may be answered when it is sent again.
+    """
+    error = body if body.get("object") == "error" else body.get("error")
+    if not error or body.get("choices"):
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else 400
+    if status >= 500 or status in RETRIED:
+        return ReplyError("server_error", f"{status}: {words_of(error)}")
+    return refusal(status, words_of(error))
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:
     """Return what is read of a reply: its counts, and its first choice with at most one token's alternatives.
 
     The client's types make an object of everything else, which for a reply of a million empty choices takes gigabytes and minutes.
+
+    Raises:
+        ReplyError: it is a refusal.
+        ValueError: it is another error, or its content is no text.
     """
+    if error := error_in(body):
+        raise ValueError(str(error)) if error.reason == "server_error" else error
     choice = dict(body["choices"][0])
-    choice["message"] = _only(choice.get("message"), _READ_OF_MESSAGE)
+    choice["message"] = message_of(choice.get("message"))
     if isinstance(logprobs := choice.get("logprobs"), dict) and isinstance(content := logprobs.get("content"), list):
         first = [{**token, "top_logprobs": (token.get("top_logprobs") or [])[:_MOST_TOP]} for token in content[:1]]
         choice["logprobs"] = {"content": first}
-    return {"choices": [choice], "usage": _only(body.get("usage"), ("prompt_tokens", "completion_tokens"))}
+    usage = body.get("usage")
+    if isinstance(usage, dict):
+        details = usage.get("completion_tokens_details")
+        thought = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        usage = {key: usage.get(key) for key in ("prompt_tokens", "completion_tokens")} | {"reasoning_tokens": thought}
+    return {"choices": [choice], "usage": usage}
 
 
-def _only(value: Any, keys: Sequence[str]) -> Any:
-    return {key: value.get(key) for key in keys} if isinstance(value, dict) else value
+def message_of(message: Any) -> Any:
+    """Return what is read of a message, or of a piece of one: the text, the reasoning beside it, and whether the model called a tool."""
+    if not isinstance(message, dict):
+        return message
+    content = message.get("content")
+    thoughts = [part for part in (content if isinstance(content, list) else [content]) if _is_thought(part)]
+    return {
+        "content": _text(content),
+        "refusal": message.get("refusal"),
+        "reasoning": next((said for name in _BESIDE if (said := _thought(message.get(name))).strip()), "") or _thought(thoughts),
+        "called": bool(message.get("tool_calls") or message.get("function_call")),
+    }
 
 
 def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", opened: str = "") -> Completion:
@@ -71,13 +132,14 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
         raise ValueError(f"finish_reason is {ended!r}; expected 'stop' or 'length'")
     counts = reply.usage
     prompt_tokens, tokens = (_count(counts.prompt_tokens), _count(counts.completion_tokens)) if counts is not None else (0, 0)
-    if tokens > max_tokens + _SPARE_TOKENS:
+    thought = _count(getattr(counts, "reasoning_tokens", None))
+    if tokens - thought > max_tokens + _SPARE_TOKENS:  # some servers count the reasoning and don't limit it
         raise ValueError(f"{tokens} completion tokens; {max_tokens} were asked for")
     if message.refusal:
         raise ReplyError("refused_by_server", str(message.refusal))
     if ended in _FILTERED:
         raise ReplyError("content_filter", "the server's filter stopped the reply")
-    content, beside = _text(message.content), _reasoning(message)
+    content, beside = message.content or "", getattr(message, "reasoning", "").strip()
     if (longest := max(len(content), len(beside))) > _MOST_CHARACTERS * (max_tokens + _SPARE_TOKENS):
         raise ValueError(f"a text of {longest:,} characters; {max_tokens} tokens were asked for")
     content = content.removeprefix(opening)
@@ -87,20 +149,11 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
         said = split_reasoning(within(opened, content))
     text, reasoning = said.answer, "\n\n".join(part for part in (beside, said.reasoning) if part)
     if not text.strip():
-        raise ReplyError("empty_reply", UNFINISHED if reasoning else "no text came back")
+        called = ": the model called a tool" if getattr(message, "called", False) else ""
+        raise ReplyError("empty_reply", UNFINISHED if reasoning and not called else f"no text came back{called}")
     if opening and text.lstrip().startswith(opening):
         text = text.lstrip().removeprefix(opening)
     return Completion(text, cut, prompt_tokens, tokens, reasoning)
-
-
-def _reasoning(message: Any) -> str:
-    """Return the reasoning that a server sent beside the content: in a field of its own, or as parts of the content."""
-    for name in ("reasoning", "reasoning_content", "thinking"):
-        if isinstance(found := getattr(message, name, None), str) and found.strip():
-            return found.strip()
-    parts = message.content if isinstance(message.content, list) else []
-    thought = [part.get(part["type"]) for part in parts if isinstance(part, dict) and part.get("type") in ("thinking", "reasoning")]
-    return "".join(_text(part) for part in thought if isinstance(part, str | list)).strip()
 
 
 def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:
@@ -108,14 +161,20 @@ def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:
     counts = reply.usage
     prompt_tokens = _count(counts.prompt_tokens) if counts is not None else 0
     logprobs = reply.choices[0].logprobs
-    if logprobs is None or not logprobs.content:
+    if logprobs is None:
         return {}, prompt_tokens
-    first = logprobs.content[0]
+    if logprobs.content:
+        first = logprobs.content[0]
+        found = [(top.token, top.logprob) for top in (*(getattr(first, "top_logprobs", None) or ()), first)]
+    else:  # the older protocol's form, which Together has in chats too
+        older = [getattr(logprobs, name, None) or () for name in ("tokens", "token_logprobs", "top_logprobs")]
+        found = [*(older[2][0] or {}).items()] if older[2] else []
+        found += zip(older[0][:1], older[1][:1], strict=False)
     likely: dict[str, float] = {}
-    for top in (*(getattr(first, "top_logprobs", None) or ()), first):
-        if not isinstance(top.token, str):
-            raise ValueError(f"{top.token!r} as a token")
-        likely.setdefault(top.token, _logprob(top.logprob))
+    for token, value in found:
+        if not isinstance(token, str):
+            raise ValueError(f"{token!r} as a token")
+        likely.setdefault(token, _logprob(value))
     return likely, prompt_tokens
 
 
@@ -149,20 +208,36 @@ def read_prompt_logprobs(reply: TextCompletion, ids: Sequence[int], start: int) 
 
 
 def _text(content: object) -> str:
-    """Return a message's text: a string, or the text parts of a list, which may hold others (a model's thinking)."""
-    if isinstance(content, list):
-        return "".join(_text(part["text"]) for part in content if part.get("type", "text") == "text")
-    if content is None:
+    """Return a content's text: a string, or what its parts say, less the model's thinking."""
+    if content is None or _is_thought(content):
         return ""
+    if isinstance(content, list):
+        return "".join(map(_text, content))
+    if isinstance(content, dict):
+        return _text(content.get("text") if "type" in content else content["text"])
     if not isinstance(content, str):
         raise ValueError(f"content is {type(content).__name__}; expected a string or a list of parts")
     return content
 
 
+def _is_thought(part: object) -> bool:
+    """Whether a part of a content is the model's thinking: its type is `thinking`, `reasoning` or the like."""
+    return isinstance(part, dict) and any(word in str(part.get("type")) for word in ("think", "reason"))
+
+
+def _thought(part: object) -> str:
+    """Return the text of a reasoning, in whichever field it is."""
+    if isinstance(part, list):
+        return "".join(map(_thought, part))
+    if isinstance(part, dict):
+        return next((said for key in ("thinking", "reasoning", "summary", "text", "content") if (said := _thought(part.get(key)))), "")
+    return part if isinstance(part, str) else ""
+
+
 def _count(value: object) -> int:
     if value is None:
         return 0
-    if isinstance(value, float) and value.is_integer():
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isascii() and value.isdecimal()):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_TOKENS:
         raise ValueError(f"a count of {str(value)[:40]} tokens")

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from typing import Any
 
 import httpx2
 import pytest
@@ -73,6 +74,39 @@ def test_elsewhere_choices_are_found_by_their_exact_text() -> None:
     (body,) = server.bodies("/v1/chat/completions")
     assert (body["max_tokens"], body["logprobs"], body["top_logprobs"], body["temperature"]) == (1, True, 20, 1.0)
     assert not server.bodies("/tokenize")
+
+
+OLDER = {"tokens": ["Yes"], "token_logprobs": [-0.5], "top_logprobs": [{"Yes": -0.5, "No": -1.5}]}
+
+
+def test_log_probabilities_in_the_older_form_are_read_and_asked_for() -> None:
+    def answer(request: httpx2.Request, body: Any) -> httpx2.Response | None:
+        if request.url.path != "/v1/chat/completions":
+            return None
+        if body["logprobs"] is True:
+            return httpx2.Response(400, json={"error": {"message": "logprobs must be an integer"}})
+        return httpx2.Response(200, json={"choices": [{"message": {"content": "Yes"}, "logprobs": OLDER}]})
+
+    server = FakeVllm([answer], owned_by="together")
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 0, every_form=True)
+    body = server.bodies("/v1/chat/completions")[-1]
+    assert body["logprobs"] == 20 and "top_logprobs" not in body
+
+
+def test_a_server_that_cannot_be_asked_for_one_token_is_asked_for_the_fewest() -> None:
+    said = "Invalid 'max_tokens': integer below minimum value. Expected a value >= 16, but got 1 instead."
+    server = hosted(("Yes", -0.5), ("No", -1.5))
+    refusal = httpx2.Response(400, json={"error": {"message": said}})
+    server.hooks.insert(0, lambda _, body: refusal if (body or {}).get("max_tokens") == 1 else None)
+    assert isinstance(ask_one(server, CHOICES), ChoiceLogprobs)
+    assert server.bodies("/v1/chat/completions")[-1]["max_tokens"] == 16
+
+
+def test_a_vllm_that_lists_fewer_tokens_is_asked_for_as_many() -> None:
+    refusal = httpx2.Response(400, json={"message": "Requested sample logprobs of 20, which is greater than max allowed: 5"})
+    server = FakeVllm([lambda _, body: refusal if (body or {}).get("logprobs") == 20 else None])
+    assert isinstance(ask_one(server, CHOICES), ChoiceLogprobs)
+    assert server.bodies("/v1/completions")[-1]["logprobs"] == 5
 
 
 def test_a_choice_is_summed_over_its_ways_to_be_written() -> None:

@@ -95,16 +95,38 @@ def test_servers_words_for_an_end(finish: str | None, tokens: int, truncated: bo
             {"type": "text", "text": "Yes, "},
             {"type": "text", "text": "so."},
         ],
+        [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}, "Yes, ", {"type": "output_text", "text": "so."}],
         "<think>\nIs it? The policy says so.\n</think>\n\nYes, so.",
         "Is it? The policy says so.\n</think>\n\nYes, so.",
         "[THINK]Is it?[/THINK]Yes, so.",
         "Yes, so.",
+        {"type": "text", "text": "Yes, so."},
+        ["Yes, so."],
     ],
 )
 def test_the_answer_is_what_is_not_reasoning(content: Any) -> None:
     reply = ask_one(always_chat(lambda: chat({"content": content})), COMPLETE)
     assert isinstance(reply, Completion) and (reply.text, reply.truncated) == ("Yes, so.", False)
-    assert bool(reply.reasoning) == (content != "Yes, so.")
+    assert bool(reply.reasoning) == any(thought in str(content) for thought in ("Is it?", "Hm."))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"reasoning": "Hm."},
+        {"reasoning_content": "Hm."},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]},
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "Hm."}, {"type": "reasoning.encrypted", "data": "xx"}]},
+    ],
+)
+def test_reasoning_beside_the_answer_is_kept(beside: dict[str, Any]) -> None:
+    assert ask_one(always_chat(lambda: chat({"content": "Yes."} | beside)), COMPLETE) == Completion("Yes.", False, 0, 0, "Hm.")
+
+
+def test_a_call_of_a_tool_is_no_text_and_told() -> None:
+    called = {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}
+    with pytest.raises(ReplyError, match="empty_reply: no text came back: the model called a tool"):
+        ask_one(always_chat(lambda: chat(called, "tool_calls")), COMPLETE)
 
 
 def test_an_answer_about_the_tags_is_kept_whole() -> None:
@@ -148,6 +170,7 @@ def test_a_reasoning_that_the_template_of_llama_cpp_opens_and_the_limit_cuts_is_
         ("openai", "Unsupported parameter: 'seed' is not supported with this model.", lambda b: "seed" not in b),
         ("mistral", '[{"type":"extra_forbidden","loc":["body","seed"],"msg":"Extra inputs are not permitted"}]', lambda b: "seed" not in b),
         ("openai", "Unsupported value: 'temperature' does not support 1.0; only the default (1).", lambda b: "temperature" not in b),
+        ("claude", "`temperature` and `top_p` cannot both be specified. Please use only one.", lambda b: "top_p" not in b),
         ("openai", "Unsupported parameter: 'top_p' is not supported with this model.", lambda b: "top_p" not in b),
         ("vllm", "unexpected keyword argument: repetition_penalty", lambda b: "repetition_penalty" not in b and "min_p" in b),
     ],
@@ -218,7 +241,14 @@ def test_the_thinking_switch_goes_to_servers_that_are_known_to_take_it() -> None
 
 @pytest.mark.parametrize(
     "said",
-    ["top_logprobs must be at most 5", "20 is greater than the maximum of 5 - 'top_logprobs'", "Expected 0 <= top_logprobs <= 5, got 20"],
+    [
+        "top_logprobs must be at most 5",
+        "20 is greater than the maximum of 5 - 'top_logprobs'",
+        "Expected 0 <= top_logprobs <= 5, got 20",
+        "Requested 20 logprobs, but the maximum allowed is 5",
+        "Requested sample logprobs of 20, which is greater than max allowed: 5",
+        "top_logprobs must be between 1 and 5",
+    ],
 )
 def test_the_most_tokens_are_read_from_a_refusal(said: str) -> None:
     assert learned_from(f"400: {said}", of_owner("someone")) == {"top": 5}

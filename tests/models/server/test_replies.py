@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -29,7 +30,8 @@ BROKEN = [
     b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": -1}}',
     b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": "many"}}',
     b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 999}}',
-    b'{"error": {"message": "oops"}}',
+    b'{"error": {"message": "oops", "code": 502}}',
+    b'{"object": "error", "message": "oops", "code": 429}',
 ]
 
 
@@ -85,6 +87,22 @@ def test_other_refusals_are_this_items_failure(status: int, body: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "bad role", "code": 400}},
+        {"error": {"message": "bad role", "code": "invalid_request"}, "choices": None},
+        {"error": "bad role"},
+        {"object": "error", "message": "bad role", "type": "BadRequestError", "code": 400},
+    ],
+)
+def test_a_refusal_that_is_sent_as_a_success_is_one(body: Any) -> None:
+    server = always_chat(lambda: httpx2.Response(200, json=body))
+    with pytest.raises(ReplyError, match="refused_by_server: 400: bad role"):
+        ask_one(server, replace(COMPLETE, messages=COMPLETE.messages[1:]))
+    assert len(server.bodies("/v1/chat/completions")) == 1
+
+
+@pytest.mark.parametrize(
     ("status", "fix"),
     [
         (401, r"\$CAI_API_KEY is not set"),
@@ -99,6 +117,19 @@ def test_what_is_wrong_for_every_item_stops_the_run_with_its_fix(status: int, fi
         ask_one(server, COMPLETE)
     assert not isinstance(e.value, ReplyError)
     assert len(server.bodies("/v1/chat/completions")) == 1
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"completion_tokens": 316, "completion_tokens_details": {"reasoning_tokens": 300}}, 316),
+        ({"completion_tokens": "12"}, 12),
+        ({"completion_tokens": 12, "completion_tokens_details": None}, 12),
+    ],
+)
+def test_counts_that_servers_write_otherwise_are_read(usage: Any, tokens: int) -> None:
+    reply = ask_one(always_chat(lambda: chat({"content": "Yes."}, "stop", usage)), COMPLETE)
+    assert isinstance(reply, Completion) and (reply.completion_tokens, reply.truncated) == (tokens, False)
 
 
 @pytest.mark.attack
@@ -128,7 +159,7 @@ PACKED = {
         b'{"choices":[{"message":{"content":"","tool_calls":[' + b"{}," * (MAX_PARTS // 2) + b'{}]},"logprobs":{"content":['
         b'{"token":"Yes","top_logprobs":[' + b"{}," * (MAX_PARTS // 2 - 9) + b"{}]}]}}]}",
         "identity",
-        "no text came back",
+        "no text came back: the model called a tool",
     ),
 }
 

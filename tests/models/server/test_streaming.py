@@ -40,6 +40,10 @@ def events(*deltas: dict[str, Any], finish: str | None = "stop") -> httpx2.Respo
     return httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=lines + "data: [DONE]\n\n")
 
 
+def sent(event: dict[str, Any]) -> httpx2.Response:
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=f"data: {json.dumps(event)}\n\n")
+
+
 def test_a_streamed_reply_comes_in_pieces() -> None:
     server = always_chat(lambda: events({"role": "assistant", "content": ""}, {"content": "It "}, {"content": "is."}, finish="length"))
     reply, pieces = stream(server)
@@ -58,8 +62,11 @@ def test_a_key_that_a_server_echoes_is_cut_out_of_a_streamed_reply(monkeypatch: 
     assert "".join(stream(spelled)[1]) == "my ***, sk-very"
 
 
-def test_streamed_reasoning_is_set_apart() -> None:
-    reply, pieces = stream(always_chat(lambda: events({"reasoning_content": "Hm."}, {"content": "Yes."})))
+@pytest.mark.parametrize(
+    "thought", [{"reasoning_content": "Hm."}, {"reasoning": "Hm."}, {"content": [{"type": "thinking", "thinking": "Hm."}]}]
+)
+def test_streamed_reasoning_is_set_apart(thought: dict[str, Any]) -> None:
+    reply, pieces = stream(always_chat(lambda: events(thought, {"content": [{"type": "text", "text": "Yes."}]})))
     assert (reply.text, reply.reasoning, pieces) == ("Yes.", "Hm.", ["Hm.", "Yes."])
 
 
@@ -74,6 +81,9 @@ def test_streamed_reasoning_is_set_apart() -> None:
             "malformed_reply",
         ),
         (lambda: events(), ReplyError, "empty_reply"),
+        (lambda: sent({"error": {"message": "bad role", "code": 400}}), ReplyError, "refused_by_server: 400: bad role"),
+        (lambda: sent({"error": {"message": "gone", "code": 502}}), ReplyError, "server_error: 502: gone"),
+        (lambda: sent({"object": "error", "message": "bad role"}), ReplyError, "refused_by_server: 400: bad role"),
     ],
 )
 def test_a_stream_that_fails_says_why(response: Callable[[], httpx2.Response], error: type[Exception], said: str) -> None:
