@@ -16,6 +16,7 @@ from cai.records import Message
 
 T = TypeVar("T")
 _PROBE = (Message("system", "Be kind."), Message("user", "Hi!"), Message("assistant", "Hello."), Message("user", "Bye."))
+_DIGITS = re.compile(r"[0-9]{1,18}")
 _DATE_WORDS = re.compile(r"\d+|\b(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec|Mon|Tue|Wed|Thu|Fri|Sat|Sun)\w*")
 
 
@@ -24,7 +25,8 @@ class NotServedError(ModelError):
 
 
 class ModelCard(Struct, frozen=True):
-    """One model of `/models`; `root` and `parent` are vLLM's, `meta` is llama.cpp's. Other fields are ignored."""
+    """One model of `/models`; `root` and `parent` are vLLM's, `meta` is llama.cpp's. Other fields are ignored, and so are values of other
+    types: only the name is needed."""
 
     id: str
     owned_by: str | None = None
@@ -32,12 +34,6 @@ class ModelCard(Struct, frozen=True):
     parent: str | None = None
     max_model_len: int | None = None
     meta: dict[str, Any] | None = None
-
-
-class ModelList(Struct, frozen=True):
-    """The reply of `/models`; some servers send the bare list."""
-
-    data: list[ModelCard]
 
 
 class TokenList(Struct, frozen=True):
@@ -122,19 +118,19 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
     Raises:
         ModelError: it can't be reached, doesn't serve the model, or serves several and the spec names none.
     """
+    names = [name for name in (spec.name, spec.adapter) if name is not None]
     try:
-        listing = await ask("/models", None, ModelList | list[ModelCard])
+        cards = _cards(await ask("/models", None, Any), needed=not names)
     except NotServedError:
-        if spec.name is None and spec.adapter is None:
+        if not names:
             raise
-        listing = []  # some hosted APIs don't list their models; the first request will tell
+        cards = {}  # some hosted APIs don't list their models; the first request will tell
     except ReplyError as e:
         raise ModelError(
             f"{url}/models doesn't list models as an OpenAI-compatible server does ({e}). "
             "Check model.path: most servers want it to end in /v1."
         ) from e
-    cards = {card.id: card for card in (listing.data if isinstance(listing, ModelList) else listing)}
-    wanted = [_listed_as(name, cards) for name in (spec.name, spec.adapter) if name is not None]
+    wanted = [_listed_as(name, cards) for name in names]
     listed = excerpt(", ".join(cards)) or "none"
     if missing := [name for name in wanted if cards and name not in cards]:
         how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == spec.adapter else "correct model.name"
@@ -155,6 +151,33 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
         rendered = applied.prompt if applied is not None else ""
     rendered = _DATE_WORDS.sub("", rendered)
     return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
+
+
+def _cards(listing: object, needed: bool) -> dict[str, ModelCard]:
+    """Return a list of models by name: OpenAI's, Ollama's own (`models`), or a bare one.
+
+    Raises:
+        ReplyError: it is `needed`, and none of these.
+    """
+    if isinstance(listing, dict):
+        listing = listing.get("data") or listing.get("models") or listing.get("data")
+    entries = listing if isinstance(listing, list) else []
+    cards = {card.id: card for entry in entries if (card := _card(entry)) is not None}
+    if needed and not cards and listing != []:
+        raise ReplyError("malformed_reply", "no list of models")
+    return cards
+
+
+def _card(entry: object) -> ModelCard | None:
+    """Return what a list says of one model; None if it doesn't name it."""
+    said = entry if isinstance(entry, dict) else {"id": entry}
+    name = next((str(said[key]) for key in ("id", "name", "model") if isinstance(said.get(key), str | int)), None)
+    if name is None:
+        return None
+    words = {key: value for key in ("owned_by", "root", "parent") if isinstance(value := said.get(key), str)}
+    length, meta = said.get("max_model_len"), said.get("meta")
+    most = int(length) if isinstance(length, int) or (isinstance(length, str) and _DIGITS.fullmatch(length)) else None
+    return ModelCard(name, **words, max_model_len=most, meta=meta if isinstance(meta, dict) else None)
 
 
 def _listed_as(name: str, cards: Collection[str]) -> str:

@@ -1,9 +1,12 @@
 """Connecting to a server: which model is taken, its fingerprint, and addresses that can't be used."""
 
+from typing import Any
+
 import httpx2
 import pytest
 
 from cai.errors import ModelError
+from cai.models.requests import Completion
 from tests.models.fake_vllm import FakeVllm
 from tests.models.server.asking import COMPLETE, URL, ask_one, connect, llamacpp, on
 
@@ -80,6 +83,34 @@ def test_a_hosted_api_without_a_model_list_is_taken_at_its_word() -> None:
 def test_a_bare_array_of_models_is_a_list_too() -> None:
     cards = [{"id": "m", "object": "model", "owned_by": "someone", "context_length": 4096}]
     assert connect(FakeVllm([on("/v1/models", lambda _: httpx2.Response(200, json=cards))]))[0] == f"{URL} m"
+
+
+@pytest.mark.parametrize(
+    ("listing", "name"),
+    [
+        ({"data": [{"id": "m", "max_model_len": "4096", "root": {}, "parent": 0, "owned_by": 3, "meta": "x"}]}, "m"),
+        ({"data": [{"id": 7}]}, "7"),
+        ({"data": [{"name": "m"}]}, "m"),
+        ({"models": [{"name": "m", "model": "m"}]}, "m"),
+        (["m"], "m"),
+    ],
+)
+def test_of_a_list_of_models_only_the_names_are_needed(listing: Any, name: str) -> None:
+    server = FakeVllm([on("/v1/models", lambda _: httpx2.Response(200, json=listing))])
+    assert isinstance(ask_one(server, COMPLETE), Completion)
+    assert server.bodies("/v1/chat/completions")[0]["model"] == name
+
+
+@pytest.mark.parametrize("listing", [{"object": "list", "data": None}, {"data": [{}]}, {}, 3, {"data": "m"}])
+def test_a_list_of_models_that_is_none_counts_as_empty_where_the_model_is_named(listing: Any) -> None:
+    server = FakeVllm([on("/v1/models", lambda _: httpx2.Response(200, json=listing))])
+    assert connect(server, name="big")[1] == connect(FakeVllm([on("/v1/models", lambda _: httpx2.Response(404))]), name="big")[1]
+    with pytest.raises(ModelError, match="doesn't list models"):
+        connect(server)
+
+
+def test_a_models_length_is_a_number_however_it_is_written() -> None:
+    assert connect(FakeVllm(max_model_len="512"))[1] == connect(FakeVllm())[1]
 
 
 @pytest.mark.parametrize("page", [httpx2.Response(200, text="<html>Welcome</html>"), httpx2.Response(200, json={"models": []})])
