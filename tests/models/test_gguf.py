@@ -93,7 +93,8 @@ def test_what_is_no_whole_gguf_file_says_what_to_do(tmp_path: Path) -> None:
         ("lfs.gguf", b"version https://git-lfs.github.com/spec/v1\n", "Fix: git lfs pull"),
         ("page.gguf", b"<!DOCTYPE html>", "not a GGUF file"),
         ("big-00001-of-00003.gguf", whole, "llama-gguf-split --merge big-00001-of-00003.gguf"),
-        ("torn.gguf", whole[: len(whole) // 2], "can't be converted"),
+        ("torn.gguf", whole[:-5000], rf"is cut short: {len(whole) - 5000:,} of [\d,]+ bytes\.\nFix: download it again"),
+        ("damaged.gguf", whole.replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight"), "can't be converted"),
         ("header.gguf", whole[:40], "can't be converted"),
         ("empty.gguf", b"", "not a GGUF file"),
     ):

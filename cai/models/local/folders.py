@@ -12,7 +12,7 @@ from cai.core.jsonl import read_file
 from cai.errors import ModelError
 from cai.models.local.embedded import EMBEDDED, embedded_model_dir
 from cai.models.local.gguf import gguf_folder, is_gguf
-from cai.models.local.named import NAMED, named_folder
+from cai.models.local.named import NAMED, is_named, named_folder
 from cai.recipe import ModelSpec
 
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
@@ -23,7 +23,7 @@ def resolve_model_path(spec: ModelSpec) -> str:
     """Return the folder of a spec's base model, after converting or downloading it if necessary."""
     if spec.path == EMBEDDED:
         return str(embedded_model_dir())
-    if spec.path in NAMED:
+    if is_named(spec.path):
         return str(named_folder(spec.path))
     if is_gguf(spec.path):
         return str(gguf_folder(spec.path))

@@ -6,6 +6,7 @@ are unpacked one after the other into the type of the folder: 1.8 billion parame
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -144,9 +145,30 @@ def _convert(file: Path, final: Path, dtype: Dtype, fix: str) -> None:
 
 
 def _unreadable(file: Path, error: Exception, fix: str) -> str:
+    if missing := _missing_bytes(file):
+        return f"{file}: is cut short: {missing}.\nFix: {fix or 'download it again'}"
     said = (str(error) or type(error).__name__).splitlines()[0][:300]
     other = "use the publisher's safetensors folder or Hub id, or serve the file with llama.cpp and name the server's URL"
     return f"{file}: can't be converted ({said}).\nFix: {fix or f'check that the file is complete; else {other}'}"
+
+
+def _missing_bytes(file: Path) -> str:
+    """Say how much is there of a file that ends before its tensors do; empty for others, and where its header can't be read."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+
+    whole = 0
+
+    class Table(GGUFReader):  # type: ignore[misc]  # the package has no types
+        def _build_tensors(self, start: int, fields: list[Any]) -> None:
+            nonlocal whole
+            for *_, shape, kind, offset in (field.parts for field in fields):
+                block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind[0])]
+                whole = max(whole, int(start + offset[0]) + math.prod(map(int, shape)) * size // block)
+
+    with contextlib.suppress(Exception):  # the library raises whatever it meets in a damaged file
+        Table(file)
+    found = file.stat().st_size
+    return f"{found:,} of {whole:,} bytes" if found < whole else ""
 
 
 def _refuse_missing(found: dict[str, Any], model: Any) -> None:

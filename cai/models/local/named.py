@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cai.core.jsonl import disk_error
 from cai.errors import ModelError
+from cai.models.local.embedded import EMBEDDED, embedded_model_dir
 from cai.models.local.gguf import cache_dir, converted, folder_of, gguf_hash, is_gguf
 
 _BLOCK = 1 << 22
@@ -84,10 +85,15 @@ NAMED = {
 
 
 def named(name: str) -> NamedModel:
-    """Return a named model. Raises `ModelError` where there is none of that name."""
-    if name not in NAMED:
+    """Return a named model, however its name is capitalised. Raises `ModelError` where there is none of that name."""
+    if not is_named(name):
         raise ModelError(f"{name}: no named model; there are {', '.join(NAMED)}.\nFix: other models need no fetching: see model.path")
-    return NAMED[name]
+    return NAMED[name.lower()]
+
+
+def is_named(name: str) -> bool:
+    """Whether this is the name of a named model."""
+    return name.lower() in NAMED
 
 
 def named_folder(name: str) -> Path:
@@ -105,8 +111,8 @@ def name_of(folder: str) -> str | None:
 
 def conversion_of(path: str) -> Path | None:
     """Return the folder that a named model or a GGUF file is, or will be, converted to; None for other paths."""
-    if path in NAMED:
-        return folder_of(NAMED[path].sha256)
+    if is_named(path):
+        return folder_of(named(path).sha256)
     return folder_of(gguf_hash(path)) if is_gguf(path) else None
 
 
@@ -114,9 +120,13 @@ def fetch(name: str, source: Path | None = None, say: Callable[[str], None] = la
     """Fetch a named model and convert it, unless that is done, and return its folder.
 
     Args:
-        name: of `NAMED`.
+        name: of `NAMED`, or the embedded model's, which came with `cai` and is only converted.
         source: the model's file, if it is on this machine already.
     """
+    if name.lower() == EMBEDDED:
+        folder = embedded_model_dir()
+        say(f"{EMBEDDED} comes with cai: there is nothing to fetch")
+        return folder
     model = named(name)
     folder = folder_of(model.sha256)
     if folder.is_dir():
