@@ -366,17 +366,24 @@ def _spelling(label: str) -> str:
 
 
 def without_system(messages: Sequence[Message]) -> list[Message] | None:
-    """Return a conversation with its system turns at the start of the first user turn; None if that can't be done.
+    """Return a conversation with each system turn in the next user turn, or at the end of the last; None if that can't be done.
 
-    >>> without_system([Message("system", "Be brief."), Message("user", "Hi")])
-    [Message(role='user', content='Be brief.\\n\\nHi')]
+    >>> without_system([Message("system", "Be brief."), Message("user", "Hi"), Message("system", "Now shout.")])
+    [Message(role='user', content='Be brief.\\n\\nHi\\n\\nNow shout.')]
     """
-    told = [m.content for m in messages if m.role == "system"]
-    rest = [m for m in messages if m.role != "system"]
-    first = next((i for i, m in enumerate(rest) if m.role == "user"), None)
-    if not told or first is None:
+    rest: list[Message] = []
+    told: list[str] = []
+    last: int | None = None
+    for message in messages:
+        if message.role == "system":
+            told.append(message.content)
+            continue
+        if message.role == "user":
+            last, message, told = len(rest), Message("user", "\n\n".join([*told, message.content])), []
+        rest.append(message)
+    if last is None or len(rest) == len(messages):
         return None
-    rest[first] = Message("user", "\n\n".join([*told, rest[first].content]))
+    rest[last] = Message("user", "\n\n".join([rest[last].content, *told]))
     return rest
 
 

@@ -151,7 +151,7 @@ async def _ways(spec: ModelSpec, engine: Engine) -> tuple[str, str, str]:
 
     assert isinstance(engine, ServerEngine)
     can, said = engine.capabilities, engine.capabilities.refusals
-    system = "" if can.system else f"goes into the first user turn{_words(said.get('system'))}"
+    system = "" if can.system else f"goes into the next user turn{_words(said.get('system'))}"
     prefill = "" if can.continues else f"is told the opening in words{_words(said.get('continues'))}"
     notes = [engine.kind]
     notes += [f"the limit is sent as {can.limit}"] if can.limit != "max_tokens" else []

@@ -268,11 +268,59 @@ def test_what_a_template_can_not_take_is_said(family: str, words: list[str]) -> 
     assert len(limits) == len(words) and all(word in limit for word, limit in zip(words, limits, strict=True))
 
 
-def test_a_template_that_can_write_nothing_is_refused_before_the_first_call() -> None:
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            EVERY + "{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}" + ASSISTANT,
+            ["system", "leaves out assistant"],
+        ),
+        (
+            refusing("messages | map(attribute='role') | unique | list | length > 1", "One question") + CHATML + ASSISTANT,
+            ["system", "begin with", "with an assistant turn"],
+        ),
+        (CHATML, [r"no header before the answer: '<|im_start|>assistant\n' is missing"]),
+        (CHATML + "<|im_start|>assistant\n", [r"an unfinished header before the answer: '\n' is missing"]),
+        (CHATML + "{{ '<|im_start|>assistant\n' }}", []),
+    ],
+    ids=["drops answers", "refuses answers", "no header", "Jinja cuts the last newline", "always a header"],
+)
+def test_what_a_template_leaves_out_is_said(template: str, words: list[str]) -> None:
     tokenizer = tokenizer_of(NAMED["qwen2.5"])
-    tokenizer.chat_template = "{{ messages[0].text.strip() }}"
-    with pytest.raises(ModelError, match=r"m: .*can't write this conversation: .*\nFix: correct the model's chat_template"):
+    tokenizer.chat_template = template
+    limits = template_limits("m", tokenizer)
+    assert len(limits) == len(words) and all(word in limit for word, limit in zip(words, limits, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[0].text.strip() }}", "can't write this conversation: .*"),
+        ("", "leaves out what the user says"),
+        (EVERY + "<|im_start|>{{ m.role }}<|im_end|>{% endfor %}" + ASSISTANT, "leaves out what the user says"),
+    ],
+    ids=["fails", "empty", "roles alone"],
+)
+def test_a_template_that_can_write_nothing_is_refused_before_the_first_call(template: str, why: str) -> None:
+    tokenizer = tokenizer_of(NAMED["qwen2.5"])
+    tokenizer.chat_template = template
+    with pytest.raises(ModelError, match=rf"m: .*{why}\.\nFix: correct the model's chat_template"):
         template_limits("m", tokenizer)
+
+
+def test_a_late_system_turn_keeps_its_place_where_the_role_is_folded() -> None:
+    one, so, two = Message("user", "One?"), Message("assistant", "So."), Message("user", "Two?")
+    told, late = Message("system", "Be brief."), Message("system", "Now shout.")
+    asked = "<s><start_of_turn>user\n{}<end_of_turn>\n"
+    answered = f"{asked}<start_of_turn>model\nSo.<end_of_turn>\n<start_of_turn>user\n{{}}<end_of_turn>\n"
+    for turns, expected in (
+        ((told, one, so, two), answered.format("Be brief.\n\nOne?", "Two?")),
+        ((told, one, so, late, two), answered.format("Be brief.\n\nOne?", "Now shout.\n\nTwo?")),
+        ((one, so, two, late), answered.format("One?", "Two?\n\nNow shout.")),
+        ((one, late, two), asked.format("One?\n\nNow shout.\n\nTwo?")),
+        ((one, late), asked.format("One?\n\nNow shout.")),
+    ):
+        assert prompt_text(NAMED["gemma2"], *turns) == f"{expected}<start_of_turn>model\n"
 
 
 def test_the_thinking_switch_is_set_where_a_template_has_one(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Encode conversations as token ids: one encoder for sampling, scoring and every training.
 
 The model's chat template is used unchanged. SmolLM2's template adds its own system prompt ("You are a helpful AI assistant named
-SmolLM…") to conversations without one; this is kept. A template without a system role gets the system turn in the first user turn, one
+SmolLM…") to conversations without one; this is kept. A template without a system role gets the system turn in the next user turn, one
 that wants users and assistants to alternate gets consecutive turns of one role as one, and one that reads texts only as lists of parts
 gets them so.
 
@@ -188,18 +188,51 @@ class Encoder:
         return (before, after) if found else ("", "")
 
     def limits(self) -> list[str]:
-        """Say what the model's chat template can't take, or does before an answer, in sentences for people."""
-        asked, found = self._rendered(_PROBE), []
-        told = [Message("system", _ANSWER), *_PROBE]
-        if self._refuses(told) or _ANSWER not in self._render(told, True):
-            found.append("its chat template takes no system turn: instructions go into the first user turn")
+        """Say what the model's chat template can't take, or does before an answer, in sentences for people.
+
+        Raises:
+            ReplyError: it leaves out what the user says.
+        """
+        asked, found, known = self._rendered(_PROBE), [], [Message("user", _ANSWER)]
+        if not self._writes(known):
+            raise ReplyError("template_refused", "the model's chat template leaves out what the user says")
+        if not self._takes_system:
+            found.append("its chat template takes no system turn: instructions go into the next user turn")
         if self._refuses([*_PROBE, *_PROBE]):
             found.append("its chat template wants users and assistants to alternate: consecutive turns of one role are joined")
         if self._refuses([Message("assistant", "Hello."), *_PROBE]):
             found.append("its chat template refuses conversations that begin with the assistant: these are counted failures")
+        answered = [*_PROBE, Message("assistant", _ANSWER), *_PROBE]
+        if self._refuses(answered):
+            found.append("its chat template refuses conversations with an assistant turn: these are counted failures")
+        elif not self._writes(answered):
+            found.append(
+                "its chat template leaves out assistant turns: the model never sees earlier answers, nor one that it is to criticise"
+            )
+        if lacking := self._lacking_header:
+            what = "no header" if lacking.strip() else "an unfinished header"
+            found.append(
+                f"its chat template writes {what} before the answer: {lacking!r} is missing in prompts, and is trained as part of answers"
+            )
         if opens_reasoning(asked):
             found.append("its chat template lets it think before every answer: give it sampling.thinking_tokens")
         return found
+
+    def _writes(self, messages: Sequence[Message]) -> bool:
+        """Whether the template takes a conversation as it is and writes the known text in it."""
+        return not self._refuses(messages) and _ANSWER in self._render(messages, True)
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        return self._writes([Message("system", _ANSWER), *_PROBE])
+
+    @property
+    def _lacking_header(self) -> str:
+        """What a template that doesn't know `add_generation_prompt` writes of the header before an answer only; a space is none of it."""
+        if self._rendered(_PROBE) != self._rendered(_PROBE, open_turn=False):
+            return ""
+        lacking = split_reasoning(self._opening).answer
+        return lacking if lacking.strip(" ") else ""
 
     def _refuses(self, messages: Sequence[Message]) -> bool:
         try:
@@ -209,10 +242,10 @@ class Encoder:
         return False
 
     def _rendered(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
-        """Return the template's text. A system turn that it refuses or leaves out goes into the first user turn, and turns are joined."""
+        """Return the template's text. A system turn that it refuses or leaves out goes into the next user turn, and turns are joined."""
         refusal: _TemplateRefusedError | None = None
-        told = without_system(messages)
-        for turns in (messages, told, alternating(told or messages)):
+        folded = without_system(messages)
+        for turns in (folded if folded and not self._takes_system else messages, folded, alternating(folded or messages)):
             if turns is None:
                 continue
             try:

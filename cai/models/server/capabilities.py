@@ -47,7 +47,7 @@ class Capabilities:
     counts: bool = False
     """Whether `logprobs` is their number, as in the older protocol, and not whether to list them."""
     system: bool = True
-    """Whether it takes a system turn. Others are told in the first user turn."""
+    """Whether it takes a system turn. Others are told in the next user turn."""
     joins: bool = False
     """Whether consecutive turns of one role must be sent as one."""
     without: frozenset[str] = frozenset()
