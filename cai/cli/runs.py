@@ -156,12 +156,14 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     from cai.core.console import plain, plain_table
     from cai.core.workspace import find_workspace
     from cai.pipeline.plan import plan_recipe
-    from cai.pipeline.setup_check import template_warning
+    from cai.pipeline.setup_check import prompt_warnings, template_warning
     from cai.recipe import load_recipe
 
     loaded, workspace = load_recipe(recipe, overrides or ()), find_workspace(recipe.parent)
     planned = plan_recipe(loaded, workspace)
     if warning := template_warning(loaded, workspace):
+        warn(warning)
+    for warning in prompt_warnings(loaded, workspace):
         warn(warning)
     if json:
         print_json(planned)

@@ -43,7 +43,7 @@ from cai.errors import CaiError, DataError, RecipeError
 from cai.ids import content_hash
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
-from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint, template_warning
+from cai.pipeline.setup_check import check_setup, local_prompts, prompt_warnings, spec_fingerprint, template_warning
 from cai.pipeline.tracking import PIPELINE, Tracking
 from cai.recipe import ModelSpec, Recipe
 from cai.session import Session
@@ -225,6 +225,9 @@ def _run_stages(
     constitution, model_fingerprint = check_setup(recipe, workspace, trains=any(s.trains for s in chosen))
     if warning := template_warning(recipe, workspace):
         reporter.warn(warning)
+    if any(stage.name == "respond" for stage in chosen):
+        for warning in prompt_warnings(recipe, workspace):
+            reporter.warn(warning)
     refuse_overwriting((run.path / path for s in stages for path in s.writes(recipe)), input_files(chosen, recipe, workspace.root))
     check_inputs(chosen, recipe, run)
     with (

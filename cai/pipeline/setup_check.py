@@ -1,14 +1,16 @@
 """Checks the configuration before any weights are loaded, and reports all errors together."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai.constitution.load import language_of, load_constitution
 from cai.core.workspace import TEMPLATES, Workspace
-from cai.data.prompts import is_hub
+from cai.data.prompts import SkippedRows, is_hub, stream_prompts
 from cai.data.rows import source_files
-from cai.errors import CaiError, ModelError, RecipeError
+from cai.errors import CaiError, ModelError, RecipeError, ReplyError
 from cai.judge.calibration import calibration_of
 from cai.judge.probe import check_probe, probe_of
 from cai.judge.protocols import PROTOCOLS
@@ -21,7 +23,10 @@ from cai.pipeline.methods import METHODS
 from cai.pipeline.policy_method import term_problems
 from cai.pipeline.tracking import missing_tracker
 from cai.recipe import HumanSource, ModelSpec, Recipe
-from cai.records import Constitution
+from cai.records import Constitution, Role
+
+if TYPE_CHECKING:
+    from cai.models.local.encoding import Encoder
 
 
 def spec_fingerprint(spec: ModelSpec) -> str:
@@ -45,7 +50,7 @@ def local_prompts(recipe: Recipe, root: Path) -> Sequence[str]:
 
 
 READ_AT_ONCE = 64 * 1024 * 1024
-"""Size in bytes up to which labels are read when a run is set up."""
+"""Size in bytes up to which labels and prompts are read when a run is set up."""
 
 
 @contextlib.contextmanager
@@ -137,6 +142,59 @@ def template_warning(recipe: Recipe, workspace: Workspace) -> str:
     return f"{recipe.constitution} is in another language ({language}) than {recipe.templates}. Set templates: {folder}"
 
 
+def prompt_warnings(recipe: Recipe, workspace: Workspace) -> Iterator[str]:
+    """Yield what the chat templates of local models can't take of the prompts: each order of roles is tried once, without weights.
+
+    Prompts on the Hub, and files above `READ_AT_ONCE`, are not read.
+
+    Raises:
+        ModelError: a model has no chat template, or one that leaves out what the user says.
+        DataError: prompts can't be read.
+    """
+    local = [spec for spec in dict.fromkeys((recipe.model, recipe.trained, recipe.judge)) if not spec.is_server and spec.path != "scripted"]
+    if not local:
+        return
+    from cai.models.local.encoding import Encoder
+    from cai.models.local.engine import template_limits
+    from cai.models.local.loading import load_tokenizer
+
+    encoders = {}
+    for spec in local:
+        tokenizer = load_tokenizer(spec)
+        template_limits(spec.path, tokenizer)
+        if spec in (recipe.model, recipe.trained):  # a judge reads conversations as one text
+            encoders[spec.path] = Encoder(tokenizer)
+    shapes: Counter[tuple[Role, ...]] = Counter()
+    first: dict[tuple[Role, ...], str] = {}
+    for sources in (recipe.prompts.train, recipe.prompts.evaluate):
+        read = [s for s in sources if not is_hub(s, workspace.root) and _size(s.path, workspace.root) <= READ_AT_ONCE]
+        for prompt in stream_prompts(read, workspace.root, recipe.seed, SkippedRows()):
+            roles = tuple(m.role for m in prompt.messages)
+            shapes[roles] += 1
+            first.setdefault(roles, prompt.id)
+    for path, encoder in encoders.items():
+        fates: Counter[str] = Counter()
+        example: dict[str, str] = {}
+        for roles, count in shapes.items():
+            fate = _fate(encoder, roles)
+            fates[fate] += count
+            example.setdefault(fate, first[roles])
+        yield from (f"{path}: {n} of {shapes.total()} prompts (such as {example[fate]}) {fate}" for fate, n in fates.items() if fate)
+
+
+def _fate(encoder: "Encoder", roles: Sequence[Role]) -> str:
+    """Say what becomes of prompts of such turns; empty where they are asked whole."""
+    try:
+        lost = encoder.left_out(roles)
+    except ReplyError as e:
+        return f"will be counted failures: {e.detail}"
+    return f"will be asked without their {lost} turns, which the model's chat template leaves out" if lost else ""
+
+
+def _size(path: str, root: Path) -> int:
+    return sum(file.stat().st_size for file in source_files(path, root) if file.is_file())
+
+
 def _target_problems(recipe: Recipe) -> list[str]:
     """Return what is wrong with the modules that the training stages are to adapt."""
     from cai.train.arguments import target_problem
@@ -185,6 +243,6 @@ def _label_problems(recipe: Recipe, root: Path) -> list[str]:
             continue
         with told(problems, key):
             files = source_files(source.path, root)
-            if all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= READ_AT_ONCE:
+            if all(file.is_file() for file in files) and _size(source.path, root) <= READ_AT_ONCE:
                 load_human([source], root, recipe.seed)
     return problems

@@ -1,18 +1,21 @@
 """What is looked at before anything runs. All problems at once are in test_pipeline."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cai.errors import RecipeError
+from cai.core.console import Reporter
+from cai.errors import ModelError, RecipeError
 from cai.judge.probe import write_probe
-from cai.pipeline.setup_check import check_setup, local_prompts, spec_fingerprint
+from cai.pipeline.setup_check import check_setup, local_prompts, prompt_warnings, spec_fingerprint
 from cai.recipe import ModelSpec
 from cai.train.rl.terms import TERMS
+from tests.conftest import TINY_TEMPLATE
 from tests.judge.judging import made_probe
-from tests.workspaces import make_workspace, recipe_of
+from tests.workspaces import make_workspace, recipe_of, rows, run_data
 
 
 def test_a_good_setup_gives_what_the_run_needs(tmp_path: Path) -> None:
@@ -142,3 +145,61 @@ def test_a_probe_of_another_model_is_told_before_the_run(tmp_path: Path, tiny_mo
     check_setup(recipe_of(workspace, *probing), workspace, trains=False)  # a script's fingerprint is known once it is opened
     with pytest.raises(RecipeError, match=r"feedback.probe was fitted on another model: on scripted in float32 \(local:another\)"):
         check_setup(recipe_of(workspace, *probing, f"model.path={tiny_model_dir}"), workspace, trains=False)
+
+
+STRICT = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+FORGETFUL = TINY_TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'assistant'")
+SILENT = TINY_TEMPLATE.replace("{{ m['content'] }}", "")
+
+
+class Warned(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("template", "told", "failed"),
+    [
+        (STRICT, "2 of 6 prompts (such as greeted) will be counted failures: the model's chat template can't write this conversation: ", 2),
+        (
+            FORGETFUL,
+            "3 of 6 prompts (such as several) will be asked without their assistant turns, which the model's chat template leaves out",
+            0,
+        ),
+    ],
+    ids=["refuses", "drops"],
+)
+def test_what_a_chat_template_can_not_take_of_the_prompts_is_counted_before_the_run(
+    template: str, told: str, failed: int, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    workspace = make_workspace(tmp_path / "w")
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    turn = {"u": "user", "a": "assistant", "s": "system"}
+    for file, shapes in (
+        ("train", {"plain": "su", "several": "suau", "greeted": "au", "again": "saau"}),
+        ("shown", {"one": "u", "two": "su"}),
+    ):
+        with (workspace.root / "prompts" / f"{file}.jsonl").open("w") as f:
+            for name, roles in shapes.items():
+                messages = [{"role": turn[role], "content": f"{name} {i}"} for i, role in enumerate(roles)]
+                f.write(json.dumps({"id": name, "kind": "helpful", "messages": messages}) + "\n")
+    prompts = "prompts={train: [{path: prompts/train.jsonl}], evaluate: [{path: prompts/shown.jsonl}]}"
+    settings = (prompts, "respond={kinds: [helpful], sampling: {max_tokens: 1}}", "max_failure_fraction=1.0")
+    reporter = Warned()
+    run_data(workspace, *settings, f"model.path={model}", only=("respond",), reporter=reporter)
+    (warning,) = [w for w in reporter.warnings if w.startswith(f"{model}: ")]
+    assert warning.startswith(f"{model}: {told}")
+    assert sum(f["reason"] == "template_refused" for f in rows(workspace.run("s").failures)) == failed
+    assert not list(prompt_warnings(recipe_of(workspace, prompts, f"model.path={tiny_model_dir}"), workspace))
+    (model / "chat_template.jinja").write_text(SILENT)
+    with pytest.raises(ModelError, match="leaves out what the user says"):
+        list(prompt_warnings(recipe_of(workspace, prompts, f"feedback.judge={{path: {model}}}"), workspace))

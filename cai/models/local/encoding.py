@@ -18,7 +18,7 @@ from cai.core.text.reasoning import closing_tag, opens_reasoning, split_reasonin
 from cai.errors import ModelError, ReplyError
 from cai.models.local.bounded import TemplateLimitError, bounded_template, check_length
 from cai.models.templates import alternating, without_system
-from cai.records import Message
+from cai.records import Message, Role
 
 _TAIL_CHARACTERS = 24
 _FIRST_PRIVATE, _LAST_PRIVATE = 0xE000, 0xF8FF
@@ -186,6 +186,16 @@ class Encoder:
             return "", ""
         before, found, after = whole.rpartition(_ANSWER)
         return (before, after) if found else ("", "")
+
+    def left_out(self, roles: Sequence[Role]) -> Role | None:
+        """Return the role of a turn that the template leaves out of a conversation of such turns; None if it writes all.
+
+        Raises:
+            ReplyError: it refuses the conversation.
+        """
+        turns = [Message(role, f"{_ANSWER}{number}{_ANSWER}") for number, role in enumerate(roles)]
+        text = self._rendered(turns)
+        return next((m.role for m in turns if m.content not in text), None)
 
     def limits(self) -> list[str]:
         """Say what the model's chat template can't take, or does before an answer, in sentences for people.
