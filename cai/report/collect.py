@@ -31,6 +31,7 @@ from cai.records import (
     RevisionTrace,
     Sample,
     ScoredPair,
+    SFTExample,
 )
 from cai.report.formatting import leaves
 from cai.train.reward.metrics import RewardMeasure
@@ -163,6 +164,8 @@ class ReportData:
     reward_measures: tuple[RewardMeasure, ...]
     disputes: tuple[Dispute, ...]
     failures: tuple[FailureGroup, ...]
+    imitated: frozenset[str] = frozenset()
+    """What the model thought, of the trails shown, where training imitates it (`sft.thinking`)."""
     problems: tuple[str, ...] = ()
     """Files that can't be read, with the reasons."""
 
@@ -220,7 +223,8 @@ def collect_report(run_dir: Path) -> ReportData:
     manifest = reader.attempt(lambda: read_manifest(run_dir / "manifest.json"), None) or Manifest(run_dir.name, cai_version="")
     recipe = run_dir / "recipe.yaml"
     traces, dropped, critiques, shown = _read_traces(reader)
-    labels, label_use, by_prompt, label_counts = _read_labels(reader, {t.prompt.id for t in shown})
+    shown_ids = {t.prompt.id for t in shown}
+    labels, label_use, by_prompt, label_counts = _read_labels(reader, shown_ids)
     samples = reader.all("data/samples.jsonl", Sample)
     models = {
         p.name: {k: v for f in _MODEL_FILES for k, v in reader.json(f"models/{p.name}/{f}").items()}
@@ -260,6 +264,7 @@ def collect_report(run_dir: Path) -> ReportData:
         reward_measures=reader.all("data/reward_measures.jsonl", RewardMeasure) or (),
         disputes=tuple(_dispute(p) for p in reader.stream("data/reward_scores.jsonl", ScoredPair)),
         failures=_read_failures(reader),
+        imitated=frozenset(e.reasoning for e in reader.stream("data/sft.jsonl", SFTExample) if e.reasoning and e.prompt.id in shown_ids),
         problems=tuple(reader.problems),
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from cai.core.jsonl import write_records
 from cai.data.balance import source_balance
-from cai.records import Critique, Message, Preference, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round, Sample
+from cai.records import Critique, Message, Preference, Prompt, Provenance, ResponsePair, Revision, RevisionTrace, Round, Sample, SFTExample
 from cai.report.audit_view import audit_summary, families
 from cai.report.collect import collect_report
 from cai.report.formatting import word_changes
@@ -250,6 +250,18 @@ def test_a_revision_shows_what_changed(tmp_path: Path) -> None:
     write_records(run / "data" / "traces.jsonl", [RevisionTrace(prompt(1), "Close the door, it is cold.", rounds, None, 0.7, BY)])
     page = render_report(collect_report(run))
     assert "What changed from the first response" in page and "<del>Close</del><ins>Please close</ins>" in page
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_what_the_model_thought_is_called_imitated_where_it_is(thinking: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path, traces=0)
+    critique, revision = Critique("kind", "Curt.", "What is curt?"), Revision("kind", "Gladly.", reasoning="Kinder, then.")
+    trace = RevisionTrace(prompt(0), "No.", (Round(critique, revision),), None, None, BY, response_reasoning="I refuse.")
+    write_records(run / "data" / "traces.jsonl", [trace])
+    example = SFTExample(trace.prompt, "Gladly.", ("kind",), "revision", BY, False, reasoning=revision.reasoning if thinking else "")
+    write_records(run / "data" / "sft.jsonl", [example])
+    told = re.findall(r"thought first; not judged, ([a-z ]+)</summary><div[^>]*>([\w ]+)", render(run))
+    assert told == [("not imitated", "I refuse"), ("not imitated", "What is curt"), ("imitated" if thinking else "not imitated", "Kinder")]
 
 
 def test_answers_before_and_after_show_what_changed(tmp_path: Path) -> None:
