@@ -173,21 +173,22 @@ def prompt_warnings(recipe: Recipe, workspace: Workspace) -> Iterator[str]:
             shapes[roles] += 1
             first.setdefault(roles, prompt.id)
     for path, encoder in encoders.items():
+        refused = "will be counted failures" if path == recipe.model.path else "will stop the training, unless you remove them"
         fates: Counter[str] = Counter()
         example: dict[str, str] = {}
         for roles, count in shapes.items():
-            fate = _fate(encoder, roles)
+            fate = _fate(encoder, roles, refused)
             fates[fate] += count
             example.setdefault(fate, first[roles])
         yield from (f"{path}: {n} of {shapes.total()} prompts (such as {example[fate]}) {fate}" for fate, n in fates.items() if fate)
 
 
-def _fate(encoder: "Encoder", roles: Sequence[Role]) -> str:
+def _fate(encoder: "Encoder", roles: Sequence[Role], refused: str) -> str:
     """Say what becomes of prompts of such turns; empty where they are asked whole."""
     try:
         lost = encoder.left_out(roles)
     except ReplyError as e:
-        return f"will be counted failures: {e.detail}"
+        return f"{refused}: {e.detail}"
     return f"will be asked without their {lost} turns, which the model's chat template leaves out" if lost else ""
 
 

@@ -200,6 +200,9 @@ def test_what_a_chat_template_can_not_take_of_the_prompts_is_counted_before_the_
     assert warning.startswith(f"{model}: {told}")
     assert sum(f["reason"] == "template_refused" for f in rows(workspace.run("s").failures)) == failed
     assert not list(prompt_warnings(recipe_of(workspace, prompts, f"model.path={tiny_model_dir}"), workspace))
+    served = recipe_of(workspace, prompts, "model.path=http://127.0.0.1:1/v1", f"weights={{path: {model}}}")
+    told = told.replace("will be counted failures", "will stop the training, unless you remove them")
+    assert [w.startswith(f"{model}: {told}") for w in prompt_warnings(served, workspace)] == [True], "no server is asked"
     (model / "chat_template.jinja").write_text(SILENT)
     with pytest.raises(ModelError, match="leaves out what the user says"):
         list(prompt_warnings(recipe_of(workspace, prompts, f"feedback.judge={{path: {model}}}"), workspace))
