@@ -136,6 +136,14 @@ def test_plan_fits_80_columns(shared: Workspace, call: Called) -> None:
     assert {s["name"] for s in call.json(shared.root, "plan", "runs/s.yaml")["stages"]} >= set(DATA_STAGES)
 
 
+def test_a_plan_says_what_a_chat_template_can_not_take_of_the_prompts(
+    shared: Workspace, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "m: 2 of 6 prompts will be counted failures"
+    monkeypatch.setattr("cai.pipeline.setup_check.prompt_warnings", lambda recipe, workspace: [told])
+    assert call(shared.root, "plan", "runs/s.yaml") == 0 and told in call.told
+
+
 def test_a_plan_counts_every_member_of_a_reward_ensemble(shared: Workspace, call: Called) -> None:
     def steps(*settings: str) -> int:
         sets = [part for s in (*settings, "reward.batch_size=1") for part in ("--set", s)]
