@@ -25,7 +25,7 @@ from cai.data.prompts import load_all
 from cai.errors import DataError, ModelError, RecipeError
 from cai.generate.critique import Writer, critique_and_revise, respond
 from cai.generate.pairs import PairTask, sample_pair
-from cai.ids import combine_hashes, content_hash
+from cai.ids import content_hash
 from cai.judge.calibration import calibration_of
 from cai.judge.choices import mass_warning
 from cai.judge.judge import Judge
@@ -36,7 +36,7 @@ from cai.models.naming import spec_from_name
 from cai.models.opening import open_engine, release_memory
 from cai.models.placement import placement_of
 from cai.models.store import CallStore
-from cai.models.templates import Template, Templates, load_named_templates, load_templates
+from cai.models.templates import Template, load_named_templates, load_templates
 from cai.recipe import FeedbackConfig, ModelSpec, PromptSource, Recipe, RewardConfig, load_recipe
 from cai.records import Constitution, Failure, Message, Prompt, PromptKind, Response, ResponsePair, RevisionTrace
 
@@ -83,9 +83,9 @@ class Session:
         found = _as_workspace(workspace)
         self.workspace = found or Workspace(shipped_workspace())
         self._runs = None if found is None else found.root / "runs"
-        self.templates = self._placed_templates(self.recipe.model)
-        """As the model is asked: their instructions are where it follows them."""
-        self.judge_templates = self._placed_templates(self.recipe.judge)
+        templates = load_templates(self.workspace.root / self.recipe.templates)
+        self.templates = templates.placed(placement_of(self.recipe.model, self._runs))
+        self.judge_templates = templates.placed(placement_of(self.recipe.judge, self._runs))
         self.reporter = reporter or Reporter()
         self.stage = self.recipe.name
         """What calls are filed under in the store."""
@@ -225,15 +225,6 @@ class Session:
         """Return templates of the recipe's folder that no stage of a run needs. Raises `TemplateError` where one can't be read."""
         found = load_named_templates(names, self.workspace.root / self.recipe.templates)
         return [template.placed(placement_of(self.recipe.model, self._runs)) for template in found]
-
-    @property
-    def templates_hash(self) -> str:
-        """Content hash of all templates as model and judge are asked."""
-        hashes = [self.templates.hash, self.judge_templates.hash]
-        return hashes[0] if hashes[0] == hashes[1] else combine_hashes(hashes)
-
-    def _placed_templates(self, spec: ModelSpec) -> Templates:
-        return load_templates(self.workspace.root / self.recipe.templates).placed(placement_of(spec, self._runs))
 
     def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
         """Return a model as it writes: with the session's templates and seed."""

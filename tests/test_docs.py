@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from cai import recipe
-from cai.cli import app, audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
+from cai.cli import app, audits, constitution_trials, constitutions, human, judges, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
 from cai.core.plugins import POLICY_METHOD, PROTOCOL, REWARD_TERM, Kind, own_names
 from tests.floors import FLOORS
 from tests.workspaces import ROOT

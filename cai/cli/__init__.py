@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TextIO
 
-from cai.cli import audits, constitution_trials, constitutions, human, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
+from cai.cli import audits, constitution_trials, constitutions, human, judges, models, prompts, runs, studio  # noqa: F401 - importing registers their commands
 from cai.cli.app import app, warn
 from cai.errors import CaiError, DataError
 

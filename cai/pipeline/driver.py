@@ -40,7 +40,7 @@ from cai.core.stages import STAGE_INFO
 from cai.core.workspace import RunDirectory, Workspace, file_hash, replace_stage_rows
 from cai.data.rows import source_files
 from cai.errors import CaiError, DataError, RecipeError
-from cai.ids import content_hash
+from cai.ids import combine_hashes, content_hash
 from cai.models.opening import release_memory
 from cai.pipeline.context import Context
 from cai.pipeline.setup_check import check_setup, local_prompts, prompt_warnings, spec_fingerprint, template_warning
@@ -118,9 +118,15 @@ def fingerprint(stage: Stage, context: Context) -> str:
             "inputs": {path: file_hash(context.run.path / path) for path in stage.reads(recipe)},
             "sources": sources,
             "constitution": context.constitution.hash if stage.uses_constitution else "",
-            "templates": context.session.templates_hash if stage.uses_templates else "",
+            "templates": _templates_hash(context) if stage.uses_templates else "",
         }
     )
+
+
+def _templates_hash(context: Context) -> str:
+    """Hash the templates as model and judge are asked; one hash where both have their instructions in the same place."""
+    hashes = [context.templates.hash, context.session.judge_templates.hash]
+    return hashes[0] if hashes[0] == hashes[1] else combine_hashes(hashes)
 
 
 def check_inputs(stages: Sequence[Stage], recipe: Recipe, run: RunDirectory) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from cai.core.text.reasoning import closing_tag, opens_reasoning, split_reasoning, within
 from cai.errors import ModelError, ReplyError
 from cai.models.local.bounded import TemplateLimitError, bounded_template, check_length
-from cai.models.templates import alternating, without_system
+from cai.models.turns import alternating, without_system
 from cai.records import Message, Role
 
 _TAIL_CHARACTERS = 24

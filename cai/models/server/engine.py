@@ -42,7 +42,8 @@ from cai.models.server.client import ServerClient
 from cai.models.server.learning import Ask, LearnedCapabilities
 from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
-from cai.models.templates import OPENINGS, alternating, without_system
+from cai.models.templates import OPENINGS
+from cai.models.turns import alternating, without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from cai.errors import ModelError, ReplyError
 from cai.ids import content_hash
 from cai.models.server.capabilities import thinking_switch
-from cai.models.templates import without_system
+from cai.models.turns import without_system
 from cai.recipe import ModelSpec
 from cai.records import Message
 

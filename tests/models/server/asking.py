@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from cai.models.requests import ChoicesRequest, CompleteRequest, Reply, Request, Sampling
+from cai.models.requests import ChoicesRequest, CompleteRequest, Completion, Reply, Request, Sampling
 from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
@@ -30,6 +30,20 @@ def ask(server: FakeVllm, *requests: Request, **spec: Any) -> list[Any]:
             await engine.close()
 
     return asyncio.run(run())
+
+
+def stream(server: FakeVllm, *, request: CompleteRequest = COMPLETE, **spec: Any) -> tuple[Completion, list[str]]:
+    """Connect, ask for a reply in pieces, and return it with the pieces."""
+    pieces: list[str] = []
+
+    async def run() -> Completion:
+        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec), server.transport)
+        try:
+            return await engine.stream(request, pieces.append)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run()), [p for p in pieces if p]
 
 
 def ask_one(server: FakeVllm, request: Request, **spec: Any) -> Reply:

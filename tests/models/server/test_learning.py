@@ -14,8 +14,7 @@ from cai.models.server.engine import ServerEngine
 from cai.recipe import ModelSpec
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm, Hook, render, total
-from tests.models.server.asking import ASK, CHOICES, COMPLETE, OPEN, URL, ask, ask_one, chat, connect
-from tests.models.server.test_streaming import stream
+from tests.models.server.asking import ASK, CHOICES, COMPLETE, OPEN, URL, ask, ask_one, chat, connect, stream
 
 CHAT = "/v1/chat/completions"
 BEGUN = CompleteRequest((Message("user", "Is it?"),), Sampling(16), 0, prefill="Well,")

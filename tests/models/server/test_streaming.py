@@ -1,6 +1,5 @@
 """Replies that come in pieces."""
 
-import asyncio
 import gzip
 import json
 import tracemalloc
@@ -11,26 +10,8 @@ import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
-from cai.models.requests import CompleteRequest, Completion
-from cai.models.server.engine import ServerEngine
 from cai.models.server.transport import MAX_PARTS, MAX_REPLY_BYTES
-from cai.recipe import ModelSpec
-from tests.models.fake_vllm import FakeVllm
-from tests.models.server.asking import COMPLETE, URL, always_chat
-
-
-def stream(server: FakeVllm, *, request: CompleteRequest = COMPLETE, **spec: Any) -> tuple[Completion, list[str]]:
-    """Connect, ask for a reply in pieces, and return it with the pieces."""
-    pieces: list[str] = []
-
-    async def run() -> Completion:
-        engine = await ServerEngine.connect(ModelSpec(path=URL, **spec), server.transport)
-        try:
-            return await engine.stream(request, pieces.append)
-        finally:
-            await engine.close()
-
-    return asyncio.run(run()), [p for p in pieces if p]
+from tests.models.server.asking import always_chat, stream
 
 
 def events(*deltas: dict[str, Any], finish: str | None = "stop") -> httpx2.Response:
