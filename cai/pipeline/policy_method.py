@@ -38,7 +38,7 @@ class PolicyMethod:
     problems: Callable[[Recipe], Sequence[str]] = lambda recipe: ()
     """What is wrong with its settings, a sentence each: told before anything runs."""
     watch: bool = True
-    """Whether a gold reward model can watch it for over-optimisation."""
+    """Whether a gold reward model can watch it for over-optimization."""
     rounds: bool = False
     """Whether it keeps rounds, in `models/policy/round-N`."""
     samples: bool = False

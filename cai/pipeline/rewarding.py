@@ -52,7 +52,7 @@ def warn_if_unmonitored(c: Context) -> None:
     """Warn if no over-optimization monitor observes the run's policy."""
     if not is_watched(c.recipe):
         why = "see `gold` and `policy.watch`" if METHODS.get(c.recipe.policy.method).watch else f"{c.recipe.policy.method} has no watch"
-        c.reporter.say(f"no gold reward model watches this policy, so over-optimisation would not be seen ({why})", "yellow")
+        c.reporter.say(f"no gold reward model watches this policy, so over-optimization would not be seen ({why})", "yellow")
 
 
 def needs(c: Context, scorer: str) -> bool:

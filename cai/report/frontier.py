@@ -1,4 +1,4 @@
-"""Over-optimisation plots: proxy and gold reward over the KL to the reference model, and properties of the responses by step."""
+"""Over-optimization plots: proxy and gold reward over the KL to the reference model, and properties of the responses by step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ def frontier_plot(arms: Mapping[str, Sequence[MonitorPoint]]) -> Markup:
             series.append(_changes(f"{label}, {name}" if name else label, tone, points, scores))
     caption = (
         "Change since the first observation, in standard deviations over prompts. Bands: 95 % intervals of the mean change per prompt. If "
-        "the proxy rises and gold falls, the policy is over-optimised. If both rise and the policy collapses (empty, identical or looping "
+        "the proxy rises and gold falls, the policy is over-optimized. If both rise and the policy collapses (empty, identical or looping "
         "responses), both rewards are wrong."
     )
     return line_plot("Reward over distance from the reference", series, "√KL, in √nats per response", caption)
@@ -70,11 +70,11 @@ def frontier_words(points: Sequence[MonitorPoint]) -> str:
         verdict = f"Collapsed: at step {alarm.step} the monitor {action}, because {collapse_words(first, alarm)}."
     elif alarm:
         since = "from its best" if alarm.compared_with is None else f"since step {alarm.compared_with}"
-        verdict = f"Over-optimised: at step {alarm.step} the monitor {action}: gold changed by {signed(alarm.gold_change)} {since}."
+        verdict = f"Over-optimized: at step {alarm.step} the monitor {action}: gold changed by {signed(alarm.gold_change)} {since}."
     elif collapsed:
         verdict = f"The monitor did not warn, but at step {collapsed.step} {collapse_words(first, collapsed)}."
     else:
-        verdict = "The monitor found no over-optimisation."
+        verdict = "The monitor found no over-optimization."
     return (
         f"{verdict} From step {first.step} to {last.step} the proxy went from {number(first.proxy)} to {number(last.proxy)} and gold from "
         f"{number(first.gold)} to {number(last.gold)}, at a KL of {number(last.kl)} nats to the reference (n = {last.n} held-out prompts). "

@@ -1,4 +1,4 @@
-"""Over-optimisation monitor: observes proxy and gold reward, KL, length, refusals and repetition on held-out prompts during training.
+"""Over-optimization monitor: observes proxy and gold reward, KL, length, refusals and repetition on held-out prompts during training.
 
 A policy is trained on a *proxy* reward. A *gold* reward model, trained on other data and never used for the policy's training, stands in
 for human preferences. The proxy keeps rising, while gold rises, levels off and falls; both are smooth functions of √KL (Gao, Schulman &
@@ -6,7 +6,7 @@ Hilton 2022, arXiv 2210.10760, eq. 1 and fig. 1). Each observation is one line o
 so a resumed training decides the same as an uninterrupted one.
 
 The rule. The last `patience` observations together are compared with every earlier stretch of `patience` observations, prompt by prompt.
-The policy is over-optimised if, since one of them, the proxy has risen and gold has fallen by at least `min_drop` half-widths of the
+The policy is over-optimized if, since one of them, the proxy has risen and gold has fallen by at least `min_drop` half-widths of the
 confidence interval of that change. It is collapsed, whatever the rewards, if responses were empty, identical across prompts, or looping in
 the last `patience` observations, compared with the first one. A collapsed observation is never the best, and no stretch that contains one
 is compared with. Then the verdict is `warn` or `stop`, as the recipe says.
@@ -17,7 +17,7 @@ best observation is no fair reference: docs/decisions/0010.
 
 Departures from the paper:
 
-1. Gold is another small model of human labels, not the source of the labels, so it can be over-optimised too. The checks for collapse
+1. Gold is another small model of human labels, not the source of the labels, so it can be over-optimized too. The checks for collapse
    exist because of this.
 2. Observations are few and noisy, so that a fall must be significant before it counts.
 """
@@ -181,7 +181,7 @@ def verdict(points: Sequence[MonitorPoint], config: MonitorConfig) -> Verdict:
     recent = points[-config.patience :]
     if config.action == "off" or len(recent) < config.patience:
         return "go"
-    return config.action if all(p.collapse for p in recent) or over_optimised(recent[-1], config.min_drop) else "go"
+    return config.action if all(p.collapse for p in recent) or over_optimized(recent[-1], config.min_drop) else "go"
 
 
 def with_change(points: Sequence[MonitorPoint], patience: int, planned: int) -> MonitorPoint:
@@ -224,7 +224,7 @@ def _comparisons(observations: int, patience: int) -> int:
     return max(1, last * (last + 1) // 2)
 
 
-def over_optimised(point: MonitorPoint, min_drop: float) -> bool:
+def over_optimized(point: MonitorPoint, min_drop: float) -> bool:
     """Whether, since the earlier observations, the proxy rose and gold fell by `min_drop` half-widths of its confidence interval."""
     half_width = (point.gold_change_high - point.gold_change_low) / 2
     return point.proxy_change > 0 and point.gold_change < 0 and -point.gold_change >= min_drop * half_width
@@ -257,7 +257,7 @@ def alarm(monitor: Monitor, verdict: Verdict) -> str:
     if last.collapse:
         return f"step {last.step}: the policy has collapsed: {collapse_words(monitor.points[0], last)}. Its rewards are meaningless; {ends}"
     return (
-        f"step {last.step}: the policy is over-optimised: gold reward has fallen since step {last.compared_with} while the reward that the "
+        f"step {last.step}: the policy is over-optimized: gold reward has fallen since step {last.compared_with} while the reward that the "
         f"policy is trained on has risen; {ends}"
     )
 

@@ -1,4 +1,4 @@
-"""Observes a training for over-optimisation from within TRL's trainer. Import it inside functions only: it loads torch."""
+"""Observes a training for over-optimization from within TRL's trainer. Import it inside functions only: it loads torch."""
 
 from collections.abc import Callable
 from pathlib import Path

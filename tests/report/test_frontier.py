@@ -1,4 +1,4 @@
-"""The over-optimisation plots: what is drawn, in what units, and what is said of it."""
+"""The over-optimization plots: what is drawn, in what units, and what is said of it."""
 
 import re
 from dataclasses import replace
@@ -61,8 +61,8 @@ def test_bands_hold_the_interval_of_the_change(tmp_path: Path) -> None:
 
 def test_the_words_say_verdict_and_choice(points: list[MonitorPoint]) -> None:
     words = frontier_words(points)
-    assert words.startswith("Over-optimised: at step 20 the monitor warned: gold changed by −0.5") and "Best by gold: step 10" in words
-    assert "the monitor found no over-optimisation" in frontier_words(points[:2]).lower()
+    assert words.startswith("Over-optimized: at step 20 the monitor warned: gold changed by −0.5") and "Best by gold: step 10" in words
+    assert "the monitor found no over-optimization" in frontier_words(points[:2]).lower()
 
 
 def test_the_words_say_that_answers_vanished_though_gold_rose(points: list[MonitorPoint]) -> None:
@@ -91,10 +91,10 @@ def test_what_responses_are_like_is_drawn_too(points: list[MonitorPoint], tmp_pa
 
 def test_the_report_of_a_watched_run_shows_it_and_that_of_another_does_not(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert "Over-optimisation" not in render_report(collect_report(run))
+    assert "Over-optimization" not in render_report(collect_report(run))
     write_records(run / "models" / "policy" / "frontier.jsonl", observed(tmp_path / "f.jsonl"))
     (run / "models" / "gold").mkdir()
     (run / "models" / "gold" / "metrics.json").write_text('{"accuracy": 0.61, "n": 100, "low": 0.51, "high": 0.7, "reliability": []}')
     page = render_report(collect_report(run))
-    assert "Over-optimised: at step 20 the monitor warned" in page and "<h3>Over-optimisation</h3>" in page
+    assert "Over-optimized: at step 20 the monitor warned" in page and "<h3>Over-optimization</h3>" in page
     assert "it ranks 61% of 100 held-out pairs as labelled (95 % interval 51% to 70%)" in page

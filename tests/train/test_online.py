@@ -242,7 +242,7 @@ def test_resuming_gives_the_same_policy_and_the_same_observations(tiny_model_dir
     assert again == []
 
 
-def test_over_optimisation_ends_the_training_and_the_best_weights_become_the_policy(
+def test_over_optimization_ends_the_training_and_the_best_weights_become_the_policy(
     tiny_model_dir: Path, sft: Path, tmp_path: Path
 ) -> None:
     told: list[str] = []

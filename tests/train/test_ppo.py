@@ -182,7 +182,7 @@ def test_the_watch_looks_keeps_the_best_stops_and_stops_again_after_a_kill(
     assert [p.step for p in points] == list(range(result.steps + 1))
     assert result.resumed_from == result.steps < 6, "gold fell while the proxy rose"
     assert told == [
-        f"step {result.steps}: the policy is over-optimised: gold reward has fallen since step 0 while the "
+        f"step {result.steps}: the policy is over-optimized: gold reward has fallen since step 0 while the "
         "reward that the policy is trained on has risen; training stops here"
     ]
     assert points[0].kl == 0.0

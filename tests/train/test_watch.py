@@ -13,7 +13,7 @@ from cai.core.jsonl import read_records
 from cai.errors import TrainingError
 from cai.recipe import MonitorConfig
 from cai.records import MonitorPoint
-from cai.train.monitor import Items, Monitor, Scores, alarm, best_folder, keep_best, mean_interval, over_optimised, restore_best, verdict
+from cai.train.monitor import Items, Monitor, Scores, alarm, best_folder, keep_best, mean_interval, over_optimized, restore_best, verdict
 from tests.train.builders import prompt
 
 PROMPTS = [prompt(i) for i in range(4)]
@@ -70,7 +70,7 @@ def test_gold_that_falls_while_the_proxy_rises_is_noticed(tmp_path: Path, action
     "curve",
     [
         [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0)],  # both rise
-        [(1.0, 1.0), (1.0, 1.0), (0.9, 0.5), (0.8, 0.2)],  # both fall: training has failed, but not by over-optimisation
+        [(1.0, 1.0), (1.0, 1.0), (0.9, 0.5), (0.8, 0.2)],  # both fall: training has failed, but not by over-optimization
         [(0.0, 0.0), (1.0, 1.0), (2.0, 0.5), (3.0, 1.5), (4.0, 1.0)],  # gold comes back in between
     ],
 )
@@ -116,8 +116,8 @@ def test_a_fall_inside_its_interval_is_not_a_fall(tmp_path: Path) -> None:
     assert w.observe(1, 0.1, ["1 -1", "1 -1", "1 1", "1 0.9"]) == "go"
     point = w.points[-1]
     assert point.gold_change == pytest.approx(-0.025)
-    assert over_optimised(point, 0.0)
-    assert not over_optimised(point, 1.0)
+    assert over_optimized(point, 0.0)
+    assert not over_optimized(point, 1.0)
     assert w.observe(2, 0.2, ["1 -1", "1 -1.1", "1 -1", "1 -0.9"]) == "warn"
 
 

@@ -8,5 +8,5 @@ METHODS: Registry[PolicyMethod] = Registry(POLICY_METHOD, PolicyMethod)
 
 
 def is_watched(recipe: Recipe) -> bool:
-    """Whether a gold reward model looks for over-optimisation while the recipe's policy trains."""
+    """Whether a gold reward model looks for over-optimization while the recipe's policy trains."""
     return recipe.wants_watch and METHODS.get(recipe.policy.method).watch

@@ -62,7 +62,7 @@ def train_online(
         prompts: prompts to sample from; at least enough for one step.
         load_reward_function: returns the reward function. Called after all checks, because it may load models.
         reward_identity: identifies the reward function in the training's fingerprint.
-        load_monitor: returns the over-optimisation monitor for a reward function; None turns it off.
+        load_monitor: returns the over-optimization monitor for a reward function; None turns it off.
 
     Raises:
         TrainingError: too few prompts fit, groups don't fill the batch, the policy doesn't start at its reference, all completions have

@@ -86,7 +86,7 @@ FIRST_LOG_RATIO = 0.05
 
 @dataclass(frozen=True, slots=True)
 class PPOWatch:
-    """What the over-optimisation monitor (`cai.train.monitor`) of a training with PPO observes."""
+    """What the over-optimization monitor (`cai.train.monitor`) of a training with PPO observes."""
 
     gold: Path | GoldScorer
     """The gold reward: the folder of a reward model for the same base model, which becomes one more adapter on it, or a function that
@@ -237,7 +237,7 @@ class _PPORun:
         return evaluate_responses(self.shared, todo, responses, encoder=encoder, temperature=temperature, at_once=at_once)
 
     def monitor(self, watch: PPOWatch) -> Monitor:
-        """Return the over-optimisation monitor, with the reward models on the shared base as its proxy."""
+        """Return the over-optimization monitor, with the reward models on the shared base as its proxy."""
         gold = watch.gold
         if isinstance(gold, Path):
             self.shared.add_scorer(gold, GOLD)
