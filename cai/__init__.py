@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from cai.train.kto import train_kto
     from cai.train.reward.ensemble import load_ensemble
     from cai.train.reward.train import train_reward
+    from cai.train.rl.ppo import PPOWatch, train_ppo
+    from cai.train.running import PolicyJob
     from cai.train.sft import train_sft
 
 _HOMES = {
@@ -84,6 +86,8 @@ _HOMES = {
     "cai.train.kto": ("train_kto",),
     "cai.train.reward.ensemble": ("load_ensemble",),
     "cai.train.reward.train": ("train_reward",),
+    "cai.train.rl.ppo": ("PPOWatch", "train_ppo"),
+    "cai.train.running": ("PolicyJob",),
     "cai.train.sft": ("train_sft",),
 }
 """The module that each public name comes from."""
@@ -124,6 +128,9 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "train_reward",
     "train_dpo",
     "train_kto",
+    "PolicyJob",
+    "train_ppo",
+    "PPOWatch",
     "load_ensemble",
     "Evaluation",
     "evaluate_models",
