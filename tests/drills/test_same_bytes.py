@@ -111,9 +111,13 @@ def stage_of(run: RunDirectory) -> str:
 
 
 def state_of(workspace: Workspace) -> tuple[frozenset[str], int]:
-    """What is there of a run: its files and folders, and the size of the call store's log."""
-    log = Path(f"{workspace.store_path}-wal")
-    return frozenset(map(str, workspace.run("s").path.rglob("*"))), log.stat().st_size if log.exists() else 0
+    """What is there of a run: its files and folders, and the size of the call store's log. The run may remove some meanwhile."""
+    walked = os.walk(workspace.run("s").path)  # unlike rglob, it passes over a folder that is gone
+    found = frozenset(os.path.join(folder, name) for folder, folders, files in walked for name in (*folders, *files))
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        size = Path(f"{workspace.store_path}-wal").stat().st_size
+    return found, size
 
 
 def kill_in(forked: Forked, workspace: Workspace, stage: str, changes: int, command: tuple[str, ...]) -> str | None:
