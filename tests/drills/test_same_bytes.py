@@ -113,7 +113,7 @@ def stage_of(run: RunDirectory) -> str:
 def state_of(workspace: Workspace) -> tuple[frozenset[str], int]:
     """What is there of a run: its files and folders, and the size of the call store's log. The run may remove some meanwhile."""
     walked = os.walk(workspace.run("s").path)  # unlike rglob, it passes over a folder that is gone
-    found = frozenset(os.path.join(folder, name) for folder, folders, files in walked for name in (*folders, *files))
+    found = frozenset(f"{folder}/{name}" for folder, folders, files in walked for name in (*folders, *files))
     size = 0
     with contextlib.suppress(FileNotFoundError):
         size = Path(f"{workspace.store_path}-wal").stat().st_size
