@@ -1,6 +1,6 @@
 """What a busy neighbour costs: decoding and training beside nothing and beside two busy threads, by how threads wait for each other.
 
-    python -m bench.busy [--repeats 3] [--quick]
+    python -m bench.busy [--repeats 3]
 
 Each measurement is a process of its own, because OpenMP reads its settings when it is loaded; the settings take turns. Plain transformers
 on the embedded model in float32, without `cai`, so that it is OpenMP that is measured: 24 decoding steps of 16 rows, and two training steps
@@ -16,10 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bench.table import Row
 
 SETTINGS: dict[str, dict[str, str]] = {
     "OpenMP's own": {},
@@ -92,22 +88,6 @@ def measure(repeats: int) -> dict[tuple[str, int], list[Rates]]:
                 for setting in SETTINGS:
                     found[setting, busy].append(measured(setting, folder))
     return found
-
-
-def rows(quick: bool) -> "list[Row]":
-    """Return the rates of `cai`'s setting over each other one's, idle and busy, by repeat."""
-    from bench.table import row
-
-    found = measure(1 if quick else 3)
-    return [
-        row(f"busy: {kind}", f"beside {busy or 'no'} busy threads", setting, [a[kind] / b[kind] for a, b in zip(ours, theirs, strict=True)])
-        for kind in ("decoding", "training")
-        for busy in (0, 2)
-        for ours in [found["cai's", busy]]
-        for setting in SETTINGS
-        if setting != "cai's"
-        for theirs in [found[setting, busy]]
-    ]
 
 
 def main() -> None:

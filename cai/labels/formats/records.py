@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import msgspec
 
@@ -10,14 +11,12 @@ from cai.labels.columns import Found, Row
 from cai.labels.readings import PairFormat, PairFormats, PairRow, checked, record_fields, with_person
 from cai.records import HumanLabel, Preference, PromptKind
 
+T = TypeVar("T", HumanLabel, Preference)
+
 
 def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found]:
     """Read `HumanLabel` records, as `cai human import` writes them."""
-    record_fields(row, HumanLabel)
-    try:
-        label = msgspec.convert(row, HumanLabel)
-    except msgspec.ValidationError as e:
-        raise RowFault("not_a_label", str(e)) from e
+    label = _as_record(row, HumanLabel, "not_a_label")
     if not 0.0 <= label.p_a <= 1.0:
         raise RowFault("bad_number", f"p_a is {label.p_a!r}; expected a number from 0 to 1")
     pair, by = label.pair, label.pair.provenance
@@ -28,14 +27,18 @@ def read_labels(row: Row, source: str, kind: PromptKind | None) -> Iterator[Foun
 
 def read_cai(row: Row, source: str, kind: PromptKind | None) -> Iterator[PairRow]:
     """Read `Preference` records, with their own source."""
-    record_fields(row, Preference)
-    try:
-        p = msgspec.convert(row, Preference)
-    except msgspec.ValidationError as e:
-        raise RowFault("not_a_preference", str(e)) from e
+    p = _as_record(row, Preference, "not_a_preference")
     if p.prompt.kind == "other" and kind:
         p = replace(p, prompt=replace(p.prompt, kind=kind))
     yield checked(with_person(p, row, as_shown=False))
+
+
+def _as_record(row: Row, record_type: type[T], reason: str) -> T:
+    record_fields(row, record_type)
+    try:
+        return msgspec.convert(row, record_type)
+    except msgspec.ValidationError as e:
+        raise RowFault(reason, str(e)) from e
 
 
 def _is_preference(row: Row) -> bool:
