@@ -82,10 +82,9 @@ class Session:
         self.recipe = with_models(_as_recipe(recipe), model, judge)
         found = _as_workspace(workspace)
         self.workspace = found or Workspace(shipped_workspace())
-        self._runs = None if found is None else found.root / "runs"
         templates = load_templates(self.workspace.root / self.recipe.templates)
-        self.templates = templates.placed(placement_of(self.recipe.model, self._runs))
-        self.judge_templates = templates.placed(placement_of(self.recipe.judge, self._runs))
+        self.templates = templates.placed(placement_of(self.recipe.model, self.workspace))
+        self.judge_templates = templates.placed(placement_of(self.recipe.judge, self.workspace))
         self.reporter = reporter or Reporter()
         self.stage = self.recipe.name
         """What calls are filed under in the store."""
@@ -223,8 +222,8 @@ class Session:
 
     def named_templates(self, *names: str) -> list[Template]:
         """Return templates of the recipe's folder that no stage of a run needs. Raises `TemplateError` where one can't be read."""
-        found = load_named_templates(names, self.workspace.root / self.recipe.templates)
-        return [template.placed(placement_of(self.recipe.model, self._runs)) for template in found]
+        place = placement_of(self.recipe.model, self.workspace)
+        return [t.placed(place) for t in load_named_templates(names, self.workspace.root / self.recipe.templates)]
 
     def writer(self, model: TextModel, recipe_hash: str = "") -> Writer:
         """Return a model as it writes: with the session's templates and seed."""

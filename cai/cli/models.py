@@ -96,7 +96,7 @@ def _check_placement(model: str, json: bool) -> None:
     session = open_session(settings(model=model, name="placement"), Path.cwd())
     measured = session.run(lambda opened: measure_placement(opened, opened.recipe.model), "placement", open_models=False)
     session.warn_of_failures()
-    keep(measured, session.workspace.root / "runs")
+    keep(measured, session.workspace)
     if json:
         print_json(measured)
         return

@@ -1,11 +1,11 @@
 """Where a model follows the instructions of prompt templates: what was measured for it, and the place that `placement: auto` takes."""
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from cai.core.jsonl import append_record, read_existing
+from cai.core.workspace import Workspace
 from cai.errors import RecipeError
 from cai.recipe import ModelSpec
 
@@ -36,12 +36,12 @@ def spec_name(spec: ModelSpec) -> str:
     return "".join([*parts, "" if spec.thinking is None else f" thinking={spec.thinking}"])
 
 
-def placement_of(spec: ModelSpec, runs: Path | None) -> Literal["system", "user"]:
+def placement_of(spec: ModelSpec, workspace: Workspace) -> Literal["system", "user"]:
     """Return where a model's instructions go.
 
     Args:
         spec: its `placement` is returned, unless it is `auto`.
-        runs: the workspace's folder of runs, which holds the measurements; None outside of a workspace.
+        workspace: holds the measurements.
 
     Raises:
         RecipeError: `auto`, and nothing was measured for this model.
@@ -49,7 +49,7 @@ def placement_of(spec: ModelSpec, runs: Path | None) -> Literal["system", "user"
     """
     if spec.placement != "auto":
         return spec.placement
-    found = [] if runs is None else list(read_existing(runs / FILE_NAME, MeasuredPlacement))
+    found = read_existing(workspace.root / "runs" / FILE_NAME, MeasuredPlacement, torn_tail="drop")
     best = {m.model: m.best for m in found}.get(spec_name(spec))
     if best is None:
         raise RecipeError(
@@ -59,6 +59,6 @@ def placement_of(spec: ModelSpec, runs: Path | None) -> Literal["system", "user"
     return best
 
 
-def keep(measured: MeasuredPlacement, runs: Path) -> None:
+def keep(measured: MeasuredPlacement, workspace: Workspace) -> None:
     """Add a measurement to a workspace's. Raises `StoreError` where it can't be written."""
-    append_record(runs / FILE_NAME, measured)
+    append_record(workspace.root / "runs" / FILE_NAME, measured)

@@ -212,8 +212,9 @@ class Templates:
         return combine_hashes([getattr(self, f.name).hash for f in fields(self)])
 
     def placed(self, placement: Literal["system", "user"]) -> "Templates":
-        """Return all templates as `Template.placed` does one."""
-        return Templates(**{f.name: getattr(self, f.name).placed(placement) for f in fields(self)})
+        """Return all templates as `Template.placed` does one, but for `told_system`: `distill.placement` chose the system turn for it."""
+        moved = {f.name: getattr(self, f.name).placed(placement) for f in fields(self)}
+        return replace(Templates(**moved), told_system=self.told_system)
 
 
 @lru_cache(maxsize=64)  # a judge answers many consecutive questions about one text

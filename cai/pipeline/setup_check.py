@@ -16,6 +16,7 @@ from cai.judge.probe import check_probe, probe_of
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.load import load_human, local_sources
 from cai.models.base import NO_STATES
+from cai.models.placement import placement_of
 from cai.models.server.address import check_url
 from cai.models.templates import load_templates
 from cai.pipeline.blending import check_kept
@@ -85,6 +86,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         load_templates(workspace.root / recipe.templates)
     for spec in dict.fromkeys((recipe.model, recipe.judge, recipe.trained)):
         with told(problems):
+            placement_of(spec, workspace)
             found = spec_fingerprint(spec)
             model = model or found
     if trains and recipe.trained.is_server:
@@ -92,6 +94,8 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
             f"model: {recipe.trained.path} is a server, and there is nothing here to train. Name the weights (weights: {{path: …}}), "
             "or run only the stages that need none: --only respond,critique"
         )
+    if recipe.weights is not None and recipe.weights.placement != "system":
+        problems.append("weights.placement: not used. model.placement says where instructions go, for the model that is trained too")
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
     files += [("blend.prompts", path) for path in local_sources(recipe.blend.prompts if recipe.blend else ())]
     files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]

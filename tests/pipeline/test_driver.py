@@ -224,6 +224,8 @@ def test_training_through_a_server_is_refused_unless_weights_are_named(tmp_path:
     workspace = make_workspace(tmp_path / "w")
     with pytest.raises(RecipeError, match=r"is a server, and there is nothing here to train.*--only respond,critique"):
         run_recipe(recipe_of(workspace, "model.path=http://127.0.0.1:1/v1"), workspace, STAGES, Reporter())
+    with pytest.raises(RecipeError, match=r"weights\.placement: not used"):
+        run_recipe(recipe_of(workspace, "weights={path: scripted, placement: user}"), workspace, STAGES, Reporter())
 
 
 PLAIN = Recipe(name="plain")

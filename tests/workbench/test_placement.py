@@ -37,14 +37,16 @@ def test_a_model_that_says_nothing_is_not_measured(tmp_path: Path) -> None:
 
 
 def test_auto_takes_what_was_measured_last(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "w", adapters=False)
     spec = ModelSpec(path="http://127.0.0.1:1/v1", name="m", placement="auto")
     for user, best in ((9, "user"), (4, "system")):
-        keep(MeasuredPlacement(model=spec_name(spec), n=30, untold=0, system=4, user=user), tmp_path)
-        assert placement_of(spec, tmp_path) == best
+        keep(MeasuredPlacement(model=spec_name(spec), n=30, untold=0, system=4, user=user), workspace)
+        assert placement_of(spec, workspace) == best
+    with (workspace.root / "runs" / "placements.jsonl").open("a") as f:
+        f.write('{"model": "emb')  # killed while it wrote
+    assert placement_of(spec, workspace) == "system"
     with pytest.raises(RecipeError, match="cai models check embedded --placement"):
-        placement_of(ModelSpec(placement="auto"), tmp_path)
-    with pytest.raises(RecipeError, match="not measured"):
-        placement_of(spec, None)
+        placement_of(ModelSpec(placement="auto"), workspace)
 
 
 def test_only_the_templates_own_instruction_moves() -> None:
@@ -55,4 +57,5 @@ def test_only_the_templates_own_instruction_moves() -> None:
     assert first.content.endswith("Be kind.\n\nHi") and moved.hash != template.hash
     whole = load_templates(TEMPLATES)
     assert whole.placed("system") == whole and whole.placed("user").hash != whole.hash
+    assert whole.placed("user").told_system == whole.told_system, "distill.placement put it there, and flip compares the places"
     assert whole.placed("user").judge_pairwise.hash == whole.judge_pairwise.hash, "it has no system turn"
