@@ -12,7 +12,7 @@ from cai.errors import DataError, ModelError, RecipeError
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.adherence_table import AdherenceReport, adherence_report
 from cai.evaluate.arena import Arena
-from cai.evaluate.audit.probes import load_knowledge
+from cai.evaluate.knowledge import load_knowledge
 from cai.evaluate.policies import AGAINST, Verdicts
 from cai.evaluate.refusal_rates import not_measured
 from cai.evaluate.rewards import folder_accuracies

@@ -7,13 +7,50 @@ perplexities only between models with the same tokenizer.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from msgspec.structs import replace
+
+from cai.core.jsonl import read_records
+from cai.core.text.words import mentions
+from cai.errors import DataError, ModelError, ReplyError
 from cai.evaluate.lengths import ratio_of_means
 from cai.evaluate.paired import change_result, rate, shared_ids, unpaired_note
-from cai.records import EvalResult
+from cai.generate.critique import respond
+from cai.ids import W, at_most
+from cai.models.base import TextModel
+from cai.models.requests import TextLogprob
+from cai.recipe import SamplingSpec
+from cai.records import EvalResult, Message, Prompt
+from cai.session import Session
 from cai.stats import two_sided
+
+FOLDER = Path("prompts/audit")
+SHORT_TOKENS = 48
+"""Token limit for questions whose answer is a name or a number; longer responses are cut at a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactProbe:
+    """A short factual question."""
+
+    id: str
+    category: str
+    question: str
+    right: tuple[str, ...]
+    """Words, at least one of which is in every right answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage of good prose, and a request for it."""
+
+    id: str
+    category: str
+    prompt: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +61,62 @@ class Knowledge:
     """Fact id to whether the response was right."""
     passages: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     """Passage id to its log-probability in nats (at most 0) and its number of tokens (at least 1)."""
+
+
+def load_knowledge(root: Path, limit: int | None = None, seed: int = 0) -> tuple[tuple[FactProbe, ...], tuple[Passage, ...]]:
+    """Read a workspace's facts and passages.
+
+    Args:
+        limit: maximum number of each, chosen by hash, so that raising it only adds some; None keeps all.
+    """
+    facts, passages = read_probes(root / FOLDER / "facts.jsonl", FactProbe), read_probes(root / FOLDER / "passages.jsonl", Passage)
+    return at_most(facts, limit, f"limit:{seed}"), at_most(passages, limit, f"limit:{seed}")
+
+
+def read_probes(path: Path, record_type: type[W]) -> list[W]:
+    """Read a file of probes. Raises `DataError` if two have the same id."""
+    found = list(read_records(path, record_type))
+    ids = {p.id for p in found}
+    if len(ids) != len(found):
+        raise DataError(f"{path}: {len(found) - len(ids)} probes repeat the id of another one; give each a unique id")
+    return found
+
+
+async def ask_knowledge(
+    session: Session, model: TextModel, name: str, facts: Sequence[FactProbe], passages: Sequence[Passage]
+) -> Knowledge:
+    """Ask a model short factual questions, and measure the log-probability of passages.
+
+    On a server that can't return log-probabilities of a given text, the passages are counted as failures.
+    """
+    writer, sampling = session.writer(model), short(session.recipe.evaluate.sampling)
+
+    async def ask(fact: FactProbe) -> tuple[str, bool]:
+        response = await respond(plain_question(fact.id, fact.question), writer, sampling)
+        return fact.id, mentions(fact.right, response.text)
+
+    async def read(passage: Passage) -> tuple[str, TextLogprob]:
+        prompt = session.templates.respond.render({"conversation": (Message("user", passage.prompt),)})
+        try:
+            return passage.id, await model.score(prompt.messages, passage.text)
+        except ReplyError:
+            raise
+        except ModelError as e:
+            raise ReplyError("not_scored", str(e)) from e
+
+    right = dict(await session.each(facts, ask, f"probes of {name}"))
+    scored = await session.each(passages, read, f"passages read by {name}", may_all_fail=True)
+    return Knowledge(right, {i: (reply.total, reply.tokens) for i, reply in scored})
+
+
+def short(sampling: SamplingSpec) -> SamplingSpec:
+    """Return a sampling for answers of a name or a number."""
+    return replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
+
+
+def plain_question(probe_id: str, text: str) -> Prompt:
+    """Return a probe as a prompt of one turn."""
+    return Prompt(probe_id, "other", (Message("user", text),), "audit")
 
 
 def knowledge_results(model: str, mine: Knowledge, base: Knowledge | None = None, seed: int = 0) -> list[EvalResult]:

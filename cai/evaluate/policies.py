@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from cai.core.text.words import word_count
 from cai.errors import DataError
-from cai.evaluate.audit.checks.verbosity import length_controlled
 from cai.evaluate.lengths import length_stats, repetition
 from cai.evaluate.paired import AnswersByPrompt, by_prompt
 from cai.evaluate.refusal_rates import harmful_compliance, harmful_compliance_by_judge, over_refusal, unknown_language
 from cai.evaluate.rewards import reward_means
-from cai.evaluate.win_rate import length_control, outcomes_by_judge, outcomes_by_reward, win_rates
+from cai.evaluate.win_rate import length_control, length_controlled, outcomes_by_judge, outcomes_by_reward, win_rates
 from cai.records import EvalResult, Response
 from cai.stats import holm
 

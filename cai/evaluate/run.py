@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai.core.flow import Failed
-from cai.errors import ModelError, NoLogprobsError, ReplyError
+from cai.errors import NoLogprobsError
 from cai.evaluate.arena import Arena, Duel, pairings, rate
-from cai.evaluate.audit.asking import ask_probes
-from cai.evaluate.audit.markers import mentions
-from cai.evaluate.audit.probes import FactProbe, Passage, Probes
-from cai.evaluate.knowledge import Knowledge, knowledge_results
+from cai.evaluate.knowledge import FactProbe, Knowledge, Passage, ask_knowledge, knowledge_results
 from cai.evaluate.paired import by_prompt, shared_ids
 from cai.evaluate.policies import AGAINST, Verdicts, corrected, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
@@ -23,10 +20,8 @@ from cai.evaluate.win_rate import outcomes_by_reward
 from cai.generate.critique import Writer, respond
 from cai.judge.harm import harm_probability
 from cai.judge.judge import Judge
-from cai.models.base import TextModel
-from cai.models.requests import TextLogprob
 from cai.recipe import ModelSpec
-from cai.records import EvalResult, Message, Prompt, Response, ResponsePair, RewardScore, Sample
+from cai.records import EvalResult, Prompt, Response, ResponsePair, RewardScore, Sample
 from cai.session import Session
 
 if TYPE_CHECKING:
@@ -77,31 +72,9 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
 
         answered.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
         if questions.facts or questions.passages:
-            answered.knowledge[name] = await ask_knowledge(session, model, name, questions)
+            answered.knowledge[name] = await ask_knowledge(session, model, name, questions.facts, questions.passages)
         await session.close_models()
     return answered
-
-
-async def ask_knowledge(session: Session, model: TextModel, name: str, questions: Questions) -> Knowledge:
-    """Ask a model short factual questions, and measure the log-probability of passages.
-
-    On a server that can't return log-probabilities of a given text, the passages are counted as failures.
-    """
-    facts = questions.facts
-    asked = await ask_probes(session, Probes(facts=tuple(facts)), model, name)
-
-    async def work(passage: Passage) -> tuple[str, TextLogprob]:
-        prompt = session.templates.respond.render({"conversation": (Message("user", passage.prompt),)})
-        try:
-            return passage.id, await model.score(prompt.messages, passage.text)
-        except ReplyError:
-            raise
-        except ModelError as e:
-            raise ReplyError("not_scored", str(e)) from e
-
-    scored = await session.each(questions.passages, work, f"passages read by {name}", may_all_fail=True)
-    right = {f.id: mentions(f.right, asked.facts[f.id]) for f in facts if f.id in asked.facts}
-    return Knowledge(right, {i: (reply.total, reply.tokens) for i, reply in scored})
 
 
 async def judge_answers(session: Session, answers: AnswersByModel, judge: Judge) -> Verdicts:

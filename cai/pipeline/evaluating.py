@@ -6,8 +6,8 @@ from cai.core.manifest import TEXTS, TRUNCATED
 from cai.data.prompts import split_monitored
 from cai.evaluate.adherence import measure_adherence
 from cai.evaluate.adherence_table import adherence_report
-from cai.evaluate.audit.probes import load_knowledge
 from cai.evaluate.audit.run import AUDIT, audit_files
+from cai.evaluate.knowledge import load_knowledge
 from cai.evaluate.policies import AGAINST, MODELS
 from cai.evaluate.run import Questions, answer, judge_answers, measure, score_answers
 from cai.models.opening import release_memory

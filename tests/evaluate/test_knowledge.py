@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from cai.errors import ModelError
-from cai.evaluate.audit.probes import FactProbe, Passage, load_knowledge
-from cai.evaluate.knowledge import Knowledge, knowledge_results
-from cai.evaluate.run import Questions, ask_knowledge
+from cai.evaluate.knowledge import FactProbe, Knowledge, Passage, ask_knowledge, knowledge_results, load_knowledge
 from cai.models.requests import Completion, Reply, Request, ScoreRequest, TextLogprob
 from cai.records import EvalResult
 from cai.stats import mcnemar
@@ -62,7 +60,7 @@ def test_a_model_is_asked_and_scored_as_it_is_used() -> None:
         return Completion("It is Paris.", False, 5, 5)
 
     session = ScriptedSession(answer)
-    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", Questions((), facts, passages)))
+    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", facts, passages))
     assert found == Knowledge({"f1": True, "f2": False}, {"p1": (-6.0, 3), "p2": (-6.0, 3)})
     assert {r.text for r in scored} == {"Once there was.", "Too long."} and "Tell a story." in scored[0].messages[-1].content
 
@@ -84,6 +82,6 @@ def test_a_model_that_cannot_score_texts_has_no_perplexity_and_answers_all_the_s
     facts = (FactProbe("f1", "geography", "Capital of France?", ("Paris",)),)
     passages = (Passage("p1", "story", "Tell a story.", "Once."), Passage("p2", "story", "Another.", "Twice."))
     session = ScriptedSession(answer)
-    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", Questions((), facts, passages)))
+    found = session.ask(lambda opened: ask_knowledge(opened, opened.model, "m", facts, passages))
     assert found == Knowledge({"f1": True}, {})
     assert [(f.item_id, f.reason) for f in session.failures] == [("p1", "not_scored"), ("p2", "not_scored")]

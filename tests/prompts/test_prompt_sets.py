@@ -6,11 +6,12 @@ from statistics import fmean
 
 import pytest
 
+from cai.core.text.words import mentions
 from cai.data.filters import prompt_key
 from cai.data.prompts import load_prompts
 from cai.data.splits import SIMILARITY, split_groups
-from cai.evaluate.audit.markers import mentions
-from cai.evaluate.audit.probes import load_knowledge, load_probes
+from cai.evaluate.audit.probes import load_probes
+from cai.evaluate.knowledge import load_knowledge
 from cai.labels.load import load_pairs
 from cai.recipe import PromptSource
 from tests.workspaces import ROOT

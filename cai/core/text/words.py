@@ -130,3 +130,12 @@ def plain(text: str) -> str:
 def mostly_unspaced(found: list[str]) -> bool:
     """Return whether most of some words are single characters of a script without spaces, or of Korean without any."""
     return 2 * sum(_ONE.match(w) is not None or (len(w) == 1 and _HANGUL.match(w) is not None) for w in found) > len(found)
+
+
+def mentions(phrases: tuple[str, ...], text: str) -> bool:
+    """Tell whether a text has one of some names or numbers as whole words.
+
+    >>> mentions(("Au",), "It is Au."), mentions(("Au",), "An author"), mentions(("4",), "It's 42.")
+    (True, False, False)
+    """
+    return any(re.search(rf"(?<![\w.,]){re.escape(p.lower())}(?!\w|[.,]\d)", text.lower()) for p in phrases)

@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from msgspec.structs import replace
-
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.probes import Probes
+from cai.evaluate.knowledge import plain_question, short
 from cai.generate.critique import respond
 from cai.models.base import TextModel
 from cai.records import Message, Prompt, Response
 from cai.session import Session
 
-SHORT_TOKENS = 48
-"""Token limit for probes whose answer is a name or a number; longer responses are cut at a sentence."""
 SURE = "Are you sure?"
 Slot = Literal["neutral", "with_right", "with_wrong", "asked_again", "facts", "prose", "prompts"]
 _SHORT: tuple[Slot, ...] = ("neutral", "with_right", "with_wrong", "asked_again", "facts")
@@ -37,17 +34,13 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
     """Return a model's responses to all probes. All models sample with the same seeds.
 
     Args:
-        session: provides templates, limits and the evaluation's sampling, so that the evaluation's responses are reused. Short probes get
-            at most `SHORT_TOKENS`.
+        session: provides templates, limits and the evaluation's sampling, so that the evaluation's responses are reused.
     """
     sampling = session.recipe.evaluate.sampling
-    short = replace(sampling, max_tokens=min(SHORT_TOKENS, sampling.max_tokens))
-
     writer = session.writer(model)
 
     async def work(q: ProbeQuestion) -> tuple[ProbeQuestion, Response]:
-        used = short if q.slot in _SHORT else sampling
-        return q, await respond(q.prompt, writer, used)
+        return q, await respond(q.prompt, writer, short(sampling) if q.slot in _SHORT else sampling)
 
     found: dict[Slot, dict[str, Response]] = {}
     for question, response in await session.each(list(questions(probes)), work, f"probes of {name}"):
@@ -67,16 +60,12 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
 def questions(probes: Probes) -> Iterator[ProbeQuestion]:
     """Yield all prompts for one model."""
     for p in probes.opinions:
-        yield ProbeQuestion("neutral", p.id, _plain(f"{p.id}:neutral", p.question))
-        yield ProbeQuestion("with_right", p.id, _plain(f"{p.id}:with_right", p.with_right))
-        yield ProbeQuestion("with_wrong", p.id, _plain(f"{p.id}:with_wrong", p.with_wrong))
+        yield ProbeQuestion("neutral", p.id, plain_question(f"{p.id}:neutral", p.question))
+        yield ProbeQuestion("with_right", p.id, plain_question(f"{p.id}:with_right", p.with_right))
+        yield ProbeQuestion("with_wrong", p.id, plain_question(f"{p.id}:with_wrong", p.with_wrong))
         again = (Message("user", p.question), Message("assistant", p.answer), Message("user", SURE))
         yield ProbeQuestion("asked_again", p.id, Prompt(f"{p.id}:asked_again", "other", again, "audit"))
     for fact in probes.facts:
-        yield ProbeQuestion("facts", fact.id, _plain(fact.id, fact.question))
+        yield ProbeQuestion("facts", fact.id, plain_question(fact.id, fact.question))
     yield from (ProbeQuestion("prose", prompt.id, prompt) for prompt in probes.prose)
     yield from (ProbeQuestion("prompts", prompt.id, prompt) for prompt in probes.prompts)
-
-
-def _plain(probe_id: str, text: str) -> Prompt:
-    return Prompt(probe_id, "other", (Message("user", text),), "audit")

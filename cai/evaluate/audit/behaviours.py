@@ -24,7 +24,8 @@ from cai.evaluate.audit.asking import Slot, questions
 from cai.evaluate.audit.battery import read_answers
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import MIN_ITEMS, SIGNIFICANT, Check, Measurement
-from cai.evaluate.audit.probes import FOLDER, Probes
+from cai.evaluate.audit.probes import Probes
+from cai.evaluate.knowledge import FOLDER
 from cai.evaluate.paired import shared_ids
 from cai.judge.choices import yes_log_odds
 from cai.models.base import TextModel

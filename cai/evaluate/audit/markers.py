@@ -147,12 +147,3 @@ def has(pattern: re.Pattern[str], text: str, *, opening: bool = False) -> bool:
     """
     words = plain(text)
     return pattern.search(words[:OPENING_CHARACTERS] if opening else words) is not None
-
-
-def mentions(phrases: tuple[str, ...], text: str) -> bool:
-    """Tell whether a text has one of some names or numbers as whole words.
-
-    >>> mentions(("Au",), "It is Au."), mentions(("Au",), "An author"), mentions(("4",), "It's 42.")
-    (True, False, False)
-    """
-    return any(re.search(rf"(?<![\w.,]){re.escape(p.lower())}(?!\w|[.,]\d)", text.lower()) for p in phrases)

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-from cai.core.jsonl import read_records
 from cai.data.prompts import load_prompts
-from cai.errors import DataError
+from cai.evaluate.knowledge import FOLDER, FactProbe, read_probes
 from cai.ids import at_most
 from cai.recipe import PromptSource
 from cai.records import Prompt
 
-FOLDER = Path("prompts/audit")
 EVALUATION = ("prompts/eval_harmful.jsonl", "prompts/eval_borderline.jsonl", "prompts/eval_helpful.jsonl")
 
 
@@ -34,30 +31,6 @@ class OpinionProbe:
     """A right answer in one sentence, which the user then doubts with "Are you sure?"."""
 
 
-@dataclass(frozen=True, slots=True)
-class FactProbe:
-    """A short factual question."""
-
-    id: str
-    category: str
-    question: str
-    right: tuple[str, ...]
-    """Words, at least one of which is in every right answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A passage of good prose, and a request for it."""
-
-    id: str
-    category: str
-    prompt: str
-    text: str
-
-
-Probe = TypeVar("Probe", OpinionProbe, FactProbe, Passage)
-
-
 @dataclass(frozen=True)
 class Probes:
     """All prompts of an audit."""
@@ -77,25 +50,11 @@ def load_probes(root: Path, limit: int | None = None, seed: int = 0, prompts: tu
         limit: maximum number per file, chosen by hash, so that raising it only adds probes; None keeps all.
         prompts: files for the refusal rates, in any format of `cai.data.prompts`, XSTest and OR-Bench included.
     """
-    opinions = _read(root / FOLDER / "sycophancy.jsonl", OpinionProbe)
-    facts = _read(root / FOLDER / "facts.jsonl", FactProbe)
+    opinions = read_probes(root / FOLDER / "sycophancy.jsonl", OpinionProbe)
+    facts = read_probes(root / FOLDER / "facts.jsonl", FactProbe)
     paths = (str(FOLDER / "prose.jsonl"), *prompts)
     prose, *others = (load_prompts(PromptSource(path=path, limit=limit), root, seed).prompts for path in paths)
     salt = f"limit:{seed}"
     return Probes(
         at_most(opinions, limit, salt), at_most(facts, limit, salt), prose, tuple({p.id: p for group in others for p in group}.values())
     )
-
-
-def load_knowledge(root: Path, limit: int | None = None, seed: int = 0) -> tuple[tuple[FactProbe, ...], tuple[Passage, ...]]:
-    """Read a workspace's facts and passages, at most `limit` of each. Chooses and raises like `load_probes`."""
-    facts, passages = _read(root / FOLDER / "facts.jsonl", FactProbe), _read(root / FOLDER / "passages.jsonl", Passage)
-    return at_most(facts, limit, f"limit:{seed}"), at_most(passages, limit, f"limit:{seed}")
-
-
-def _read(path: Path, record_type: type[Probe]) -> list[Probe]:
-    found = list(read_records(path, record_type))
-    ids = {p.id for p in found}
-    if len(ids) != len(found):
-        raise DataError(f"{path}: {len(found) - len(ids)} probes repeat the id of another one; give each a unique id")
-    return found

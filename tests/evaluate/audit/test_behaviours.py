@@ -11,7 +11,8 @@ from cai.evaluate.audit.battery import audit_model, read_answers
 from cai.evaluate.audit.behaviours import RISE, Behaviour, Judged, agreement, judge_behaviours, judged_readings, load_behaviours
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.finding import compare, settle
-from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
+from cai.evaluate.audit.probes import OpinionProbe, Probes
+from cai.evaluate.knowledge import FactProbe
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Reply, Request
 from cai.recipe import Recipe
 from cai.records import Message, Prompt, PromptKind, Provenance, Response

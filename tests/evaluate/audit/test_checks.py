@@ -2,6 +2,7 @@
 
 import pytest
 
+from cai.core.text.words import mentions
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.checks.boilerplate import halves_of, phrase_changes, phrases_of, stock_phrase, took_over
@@ -10,11 +11,13 @@ from cai.evaluate.audit.checks.degeneration import degeneration
 from cai.evaluate.audit.checks.formatting import formats, without_formatting
 from cai.evaluate.audit.checks.refusing import refusing
 from cai.evaluate.audit.checks.sycophancy import sycophancy, takes_back, takes_side_of_wrong
-from cai.evaluate.audit.checks.verbosity import length_controlled, lengths
+from cai.evaluate.audit.checks.verbosity import lengths
 from cai.evaluate.audit.judge_bias import PICKS_LONGER, order_flips, taste
 from cai.evaluate.audit.labels import label_readings
-from cai.evaluate.audit.markers import AGREES, APOLOGISES, CERTAIN, DEFLECTS, FLATTERS, HEDGED, OWNS_UP, PREACHES, has, mentions
-from cai.evaluate.audit.probes import FactProbe, OpinionProbe, Probes
+from cai.evaluate.audit.markers import AGREES, APOLOGISES, CERTAIN, DEFLECTS, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
+from cai.evaluate.audit.probes import OpinionProbe, Probes
+from cai.evaluate.knowledge import FactProbe
+from cai.evaluate.win_rate import length_controlled
 from cai.records import Judgment, Message, Preference, Prompt, PromptKind, Provenance, Response
 
 BY = Provenance("test")

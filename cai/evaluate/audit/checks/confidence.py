@@ -6,10 +6,11 @@ made here as an upper bound.
 
 from collections.abc import Mapping, Sequence
 
+from cai.core.text.words import mentions
 from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
-from cai.evaluate.audit.markers import CERTAIN, HEDGED, has, mentions
-from cai.evaluate.audit.probes import FactProbe
+from cai.evaluate.audit.markers import CERTAIN, HEDGED, has
+from cai.evaluate.knowledge import FactProbe
 
 CERTAIN_AND_WRONG = Check(
     "shallow confidence",

@@ -7,9 +7,10 @@ right one put into the model's mouth, not its own, so that all models are asked 
 
 from collections.abc import Mapping, Sequence
 
+from cai.core.text.words import mentions
 from cai.evaluate.audit.check import Checks
 from cai.evaluate.audit.finding import Check, Measurement
-from cai.evaluate.audit.markers import AGREES, APOLOGISES, DISAGREES, OWNS_UP, has, mentions
+from cai.evaluate.audit.markers import AGREES, APOLOGISES, DISAGREES, OWNS_UP, has
 from cai.evaluate.audit.probes import OpinionProbe
 
 FOLLOWS = Check(
