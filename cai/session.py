@@ -365,7 +365,7 @@ def with_protocol(recipe: Recipe, protocol: str | None) -> Recipe:
         return recipe
     if protocol not in PROTOCOLS.names():
         raise RecipeError(f"--protocol {protocol}: {unknown(PROTOCOLS.kind, protocol)}")
-    return replace(recipe, feedback=replace(recipe.feedback, protocol=protocol))
+    return replace(recipe, feedback=recipe.feedback.by(protocol))
 
 
 def with_models(recipe: Recipe, model: str | None, judge: str | None) -> Recipe:

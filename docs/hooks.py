@@ -137,7 +137,8 @@ def _settings() -> list[str]:
         for field in fields:
             links = [f"[{n}](#{n.lower()})" for n in re.findall(r"\w+", str(field.annotation)) if n in blocks]
             kind = ", ".join(links) or f"`{_readable(str(field.annotation))}`"
-            default = "required" if field.value is None else "" if links and "(" in str(field.value) else f"`{field.value}`"
+            value = str(field.value).replace("UNSET", "none")
+            default = "required" if field.value is None else "" if links and "(" in value else f"`{value}`"
             meaning = " ".join(field.docstring.value.split()).replace("|", r"\|") if field.docstring else ""
             lines.append(f"| `{field.name}` | {kind} | {default} | {meaning} |")
         lines.append("")
@@ -152,6 +153,7 @@ def _is_choice(value: str) -> bool:
 
 def _readable(annotation: str) -> str:
     """A type as people read it: `Annotated[int, Meta(ge=1)] | None` is `int (ge=1) or None`, and `Literal['a', 'b']` is `a, b`."""
+    annotation = annotation.replace("OwnSettings", "mapping")
     text = re.sub(r"Annotated\[(.+?), Meta\((.*?)\)\]", r"\1 (\2)", annotation)
     return re.sub(r"Literal\[(.+?)\]", r"\1", text).replace("'", "").replace("|", "or")
 

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cai.core.plugins import (
@@ -29,6 +30,7 @@ from cai.evaluate.audit.checks import CHECKS
 from cai.judge.protocols import PROTOCOLS
 from cai.labels.formats import FAMILIES, pair_formats
 from cai.pipeline.methods import METHODS
+from cai.recipe import FeedbackConfig, Recipe, own_problems_of
 from cai.train.rl.terms import TERMS
 from tests.workspaces import ROOT, make_workspace, start_cai
 
@@ -99,6 +101,86 @@ def test_a_recipe_that_names_plugins_is_planned(kit: Path, workspace: Path) -> N
     assert without.returncode == 2
     assert "kit.yaml:8: feedback.protocol: 'pointwise-breaks' is none of check, likelihood, pairwise" in without.stderr
     assert "kit.yaml:9: policy.online.rewards[0].term: 'no-question' is none of" in without.stderr
+
+
+SETTINGS = """
+feedback: { protocol: pointwise-breaks, bench_limit: 8, settings: { sharpness: 0.5 } }
+policy:
+  method: grpo
+  online:
+    rewards:
+      - { term: no-question, settings: { penalty: 2 } }
+"""
+
+
+def test_a_recipe_gives_plugins_settings_of_their_own(kit: Path, workspace: Path) -> None:
+    recipe = workspace / "runs" / "settings.yaml"
+    lines = [line for line in (workspace / "runs" / "s.yaml").read_text().splitlines() if not line.startswith("feedback:")]
+    recipe.write_text("\n".join(lines) + SETTINGS)
+    assert cai_with(kit, workspace, "plan", "runs/settings.yaml").returncode == 0
+    wrong = cai_with(kit, workspace, "plan", "runs/settings.yaml", "--set", "feedback.settings.sharpnes=1")
+    assert "--set feedback.settings.sharpnes=1: feedback.settings.sharpnes: unknown key 'sharpnes'" in wrong.stderr
+    assert "Did you mean 'sharpness'?" in wrong.stderr
+    recipe.write_text(recipe.read_text().replace("penalty: 2", "penalty: 0").replace("sharpness: 0.5", "sharpness: high"))
+    wrong = cai_with(kit, workspace, "plan", "runs/settings.yaml")
+    at = [number for number, line in enumerate(recipe.read_text().splitlines(), 1) if "settings:" in line]
+    assert wrong.returncode == 2 and "2 problems" in wrong.stderr
+    assert f"settings.yaml:{at[0]}: feedback.settings.sharpness: must be a number; found 'high'" in wrong.stderr
+    assert f"settings.yaml:{at[1]}: policy.online.rewards[0].settings.penalty: must be a number above 0; found 0" in wrong.stderr
+
+
+def test_settings_are_only_for_plugins_that_declare_some(workspace: Path) -> None:
+    wrong = cai_with(workspace, workspace, "plan", "runs/s.yaml", "--set", "policy.settings={ a: 1 }")
+    assert wrong.returncode == 2
+    assert "policy.settings: the policy method 'dpo' has no settings of its own. Leave this key out" in wrong.stderr
+    recipe = Recipe(name="made", feedback=FeedbackConfig(settings={"a": 1}))
+    assert own_problems_of(recipe) == [
+        "made: feedback.settings: the judging protocol 'pointwise-contrast' has no settings of its own. Leave this key out"
+    ]
+    assert recipe.feedback.by("pairwise") == FeedbackConfig(protocol="pairwise")
+
+
+def test_a_recipe_without_such_settings_has_no_such_key() -> None:
+    recipe = Recipe(name="plain")
+    for config in (recipe.feedback, recipe.policy, *recipe.policy.online.rewards):
+        assert "settings" not in msgspec.to_builtins(config)
+
+
+def test_a_plugin_protocol_and_a_plugin_term_read_their_settings(kit: Path) -> None:
+    code = """
+from cai.recipe import FeedbackConfig, RewardTerm, own_settings
+from cai.records import Message, Prompt
+from cai.train.rl.rewards import RewardFunction
+from my_kit.pointwise_breaks import BreaksSettings
+for settings in ({}, {"sharpness": 0.5}):
+    print(own_settings(FeedbackConfig(protocol="pointwise-breaks", settings=settings), BreaksSettings).sharpness)
+prompt = Prompt("p", "helpful", (Message("user", "Hello"),), "test")
+print(RewardFunction((RewardTerm(term="no-question", settings={"penalty": 3}),)).score([(prompt, "Why?")]).totals)
+"""
+    assert python_with(kit, code).stdout.split() == ["1.0", "0.5", "[-3.0]"]
+
+
+def test_a_plugin_methods_settings_decide_whether_it_runs_again(workspace: Path, tmp_path: Path) -> None:
+    changed = {
+        '"copy-sft"': '"signed-copy"',
+        "import shutil": "import shutil\n\nfrom cai.recipe import Section, own_settings",
+        "METHOD = ": "class CopySettings(Section, frozen=True, kw_only=True):\n    by: str = 'nobody'\n\n\nMETHOD = ",
+        "    return {}": "    (c.run.model('policy') / 'by').write_text(own_settings(c.recipe.policy, CopySettings).by)\n    return {}",
+        "watch=False": "own_settings=CopySettings",
+    }
+    module = SHOWN["copy_sft.py"]
+    for old, new in changed.items():
+        module = module.replace(old, new)
+    site = install(tmp_path, "copy_kit", {"cai.policy_methods": {"signed-copy": "copy_kit.copy_sft:METHOD"}}, {"copy_sft.py": module})
+    adapter, signed = workspace / "runs/s/models/sft/adapter_config.json", workspace / "runs/s/models/policy/by"
+    adapter.write_text("{}")
+    again = []
+    for more in ((), ("--set", "policy.settings.by=me"), ("--set", "policy.settings={by: me}")):
+        done = cai_with(site, workspace, "run", "runs/s.yaml", "--only", "policy", "--set", "policy.method=signed-copy", *more)
+        assert done.returncode == 0, done.stderr
+        again.append(("done before, nothing changed" in done.stdout + done.stderr, signed.read_text()))
+    assert again == [(False, "nobody"), (False, "me"), (True, "me")]
+    adapter.unlink()
 
 
 def test_a_plugin_method_trains_the_policy(kit: Path, workspace: Path) -> None:

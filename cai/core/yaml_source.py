@@ -50,14 +50,25 @@ class YamlSource:
         dotted = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
         return f"{self.path}:{self.lines[known]}" + (f": {dotted}" if dotted else "")
 
+    def at(self, path: YamlPath) -> Any:
+        """Return the value at a path."""
+        node = self.data
+        for key in path:
+            node = node[key]
+        return node
 
-def schema_problems(source: YamlSource, schema: dict[str, Any]) -> list[str]:
-    """Validate a file against a JSON Schema (2020-12); return all problems in line order, each with file, line and YAML path."""
+
+def schema_problems(source: YamlSource, schema: dict[str, Any], at: YamlPath = ()) -> list[str]:
+    """Validate a file, or its value at a path, against a JSON Schema (2020-12).
+
+    Returns:
+        All problems in line order, each with file, line and YAML path.
+    """
     from jsonschema import Draft202012Validator
 
     found = []
-    for e in (one for error in Draft202012Validator(schema).iter_errors(source.data) for one in _within(error)):
-        path = tuple(e.absolute_path)
+    for e in (one for error in Draft202012Validator(schema).iter_errors(source.at(at)) for one in _within(error)):
+        path = (*at, *e.absolute_path)
         message = in_words(e)
         if e.validator == "additionalProperties":
             known = sorted(e.schema.get("properties", {}))

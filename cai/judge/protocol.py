@@ -15,7 +15,7 @@ from cai.errors import ReplyError
 from cai.judge.probe import Probe
 from cai.models.base import PairTokens, TextModel, Work
 from cai.models.templates import Template, Templates
-from cai.recipe import FeedbackConfig
+from cai.recipe import FeedbackConfig, Section
 from cai.records import DEFAULT_WORDING, Principle, PromptKind, ResponsePair
 
 MAX_LOG_ODDS = 20.0
@@ -75,6 +75,8 @@ class Protocol:
     """False if it decides without a model. It is then not measured against human labels before it is used."""
     reads_states: bool = False
     """Whether it reads hidden states, which only a model on this machine gives, by a probe that was fitted to human labels."""
+    own_settings: type[Section] | None = None
+    """Type of the settings that a recipe gives as `feedback.settings`; None if it has none. `cai.recipe.own_settings` reads them."""
 
 
 def probability(log_odds: float) -> float:

@@ -8,7 +8,7 @@ from cai.judge.probe import NO_PROBE
 from cai.pipeline.context import Context
 from cai.pipeline.costs import Costs, StagePlan
 from cai.pipeline.reward_models import gold_model, reward_models
-from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe
+from cai.recipe import ModelSpec, OnlineConfig, PPOSpec, Recipe, Section
 from cai.records import Constitution
 from cai.train.rl.terms import TERMS
 from cai.train.running import process_count
@@ -28,7 +28,7 @@ class PolicyMethod:
     reads: Callable[[Recipe], tuple[str, ...]]
     """Files and folders of the run directory."""
     settings: Callable[[Recipe], Any]
-    """What of the recipe decides the policy: with another value the stage runs again."""
+    """What of the recipe decides the policy, besides its own settings: with another value the stage runs again."""
     work: Callable[[Costs], StagePlan]
     """Calls, tokens, steps and seconds, for `cai plan`. Raises what `cai plan` shows."""
     models: Callable[[Recipe], Sequence[ModelSpec]] = lambda recipe: (recipe.trained,)
@@ -43,6 +43,8 @@ class PolicyMethod:
     """Whether it keeps rounds, in `models/policy/round-N`."""
     samples: bool = False
     """Whether it keeps what it sampled, in `models/policy/samples`."""
+    own_settings: type[Section] | None = None
+    """Type of the settings that a recipe gives as `policy.settings`; None if it has none. `cai.recipe.own_settings` reads them."""
 
 
 def ensemble_settings(recipe: Recipe) -> Any:

@@ -23,7 +23,7 @@ from cai.pipeline.blending import check_kept
 from cai.pipeline.methods import METHODS
 from cai.pipeline.policy_method import term_problems
 from cai.pipeline.tracking import missing_tracker
-from cai.recipe import HumanSource, ModelSpec, Recipe
+from cai.recipe import HumanSource, ModelSpec, Recipe, own_problems_of
 from cai.records import Constitution, Role
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         problems.append("gold: the gold reward model has no pairs. Name label files in gold.human, or set gold.fraction above 0")
     if problem := missing_tracker(recipe.report_to):
         problems.append(problem)
+    problems += own_problems_of(recipe)
     with told(problems, "policy.method"):
         problems += METHODS.get(recipe.policy.method).problems(recipe)
     reward = recipe.reward

@@ -4,6 +4,10 @@ Stages exchange data only through files in the run directory, so each one can be
 batches requests, not the stages.
 """
 
+from typing import Any
+
+from msgspec import UNSET
+
 from cai.data.splits import SIMILARITY
 from cai.labels.load import local_sources
 from cai.pipeline.blending import blend_stage
@@ -28,6 +32,12 @@ from cai.recipe import Recipe
 def _similarity(recipe: Recipe) -> list[float | None]:
     """Return the recipe's similarity of near-duplicates, unless it is the default."""
     return [] if recipe.prompts.near_duplicates == SIMILARITY else [recipe.prompts.near_duplicates]
+
+
+def _policy_settings(recipe: Recipe) -> Any:
+    """Return what decides the policy: what its method names, and the method's own settings if the recipe gives some."""
+    named = METHODS.get(recipe.policy.method).settings(recipe)
+    return named if recipe.policy.settings is UNSET else (named, recipe.policy.settings)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -124,7 +134,7 @@ STAGES: tuple[Stage, ...] = (
         policy_stage,
         reads=lambda r: METHODS.get(r.policy.method).reads(r),
         writes=lambda r: ("models/policy",),
-        settings=lambda r: METHODS.get(r.policy.method).settings(r),
+        settings=_policy_settings,
         sources=lambda r: METHODS.get(r.policy.method).sources(r),
         models=lambda r: METHODS.get(r.policy.method).models(r),
         trains=True,

@@ -8,6 +8,7 @@ from cai.recipe.base import ModelSpec, Precision, SamplingSpec, Section, SteadyS
 from cai.recipe.data import CritiqueConfig, DistillConfig, PairsConfig, Placement, Prompts, PromptSource, Respond
 from cai.recipe.labels import FeedbackConfig, HumanSource, KindShares, Pooling, PreferencesConfig, SourceMix
 from cai.recipe.load import load_recipe, recipe_keys, recipe_schema
+from cai.recipe.own import own_problems_of, own_settings
 from cai.recipe.policy import (
     BlendConfig,
     DPOConfig,
@@ -66,6 +67,8 @@ __all__ = [
     "SteadySampling",
     "TrainSpec",
     "load_recipe",
+    "own_problems_of",
+    "own_settings",
     "recipe_keys",
     "recipe_schema",
 ]

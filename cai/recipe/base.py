@@ -1,8 +1,8 @@
 """What the sections of a recipe share: ranges, the model and its sampling."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, UnsetType
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
@@ -11,6 +11,9 @@ Rate = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Precision = Literal["auto", "float32", "bfloat16", "nf4"]
 """`auto`: bfloat16 where the hardware supports it, else float32. `nf4`: 4-bit weights with bfloat16 arithmetic (QLoRA)."""
+OwnSettings = dict[str, Any] | UnsetType
+"""Settings of an installed package's protocol, term or method, by the type that it declares. Left out of a recipe that gives none, so that
+its hashes stay as they are."""
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

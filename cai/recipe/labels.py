@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta
+from msgspec.structs import replace
 
 from cai.core.plugins import PROTOCOL
-from cai.recipe.base import Fraction, ModelSpec, Positive, Rate, Section
+from cai.recipe.base import Fraction, ModelSpec, OwnSettings, Positive, Rate, Section
 from cai.records import PromptKind
 
 ProtocolName = Annotated[str, Meta(extra_json_schema={"x-names-of": PROTOCOL.group})]
@@ -39,6 +40,12 @@ class FeedbackConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=T
     probe: str | None = None
     """Probe that `cai judge fit` wrote for this judge: a JSON file, with its weights in a safetensors file beside it. For the protocol
     `probe`, and for the reward term `probe`."""
+    settings: OwnSettings = UNSET
+    """Settings of a protocol that an installed package added, if it declares some."""
+
+    def by(self, protocol: str) -> "FeedbackConfig":
+        """Return these settings with another protocol, and without `settings`, which are of the one before."""
+        return self if protocol == self.protocol else replace(self, protocol=protocol, settings=UNSET)
 
 
 class SourceMix(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):

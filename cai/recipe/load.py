@@ -11,6 +11,7 @@ import msgspec
 from cai.core.plugins import KINDS, did_you_mean, names_of
 from cai.core.yaml_source import YamlPath, YamlSource, load_yaml, parse_yaml, schema_problems
 from cai.errors import RecipeError
+from cai.recipe.own import own_problems
 from cai.recipe.recipe import Recipe
 
 
@@ -48,6 +49,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), name: str | None = No
     problems = [problem for override in overrides for problem in _override(source, override)]
     problems += _earlier_settings(source)
     problems += schema_problems(source, recipe_schema())
+    problems += own_problems(source)
     if not problems:
         try:
             return msgspec.convert(source.data, Recipe)
@@ -138,7 +140,8 @@ def _override(source: YamlSource, text: str) -> list[str]:
     data = parse_yaml(value.encode(errors="surrogateescape"), Path(f"--set {key}"), RecipeError).data
     path: tuple[str, ...] = tuple(key.split("."))
     known = recipe_keys()
-    if key not in known and path not in _RETIRED and path not in _RENAMED:
+    of_plugin = len(path) > 2 and path[:2] in (("feedback", "settings"), ("policy", "settings"))  # validated by what the plug-in declares
+    if key not in known and not of_plugin and path not in _RETIRED and path not in _RENAMED:
         return [f"--set {text}: unknown key {key!r}{_which_key(path, known)}"]
     node = source.data
     for parent in path[:-1]:

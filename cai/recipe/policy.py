@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta
 
 from cai.core.plugins import POLICY_METHOD, REWARD_TERM
 from cai.core.text.repetition import LOOPING
-from cai.recipe.base import Count, Fraction, Positive, Rate, Section, SteadySampling
+from cai.recipe.base import Count, Fraction, OwnSettings, Positive, Rate, Section, SteadySampling
 from cai.recipe.data import PromptSource
 from cai.recipe.train import PairTrainSpec
 
@@ -67,6 +67,8 @@ class RewardTerm(Section, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Coefficient of the term."""
     words: Positive = 150
     """Length in words above which `length` penalizes a response."""
+    settings: OwnSettings = UNSET
+    """Settings of a term that an installed package added, if it declares some."""
 
 
 class OnlineConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,6 +209,8 @@ class PolicyConfig(PairTrainSpec, frozen=True, kw_only=True, forbid_unknown_fiel
     """Loss of `dpo` and `online-dpo`."""
     rounds: RoundsConfig = RoundsConfig()
     """Rounds of `online-dpo`."""
+    settings: OwnSettings = UNSET
+    """Settings of a method that an installed package added, if it declares some."""
 
     def beta_or(self, usual: float) -> float:
         """Return `beta`, or a method's usual one where the recipe has none."""

@@ -10,4 +10,4 @@ PROTOCOLS: Registry[Protocol] = Registry(PROTOCOL, Protocol)
 def asking_protocols(config: FeedbackConfig | None = None) -> tuple[str, ...]:
     """Return the names of the protocols that ask a model, and can with these settings (None: the defaults)."""
     config = config or FeedbackConfig()
-    return tuple(protocol.name for protocol in PROTOCOLS.all() if protocol.asks_model and not protocol.problems(config))
+    return tuple(p.name for p in PROTOCOLS.all() if p.asks_model and not p.problems(config.by(p.name)))

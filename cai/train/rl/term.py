@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cai.models.base import PairTokens, Work
-from cai.recipe import Recipe, RewardTerm
+from cai.recipe import Recipe, RewardTerm, Section
 from cai.records import Constitution, Prompt, RewardScore
 from cai.train.monitor import Items
 
@@ -57,3 +57,5 @@ class Term:
     """Whether these calls are made under each principle; False: once, whatever the principles."""
     problems: Callable[[Recipe, Constitution], Sequence[str]] = lambda recipe, constitution: ()
     """Why a run of this recipe can't score by it, a sentence each: told before anything runs."""
+    own_settings: type[Section] | None = None
+    """Type of the settings that a recipe gives beside the term as `settings`; None if it has none. `cai.recipe.own_settings` reads them."""
