@@ -8,7 +8,7 @@ from cai.core.flow import together
 from cai.errors import ConstitutionError
 from cai.ids import rendezvous_order
 from cai.judge.choices import yes_log_odds
-from cai.judge.protocol import bounded, pool_log_odds
+from cai.judge.protocol import ProtocolContext, bounded, pool_log_odds
 from cai.models.base import TextModel
 from cai.models.templates import Templates
 from cai.recipe import FeedbackConfig
@@ -26,27 +26,22 @@ def principles_for(prompt: Prompt, constitution: Constitution, config: FeedbackC
     return tuple(constitution.principle(i) for i in order[: config.per_label])
 
 
-async def adherence(
-    prompt: Prompt, response: str, constitution: Constitution, config: FeedbackConfig, model: TextModel, templates: Templates, run_seed: int
-) -> float:
+async def adherence(prompt: Prompt, response: str, constitution: Constitution, asking: ProtocolContext) -> float:
     """Return the judge's log-odds that a response follows the principles, pooled by their weights (equally if they were drawn).
 
     Args:
         prompt: the prompt; its kind and id select the principles.
         response: the response to judge.
         constitution: the principles.
-        config: whether to use all principles that apply or to draw some, and how many.
-        model: the judge.
-        templates: prompt templates.
-        run_seed: seed of the draw.
+        asking: the judge with its templates, whether to use all principles that apply or to draw some, and the seed of the draw.
 
     Raises:
         ReplyError: an answer of the judge can't be parsed.
         ConstitutionError: no principle applies to the prompt's kind.
     """
-    principles = principles_for(prompt, constitution, config, run_seed)
-    follows = await together(principle_log_odds(p, prompt, response, model, templates) for p in principles)
-    weights = [1.0 if config.principles == "sample" else p.weight for p in principles]
+    principles = principles_for(prompt, constitution, asking.config, asking.run_seed)
+    follows = await together(principle_log_odds(p, prompt, response, asking.model, asking.templates) for p in principles)
+    weights = [1.0 if asking.config.principles == "sample" else p.weight for p in principles]
     return pool_log_odds(follows, weights)
 
 

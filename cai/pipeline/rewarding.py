@@ -10,6 +10,7 @@ from cai.data.prompts import split_monitored
 from cai.errors import RecipeError, ReplyError
 from cai.judge.adherence import adherence
 from cai.judge.probe import NO_PROBE, check_probe, probe_of, probe_score
+from cai.judge.protocol import ProtocolContext
 from cai.models.base import TextModel
 from cai.pipeline.context import Context
 from cai.pipeline.methods import METHODS, is_watched
@@ -134,11 +135,8 @@ def monitor_prompts(c: Context) -> list[Prompt]:
 
 def _judging(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:
     """Return the judge as a reward term. A failed call is a counted failure and gives None."""
-    return _each(
-        c,
-        lambda prompt, text: adherence(prompt, text, c.constitution, c.recipe.feedback, judge, c.session.judge_templates, c.recipe.seed),
-        runner,
-    )
+    asking = ProtocolContext(judge, c.session.judge_templates, c.recipe.feedback, c.recipe.seed)
+    return _each(c, lambda prompt, text: adherence(prompt, text, c.constitution, asking), runner)
 
 
 def _probing(c: Context, judge: TextModel, runner: asyncio.Runner) -> TermScorer:

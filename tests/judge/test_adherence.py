@@ -7,6 +7,7 @@ import pytest
 
 from cai.errors import ConstitutionError
 from cai.judge.adherence import adherence, principles_for
+from cai.judge.protocol import ProtocolContext
 from cai.models.base import TextModel
 from cai.models.requests import Reply, Request
 from cai.models.scripted import ScriptedEngine
@@ -29,7 +30,7 @@ def by_principle(request: Request) -> Reply:
 
 def ask(config: FeedbackConfig) -> float:
     model = TextModel(ScriptedEngine(by_principle, name="test"), CallStore(None), "policy")
-    return asyncio.run(adherence(prompt(), "An answer.", CONSTITUTION, config, model, TEMPLATES, 0))
+    return asyncio.run(adherence(prompt(), "An answer.", CONSTITUTION, ProtocolContext(model, TEMPLATES, config, 0)))
 
 
 def test_the_habit_of_yes_cancels_and_weights_count() -> None:

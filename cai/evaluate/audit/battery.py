@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cai.errors import RecipeError
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.checks import CHECKS
-from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
+from cai.evaluate.audit.finding import Measurement, Subject, compare, judge_level, settle
 from cai.evaluate.audit.probes import Probes
 from cai.records import AuditFinding
 
@@ -14,9 +14,7 @@ def audit_model(
     probes: Probes,
     mine: Answers,
     theirs: Answers | None,
-    subject: str,
-    against: str = "base",
-    seed: int = 0,
+    about: Subject,
     judged: Sequence[tuple[Measurement, Measurement]] = (),
 ) -> list[AuditFinding]:
     """Return every finding about a model: what rose against a reference, or, without one, its levels.
@@ -26,11 +24,11 @@ def audit_model(
     """
     readings = read_answers(probes, mine)
     if theirs is None:
-        return settle(judge_level(r, subject, seed) for r in readings)
+        return settle(judge_level(r, about) for r in readings)
     references = {r.check.name: r for r in read_answers(probes, theirs)}
     together = [pair for checks in CHECKS.all() for pair in checks.read_both(probes, mine, theirs)]
     pairs = [*((r, references[r.check.name]) for r in readings if r.check.name in references), *together, *judged]
-    return settle(compare(m, t, subject, against, seed) for m, t in pairs)
+    return settle(compare(m, t, about) for m, t in pairs)
 
 
 def read_answers(probes: Probes, answers: Answers) -> list[Measurement]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from cai.core.text.words import word_count
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.check import Answers
-from cai.evaluate.audit.finding import Check, Measurement, judge_level, settle
+from cai.evaluate.audit.finding import Check, Measurement, Subject, judge_level, settle
 from cai.evaluate.audit.judge_bias import order_flips
 from cai.evaluate.audit.labels import label_readings
 from cai.evaluate.audit.probes import Probes
@@ -31,18 +31,18 @@ def audit_samples(samples: Sequence[Sample], seed: int = 0) -> list[AuditFinding
     return [
         f
         for m, mine in answers.items()
-        for f in audit_model(Probes(), mine, None if m == AGAINST or base is None else base, m, AGAINST, seed)
+        for f in audit_model(Probes(), mine, None if m == AGAINST or base is None else base, Subject(m, AGAINST, seed))
     ]
 
 
 def audit_labels(preferences: Sequence[Preference], seed: int = 0) -> list[AuditFinding]:
     """Audit the training labels for surface traits that predict the preferred response."""
-    return settle(judge_level(r, "labels", seed) for r in label_readings(preferences))
+    return settle(judge_level(r, Subject("labels", seed=seed)) for r in label_readings(preferences))
 
 
 def audit_judgments(judgments: Iterable[Judgment], pairs: Sequence[ResponsePair], seed: int = 0) -> list[AuditFinding]:
     """Audit verdicts given in both presentation orders; empty for pointwise protocols."""
-    return settle([judge_level(order_flips(judgments, {p.id: p for p in pairs}), "judge", seed)])
+    return settle([judge_level(order_flips(judgments, {p.id: p for p in pairs}), Subject("judge", seed=seed))])
 
 
 def length_in_scores(samples: Sequence[Sample]) -> Measurement:

@@ -62,14 +62,25 @@ class Measurement:
         return replace(self, values=kept, note="; ".join(filter(None, (self.note, untold_note(texts.values())))))
 
 
-def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, seed: int = 0) -> AuditFinding | None:
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a finding is about, and what it is compared with."""
+
+    name: str
+    against: str = ""
+    """The reference; empty if its own level counts."""
+    seed: int = 0
+    """Seed of intervals and tests."""
+
+
+def compare(mine: Measurement, theirs: Measurement, about: Subject) -> AuditFinding | None:
     """Return the change from a reference to a model on the items that both answered; None if they share no items.
 
     `settle` sets the verdict after multiple-testing correction.
     """
     ids = shared_ids(theirs.values, mine.values)
     if not ids:
-        return _unmeasured(mine, subject, against)
+        return _unmeasured(mine, about)
     before, after = [theirs.values[i] for i in ids], [mine.values[i] for i in ids]
     differences = [a - b for b, a in zip(before, after, strict=True)]
     clusters = [mine.talks.get(i, i) for i in ids]
@@ -77,32 +88,33 @@ def compare(mine: Measurement, theirs: Measurement, subject: str, against: str, 
     if alone and is_binary(before) and is_binary(after):
         value, low, high = change([b == 1 for b in before], [a == 1 for a in after])
     else:
-        value, low, high = paired_bootstrap(differences, seed, None if alone else clusters)
+        value, low, high = paired_bootstrap(differences, about.seed, None if alone else clusters)
     worst = sorted(ids, key=lambda i: theirs.values[i] - mine.values[i])
     examples = tuple(_example(i, mine, theirs) for i in worst[:EXAMPLES] if i in mine.shown and mine.values[i] > theirs.values[i])
     sums: dict[str, float] = {}
     for cluster, difference in zip(clusters, differences, strict=True):
         sums[cluster] = sums.get(cluster, 0.0) + difference
-    p = sign_flip(list(sums.values()), seed) if mine.tested else None
-    return _finding(mine, subject, against, (value, low, high), sum(after) / len(ids), len(ids), mine.check.rise, p, examples)
+    p = sign_flip(list(sums.values()), about.seed) if mine.tested else None
+    return _finding(mine, about, (value, low, high), sum(after) / len(ids), len(ids), mine.check.rise, p, examples)
 
 
-def judge_level(mine: Measurement, subject: str, seed: int = 0) -> AuditFinding | None:
+def judge_level(mine: Measurement, about: Subject) -> AuditFinding | None:
     """Compare a model's mean with the check's threshold for levels; None if the check has none or there are no items."""
+    about = replace(about, against="")
     values = list(mine.values.values())
     if mine.check.level is None:
         return None
     if not values:
-        return _unmeasured(mine, subject, "")
+        return _unmeasured(mine, about)
     mean = sum(values) / len(values)
     if is_binary(values):
         low, high = wilson(sum(values), len(values))
     else:
-        _, low, high = paired_bootstrap(values, seed)
+        _, low, high = paired_bootstrap(values, about.seed)
     worst = sorted(mine.shown, key=lambda i: -mine.values.get(i, 0.0))
     examples = tuple(_example(i, mine, None) for i in worst[:EXAMPLES] if mine.values.get(i, 0.0) > 0)
     p = above(values, mine.check.level)
-    return _finding(mine, subject, "", (mean, low, high), mean, len(values), mine.check.level, p, examples)
+    return _finding(mine, about, (mean, low, high), mean, len(values), mine.check.level, p, examples)
 
 
 def settle(findings: Iterable[AuditFinding | None]) -> list[AuditFinding]:
@@ -116,11 +128,11 @@ def settle(findings: Iterable[AuditFinding | None]) -> list[AuditFinding]:
     return [replace(f, p_adjusted=adjusted.get(i), verdict=_verdict(f, adjusted.get(i))) for i, f in enumerate(made)]
 
 
-def _unmeasured(mine: Measurement, subject: str, against: str) -> AuditFinding | None:
+def _unmeasured(mine: Measurement, about: Subject) -> AuditFinding | None:
     """Return a finding without a figure if all answers were in languages that the check can't read; None if there were no answers."""
     if not mine.check.by_words or not mine.shown:
         return None
-    return _finding(mine, subject, against, (0.0, 0.0, 0.0), 0.0, 0, mine.check.rise, None, ())
+    return _finding(mine, about, (0.0, 0.0, 0.0), 0.0, 0, mine.check.rise, None, ())
 
 
 def _verdict(finding: AuditFinding, p_adjusted: float | None) -> AuditVerdict:
@@ -135,8 +147,7 @@ def _verdict(finding: AuditFinding, p_adjusted: float | None) -> AuditVerdict:
 
 def _finding(
     mine: Measurement,
-    subject: str,
-    against: str,
+    about: Subject,
     bounds: tuple[float, float, float],
     level: float,
     n: int,
@@ -149,8 +160,8 @@ def _finding(
         group=check.group,
         check=check.name,
         question=check.question,
-        subject=subject,
-        against=against,
+        subject=about.name,
+        against=about.against,
         value=value,
         n=n,
         low=low,

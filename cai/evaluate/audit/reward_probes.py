@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import pstdev
 
 from cai.evaluate.audit.checks.formatting import formats, without_formatting
-from cai.evaluate.audit.finding import Check, Measurement, compare, judge_level
+from cai.evaluate.audit.finding import Check, Measurement, Subject, compare, judge_level
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.records import AuditFinding, Message, Response
 
@@ -39,6 +39,7 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
         score: scores conversations with responses, higher being better: a reward model or an ensemble.
         answers: real responses. If all have the same score, that is the only finding.
     """
+    about = Subject(subject, "the same answer", seed)
     real = [r for r in answers if r.text.strip()]
     asked = dict.fromkeys((r.prompt.messages, text) for r in real for text in _versions(r.text))  # in one call: they share prefixes
     known = dict(zip(asked, score(list(asked)), strict=True))
@@ -49,18 +50,18 @@ def probe_reward(score: Score, answers: Sequence[Response], subject: str, seed: 
     scores = [look_up(r, r.text) for r in real]
     spread = pstdev(scores) if len(scores) > 1 else 0.0
     if spread == 0:
-        return [judge_level(Measurement(CONSTANT, {r.prompt.id: 1.0 for r in real}), subject, seed)]
+        return [judge_level(Measurement(CONSTANT, {r.prompt.id: 1.0 for r in real}), about)]
     found = []
     for name, (group, words, rewrite) in REWRITES.items():
         check = Check(group, f"reward_if_{name}", f"Scores an answer higher when it {words}", RISE, None, _REASONING)
         pairs = [(r, rewrite(r.text), before) for r, before in zip(real, scores, strict=True)]
-        found.append(_probe(look_up, [(r, text, before) for r, text, before in pairs if text != r.text], check, subject, spread, seed))
+        found.append(_probe(look_up, [(r, text, before) for r, text, before in pairs if text != r.text], check, spread, about))
     check = Check("format gaming", "reward_for_formatting", "Scores an answer lower without its formatting", RISE, None, _REASONING)
     stripped = [r for r in real if formats(r.text)]
     bare = [look_up(r, without_formatting(r.text)) for r in stripped]
     mine = Measurement(check, {r.prompt.id: s / spread for r, s in zip(real, scores, strict=True) if formats(r.text)})
     theirs = Measurement(check, {r.prompt.id: s / spread for r, s in zip(stripped, bare, strict=True)})
-    return [*found, compare(mine, theirs, subject, "the same answer", seed)]
+    return [*found, compare(mine, theirs, about)]
 
 
 def _versions(text: str) -> list[str]:
@@ -73,9 +74,8 @@ def _probe(
     score: Callable[[Response, str], float],
     pairs: Sequence[tuple[Response, str, float]],
     check: Check,
-    subject: str,
     spread: float,
-    seed: int,
+    about: Subject,
 ) -> AuditFinding | None:
     after = [score(r, text) for r, text, _ in pairs]
     shown = [
@@ -83,4 +83,4 @@ def _probe(
     ]
     theirs = Measurement(check, {r.prompt.id: before / spread for r, _, before in pairs}, shown[0])
     mine = Measurement(check, {r.prompt.id: s / spread for (r, _, _), s in zip(pairs, after, strict=True)}, shown[1])
-    return compare(mine, theirs, subject, "the same answer", seed)
+    return compare(mine, theirs, about)

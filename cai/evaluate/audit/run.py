@@ -23,7 +23,7 @@ from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import Behaviour, judge_behaviours, judged_readings, load_behaviours
 from cai.evaluate.audit.check import Answers
 from cai.evaluate.audit.evidence import audit_judgments, audit_labels, audit_samples, length_in_scores, responses_of
-from cai.evaluate.audit.finding import Measurement, compare, judge_level, settle
+from cai.evaluate.audit.finding import Measurement, Subject, compare, judge_level, settle
 from cai.evaluate.audit.judge_bias import PICKS_LIKELIER, PICKS_LONGER, taste
 from cai.evaluate.audit.probes import EVALUATION, Probes, load_probes
 from cai.evaluate.audit.reward_probes import Items, Score, probe_reward
@@ -60,7 +60,7 @@ def audit_files(run: RunDirectory, recipe: Recipe, reporter: Reporter | None = N
     answers = answers[:REWARD_ANSWERS]
     folders = sorted(f for f in (run.path / "models").glob("reward-*") if (f / "adapter_config.json").exists())
     if len(answers) > 1 and folders:
-        in_scores = judge_level(length_in_scores(samples), "reward-0", seed)
+        in_scores = judge_level(length_in_scores(samples), Subject("reward-0", seed=seed))
         for subject, score in reward_scores(folders, recipe.reward, reporter):
             first = [in_scores] if subject == "reward-0" else []
             findings += settle([*first, *probe_reward(score, answers, subject, seed)])
@@ -124,7 +124,7 @@ def audit_run(
         findings: list[AuditFinding] = []
         for name, mine in answers.items():
             base = None if name == AGAINST else answers[AGAINST]
-            findings += audit_model(probes, mine, base, name, AGAINST, recipe.seed, judged.get(name, ()))
+            findings += audit_model(probes, mine, base, Subject(name, AGAINST, recipe.seed), judged.get(name, ()))
         return findings + await audit_judge(session)
 
     with reporter.stage("audit"), run.locked():
@@ -217,4 +217,5 @@ async def audit_judge(session: Session) -> list[AuditFinding]:
     else:
         session.reporter.warn("the judge's taste for likely texts is not measured: its server doesn't give the likelihood of a text")
     talks = {item.id: conversation_id(item.pair.prompt) for item, _, _ in found}
-    return settle(compare(dataclasses.replace(mine, talks=talks), theirs, "judge", "people", recipe.seed) for mine, theirs in tastes)
+    about = Subject("judge", "people", recipe.seed)
+    return settle(compare(dataclasses.replace(mine, talks=talks), theirs, about) for mine, theirs in tastes)

@@ -10,7 +10,7 @@ from cai.errors import DataError
 from cai.evaluate.audit.battery import audit_model, read_answers
 from cai.evaluate.audit.behaviours import RISE, Behaviour, Judged, agreement, judge_behaviours, judged_readings, load_behaviours
 from cai.evaluate.audit.check import Answers
-from cai.evaluate.audit.finding import compare, settle
+from cai.evaluate.audit.finding import Subject, compare, settle
 from cai.evaluate.audit.probes import OpinionProbe, Probes
 from cai.evaluate.knowledge import FactProbe
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, Reply, Request
@@ -77,12 +77,12 @@ def test_a_shift_is_counted_in_standard_deviations_and_named() -> None:
     said = [(a, {"sure": {i: 1.0 if "bet" in text else -1.0 for i, text in a.facts.items()}}) for a in (mine, theirs)]
     [(after, before)] = judged_readings((SURE,), PROBES, *said, {"sure": dict.fromkeys(theirs.facts, 1.0)})
     assert fmean(before.values.values()) == pytest.approx(0.0)
-    finding = compare(after, before, "policy", "base")
+    finding = compare(after, before, Subject("policy", "base"))
     assert finding is not None and finding.value == pytest.approx(0.5 * 2 / (2 * (0.25 * 0.75) ** 0.5)) and finding.n == 24
     assert finding.examples[0].after == "I'd bet my house on it." and finding.note == (
         "control: +2.00 if it is in every answer; the lexicon marks 0 of 48 answers"
     )
-    found = {f.check: f for f in audit_model(PROBES, mine, theirs, "policy", judged=[(after, before)])}
+    found = {f.check: f for f in audit_model(PROBES, mine, theirs, Subject("policy", "base"), judged=[(after, before)])}
     assert found["sure_says_the_judge"].verdict == "found" and found["sure_says_the_judge"].threshold == RISE
     assert found["certain_words"].verdict == "ok", "the lexicon has no such words"
 
@@ -92,7 +92,7 @@ def test_a_judge_that_says_the_same_of_everything_finds_nothing() -> None:
     said = judge((SURE,), PROBES, answers, {"Is it sure": 1.0}, [])
     [(after, before)] = judged_readings((SURE,), PROBES, (answers, said), (answers, said), said)
     assert set(after.values.values()) == set(before.values.values()) == {0.0}
-    [finding] = settle([compare(after, before, "policy", "base")])
+    [finding] = settle([compare(after, before, Subject("policy", "base"))])
     assert finding.value == 0.0 and finding.p is None and finding.verdict == "not enough data"
     assert finding.note.startswith("the judge doesn't detect the control, so nothing was tested: +0.00 if it is in every answer")
 
@@ -110,7 +110,7 @@ def test_what_the_judge_does_not_see_in_every_answer_is_not_tested(shown: int, v
     before, after = dict.fromkeys(answers.facts, -1.0), dict.fromkeys(answers.facts, 1.0)
     control = {i: 1.0 if n < shown else -1.0 for n, i in enumerate(answers.facts)}
     readings = judged_readings((SURE,), PROBES, (answers, {"sure": after}), (answers, {"sure": before}), {"sure": control})
-    found = {f.check: f for f in audit_model(PROBES, answers, answers, "policy", judged=readings)}
+    found = {f.check: f for f in audit_model(PROBES, answers, answers, Subject("policy", "base"), judged=readings)}
     assert found["sure_says_the_judge"].verdict == verdict and found["sure_says_the_judge"].value == pytest.approx(2.0)
     assert (found["sure_says_the_judge"].p_adjusted is None) == (verdict != "found")
 

@@ -12,6 +12,7 @@ from cai.evaluate.audit.checks.formatting import formats, without_formatting
 from cai.evaluate.audit.checks.refusing import refusing
 from cai.evaluate.audit.checks.sycophancy import sycophancy, takes_back, takes_side_of_wrong
 from cai.evaluate.audit.checks.verbosity import lengths
+from cai.evaluate.audit.finding import Subject
 from cai.evaluate.audit.judge_bias import PICKS_LONGER, order_flips, taste
 from cai.evaluate.audit.labels import label_readings
 from cai.evaluate.audit.markers import AGREES, APOLOGISES, CERTAIN, DEFLECTS, FLATTERS, HEDGED, OWNS_UP, PREACHES, has
@@ -227,9 +228,9 @@ def test_a_judges_taste_is_measured_against_peoples_on_the_same_pairs() -> None:
 def test_checks_without_answers_are_left_out_and_the_rest_is_one_family() -> None:
     answers = {f"p{i}": Response(prompt(i, "borderline"), f"Answer {varied(i)}.", False, BY) for i in range(30)}
     refused = {i: Response(r.prompt, "I'm sorry, but I can't help with that.", False, BY) for i, r in answers.items()}
-    findings = {f.check: f for f in audit_model(Probes(), Answers(prompts=refused), Answers(prompts=answers), "policy")}
+    findings = {f.check: f for f in audit_model(Probes(), Answers(prompts=refused), Answers(prompts=answers), Subject("policy", "base"))}
     assert "certain_and_wrong" not in findings and "harmful_compliance" not in findings
     assert findings["over_refusal"].verdict == findings["phrases_that_took_over"].verdict == "found"
     assert findings["longer_answers"].verdict == findings["repeats_itself"].verdict == "ok"
-    alone = {f.check: f for f in audit_model(Probes(), Answers(prompts=refused), None, "model")}
+    alone = {f.check: f for f in audit_model(Probes(), Answers(prompts=refused), None, Subject("model"))}
     assert alone["over_refusal"].verdict == "found" and alone["over_refusal"].against == ""

@@ -16,6 +16,7 @@ from cai.evaluate.audit.asking import ask_probes, questions
 from cai.evaluate.audit.battery import audit_model
 from cai.evaluate.audit.behaviours import load_behaviours
 from cai.evaluate.audit.checks.boilerplate import FLATTERY, PREACHY, TOOK_OVER
+from cai.evaluate.audit.finding import Subject
 from cai.evaluate.audit.probes import load_probes
 from cai.evaluate.audit.run import audit_files, audit_judge, audit_run
 from cai.judge.calibration import Calibration, write_calibration
@@ -177,7 +178,7 @@ def audit_scripted(answer: Callable[[Request], Reply], *, alone: bool = False) -
         session = ScriptedSession(chosen, recipe=Recipe(name="audit", max_failure_fraction=0.0))
         answers.append(session.ask(lambda opened: ask_probes(opened, probes, opened.model, "m")))
         assert session.usage.made == len(list(questions(probes)))
-    return audit_model(probes, answers[1], None if alone else answers[0], "planted")
+    return audit_model(probes, answers[1], None if alone else answers[0], Subject("planted", "base"))
 
 
 def test_a_model_alone_is_audited_by_its_levels() -> None:
