@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from cai.labels.load import load_pairs
     from cai.models.base import TextModel
     from cai.models.requests import Sampling
+    from cai.pipeline.methods.grpo import GRPO
+    from cai.pipeline.methods.rloo import RLOO
     from cai.pipeline.run import Run, SeedRuns, run, run_seeds
-    from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, SFTConfig, load_recipe
+    from cai.recipe import ModelSpec, PolicyConfig, Recipe, RewardConfig, RewardTerm, SFTConfig, load_recipe
     from cai.records import (
         AuditFinding,
         Constitution,
@@ -49,7 +51,11 @@ if TYPE_CHECKING:
     from cai.train.kto import train_kto
     from cai.train.reward.ensemble import load_ensemble
     from cai.train.reward.train import train_reward
+    from cai.train.rl.grpo import train_online
+    from cai.train.rl.online_method import OnlineMethod
     from cai.train.rl.ppo import PPOWatch, train_ppo
+    from cai.train.rl.rewards import RewardFunction
+    from cai.train.rl.self_distill import train_self_distilled
     from cai.train.running import PolicyJob
     from cai.train.sft import train_sft
 
@@ -65,8 +71,10 @@ _HOMES = {
     "cai.labels.load": ("load_pairs",),
     "cai.models.base": ("TextModel",),
     "cai.models.requests": ("Sampling",),
+    "cai.pipeline.methods.grpo": ("GRPO",),
+    "cai.pipeline.methods.rloo": ("RLOO",),
     "cai.pipeline.run": ("Run", "SeedRuns", "run", "run_seeds"),
-    "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "SFTConfig", "load_recipe"),
+    "cai.recipe": ("ModelSpec", "PolicyConfig", "Recipe", "RewardConfig", "RewardTerm", "SFTConfig", "load_recipe"),
     "cai.records": (
         "AuditFinding",
         "Constitution",
@@ -86,7 +94,11 @@ _HOMES = {
     "cai.train.kto": ("train_kto",),
     "cai.train.reward.ensemble": ("load_ensemble",),
     "cai.train.reward.train": ("train_reward",),
+    "cai.train.rl.grpo": ("train_online",),
+    "cai.train.rl.online_method": ("OnlineMethod",),
     "cai.train.rl.ppo": ("PPOWatch", "train_ppo"),
+    "cai.train.rl.rewards": ("RewardFunction",),
+    "cai.train.rl.self_distill": ("train_self_distilled",),
     "cai.train.running": ("PolicyJob",),
     "cai.train.sft": ("train_sft",),
 }
@@ -124,6 +136,7 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "SFTConfig",
     "RewardConfig",
     "PolicyConfig",
+    "RewardTerm",
     "train_sft",
     "train_reward",
     "train_dpo",
@@ -131,6 +144,12 @@ __all__ = [  # noqa: RUF022 - by what they are for
     "PolicyJob",
     "train_ppo",
     "PPOWatch",
+    "train_online",
+    "OnlineMethod",
+    "GRPO",
+    "RLOO",
+    "RewardFunction",
+    "train_self_distilled",
     "load_ensemble",
     "Evaluation",
     "evaluate_models",

@@ -5,15 +5,18 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 import cai
 from cai.errors import DataError
+from cai.pipeline.methods import METHODS
 from cai.pipeline.run import RECORD_TYPES
 from cai.pipeline.stages import STAGES
-from cai.recipe import BlendConfig, GoldConfig
+from cai.recipe import BlendConfig, GoldConfig, OnlineConfig
 from tests.models.serving import servers
 from tests.workspaces import DATA_STAGES, ROOT, make_workspace
 
@@ -35,6 +38,29 @@ def test_type_checkers_see_what_is_imported_lazily() -> None:
     checked = text[text.index("if TYPE_CHECKING") : text.index("_HOMES")]
     for name, module in homes.items():
         assert f"from {module} import" in checked and name in checked
+
+
+def test_the_public_trainings_are_those_of_a_run() -> None:
+    assert METHODS.get("grpo").run.keywords["method"] is cai.GRPO  # type: ignore[union-attr]
+    assert METHODS.get("rloo").run.keywords["method"] is cai.RLOO  # type: ignore[union-attr]
+    for method in METHODS.names():
+        assert method in (ROOT / "docs" / "api.md").read_text().lower()
+
+
+def test_a_policy_is_trained_on_its_own_samples_from_python(tiny_model_dir: Path, tmp_path: Path) -> None:
+    online = OnlineConfig(num_generations=2, max_tokens=4)
+    config = cai.PolicyConfig(method="grpo", online=online, batch_size=2, gradient_accumulation=1, max_length=64, precision="float32")
+    job = cai.PolicyJob(config, cai.ModelSpec(path=str(tiny_model_dir)), None, tmp_path / "policy", seed=0)
+    prompts = [cai.Prompt(f"p{i}", "helpful", (cai.Message("user", f"Question {i}?"),), "test") for i in range(2)]
+    terms = (cai.RewardTerm(term="length", words=1),)
+    result = cai.train_online(cai.GRPO, job, prompts, lambda: cai.RewardFunction(terms), "length")
+    told = {p.id: (cai.Message("system", "Be brief."), *p.messages) for p in prompts}
+    distilled = cai.train_self_distilled(replace(job, out=tmp_path / "distilled"), prompts, told)
+    assert result.steps == 2 and distilled.steps == 1
+    assert all((tmp_path / name / "adapter_model.safetensors").is_file() for name in ("policy", "distilled"))
+    odd = replace(job, config=structs.replace(config, batch_size=3))
+    with pytest.raises(cai.CaiError, match="can't be divided into groups of 2"):
+        cai.train_online(cai.RLOO, odd, prompts, lambda: cai.RewardFunction(terms), "length")
 
 
 def test_import_cai_loads_nothing() -> None:

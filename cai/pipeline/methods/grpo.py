@@ -41,6 +41,7 @@ GRPO = OnlineMethod(
     classes=grpo_classes,
     arguments=lambda online: {"loss_type": online.loss_type, "scale_rewards": online.scale_rewards},
 )
+"""Group relative policy optimization, for `train_online`."""
 METHOD = PolicyMethod(
     "grpo",
     partial(train_on_rewards, method=GRPO),

@@ -19,4 +19,5 @@ def rloo_classes() -> tuple[Any, Any]:
 
 
 RLOO = OnlineMethod("RLOO, the KL to the reference in the reward", beta=0.05, classes=rloo_classes)  # β as in TRL
+"""REINFORCE leave-one-out, for `train_online`."""
 METHOD = replace(grpo.METHOD, name="rloo", run=partial(train_on_rewards, method=RLOO))

@@ -57,11 +57,11 @@ def train_online(
     Resumes after a kill, with the monitor's observations, and returns the result of a finished training, as `train_sft` does.
 
     Args:
-        method: GRPO, RLOO or another.
+        method: `cai.GRPO`, `cai.RLOO` or another.
         job: its `on_log` gets `reward`, `reward_std`, `kl` (nats per token), `completions/mean_length`, `terms/…`.
         prompts: prompts to sample from; at least enough for one step.
         load_reward_function: returns the reward function. Called after all checks, because it may load models.
-        reward_identity: identifies the reward function in the training's fingerprint.
+        reward_identity: any JSON value that identifies the reward function: with another one, a training begins anew instead of resuming.
         load_monitor: returns the over-optimization monitor for a reward function; None turns it off.
 
     Raises:

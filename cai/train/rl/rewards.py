@@ -21,10 +21,15 @@ class RewardFunction:
     """The weighted sum of a recipe's terms. Raises `TrainingError` if a term lacks what it scores with."""
 
     terms: tuple[RewardTerm, ...]
+    """What is added up."""
     ensemble: EnsembleScorer | None = None
+    """Scores conversations with responses by reward models: `score` of `cai.load_ensemble`."""
     judge: TermScorer | None = None
+    """The judge's log-odds that a response follows the constitution, for the term `constitution`."""
     constitution: Constitution | None = None
+    """The principles whose checks count, for the term `check`."""
     probe: TermScorer | None = None
+    """The score of a probe on hidden states, for the term `probe`."""
 
     def __post_init__(self) -> None:
         for config in self.terms:

@@ -47,6 +47,9 @@ def train_self_distilled(job: PolicyJob, prompts: Sequence[Prompt], told: Mappin
         job: its start is the teacher too. Its `on_log` gets `loss` (nats per token), `completions/mean_length` and others.
         prompts: prompts to answer; at least enough for one step.
         told: for each prompt's id, the same conversation with the principles in it.
+
+    Raises:
+        TrainingError: too few prompts fit, or training diverges.
     """
     from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
