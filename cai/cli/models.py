@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, Seed, app, open_session, print_json, say, show
+from cai.cli.app import Json, Seed, app, open_session, print_json, say, show, warn
 
 models = typer.Typer(name="models", help="Small models with a name, and what a server can do.", invoke_without_command=True)
 app.add_typer(models)
@@ -201,6 +201,10 @@ def evaluate(
             "  lm_eval --model hf --model_args pretrained=FOLDER --tasks arc_easy\n"
             "The commands are in docs/lm-eval.md"
         )
+    if arena and against is not None:
+        raise RecipeError("--arena compares all models with each other: name them as arguments, without --against")
+    if len(models) > 1 and not arena:
+        raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
     run = next(filter(None, map(run_of, models)), None)
     recipe = settings(
         run=run,
@@ -215,9 +219,12 @@ def evaluate(
     recipe = with_prompts(with_probe(recipe, probe), prompts or ())
     session = open_session(recipe, run.path if run else constitution.parent if constitution else Path.cwd())
     asked = load_constitution(constitution or session.workspace.root / recipe.constitution)
+    if run is None and judge is None and probe is None:
+        warn(
+            "The judge is the embedded model (SmolLM2-135M), which was not shown to beat trivial rules on human labels. "
+            "Choose another with --judge MODEL"
+        )
     if arena:
-        if against is not None:
-            raise RecipeError("--arena compares all models with each other: name them as arguments, without --against")
         arenas = session.run(lambda opened: rank_models(opened, models, asked, reward or [], limit), "evaluate", open_models=False)
         session.warn_of_failures()
         if json:
@@ -231,8 +238,6 @@ def evaluate(
                 table.add_row(plain(m.model), f"{m.elo:.0f}", f"{m.low:.0f} – {m.high:.0f}", f"{m.win_rate:.1%}", str(m.duels), above)
             show(table)
         return
-    if len(models) > 1:
-        raise RecipeError(f"{len(models)} models: compare two with --against, or rank them with --arena")
     found = session.run(
         lambda opened: evaluate_models(opened, models[0], against, asked, reward or [], limit), "evaluate", open_models=False
     )

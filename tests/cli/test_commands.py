@@ -359,6 +359,9 @@ def test_evaluate_ranks_models_in_an_arena(shared: Workspace, call: Called) -> N
     assert {r["model"] for r in arena["ratings"]} == set(models) and {r["duels"] for r in arena["ratings"]} == {18}
     assert sum(r["elo"] for r in arena["ratings"]) == pytest.approx(3000)
     assert call(shared.root, "evaluate", "--arena", *models, "--limit", "3", *judge) == 0 and "mean rating 1000" in call.out
+    assert "--judge" not in call.told
     assert call(shared.root, "evaluate", *models) == 2 and "rank them with --arena" in call.told
     assert call(shared.root, "evaluate", "--arena", "scripted#one") == 2 and "two or more different models" in call.told
+    assert "The judge is the embedded model (SmolLM2-135M), which was not shown to beat trivial rules" in call.told
+    assert "Choose another with --judge MODEL" in call.told
     assert call(shared.root, "evaluate", "--arena", *models, "--against", "scripted") == 2 and "without --against" in call.told
