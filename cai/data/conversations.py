@@ -36,6 +36,34 @@ def is_transcript(text: str) -> bool:
     return opening.startswith("\n\nHuman:") or (opening.lstrip().startswith("Human:") and "\n\nAssistant:" in opening)
 
 
+_SPEAKER = r"(?:system|human|user|mensch|benutzer|nutzer|usuario|humano|utilisateur|humain|пользователь|用户|用戶|人类|人類|ユーザー)"
+_ANSWERER = r"(?:assistant|assistente?|asistente|ассистент|助手|助理|アシスタント)"
+_OTHER_TRANSCRIPT = re.compile(rf"\A\s*{_SPEAKER}\s*[:：].*[\r\n][ \t]*{_ANSWERER}\s*[:：](?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_RENDERED = re.compile(
+    r"\A\s*(?:<s>|<bos>|<\|begin_of_text\|>)?\s*(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|<\|system\|>|\[INST\])"
+    r".*(?:<\|im_start\|>assistant|<\|end_header_id\|>|<start_of_turn>model|<\|assistant\|>|\[/INST\])(?P<rest>.*)",
+    re.DOTALL,
+)
+
+
+def refuse_other_transcript(text: str, to_answer: bool = False) -> None:
+    """Raise `RowFault` if a text is a conversation as another format writes it, which would be trained on as the words of one turn.
+
+    Args:
+        text: not an hh-rlhf transcript.
+        to_answer: only if its last turn is an empty one of the assistant: a prompt may quote a conversation.
+    """
+    for pattern, what in (
+        (_OTHER_TRANSCRIPT, "isn't hh-rlhf's ('\\n\\nHuman: …\\n\\nAssistant: …')"),
+        (_RENDERED, "a chat template wrote"),
+    ):
+        found = pattern.match(text)
+        if found and not (to_answer and found["rest"].strip()):
+            raise RowFault(
+                "not_a_transcript", f"a conversation in one text that {what}: {_short(text)}. Give its turns as a list of messages"
+            )
+
+
 def parse_transcript(text: str) -> tuple[Message, ...]:
     r"""Split an hh-rlhf transcript into turns. Texts are stripped, and consecutive turns of the same speaker are joined.
 
@@ -92,7 +120,10 @@ def messages_of(value: Any) -> tuple[Message, ...]:
         RowFault: it is none of these, or a turn has an unknown role or content that isn't text.
     """
     if isinstance(value, str):
-        return parse_transcript(value) if is_transcript(value) else (Message("user", value),)
+        if is_transcript(value):
+            return parse_transcript(value)
+        refuse_other_transcript(value, to_answer=True)
+        return (Message("user", value),)
     if isinstance(value, dict):
         text = value.get("text")
         return messages_of(text) if isinstance(text, str) and value.keys().isdisjoint(("role", "from")) else (_message(value),)

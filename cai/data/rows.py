@@ -19,6 +19,7 @@ import msgspec
 
 from cai.core.console import printable
 from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, open_file, read_lines
+from cai.data.encodings import not_utf8, refuse_other_encodings
 from cai.errors import DataError
 
 HUB = "hub:"
@@ -100,7 +101,7 @@ def read_rows(path: Path, kind: FileKind | None = None) -> Iterator[Row]:
     """
     kind = kind or file_kind(path)
     if kind != "parquet":
-        _refuse_other_encodings(path)
+        refuse_other_encodings(path, prose=kind == "text")
     reader = {"json": _json_rows, "csv": _csv_rows, "text": _text_rows, "parquet": _parquet_rows}[kind]
     if str(path).isprintable():
         return reader(path)
@@ -137,6 +138,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
     decoder = msgspec.json.Decoder()
     for n, (number, raw) in enumerate(lines):
         line = raw.removeprefix(b"\xef\xbb\xbf")
+        if n == 0 and line.strip() == b"{" and next(lines, None):
+            raise DataError(
+                f"{path}: a JSON object over several lines. Write each row in one line (JSON Lines), or all in an array: [{{…}}, {{…}}]."
+            )
         if n == 0 and line.lstrip().startswith(b"["):
             yield from _json_array(path, chain([line], _at_most(path, lines)))
             return
@@ -177,9 +182,15 @@ def _json_array(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
         whole.clear()
         at, number = _skip(text, text.index("[") + 1), 0
         while not (number == 0 and text[at : at + 1] == "]"):
+            start = at
             item, at = decoder.raw_decode(text, at)
+            broken = _HALF_CHARACTER.search(text, start, at) is not None and not _is_text(item)
             number, at = number + 1, _skip(text, at)
-            yield Row(f"{path}:{number}", item)
+            yield (
+                Row(f"{path}:{number}", None, "half of a UTF-16 surrogate pair, which is no text")
+                if broken
+                else Row(f"{path}:{number}", item)
+            )
             if text[at : at + 1] != ",":
                 break
             at = _skip(text, at + 1)
@@ -199,6 +210,16 @@ def _skip(text: str, at: int) -> int:
 
 
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _is_text(item: Any) -> bool:
+    """Whether all texts of a decoded value can be written: JSON may escape half a surrogate pair."""
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
@@ -218,20 +239,37 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         if fault:
             raise DataError(f"{path}:{start}: the header is {fault}")
         if text.strip():
-            header = _cells([text.removeprefix("\ufeff")], delimiter)
+            header = _cells([text.lstrip("\ufeff")], delimiter)
             break
     if header is None:
         return
     if isinstance(header, str):
         raise DataError(f"{path}:{start}: the header can't be read as CSV ({header})")
+    header = [name.strip() for name in header]
     _check_header(path, header, delimiter)
     waiting: deque[_Line] = deque()
     while record := _csv_record(waiting, lines, delimiter, len(header)):
         number, cells = record
         if isinstance(cells, str):
             yield Row(f"{path}:{number}", None, cells)
+        elif cells and (name := next((n for n, cell in zip(header, cells, strict=True) if _PYTHON_TURNS.match(cell)), None)) is not None:
+            yield Row(f"{path}:{number}", None, f"{name} is a list of messages as Python writes it. Save the rows as JSON Lines or Parquet")
         elif cells:
-            yield Row(f"{path}:{number}", dict(zip(header, cells, strict=True)))
+            yield Row(f"{path}:{number}", dict(zip(header, map(_turns, cells), strict=True)))
+
+
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from)'\s*:")
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from)"\s*:')
+
+
+def _turns(cell: str) -> Any:
+    """Return the list of messages that a cell holds as JSON; another cell as it is."""
+    if not _JSON_TURNS.match(cell):
+        return cell
+    try:
+        return msgspec.json.decode(cell.encode())
+    except NOT_JSON:
+        return cell
 
 
 _RETURN = re.compile(r"(?<=\r)(?!\n)")
@@ -313,37 +351,6 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}: the header has {', '.join(map(repr, twice))} more than once. Give every column a name of its own.")
 
 
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """Say that a text isn't UTF-8, and how to convert it."""
-    found = error.object[error.start : error.start + 1].hex()
-    return (
-        f"not UTF-8 text (byte 0x{found}). It may be Windows-1252 or Latin-1: save it as UTF-8, for example with "
-        "iconv -f WINDOWS-1252 -t UTF-8"
-    )
-
-
-def _refuse_other_encodings(path: Path) -> None:
-    """Raise `DataError` if a text file's first bytes are those of UTF-16, UTF-32, gzip, ZIP or Parquet."""
-    first = next((line for _, line in read_lines(path, blank=True, too_long="skip")), None)
-    start = (first or b"")[:64]
-    named = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-    if named is None and len(start) >= 4 and (not any(start[:4:2]) or not any(start[1:4:2])):
-        named = "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"
-    if named:
-        raise DataError(f"{path}: is {named}.")
-
-
-_MAGIC = {
-    b"\xff\xfe\0\0": "UTF-32 text. Save it as UTF-8, for example with iconv -f UTF-32 -t UTF-8",
-    b"\xff\xfe": "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8",
-    b"\x1f\x8b": "compressed with gzip. Add .gz to its name",
-    b"PK\x03\x04": "a ZIP archive, perhaps a spreadsheet. Export it as CSV in UTF-8",
-    b"PAR1": "Parquet. Name it .parquet",
-}
-"""First bytes of files that are not UTF-8 text, and what they are."""
-
-
 def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -360,6 +367,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as e:
         if isinstance(e, DataError):
             raise
+        refuse_other_encodings(path)
         raise DataError(f"{path}: can't be read as Parquet ({e})") from e
 
 

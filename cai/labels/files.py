@@ -29,6 +29,7 @@ MOST_STRANGE = 0.1
 """Share of a file's probabilities that may be none before all are doubted."""
 MOST_COLUMNS, MOST_SHOWN = 1000, 60
 """Columns that are told apart, and the characters of each: every row may have others."""
+NAMELESS = "(a column without a name)"
 _INNER = ("data", "fields")
 """Keys under which Label Studio tasks and Argilla records nest their columns."""
 
@@ -166,7 +167,13 @@ def read_file(rows: Iterable[Row], name: str, where: str, format: str, kind: Pro
     if not (found and pair_formats()[found].own) and not any(one.preference.source != f"human:{name}" for _, one in readings):
         read.discard("source")  # it doesn't say who labelled
     file = PairFile(
-        where, found or "", count, readings, failures, tuple(c for c in held if c not in read and not _about_people(c)), tuple(held)
+        where,
+        found or "",
+        count,
+        readings,
+        failures,
+        tuple(c or NAMELESS for c in held if c not in read and not _about_people(c)),
+        tuple(held),
     )
     if found is None:
         raise nothing_usable("pair", file, failures)
@@ -218,5 +225,6 @@ def _recognise(row: dict[str, Any], where: str, columns: Mapping[str, str]) -> s
             return name
     raise DataError(
         f"{where}: not recognised as labelled pairs; found columns {', '.join(map(str, row)) or 'none'}. Expected "
-        f"{', or '.join(f.expected for f in reversed(families()) if f.expected)}.{NO_HEADER if CSV.search(where) else ''}"
+        f"{', or '.join(f.expected for f in reversed(families()) if f.expected)}. Name columns of yours with "
+        f"`cai human import --column response_a=COLUMN`.{NO_HEADER if CSV.search(where) else ''}"
     )

@@ -93,7 +93,7 @@ def test_argillas_nested_export_is_taken_with_a_doubt() -> None:
     ("name", "told"),
     [
         ("argilla_ranking.json", "no_choice: a ranking without its ranks, which Argilla 2 leaves out"),
-        ("argilla_datasets.csv", "unreadable: preference.responses is a text here; .* as JSON Lines or Parquet"),
+        ("argilla_datasets.csv", r"unreadable: messages is a list of messages as Python writes it\. .* as JSON Lines or Parquet"),
     ],
 )
 def test_what_argilla_loses_on_the_way_is_told(name: str, told: str) -> None:

@@ -19,7 +19,7 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
     nested = isinstance(row.get("fields"), dict)
     fields: Row = row["fields"] if nested else row
     names, sides = named_sides(fields)
-    responses = _argilla_responses(row)
+    question, responses = _argilla_responses(row)
     if not responses:
         if text := next((key for key, value in row.items() if key.endswith(".responses") and isinstance(value, str) and value), None):
             raise RowFault("unreadable", f"{text} is a text here; a CSV can't hold lists, so export as JSON Lines or Parquet")
@@ -29,7 +29,7 @@ def read_argilla(row: Row, source: str, kind: PromptKind | None) -> Iterator[Fou
     def one(response: Row) -> PairRow:
         if response.get("status") not in (None, "submitted"):
             raise RowFault("not_submitted", f"the response of {response.get('user_id')} is {response.get('status')}")
-        found = reading(*sides, _argilla_choice(response.get("value"), names), about, source, kind, as_shown=True, who=response)
+        found = reading(*sides, _argilla_choice(response.get("value"), question, names), about, source, kind, as_shown=True, who=response)
         return found if "status" in response or not nested else replace(found, doubt=NO_STATUS)
 
     yield from each(responses, one)
@@ -48,8 +48,8 @@ def _is_argilla_v1(value: Any) -> bool:
     return isinstance(value, dict) and {"user_id", "value"} <= value.keys()
 
 
-def _argilla_responses(row: Row) -> list[Row]:
-    """Return the responses to the record's question about the two answers: one named as in `CHOICES`, else the first with responses.
+def _argilla_responses(row: Row) -> tuple[str, list[Row]]:
+    """Return the record's question about the two answers, one named as in `CHOICES`, else the first with responses, and these.
 
     Answers to other questions name no response and become faults, so name the question `preference` or put it first.
     """
@@ -63,7 +63,7 @@ def _argilla_responses(row: Row) -> list[Row]:
     else:
         asked = {name: _argilla_v1(value) for name, value in row.items() if _is_argilla_v1(value)}
     wanted = [name for name in CHOICES if asked.get(name)] + [name for name in asked if asked[name]]
-    return [r for r in asked[wanted[0]] if isinstance(r, dict)] if wanted else []
+    return (wanted[0], [r for r in asked[wanted[0]] if isinstance(r, dict)]) if wanted else ("", [])
 
 
 def _argilla_v1(value: Any) -> list[Row]:
@@ -73,7 +73,7 @@ def _argilla_v1(value: Any) -> list[Row]:
     return [{k: v[i] for k, v in columns.items() if i < len(v)} for i in range(len(columns["value"]))]
 
 
-def _argilla_choice(value: Any, names: tuple[str, str]) -> float | Said:
+def _argilla_choice(value: Any, question: str, names: tuple[str, str]) -> float | Said:
     """Parse a label, or a ranking of the two responses' names."""
     if isinstance(value, dict) and isinstance(value.get("rank"), list):  # a 1.x dataset on the Hub keeps a ranking as columns
         value = [{"value": v, "rank": r} for v, r in zip(listed(value.get("value")), value["rank"], strict=False)]
@@ -89,7 +89,7 @@ def _argilla_choice(value: Any, names: tuple[str, str]) -> float | Said:
             "a ranking without its ranks, which Argilla 2 leaves out of what it exports (its issue 5712): the order of "
             f"{', '.join(map(str, value))} says nothing. Ask with a label question",
         )
-    return Said((("preference", value),), names)
+    return Said(((question, value),), names)
 
 
 FORMATS = PairFormats("argilla", (PairFormat("argilla", is_argilla, read_argilla),), "an export of Argilla", rank=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cai.data.conversations import RowFault
 from cai.labels.columns import CHOICES, SEVERAL, Found, Row, decoded, is_table, named_sides
-from cai.labels.readings import PairFormat, PairFormats, Said, number, reading
+from cai.labels.readings import PROMPTS, PairFormat, PairFormats, Said, number, reading
 from cai.records import PromptKind
 
 _NUMBERED = re.compile(r"(?:annotator|rater|vote|choice)[ _-]?[0-9]+")
@@ -30,7 +30,10 @@ def read_table(row: Row, source: str, kind: PromptKind | None) -> Iterator[Found
         return
     answers = several_answers(row)
     if not answers:
-        raise RowFault("not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; name another with --column choice=…")
+        found = ", ".join(str(name) for name in row if name not in PROMPTS)
+        raise RowFault(
+            "not_labelled", f"no answer: expected p_a or one of {', '.join(CHOICES)}; found {found}; name another with --column choice=…"
+        )
     for who, value in answers:
         yield reading(*sides, Said((("annotators", value),), names), row, source, kind, as_shown=True, who={"annotator": who})
 
@@ -41,9 +44,16 @@ def several_answers(row: Row) -> list[tuple[str, Any]]:
     if numbered:
         return numbered
     for name in SEVERAL:
-        found = decoded(row.get(name), '["', "[1", "[0")
-        if isinstance(found, list) and found and not any(isinstance(value, list | dict) for value in found):
-            return [(f"annotator{n}", value) for n, value in enumerate(found, 1) if value not in (None, "")]
+        found = decoded(row.get(name), "[")
+        if found in (None, "", []):
+            continue
+        if not isinstance(found, list) or any(isinstance(value, list | dict) for value in found):
+            raise RowFault(
+                "not_labelled",
+                f'{name} is {str(row[name])[:60]!r}; expected each annotator\'s answer in a list, such as ["A", "B"], or in a column of '
+                "its own: annotator1, annotator2",
+            )
+        return [(f"annotator{n}", value) for n, value in enumerate(found, 1) if value not in (None, "")]
     return []
 
 
