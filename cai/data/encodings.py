@@ -10,8 +10,8 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     """Say that a text isn't UTF-8, and how to convert it."""
     found = error.object[error.start : error.start + 1].hex()
     return (
-        f"not UTF-8 text (byte 0x{found}). It may be Windows-1252 or Latin-1, or in another language WINDOWS-1250, WINDOWS-1251, GB18030 or "
-        "SHIFT_JIS: save it as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
+        f"not UTF-8 text (byte 0x{found}). It may be Windows-1252 or Latin-1, or in another language WINDOWS-1250, WINDOWS-1251, GB18030 "
+        "or SHIFT_JIS: save it as UTF-8, for example with iconv -f WINDOWS-1252 -t UTF-8"
     )
 
 

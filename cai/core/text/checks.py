@@ -21,7 +21,14 @@ from cai.records import Constitution, Principle, PromptKind, ResponseCheck
 
 PATTERN_SECONDS = 1.0
 """Time limit of one regular expression on one text, in seconds."""
-_LIST_LINE = regex.compile(r"^[ \t]*(?:[-*•‣▪–]|\d{1,3}[.)]|[a-zA-Z][.)])[ \t]+\S", regex.MULTILINE)
+_BULLET = r"[-*+•‣▪▫◦●○■□►▸▶➤➢→✓✔✅☑🔹🔸👉·–]\ufe0f?"
+_NUMBER = r"(?:[(（]?(?:\d{1,3}|[a-zA-Z])[.)）]|[α-ωа-яА-Яא-ת][)]|[가나다라마바사][.)])"
+_CJK_NUMBER = r"(?:・|[①-⑳❶-❿]|（(?:\d{1,2}|[一二三四五六七八九十]{1,3})）|(?:\d{1,3}|[一二三四五六七八九十]{1,3})[、．])"
+_LIST_LINE = regex.compile(
+    rf"^[ \t>]*(?:#{{1,6}}[ \t]+)?(?:\*\*|__)?(?:(?:{_BULLET}|{_NUMBER})(?:\*\*|__)?[ \t]+|{_CJK_NUMBER}(?:\*\*|__)?[ \t]*)\S",
+    regex.MULTILINE,
+)
+"""An item's beginning, perhaps in a quotation or heading or in bold. After Chinese and Japanese marks there is no space."""
 _ADDABLE = {"min_words", "matches", "contains_any", "ends_with"}
 _FENCE = regex.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", regex.DOTALL)
 

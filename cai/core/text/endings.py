@@ -5,15 +5,23 @@ A policy trained on cut-off sentences learns to stop in mid-sentence, and a judg
 
 import re
 
-_CLOSING = r"[\"'”’)\]*_」』》〉）】〕»]*"
+_CLOSING = r"(?:[ \u00a0\u202f]?»|[\"'”’“‘)\]*_」』》〉）】〕])*"
 _SENTENCE_END = re.compile(
     rf"(?<![0-9\s])[.!?…]{_CLOSING}(?=\s|$)|(?<=[0-9]{{2}})[.!?](?=\s|$)"
-    rf"|[。！？｡．‼⁇⁈⁉؟۔।॥။።։។៕༎།]{_CLOSING}"  # Chinese and Japanese, Arabic and Urdu, Hindi, Burmese, Ethiopic, Armenian, Khmer, Tibetan
+    rf"|(?<=[\w»])[ \u00a0\u202f][!?]{_CLOSING}(?=\s|$)"  # French puts a space before them
+    rf"|(?<=[\u0370-\u03ff\u1f00-\u1fff]);{_CLOSING}(?=\s|$)"  # the Greek question mark
+    rf"|[。！？｡．‼⁇⁈⁉؟۔।॥။።։។៕༎།](?![」』]+と){_CLOSING}"  # from Chinese, Japanese, Arabic, Urdu, Hindi to Tibetan
     r"|(?<=[\u0e01-\u0e4f\u0e81-\u0ecf])(?=\s)"  # Thai and Lao mark the end of a sentence by a space only
 )
+_MONTHS = "Januar|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember"
 _ABBREVIATION = re.compile(
-    r"(?<!\w)(?:e\.\s?g|i\.\s?e|vs|Mr|Mrs|Ms|Dr|Prof"  # English
-    r"|z\.\s?[BT]|d\.\s?h|u\.\s?a|bzw|ca|vgl|evtl|ggf|inkl|Nr)\."  # German
+    r"(?<!\w)(?:(?:e\.\s?g|i\.\s?e|vs|Mr|Mrs|Ms|Dr|Prof"  # English
+    r"|z\.\s?[BT]|d\.\s?h|u\.\s?a|bzw|ca|vgl|evtl|ggf|inkl|Nr"  # German
+    r"|Sra?|Srta|Dra|Uds?|p\.\s?ej|MM|p\.\s?ex|c\.-à-d|env|[Ss]ig|[Ss]ig\.ra|[Dd]ott|[Dd]ott\.ssa|p\.\s?es"  # Spanish, French, Italian
+    r"|[Dd]hr|[Mm]evr|[Mm]w|[Bb]ijv|o\.\s?a|d\.\s?w\.\s?z|[Nn]p|tzn|tzw|[Öö]rn"  # Dutch, Polish, Turkish
+    r"|напр|ул|см|стр|т\.\s?[ек]|т(?=\.\s?[дп]\.)|г(?=\.\s[а-я]))\."  # Russian
+    rf"|M\.(?=\s[A-ZÀ-Ý])|No\.(?=\s?\d)|\d{{1,2}}\.(?=\s(?:Jahrhundert|{_MONTHS})\b)"
+    r"|(?:[A-ZÄÖÜÉА-Я]\.\s?){2,}(?=\s?[\w])|EE\.\s?UU\.(?=\s\w))"  # initials
 )
 """Abbreviations that another word follows. Those that may end a sentence ("etc.", "usw.") are left out."""
 _DANGLING = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#]+|\d{1,2}[.)])[ \t]*$|(?:^|\n)[^\n]*:[*_ \t]*$")

@@ -59,8 +59,8 @@ _PATTERNS = tuple(
         *(pattern for lexicon in LEXICONS.values() for pattern in lexicon.refusals),
     )
 )
-_OTHER_LETTERS = re.compile(r"[^\W\d_\u0000-\u024f]")
-"""Letters outside the Latin script."""
+_OTHER_LETTERS = re.compile(r"[^\W\d_a-zA-ZäöüßÄÖÜáéíóúñÁÉÍÓÚÑàâçèêëîïôûùœæÿÀÂÇÈÊËÎÏÔÛÙŒÆªº]")
+"""Letters that the languages in the Latin script that the rule knows don't have."""
 _REVISING = re.compile(
     "|".join(pattern for lexicon in LEXICONS.values() for pattern in lexicon.revising) + r"|"
     r"\b(?:rewrit|revis|rephras|edit (?:the|this|that|my)|critique"
@@ -91,7 +91,7 @@ def can_tell(text: str) -> bool:
     """Return whether the rule can tell if a text is a refusal: it recognises one, or the text is empty or in a language that it knows.
 
     A text of at least `SENTENCE` words must fit a known language better than any other, or as well by two words or more. A shorter one in
-    the Latin script, such as a number or a name, counts as known unless it fits others only.
+    the Latin script, such as a number or a name, counts as known unless it fits others only or has a letter of another alphabet ("ł").
 
     >>> can_tell("Here is how."), can_tell("42"), can_tell("申し訳ありません。"), can_tell("Ne mogu vam pomoći s tim.")
     (True, True, False, False)
@@ -100,7 +100,7 @@ def can_tell(text: str) -> bool:
     if is_refusal(text) or (found and found <= KNOWN.keys()):
         return True
     known = any(code in KNOWN for code in found)
-    return known and weight > 1 if word_count(text) >= SENTENCE else known or (not found and not _OTHER_LETTERS.search(text))
+    return known and weight > 1 if word_count(text) >= SENTENCE else (known or not found) and not _OTHER_LETTERS.search(text)
 
 
 def untold_note(texts: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ _ACTS_NOW = (
 _REQUEST = (
     r"(?:da(?:bei|mit|zu|für|von|rüber|s)|(?:bei|mit|zu|über) (?:so|solche[mnrs]?)(?: \w+)?|(?:diese|solche) (?:an)?(?:bitten?|fragen?))"
 )
+_AID = r"(?:anleitung(?:en)?|auskunft|auskünfte|hilfe|tipps|informationen|hinweise|ratschläge|antwort)"
 _TO_YOU = r"(?: (?:dir|ihnen|euch|leider|auch|hier|aber|grundsätzlich))*"
 _ENDS = r"(?= ?[.,;:!–-]| dabei\b| (?:denn|weil|da)\b|$)"
 """What follows "nicht" where all of it is declined: "ich mache das nicht oft" says something else."""
@@ -27,12 +28,13 @@ LEXICON = Lexicon(
         rf"\b(?:ich|wir) {_MODAL}(?: [\w'-]+){{0,6}}? {_NOT}(?: [\w'-]+){{0,7}}? {_ACT}\b",
         rf"\b{_MODAL} (?:ich|wir)(?: [\w'-]+){{0,6}}? {_NOT}(?: [\w'-]+){{0,7}}? {_ACT}\b",
         rf"\b{_REQUEST} {_ACTS_NOW} ich{_TO_YOU} (?:nicht|nichts){_ENDS}",
-        rf"\b{_REQUEST} gebe ich{_TO_YOU} keine (?:anleitung|auskunft|auskünfte|hilfe|tipps|informationen|hinweise|ratschläge|antwort)\b",
+        rf"\b{_REQUEST} gebe ich{_TO_YOU} keine {_AID}\b",
         rf"\bich (?:helfe|unterstütze|beantworte){_TO_YOU}(?: {_REQUEST})?{_TO_YOU} nicht{_ENDS}",
+        rf"\bich (?:gebe|liefere|biete|erteile|nenne){_TO_YOU}(?: {_REQUEST})?{_TO_YOU} keine(?:rlei)? {_AID}\b",
         r"\bich (?:werde|will|darf|möchte)(?: (?:dir|ihnen|euch|das|es|dazu|leider))* (?:nicht|nichts)(?: dazu)? sagen\b",
         r"\bich unterstütze keine\b|\bstehe ich(?: [\w'-]+){0,2}? nicht zur verfügung\b|\bkann ich(?: \w+){0,2}? nicht verantworten\b",
         r"\bich (?:muss|möchte|werde)(?: [\w'-]+){0,5}? (?:ablehnen|verweigern)\b|\bich (?:lehne|weigere)\b|\bich verweigere\b",
-        r"\bich bin (?:leider )?nicht (?:in der lage|befugt|berechtigt|dazu da|dafür da|bereit|imstande)\b|\bes ist mir (?:leider )?nicht (?:möglich|erlaubt)\b",
+        r"\bich bin (?:leider )?nicht (?:in der lage|befugt|berechtigt|dazu da|dafür da|bereit|imstande)\b|\b(?:es ist mir|ist es mir|mir ist es) (?:leider )?nicht (?:möglich|erlaubt)\b",
         r"\b(?:verstößt|verstoßen) gegen (?:meine|unsere)\b|\bgegen meine (?:richtlinien|grundsätze|prinzipien|programmierung|regeln)\b",
         r"\bdas ist (?:leider )?nichts, (?:wobei|womit|bei dem) ich\b",
     ),

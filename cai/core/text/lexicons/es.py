@@ -12,11 +12,22 @@ _ACT = (
     r"aconsej|aceptar|acceder|procesar|alent|foment|conced)"
 )
 
+_WILL_NOT = (
+    r"no (?:te |le |les |os |lo |la |se |nos )*(?:(?:ayudar|dar|proporcionar|facilitar|explicar|escribir|responder|participar|ofrecer|compartir|enseñar|"
+    r"describir|generar|crear|colaborar)(?:é|emos)|har(?:é|emos) (?:eso|esto|lo que))\b"
+)
+_DO_NOT = (
+    r"no (?:(?:ayudo|colaboro|participo) (?:con|en|a)|(?:proporciono|facilito|ofrezco|doy|comparto) (?:(?:este|ese) tipo de )?"
+    r"(?:instrucciones|información|consejos|detalles|ayuda|asistencia))\b"
+)
+"""Declining in the future and the present tense, without a modal verb."""
+
 LEXICON = Lexicon(
     "es",
     "Spanish",
     refusals=(
         rf"\b{_NO}(?: \w+){{0,3}}? {_ACT}",
+        rf"\b{_WILL_NOT}|\b{_DO_NOT}",
         r"\b(?:debo|tengo que|tendré que|he de) (?:rechazar|negarme|declinar)\b|\bme (?:niego|rehúso) a\b",
         r"\bva en contra de (?:mis|nuestras|nuestros) \w+|\b(?:viola|infringe|incumple) (?:mis|nuestras|las) (?:pautas|directrices|políticas|normas)",
         r"\bno me siento cómod[oa]\b|\bes(?:o|to)? (?:no )?es algo (?:en lo )?que (?:no )?(?:pueda|puedo)\b",
