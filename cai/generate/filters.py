@@ -11,13 +11,15 @@
     worse_by_check     it breaks that check, and the text before it didn't: that text is kept
     unchanged          it equals the response, or nearly so: the response is kept
 
-A heading such as "Here is the revised response:" is removed first, and the text after it is kept.
+A heading such as "Here is the revised response:" is removed first, and the text after it is kept. Headings and talk about the revision are
+recognised in English and in the languages of the shipped templates (`cai.core.text.lexicons`).
 """
 
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+from cai.core.text.lexicons import LEXICONS
 from cai.core.text.refusals import is_refusal, refuses_revision
 from cai.core.text.words import words
 from cai.records import PromptKind
@@ -37,15 +39,17 @@ _HEADING = re.compile(
     rf"(?:(?:sure|certainly|of course|okay|ok|absolutely|yes)[,!.:]*\s+)?"
     rf"(?:here(?:'s|’s| is| are)|this is|below is|the following is|i(?:'ve|’ve| have)? {_BETTER})"
     rf"[^\n:]{{0,100}}(?:{_BETTER}|{_THING})[^\n:]{{0,80}}:"
-    rf"|(?:(?:my|the|your|an?) )?(?:{_BETTER} )?(?:assistant )?(?:{_THING}|assistant)[\s*_]*:"
-    rf")[\s*_]*",
+    rf"|(?:(?:my|the|your|an?) )?(?:{_BETTER} )?(?:assistant )?(?:{_THING}|assistant)[\s*_]*[:：]"
+    + "".join(rf"|(?:{pattern})[\s*_]*[:：]" for lexicon in LEXICONS.values() for pattern in lexicon.headings)
+    + r")[\s*_]*",
     re.IGNORECASE,
 )
 _ANYWHERE = re.compile(
     r"\b(?:the |my )?(?:assistant's|assistant’s) (?:last |previous |preceding |original |first )?(?:response|answer|reply|message)\b"
     r"|\bthe (?:critique|revision request|revised response|rewritten response|original response|previous response)\b"
     r"|\b(?:rewrite|revise) the (?:assistant'?s? |previous |last |original )?(?:response|answer)\b"
-    r"|(?:^|\n)[\s*_]*(?:human|user|assistant|system)[\s*_]*:",
+    r"|\A[\s*_#]*critique[\s*_]*:"
+    r"|(?:^|\n)[\s*_]*(?:human|user|assistant|system)[\s*_]*:" + "".join(f"|{p}" for lexicon in LEXICONS.values() for p in lexicon.leaks),
     re.IGNORECASE,
 )
 _AT_THE_EDGES = re.compile(
@@ -54,7 +58,8 @@ _AT_THE_EDGES = re.compile(
     rf"|\b(?:this|my) {_BETTER} {_THING}\b|\bthe {_BETTER} (?:response|answer|reply|revision)\b"
     rf"|\byour (?:last |previous |first )?(?:response|revision|draft)\b"
     rf"|\bth(?:is|e) (?:response|revision|rewrite|version)"
-    rf" (?:is|was|has|should|could|removes|avoids|addresses|acknowledges|provides|follows|does|shows|still|now)\b",
+    rf" (?:is|was|has|should|could|removes|avoids|addresses|acknowledges|provides|follows|does|shows|still|now)\b"
+    + "".join(f"|{p}" for lexicon in LEXICONS.values() for p in lexicon.leaks_at_edges),
     re.IGNORECASE,
 )
 
@@ -68,7 +73,7 @@ def without_heading(text: str) -> str:
     text = text.strip()
     heading = _HEADING.match(text)
     bare = text[heading.end() :].strip() if heading else text
-    for opening, closing in (('"', '"'), ("“", "”")):
+    for opening, closing in (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"), ("「", "」")):
         inner = bare[1:-1]
         if len(bare) > 2 and bare.startswith(opening) and bare.endswith(closing) and opening not in inner and closing not in inner:
             bare = inner.strip()

@@ -1,7 +1,7 @@
 """Word rules in other languages than English: how a refusal opens, and the phrases that the audit looks for.
 
-One file per language. The English rules are in `cai.core.text.refusals` and `cai.evaluate.audit.markers`. All patterns are matched against
-`cai.core.text.words.plain` text: lower case, single spaces, and Arabic without vowel marks and with one form of alif.
+One file per language. The English rules are in `cai.core.text.refusals` and `cai.evaluate.audit.markers`. Patterns for refusals and phrases are
+matched against `cai.core.text.words.plain` text: lower case, single spaces, and Arabic without vowel marks and with one form of alif.
 """
 
 from cai.core.text.lexicons import ar, de, es, fr, zh

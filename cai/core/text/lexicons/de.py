@@ -21,6 +21,10 @@ _TO_YOU = r"(?: (?:dir|ihnen|euch|leider|auch|hier|aber|grundsätzlich))*"
 _ENDS = r"(?= ?[.,;:!–-]| dabei\b| (?:denn|weil|da)\b|$)"
 """What follows "nicht" where all of it is declined: "ich mache das nicht oft" says something else."""
 
+_BETTER = r"(?:überarbeitet\w*|verbessert\w*|umgeschrieben\w*|umformuliert\w*|korrigiert\w*|angepasst\w*|neue|bessere)"
+_THING = r"(?:antwort|fassung|version|überarbeitung|revision|neufassung)"
+_CHANGED = r"(?:überarbeitet|umgeschrieben|umformuliert|verbessert|entfernt|angepasst|geändert|korrigiert)"
+
 LEXICON = Lexicon(
     "de",
     "German",
@@ -37,6 +41,21 @@ LEXICON = Lexicon(
         r"\bich bin (?:leider )?nicht (?:in der lage|befugt|berechtigt|dazu da|dafür da|bereit|imstande)\b|\b(?:es ist mir|ist es mir|mir ist es) (?:leider )?nicht (?:möglich|erlaubt)\b",
         r"\b(?:verstößt|verstoßen) gegen (?:meine|unsere)\b|\bgegen meine (?:richtlinien|grundsätze|prinzipien|programmierung|regeln)\b",
         r"\bdas ist (?:leider )?nichts, (?:wobei|womit|bei dem) ich\b",
+    ),
+    headings=(
+        rf"(?:(?:klar|gerne?|natürlich|sicher|selbstverständlich|okay|ok|ja)[,!.:]*\s+)?(?:hier (?:ist|kommt|folgt|sind)|das ist|dies ist|im folgenden|nachfolgend)"
+        rf"[^\n:]{{0,100}}(?:{_BETTER}|{_THING})[^\n:]{{0,80}}",
+        rf"ich habe [^\n:]{{0,100}}{_THING}[^\n:]{{0,80}}{_CHANGED}[^\n:]{{0,40}}",
+        rf"(?:(?:meine|die|deine|eine) )?(?:{_BETTER} )?(?:{_THING}|assistent)",
+    ),
+    leaks=(
+        r"\b(?:die|der|deine[rn]?|meine[rn]?) (?:letzten?|vorherigen?|vorigen?|ursprünglichen?|überarbeiteten?|umgeschriebenen?|ersten?) antwort\b",
+        r"\b(?:mein(?:e[mn])?|dein(?:e[mn])?|der|dem|den) (?:ersten?|ursprünglichen?) entwurf(?:s)? (?:meiner|deiner|der) antwort\b|\bdie kritik (?:trifft zu|stimmt|ist (?:richtig|berechtigt))",
+        r"\A[\s*_#]*kritik[\s*_]*:|(?:^|\n)[\s*_]*(?:mensch|nutzer|benutzer|assistent)[\s*_]*:",
+    ),
+    leaks_at_edges=(
+        rf"\bich habe [^.\n]{{0,60}}\b{_THING}[^.\n]{{0,60}}\b{_CHANGED}\b",
+        rf"\b(?:diese|die {_BETTER}|diese {_BETTER}) {_THING} (?:ist|war|hat|sollte|vermeidet|folgt|berücksichtigt|enthält|zeigt|entspricht)\b",
     ),
     revising=(r"\b(?:umschreib|überarbeit|umformulier|neu (?:schreib|formulier)|(?:die|meine|letzte|vorherige) antwort)",),
     markers={

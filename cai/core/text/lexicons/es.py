@@ -22,6 +22,10 @@ _DO_NOT = (
 )
 """Declining in the future and the present tense, without a modal verb."""
 
+_BETTER = r"(?:revisad[oa]|mejorad[oa]|reescrit[oa]|corregid[oa]|modificad[oa]|reformulad[oa]|final|actualizad[oa])"
+_THING = r"(?:respuesta|versión|revisión|reescritura)"
+_CHANGED = r"he (?:revisado|reescrito|reformulado|editado|modificado|eliminado|corregido|quitado|mejorado)"
+
 LEXICON = Lexicon(
     "es",
     "Spanish",
@@ -31,6 +35,21 @@ LEXICON = Lexicon(
         r"\b(?:debo|tengo que|tendré que|he de) (?:rechazar|negarme|declinar)\b|\bme (?:niego|rehúso) a\b",
         r"\bva en contra de (?:mis|nuestras|nuestros) \w+|\b(?:viola|infringe|incumple) (?:mis|nuestras|las) (?:pautas|directrices|políticas|normas)",
         r"\bno me siento cómod[oa]\b|\bes(?:o|to)? (?:no )?es algo (?:en lo )?que (?:no )?(?:pueda|puedo)\b",
+    ),
+    headings=(
+        rf"(?:(?:claro|por supuesto|desde luego|vale|sí|de acuerdo)[,!.:]*\s+)?(?:aquí (?:está|tienes|tiene|va|te dejo)|esta es|a continuación)"
+        rf"[^\n:]{{0,100}}(?:{_BETTER}|{_THING})[^\n:]{{0,80}}",
+        rf"{_CHANGED} [^\n:]{{0,100}}{_THING}[^\n:]{{0,80}}",
+        rf"(?:(?:mi|la|tu|una) )?(?:(?:nueva|mejor) )?(?:{_THING}|asistente)(?: {_BETTER})?",
+    ),
+    leaks=(
+        r"\b(?:la|tu|mi) (?:última|anterior|primera) respuesta\b|\b(?:la|tu|mi) respuesta (?:anterior|original|previa|revisada|reescrita)\b",
+        r"\b(?:el|mi|tu) primer borrador de (?:la|mi|tu) respuesta\b|\bla crítica (?:es (?:correcta|acertada|justa)|tiene razón)",
+        r"\A[\s*_#]*crítica[\s*_]*:|(?:^|\n)[\s*_]*(?:usuario|humano|asistente)[\s*_]*:",
+    ),
+    leaks_at_edges=(
+        rf"\b{_CHANGED}\b[^.\n]{{0,60}}\b{_THING}\b",
+        rf"\b(?:esta|la nueva) {_THING}(?: {_BETTER})? (?:es|fue|evita|sigue|respeta|elimina|incluye|debería|cumple|muestra)\b",
     ),
     revising=(r"\b(?:reescrib|revis|reformul|editar? (?:la|mi|esta)|(?:la|mi|última|anterior) respuesta)",),
     markers={
