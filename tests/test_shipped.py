@@ -30,6 +30,7 @@ def test_these_constitutions_are_shipped() -> None:
         "controls",
         "general",
         "helpful-only",
+        "starter-de",
         "starter",
         "swapped",
         "tactful",

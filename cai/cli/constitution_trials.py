@@ -327,17 +327,18 @@ def draft(file: File, principle: OnlyPrinciples = None, model: Model = None, rec
     The drafts are written into the file, each marked by a comment. Read them before you use them.
     """
     from cai.constitution.editing import set_fields
-    from cai.constitution.load import load_constitution
+    from cai.constitution.load import language_of, load_constitution
     from cai.core.jsonl import write_text
     from cai.session import Session
     from cai.workbench.settings import settings
     from cai.workbench.trial import chosen
-    from cai.workbench.wording import Wording, draft_wording
+    from cai.workbench.wording import Wording, draft_wording, refuse_untranslated
 
     loaded = load_constitution(file)
     todo = chosen(loaded, principle).principles if principle else tuple(p for p in loaded.principles if not p.own_wording)
 
     async def work(session: Session) -> list[Wording]:
+        refuse_untranslated(session, language_of(file))
         return await session.each(todo, lambda p: draft_wording(session, p), "principles", lambda p: p.id, may_all_fail=True)
 
     session = open_session(settings(model=model, recipe=recipe, constitution=file, name="draft"), file.parent)

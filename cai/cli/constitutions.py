@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cai.cli import completing
-from cai.cli.app import Json, Seed, app, open_session, print_json, say
+from cai.cli.app import Json, Seed, app, open_session, print_json, say, warn
 from cai.records import Constitution
 
 constitution = typer.Typer(name="constitution", help="Check, show, import, compare and test constitutions.", no_args_is_help=True)
@@ -116,6 +116,12 @@ def import_(
         raise ConstitutionError("--accept needs a review file: import the document first, read the proposals, then accept")
     if kind in SUFFIXES:
         document = read_document(files[0])
+        if (code := document.language) not in ("en", None):
+            warn(
+                f"{files[0]}: is in another language ({code}) than the templates that ask a model for principles, which are in English "
+                "only. The proposals, if any hold up, need rewording. Or write the principles yourself, a statement each, in a "
+                "constitution with language: de, es or zh"
+            )
         session = open_session(settings(model=model, name="import"), Path.cwd())
         imported: Constitution | Review = session.run(lambda opened: propose_in(opened, document), "import")
     elif kind in (".yaml", ".yml"):

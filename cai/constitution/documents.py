@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cai.constitution.wording import words
 from cai.core.jsonl import read_file
+from cai.core.text.languages import language
 from cai.errors import ConstitutionError
 
 SUFFIXES = (".md", ".markdown", ".txt", ".rst")
@@ -46,6 +47,11 @@ class Document:
 
     path: Path
     sections: tuple[DocumentSection, ...]
+
+    @property
+    def language(self) -> str | None:
+        """ISO 639-1 code of the document's language; None if it can't be told."""
+        return language("\n".join(section.text for section in self.sections))
 
 
 def read_document(path: Path) -> Document:

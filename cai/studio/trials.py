@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cai.constitution.editing import UNWRITTEN, set_fields
+from cai.constitution.load import language_of
 from cai.constitution.proposals import WORDED
 from cai.core.console import Reporter
 from cai.core.manifest import read_manifest
@@ -21,7 +22,7 @@ from cai.studio.principle_form import PrincipleForm
 from cai.workbench.consequences import compare_on_sample
 from cai.workbench.settings import in_language, settings
 from cai.workbench.trial import chosen, steps
-from cai.workbench.wording import Wording, draft_wording
+from cai.workbench.wording import Wording, draft_wording, refuse_untranslated
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def wording(drafts: Drafts, name: str, index: int | None, workspace: Workspace, 
 
     async def work(job: Job) -> None:
         async with asking.session(workspace, job) as session:
+            refuse_untranslated(session, language_of(drafts.path(name)))
             for number, principle in enumerate(todo, 1):
                 job.note = f"drafting for {principle.id} ({number} of {len(todo)})"
                 try:

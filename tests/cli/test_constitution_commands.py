@@ -284,7 +284,18 @@ def test_guidelines_and_a_documents_proposals(shared: Workspace, call: Called, t
     document = tmp_path / "values.md"
     document.write_text("The assistant should name its sources. It must not guess. Users must wait.")
     assert call(shared.root, "constitution", "import", str(document), "--model", "scripted") == 2
-    assert "scripted proposed nothing that holds up (not in the section" in " ".join(call.told.split())
+    assert (
+        "scripted proposed nothing that holds up (not in the section" in " ".join(call.told.split()) and "another language" not in call.told
+    )
+    german = tmp_path / "werte.md"
+    german.write_text("Der Assistent soll seine Quellen nennen. Er darf nicht raten, und er ist höflich.", encoding="utf-8")
+    assert call(shared.root, "constitution", "import", str(german), "--model", "scripted") == 2
+    assert "another language (de) than the templates" in " ".join(call.told.split())
+    file = shared.root / "constitution" / "anfang.yaml"
+    file.write_text(STARTER_DE.replace("starter-de", "anfang"), encoding="utf-8")
+    before = file.read_bytes()
+    assert call(shared.root, "constitution", "draft", str(file), "--model", "scripted") == 2 and file.read_bytes() == before
+    assert "another language (de) than word_principle.txt" in " ".join(call.told.split())
     proposals = tuple(
         Proposal(i, f"values.md:{i}", s, drafted(f"p-{i}", s)) for i, s in enumerate(("Name your sources.", "Never guess a date."), 1)
     )

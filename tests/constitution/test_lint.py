@@ -36,6 +36,7 @@ def changed(**fields) -> list[tuple[str, str, str | None]]:
         ("general", 27, {"harmful": 14, "borderline": 12, "helpful": 14}),
         ("helpful-only", 10, {"harmful": 10, "borderline": 10, "helpful": 10}),
         ("starter", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
+        ("starter-de", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
         ("controls", 2, {"harmful": 2, "borderline": 2, "helpful": 2}),
         ("swapped", 2, {"harmful": 2, "borderline": 2, "helpful": 1}),
         ("tactful", 3, {"harmful": 1, "borderline": 2, "helpful": 2}),
@@ -53,7 +54,7 @@ def test_shipped_constitutions_load_and_are_clean(name, principles, kinds):
 
 
 def test_every_shipped_constitution_is_in_the_test_above():
-    names = ["clinical-documentation", "controls", "general", "helpful-only", "starter", "swapped", "tactful"]
+    names = ["clinical-documentation", "controls", "general", "helpful-only", "starter", "starter-de", "swapped", "tactful"]
     assert sorted(p.stem for p in SHIPPED.glob("*.yaml")) == names
 
 
