@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from cai.core.jsonl import NOT_JSON
 from cai.errors import DataError
 from cai.records import Message, Role
 
@@ -109,8 +112,21 @@ def render_transcript(messages: Sequence[Message]) -> str:
     return text
 
 
+_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from)"\s*:')
+
+
+def decoded_turns(text: str) -> Any:
+    """Return the list of messages that a text, such as a cell of a CSV, holds as JSON; another text as it is."""
+    if not _JSON_TURNS.match(text):
+        return text
+    try:
+        return msgspec.json.decode(text.encode())
+    except NOT_JSON:
+        return text
+
+
 def messages_of(value: Any) -> tuple[Message, ...]:
-    """Read a conversation from a string, a transcript, one message, or a list of messages (`role`/`content` or `from`/`value`).
+    """Read a conversation: a string, a transcript, a message, or a list (`role`/`content` or `from`/`value`), perhaps as JSON.
 
     Tool calls (`tool_calls`, `function_call`) become text at the end of their turn, and a tool's result a user turn.
 
@@ -119,6 +135,8 @@ def messages_of(value: Any) -> tuple[Message, ...]:
     Raises:
         RowFault: it is none of these, or a turn has an unknown role or content that isn't text.
     """
+    if isinstance(value, str):
+        value = decoded_turns(value)
     if isinstance(value, str):
         if is_transcript(value):
             return parse_transcript(value)

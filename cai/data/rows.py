@@ -19,6 +19,7 @@ import msgspec
 
 from cai.core.console import printable
 from cai.core.jsonl import MAX_LINE_BYTES, NOT_JSON, open_file, read_lines
+from cai.data.conversations import decoded_turns
 from cai.data.encodings import not_utf8, refuse_other_encodings
 from cai.errors import DataError
 
@@ -255,23 +256,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         elif cells and (name := next((n for n, cell in zip(header, cells, strict=True) if _PYTHON_TURNS.match(cell)), None)) is not None:
             yield Row(f"{path}:{number}", None, f"{name} is a list of messages as Python writes it. Save the rows as JSON Lines or Parquet")
         elif cells:
-            yield Row(f"{path}:{number}", dict(zip(header, map(_turns, cells), strict=True)))
+            yield Row(f"{path}:{number}", dict(zip(header, map(decoded_turns, cells), strict=True)))
 
 
 _PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from)'\s*:")
-_JSON_TURNS = re.compile(r'\s*\[\s*\{\s*"(?:role|content|from)"\s*:')
-
-
-def _turns(cell: str) -> Any:
-    """Return the list of messages that a cell holds as JSON; another cell as it is."""
-    if not _JSON_TURNS.match(cell):
-        return cell
-    try:
-        return msgspec.json.decode(cell.encode())
-    except NOT_JSON:
-        return cell
-
-
 _RETURN = re.compile(r"(?<=\r)(?!\n)")
 """After a carriage return that ends a line by itself, as in files of old Macs."""
 _Line = tuple[int, str, str]

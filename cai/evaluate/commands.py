@@ -1,6 +1,7 @@
 """`cai judge bench`, `calibrate` and `fit`, `cai evaluate` and the arena: measurements outside a run, with the workspace's call store."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from cai.labels.pooling import pair_key
 from cai.models.base import NO_STATES
 from cai.models.naming import spec_from_name
 from cai.recipe import ModelSpec
-from cai.records import Constitution, EvalResult, HumanLabel, Preference, Prompt, PromptKind
+from cai.records import Constitution, EvalResult, Failure, HumanLabel, Preference, Prompt, PromptKind
 from cai.session import Session
 
 
@@ -41,8 +42,7 @@ def labelled_pairs_of(
     """Read human-labelled pairs, without those that the session's probe was fitted on, and warn about unusable rows."""
     loaded = load_pairs(path, pair_format, kind)
     if loaded.failures:
-        first = loaded.failures[0]
-        session.reporter.warn(f"{path}: {len(loaded.failures)} rows can't be used, the first: {first.item_id}: {first.reason}")
+        session.reporter.warn(f"{path}: {_unusable(loaded.failures)}")
     if loaded.unused:
         session.reporter.say(f"{path}: columns not used: {', '.join(loaded.unused)}")
     probe = probe_of(session.recipe.feedback, session.workspace.root)
@@ -52,6 +52,13 @@ def labelled_pairs_of(
         if not unseen:
             raise DataError(f"{path}: the probe was fitted on all of these pairs, so they can't measure it. Name others in --pairs")
     return list(limited(unseen, limit, session.recipe.seed))
+
+
+def _unusable(failures: Sequence[Failure]) -> str:
+    """Say how many rows of a file can't be used for which reasons, and what is wrong with the first."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in failures).most_common())
+    rows, first = f"{len(failures)} row{'s' if len(failures) > 1 else ''}", failures[0]
+    return f"{rows} can't be used ({reasons}); the first: {first.item_id}: {first.reason}: {first.detail}"
 
 
 async def bench_judge(
@@ -142,7 +149,7 @@ def _labels_to_fit(
     seed, reporter = session.recipe.seed, session.reporter
     labels, failures, _ = read_label_files(files, format)
     if failures:
-        reporter.warn(f"{len(failures)} rows can't be used, the first: {failures[0].item_id}: {failures[0].reason}")
+        reporter.warn(_unusable(failures))
     if fitted:
         kept = unseen(fitted, labels, pair_key, lambda label: label.pair.prompt)
         if len(kept) < len(labels):

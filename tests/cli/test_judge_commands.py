@@ -45,6 +45,15 @@ def test_judge_bench_refuses_what_it_does_not_know(shared: Workspace, call: Call
     assert told in call.told
 
 
+def test_judge_bench_tells_every_reason_for_unusable_rows(shared: Workspace, call: Called, tmp_path: Path) -> None:
+    pair = {"prompt": "Q?", "response_a": "Yes.", "response_b": "No.", "choice": "A"}
+    changes = ({}, {"choice": "tie", "prompt": "R?"}, {"response_b": "Yes."}, {"response_a": ""}, {"choice": None}, {"choice": ""})
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({**pair, **change}) + "\n" for change in changes))
+    command = ("judge", "bench", "--pairs", str(tmp_path / "p.jsonl"), "--model", "scripted", "--protocol", "pairwise")
+    assert call(shared.root, *command, "--principles", "sample") == 0
+    assert "5 rows can't be used (2 not_labelled, 1 identical, 1 empty, 1 tie); the first:" in " ".join(call.told.split())
+
+
 def test_human_labels_come_in_and_go_out(tmp_path: Path, call: Called) -> None:
     write_labels(tmp_path)
     assert call(tmp_path, "human", "import", "answers.jsonl", "-o", "labels.jsonl") == 0

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from cai.data.prompts import load_prompts
 from cai.errors import DataError
 from cai.labels.load import LoadedLabels
+from cai.recipe import PromptSource
 from tests.labels.loading import load_labels
 
 TURNS = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
@@ -38,6 +40,8 @@ def only(loaded: LoadedLabels) -> tuple[list[str], str, str]:
 def test_turns_in_a_cell_of_a_csv_are_read_as_turns(tmp_path: Path) -> None:
     row = {"prompt": "Hi?", "chosen": json.dumps(TURNS), "rejected": json.dumps(OTHER)}
     assert only(read(tmp_path, row, name="f.csv")) == (["Hi?"], "Yes.", "No.")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": json.dumps(TURNS[:1])}) + "\n")
+    assert [m.content for p in load_prompts(PromptSource(path="p.jsonl"), tmp_path, 0).prompts for m in p.messages] == ["Hi?"]
     with pytest.raises(DataError, match="chosen is a list of messages as Python writes it"):
         read(tmp_path, {"prompt": "Hi?", "chosen": str(TURNS), "rejected": str(OTHER)}, name="f.csv")
 
