@@ -121,9 +121,9 @@ def test_a_bottomless_reply_is_not_taken_into_memory(status: int) -> None:
     assert sent < 20 * MAX_REPLY_BYTES
 
 
-def test_an_impossible_log_probability_is_malformed() -> None:
+def test_a_log_probability_below_all_possible_is_none() -> None:
     for number in ("-1e308", "-1e7"):
         content = f'{{"choices": [{{"logprobs": {{"top_logprobs": [{{"token_id:4": {number}, "token_id:5": {number}}}]}}}}]}}'.encode()
         server = FakeVllm([lambda r, _, c=content: httpx2.Response(200, content=c) if r.url.path == "/v1/completions" else None])
         reply = answers(server)[1]
-        assert isinstance(reply, ReplyError) and reply.reason == "malformed_reply"
+        assert isinstance(reply, ReplyError) and reply.reason == "no_probability"

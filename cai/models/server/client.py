@@ -4,6 +4,7 @@ The client does the HTTP, the retries (lost connections, time-outs, 408, 409, 42
 
 - at most `concurrency` requests are in flight, waits between tries included, so that a server in trouble sees less traffic;
 - a reply ends within `timeout_seconds` and `MAX_REPLY_BYTES`, however slowly it trickles (`transport`);
+- a 500 that repeats and says that something of the request isn't taken is a refusal, as llama.cpp's are, and no outage (`refusals`);
 - a reply that can't be read is asked for again, then it is the item's counted failure (`malformed_reply`);
 - what is left after the last try is the item's failure (`ReplyError`) if others were answered meanwhile, and the server's (`ModelError`)
   otherwise;
@@ -28,9 +29,10 @@ from cai.core.jsonl import NOT_JSON
 from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
 from cai.models.server.address import check_url, read_key, root_of
-from cai.models.server.replies import error_in, first_choice, message_of, refusal, words_of
+from cai.models.server.refusals import RETRIED, error_in, is_refusal, refusal, words_in
+from cai.models.server.replies import first_choice, message_of
 from cai.models.server.served import NotServedError, Served, identify
-from cai.models.server.transport import RETRIED, SECRET_CHARACTERS, BoundedClient, KeyFilter
+from cai.models.server.transport import SECRET_CHARACTERS, BoundedClient, KeyFilter
 from cai.recipe import ModelSpec
 
 T = TypeVar("T")
@@ -274,7 +276,7 @@ class ServerClient:
 
     def _refusal(self, error: APIStatusError) -> tuple[ModelError, ReplyError | None]:
         """Return the error for a status that isn't a success, and the one to raise instead if others were answered."""
-        status, said = error.status_code, self.excerpt(words_of(error.body) or error.response.text)
+        status, said = error.status_code, self.excerpt(words_in(error.response.content))
         where = f"{self.url} answered {status}" + (f": {said}" if said else "")
         if status in (401, 403):
             held = "is refused" if self._key else "is not set"
@@ -288,7 +290,7 @@ class ServerClient:
             return UnansweredError(
                 f"{where}\nThe server limits how fast it is asked{asked}. Lower model.concurrency, or wait. {_KEPT}"
             ), None
-        if status in RETRIED or status >= 500:
+        if (status in RETRIED or status >= 500) and not is_refusal(status, said):
             failure = FailingError(f"{where}\nThe server failed at every try. See its log, and restart it. {_KEPT}")
             return failure, ReplyError("server_error", str(failure)) if status >= 500 else None
         if status < 400:

@@ -40,7 +40,7 @@ from cai.models.requests import (
 from cai.models.server.capabilities import Capabilities, learned_from, of_owner, thinking_switch, without
 from cai.models.server.client import ServerClient
 from cai.models.server.learning import Ask, LearnedCapabilities
-from cai.models.server.replies import read_completion, read_likeliest, read_next_token, read_prompt_logprobs
+from cai.models.server.replies import NO_PROBABILITY, read_completion, read_likeliest, read_next_token, read_prompt_logprobs
 from cai.models.server.served import TokenList, as_json
 from cai.models.templates import OPENINGS
 from cai.models.turns import alternating, without_system
@@ -196,7 +196,10 @@ class ServerEngine:
         for tokens in choices:
             walked = [steps.get(tokens[: i + 1]) for i in range(len(tokens))]
             known = [value for value in walked if value is not None]
-            totals.append(sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens))
+            total = sum(known) if len(known) == len(tokens) else await self._prompt_logprob(prompt, tokens)
+            totals.append(max(total, NO_PROBABILITY))
+        if max(totals) == NO_PROBABILITY:
+            raise ReplyError("no_probability", f"{self.name} gives no probability to any of the choices")
         return ChoiceLogprobs(tuple(totals), len(prompt))
 
     async def _tokens_of(self, request: ChoicesRequest, choice: str, prompt: Tokens, can: Capabilities) -> Tokens:
@@ -236,8 +239,8 @@ class ServerEngine:
         if not likely:
             self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
             raise NoLogprobsError(self._no_logprobs)
-        top = max(likely, key=lambda token: likely[token])
-        if opens_reasoning(top):
+        likely = {token: value for token, value in likely.items() if value > NO_PROBABILITY}
+        if opens_reasoning(top := max(likely, key=lambda token: likely[token], default="")):
             self._no_logprobs = (
                 f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities {_OF_NOTHING}"
             )
@@ -268,7 +271,9 @@ class ServerEngine:
             raise ReplyError("empty_text", "there is no text to score")
         prompt = await self._prompt(request.messages, "", can)
         tokens = await self._continuation(request.messages, "", request.text, prompt, can)
-        return TextLogprob(await self._prompt_logprob(prompt, tokens), len(tokens), len(prompt))
+        if (total := await self._prompt_logprob(prompt, tokens)) <= NO_PROBABILITY:
+            raise ReplyError("no_probability", f"{self.name} gives no probability to a token of the text")
+        return TextLogprob(total, len(tokens), len(prompt))
 
     def _begun(self, prefill: str, can: Capabilities) -> str:
         """Return a prefill that closes the reasoning which llama.cpp opens before it. vLLM renders an answer that has begun without one."""

@@ -97,4 +97,4 @@ def _changed(can: Capabilities, changes: Mapping[str, Any]) -> Capabilities:
 
 def _is_refusal(error: ReplyError) -> bool:
     """Whether a server refuses the request as it is written."""
-    return error.reason == "refused_by_server" and error.detail.startswith(("400:", "422:"))
+    return error.reason == "refused_by_server" and error.detail.startswith(("400:", "422:", "500:", "501:"))

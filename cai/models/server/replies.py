@@ -15,7 +15,7 @@ from cai.core.text.reasoning import split_reasoning, within
 from cai.errors import ReplyError
 from cai.models.base import UNFINISHED
 from cai.models.requests import Completion
-from cai.models.server.transport import RETRIED
+from cai.models.server.refusals import error_in
 
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")
 _CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "token_limit")
@@ -27,50 +27,13 @@ _SPARE_TOKENS = 16
 _MOST_TOKENS = 2**31
 _MOST_CHARACTERS = 512
 """Of one token. The longest tokens of known vocabularies have some 250, of white space."""
-_IMPOSSIBLE = -1e5
-"""Nats: no model gives a token so little. Some servers write -9999 for what they don't know."""
+NO_PROBABILITY = -9999.0
+"""Nats. A log-probability as low as this, −∞ or null is a probability of 0: servers write what JSON can hold (vLLM −9999, llama.cpp the
+lowest float). It is finite, so that the call store's JSON can hold it too."""
 
 
 _BESIDE = ("reasoning", "reasoning_content", "thinking", "reasoning_details")
 """Fields of a message that servers put the reasoning into."""
-_TOO_LONG = (
-    "context length",
-    "context_length",
-    "context size",
-    "context window",
-    "maximum model length",
-    "max_model_len",
-    "too long",
-    "is too large",
-)
-
-
-def refusal(status: int, said: str) -> ReplyError:
-    """Return the error for a request that a server refuses."""
-    return ReplyError("prompt_too_long" if any(words in said.lower() for words in _TOO_LONG) else "refused_by_server", f"{status}: {said}")
-
-
-def words_of(error: object) -> str:
-    """Return what an error's body says: `error.message` as OpenAI has it, `message` or `detail` as others; empty if it has none."""
-    said = error.get("error", error) if isinstance(error, dict) else error
-    if isinstance(said, dict):
-        said = said.get("message") or said.get("detail")
-    return said if isinstance(said, str) else ""
-
-
-def error_in(body: dict[str, Any]) -> ReplyError | None:
-    """Return the error that some servers and routers send as a success: `{"error": …}`, and `{"object": "error"}` of older vLLM.
-
-    It is a refusal, or a `server_error` if the request may be answered when it is sent again.
-    """
-    error = body if body.get("object") == "error" else body.get("error")
-    if not error or body.get("choices"):
-        return None
-    code = error.get("code") if isinstance(error, dict) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else 400
-    if status >= 500 or status in RETRIED:
-        return ReplyError("server_error", f"{status}: {words_of(error)}")
-    return refusal(status, words_of(error))
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:
@@ -245,6 +208,13 @@ def _count(value: object) -> int:
 
 
 def _logprob(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < _IMPOSSIBLE:
-        raise ValueError(f"{value!r} as a log-probability")
-    return float(value)
+    """Return a log-probability in nats, at least `NO_PROBABILITY`. Raises `ValueError` if it is none."""
+    if value is None:
+        return NO_PROBABILITY
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # a TypeError is a wrong type
+    except OverflowError:
+        number = math.nan
+    if math.isnan(number) or number == math.inf:
+        raise ValueError(f"{str(value)[:40]!r} as a log-probability")
+    return max(number, NO_PROBABILITY)

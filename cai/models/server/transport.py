@@ -17,6 +17,7 @@ import httpx2
 from cai.core.interrupt import Gate
 from cai.core.waiting import NOTICE_SECONDS, tell_waiting
 from cai.models.server.address import is_loopback
+from cai.models.server.refusals import RETRIED, is_refusal, words_in
 from cai.recipe import ModelSpec
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024
@@ -26,9 +27,10 @@ MAX_PARTS = 1_000_000
 """Commas of a reply: there are as many values in it, and each takes up to a kibibyte once it is read."""
 SECRET_CHARACTERS = 8
 """Shorter keys are placeholders ("EMPTY", "none"), which a model may well say."""
-RETRIED = {408, 409, 429}
 _SPARE_CONNECTIONS = 2  # to ask a server again what it serves while its requests wait
 _GONE = {502, 503, 504}
+_TRIES, _TRY_AGAIN = "x-stainless-retry-count", "x-should-retry"
+"""Headers of the `openai` client's: which try a request is, and, in a reply, whether to send it again."""
 
 
 class EndlessError(httpx2.DecodingError):
@@ -89,7 +91,8 @@ class BoundedClient(httpx2.AsyncClient):
         """
         async with self.sending:
             if options.get("stream"):  # the caller reads the pieces as they come
-                return await self._bounded(await super().send(request, **options), request)
+                streamed = await super().send(request, **options)
+                return await (self._bounded if streamed.is_success else self._read)(streamed, request)
             reply = asyncio.create_task(self._exchange(request, options))
             reply.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at, also if this task is cancelled
             try:
@@ -165,6 +168,8 @@ class BoundedClient(httpx2.AsyncClient):
         if (wait := wait_until_seconds(headers)) is not None:
             headers["retry-after"] = f"{wait:g}"
         content = b"".join(pieces)
+        if request.headers.get(_TRIES, "0") != "0" and is_refusal(response.status_code, words_in(content)):
+            headers[_TRY_AGAIN] = "false"
         if self._key is not None:
             content = content.replace(self._key, b"***")
             if b"\\u00" in content or b"/" in self._key or b'"' in self._key or b"\\" in self._key:

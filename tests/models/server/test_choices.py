@@ -202,3 +202,56 @@ def test_too_few_log_probabilities_are_malformed() -> None:
     server = FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, json={"choices": [{"prompt_logprobs": [None]}]}))])
     with pytest.raises(ReplyError, match=r"log-probabilities of 1 tokens; \d+ were sent"):
         ask_one(server, ScoreRequest(ASK, "Yes"))
+
+
+NO_PROBABILITIES = ["null", "-Infinity", '"-inf"', "-9999.0", "-3.4028234663852886e+38"]
+
+
+@pytest.mark.parametrize("zero", NO_PROBABILITIES)
+def test_a_probability_of_zero_is_one_however_it_is_written(zero: str) -> None:
+    """vLLM writes −9999, llama.cpp the lowest float, others null or −∞."""
+    ids = [tokenize(c)[0] for c in ("Yes", "No")]
+    for numbers, likelier in ((("-0.1", zero), 0), ((zero, "-0.1"), 1)):
+        top = ", ".join(f'"token_id:{token}": {number}' for token, number in zip(ids, numbers, strict=True))
+        content = f'{{"choices": [{{"logprobs": {{"top_logprobs": [{{{top}}}]}}}}]}}'.encode()
+        reply = ask_one(FakeVllm([on("/v1/completions", lambda _, c=content: httpx2.Response(200, content=c))]), CHOICES)
+        assert isinstance(reply, ChoiceLogprobs)
+        assert reply.logprobs[likelier] == -0.1 and math.exp(reply.logprobs[1 - likelier]) == 0.0
+        assert math.isfinite(sum(reply.logprobs)), "the call store's JSON has no infinity"
+
+
+@pytest.mark.parametrize("zero", NO_PROBABILITIES)
+def test_choices_of_no_probability_are_a_failure(zero: str) -> None:
+    top = ", ".join(f'"token_id:{tokenize(c)[0]}": {zero}' for c in ("Yes", "No"))
+    content = f'{{"choices": [{{"logprobs": {{"top_logprobs": [{{{top}}}]}}}}]}}'.encode()
+    with pytest.raises(ReplyError, match="no_probability"):
+        ask_one(FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, content=content))]), CHOICES)
+
+
+@pytest.mark.parametrize("zero", NO_PROBABILITIES)
+def test_a_likely_token_of_no_probability_is_not_listed(zero: str) -> None:
+    def says(*numbers: str) -> FakeVllm:
+        top = ", ".join(f'{{"token": "{t}", "logprob": {n}}}' for t, n in zip(("Yes", "No", "Maybe"), numbers, strict=True))
+        content = f'{{"choices": [{{"message": {{"content": "x"}}, "logprobs": {{"content": [{{"token": "Yes", "logprob": {numbers[0]}, '
+        return FakeVllm([on("/v1/chat/completions", lambda _: httpx2.Response(200, content=f'{content}"top_logprobs": [{top}]}}]}}}}]}}'))])
+
+    def asked(*numbers: str) -> Any:
+        server = says(*numbers)
+        server.cards[0]["owned_by"] = "someone"
+        return ask_one(server, CHOICES)
+
+    sure = asked("-0.001", zero, "-9.0")
+    assert sure.logprobs[0] == -0.001 and -9.0 <= sure.logprobs[1] <= math.log(0.001)
+    with pytest.raises(ReplyError, match="choice_not_likely"):
+        asked("-1.0", zero, "-2.0")
+    with pytest.raises(ReplyError, match="choice_not_likely: 'Yes' or 'No' is not one of the 0 likeliest"):
+        asked(zero, zero, zero)
+
+
+@pytest.mark.parametrize("zero", NO_PROBABILITIES)
+def test_a_text_with_a_token_of_no_probability_is_a_failure(zero: str) -> None:
+    ids = tokenize(f"{OPEN}Yes")
+    rows = ", ".join(["null", *(f'{{"{t}": {{"logprob": {zero}}}}}' for t in ids[1:])])
+    content = f'{{"choices": [{{"prompt_logprobs": [{rows}]}}]}}'.encode()
+    with pytest.raises(ReplyError, match="no_probability"):
+        ask_one(FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, content=content))]), ScoreRequest(ASK, "Yes"))

@@ -162,3 +162,50 @@ def test_a_trial_that_the_server_answers_with_nothing_is_the_items_failure() -> 
     empty = lambda request, _: chat({"content": ""}) if request.url.path == CHAT else None  # noqa: E731
     with pytest.raises(ReplyError, match="empty_reply"):
         ask_one(FakeVllm([refusing("bad turns", begun), empty], owned_by="sglang"), BEGUN)
+
+
+JINJA = (
+    '\n------------\nWhile executing CallExpression at line 19, column 27 in source:\n...% 2 == 0) -%}↵  {{ raise_exception("Conve...\n'
+    + " " * 300
+    + "^\nError: Jinja Exception: Conversation roles must alternate user/assistant/user/assistant/..."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "when"),
+    [
+        ("Assistant response prefill is incompatible with enable_thinking.", 500, begun),
+        ("Assistant response prefill is incompatible with enable_thinking.", 501, begun),
+        ("Cannot have 2 or more assistant messages at the end of the list.", 500, begun),
+        ("Jinja Exception: System role not supported", 500, with_system),
+        (JINJA, 500, with_system),
+    ],
+)
+@pytest.mark.parametrize("owner", ["vllm", "llamacpp"])
+def test_a_500_that_says_what_it_does_not_take_is_a_refusal(said: str, status: int, when: Any, owner: str, waits: list[float]) -> None:
+    server = FakeVllm([refusing(said, when, status)], owned_by=owner)
+    request = CompleteRequest(ASK, Sampling(16), 0, prefill="Well,")
+    assert all(isinstance(reply, Completion) for reply in in_turn(server, request, request))
+    assert len(waits) <= 6, "each form is asked for twice, because a 500 may pass"
+
+
+def test_a_500_that_refuses_what_cannot_be_left_out_is_this_items_failure_in_its_words() -> None:
+    with pytest.raises(ReplyError, match=r"refused_by_server: 500: Jinja Exception: Conversation roles must alternate"):
+        ask_one(FakeVllm([refusing(JINJA, lambda *_: True, 500)], owned_by="someone"), COMPLETE)
+    with pytest.raises(ReplyError, match=r"prompt_too_long: 500: the request exceeds the available context size"):
+        ask_one(FakeVllm([refusing("the request exceeds the available context size", lambda *_: True, 500)], owned_by="someone"), COMPLETE)
+
+
+def test_a_500_that_names_a_feature_and_passes_is_waited_out(waits: list[float]) -> None:
+    once = iter([True])
+    server = FakeVllm([refusing("template cache: unexpected state", lambda *_: next(once, False), 500)], owned_by="someone")
+    assert isinstance(ask_one(server, COMPLETE), Completion)
+    assert len(waits) == 1 and len(server.bodies(CHAT)[0]["messages"]) == 2
+
+
+def test_a_500_that_refuses_a_stream_is_a_refusal() -> None:
+    pieces = 'data: {"choices": [{"delta": {"content": "Yes."}}]}\n\ndata: [DONE]\n\n'
+    event = httpx2.Response(200, headers={"content-type": "text/event-stream"}, text=pieces)
+    refused = refusing("Assistant response prefill is incompatible with enable_thinking.", begun, 500)
+    server = FakeVllm([refused, lambda request, _: event if request.url.path == CHAT else None])
+    assert stream(server, request=BEGUN)[0].text == "Yes."
