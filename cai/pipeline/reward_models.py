@@ -65,6 +65,7 @@ def train_rewards(
         "examples": sum(r.examples for r in results.values()),
         "steps": sum(r.steps for r in results.values()),
         **{f"dropped_{k}": v for k, v in sorted(dropped.items())},
+        **_truncated(sum(r.truncated for r in results.values())),
     }
     return counts, steps
 
@@ -75,7 +76,12 @@ def train_gold(recipe: Recipe, gold: GoldConfig, run: RunDirectory, on_log: OnLo
 
     train, held_out = (list(read_records(run.data(name), Preference)) for name in (GOLD, f"{GOLD}_heldout"))
     result = train_reward(gold.reward, recipe.trained, train, held_out, run.model(GOLD), derive_seed(recipe.seed, GOLD), on_log)
-    return {"gold_examples": result.examples, "gold_steps": result.steps}
+    dropped = {f"gold_dropped_{reason}": count for reason, count in sorted(result.dropped.items())}
+    return {"gold_examples": result.examples, "gold_steps": result.steps, **dropped, **_truncated(result.truncated, "gold_")}
+
+
+def _truncated(pairs: int, whose: str = "") -> dict[str, int]:
+    return {f"{whose}pairs_truncated": pairs} if pairs else {}
 
 
 def load_rewards(recipe: Recipe, run: RunDirectory) -> "RewardEnsemble":

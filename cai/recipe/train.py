@@ -44,7 +44,8 @@ class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     gradient_accumulation: Positive = 1
     """Number of batches per optimizer step."""
     max_length: Positive = 512
-    """Maximum length of prompt plus response, in tokens. Longer examples are dropped and counted."""
+    """Maximum length of prompt plus response, in tokens. Longer examples are dropped and counted. Reward models keep theirs, truncated on
+    the left, and counted."""
     warmup_fraction: Fraction = 0.1
     """Fraction of the steps over which the learning rate rises to its peak."""
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"

@@ -69,6 +69,8 @@ def render_card(facts: CardFacts) -> str:
     settings = {k: v for k, v in msgspec.to_builtins(facts.config).items() if k != "lora"}
     settings |= {f"lora.{k}": v for k, v in msgspec.to_builtins(facts.config.lora).items()} | {"seed": facts.seed, "steps": result.steps}
     dropped = [f"{n} left out: {reason.replace('_', ' ')}" for reason, n in result.dropped.items()]
+    if result.truncated:
+        dropped.append(f"{result.truncated} truncated on the left, to {facts.config.max_length} tokens")
     method = facts.config.method if isinstance(facts.config, PolicyConfig) else facts.kind
     lines = [
         "---",

@@ -35,6 +35,8 @@ class TrainResult:
     """Wall-clock time of this process, without the time before a resume."""
     resumed_from: int = 0
     """The step that it was resumed from; 0 if it started from the beginning."""
+    truncated: int = 0
+    """Number of examples that were truncated to the maximum length."""
 
 
 class _Finished(msgspec.Struct):

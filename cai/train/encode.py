@@ -134,8 +134,8 @@ def dpo_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int)
 
 def reward_rows(
     tokenizer: Any, preferences: Sequence[Preference], max_length: int, margin: float = 0.0
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Return rows with `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, and the number of dropped pairs by reason.
+) -> tuple[list[dict[str, Any]], dict[str, int], int]:
+    """Return rows with `chosen_ids`, `rejected_ids`, `p_chosen` and `weight`, the number of dropped pairs by reason, and of truncated rows.
 
     A conversation longer than `max_length` tokens is truncated on the left, because the response, which is judged, is at the end.
 
@@ -143,7 +143,7 @@ def reward_rows(
         max_length: longest conversation with its response, in tokens.
         margin: if above 0, rows also have a `margin`: |2p − 1| times this.
     """
-    rows, dropped = [], Counter[str]()
+    rows, dropped, truncated = [], Counter[str](), 0
     for preference, prompt_ids, chosen_ids, rejected_ids in _encode_pairs(tokenizer, preferences, dropped, mask_cut=False):
         chosen, rejected = (prompt_ids + chosen_ids)[-max_length:], (prompt_ids + rejected_ids)[-max_length:]
         if chosen == rejected:
@@ -153,8 +153,9 @@ def reward_rows(
             if margin > 0.0:
                 labels["margin"] = margin * abs(2.0 * preference.p_chosen - 1.0)
             rows.append({"chosen_ids": chosen, "rejected_ids": rejected, **labels})
+            truncated += len(prompt_ids) + max(len(chosen_ids), len(rejected_ids)) > max_length
     _require(rows, len(preferences), dropped, max_length)
-    return rows, dict(dropped)
+    return rows, dict(dropped), truncated
 
 
 def kto_rows(tokenizer: Any, preferences: Sequence[Preference], max_length: int, seed: int) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -116,7 +116,7 @@ def test_a_text_that_was_cut_has_no_end_to_be_trained_on(tokenizer: Any) -> None
     pair = replace(preference(0, 0.7, 2.0), rejected_truncated=True)
     (row,), _ = dpo_rows(tokenizer, [pair], 128)
     assert (row["chosen_ids"].count(end), row["rejected_ids"].count(end)) == (1, 0)
-    (scored,), _ = reward_rows(tokenizer, [pair], 128)
+    (scored,), *_ = reward_rows(tokenizer, [pair], 128)
     assert scored["rejected_ids"][-1] == end, "the score is read there"
 
 
@@ -136,11 +136,12 @@ def test_pairs_too_long_on_either_side_are_left_out_of_dpo(tokenizer: Any) -> No
 
 
 def test_reward_rows_keep_the_end(tokenizer: Any) -> None:
-    rows, dropped = reward_rows(tokenizer, preferences(1), 12)
+    rows, dropped, truncated = reward_rows(tokenizer, preferences(1), 12)
     assert tokenizer.decode(rows[0]["chosen_ids"]) == " 0, gladly.<|im_end|>"
     assert len(rows[0]["chosen_ids"]) == 12
     assert tokenizer.decode(rows[0]["rejected_ids"]).endswith("no 0!<|im_end|>")
-    assert dropped == {}
+    assert (dropped, truncated) == ({}, 1)
+    assert reward_rows(tokenizer, preferences(3), 128)[1:] == ({}, 0)
 
 
 def test_nothing_left_says_why_and_what_to_do(tokenizer: Any) -> None:

@@ -35,7 +35,7 @@ def loss_of(model: ModelSpec, pairs: list[Any], tmp_path: Path, **changes: Any) 
     """Return our loss on one batch of pairs, the trainer and the batch."""
     config = reward_config(batch_size=len(pairs), **changes)
     tokenizer = scoring_tokenizer(load_tokenizer(model))
-    rows, _ = reward_rows(tokenizer, pairs, 512, config.margin)
+    rows, *_ = reward_rows(tokenizer, pairs, 512, config.margin)
     with quiet_training():
         trainer = reward_trainer(config, model, tokenizer, rows, tmp_path, 0)
         batch = next(iter(trainer.get_train_dataloader()))
@@ -80,7 +80,7 @@ def test_a_shared_prompt_changes_no_loss_and_no_gradient(tiny_model_dir: Path, t
     """At 30 tokens the two sides lose beginnings of unlike lengths, and have nothing left to share."""
     model = model_at(tiny_model_dir)
     tokenizer = scoring_tokenizer(load_tokenizer(model))
-    rows, _ = reward_rows(tokenizer, [preference(0), preference(100, 0.7), preference(10, 0.2, 0.5)], max_length)
+    rows, *_ = reward_rows(tokenizer, [preference(0), preference(100, 0.7), preference(10, 0.2, 0.5)], max_length)
     found = []
     for share in ("always", "never"):
         with quiet_training():
@@ -313,3 +313,14 @@ def test_calibration_error_by_hand() -> None:
     bins = reliability_bins([0.97, 0.97, 0.58], [1.0, 0.0, 0.0])
     assert [b.n for b in bins] == [1, 2]
     assert calibration_error(bins) == pytest.approx((2 * 0.47 + 0.58) / 3)
+
+
+def test_truncated_conversations_are_counted_in_the_result_and_on_the_card(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for max_length, truncated in ((512, 0), (12, 4)):
+        out = tmp_path / str(max_length)
+        result = train_reward(reward_config(max_length=max_length), model_at(tiny_model_dir), preferences(4), (), out, 0)
+        assert result.truncated == truncated and result.examples == 4
+        assert ("4 truncated on the left, to 12 tokens" in (out / "README.md").read_text()) == (truncated > 0)
+        assert (
+            train_reward(reward_config(max_length=max_length), model_at(tiny_model_dir), preferences(4), (), out, 0).truncated == truncated
+        )

@@ -3,7 +3,7 @@
 Uses TRL's `RewardTrainer`. Departures from the paper:
 
 1. Labels may also come from people, and have weights.
-2. Conversations that are too long are truncated on the left; the pair is kept.
+2. Conversations that are too long are truncated on the left, and counted; the pair is kept.
 3. The score is taken at the end-of-turn token, so the padding token is a different one.
 """
 
@@ -133,7 +133,7 @@ def train_reward(
     base = replace(model, adapter=None, precision=config.precision)
     tokenizer = scoring_tokenizer(load_tokenizer(base))
     weighted = balance_lengths(preferences) if config.balance_length else preferences
-    rows, dropped = reward_rows(tokenizer, weighted, config.max_length, config.margin)
+    rows, dropped, truncated = reward_rows(tokenizer, weighted, config.max_length, config.margin)
     centre_on = choose_centre_pairs(preferences) if member.centre_on is None else member.centre_on
     measured_on = ([(p.id, p.p_chosen) for p in held_out], [p.id for p in centre_on])
     fingerprint = training_fingerprint("reward", config, base, rows, seed, measured_on)
@@ -143,6 +143,7 @@ def train_reward(
         trainer = reward_trainer(config, base, tokenizer, rows, out, seed)
     tokenizer.model_max_length = config.max_length  # saved with the tokenizer, so that scoring truncates as training did
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
+    result = dataclasses.replace(result, truncated=truncated)
     del trainer
     release_memory()
     measured = {}
