@@ -188,7 +188,7 @@ class TextModel:
         """
         reply = await self.call(CompleteRequest(tuple(messages), sampling, seed, prefill), on_text)
         assert isinstance(reply, Completion)
-        said = split_reasoning(reply.text)
+        said = split_reasoning(reply.text, reply.truncated)
         if said.answer == reply.text:
             return reply
         reasoning = "\n\n".join(part for part in (reply.reasoning, said.reasoning) if part)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from cai.core.text.reasoning import Spoken, split_reasoning
+from cai.core.text.reasoning import Spoken, closing_tag, opens_reasoning, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ from cai.core.text.reasoning import Spoken, split_reasoning
         "<|begin_of_thought|>Is it?<|end_of_thought|>\n<|begin_of_solution|>Yes.<|end_of_solution|>",
         "<|channel|>analysis<|message|>Is it?<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
         "analysisIs it?assistantfinalYes.",
+        "<|channel>thought\nIs it?\n<channel|>Yes.",
+        "<unused94>thought\nIs it?<unused95>Yes.",
+        "<|inner_prefix|>Is it?<|inner_suffix|>Yes.",
+        "Here is my thought process: Is it?\n\nHere is my response: Yes.",
+        "Here's my thought process:\nIs it?\nHere's my response:\nYes.",
+        "<think>Is it?</think>\n<|begin_of_box|>Yes.<|end_of_box|>",
     ],
 )
 def test_the_reasoning_is_set_apart(text: str) -> None:
@@ -87,3 +93,15 @@ def test_a_text_of_nothing_but_tags_takes_one_pass(text: str) -> None:
 )
 def test_an_answer_without_reasoning_is_unchanged(text: str) -> None:
     assert split_reasoning(text) == Spoken(text)
+
+
+def test_granites_beginning_is_a_reasoning_only_where_a_response_follows_or_the_limit_cut_it() -> None:
+    text = "Here is my thought process: first I look at both."
+    assert split_reasoning(text) == Spoken(text)
+    assert split_reasoning(text, cut=True) == Spoken("", "first I look at both.")
+
+
+@pytest.mark.parametrize("tag", ["<|channel>thought\n", "<|inner_prefix|>", "<unused94>thought\n"])
+def test_a_reasoning_that_a_template_opens_is_closed_by_its_own_token(tag: str) -> None:
+    assert opens_reasoning(f"<assistant>\n{tag}") == tag
+    assert split_reasoning(f"{tag}Is it?{closing_tag(tag.strip())}Yes.") == Spoken("Yes.", "Is it?")

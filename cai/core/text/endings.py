@@ -25,6 +25,19 @@ _ABBREVIATION = re.compile(
 )
 """Abbreviations that another word follows. Those that may end a sentence ("etc.", "usw.") are left out."""
 _DANGLING = re.compile(r"(?:^|\n)[ \t]*(?:[-*•#]+|\d{1,2}[.)])[ \t]*$|(?:^|\n)[^\n]*:[*_ \t]*$")
+_END_TOKEN = re.compile(
+    r"(?<=[^\s`'\"“‘(\[:,])\n*(?:<\|(?:im_end|eot_id|eom_id|eot|end|endoftext|end_of_text|end_of_turn|return)\|>|</s>|<end_of_turn>|<turn\|>"
+    r"|<｜end▁of▁sentence｜>)+\s*\Z"
+)
+
+
+def without_end_token(text: str) -> str:
+    """Return a text without the token that ended the model's turn, which some servers leave in it. One that the text speaks of stays.
+
+    >>> without_end_token("Boil it twice.<|im_end|>"), without_end_token("ChatML ends with <|im_end|>")
+    ('Boil it twice.', 'ChatML ends with <|im_end|>')
+    """
+    return _END_TOKEN.sub("", text)
 
 
 def whole_sentences(text: str) -> str | None:

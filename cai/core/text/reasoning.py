@@ -6,6 +6,8 @@ Known forms, in any case and with any nesting:
     …</think>answer               the chat template has opened the reasoning
     <|START_THINKING|>…<|END_THINKING|>answer, <|begin_of_thought|>…<|end_of_thought|>answer
     <|channel|>analysis<|message|>…<|channel|>final<|message|>answer      gpt-oss; also "analysis…assistantfinal…", without the tokens
+    <|channel>thought…<channel|>answer, <unused94>thought…<unused95>answer, <|inner_prefix|>…<|inner_suffix|>answer      Gemma, Apertus
+    Here is my thought process:…Here is my response:answer                Granite
 
 A block counts if it stands at the start of a line or after a sentence, if it has several lines, or if one before it counts; never in code.
 So an answer may name a tag.
@@ -20,10 +22,19 @@ _NAME = (
     r"|analysis)"
 )
 _TAG = re.compile(
-    rf"(?<![`'\"“])(?:(?P<open><{_NAME}(?:\s[^<>\n]{{0,60}})?>|\[{_NAME}\]|<\|{_NAME}\|>|◁{_NAME}▷|<\|(?:start|begin)(?:_of)?_(?:thinking|thought|think)\|>)"
-    rf"|(?P<close></{_NAME}>|\[/{_NAME}\]|<\|/{_NAME}\|>|◁/{_NAME}▷|<\|end(?:_of)?_(?:thinking|thought|think)\|>))",
+    rf"(?<![`'\"“])(?:(?P<open><{_NAME}(?:\s[^<>\n]{{0,60}})?>|\[{_NAME}\]|<\|{_NAME}\|>|◁{_NAME}▷"
+    r"|<\|(?:start|begin)(?:_of)?_(?:thinking|thought|think)\|>"
+    r"|<\|channel>(?:thought|analysis)\b|<unused94>(?:thought\b)?|<\|inner_prefix\|>)"
+    rf"|(?P<close></{_NAME}>|\[/{_NAME}\]|<\|/{_NAME}\|>|◁/{_NAME}▷|<\|end(?:_of)?_(?:thinking|thought|think)\|>"
+    r"|<channel\|>|<unused95>|<\|inner_suffix\|>))",
     re.IGNORECASE,
 )
+_CLOSED_BY = {
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "<unused94>": "<unused95>",
+    "<unused94>thought": "<unused95>",
+    "<|channel>thought": "<channel|>",
+}
 _LAST_WORD = re.compile(r"\S+\s*\Z")
 _START = re.compile(r"(?:\A|\n)[ \t]*(?:[-*>#]{1,3}[ \t]*)?\Z|[.!?:…。！？：][*_'\")\]]*[ \t]+\Z")
 """What stands before a block: the start of a line, with Markdown's marks, or the end of a sentence."""
@@ -31,9 +42,11 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)(?:(?!<\|message\|>).)*<\|message\|
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call|start)\|>(?:assistant)?|<\|channel\|>", re.IGNORECASE)
 _BARE_CHANNEL = re.compile(r"\A\s*(?:assistant)?analysis(?=\S)(.*?)assistant\s*final(?=\S)", re.DOTALL)
 _BARE_ANALYSIS = re.compile(r"\A\s*(?:assistant)?analysis(?=[A-Z])")
+_GRANITE = re.compile(r"\A\s*Here(?: is|['’]s) my thought process:(.*?)(?:\n\s*Here(?: is|['’]s) my response:|\Z)", re.DOTALL)
 _WRAPPED = re.compile(
     r"\A\s*(?:<(answer|response|output|final)>(.*?)(?:</\1>\s*)?"
-    r"|<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?|<\|START_RESPONSE\|>(.*?)(?:<\|END_RESPONSE\|>\s*)?)\Z",
+    r"|<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?|<\|START_RESPONSE\|>(.*?)(?:<\|END_RESPONSE\|>\s*)?"
+    r"|<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>\s*)?)\Z",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -47,8 +60,12 @@ class Spoken:
     reasoning: str = ""
 
 
-def split_reasoning(text: str) -> Spoken:
+def split_reasoning(text: str, cut: bool = False) -> Spoken:
     """Return a text's answer, and its reasoning without the tags. A text without reasoning is returned unchanged.
+
+    Args:
+        cut: whether the text ended at a limit of tokens. Then one that begins as Granite's reasoning does is nothing else; otherwise any
+            model may begin an answer so.
 
     >>> split_reasoning("<think>Is it?</think>\\n\\nYes.")
     Spoken(answer='Yes.', reasoning='Is it?')
@@ -63,6 +80,8 @@ def split_reasoning(text: str) -> Spoken:
         return Spoken(text[bare.end() :].strip(), bare[1].strip())
     if _BARE_ANALYSIS.match(text):
         return Spoken("", text.strip().removeprefix("assistant").removeprefix("analysis").strip())
+    if (granite := _GRANITE.match(text)) and (cut or granite.end() < len(text)):
+        return Spoken(text[granite.end() :].strip(), granite[1].strip())
     return _blocks(text)
 
 
@@ -86,6 +105,8 @@ def closing_tag(tag: str) -> str:
     ['</think>', '[/THINK]', '<|/think|>', '<|END_THINKING|>', '<|end_of_thought|>']
     """
     start = 2 if tag[1:2] == "|" else 1
+    if tag in _CLOSED_BY:
+        return _CLOSED_BY[tag]
     for opening, closing in (("START", "END"), ("start", "end"), ("BEGIN", "END"), ("begin", "end")):
         if tag.startswith(opening, start):
             return tag[:start] + closing + tag[start + len(opening) :]

@@ -13,7 +13,7 @@ from typing import Any
 TOP = 20
 _REFUSED_FIELD = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|not accept|extra (?:input|field)|forbidden"
-    r"|deprecated|invalid (?:request )?(?:argument|parameter|field)|\bboth\b"
+    r"|not implemented|incompatible|must be|deprecated|invalid (?:request )?(?:argument|parameter|field)|\bboth\b"
 )
 _LEAST = re.compile(r"max_\w*tokens.*(?:>=|at least|minimum|greater than(?: or equal to)?)\D{0,20}(\d{1,3})\b", re.DOTALL)
 _LEFT_OUT = ("seed", "top_p", "temperature")

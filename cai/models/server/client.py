@@ -30,7 +30,7 @@ from cai.errors import ModelError, ReplyError
 from cai.models.base import OnText
 from cai.models.server.address import check_url, read_key, root_of
 from cai.models.server.refusals import RETRIED, error_in, is_refusal, refusal, words_in
-from cai.models.server.replies import first_choice, message_of
+from cai.models.server.replies import Pieces, body_of, first_choice, well_formed
 from cai.models.server.served import NotServedError, Served, identify
 from cai.models.server.transport import SECRET_CHARACTERS, BoundedClient, KeyFilter
 from cai.recipe import ModelSpec
@@ -109,13 +109,12 @@ class ServerClient:
             NotServedError: 404 or 405.
             ModelError: the server can't be reached, refuses the key, fails on everything, or has come back as another model.
         """
-        return await self._ask("/chat/completions", body, lambda response: read(ChatCompletion.construct(**first_choice(response.json()))))
+        return await self._ask("/chat/completions", body, lambda response: read(self._chat_reply(response.content)))
 
     async def stream(self, body: dict[str, Any], on_text: OnText, read: Callable[[ChatCompletion], T]) -> T:
         """Ask `/chat/completions` for a reply in pieces, once; `on_text` receives each piece. Raises as `chat` does."""
-        said: dict[str, str] = {"content": "", "reasoning": ""}
-        shown = {field: KeyFilter(self._key, on_text) for field in said}
-        ended = None
+        pieces = Pieces()
+        shown = {field: KeyFilter(self._key, on_text) for field in ("content", "reasoning")}
         async with self._places:
             try:
                 events = await self._client.post(
@@ -127,23 +126,18 @@ class ServerClient:
                     stream_cls=AsyncStream[Any],
                 )
                 async for event in events:
-                    if error := error_in(event):
-                        raise ReplyError(error.reason, self.excerpt(error.detail))
-                    for choice in (event.get("choices") or ())[:1]:
-                        piece = message_of(choice.get("delta") or {})
-                        for field in said:
-                            said[field] += piece[field]
-                            shown[field].add(piece[field])
-                        ended = choice.get("finish_reason") or ended
+                    for field, piece in pieces.add(event).items():
+                        shown[field].add(well_formed(piece))
                 for text in shown.values():
                     text.end()
             except (APIError, httpx2.HTTPError) as e:
                 raise self._error(e if isinstance(e, APIError) else _lost(e), False) from None
+            except ReplyError as e:
+                raise ReplyError(e.reason, self.excerpt(e.detail)) from None
             except _UNREADABLE as e:
                 raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
         try:
-            message = {field: self._masked(whole) for field, whole in said.items()}
-            return read(ChatCompletion.construct(choices=[{"finish_reason": ended, "message": message}]))
+            return read(ChatCompletion.construct(choices=[pieces.choice(self._masked)]))
         except _UNREADABLE as e:
             raise ReplyError("malformed_reply", self.excerpt(_problem(e))) from None
 
@@ -162,6 +156,9 @@ class ServerClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
+
+    def _chat_reply(self, content: bytes) -> ChatCompletion:
+        return ChatCompletion.construct(**first_choice(body_of(content, self._masked)))
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key and len(self._key) >= SECRET_CHARACTERS else text
@@ -282,6 +279,8 @@ class ServerClient:
             held = "is refused" if self._key else "is not set"
             variable = self._spec.api_key_env
             return ModelError(f"{where}\nThe key in ${variable} {held}. Put a valid one there (export {variable}=…)."), None
+        if status == 402:
+            return ModelError(f"{where}\nThe account behind ${self._spec.api_key_env} can't pay for more. {_KEPT}"), None
         if status in (404, 405):
             return NotServedError(f"{where}\nCheck model.path (most servers want it to end in /v1) and model.name."), None
         if status == 429:

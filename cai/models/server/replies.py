@@ -4,13 +4,15 @@ Servers differ in what they leave out or add: usage, `finish_reason`, content in
 is; what can't raises `ValueError` (or `TypeError`, `AttributeError`, `LookupError` where a field isn't there), and is asked for again.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from openai.types import Completion as TextCompletion
 from openai.types.chat import ChatCompletion
 
+from cai.core.text.endings import without_end_token
 from cai.core.text.reasoning import split_reasoning, within
 from cai.errors import ReplyError
 from cai.models.base import UNFINISHED
@@ -60,6 +62,42 @@ def first_choice(body: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [choice], "usage": usage}
 
 
+class Pieces:
+    """A reply that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._said = {"content": "", "reasoning": ""}
+        self._ended: str | None = None
+
+    def add(self, event: Any) -> dict[str, str]:
+        """Take the next piece, and return its text and its reasoning. Raises `ReplyError` if it is an error."""
+        if error := error_in(event):
+            raise error
+        piece = dict.fromkeys(self._said, "")
+        for choice in (event.get("choices") or ())[:1]:
+            found = message_of(choice.get("delta") or choice.get("message") or {})
+            piece = {name: found[name] for name in piece}
+            self._ended = choice.get("finish_reason") or self._ended
+        self._said = {name: text + piece[name] for name, text in self._said.items()}
+        return piece
+
+    def choice(self, mask: Callable[[str], str]) -> dict[str, Any]:
+        """Return the whole as a choice, its texts after `mask`."""
+        return {"finish_reason": self._ended, "message": {name: mask(text) for name, text in self._said.items()}}
+
+
+def body_of(content: bytes, mask: Callable[[str], str]) -> Any:
+    """Return a reply's JSON. Pieces that weren't asked for are put together, and their texts go through `mask`."""
+    if not content.lstrip().startswith(b"data:"):
+        return json.loads(content)
+    pieces = Pieces()
+    for line in content.decode().splitlines():
+        sent = line.removeprefix("data:").strip()
+        if line.startswith("data:") and sent != "[DONE]":
+            pieces.add(json.loads(sent))
+    return {"choices": [pieces.choice(mask)]}
+
+
 def message_of(message: Any) -> Any:
     """Return what is read of a message, or of a piece of one: the text, the reasoning beside it, and whether the model called a tool."""
     if not isinstance(message, dict):
@@ -102,12 +140,12 @@ def read_completion(reply: ChatCompletion, max_tokens: int, opening: str = "", o
         raise ReplyError("refused_by_server", str(message.refusal))
     if ended in _FILTERED:
         raise ReplyError("content_filter", "the server's filter stopped the reply")
-    content, beside = message.content or "", getattr(message, "reasoning", "").strip()
+    content, beside = well_formed(message.content or ""), well_formed(getattr(message, "reasoning", "")).strip()
     if (longest := max(len(content), len(beside))) > _MOST_CHARACTERS * (max_tokens + _SPARE_TOKENS):
         raise ValueError(f"a text of {longest:,} characters; {max_tokens} tokens were asked for")
-    content = content.removeprefix(opening)
-    said = split_reasoning(content)
+    content = without_end_token(content.removeprefix(opening))
     cut = ended in _CUT or (ended not in _ENDED and tokens >= max_tokens)
+    said = split_reasoning(content, cut)
     if opened and cut and not beside and said.answer == content:
         said = split_reasoning(within(opened, content))
     text, reasoning = said.answer, "\n\n".join(part for part in (beside, said.reasoning) if part)
@@ -168,6 +206,19 @@ def read_prompt_logprobs(reply: TextCompletion, ids: Sequence[int], start: int) 
     if any(rows[i] is None or str(ids[i]) not in rows[i] for i in range(start, len(ids))):
         raise ValueError("log-probabilities of other tokens than were sent")
     return [_logprob(rows[i][str(ids[i])]["logprob"]) for i in range(start, len(ids))]
+
+
+def well_formed(text: str) -> str:
+    r"""Return a text with a replacement character for each half of a character: JSON may hold those (`"\ud83d"`), and no file can.
+
+    >>> well_formed("a\ud83d"), well_formed("\ud83d" + "\ude00") == chr(0x1F600)
+    ('a\ufffd', True)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _text(content: object) -> str:

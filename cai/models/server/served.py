@@ -119,26 +119,32 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
         ModelError: it can't be reached, doesn't serve the model, or serves several and the spec names none.
     """
     names = [name for name in (spec.name, spec.adapter) if name is not None]
+    listing: object = None  # some hosted APIs don't list their models; the first request will tell
     try:
-        cards = _cards(await ask("/models", None, Any), needed=not names)
+        listing = await ask("/models", None, Any)
+        cards = _cards(listing, needed=not names)
     except NotServedError:
         if not names:
             raise
-        cards = {}  # some hosted APIs don't list their models; the first request will tell
+        cards = {}
     except ReplyError as e:
-        raise ModelError(
-            f"{url}/models doesn't list models as an OpenAI-compatible server does ({e}). "
-            "Check model.path: most servers want it to end in /v1."
-        ) from e
+        if not names or e.reason != "refused_by_server":
+            raise ModelError(
+                f"{url}/models doesn't list models as an OpenAI-compatible server does ({e}). "
+                "Check model.path: most servers want it to end in /v1."
+            ) from e
+        cards = {}
+    whole = not _has_more(listing)
     wanted = [_listed_as(name, cards) for name in names]
     listed = excerpt(", ".join(cards)) or "none"
-    if missing := [name for name in wanted if cards and name not in cards]:
+    if missing := [name for name in wanted if cards and whole and name not in cards]:
         how = "restart it with --enable-lora --lora-modules NAME=FOLDER" if missing[0] == spec.adapter else "correct model.name"
         raise ModelError(f"{url} doesn't serve {missing[0]!r}; it serves: {listed}. Name one of these, or {how}.")
     if not wanted:
         wanted = [card.id for card in cards.values() if card.parent is None]  # adapters have a parent
-        if len(wanted) != 1:
-            raise ModelError(f"{url} serves {len(wanted)} models: {listed}. Set model.name to the one to use.")
+        if len(wanted) != 1 or not whole:
+            many = f"{len(wanted)} models" if whole else "more models than its list's first page has"
+            raise ModelError(f"{url} serves {many}: {listed}. Set model.name to the one to use.")
     model = wanted[-1]
     rendered, tokenizes = "", False
     owner = cards[model].owned_by if model in cards else None
@@ -151,6 +157,13 @@ async def identify(ask: Ask, url: str, spec: ModelSpec, excerpt: Callable[[str],
         rendered = applied.prompt if applied is not None else ""
     rendered = _DATE_WORDS.sub("", rendered)
     return Served(model, tuple(wanted), tuple(cards[n] for n in wanted if n in cards), rendered, tokenizes)
+
+
+def _has_more(listing: object) -> bool:
+    """Whether a list of models goes on in another page."""
+    return isinstance(listing, dict) and any(
+        listing.get(key) for key in ("has_more", "next", "next_page", "nextPageToken", "next_page_token")
+    )
 
 
 def _cards(listing: object, needed: bool) -> dict[str, ModelCard]:

@@ -289,3 +289,38 @@ def test_a_reply_without_text_is_this_items_failure(message: dict[str, Any], fin
 def test_the_fake_is_a_distribution() -> None:
     ids = tokenize(OPEN)
     assert math.fsum(math.exp(logprob(ids, t)) for t in range(len(VOCAB))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ("Boil it.<|im_end|>", "Boil it."),
+        ("Boil it.\n<|eot_id|><|eot_id|>\n", "Boil it."),
+        ("Koche es.</s>", "Koche es."),
+        ("ChatML ends with <|im_end|>", "ChatML ends with <|im_end|>"),
+        ("It is `<|im_end|>`", "It is `<|im_end|>`"),
+        ("Write: </s>", "Write: </s>"),
+        ("<|im_end|> ends a turn.", "<|im_end|> ends a turn."),
+    ],
+)
+def test_a_token_that_ended_the_turn_is_no_part_of_the_text_and_one_that_is_spoken_of_is(said: str, text: str) -> None:
+    reply = ask_one(always_chat(lambda: chat({"content": said})), COMPLETE)
+    assert isinstance(reply, Completion) and reply.text == text
+
+
+def test_granites_reasoning_that_the_limit_cut_is_no_answer() -> None:
+    said = "Here is my thought process: the user wants"
+    with pytest.raises(ReplyError, match="empty_reply"):
+        ask_one(always_chat(lambda: chat({"content": said}, finish="length")), COMPLETE)
+    assert ask_one(always_chat(lambda: chat({"content": said})), COMPLETE).text == said  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("written", "text"), [(r"Half \ud83d", "Half \ufffd"), (r"\ude00 back", "\ufffd back"), (r"Whole \ud83d\ude00", "Whole 😀")]
+)
+def test_half_a_character_is_replaced_because_no_file_can_hold_it(written: str, text: str) -> None:
+    for field in ("content", "reasoning"):
+        other = "reasoning" if field == "content" else "content"
+        body = f'{{"choices": [{{"message": {{"{field}": "{written}", "{other}": "Fine."}}, "finish_reason": "stop"}}]}}'
+        reply = ask_one(always_chat(lambda b=body: httpx2.Response(200, content=b.encode())), COMPLETE)  # type: ignore[misc]
+        assert isinstance(reply, Completion) and (reply.text if field == "content" else reply.reasoning) == text

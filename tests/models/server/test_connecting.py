@@ -109,6 +109,23 @@ def test_a_list_of_models_that_is_none_counts_as_empty_where_the_model_is_named(
         connect(server)
 
 
+@pytest.mark.parametrize("sign", [{"has_more": True}, {"nextPageToken": "x"}, {"next": "http://fake.test/v1/models?page=2"}])
+def test_of_a_list_in_pages_the_first_says_nothing_of_a_model_that_is_not_on_it(sign: dict[str, Any]) -> None:
+    page = {"data": [{"id": "other"}], **sign}
+    server = FakeVllm([lambda request, _: httpx2.Response(200, json=page) if request.url.path == "/v1/models" else None])
+    assert connect(server, name="mine")[0].endswith(" mine")
+    with pytest.raises(ModelError, match=r"serves more models than its list's first page has: other\. Set model\.name"):
+        connect(server)
+
+
+@pytest.mark.parametrize("status", [400, 422, 501])
+def test_a_list_of_models_that_is_refused_counts_as_empty_where_the_model_is_named(status: int) -> None:
+    server = FakeVllm([lambda request, _: httpx2.Response(status, text="no") if request.url.path == "/v1/models" else None])
+    assert connect(server, name="mine")[0].endswith(" mine")
+    with pytest.raises(ModelError, match="doesn't list models"):
+        connect(server)
+
+
 def test_a_models_length_is_a_number_however_it_is_written() -> None:
     assert connect(FakeVllm(max_model_len="512"))[1] == connect(FakeVllm())[1]
 

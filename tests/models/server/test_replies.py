@@ -107,6 +107,7 @@ def test_a_refusal_that_is_sent_as_a_success_is_one(body: Any) -> None:
     [
         (401, r"\$CAI_API_KEY is not set"),
         (403, "export CAI_API_KEY="),
+        (402, r"account behind \$CAI_API_KEY can't pay for more\. Finished calls are kept"),
         (404, r"end in /v1.*model\.name"),
         (308, "right URL into model.path"),
     ],

@@ -4,14 +4,16 @@ import gzip
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 
 from cai.errors import ModelError, ReplyError
+from cai.models.requests import Completion
 from cai.models.server.transport import MAX_PARTS, MAX_REPLY_BYTES
-from tests.models.server.asking import always_chat, stream
+from tests.models.server.asking import COMPLETE, always_chat, ask_one, stream
 
 
 def events(*deltas: dict[str, Any], finish: str | None = "stop") -> httpx2.Response:
@@ -97,3 +99,16 @@ def test_a_stream_cannot_fill_the_memory(headers: dict[str, str], content: bytes
         assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_pieces_that_were_not_asked_for_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_API_KEY", "sk-verysecret")
+    reply = ask_one(always_chat(lambda: events({"reasoning": "Hm."}, {"content": "It "}, {"content": "is."}, finish="length")), COMPLETE)
+    assert isinstance(reply, Completion) and (reply.text, reply.reasoning, reply.truncated) == ("It is.", "Hm.", True)
+    echoed = ask_one(always_chat(lambda: events({"content": "sk-very"}, {"content": "secret!"})), COMPLETE)
+    assert isinstance(echoed, Completion) and echoed.text == "***!"
+    refused = {"error": {"message": "no such role", "code": 400}}
+    with pytest.raises(ReplyError, match="refused_by_server: 400: no such role"):
+        ask_one(always_chat(lambda: sent(refused)), replace(COMPLETE, messages=COMPLETE.messages[1:]))
+    with pytest.raises(ReplyError, match="malformed_reply"):
+        ask_one(always_chat(lambda: httpx2.Response(200, text="data: {cut")), COMPLETE)
