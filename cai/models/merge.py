@@ -44,8 +44,7 @@ def merge_adapter(adapter: Path, out: Path, dtype: MergedDtype = "bfloat16", bas
     if out.exists():
         raise DataError(f"{out}: already exists; nothing was changed. Name a new folder.")
     named = spec_from_name(str(adapter))
-    if named.adapter is None:
-        raise ModelError(f"{adapter}: no adapter_config.json, so this is not an adapter.\nFix: name the folder that training wrote")
+    adapter_config(adapter)
     spec = ModelSpec(path=base or named.path, adapter=str(adapter), precision="float32")
     _refuse_reward_model(adapter)
     model, tokenizer = load_causal_lm(spec), load_tokenizer(spec)

@@ -1,12 +1,15 @@
 """An adapter merged into its base: the same answers from one folder, in full precision whatever it was trained over."""
 
+import json
+import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from cai.errors import DataError, ModelError
@@ -125,3 +128,63 @@ def test_what_cannot_be_merged_is_refused(tiny_model_dir: Path, adapter: Path, t
 def test_the_command_refuses_a_precision_that_it_cannot_save(adapter: Path, tmp_path: Path) -> None:
     done = cai(tmp_path, "merge", str(adapter), "-o", "out", "--dtype", "nf4")
     assert done.returncode == 2 and "'nf4' is not one of 'bfloat16'" in done.stderr
+
+
+def deeper(tiny_model_dir: Path, folder: Path) -> Path:
+    """An adapter for a model like the tiny one, with a layer more."""
+    model = LlamaForCausalLM.from_pretrained(tiny_model_dir)
+    model.config.num_hidden_layers += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT about transformers
+        get_peft_model(LlamaForCausalLM(model.config), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(folder)
+    return named_for(tiny_model_dir, folder)
+
+
+def named_for(base: Path, folder: Path, **changes: Any) -> Path:
+    """Let an adapter name its base model, and change its configuration."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)} | changes))
+    return folder
+
+
+def test_an_adapter_of_a_deeper_model_is_refused_although_its_first_layers_fit(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = deeper(tiny_model_dir, tmp_path / "deeper")
+    with pytest.raises(ModelError, match=r"weights for layers that the model hasn't: model\.layers\.2\.self_attn\.q_proj"):
+        load_causal_lm(ModelSpec(path=str(tiny_model_dir), adapter=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peft_type": "SUPERLORA"}, "peft_type is 'SUPERLORA', which this version of PEFT doesn't know"),
+        ({"peft_type": "lora"}, "peft_type is 'lora'"),
+        ({"r": 2}, r"size mismatch for .*q_proj\.lora_A"),
+    ],
+)
+def test_what_is_wrong_with_an_adapters_configuration_is_said(
+    changes: dict[str, Any], said: str, tiny_model_dir: Path, adapter: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(adapter, folder)
+    with pytest.raises(ModelError, match=said):
+        merge_adapter(named_for(tiny_model_dir, folder, **changes), tmp_path / "out")
+
+
+def test_adapters_in_subfolders_and_in_several_files_are_told(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "all" / "second")
+    with pytest.raises(ModelError, match=r"not an adapter\.\nFix: name one of the adapters in it: .*second"):
+        merge_adapter(tmp_path / "all", tmp_path / "out")
+    parts = tmp_path / "all" / "second"
+    (parts / "adapter_model.safetensors").rename(parts / "adapter_model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError, match="in several files"):
+        merge_adapter(parts, tmp_path / "out")
+
+
+def test_an_adapter_whose_weights_are_no_numbers_is_refused(tiny_model_dir: Path, adapter: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(adapter, folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="aren't finite numbers"):
+        merge_adapter(named_for(tiny_model_dir, folder), tmp_path / "out")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace as replace_setting
 
-from cai.errors import TrainingError
+from cai.errors import ModelError, TrainingError
 from cai.models.local.loading import load_tokenizer
 from cai.recipe import LoraSpec, ModelSpec
 from cai.records import Preference, RewardScore
@@ -324,3 +324,20 @@ def test_truncated_conversations_are_counted_in_the_result_and_on_the_card(tiny_
         assert (
             train_reward(reward_config(max_length=max_length), model_at(tiny_model_dir), preferences(4), (), out, 0).truncated == truncated
         )
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_reward_model_without_its_head_or_for_a_deeper_model_is_refused(tiny_model_dir: Path, tmp_path: Path, members: int) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folders = [tmp_path / name for name in ("whole", "headless")]
+    for folder in folders:
+        train_reward(reward_config(), model_at(tiny_model_dir), preferences(4), (), folder, 0)
+    weights = load_file(folders[1] / "adapter_model.safetensors")
+    save_file({k: v for k, v in weights.items() if "score" not in k}, folders[1] / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"headless: this adapter doesn't fit .* \(it has no 'base_model.model.score.weight'\)"):
+        load_ensemble(folders[-members:], model_at(tiny_model_dir))
+    name = next(k for k in weights if "layers.1." in k and "lora_A" in k)
+    save_file({**weights, name.replace("layers.1.", "layers.9."): weights[name].clone()}, folders[1] / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"headless: .*weights for layers that the model hasn't: model\.layers\.9"):
+        load_ensemble(folders[-members:], model_at(tiny_model_dir))

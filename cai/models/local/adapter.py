@@ -3,8 +3,10 @@
 What is wrong with an adapter is said before the weights are loaded, where possible.
 """
 
+import contextlib
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ _VOCABULARY_WEIGHT = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|lm_head|embed_out|embed_in|output_layer|word_embeddings)(?:\.modules_to_save)?\.weight$"
 )
 _PROBE_TOKENS = 16
+_PREFIX = "base_model.model."
 SAME_LOGITS = 1e-3
 """Largest difference between logits before and after merging, relative to the largest logit. Float32 rounds by about 1e-5."""
 
@@ -50,8 +53,12 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     except OSError as e:
         raise ModelError(f"{str(folder)[:200]}: no adapter's folder ({e.strerror})") from e
     if not there:
-        raise ModelError(f"{folder}: no adapter_config.json, so this is not an adapter.\nFix: name the folder that training wrote")
+        inside = ", ".join(sorted(str(file.parent) for file in folder.glob("*/adapter_config.json")))
+        fix = f"Fix: name one of the adapters in it: {inside}" if inside else "Fix: name the folder that training wrote"
+        raise ModelError(f"{folder}: no adapter_config.json, so this is not an adapter.\n{fix}")
     if not (folder / "adapter_model.safetensors").exists():
+        if any(folder.glob("adapter_model*-of-*.safetensors")):
+            raise ModelError(f"{folder}: the adapter's weights are in several files.\nFix: save them as one adapter_model.safetensors")
         raise ModelError(f"{folder}: no adapter_model.safetensors. Pickled adapters are not loaded: they can run code")
     return json_mapping(file)
 
@@ -119,25 +126,74 @@ def canonical_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
     """Return the model with an adapter on top. Raises `ModelError` if it doesn't fit; `base` names the model in the message."""
-    from peft import PeftModel
+    from peft import PeftModel, PeftType
 
-    adapter_config(Path(adapter))
-    wrong = f"{adapter}: this adapter doesn't fit the model {base}"
-    fix = "Fix: name as `path` the model that it was trained on (base_model_name_or_path in its adapter_config.json)"
+    kind = str(adapter_config(Path(adapter)).get("peft_type", ""))
+    if kind not in set(PeftType):
+        raise ModelError(
+            f"{Path(adapter) / 'adapter_config.json'}: peft_type is {kind!r}, which this version of PEFT doesn't know.\n"
+            "Fix: name a LoRA adapter (peft_type: LORA), or install the version of PEFT that it was made with"
+        )
+    with whole_adapter(adapter, base):
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
+    refuse_foreign_weights(model, adapter, base)
+    return model
+
+
+@contextlib.contextmanager
+def whole_adapter(adapter: str, base: str) -> Iterator[None]:
+    """Turn what goes wrong while PEFT loads an adapter into a `ModelError`, also the weights that it misses; `base` names the model."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
+            yield
         except Exception as e:  # truncated weights, invalid settings: each library has its own exception types
-            raise ModelError(f"{wrong} ({(str(e) or type(e).__name__).splitlines()[0][:500]}).\n{fix}") from e
+            why = f"it has no {e}" if isinstance(e, KeyError) else " ".join((str(e) or type(e).__name__).split())[:500]
+            raise _misfit(adapter, base, why) from e
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
-            raise ModelError(f"{wrong} (some of its layers have no weights).\n{fix}")
+            raise _misfit(adapter, base, "some of its layers have no weights")
         if "tie_word_embeddings" in str(warning.message):  # `merged` unties them
             continue
         if not issubclass(warning.category, FutureWarning):  # about the libraries' own code: a user can't act on it
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return model
+
+
+def refuse_foreign_weights(model: Any, adapter: str, base: str) -> None:
+    """Refuse an adapter with weights for layers that the model hasn't: PEFT leaves those out without a word. `base` names the model."""
+    if foreign := _foreign_weights(model, Path(adapter)):
+        raise _misfit(adapter, base, f"it has weights for layers that the model hasn't: {foreign}")
+
+
+def _misfit(adapter: str, base: str, why: str) -> ModelError:
+    return ModelError(
+        f"{adapter}: this adapter doesn't fit the model {base} ({why}).\n"
+        "Fix: name as `path` the model that it was trained on (base_model_name_or_path in its adapter_config.json)"
+    )
+
+
+def _foreign_weights(model: Any, folder: Path) -> str:
+    """Name a weight of an adapter whose layer the model hasn't, and which PEFT leaves out without a word; empty if there is none.
+
+    Where all seem to be such weights, PEFT has found their layers by other names.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as weights:
+        names = [name for name in weights.keys() if name.startswith(_PREFIX)]  # noqa: SIM118 - not a mapping
+    foreign = []
+    for name in names:
+        module = model.get_base_model()
+        for part in name.removeprefix(_PREFIX).split("."):
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                break
+            if not hasattr(module, part):
+                foreign.append(name.removeprefix(_PREFIX))
+                break
+            module = getattr(module, part)
+    return foreign[0] if len(foreign) < len(names) and foreign else ""
 
 
 def merged(model: Any, adapter: str) -> Any:
@@ -168,6 +224,8 @@ def merged(model: Any, adapter: str) -> Any:
     last = whole.get_output_embeddings()
     for config in (whole.config, whole.config.get_text_config()):  # decides whether both matrices are saved
         config.tie_word_embeddings = last is not None and last.weight is whole.get_input_embeddings().weight
+    if not wanted_1TV.isfinite().all():
+        raise ModelError(f"{adapter}: with this adapter, the model's logits aren't finite numbers.\nFix: train or copy it again")
     difference, scale = float((found_1TV - wanted_1TV).abs().max()), float(wanted_1TV.abs().max())
     if not difference <= SAME_LOGITS * max(scale, 1.0):
         raise ModelError(

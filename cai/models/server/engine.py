@@ -239,27 +239,32 @@ class ServerEngine:
         if not likely:
             self._no_logprobs = f"{self.name} gives no log-probabilities. {_NO_LOGPROBS}"
             raise NoLogprobsError(self._no_logprobs)
-        likely = {token: value for token, value in likely.items() if value > NO_PROBABILITY}
-        if opens_reasoning(top := max(likely, key=lambda token: likely[token], default="")):
+        top = max(likely, key=lambda token: likely[token])
+        if opens_reasoning(top):
             self._no_logprobs = (
                 f"{self.name} reasons first: its next token is {self._client.excerpt(top)!r}, so the log-probabilities {_OF_NOTHING}"
             )
             raise NoLogprobsError(self._no_logprobs)
         found = [self._listed(choice, request.choices, likely) for choice in request.choices]
         covered = min(1.0, sum(map(math.exp, likely.values())))
-        if all(value is None for value in found) or (None in found and covered < _COVERED):
+        if all(value in (None, NO_PROBABILITY) for value in found) or (None in found and covered < _COVERED):
             seen = self._client.excerpt(", ".join(map(repr, list(likely)[:8])))
-            wanted = " or ".join(repr(choice) for choice, value in zip(request.choices, found, strict=True) if value is None)
+            wanted = " or ".join(repr(c) for c, value in zip(request.choices, found, strict=True) if value in (None, NO_PROBABILITY))
             raise ReplyError("choice_not_likely", f"{wanted} is not one of the {len(likely)} likeliest next tokens ({seen}, …)")
-        least = min(*likely.values(), math.log(max(1.0 - covered, _LEAST)))  # a choice that isn't listed is no likelier than this
+        possible = [value for value in likely.values() if value > NO_PROBABILITY]
+        least = min(*possible, math.log(max(1.0 - covered, _LEAST)))  # a choice that isn't listed is no likelier than this
         return ChoiceLogprobs(tuple(least if value is None else value for value in found), prompt_tokens, every_form=True)
 
     def _listed(self, choice: str, choices: Sequence[str], likely: dict[str, float]) -> float | None:
-        """Return a choice's log-probability, summed over the forms that are one token (" A", "(A"); None if no form is listed."""
+        """Return a choice's log-probability, summed over the forms that are one token (" A", "(A", "A "); None if no form is listed."""
         forms = [f"{lead}{opening}{choice.strip()}" for opening in ("", *OPENINGS) for lead in ("", " ")]
         ways = [choice, *(form for form in forms if form not in choices)]
-        found = [self._checked(likely[form]) for form in ways if form in likely]
-        return found[0] if len(found) == 1 else math.log(sum(map(math.exp, found))) if found else None
+        found = [
+            self._checked(value) for token, value in likely.items() if token in ways or (token.rstrip() in ways and token not in choices)
+        ]
+        if len(found) <= 1:
+            return found[0] if found else None
+        return math.log(whole) if (whole := sum(map(math.exp, found))) else NO_PROBABILITY
 
     async def _score(self, request: ScoreRequest, can: Capabilities) -> TextLogprob:
         if not self._tokenizes:

@@ -6,6 +6,7 @@ is; what can't raises `ValueError` (or `TypeError`, `AttributeError`, `LookupErr
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ _MOST_TOP = 100
 _SPARE_TOKENS = 16
 """Some servers count the tokens that end a turn: a completion may be this much longer than was asked for."""
 _MOST_TOKENS = 2**31
+_MARKED_SPACE = re.compile(r"^[\u0120\u2581]+")
+"""Spaces before a token, as tokenizers write it and some servers leave it."""
 _MOST_CHARACTERS = 512
 """Of one token. The longest tokens of known vocabularies have some 250, of white space."""
 NO_PROBABILITY = -9999.0
@@ -166,7 +169,7 @@ def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:
         return {}, prompt_tokens
     if logprobs.content:
         first = logprobs.content[0]
-        found = [(top.token, top.logprob) for top in (*(getattr(first, "top_logprobs", None) or ()), first)]
+        found = [(_token(top), top.logprob) for top in (*(getattr(first, "top_logprobs", None) or ()), first)]
     else:  # the older protocol's form, which Together has in chats too
         older = [getattr(logprobs, name, None) or () for name in ("tokens", "token_logprobs", "top_logprobs")]
         found = [*(older[2][0] or {}).items()] if older[2] else []
@@ -175,7 +178,7 @@ def read_likeliest(reply: ChatCompletion) -> tuple[dict[str, float], int]:
     for token, value in found:
         if not isinstance(token, str):
             raise ValueError(f"{token!r} as a token")
-        likely.setdefault(token, _logprob(value))
+        likely.setdefault(_MARKED_SPACE.sub(" ", token), _logprob(value))
     return likely, prompt_tokens
 
 
@@ -206,6 +209,14 @@ def read_prompt_logprobs(reply: TextCompletion, ids: Sequence[int], start: int) 
     if any(rows[i] is None or str(ids[i]) not in rows[i] for i in range(start, len(ids))):
         raise ValueError("log-probabilities of other tokens than were sent")
     return [_logprob(rows[i][str(ids[i])]["logprob"]) for i in range(start, len(ids))]
+
+
+def _token(listed: Any) -> Any:
+    """Return a token's text: by its bytes, where a server gives no text, or writes the bytes out as OpenAI's does."""
+    text, content = listed.token, getattr(listed, "bytes", None)
+    if (text is None or str(text).startswith("bytes:")) and isinstance(content, list):
+        return bytes(content).decode(errors="replace")
+    return text
 
 
 def well_formed(text: str) -> str:

@@ -242,7 +242,7 @@ def load_ensemble(
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    from cai.models.local.adapter import adapter_base
+    from cai.models.local.adapter import adapter_base, refuse_foreign_weights, whole_adapter
     from cai.models.local.loading import explained_load
     from cai.models.local.quiet import quiet_transformers
 
@@ -262,12 +262,13 @@ def load_ensemble(
         model = load_scorer(replace(spec, precision="float32") if merge else spec, tokenizer.pad_token_id)
         for i, folder in enumerate(folders):
             name = f"{folder.name}-{i}"
-            with explained_load(str(folder)):
+            with explained_load(str(folder)), whole_adapter(str(folder), spec.path):
                 max_length = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code).model_max_length
                 if i == 0:
                     model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, use_safetensors=True)
                 else:
                     model.load_adapter(str(folder), adapter_name=name, use_safetensors=True)
+                refuse_foreign_weights(model, str(folder), spec.path)
                 members.append(EnsembleMember(folder.name, None if merge else name, max_length, read_centre(folder)))
         if merge:
             model = model.merge_and_unload()

@@ -9,6 +9,7 @@ import pytest
 
 from cai.errors import ModelError, NoLogprobsError, ReplyError
 from cai.models.requests import ChoiceLogprobs, ChoicesRequest, ScoreRequest, TextLogprob
+from cai.models.server.replies import NO_PROBABILITY
 from cai.records import Message
 from tests.models.fake_vllm import FakeVllm, logprob, tokenize, total
 from tests.models.server.asking import ASK, CHOICES, OPEN, ask, ask_one, hosted, llamacpp, on
@@ -229,7 +230,7 @@ def test_choices_of_no_probability_are_a_failure(zero: str) -> None:
 
 
 @pytest.mark.parametrize("zero", NO_PROBABILITIES)
-def test_a_likely_token_of_no_probability_is_not_listed(zero: str) -> None:
+def test_a_listed_token_of_no_probability_has_none(zero: str) -> None:
     def says(*numbers: str) -> FakeVllm:
         top = ", ".join(f'{{"token": "{t}", "logprob": {n}}}' for t, n in zip(("Yes", "No", "Maybe"), numbers, strict=True))
         content = f'{{"choices": [{{"message": {{"content": "x"}}, "logprobs": {{"content": [{{"token": "Yes", "logprob": {numbers[0]}, '
@@ -240,11 +241,11 @@ def test_a_likely_token_of_no_probability_is_not_listed(zero: str) -> None:
         server.cards[0]["owned_by"] = "someone"
         return ask_one(server, CHOICES)
 
-    sure = asked("-0.001", zero, "-9.0")
-    assert sure.logprobs[0] == -0.001 and -9.0 <= sure.logprobs[1] <= math.log(0.001)
+    assert asked("-1.0", zero, "-2.0").logprobs == (-1.0, NO_PROBABILITY), "known to be none, however little is listed"
+    assert asked(zero, "-1.0", "-2.0").logprobs == (NO_PROBABILITY, -1.0)
+    with pytest.raises(ReplyError, match="choice_not_likely: 'Yes' or 'No' is not one of the 3 likeliest"):
+        asked(zero, zero, "-0.1")
     with pytest.raises(ReplyError, match="choice_not_likely"):
-        asked("-1.0", zero, "-2.0")
-    with pytest.raises(ReplyError, match="choice_not_likely: 'Yes' or 'No' is not one of the 0 likeliest"):
         asked(zero, zero, zero)
 
 
@@ -255,3 +256,18 @@ def test_a_text_with_a_token_of_no_probability_is_a_failure(zero: str) -> None:
     content = f'{{"choices": [{{"prompt_logprobs": [{rows}]}}]}}'.encode()
     with pytest.raises(ReplyError, match="no_probability"):
         ask_one(FakeVllm([on("/v1/completions", lambda _: httpx2.Response(200, content=content))]), ScoreRequest(ASK, "Yes"))
+
+
+@pytest.mark.parametrize("form", ["{} ", "{}\n", "\u0120{}", "\u2581{}", "\u0120{}\n"])
+def test_white_space_about_a_token_makes_no_other_word_however_it_is_written(form: str) -> None:
+    reply = ask_one(hosted((form.format("Yes"), math.log(0.6)), (form.format("No"), math.log(0.2)), ("No", math.log(0.1))), CHOICES)
+    assert isinstance(reply, ChoiceLogprobs) and [math.exp(x) for x in reply.logprobs] == pytest.approx([0.6, 0.3])
+
+
+@pytest.mark.parametrize("text", ["null", '"bytes:\\\\x59"'])
+def test_a_token_that_is_given_as_bytes_is_read(text: str) -> None:
+    top = ", ".join(f'{{"token": {text}, "bytes": {list(t.encode())}, "logprob": {n}}}' for t, n in (("Yes", -0.5), ("No", -1.5)))
+    listed = f'{{"token": "Yes", "logprob": -0.5, "top_logprobs": [{top}]}}'
+    content = f'{{"choices": [{{"message": {{"content": "x"}}, "logprobs": {{"content": [{listed}]}}}}]}}'
+    server = FakeVllm([on("/v1/chat/completions", lambda _: httpx2.Response(200, content=content.encode()))], owned_by="someone")
+    assert ask_one(server, CHOICES) == ChoiceLogprobs((-0.5, -1.5), 0, every_form=True)
