@@ -204,9 +204,9 @@ def dpo_trainer(job: PolicyJob, tokenizer: Any, rows: list[dict[str, Any]], refe
 
 def load_policy(job: PolicyJob) -> Any:
     """Return the base model with a trainable adapter: the SFT adapter, or a new one. Raises `ModelError`."""
-    from peft import PeftModel
     from transformers import set_seed
 
+    from cai.models.local.adapter import with_adapter
     from cai.models.local.loading import load_causal_lm
 
     start = job.start
@@ -215,7 +215,7 @@ def load_policy(job: PolicyJob) -> Any:
     if start.adapter is None:
         return with_new_adapter(base, job.config.lora)
     # without is_trainable no weight would train, and no error would be raised
-    return PeftModel.from_pretrained(base, start.adapter, is_trainable=True)
+    return with_adapter(base, start.adapter, start.path, trainable=True)
 
 
 def add_reference(policy: Any) -> None:

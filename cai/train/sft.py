@@ -70,10 +70,10 @@ def train_sft(
 def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
     """Return TRL's trainer with model, adapter and rows, ready to train."""
     from datasets import Dataset
-    from peft import PeftModel
     from transformers import set_seed
     from trl import SFTConfig as SFTArguments
 
+    from cai.models.local.adapter import with_adapter
     from cai.models.local.loading import load_causal_lm
     from cai.train.soft_targets import SoftTargetCollator, SoftTargetSFT
     from cai.train.trainers import SFTRun
@@ -83,7 +83,7 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
     if model.adapter is None:
         policy = with_new_adapter(base, config.lora)
     else:
-        policy = PeftModel.from_pretrained(base, model.adapter, is_trainable=True)
+        policy = with_adapter(base, model.adapter, model.path, trainable=True)
         if "told" in rows[0]:
             policy.load_adapter(model.adapter, adapter_name="ref")  # the teacher
     arguments = SFTArguments(

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from cai.errors import StoreError, TrainingError
+from cai.errors import ModelError, StoreError, TrainingError
 from cai.models.local.loading import load_causal_lm, load_tokenizer
 from cai.recipe import LoraSpec
 from cai.records import Message, SFTExample, ToldPart
 from cai.train.arguments import total_steps
 from cai.train.checkpoints import FINISHED, checkpoint_folder
+from cai.train.dpo import train_dpo
 from cai.train.encode import sft_rows
 from cai.train.losses import soft_target_loss
 from cai.train.running import quiet_training
 from cai.train.sft import sft_trainer, train_sft
-from tests.train.builders import adapter, assert_same_weights, example, examples, model_at, sft_config
+from tests.train.builders import adapter, assert_same_weights, dpo_config, example, examples, model_at, preferences, sft_config
 from tests.train.killing import Killed, kill_at
 
 
@@ -176,6 +177,20 @@ def test_training_goes_on_from_the_specs_adapter(tiny_model_dir: Path, tmp_path:
     spec = type(model)(path=model.path, adapter=str(tmp_path / "first"), precision="float32")
     second = train_sft(sft_config(learning_rate=1e-6), spec, examples(4), tmp_path / "second", 0)
     assert second.metrics["loss"] <= first.metrics["loss"] + 0.05
+
+
+def test_training_goes_on_from_no_adapter_that_lacks_weights_or_has_others(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """PEFT starts them at random, or leaves them out, without a word."""
+    model, first = model_at(tiny_model_dir), tmp_path / "first"
+    train_sft(sft_config(), model, examples(4), first, 0)
+    spec, weights = type(model)(path=model.path, adapter=str(first), precision="float32"), adapter(first)
+    deeper = {name.replace("layers.1.", "layers.9."): tensor.clone() for name, tensor in weights.items() if "layers.1." in name}
+    for changed, said in (({k: v for k, v in weights.items() if "layers.1." not in k}, "no weights"), ({**weights, **deeper}, "layers.9")):
+        save_file(changed, first / "adapter_model.safetensors")
+        with pytest.raises(ModelError, match=said):
+            train_sft(sft_config(), spec, examples(4), tmp_path / "second", 0)
+        with pytest.raises(ModelError, match=said):
+            train_dpo(dpo_config(), model, first, preferences(4), tmp_path / "policy", 0)
 
 
 def test_a_diverging_training_stops_and_says_what_to_do(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def canonical_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: sorted(value) if key in names else value for key, value in config.items()}
 
 
-def with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
+def with_adapter(model: Any, adapter: str, base: str, trainable: bool, name: str = "default") -> Any:
     """Return the model with an adapter on top. Raises `ModelError` if it doesn't fit; `base` names the model in the message."""
     from peft import PeftModel, PeftType
 
@@ -135,7 +135,7 @@ def with_adapter(model: Any, adapter: str, base: str, trainable: bool) -> Any:
             "Fix: name a LoRA adapter (peft_type: LORA), or install the version of PEFT that it was made with"
         )
     with whole_adapter(adapter, base):
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, use_safetensors=True)
+        model = PeftModel.from_pretrained(model, adapter, adapter_name=name, is_trainable=trainable, use_safetensors=True)
     refuse_foreign_weights(model, adapter, base)
     return model
 

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from cai.errors import ModelError, TrainingError
-from cai.models.local.adapter import adapter_weights
+from cai.models.local.adapter import adapter_weights, with_adapter
 from cai.models.local.loading import load_causal_lm
 from cai.models.local.precision import resolved_precision
 from cai.recipe import GOLD, LoraSpec, ModelSpec, Precision
@@ -196,8 +196,6 @@ def load_shared_base(
     Raises:
         TrainingError: there is no reward model, or the model changes its logits after the output layer.
     """
-    from peft import PeftModel
-
     if not members:
         raise TrainingError("no reward model to score responses with.\nFix: train one first (the `reward` stage)")
     precision = resolved_precision(precision)
@@ -205,7 +203,7 @@ def load_shared_base(
     if sft_adapter is None:
         shared_model = with_new_adapter(base, lora, name=POLICY)
     else:
-        shared_model = PeftModel.from_pretrained(base, str(sft_adapter), adapter_name=POLICY, is_trainable=True, use_safetensors=True)
+        shared_model = with_adapter(base, str(sft_adapter), model.path, trainable=True, name=POLICY)
         shared_model.load_adapter(str(sft_adapter), REFERENCE, use_safetensors=True)
     shared = SharedBase(shared_model, {}, {}, precision, sft_adapter is not None)
     for i, folder in enumerate(members):
