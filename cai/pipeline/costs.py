@@ -17,8 +17,6 @@ from cai.train.rl.terms import TERMS
 
 MEAN_FILL = 0.85
 """Part of `max_tokens` that an average completion uses. In the quickstart of docs/log.md: 0.92, 0.74, 0.82 and 0.94, by stage."""
-
-
 OPENING_SECONDS, LOADED_WEIGHTS = 2.0, 2e8
 """To open engines or make a trainer in a stage, and how many weights are read from files a second meanwhile."""
 
@@ -93,10 +91,11 @@ class Costs:
     pairs: float = 0.0
     """Preference pairs that it may train on."""
 
-    def loading(self) -> StagePlan:
-        """Return what a stage takes to load a model of the trained one's size, which it does at least once."""
+    @property
+    def loading_seconds(self) -> float:
+        """What a stage takes to load a model of the trained one's size, which it does at least once."""
         shape = read_dimensions(self.recipe.trained)
-        return StagePlan(seconds=OPENING_SECONDS + shape.parameters / LOADED_WEIGHTS if shape else 0.0)
+        return OPENING_SECONDS + shape.parameters / LOADED_WEIGHTS if shape else 0.0
 
     def calls(self, spec: ModelSpec, work: Work, longest: float) -> StagePlan:
         """Return what model calls cost, the longest of `longest` tokens. Each is billed with its whole text, which runs once here."""
@@ -126,14 +125,17 @@ class Costs:
         """Return what judging pairs costs by the recipe's protocol."""
         config = self.recipe.feedback
         protocol = PROTOCOLS.get(config.protocol)
-        costs = self if protocol.asks else replace(self, asked=1)
-        return costs.asked_of_judge(lambda tokens: protocol.work(tokens, config), pairs, prompt, response)
+        asked = self.asked if protocol.asks else 1
+        return self.asked_of_judge(lambda tokens: protocol.work(tokens, config), asked, pairs, prompt, response)
 
-    def asked_of_judge(self, work_of: Callable[[PairTokens], Sequence[Work]], items: float, prompt: Tokens, response: Tokens) -> StagePlan:
+    def asked_of_judge(
+        self, work_of: Callable[[PairTokens], Sequence[Work]], asked: int, items: float, prompt: Tokens, response: Tokens
+    ) -> StagePlan:
         """Return what calls of the judge cost that a protocol or a reward term declares.
 
         Args:
             work_of: the calls about one item under one principle.
+            asked: principles that an item is judged by.
         """
         pieces = []
         for work, most in zip(
@@ -141,7 +143,7 @@ class Costs:
             work_of(replace(self.words, prompt=prompt.longest, response=response.longest)),
             strict=True,
         ):
-            texts, questions = (1, self.asked) if work.question_tokens else (self.asked, 1)
+            texts, questions = (1, asked) if work.question_tokens else (asked, 1)
             work = replace(work, texts=work.texts * items * texts, questions=work.questions * questions)
             pieces.append(self.calls(self.recipe.judge, work, most.text_tokens + most.question_tokens + most.max_tokens))
         return joined("", *pieces)
@@ -207,9 +209,9 @@ class Costs:
 
     def term_calls(self, completions: float, answer: Tokens) -> list[StagePlan]:
         """Return the cost of what the recipe's reward terms ask the judge about completions of this length."""
+        terms = [TERMS.get(reward.term) for reward in self.recipe.policy.online.rewards]
         return [
-            (self if term.asks_principles else replace(self, asked=1)).asked_of_judge(term.work, completions, self.prompt, answer)
-            for term in (TERMS.get(reward.term) for reward in self.recipe.policy.online.rewards)
+            self.asked_of_judge(term.work, self.asked if term.asks_principles else 1, completions, self.prompt, answer) for term in terms
         ]
 
     def scores(self, texts: float, prompt: Tokens, answer: Tokens, per_prompt: float) -> StagePlan:

@@ -5,7 +5,7 @@ machine did in earlier runs, per stage and counted work; for stages without one,
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
@@ -110,17 +110,9 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     """Return every stage's cost at a machine's rates."""
     constitution = load_constitution(workspace.root / recipe.constitution)
     templates = load_templates(workspace.root / recipe.templates)
-    kinds: Counter[PromptKind] = Counter()
-    shown_kinds: Counter[PromptKind] = Counter()
-
-    def sizes(prompts: Iterable[Prompt], kinds: Counter[PromptKind]) -> Iterator[int]:
-        for p in prompts:
-            kinds[p.kind] += 1
-            yield sum(len(m.content) for m in p.messages)
-
-    prompt, shown = (
-        _lengths(sizes(stream_prompts(sources, workspace.root, recipe.seed, SkippedRows()), counter)) + SYSTEM_TOKENS + TURN_TOKENS
-        for sources, counter in ((recipe.prompts.train, kinds), (recipe.prompts.evaluate, shown_kinds))
+    (prompt, kinds), (shown, shown_kinds) = (
+        _measured(stream_prompts(sources, workspace.root, recipe.seed, SkippedRows()))
+        for sources in (recipe.prompts.train, recipe.prompts.evaluate)
     )
     count, evaluated = kinds.total(), shown_kinds.total()
 
@@ -162,8 +154,8 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     early = recipe.critique.min_p_revised > 0  # `critique` judges revisions, and `feedback` finds that in the call store
     path, limit = recipe.feedback.bench_pairs, recipe.feedback.bench_limit
     bench = load_pairs(workspace.root / path, limit=limit, seed=recipe.seed).preferences if path else ()
-    bench_prompt = _lengths(sizes((p.prompt for p in bench), Counter())) + SYSTEM_TOKENS + TURN_TOKENS
-    bench_answer = _lengths(len(text) for p in bench for text in (p.chosen, p.rejected))
+    bench_prompt, _ = _measured(p.prompt for p in bench)
+    bench_answer = _lengths([len(text) for p in bench for text in (p.chosen, p.rejected)])
     models = 3 if recipe.blend is None else 4
     harm = Work(models * shown_kinds["harmful"], (shown + shown_answer).mean, 2, question)
     versions = 1 + len(REWRITES)
@@ -204,7 +196,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
         "report": [],
     }
     stages = [joined(name, *work[name]) for name, stage in STAGE_INFO.items() if stage.is_in(recipe)]
-    return [joined(stage.name, stage, *[c.loading()] * bool(stage.seconds)) for stage in stages]
+    return [replace(stage, seconds=stage.seconds + c.loading_seconds) if stage.seconds else stage for stage in stages]
 
 
 def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:
@@ -212,9 +204,8 @@ def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:
     config = c.recipe.blend
     if config is None:
         return []
-    prompts = load_all(config.prompts, workspace.root, c.recipe.seed).prompts
-    prompt = _lengths(sum(len(m.content) for m in p.messages) for p in prompts) + SYSTEM_TOKENS + TURN_TOKENS
-    return [c.answers(c.adapted, len(prompts), prompt, config.sampling, len({*config.shares, 1.0}))]
+    prompt, kinds = _measured(load_all(config.prompts, workspace.root, c.recipe.seed).prompts)
+    return [c.answers(c.adapted, kinds.total(), prompt, config.sampling, len({*config.shares, 1.0}))]
 
 
 def _knowledge(c: Costs, workspace: Workspace, models: int) -> list[StagePlan]:
@@ -223,14 +214,21 @@ def _knowledge(c: Costs, workspace: Workspace, models: int) -> list[StagePlan]:
     if not config.knowledge_files:
         return []
     facts, passages = ([*read_records(workspace.root / path, dict[str, Any])][: config.knowledge] for path in config.knowledge_files)
-    text = question + _lengths(len(p["text"]) for p in passages)
+    text = question + _lengths([len(p["text"]) for p in passages])
     short = structs.replace(config.sampling, max_tokens=min(FACT_TOKENS, config.sampling.max_tokens))
     return [c.answers(spec, models * len(facts), question, short), c.calls(spec, Work(models * len(passages), text.mean), text.longest)]
 
 
-def _lengths(characters: Iterable[int]) -> Tokens:
-    """Return the estimated lengths of texts of so many characters, however many they are."""
-    count = total = longest = 0
-    for n in characters:
-        count, total, longest = count + 1, total + n, max(longest, n)
-    return Tokens(total / max(1, count) / CHARACTERS_PER_TOKEN, longest / CHARACTERS_PER_TOKEN)
+def _measured(prompts: Iterable[Prompt]) -> tuple[Tokens, Counter[PromptKind]]:
+    """Return the estimated lengths of prompts in a chat template, and how many there are of each kind."""
+    kinds, characters = Counter[PromptKind](), list[int]()
+    for p in prompts:
+        kinds[p.kind] += 1
+        characters.append(sum(len(m.content) for m in p.messages))
+    return _lengths(characters) + SYSTEM_TOKENS + TURN_TOKENS, kinds
+
+
+def _lengths(characters: Sequence[int]) -> Tokens:
+    """Return the estimated lengths of texts of so many characters."""
+    mean = sum(characters) / max(1, len(characters))
+    return Tokens(mean / CHARACTERS_PER_TOKEN, max(characters, default=0) / CHARACTERS_PER_TOKEN)
