@@ -206,12 +206,15 @@ def _judged(p: float | None) -> tuple[float | None, float | None, float | None]:
 
 
 def _both(principle: Principle | None, kind: PromptKind, before: str, after: str) -> tuple[bool | None, bool | None]:
-    if principle is None:
-        return None, None
+    return (None, None) if principle is None else (follows_check(principle, kind, before), follows_check(principle, kind, after))
+
+
+def follows_check(principle: Principle, kind: PromptKind, text: str) -> bool | None:
+    """Return whether a text follows a principle's check; None if it has none for the kind, or a pattern ran out of time."""
     try:
-        return follows(principle, kind, before), follows(principle, kind, after)
-    except ReplyError:  # a pattern ran out of time
-        return None, None
+        return follows(principle, kind, text)
+    except ReplyError:
+        return None
 
 
 def _records(run: RunDirectory, what: What, record_type: type[R]) -> Iterator[R]:

@@ -104,22 +104,14 @@ class Labelling:
 
     def to_label(self, queue: Queue) -> ToLabel:
         """Return the pairs of a queue, with the attention checks among them. Raises `DataError` if it has none."""
-        try:
-            stat = queue.path.stat()
-        except OSError as e:
-            raise DataError(f"{queue.path}: can't be read ({e.strerror or e})") from e
-        found = _loaded(queue.path, stat.st_mtime_ns, stat.st_size)
+        found = _read(queue.path)
         checks = self.checks()
         return found if checks is None else replace(found, pairs=_mixed(found.pairs, checks.pairs))
 
     def checks(self) -> ToLabel | None:
         """Return the attention checks; None if there is no `GOLD`. Raises `DataError` if it can't be read."""
         path = self.folder / GOLD
-        try:
-            stat = path.stat()
-        except OSError:
-            return None
-        return _loaded(path, stat.st_mtime_ns, stat.st_size)
+        return _read(path) if path.exists() else None
 
     def file(self, queue: Queue, rater: str) -> Path:
         """Return the path of a rater's answers."""
@@ -219,6 +211,15 @@ def _mixed(pairs: Mapping[str, ResponsePair], checks: Mapping[str, ResponsePair]
 def as_shown(pair: ResponsePair, key: str, rater: str) -> ResponsePair:
     """Return a pair with its sides swapped for half of the pairs, by a hash of pair and rater."""
     return pair.swapped() if split_fraction(key, f"studio-sides:{rater}") < 0.5 else pair
+
+
+def _read(path: Path) -> ToLabel:
+    """Return the pairs of a file, from memory unless it has changed. Raises `DataError`."""
+    try:
+        stat = path.stat()
+    except OSError as e:
+        raise DataError(f"{path}: can't be read ({e.strerror or e})") from e
+    return _loaded(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=8)

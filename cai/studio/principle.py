@@ -9,9 +9,8 @@ from cai.constitution.diff import ConstitutionDiff, PrincipleChange, diff_consti
 from cai.constitution.load import parse_constitution
 from cai.core.jsonl import read_existing
 from cai.core.manifest import read_manifest
-from cai.core.text.checks import follows
 from cai.core.workspace import PAIR_FILES, RunDirectory
-from cai.errors import CaiError, ConstitutionError, DataError, ReplyError
+from cai.errors import CaiError, ConstitutionError, DataError
 from cai.evaluate.adherence_table import adherence_rows, trained_model
 from cai.evaluate.policies import AGAINST, MODELS
 from cai.records import (
@@ -29,6 +28,7 @@ from cai.records import (
     SFTExample,
 )
 from cai.report.adherence import COLUMNS, AdherenceView, adherence_view
+from cai.studio.browsing import follows_check
 from cai.studio.drafts import Drafts
 
 R = TypeVar("R")
@@ -207,23 +207,16 @@ def _by_check(principle: Principle, samples: Iterator[Sample]) -> ExampleAnswers
     model = ""
     for sample in samples:
         model = model or next((m for m in reversed(MODELS) if m in sample.responses), "") or next(reversed(sample.responses), "")
-        verdict = None if model not in sample.responses else _follows(principle, sample, model)
+        verdict = None if model not in sample.responses else follows_check(principle, sample.prompt.kind, sample.responses[model])
         if verdict is not None:
             shown = [m for m in dict.fromkeys((AGAINST, model)) if m in sample.responses]
-            columns = tuple((m, sample.responses[m], _follows(principle, sample, m)) for m in shown)
+            columns = tuple((m, sample.responses[m], follows_check(principle, sample.prompt.kind, sample.responses[m])) for m in shown)
             found.append((sample.scores.get(model, 0.0), verdict, CheckedSample(sample, columns)))
     if not found:
         return None
     best = [s for _, good, s in sorted(found, key=lambda f: -f[0]) if good]
     worst = [s for _, good, s in sorted(found, key=lambda f: f[0]) if not good]
     return ExampleAnswers(model, tuple(best[:EXAMPLES_SHOWN]), tuple(worst[:EXAMPLES_SHOWN]), len(best), len(found))
-
-
-def _follows(principle: Principle, sample: Sample, model: str) -> bool | None:
-    try:
-        return follows(principle, sample.prompt.kind, sample.responses[model])
-    except ReplyError:  # a pattern ran out of time
-        return None
 
 
 def _by_judge(principle: Principle, run: RunDirectory) -> ExampleAnswers | None:
