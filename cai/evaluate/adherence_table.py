@@ -5,12 +5,12 @@
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
-from cai.core.jsonl import read_records
+from cai.core.jsonl import read_existing
 from cai.core.workspace import RunDirectory, find_run, find_workspace
 from cai.errors import DataError
 from cai.evaluate.adherence import BY_JUDGE, SELDOM, TOLD
@@ -114,21 +114,10 @@ def _means(groups: Sequence[Sequence[AdherenceRecord]]) -> tuple[AdherenceRecord
 
 def _mean_record(records: Sequence[AdherenceRecord]) -> AdherenceRecord:
     first = records[0]
-    return AdherenceRecord(
-        id=first.id,
-        by=first.by,
-        base=_mean([r.base for r in records]),
-        told=_mean([r.told for r in records]),
-        sft=_mean([r.sft for r in records]),
-        policy=_mean([r.policy for r in records]),
-        change=_mean([r.change for r in records]),
-        low=_mean([r.low for r in records]),
-        high=_mean([r.high for r in records]),
-        n=min(r.n for r in records),
-        seeds=len(records),
-        verdict=first.verdict if len({r.verdict for r in records}) == 1 else "not_learned",
-        blend=_mean([r.blend for r in records]),
-    )
+    shares = ("base", "told", "sft", "policy", "change", "low", "high", "blend")
+    means: dict[str, Any] = {name: _mean([getattr(r, name) for r in records]) for name in shares}
+    verdict = first.verdict if len({r.verdict for r in records}) == 1 else "not_learned"
+    return replace(first, **means, n=min(r.n for r in records), seeds=len(records), verdict=verdict)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -203,8 +192,7 @@ def adherence_of_run(name: str) -> AdherenceReport:
             raise
     reports = []
     for run in runs:
-        path = run.data("evaluation")
-        reports.append(adherence_report(list(read_records(path, EvalResult)) if path.exists() else []))
+        reports.append(adherence_report(list(read_existing(run.data("evaluation"), EvalResult))))
         if not reports[-1].principles:
             raise DataError(f"{run.path}: adherence was not measured: no principle has a check, or the run was not evaluated yet")
     return reports[0] if len(reports) == 1 else over_seeds(reports)
@@ -212,8 +200,7 @@ def adherence_of_run(name: str) -> AdherenceReport:
 
 def adherence_lines(run: RunDirectory) -> list[str]:
     """Return a line per principle about how often held-out responses follow it; none before `evaluate`."""
-    path = run.data("evaluation")
-    return [in_words(row) for row in adherence_rows(list(read_records(path, EvalResult)))] if path.exists() else []
+    return [in_words(row) for row in adherence_rows(list(read_existing(run.data("evaluation"), EvalResult)))]
 
 
 def in_words(row: AdherenceRow) -> str:

@@ -303,8 +303,10 @@ def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, 
     label_counts = Counter[str]()
     groups: dict[str, list[float]] = {}
     bins: dict[str, list[int]] = {}
+    counts = Counter[str]()
     for name in ("data/preferences.jsonl", "data/preferences_heldout.jsonl"):
         for p in reader.stream(name, Preference):
+            counts[name] += 1
             n_total_near = groups.setdefault(p.source, [0, 0.0, 0])
             n_total_near[0] += 1
             n_total_near[1] += p.p_chosen
@@ -316,11 +318,7 @@ def _read_labels(reader: _Reader, prompt_ids: set[str]) -> tuple[Labels | None, 
                     by_prompt[p.prompt.id].append(p)
     if not any(reader.has(f"data/{n}.jsonl") for n in ("judgments", "preferences")):
         return None, use, by_prompt, label_counts
-    held_out = (
-        sum(1 for _ in reader.stream("data/preferences_heldout.jsonl", Preference))
-        if reader.has("data/preferences_heldout.jsonl")
-        else None
-    )
+    held_out = counts[name] if reader.has(name) else None
     sources = [LabelSource(s, int(n), total / n, int(near), tuple(bins[s])) for s, (n, total, near) in groups.items()]
     sources.sort(key=lambda s: (-s.n, s.source))
     return Labels(judgments, tuple(judge_bins) if judgments else (), both, flipped, tuple(sources), held_out), use, by_prompt, label_counts

@@ -45,16 +45,9 @@ async def ask_probes(session: Session, probes: Probes, model: TextModel, name: s
     found: dict[Slot, dict[str, Response]] = {}
     for question, response in await session.each(list(questions(probes)), work, f"probes of {name}"):
         found.setdefault(question.slot, {})[question.key] = response
-    texts = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
-    return Answers(
-        neutral=texts.get("neutral", {}),
-        with_right=texts.get("with_right", {}),
-        with_wrong=texts.get("with_wrong", {}),
-        asked_again=texts.get("asked_again", {}),
-        facts=texts.get("facts", {}),
-        prose=texts.get("prose", {}),
-        prompts=found.get("prompts", {}),
-    )
+    prompts = found.pop("prompts", {})
+    texts: dict[str, dict[str, str]] = {slot: {key: r.text for key, r in group.items()} for slot, group in found.items()}
+    return Answers(**texts, prompts=prompts)
 
 
 def questions(probes: Probes) -> Iterator[ProbeQuestion]:
