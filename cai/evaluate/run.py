@@ -6,6 +6,7 @@ The models respond to held-out prompts one after the other, the judge compares t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from cai.evaluate.paired import by_prompt, shared_ids
 from cai.evaluate.policies import AGAINST, Verdicts, corrected, evaluate_policies
 from cai.evaluate.rewards import reward_disagreement
 from cai.evaluate.win_rate import outcomes_by_reward
-from cai.generate.critique import Writer, respond
+from cai.generate.critique import respond
 from cai.judge.harm import harm_probability
 from cai.judge.judge import Judge
 from cai.recipe import ModelSpec
@@ -65,11 +66,7 @@ async def answer(session: Session, specs: Mapping[str, ModelSpec], questions: Qu
     answered = EvaluationAnswers()
     for name, spec in specs.items():
         model = await session.open_model(spec)
-        writer = session.writer(model, recipe_hash)
-
-        async def work(prompt: Prompt, writer: Writer = writer) -> Response:
-            return await respond(prompt, writer, session.recipe.evaluate.sampling)
-
+        work = partial(respond, writer=session.writer(model, recipe_hash), sampling=session.recipe.evaluate.sampling)
         answered.answers[name] = await session.each(questions.prompts, work, f"answers of {name}")
         if questions.facts or questions.passages:
             answered.knowledge[name] = await ask_knowledge(session, model, name, questions.facts, questions.passages)

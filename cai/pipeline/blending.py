@@ -7,6 +7,7 @@ recipe's `keep` principles often enough, the one that follows the others most.
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +18,11 @@ from cai.core.jsonl import write_records
 from cai.data.prompts import load_all, warn_of_columns, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.evaluate.adherence import followed, measurable
-from cai.generate.critique import Writer, respond
+from cai.generate.critique import respond
 from cai.models.blend import blend_adapters
 from cai.pipeline.context import Context
 from cai.recipe import BlendConfig
-from cai.records import BlendPoint, Constitution, Prompt, Response
+from cai.records import BlendPoint, Constitution, Prompt
 
 
 async def blend_stage(c: Context) -> dict[str, int]:
@@ -87,10 +88,7 @@ async def _try(c: Context, config: BlendConfig, share: float, prompts: Sequence[
     """Return how often a blend's responses follow each principle with a check."""
     folder = c.run.model("policy") if share == 1.0 else _blended(c, share)
     writer = await c.writer(msgspec.structs.replace(c.recipe.trained, adapter=str(folder)))
-
-    async def work(prompt: Prompt, writer: Writer = writer) -> Response:
-        return await respond(prompt, writer, config.sampling)
-
+    work = partial(respond, writer=writer, sampling=config.sampling)
     responses = await c.session.each(prompts, work, f"answers {share:.0%} of the way")
     await c.session.close_models()
     verdicts = await followed(c.session, measurable(c.constitution, judged=False), responses, None)

@@ -6,6 +6,7 @@ Numbers in brackets are sections of Bai et al. 2022 (arXiv 2212.08073).
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from heapq import nsmallest
 from operator import attrgetter
 from typing import TypeVar
@@ -39,11 +40,7 @@ R = TypeVar("R")
 async def respond_stage(c: Context) -> dict[str, int]:
     """Load the prompts, and sample an initial response to each [§3.1]."""
     counts = write_prompts(c)
-    writer = await c.writer()
-
-    async def work(prompt: Prompt) -> Response:
-        return await respond(prompt, writer, c.recipe.respond.sampling)
-
+    work = partial(respond, writer=await c.writer(), sampling=c.recipe.respond.sampling)
     responses = cut = 0
     with record_writer(c.run.data("responses")) as write:
         chosen = _chosen(c, c.recipe.respond.limit, c.recipe.respond.kinds)
@@ -59,13 +56,9 @@ async def respond_stage(c: Context) -> dict[str, int]:
 async def critique_stage(c: Context) -> dict[str, int]:
     """Critique and revise each response under principles from the constitution [§3.1]; keep revisions that pass the rules."""
     config = c.recipe.critique
-    writer = await c.writer()
-    judge = await c.judge()
+    writer, judge = await c.writer(), await c.judge()
     ask = judge if config.min_p_revised > 0 else None
-
-    async def work(response: Response) -> RevisionTrace:
-        return await critique_and_revise(response, c.constitution, writer, config, ask)
-
+    work = partial(critique_and_revise, constitution=c.constitution, writer=writer, config=config, judge=ask)
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     with (
@@ -140,19 +133,13 @@ async def pairs_stage(c: Context) -> dict[str, int]:
     config = c.recipe.pairs
     chosen = _chosen(c, config.limit)
     total = config.per_prompt * (count_records(c.run.data("prompts")) if chosen is None else len(chosen))
-    policy = await c.writer(c.adapted("sft"))
-    base = await c.writer() if config.contrast else None
-
-    def sample(task: PairTask) -> Awaitable[ResponsePair]:
-        return sample_pair(task, policy, config)
-
-    def contrast(task: PairTask) -> Awaitable[ResponsePair]:
-        assert base is not None
-        return contrast_pair(task, c.constitution, base, config)
-
+    makers: dict[str, Callable[[PairTask], Awaitable[ResponsePair]]]
+    makers = {"sampled": partial(sample_pair, writer=await c.writer(c.adapted("sft")), config=config)}
+    if config.contrast:
+        makers["contrast"] = partial(contrast_pair, constitution=c.constitution, writer=await c.writer(), config=config)
     counts: Counter[str] = Counter()
     with record_writer(c.run.data("pairs")) as write:
-        for kind, make in (("sampled", sample), ("contrast", contrast))[: 1 if base is None else 2]:
+        for kind, make in makers.items():
             drawn = (p for p in c.read("prompts", Prompt) if chosen is None or p.id in chosen)
             tasks = pair_tasks(drawn, config.per_prompt)
             async for pair in each(c, tasks, make, ResponsePair, total=total, name=kind):

@@ -36,7 +36,7 @@ def train_rewarded(c: Context, method: OnlineMethod, job: PolicyJob) -> TrainRes
     warn_if_unmonitored(c)
     with asyncio.Runner() as runner:  # the judge's event loop; training runs outside it, so that Ctrl-C stops it at once
         try:
-            judge = runner.run(c.session.open_model(c.recipe.judge)) if needs(c, "judge") or needs(c, "probe") else None
+            judge = open_asked(c, runner)
             return train_online(
                 method,
                 job,
@@ -49,6 +49,12 @@ def train_rewarded(c: Context, method: OnlineMethod, job: PolicyJob) -> TrainRes
             runner.run(c.session.close_models())
 
 
+def open_asked(c: Context, runner: asyncio.Runner) -> TextModel | None:
+    """Open the judge's model if a reward term asks it or reads its hidden states; else None."""
+    asks = needs_scorer(c.recipe, "judge") or needs_scorer(c.recipe, "probe")
+    return runner.run(c.session.open_model(c.recipe.judge)) if asks else None
+
+
 def warn_if_unmonitored(c: Context) -> None:
     """Warn if no over-optimization monitor observes the run's policy."""
     if not is_watched(c.recipe):
@@ -56,19 +62,14 @@ def warn_if_unmonitored(c: Context) -> None:
         c.reporter.say(f"no gold reward model watches this policy, so over-optimization would not be seen ({why})", "yellow")
 
 
-def needs(c: Context, scorer: str) -> bool:
-    """Whether the recipe has a reward term that needs `ensemble`, `judge`, `constitution` or `probe`."""
-    return needs_scorer(c.recipe, scorer)
-
-
 def reward_identity(c: Context, judge: TextModel | None) -> Any:
     """Return what identifies the run's reward functions and monitor, for the fingerprint of the training."""
-    models = c.recipe.reward.member_names if needs(c, "ensemble") else ()
+    models = c.recipe.reward.member_names if needs_scorer(c.recipe, "ensemble") else ()
     watched = [GOLD] if is_watched(c.recipe) else []
     return (
         run_scorers(c, (*models, *watched)),
         (c.recipe.reward.aggregate, c.recipe.reward.uncertainty_penalty),
-        c.constitution.hash if needs(c, "constitution") else None,
+        c.constitution.hash if needs_scorer(c.recipe, "constitution") else None,
         None if judge is None else (judge.fingerprint, c.recipe.feedback, c.constitution.hash, c.session.judge_templates.hash),
         [p.id for p in monitor_prompts(c)] if watched else [],
     )
@@ -85,12 +86,12 @@ def load_reward_function(c: Context, judge: TextModel | None, runner: asyncio.Ru
     """Return the weighted sum of the recipe's reward terms, with their models loaded.
 
     Args:
-        judge: the judge's model, where a reward term asks it or reads its hidden states; else None.
+        judge: from `open_asked`.
         runner: runner of the judge's event loop.
     """
-    ensemble = load_rewards(c.recipe, c.run).score if needs(c, "ensemble") else None
-    judging = _judging(c, judge, runner) if judge is not None and needs(c, "judge") else None
-    probing = _probing(c, judge, runner) if judge is not None and needs(c, "probe") else None
+    ensemble = load_rewards(c.recipe, c.run).score if needs_scorer(c.recipe, "ensemble") else None
+    judging = _judging(c, judge, runner) if judge is not None and needs_scorer(c.recipe, "judge") else None
+    probing = _probing(c, judge, runner) if judge is not None and needs_scorer(c.recipe, "probe") else None
     return RewardFunction(c.recipe.policy.online.rewards, ensemble, judging, c.constitution, probing)
 
 

@@ -220,22 +220,16 @@ def _target_problems(recipe: Recipe) -> list[str]:
 
 def _probe_problems(recipe: Recipe, root: Path) -> list[str]:
     """Return why the recipe's probe can't be used: it can't be read, or was fitted on another model than the judge."""
-    config, spec = recipe.feedback, recipe.judge
-    try:
+    config, spec, probe = recipe.feedback, recipe.judge, None
+    problems: list[str] = []
+    with told(problems, "feedback.probe"):
         if spec.is_server and (config.probe is not None or PROTOCOLS.get(config.protocol).reads_states):
             raise ModelError(NO_STATES.format(name=spec.path))
         probe = probe_of(config, root)
-    except CaiError as e:
-        return [f"feedback.probe: {e}"]
-    if probe is None or spec.path == "scripted":
-        return []
-    try:
-        check_probe(probe, spec_fingerprint(spec))
-    except RecipeError as e:
-        return [str(e)]
-    except ModelError:  # reported with the model
-        return []
-    return []
+    if probe is not None and spec.path != "scripted":
+        with told(problems), contextlib.suppress(ModelError):  # reported with the model
+            check_probe(probe, spec_fingerprint(spec))
+    return problems
 
 
 def _label_problems(recipe: Recipe, root: Path) -> list[str]:

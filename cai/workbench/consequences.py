@@ -8,6 +8,7 @@ pair is also labelled under the old constitution with a single change applied.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -220,10 +221,7 @@ def label_shift(
 
 async def _revisions(responses: Sequence[Response], constitution: Constitution, session: Session) -> dict[str, RevisionTrace]:
     """Critique and revise every response; the revisions are not judged."""
-
-    async def work(response: Response) -> RevisionTrace:
-        return await session.critique_and_revise(response, constitution)
-
+    work = partial(session.critique_and_revise, constitution=constitution)
     revised = [r for r in responses if r.prompt.kind in session.recipe.critique.kinds]
     traces = await session.each(revised, work, "revisions", lambda r: r.prompt.id)
     return {t.prompt.id: t for t in traces}

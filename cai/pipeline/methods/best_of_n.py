@@ -48,7 +48,7 @@ from cai.pipeline.policy_method import (
     with_judge,
 )
 from cai.pipeline.reward_models import gold_model, load_gold, reward_models
-from cai.pipeline.rewarding import load_reward_function, warn_if_unmonitored
+from cai.pipeline.rewarding import load_reward_function, open_asked, warn_if_unmonitored
 from cai.pipeline.training import progress_of, trained
 from cai.recipe import OnlineConfig, Recipe, SamplingSpec, SFTConfig, TrainSpec
 from cai.records import Prompt, Provenance, SFTExample
@@ -176,13 +176,8 @@ def choose_best(c: Context, folder: Path) -> None:
 
 async def sample_all(c: Context) -> list[SampledPrompt]:
     """Sample each training prompt from the SFT model."""
-    writer = await c.writer(c.adapted("sft"))
-    prompts = list(c.read("prompts", Prompt))
-
-    async def work(prompt: Prompt) -> SampledPrompt:
-        return await sample_prompt(prompt, writer, c.recipe.policy.online)
-
-    return await c.session.each(prompts, work, "prompts sampled")
+    work = partial(sample_prompt, writer=await c.writer(c.adapted("sft")), online=c.recipe.policy.online)
+    return await c.session.each(list(c.read("prompts", Prompt)), work, "prompts sampled")
 
 
 async def sample_prompt(prompt: Prompt, writer: Writer, online: OnlineConfig) -> SampledPrompt:
@@ -215,8 +210,7 @@ async def sample_prompt(prompt: Prompt, writer: Writer, online: OnlineConfig) ->
 
 def score_all(c: Context, sampled: Sequence[SampledPrompt], runner: asyncio.Runner) -> list[SampledPrompt]:
     """Score all samples that were not left out by the recipe's reward terms and, if there is one, the gold reward model."""
-    asks = needs_scorer(c.recipe, "judge") or needs_scorer(c.recipe, "probe")
-    rewards = load_reward_function(c, runner.run(c.session.open_model(c.recipe.judge)) if asks else None, runner)
+    rewards = load_reward_function(c, open_asked(c, runner), runner)
     gold = load_gold(c.recipe, c.run) if c.recipe.gold is not None else None
     scored: list[SampledPrompt] = []
     for start in range(0, len(sampled), SCORED_AT_ONCE):
