@@ -1,11 +1,12 @@
 """Best of n: how far a reward can be followed before any RL, by another measure of the same samples.
 
-    python -m bench.best_of_n MODEL --reward FOLDER [--reward FOLDER] [--gold FOLDER] [--constitution FILE] [--prompts FILE] [--samples 32]
+    python -m bench.best_of_n MODEL [--reward SCORER]… [--gold SCORER]… [--constitution FILE] [--prompts FILE]… [--samples 32]
 
 A model answers each prompt `--samples` times. Of n answers the one with the highest reward is taken, for n = 1, 2, 4 …; its KL from the
 model is log n − (n − 1)/n nats. All subsets of n answers count (Stiennon et al. 2020, arXiv 2009.01325, appendix G.3 has the estimator).
-Without `--reward`, the reward is the share of the constitution's checks that an answer follows. Gold is another reward model; without
-`--gold`, each check. Intervals are 95 %, over prompts.
+A scorer is a reward model's folder (several are one ensemble) or the file of a probe that `cai judge fit` wrote. Without `--reward`, the
+reward is the share of the constitution's checks that an answer follows. Gold is another scorer, fitted to other labels; each check is
+measured beside it. Intervals are 95 %, over prompts.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from cai.core.text.checks import check_share, follows
 from cai.core.text.words import words
 from cai.data.prompts import load_prompts
 from cai.generate.critique import Writer, respond
-from cai.recipe import EvaluateConfig, PromptSource, Recipe, SteadySampling
+from cai.judge.probe import check_probe, probe_score, read_probe
+from cai.models.naming import spec_from_name
+from cai.recipe import EvaluateConfig, ModelSpec, PromptSource, Recipe, SteadySampling
 from cai.records import Constitution, Principle, Prompt, Response
 from cai.stats import paired_bootstrap
 
@@ -76,11 +79,17 @@ def by_check(constitution: Constitution, answers: list[list[Response]]) -> Measu
     return {p.id: np.array([[value(p, r) for r in rs] for rs in answers]) for p in constitution.principles if p.check}
 
 
-async def scored(session: Session, folders: Sequence[Path], answers: list[list[Response]]) -> np.ndarray:
-    """Return the scores of reward models, as one ensemble."""
-    ensemble = await session.load_rewards(folders)
-    scores = ensemble.score([(r.prompt.messages, r.text) for rs in answers for r in rs])
-    return np.array([s.value for s in scores]).reshape(len(answers), -1)
+async def scored(session: Session, scorers: Sequence[Path], answers: list[list[Response]]) -> np.ndarray:
+    """Return the scores of a probe, or of reward models as one ensemble."""
+    every = [r for rs in answers for r in rs]
+    if scorers[0].suffix == ".json":
+        probe = read_probe(scorers[0])
+        reader = await session.open_model(spec_from_name(probe.facts.model_name, ModelSpec(precision=probe.facts.precision)))
+        check_probe(probe, reader.fingerprint)
+        read = await asyncio.gather(*(probe_score(probe, reader, r.prompt.messages, r.text) for r in every))
+    else:
+        read = [s.value for s in (await session.load_rewards(scorers)).score([(r.prompt.messages, r.text) for r in every])]
+    return np.array(read).reshape(len(answers), -1)
 
 
 async def main(args: argparse.Namespace) -> None:
