@@ -22,6 +22,10 @@ from cai.records import Constitution, Message, Principle, Prompt, Provenance, Re
 
 SOURCE = "distilled"
 """`source` of distilled examples and pairs."""
+BEGINNING = "beginning"
+"""`source` of examples that are the beginning of a response."""
+BEGINNING_TOKENS = 5
+"""Tokens that tell whether a response refuses, warns or answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,22 @@ async def distill(prompt: Prompt, untold: Response | None, constitution: Constit
     return Distilled(prompt, untold, *told)
 
 
+async def begin(prompt: Prompt, constitution: Constitution, writer: Writer, config: DistillConfig) -> SFTExample:
+    """Return how a response begins under the principles of the prompt's kind: with their opening, else as the model begins it.
+
+    Raises:
+        ReplyError: the model says nothing.
+    """
+    principles = principles_in_context(prompt, constitution, writer.run_seed, config.per_prompt)
+    seed = derive_seed(writer.run_seed, prompt.id, BEGINNING)
+    ask = Told(
+        writer.model, writer.templates, config.placement, replace(as_sampling(config.sampling), max_tokens=BEGINNING_TOKENS), begins=True
+    )
+    part = await ask.beginning(prompt, principles, seed)
+    of = Provenance(writer.model.fingerprint, tuple(p.id for p in principles), ask.template.hash, seed, writer.recipe_hash)
+    return SFTExample(prompt, part.text, of.principle_ids, BEGINNING, of, truncated=True, parts=(part,))
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """A model that answers with principles in its context.
@@ -156,6 +176,13 @@ class Told:
                 parts.append(ToldPart(turns, opening, ("\n\n" if "\n" in said.text else " ") + text))
                 said = replace(said, text=said.text + parts[-1].text)
         return said, tuple(parts)
+
+    async def beginning(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> ToldPart:
+        """Return an opening of the principles, for which nothing is asked, or else the beginning of an answer, in one part."""
+        if opening := self._opening(prompt, principles):
+            return ToldPart(under_principles(prompt, principles, self.template).messages, opening, opening)
+        _, part = await self._first(prompt, principles, seed)
+        return part
 
     async def _first(self, prompt: Prompt, principles: Sequence[Principle], seed: int) -> tuple[Completion, ToldPart]:
         if principles:

@@ -11,14 +11,17 @@ from heapq import nsmallest
 from operator import attrgetter
 from typing import TypeVar
 
+from msgspec import UNSET
+
 from cai.core.flow import Failed, run_items
 from cai.core.jsonl import count_records, record_writer, write_records
 from cai.core.manifest import FOLLOWED, TEXTS, TOLD, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
+from cai.data.prompts import load_all, warn_of_columns, without_near_repeats
 from cai.data.repeats import Seen
-from cai.generate.critique import critique_and_revise, respond, sft_examples
-from cai.generate.distill import Distilled, distill
+from cai.generate.critique import Writer, critique_and_revise, respond, sft_examples
+from cai.generate.distill import Distilled, begin, distill
 from cai.generate.pairs import PairTask, contrast_pair, pair_tasks, sample_pair
 from cai.ids import split_fraction
 from cai.judge.card import measure_judge
@@ -27,7 +30,7 @@ from cai.judge.fitted import fitted_of
 from cai.labels.load import load_human
 from cai.pipeline.context import Context
 from cai.pipeline.prompts import write_prompts
-from cai.recipe import GOLD, Recipe, SFTData
+from cai.recipe import GOLD, BeginningsConfig, Recipe, SFTData
 from cai.records import PROMPT_KINDS, Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 from cai.stats import RunningMean
 
@@ -87,6 +90,7 @@ async def distill_stage(c: Context) -> dict[str, int]:
     """Answer each prompt with the principles of its kind in context, and keep the best responses (arXiv 2112.00861)."""
     config = c.recipe.distill
     writer = await c.writer()
+    begun = {} if c.recipe.sft.beginnings is UNSET else {"beginnings": await _write_beginnings(c, c.recipe.sft.beginnings, writer)}
 
     async def work(item: tuple[Prompt, Response | None]) -> Distilled:
         return await distill(*item, c.constitution, writer, config)
@@ -108,7 +112,24 @@ async def distill_stage(c: Context) -> dict[str, int]:
             if found.pair is not None:
                 write_pair(found.pair)
                 counts["pairs"] += 1
-    return dict(counts)
+    return dict(counts) | begun
+
+
+async def _write_beginnings(c: Context, config: BeginningsConfig, writer: Writer) -> int:
+    """Write the examples of beginnings, and return their number. Evaluation prompts among theirs are left out, and counted as failures."""
+    loaded = load_all(config.prompts, c.root, c.recipe.seed)
+    warn_of_columns(loaded.columns, c.reporter.warn)
+    c.failures += loaded.failures
+    of_kinds = [p for p in loaded.prompts if p.kind in c.recipe.distill.kinds]
+    similarity = c.recipe.prompts.near_duplicates or 1.0
+    prompts = list(without_near_repeats(of_kinds, c.read("eval_prompts", Prompt), similarity, c.failures, c.reporter.warn, "prompt"))
+    work = partial(begin, constitution=c.constitution, writer=writer, config=c.recipe.distill)
+    count = 0
+    with record_writer(c.run.data("beginnings")) as write:
+        async for example in each(c, prompts, work, SFTExample, total=len(prompts), name="beginnings"):
+            write(example)
+            count += 1
+    return count
 
 
 def _imitated(c: Context, example: SFTExample) -> SFTExample:

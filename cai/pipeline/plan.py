@@ -11,7 +11,7 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from cai.constitution.load import load_constitution
 from cai.core.jsonl import read_records
@@ -23,6 +23,7 @@ from cai.data.prompts import SkippedRows, load_all, stream_prompts
 from cai.errors import CaiError
 from cai.evaluate.audit.rewriting import REWRITES
 from cai.evaluate.audit.run import REWARD_ANSWERS
+from cai.generate.distill import BEGINNING_TOKENS
 from cai.labels.load import load_pairs
 from cai.models.base import PairTokens, Work
 from cai.models.templates import CONVERSATIONS, Template, Value, load_templates
@@ -31,7 +32,7 @@ from cai.pipeline.methods import METHODS
 from cai.pipeline.setup_check import check_setup
 from cai.pipeline.speed import Rates, device, nominal_rates, probe
 from cai.recipe import Precision, Recipe, load_recipe
-from cai.records import Prompt, PromptKind
+from cai.records import Constitution, Prompt, PromptKind
 
 CHARACTERS_PER_TOKEN = 4.3
 TURN_TOKENS, SYSTEM_TOKENS = 6, 24
@@ -160,6 +161,7 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     harm = Work(models * shown_kinds["harmful"], (shown + shown_answer).mean, 2, question)
     versions = 1 + len(REWRITES)
     rewritten = shown_answer + (len(REWRITES) * REWRITE_TOKENS + shown_answer.mean) / versions
+    begun = _beginnings(c, workspace, constitution, context)
     work = {
         "respond": [c.answers(model, answered, prompt, recipe.respond.sampling)],
         "critique": [
@@ -170,8 +172,9 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
         "distill": [
             c.answers(model, told, prompt + context, recipe.distill.sampling, recipe.distill.samples),
             c.answers(model, added, prompt + written(recipe.distill.sampling.max_tokens) + statement, recipe.distill.sampling),
+            *begun[:1],
         ],
-        "sft": [c.training(recipe.sft, examples, prompt, (revised,), recipe.sft.epochs * taught / max(1, examples))],
+        "sft": [*begun[1:], c.training(recipe.sft, examples, prompt, (revised,), recipe.sft.epochs * taught / max(1, examples))],
         "pairs": [
             c.answers(adapted, pairs, prompt, recipe.pairs.sampling, 2),
             c.answers(model, 2 * contrast, prompt + statement, recipe.pairs.sampling),
@@ -197,6 +200,23 @@ def draft(recipe: Recipe, workspace: Workspace, rates_of: Callable[[Precision], 
     }
     stages = [joined(name, *work[name]) for name, stage in STAGE_INFO.items() if stage.is_in(recipe)]
     return [replace(stage, seconds=stage.seconds + c.loading_seconds) if stage.seconds else stage for stage in stages]
+
+
+def _beginnings(c: Costs, workspace: Workspace, constitution: Constitution, context: float) -> list[StagePlan]:
+    """Return what the beginnings of responses cost that no opening gives, and training on all beginnings."""
+    config, distill = c.recipe.sft.beginnings, c.recipe.distill
+    if config is UNSET:
+        return []
+    prompt, kinds = _measured(load_all(config.prompts, workspace.root, c.recipe.seed).prompts)
+    begun = {kind: n for kind, n in kinds.items() if kind in distill.kinds}
+    asked = sum(n for kind, n in begun.items() if not any(p.openings for p in constitution.for_kind(kind)))
+    training = structs.replace(c.recipe.sft, epochs=config.epochs, batch_size=config.batch_size)
+    few = structs.replace(distill.sampling, max_tokens=BEGINNING_TOKENS)
+    passes = config.epochs * asked / max(1, sum(begun.values())) * (c.recipe.sft.soft_targets and c.recipe.trains_its_writer)
+    return [
+        c.answers(c.recipe.model, asked, prompt + context, few),
+        c.training(training, sum(begun.values()), prompt, (Tokens(BEGINNING_TOKENS, BEGINNING_TOKENS),), passes),
+    ]
 
 
 def _blends(c: Costs, workspace: Workspace) -> list[StagePlan]:

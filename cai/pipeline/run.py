@@ -48,6 +48,7 @@ RECORD_TYPES: dict[str, type] = {
     "pairs": ResponsePair,
     "revision_pairs": ResponsePair,
     "distilled": SFTExample,
+    "beginnings": SFTExample,
     "distilled_pairs": ResponsePair,
     "judgments": Judgment,
     "judge_bench": ProtocolResult,

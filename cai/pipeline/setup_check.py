@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from cai.constitution.load import language_of, load_constitution
 from cai.core.workspace import TEMPLATES, Workspace
 from cai.data.prompts import SkippedRows, is_hub, stream_prompts
@@ -98,6 +100,11 @@ def check_setup(recipe: Recipe, workspace: Workspace, trains: bool = True) -> tu
         problems.append("weights.placement: not used. model.placement says where instructions go, for the model that is trained too")
     files = [("prompts", path) for path in local_prompts(recipe, workspace.root)]
     files += [("blend.prompts", path) for path in local_sources(recipe.blend.prompts if recipe.blend else ())]
+    begun = recipe.sft.beginnings
+    if begun is not UNSET:
+        files += [("sft.beginnings.prompts", path) for path in local_sources(begun.prompts)]
+        if "distill" not in recipe.sft.data:
+            problems.append("sft.beginnings: they are those of distilled responses, and sft.data has no distill. Add it, or leave them out")
     files += [("evaluate.knowledge", path) for path in recipe.evaluate.knowledge_files]
     for key, path in files:
         with told(problems, key):

@@ -34,6 +34,10 @@ def _similarity(recipe: Recipe) -> list[float | None]:
     return [] if recipe.prompts.near_duplicates == SIMILARITY else [recipe.prompts.near_duplicates]
 
 
+def _if_begun(recipe: Recipe, path: str) -> tuple[str, ...]:
+    return () if recipe.sft.beginnings is UNSET else (path,)
+
+
 def _policy_settings(recipe: Recipe) -> Any:
     """Return what decides the policy: what its method names, and the method's own settings if the recipe gives some."""
     named = METHODS.get(recipe.policy.method).settings(recipe)
@@ -65,9 +69,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "distill",
         distill_stage,
-        reads=lambda r: ("data/prompts.jsonl", "data/responses.jsonl"),
-        writes=lambda r: ("data/distilled.jsonl", "data/distilled_pairs.jsonl"),
-        settings=lambda r: r.distill,
+        reads=lambda r: ("data/prompts.jsonl", *_if_begun(r, "data/eval_prompts.jsonl"), "data/responses.jsonl"),
+        writes=lambda r: ("data/distilled.jsonl", "data/distilled_pairs.jsonl", *_if_begun(r, "data/beginnings.jsonl")),
+        settings=lambda r: r.distill if r.sft.beginnings is UNSET else (r.distill, r.sft.beginnings.prompts, *_similarity(r)),
+        sources=lambda r: [] if r.sft.beginnings is UNSET else local_sources(r.sft.beginnings.prompts),
         models=lambda r: (r.model,),
         uses_constitution=True,
         uses_templates=True,
@@ -75,8 +80,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "sft",
         sft_stage,
-        reads=lambda r: tuple(f"data/{EXAMPLES_OF[name]}.jsonl" for name in r.sft.data),
-        writes=lambda r: ("models/sft",),
+        reads=lambda r: (*(f"data/{EXAMPLES_OF[name]}.jsonl" for name in r.sft.data), *_if_begun(r, "data/beginnings.jsonl")),
+        writes=lambda r: ("models/sft", *_if_begun(r, "models/beginnings")),
         settings=lambda r: r.sft,
         models=lambda r: (r.trained,),
         trains=True,

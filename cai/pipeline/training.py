@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from cai.core.jsonl import append_record, read_records
@@ -41,7 +42,15 @@ def sft_stage(c: Context) -> dict[str, int]:
     out = c.run.model("sft")
     examples = [e for name in c.recipe.sft.data for e in c.read(EXAMPLES_OF[name], SFTExample)]
     config = c.recipe.sft if c.recipe.trains_its_writer else replace(c.recipe.sft, soft_targets=False)
-    return trained(c, train_sft(config, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c)), out)
+    start, begun = c.recipe.trained, config.beginnings
+    if begun is not UNSET:
+        config, first = replace(config, beginnings=UNSET), c.run.model("beginnings")
+        beginnings = list(c.read("beginnings", SFTExample))
+        train_sft(
+            replace(config, epochs=begun.epochs, batch_size=begun.batch_size), start, beginnings, first, c.recipe.seed, progress_of(c)
+        )
+        start = replace(start, adapter=str(first))
+    return trained(c, train_sft(config, start, examples, out, c.recipe.seed, progress_of(c)), out)
 
 
 def reward_stage(c: Context) -> dict[str, int]:

@@ -22,11 +22,24 @@ from cai.recipe.policy import (
     SelfDistillConfig,
 )
 from cai.recipe.recipe import EvaluateConfig, Recipe, ReportTo
-from cai.recipe.train import GOLD, Aggregate, GoldConfig, LoraSpec, PairTrainSpec, RewardConfig, SFTConfig, SFTData, Slices, TrainSpec
+from cai.recipe.train import (
+    GOLD,
+    Aggregate,
+    BeginningsConfig,
+    GoldConfig,
+    LoraSpec,
+    PairTrainSpec,
+    RewardConfig,
+    SFTConfig,
+    SFTData,
+    Slices,
+    TrainSpec,
+)
 
 __all__ = [
     "GOLD",
     "Aggregate",
+    "BeginningsConfig",
     "BlendConfig",
     "CritiqueConfig",
     "DPOConfig",

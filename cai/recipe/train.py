@@ -3,9 +3,10 @@
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from cai.recipe.base import Fraction, Positive, Precision, Rate, Section
+from cai.recipe.data import PromptSource
 from cai.recipe.labels import HumanSource
 
 Slices = Literal["all", "folds", "parts", "bootstrap", "source", "principle"]
@@ -58,6 +59,19 @@ class TrainSpec(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """LoRA adapter to train."""
 
 
+class BeginningsConfig(Section, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prompts of which only the beginning of a response is learned, before whole responses: when to refuse or warn, and not only how.
+    The first words decide that, and are few among all that a response teaches."""
+
+    prompts: Annotated[tuple[PromptSource, ...], Meta(min_length=1)]
+    """Prompts, those of `prompts.train` among them or not. Evaluation prompts are left out. They cost little: a response begins with an
+    opening of its kind's principles, or with what the model says in five tokens with these principles in its context."""
+    epochs: Annotated[float, Meta(gt=0)] = 3.0
+    """Number of passes over them."""
+    batch_size: Positive = 8
+    """Beginnings per process and batch."""
+
+
 class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Supervised fine-tuning. The loss covers response tokens only."""
 
@@ -68,6 +82,8 @@ class SFTConfig(TrainSpec, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Whether distilled responses are learned as the distribution of the model with the principles in its context (KL divergence), and not
     as the tokens that it sampled. It teaches more per response and keeps perplexity (docs/results.md), for one more forward pass a step.
     Only where the model that is trained wrote them; a server counts as that model if `model.name` is the path of `weights`."""
+    beginnings: BeginningsConfig | UnsetType = UNSET
+    """Beginnings of responses, learned first. Only with `data: [distill]`."""
     thinking: bool = False
     """Whether to imitate what the model thought too, as `<think>…</think>` before each completion. What it thought before a revision or a
     distilled response is about a request or principles that the trained prompt doesn't hold."""
