@@ -16,7 +16,7 @@ from cai.errors import DataError
 from cai.pipeline.methods import METHODS
 from cai.pipeline.run import RECORD_TYPES
 from cai.pipeline.stages import STAGES
-from cai.recipe import BlendConfig, GoldConfig, OnlineConfig
+from cai.recipe import BeginningsConfig, BlendConfig, GoldConfig, OnlineConfig
 from tests.models.serving import servers
 from tests.workspaces import DATA_STAGES, ROOT, make_workspace
 
@@ -96,7 +96,10 @@ def test_a_recipe_runs_from_python_and_gives_typed_records(tmp_path: Path) -> No
 
 def test_every_record_file_that_a_stage_writes_has_a_type() -> None:
     recipe = cai.Recipe(
-        name="all", sft=cai.SFTConfig(data=("critique", "distill")), gold=GoldConfig(), blend=BlendConfig(prompts=(), keep={})
+        name="all",
+        sft=cai.SFTConfig(data=("critique", "distill"), beginnings=BeginningsConfig(prompts=())),
+        gold=GoldConfig(),
+        blend=BlendConfig(prompts=(), keep={}),
     )
     written = {Path(name).stem for stage in STAGES for name in stage.writes(recipe) if name.startswith("data/")}
     assert written <= set(RECORD_TYPES) <= written | {"audit"}

@@ -100,7 +100,7 @@ def test_members_of_different_bases_and_none_at_all_are_refused(folders: list[Pa
 def test_a_damaged_member_is_a_model_error(folders: list[Path]) -> None:
     file = folders[1] / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=rf"{folders[1].name}: can't be loaded"):
+    with pytest.raises(ModelError, match=rf"{folders[1].name}: the adapter's weights can't be read"):
         load_ensemble(folders)
 
 

@@ -71,7 +71,11 @@ def adapter_weights(folder: Path) -> dict[str, Any]:
     try:
         return load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError) as e:
-        raise ModelError(f"{folder}: the adapter's weights can't be read ({e}).\nFix: train or copy it again") from e
+        raise _unreadable(folder, e) from e
+
+
+def _unreadable(folder: Path | str, e: Exception) -> ModelError:
+    return ModelError(f"{folder}: the adapter's weights can't be read ({e}).\nFix: train or copy it again")
 
 
 def check_adapter(folder: Path, base: Path) -> None:
@@ -143,10 +147,14 @@ def with_adapter(model: Any, adapter: str, base: str, trainable: bool, name: str
 @contextlib.contextmanager
 def whole_adapter(adapter: str, base: str) -> Iterator[None]:
     """Turn what goes wrong while PEFT loads an adapter into a `ModelError`, also the weights that it misses; `base` names the model."""
+    from safetensors import SafetensorError
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield
+        except SafetensorError as e:
+            raise _unreadable(adapter, e) from e
         except Exception as e:  # truncated weights, invalid settings: each library has its own exception types
             why = f"it has no {e}" if isinstance(e, KeyError) else " ".join((str(e) or type(e).__name__).split())[:500]
             raise _misfit(adapter, base, why) from e
