@@ -95,12 +95,8 @@ def test_a_recipe_runs_from_python_and_gives_typed_records(tmp_path: Path) -> No
 
 
 def test_every_record_file_that_a_stage_writes_has_a_type() -> None:
-    recipe = cai.Recipe(
-        name="all",
-        sft=cai.SFTConfig(data=("critique", "distill"), beginnings=BeginningsConfig(prompts=())),
-        gold=GoldConfig(),
-        blend=BlendConfig(prompts=(), keep={}),
-    )
+    sft = cai.SFTConfig(data=("critique", "distill"), beginnings=BeginningsConfig(prompts=()))
+    recipe = cai.Recipe(name="all", sft=sft, gold=GoldConfig(), blend=BlendConfig(prompts=(), keep={}))
     written = {Path(name).stem for stage in STAGES for name in stage.writes(recipe) if name.startswith("data/")}
     assert written <= set(RECORD_TYPES) <= written | {"audit"}
 
