@@ -8,19 +8,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
 import msgspec
 
 from cai.core.jsonl import write_records
-from cai.data.prompts import load_all, warn_of_columns, without_near_repeats
 from cai.errors import DataError, RecipeError
 from cai.evaluate.adherence import followed, measurable
 from cai.generate.critique import respond
 from cai.models.blend import blend_adapters
 from cai.pipeline.context import Context
+from cai.pipeline.prompts import further_prompts
 from cai.recipe import BlendConfig
 from cai.records import BlendPoint, Constitution, Prompt
 
@@ -30,7 +29,9 @@ async def blend_stage(c: Context) -> dict[str, int]:
     config = c.recipe.blend
     assert config is not None
     check_kept(config, c.constitution)
-    prompts = _unseen(c, config)
+    prompts = further_prompts(c, config.prompts, "prompts", "eval_prompts")
+    if not prompts:
+        raise DataError("blend.prompts: no prompt is left that repeats no training or evaluation prompt. Name others")
     points = []
     for share in sorted({*config.shares, 1.0}):
         points.append(await _try(c, config, share, prompts))
@@ -105,16 +106,3 @@ def _blended(c: Context, share: float) -> Path:
     folder = c.run.unfinished / f"blend-{share:g}"
     shutil.rmtree(folder, ignore_errors=True)  # of a policy before this one
     return blend_adapters(c.run.model("sft"), c.run.model("policy"), share, folder)
-
-
-def _unseen(c: Context, config: BlendConfig) -> list[Prompt]:
-    """Return the blend's prompts without those that repeat a training or an evaluation prompt, which are counted as failures."""
-    loaded = load_all(config.prompts, c.root, c.recipe.seed)
-    warn_of_columns(loaded.columns, c.reporter.warn)
-    c.failures += loaded.failures
-    others = chain(c.read("prompts", Prompt), c.read("eval_prompts", Prompt))
-    similarity = c.recipe.prompts.near_duplicates or 1.0
-    kept = list(without_near_repeats(loaded.prompts, others, similarity, c.failures, c.reporter.warn, "prompt"))
-    if not kept:
-        raise DataError("blend.prompts: no prompt is left that repeats no training or evaluation prompt. Name others")
-    return kept

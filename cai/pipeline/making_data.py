@@ -18,7 +18,6 @@ from cai.core.jsonl import count_records, record_writer, write_records
 from cai.core.manifest import FOLLOWED, TEXTS, TOLD, TRUNCATED
 from cai.data.balance import opposite_leanings, source_balance
 from cai.data.mixture import mix
-from cai.data.prompts import load_all, warn_of_columns, without_near_repeats
 from cai.data.repeats import Seen
 from cai.generate.critique import Writer, critique_and_revise, respond, sft_examples
 from cai.generate.distill import Distilled, begin, distill
@@ -29,7 +28,7 @@ from cai.judge.choices import mass_warning
 from cai.judge.fitted import fitted_of
 from cai.labels.load import load_human
 from cai.pipeline.context import Context
-from cai.pipeline.prompts import write_prompts
+from cai.pipeline.prompts import further_prompts, write_prompts
 from cai.recipe import GOLD, BeginningsConfig, Recipe, SFTData
 from cai.records import PROMPT_KINDS, Judgment, Prompt, Response, ResponsePair, RevisionTrace, SFTExample
 from cai.stats import RunningMean
@@ -117,12 +116,7 @@ async def distill_stage(c: Context) -> dict[str, int]:
 
 async def _write_beginnings(c: Context, config: BeginningsConfig, writer: Writer) -> int:
     """Write the examples of beginnings, and return their number. Evaluation prompts among theirs are left out, and counted as failures."""
-    loaded = load_all(config.prompts, c.root, c.recipe.seed)
-    warn_of_columns(loaded.columns, c.reporter.warn)
-    c.failures += loaded.failures
-    of_kinds = [p for p in loaded.prompts if p.kind in c.recipe.distill.kinds]
-    similarity = c.recipe.prompts.near_duplicates or 1.0
-    prompts = list(without_near_repeats(of_kinds, c.read("eval_prompts", Prompt), similarity, c.failures, c.reporter.warn, "prompt"))
+    prompts = [p for p in further_prompts(c, config.prompts, "eval_prompts") if p.kind in c.recipe.distill.kinds]
     work = partial(begin, constitution=c.constitution, writer=writer, config=c.recipe.distill)
     count = 0
     with record_writer(c.run.data("beginnings")) as write:

@@ -1,7 +1,9 @@
 """Loads a run's training and evaluation prompts, and removes near-duplicates."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from cai.core.jsonl import read_records, write_records
 from cai.core.workspace import file_hash
@@ -10,7 +12,8 @@ from cai.errors import DataError, RecipeError
 from cai.ids import content_hash
 from cai.pipeline.context import Context
 from cai.pipeline.methods import is_watched
-from cai.records import Failure
+from cai.recipe import PromptSource
+from cai.records import Failure, Prompt
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,13 @@ def write_prompts(c: Context) -> dict[str, int]:
     c.failures += [*left_out.failures, *leaked, *near, *evaluate.failures]
     write_records(kept, [_Written(written(), counts, tuple(c.failures))])
     return counts
+
+
+def further_prompts(c: Context, sources: Sequence[PromptSource], *seen: str) -> list[Prompt]:
+    """Return prompts without those that repeat one of the run's (`prompts`, `eval_prompts`), which are counted as failures."""
+    loaded = load_all(sources, c.root, c.recipe.seed)
+    warn_of_columns(loaded.columns, c.reporter.warn)
+    c.failures += loaded.failures
+    others = chain.from_iterable(c.read(name, Prompt) for name in seen)
+    similarity = c.recipe.prompts.near_duplicates or 1.0
+    return list(without_near_repeats(loaded.prompts, others, similarity, c.failures, c.reporter.warn, "prompt"))

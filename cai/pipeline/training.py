@@ -42,15 +42,15 @@ def sft_stage(c: Context) -> dict[str, int]:
     out = c.run.model("sft")
     examples = [e for name in c.recipe.sft.data for e in c.read(EXAMPLES_OF[name], SFTExample)]
     config = c.recipe.sft if c.recipe.trains_its_writer else replace(c.recipe.sft, soft_targets=False)
-    start, begun = c.recipe.trained, config.beginnings
+    start, counts, begun = None, {}, config.beginnings
     if begun is not UNSET:
-        config, first = replace(config, beginnings=UNSET), c.run.model("beginnings")
+        config, start = replace(config, beginnings=UNSET), c.run.model("beginnings")
+        first = replace(config, epochs=begun.epochs, batch_size=begun.batch_size)
         beginnings = list(c.read("beginnings", SFTExample))
-        train_sft(
-            replace(config, epochs=begun.epochs, batch_size=begun.batch_size), start, beginnings, first, c.recipe.seed, progress_of(c)
-        )
-        start = replace(start, adapter=str(first))
-    return trained(c, train_sft(config, start, examples, out, c.recipe.seed, progress_of(c)), out)
+        result = train_sft(first, c.recipe.trained, beginnings, start, c.recipe.seed, progress_of(c))
+        counts = {"beginnings": result.examples, "beginning_steps": result.steps}
+        counts |= {f"dropped_beginnings_{k}": n for k, n in result.dropped.items()}
+    return counts | trained(c, train_sft(config, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c), start), out)
 
 
 def reward_stage(c: Context) -> dict[str, int]:

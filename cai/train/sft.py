@@ -31,7 +31,13 @@ from cai.train.running import (
 
 
 def train_sft(
-    config: SFTConfig, model: ModelSpec, examples: Sequence[SFTExample], out: Path, seed: int, on_log: OnLog | None = None
+    config: SFTConfig,
+    model: ModelSpec,
+    examples: Sequence[SFTExample],
+    out: Path,
+    seed: int,
+    on_log: OnLog | None = None,
+    start: Path | None = None,
 ) -> TrainResult:
     """Train an adapter on the completions, and save it in `out` with tokenizer, model card and log.
 
@@ -40,26 +46,30 @@ def train_sft(
 
     Args:
         config: the recipe's `sft` block.
-        model: the base model. If it has an adapter, that adapter is trained further, and `config.lora` has no effect.
+        model: the model to start from, and the teacher of soft targets. If it has an adapter, that adapter is trained further, and
+            `config.lora` has no effect.
         examples: at least one that fits `config.max_length`.
         out: folder for the adapter.
         seed: decides initial weights and order. The same seed on the same machine gives the same weights.
         on_log: called after each step.
+        start: adapter of `model` to train further, instead of the model's own or a new one; the teacher stays `model`.
 
     Raises:
         TrainingError: no example is left, or training diverges.
         ModelError: the model can't be loaded.
     """
+    from cai.models.local.fingerprint import model_fingerprint
     from cai.models.local.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     asked = {"soft_targets": config.soft_targets, "thinking": config.thinking}
     rows, dropped = sft_rows(tokenizer, examples, config.max_length, **asked)
-    fingerprint = training_fingerprint("sft", config, model, rows, seed)
+    begun = None if start is None else model_fingerprint(replace(model, adapter=str(start)))
+    fingerprint = training_fingerprint("sft", config, model, rows, seed, begun)
     if (done := begin(out, fingerprint)) is not None:
         return done
     with quiet_training():
-        trainer = sft_trainer(config, model, tokenizer, rows, out, seed)
+        trainer = sft_trainer(config, model, tokenizer, rows, out, seed, start)
     result = train_and_save(trainer, tokenizer, out, fingerprint=fingerprint, on_log=on_log, dropped=dropped)
     soft = sum(bool(row.get("told")) for row in rows)
     loss = "completions imitated, prompts masked" + (f"; soft targets for {soft} of {len(rows)}" if soft else "")
@@ -67,7 +77,9 @@ def train_sft(
     return result
 
 
-def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int) -> Any:
+def sft_trainer(
+    config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[dict[str, Any]], out: Path, seed: int, start: Path | None = None
+) -> Any:
     """Return TRL's trainer with model, adapter and rows, ready to train."""
     from datasets import Dataset
     from transformers import set_seed
@@ -80,12 +92,10 @@ def sft_trainer(config: SFTConfig, model: ModelSpec, tokenizer: Any, rows: list[
 
     set_seed(seed)  # the adapter's initial weights
     base = load_causal_lm(replace(model, adapter=None, precision=config.precision), trainable=True)
-    if model.adapter is None:
-        policy = with_new_adapter(base, config.lora)
-    else:
-        policy = with_adapter(base, model.adapter, model.path, trainable=True)
-        if "told" in rows[0]:
-            policy.load_adapter(model.adapter, adapter_name="ref")  # the teacher
+    adapter = model.adapter if start is None else str(start)
+    policy = with_new_adapter(base, config.lora) if adapter is None else with_adapter(base, adapter, model.path, trainable=True)
+    if model.adapter is not None and "told" in rows[0]:
+        policy.load_adapter(model.adapter, adapter_name="ref")  # the teacher
     arguments = SFTArguments(
         **training_arguments(config, len(rows), checkpoint_folder(out), seed),
         max_length=None,  # rows that are too long were dropped already

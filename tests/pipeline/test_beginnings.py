@@ -43,6 +43,7 @@ def test_a_run_learns_the_beginnings_of_responses_first(workspace: Workspace) ->
     begun = rows(run.data("beginnings"))
     asked = [row["prompt"]["messages"][-1]["content"] for row in begun]
     assert counts["distill"]["beginnings"] == len(begun) >= 16 and not evaluated.intersection(asked)
+    assert counts["sft"]["beginnings"] == len(begun) and counts["sft"]["beginning_steps"] == -(-len(begun) // 4) * 3
     assert all(row["truncated"] and row["source"] == "beginning" for row in begun)
     openings = {row["completion"] for row in begun if row["prompt"]["kind"] == "harmful"}
     assert openings == {"I can't.", "No."}, "the openings of the kind's principles, for which nothing is asked"

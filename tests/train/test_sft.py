@@ -272,6 +272,15 @@ def test_soft_targets_resume_to_the_same_weights(tiny_model_dir: Path, tmp_path:
     assert_same_weights(tmp_path / "calm", tmp_path / "killed")
 
 
+def test_the_model_stays_the_teacher_of_an_adapter_that_is_given_as_a_start(tiny_model_dir: Path, tmp_path: Path) -> None:
+    train_sft(sft_config(epochs=4.0), model_at(tiny_model_dir), examples(4), tmp_path / "first", 0)
+    seen: list[float] = []
+    same = [replace(e, parts=(ToldPart(e.prompt.messages, "", e.completion),)) for e in examples(4)]
+    given = (sft_config(epochs=60.0, learning_rate=1e-2), model_at(tiny_model_dir), same, tmp_path / "second", 0)
+    train_sft(*given, lambda step, total, metrics: seen.append(metrics["loss"]), tmp_path / "first")
+    assert seen[0] > 1e-3 and seen[-1] < 0.2 * seen[0], "it begins where the adapter is, and is led back to what the model says"
+
+
 def test_an_adapter_that_is_trained_further_is_its_own_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
     train_sft(sft_config(epochs=4.0), model_at(tiny_model_dir), examples(4), tmp_path / "first", 0)
     spec = type(model_at(tiny_model_dir))(path=str(tiny_model_dir), adapter=str(tmp_path / "first"), precision="float32")
