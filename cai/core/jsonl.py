@@ -66,19 +66,31 @@ def read_lines(path: Path, *, blank: bool = False, too_long: Literal["error", "s
     Raises:
         DataError: the file is missing, unreadable, not valid gzip, or has a line over 32 MiB.
     """
+    with _reading(path) as f:
+        number = 0
+        while line := f.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                if too_long == "error":
+                    raise DataError(f"{path}:{number}: line is longer than {MAX_LINE_BYTES // 2**20} MiB")
+                while line and not line.endswith(b"\n"):
+                    line = f.readline(MAX_LINE_BYTES)
+                yield number, None
+            elif blank or line.strip():
+                yield number, line
+
+
+def read_start(path: Path, most: int) -> bytes:
+    """Return the first bytes of a plain or gzip file, at most `most`. Raises `DataError` as `read_lines` does."""
+    with _reading(path) as f:
+        return f.read(most)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[gzip.GzipFile | BinaryIO]:
     try:
         with open_file(path) as raw, gzip.open(raw) if path.suffix == ".gz" else contextlib.nullcontext(raw) as f:
-            number = 0
-            while line := f.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    if too_long == "error":
-                        raise DataError(f"{path}:{number}: line is longer than {MAX_LINE_BYTES // 2**20} MiB")
-                    while line and not line.endswith(b"\n"):
-                        line = f.readline(MAX_LINE_BYTES)
-                    yield number, None
-                elif blank or line.strip():
-                    yield number, line
+            yield f
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:

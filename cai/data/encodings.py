@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cai.core.jsonl import read_lines
+from cai.core.jsonl import read_start
 from cai.errors import DataError
 
 
@@ -22,12 +22,11 @@ def refuse_other_encodings(path: Path, prose: bool = False) -> None:
         path: the file.
         prose: whether it may hold any text, markup too.
     """
-    first = next((line for _, line in read_lines(path, blank=True, too_long="skip")), None)
-    start = (first or b"")[:64]
+    start = read_start(path, 64)
     if (path.suffix == ".parquet" and start.startswith(b"PAR1")) or (prose and start.startswith(b"<")):
         return
     named = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
-    if named is None and len(start) >= 4 and (not any(start[:4:2]) or not any(start[1:4:2])):
+    if named is None and len(start) >= 4 and any(start[:4:2]) != any(start[1:4:2]):
         named = "UTF-16 text. Save it as UTF-8, for example with iconv -f UTF-16 -t UTF-8"
     if named:
         raise DataError(f"{path}: is {named}.")
