@@ -47,7 +47,8 @@ def sft_stage(c: Context) -> dict[str, int]:
         config, start = replace(config, beginnings=UNSET), c.run.model("beginnings")
         first = replace(config, epochs=begun.epochs, batch_size=begun.batch_size)
         beginnings = list(c.read("beginnings", SFTExample))
-        result = train_sft(first, c.recipe.trained, beginnings, start, c.recipe.seed, progress_of(c))
+        on_log = partial(_show_step, c, member="beginnings")
+        result = train_sft(first, c.recipe.trained, beginnings, start, c.recipe.seed, on_log)
         counts = {"beginnings": result.examples, "beginning_steps": result.steps}
         counts |= {f"dropped_beginnings_{k}": n for k, n in result.dropped.items()}
     return counts | trained(c, train_sft(config, c.recipe.trained, examples, out, c.recipe.seed, progress_of(c), start), out)

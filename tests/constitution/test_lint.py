@@ -35,8 +35,8 @@ def changed(**fields) -> list[tuple[str, str, str | None]]:
     [
         ("general", 27, {"harmful": 14, "borderline": 12, "helpful": 14}),
         ("helpful-only", 10, {"harmful": 10, "borderline": 10, "helpful": 10}),
-        ("starter", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
-        ("starter-de", 5, {"harmful": 3, "borderline": 4, "helpful": 2}),
+        ("starter", 6, {"harmful": 3, "borderline": 4, "helpful": 3}),
+        ("starter-de", 6, {"harmful": 3, "borderline": 4, "helpful": 3}),
         ("controls", 2, {"harmful": 2, "borderline": 2, "helpful": 2}),
         ("swapped", 2, {"harmful": 2, "borderline": 2, "helpful": 1}),
         ("tactful", 3, {"harmful": 1, "borderline": 2, "helpful": 2}),
