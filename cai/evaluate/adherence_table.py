@@ -22,7 +22,7 @@ FOLLOWED = 0.8
 REACH = 0.25
 """Gain of the base model when it is told, below which a principle that it then still follows seldom counts as out of reach, unless the gain
 is certain."""
-AdherenceVerdict = Literal["learned", "already followed", "not learned", "out of reach", "lost"]
+AdherenceVerdict = Literal["learned", "already followed", "not learned", "out of reach", "followed less", "lost"]
 AdherenceSource = Literal["check", "judge"]
 _NAMES = ("adherence", "control")
 
@@ -67,7 +67,7 @@ class AdherenceRecord:
     seeds: int
     """Number of trainings that the figures are means of."""
     verdict: str | None
-    """`learned`, `already_followed`, `not_learned`, `out_of_reach` or `lost`; None without a trained model."""
+    """`learned`, `already_followed`, `not_learned`, `out_of_reach`, `followed_less` or `lost`; None without a trained model."""
     blend: float | None = None
     """The last trained model of a recipe with `blend`, whose change is then given."""
 
@@ -235,6 +235,8 @@ def _verdict(row: AdherenceRow) -> AdherenceVerdict | None:
         return "learned"
     if certain and change.value < 0:
         return "lost"
+    if change.high < 0:
+        return "followed less"
     if row.rates["base"].value >= FOLLOWED:
         return "already followed"
     if told_change is None or row.rates[TOLD].value >= SELDOM or told_change.low > 0 or told_change.value >= REACH:

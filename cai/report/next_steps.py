@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from cai.evaluate.adherence import TOLD
-from cai.evaluate.adherence_table import AdherenceRow, adherence_rows
+from cai.evaluate.adherence_table import AdherenceRow, AdherenceVerdict, adherence_rows
 from cai.evaluate.policies import TRAINED
 from cai.report.collect import ReportData
 from cai.report.formatting import duration, percent, plural
@@ -51,7 +52,7 @@ def _judge(data: ReportData) -> Iterator[NextStep]:
 
 def _principles(data: ReportData) -> Iterator[NextStep]:
     rows = adherence_rows(data.evaluation or ())
-    named = {verdict: [r.id for r in rows if not r.control and r.verdict == verdict] for verdict in ("lost", "out of reach", "not learned")}
+    named = {verdict: [r.id for r in rows if not r.control and r.verdict == verdict] for verdict in get_args(AdherenceVerdict)}
     changed = [r.id for r in rows if r.control and r.verdict in ("learned", "lost")]
     if data.evaluation is not None and not any(not r.control for r in rows):
         yield NextStep(
@@ -59,7 +60,7 @@ def _principles(data: ReportData) -> Iterator[NextStep]:
             "or a judge that was shown to agree with people.",
             f"cai constitution lint {_constitution(data)}",
         )
-    if ids := named["lost"]:
+    if ids := named["lost"] + named["followed less"]:
         yield NextStep(
             f"{_listed(ids)} {_is(ids)} followed less often than before training. Look for a principle that asks for the opposite, and "
             "give training more prompts of the kinds that it applies to."

@@ -50,12 +50,13 @@ def test_what_is_not_learned_lost_or_was_followed_before() -> None:
     assert adherence_rows(measured(answers("More than two words.", "No.")))[0].verdict == "not learned"
     assert adherence_rows(measured(answers("More than two words.")))[0].verdict == "lost"
 
-    def row(base: float, low: float) -> str | None:
+    def row(base: float, low: float, high: float = 0.1) -> str | None:
         rates = [EvalResult("adherence:p", m, v, 50, v, v) for m, v in (("base", base), ("sft", base), ("told", base))]
-        change = [EvalResult("adherence:p_change", m, 0.0, 50, low, 0.1, p_adjusted=1.0) for m in ("sft", "told")]
+        change = [EvalResult("adherence:p_change", m, 0.0, 50, low, high, p_adjusted=1.0) for m in ("sft", "told")]
         return adherence_rows([*rates, *change])[0].verdict
 
     assert (row(0.9, -0.1), row(0.2, -0.1), row(0.2, 0.05)) == ("already followed", "out of reach", "not learned")
+    assert row(0.9, -0.3, -0.01) == "followed less", "a fall that is not certain after correction isn't passed over"
     assert row(0.7, -0.1) == "not learned", "what is followed more often than not isn't out of reach"
 
 
