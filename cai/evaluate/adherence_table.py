@@ -221,7 +221,7 @@ def in_words(row: AdherenceRow) -> str:
         parts.append(f"; told so in context: {told_rate.value:.0%}")
     verdict = f" {row.verdict.capitalize()}." if row.verdict else ""
     if row.control:
-        verdict = f" Not trained on; {'changed' if row.verdict in ('learned', 'lost') else 'no change'}."
+        verdict = f" Not trained on; {'changed' if row.verdict in ('learned', 'lost') else 'no certain change'}."
     return f"{''.join(parts)}.{verdict}"
 
 

@@ -47,6 +47,7 @@ def adherence_view(row: AdherenceRow, statement: str, columns: Sequence[str]) ->
     rates = tuple(percent(row.rates[m].value) if m in row.rates else "–" for m in columns)
     verdict: str = row.verdict or "not trained yet"
     if row.control:
-        verdict = "changed" if verdict in _TONES else "unchanged, as it should be"
+        moved_alone = moved is not None and not moved.low <= 0.0 <= moved.high
+        verdict = "changed" if verdict in _TONES else "perhaps changed" if moved_alone else "unchanged, as it should be"
     tone = "unclear" if row.control else _TONES.get(verdict, "unclear")
     return AdherenceView(row.id, statement, row.control, rates, *change, verdict, tone)

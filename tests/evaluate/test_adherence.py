@@ -43,7 +43,7 @@ def test_rates_changes_and_verdicts_per_principle() -> None:
     assert (brief.changes["policy"].value, brief.verdict) == (0.8, "learned")
     assert colour.control and colour.rates["base"].value == colour.rates["policy"].value == 0 and colour.verdict == "out of reach"
     assert in_words(brief) == "brief: 20% → 100% [94, 100] of 60 held-out prompts; told so in context: 100%. Learned."
-    assert in_words(colour).endswith("Not trained on; no change.")
+    assert in_words(colour).endswith("Not trained on; no certain change.")
 
 
 def test_what_is_not_learned_lost_or_was_followed_before() -> None:

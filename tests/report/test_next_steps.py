@@ -7,6 +7,7 @@ import pytest
 
 from cai.core.manifest import JudgeCard, Manifest, StageEntry
 from cai.records import EvalResult
+from cai.report.adherence import adherence_views
 from cai.report.collect import ReportData, collect_report
 from cai.report.next_steps import MOST_STEPS, costs_in_words, next_steps
 from tests.report.run_directory import write_run
@@ -37,10 +38,11 @@ def test_each_verdict_has_its_advice(data: ReportData) -> None:
         data,
         principle("brief", 0.1, 0.8, 0.001),
         principle("frank", 0.9, -0.4, 0.001),
+        principle("calm", 0.9, -0.2, 0.09),
         principle("kind", 0.1, 0.0, 1.0, told=0.5),
         principle("wise", 0.1, 0.0, 1.0, told=0.0),
     )
-    assert "frank is followed less often than before training" in told
+    assert "frank and calm are followed less often than before training" in told
     assert "kind is followed by the base model when it is told, but training did not teach it" in told
     assert "does not follow wise even when it is told" in told and "cai constitution flip" in told
     assert "to see whether brief is learned each time" in told and "seeds=[0, 1, 2]" in told
@@ -49,6 +51,9 @@ def test_each_verdict_has_its_advice(data: ReportData) -> None:
 def test_a_control_that_changed_is_pointed_out(data: ReportData) -> None:
     colour = principle("colour", 0.2, 0.5, 0.001, group="control")
     assert "Answers changed where they should not have: colour" in texts(data, principle("brief", 0.1, 0.8, 0.001), colour)
+    for change, p, verdict in ((0.0, 1.0, "unchanged, as it should be"), (-0.2, 0.3, "perhaps changed"), (0.5, 0.001, "changed")):
+        shown = adherence_views(replace(data, evaluation=tuple(principle("colour", 0.2, change, p, group="control"))))
+        assert [view.verdict for view in shown] == [verdict]
     assert "although" not in texts(data, principle("brief", 0.1, 0.8, 0.001), principle("colour", 0.2, 0.0, 1.0, group="control"))
 
 
