@@ -116,6 +116,14 @@ def test_a_trainable_model_trains_its_adapter_and_nothing_else(model_dir: Path, 
     assert all(p.requires_grad for p in load_causal_lm(spec(model_dir), trainable=True).parameters())
 
 
+def test_a_trainable_model_reads_a_slice_of_states_as_one_piece(model_dir: Path) -> None:
+    model, seen = load_causal_lm(ModelSpec(path=str(model_dir), precision="float32"), trainable=True), []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].is_contiguous()))
+    ids = IDS.repeat(2, 1)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, -2:])
+    assert seen == [True, True]
+
+
 def test_an_adapter_for_another_model_is_refused(model_dir: Path, adapter_dir: Path, tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -90,7 +90,14 @@ def load_causal_lm(spec: ModelSpec, *, trainable: bool = False) -> Any:
         model = model.to(device=device, dtype=torch.float32 if precision == "float32" else torch.bfloat16)
     if not trainable:
         model.requires_grad_(False)
+    elif (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_contiguous)
     return model.train(trainable)
+
+
+def _contiguous(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copy hidden states that are a slice. Else torch copies the LM head's weights, once for each row of the batch."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def nf4_options(device: str, skip: Sequence[str] = ()) -> dict[str, Any]:
