@@ -120,6 +120,7 @@ class RichReporter(Reporter):
         self._tenth = 0
         self._calls = 0
         self._shown = (0, 0)
+        self._before = 0
         self._loading = ""
 
     def say(self, text: str, style: str = "") -> None:
@@ -146,10 +147,11 @@ class RichReporter(Reporter):
                 self.progress_file.unlink(missing_ok=True)
 
     def progress(self, done: int, total: int | None, unit: str = "items") -> None:
-        """Update the progress bar; a new unit starts a new bar."""
-        if unit != self._unit:
+        """Update the progress bar; a new unit starts a new bar, and so does a count that begins again."""
+        if unit != self._unit or done < self._shown[0]:
             self._stop_bar()
             self._unit, self._started, self._tenth, self._calls = unit, self._moved, 0, 0
+            self._before = max(0, done - 1)  # the steps of a training that goes on were made earlier
         self._moved = time.monotonic()
         self._shown = (done, total or 0)
         if self.console.is_terminal:
@@ -192,7 +194,7 @@ class RichReporter(Reporter):
 
     def _say_counts(self) -> None:
         done, total = self._shown
-        rate = done / max(time.monotonic() - self._started, 1e-9)
+        rate = (done - self._before) / max(time.monotonic() - self._started, 1e-9)
         text = f"  {self._stage}: {done}/{total or '?'} {self._unit or 'items'}"
         text += f" ({self._calls} calls)" if self._calls else ""
         text += f", {rate:.2g}/s" if 0 < rate < 10 else f", {rate:,.0f}/s" if rate else ""
@@ -217,7 +219,8 @@ class RichReporter(Reporter):
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self._calls / seconds
         calls = f" · {self._calls} calls, {rate:.{1 if rate < 10 else 0}f}/s" if self._calls else ""
-        left = f" · {timedelta(seconds=round((total - done) * seconds / done))} left" if done and total else ""
+        made = done - self._before
+        left = f" · {timedelta(seconds=round((total - done) * seconds / made))} left" if made and total else ""
         if self._loading or not self._unit:
             self._bar.update(self._task, counts=self._loading or "starting", refresh=True)
         else:

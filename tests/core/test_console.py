@@ -104,6 +104,18 @@ def test_a_log_that_has_been_quiet_counts_calls_before_an_item_is_done(monkeypat
     assert counts == "  judge bench: 0/60 pairs (4 calls)" and first.startswith("  judge bench: 1/60 pairs (4 calls), ")
 
 
+def test_what_was_done_before_a_kill_is_no_rate(clock: Clock) -> None:
+    out, console = on(terminal=False)
+    reporter = RichReporter(console)
+    with reporter.stage("sft"):
+        for step in (51, 52, 11):
+            clock.now += 2.0
+            reporter.progress(step, 102, "steps")
+    first, second = out.getvalue().splitlines()
+    assert first == "  sft: 51/102 steps, 0.5/s, 102 s left"
+    assert second == "  sft: 11/102 steps, 0.5/s, 182 s left", "a second training is a new count"
+
+
 def test_bars_fit_80_columns_and_vanish(clock: Clock) -> None:
     out, console = on(terminal=True)
     reporter = RichReporter(console)
